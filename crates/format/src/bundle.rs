@@ -1,0 +1,241 @@
+//! A bundle on disk, opened and proven sound in structure.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::error::{FormatError, Result};
+use crate::io::{AlignedBuf, ReadFile};
+use crate::manifest::{Codec, Extent, FileKind, MANIFEST_FILE, Manifest};
+use crate::unit::{TensorEntry, Unit, UnitLayout};
+
+/// A bundle whose manifest is valid and whose shard files have the stated sizes.
+///
+/// The bytes themselves are trusted only after `verify`.
+#[derive(Debug)]
+pub struct Bundle {
+    root: PathBuf,
+    manifest: Manifest,
+    files: BTreeMap<String, ReadFile>,
+}
+
+impl Bundle {
+    /// Whether `dir` holds a manifest.
+    pub fn is_bundle(dir: &Path) -> bool {
+        dir.join(MANIFEST_FILE).is_file()
+    }
+
+    /// Opens a bundle for reads past the page cache where that works.
+    ///
+    /// # Errors
+    /// A manifest that is missing, unreadable or invalid; a shard file that is missing or of
+    /// another size than the manifest says.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let manifest = read_manifest(dir)?;
+        let mut files = BTreeMap::new();
+        for entry in manifest.files.iter().filter(|f| f.kind == FileKind::Shards) {
+            let path = dir.join(&entry.path);
+            let file = ReadFile::open_direct(&path)?;
+            if file.len() != entry.size {
+                let detail = format!("size: expected {} bytes, found {}", entry.size, file.len());
+                return Err(FormatError::file(&path, detail));
+            }
+            files.insert(entry.path.clone(), file);
+        }
+        Ok(Self { root: dir.to_owned(), manifest, files })
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What the bundle says of itself.
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Whether every shard file can be read past the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.files.values().all(ReadFile::is_direct)
+    }
+
+    /// A unit's tensors.
+    ///
+    /// # Errors
+    /// A unit that the model does not have.
+    pub fn layout(&self, unit: Unit) -> Result<UnitLayout> {
+        Ok(self.locate(unit)?.layout)
+    }
+
+    /// Bytes that reading a unit takes from the file.
+    ///
+    /// # Errors
+    /// A unit that the model does not have.
+    pub fn stored_len(&self, unit: Unit) -> Result<u64> {
+        Ok(self.locate(unit)?.extent.stored)
+    }
+
+    /// Reads a unit, decompressed, into `buf`.
+    ///
+    /// # Errors
+    /// What the operating system refuses; a compressed shard that is damaged.
+    pub fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<()> {
+        let shard = self.locate(unit)?;
+        match self.manifest.codec {
+            Codec::None => {
+                let len = self.fits(unit, shard.layout.len)?;
+                shard.file.read_aligned(shard.extent.offset, len, buf)
+            }
+            Codec::Zstd => {
+                let mut stored = AlignedBuf::default();
+                let len = self.fits(unit, shard.extent.stored)?;
+                shard
+                    .file
+                    .read_aligned(shard.extent.offset, len, &mut stored)?;
+                self.decompress(unit, &shard, stored.as_slice(), buf)
+            }
+        }
+    }
+
+    /// Reads some rows of one tensor: a matrix of their own, `weight | scales | biases`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_rows(
+        &self,
+        unit: Unit,
+        entry: &TensorEntry,
+        rows: Range<u64>,
+        buf: &mut AlignedBuf,
+    ) -> Result<()> {
+        let shard = self.locate(unit)?;
+        let refuse = |e: shardwright_quant::EncodingError| {
+            FormatError::file(shard.file.path(), format!("{unit} {}: {e}", entry.role))
+        };
+        let part = entry
+            .encoding
+            .parts(rows.end - rows.start, entry.cols)
+            .map_err(refuse)?;
+        let whole = entry
+            .encoding
+            .parts(entry.rows, entry.cols)
+            .map_err(refuse)?;
+        buf.resize(self.fits(unit, part.total())?);
+        let mut base = entry.offset;
+        let mut out = buf.as_mut_slice();
+        let decoded = self.decoded(unit)?;
+        for (part, whole) in
+            [(part.weight, whole.weight), (part.scales, whole.scales), (part.biases, whole.biases)]
+        {
+            let (head, rest) = out.split_at_mut(part as usize);
+            let start = base + whole / entry.rows.max(1) * rows.start;
+            match &decoded {
+                None => shard.file.read_at(shard.extent.offset + start, head)?,
+                Some(bytes) => {
+                    head.copy_from_slice(&bytes.as_slice()[start as usize..][..head.len()])
+                }
+            }
+            base += whole;
+            out = rest;
+        }
+        Ok(())
+    }
+
+    /// The unit's bytes when they must be decompressed as a whole to read any.
+    fn decoded(&self, unit: Unit) -> Result<Option<AlignedBuf>> {
+        match self.manifest.codec {
+            Codec::None => Ok(None),
+            Codec::Zstd => {
+                let mut bytes = AlignedBuf::default();
+                self.read(unit, &mut bytes)?;
+                Ok(Some(bytes))
+            }
+        }
+    }
+
+    fn decompress(
+        &self,
+        unit: Unit,
+        shard: &Shard<'_>,
+        stored: &[u8],
+        buf: &mut AlignedBuf,
+    ) -> Result<()> {
+        let refuse =
+            |detail: String| FormatError::file(shard.file.path(), format!("{unit}: {detail}"));
+        let expected = shard.layout.len;
+        let found = zstd::zstd_safe::get_frame_content_size(stored)
+            .ok()
+            .flatten();
+        if found != Some(expected) {
+            let found = found.map_or("no length".to_owned(), |n| n.to_string());
+            return Err(refuse(format!("zstd frame: expected {expected} bytes, found {found}")));
+        }
+        buf.resize(self.fits(unit, expected)?);
+        let written = zstd::bulk::decompress_to_buffer(stored, buf.as_mut_slice())
+            .map_err(|e| refuse(format!("zstd frame: {e}")))?;
+        if written as u64 != expected {
+            return Err(refuse(format!("zstd frame: expected {expected} bytes, found {written}")));
+        }
+        Ok(())
+    }
+
+    fn fits(&self, unit: Unit, len: u64) -> Result<usize> {
+        usize::try_from(len).map_err(|_| {
+            FormatError::file(&self.root, format!("{unit}: {len} bytes do not fit in memory"))
+        })
+    }
+
+    fn locate(&self, unit: Unit) -> Result<Shard<'_>> {
+        let (name, extent, tensors, len) = self.find(unit).ok_or_else(|| {
+            FormatError::file(&self.root.join(MANIFEST_FILE), format!("the model has no {unit}"))
+        })?;
+        let file = self.files.get(name).ok_or_else(|| {
+            FormatError::file(&self.root.join(name), "is not a shard file of the bundle")
+        })?;
+        Ok(Shard { file, extent, layout: UnitLayout { tensors: tensors.clone(), len } })
+    }
+
+    /// File name, place, tensors and decoded length of a unit.
+    #[allow(clippy::type_complexity)] // named at its only call
+    fn find(&self, unit: Unit) -> Option<(&str, Extent, &std::sync::Arc<[TensorEntry]>, u64)> {
+        let manifest = &self.manifest;
+        if let Unit::Expert { layer, expert } = unit {
+            let found = manifest
+                .experts
+                .binary_search_by_key(&layer, |e| e.layer)
+                .ok()?;
+            let experts = &manifest.experts[found];
+            return Some((&experts.file, experts.extent(expert)?, &experts.tensors, experts.len));
+        }
+        // Validated order: embedding, layers, head.
+        let index = match unit {
+            Unit::Embedding => 0,
+            Unit::Layer(layer) => 1 + layer as usize,
+            Unit::Head | Unit::Expert { .. } => manifest.dense.len() - 1,
+        };
+        let shard = manifest.dense.get(index).filter(|s| s.unit == unit)?;
+        Some((&shard.file, shard.extent(), &shard.tensors, shard.len))
+    }
+}
+
+struct Shard<'a> {
+    file: &'a ReadFile,
+    extent: Extent,
+    layout: UnitLayout,
+}
+
+/// Reads and validates a bundle's manifest.
+///
+/// # Errors
+/// A manifest that is missing, unreadable or invalid.
+pub fn read_manifest(dir: &Path) -> Result<Manifest> {
+    let path = dir.join(MANIFEST_FILE);
+    match std::fs::read(&path) {
+        Ok(bytes) => Manifest::from_bytes(&path, &bytes),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(FormatError::file(dir, format!("is not a bundle: it has no {MANIFEST_FILE}")))
+        }
+        Err(e) => Err(FormatError::io(&path, e)),
+    }
+}

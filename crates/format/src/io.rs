@@ -1,0 +1,188 @@
+//! Aligned buffers and positioned reads, past the page cache where the file system allows it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::{FormatError, Result};
+
+/// Alignment that direct I/O wants of addresses, offsets and lengths.
+pub const DIRECT_IO_ALIGNMENT: usize = 4096;
+
+/// Bytes whose first one lies on a [`DIRECT_IO_ALIGNMENT`] boundary. Grows, never shrinks.
+#[derive(Debug, Default)]
+pub struct AlignedBuf {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl AlignedBuf {
+    /// A buffer of `len` zeros.
+    pub fn new(len: usize) -> Self {
+        let mut buf = Self::default();
+        buf.resize(len);
+        buf
+    }
+
+    /// Makes it `len` bytes long; what they hold is unspecified (but initialized).
+    pub fn resize(&mut self, len: usize) {
+        if self.start + len > self.bytes.len() || self.bytes.is_empty() {
+            // Replaced, not extended: the contents need not survive and the address may move.
+            self.bytes = vec![0; len + DIRECT_IO_ALIGNMENT];
+            self.start = self.bytes.as_ptr().align_offset(DIRECT_IO_ALIGNMENT);
+        }
+        self.len = len;
+    }
+
+    /// Its bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+
+    /// Its bytes.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.len]
+    }
+
+    /// Its length in bytes.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Memory it holds, in bytes.
+    pub const fn capacity(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// A file opened for positioned reads, with a second descriptor past the page cache if asked for
+/// and possible.
+#[derive(Debug)]
+pub struct ReadFile {
+    path: PathBuf,
+    file: File,
+    direct: Option<File>,
+    len: u64,
+}
+
+impl ReadFile {
+    /// Opens `path` for reads through the page cache.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn open(path: &Path) -> Result<Self> {
+        let io = |e| FormatError::io(path, e);
+        let file = File::open(path).map_err(io)?;
+        let len = file.metadata().map_err(io)?.len();
+        Ok(Self { path: path.to_owned(), file, direct: None, len })
+    }
+
+    /// Opens `path`, and past the page cache too when a real transfer shows that it works.
+    ///
+    /// # Errors
+    /// What the operating system refuses; a file system without direct I/O is no error.
+    pub fn open_direct(path: &Path) -> Result<Self> {
+        let mut opened = Self::open(path)?;
+        opened.direct = probe_direct(path, opened.len);
+        Ok(opened)
+    }
+
+    /// Whether reads can go past the page cache.
+    pub const fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// The file's size when it was opened, in bytes.
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the file is empty.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The path it was opened at.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Fills `out` from byte `offset`, through the page cache.
+    ///
+    /// # Errors
+    /// What the operating system refuses, a file that ends early among it.
+    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.file
+            .read_exact_at(out, offset)
+            .map_err(|e| FormatError::io(&self.path, e))
+    }
+
+    /// Makes `buf` hold `len` bytes from `offset`; past the page cache when the range starts on a
+    /// [`DIRECT_IO_ALIGNMENT`] boundary and the file was opened so.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`].
+    pub fn read_aligned(&self, offset: u64, len: usize, buf: &mut AlignedBuf) -> Result<()> {
+        let aligned = offset % DIRECT_IO_ALIGNMENT as u64 == 0;
+        match self.direct.as_ref().filter(|_| aligned) {
+            None => {
+                buf.resize(len);
+                self.read_at(offset, buf.as_mut_slice())
+            }
+            Some(direct) => {
+                buf.resize(len.next_multiple_of(DIRECT_IO_ALIGNMENT));
+                let read = read_up_to(direct, offset, buf.as_mut_slice(), len);
+                let read = read.map_err(|e| FormatError::io(&self.path, e))?;
+                buf.resize(len);
+                if read < len {
+                    let detail = format!("ends {} bytes early", len - read);
+                    return Err(FormatError::file(&self.path, detail));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Reads until at least `enough` bytes lie in `out` or the file ends; gives the count.
+fn read_up_to(file: &File, offset: u64, out: &mut [u8], enough: usize) -> std::io::Result<usize> {
+    let mut done = 0;
+    while done < enough {
+        match file.read_at(&mut out[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}
+
+/// A descriptor past the page cache, if one real transfer through it works.
+fn probe_direct(path: &Path, len: u64) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | direct_flag()?;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
+    let mut probe = AlignedBuf::new(DIRECT_IO_ALIGNMENT);
+    let expected = len.min(DIRECT_IO_ALIGNMENT as u64);
+    let read = file.read_at(probe.as_mut_slice(), 0).ok()?;
+    (read as u64 == expected).then_some(file)
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[allow(clippy::unnecessary_wraps)] // the twin below has no flag to give
+const fn direct_flag() -> Option<OFlags> {
+    Some(OFlags::DIRECT)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const fn direct_flag() -> Option<OFlags> {
+    None
+}

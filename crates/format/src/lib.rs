@@ -1,0 +1,20 @@
+//! Files: checkpoints in, bundles in and out. Owns every on-disk constant and validator.
+
+pub mod bundle;
+pub mod error;
+pub mod io;
+pub mod layout;
+pub mod manifest;
+pub mod model;
+pub mod role;
+mod shapes;
+pub mod treehash;
+pub mod unit;
+
+pub use bundle::Bundle;
+pub use error::{FormatError, Result};
+pub use manifest::Manifest;
+pub use model::ModelSpec;
+pub use role::Role;
+pub use shapes::TensorShape;
+pub use unit::{SourceView, TensorEntry, Unit, UnitLayout};

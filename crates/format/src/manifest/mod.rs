@@ -1,0 +1,315 @@
+//! The manifest: what a bundle holds, how it is stored, and where it came from.
+//!
+//! `docs/FORMAT.md` is the normative text; the two change together.
+
+mod validate;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{FormatError, Result};
+use crate::model::ModelSpec;
+use crate::unit::{TensorEntry, Unit};
+
+/// First field of every manifest.
+pub const FORMAT: &str = "shardwright-bundle";
+/// The version this code reads and writes.
+pub const VERSION: u32 = 1;
+/// The manifest's name in the bundle; without it a directory is not a bundle.
+pub const MANIFEST_FILE: &str = "manifest.json";
+/// The conversion report's name in the bundle.
+pub const REPORT_FILE: &str = "report.json";
+/// Shards start on multiples of this unless the user says otherwise: the page of iOS and of
+/// Android's larger setting, and a multiple of what direct I/O wants.
+pub const DEFAULT_ALIGNMENT: u64 = 16 * 1024;
+/// Smallest and largest alignment a bundle may have; it is a power of two between.
+pub const ALIGNMENTS: std::ops::RangeInclusive<u64> = 4096..=1 << 20;
+/// Dense files are cut between shards before they pass this size, in bytes, so that devices with
+/// 32-bit buffer limits can map them.
+pub const DENSE_FILE_LIMIT: u64 = 3_500_000_000;
+
+/// A BLAKE3 hash, written as 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Hash(pub [u8; 32]);
+
+impl Hash {
+    /// Stands where the manifest's own hash will be.
+    pub const ZERO: Self = Self([0; 32]);
+}
+
+impl From<blake3::Hash> for Hash {
+    fn from(hash: blake3::Hash) -> Self {
+        Self(*hash.as_bytes())
+    }
+}
+
+impl From<Hash> for String {
+    fn from(hash: Hash) -> Self {
+        blake3::Hash::from_bytes(hash.0).to_hex().to_string()
+    }
+}
+
+impl TryFrom<String> for Hash {
+    type Error = blake3::HexError;
+    fn try_from(hex: String) -> Result<Self, Self::Error> {
+        blake3::Hash::from_hex(hex).map(Self::from)
+    }
+}
+
+impl std::fmt::Display for Hash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(blake3::Hash::from_bytes(self.0).to_hex().as_str())
+    }
+}
+
+impl std::fmt::Debug for Hash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+/// How a shard's bytes are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Codec {
+    /// As they are.
+    #[default]
+    None,
+    /// One Zstandard frame: for transport.
+    Zstd,
+}
+
+/// What `manifest.json` says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// BLAKE3 of the file with these 64 digits replaced by zeros. First, so that a reader finds it
+    /// at a fixed place.
+    pub blake3: Hash,
+    /// [`FORMAT`].
+    pub format: String,
+    /// [`VERSION`].
+    pub version: u32,
+    /// Program and version that wrote the bundle.
+    pub generator: String,
+    /// Every shard starts on a multiple of this.
+    pub alignment: u64,
+    /// How shards are stored.
+    pub codec: Codec,
+    /// The model.
+    pub model: ModelSpec,
+    /// The recipe that made the bundle, complete enough to make it again.
+    pub recipe: serde_json::Value,
+    /// The checkpoint that it was made from.
+    pub checkpoint: CheckpointRecord,
+    /// Every file of the bundle but the manifest, sorted by path.
+    pub files: Vec<FileEntry>,
+    /// Dense shards: embedding, layers in order, head.
+    pub dense: Vec<DenseShard>,
+    /// Experts, one entry per sparse layer, in order.
+    pub experts: Vec<ExpertShards>,
+}
+
+/// The checkpoint that a bundle was made from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointRecord {
+    /// Its weight files, sorted by name.
+    pub files: Vec<SourceFile>,
+    /// Its tensors that are not in the bundle, and why.
+    pub ignored: Vec<Ignored>,
+}
+
+/// A weight file of the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceFile {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its hash.
+    pub blake3: Hash,
+}
+
+/// A tensor of the checkpoint that is not in the bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ignored {
+    /// Its name.
+    pub tensor: String,
+    /// Why it is left out.
+    pub reason: String,
+}
+
+/// A file of the bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Path inside the bundle, `/` between names.
+    pub path: String,
+    /// What it is.
+    pub kind: FileKind,
+    /// Size in bytes.
+    pub size: u64,
+    /// Hash of the whole file, padding included.
+    pub blake3: Hash,
+}
+
+/// What a file of the bundle is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileKind {
+    /// Holds shards.
+    Shards,
+    /// Copied from the checkpoint as it was.
+    Copy,
+    /// What the conversion did.
+    Report,
+}
+
+/// Bytes of a file that are one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte in the file.
+    pub offset: u64,
+    /// Bytes in the file.
+    pub stored: u64,
+    /// Hash of those bytes.
+    pub blake3: Hash,
+}
+
+/// A shard that is not an expert.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DenseShard {
+    /// What it holds.
+    pub unit: Unit,
+    /// The file that it lies in.
+    pub file: String,
+    /// First byte in the file.
+    pub offset: u64,
+    /// Bytes in the file: `len` unless compressed.
+    pub stored: u64,
+    /// Bytes once decompressed.
+    pub len: u64,
+    /// Hash of the stored bytes.
+    pub blake3: Hash,
+    /// In order of offset.
+    pub tensors: Arc<[TensorEntry]>,
+}
+
+/// The experts of one layer, in a file of their own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertShards {
+    /// The layer.
+    pub layer: u32,
+    /// The file.
+    pub file: String,
+    /// Expert `e` starts at `e * stride`.
+    pub stride: u64,
+    /// Bytes of one expert once decompressed.
+    pub len: u64,
+    /// The tensors of every expert, in order of offset. Their source views carry the expert.
+    pub tensors: Arc<[TensorEntry]>,
+    /// Stored bytes of each expert; empty when none is compressed and each is `len`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stored: Vec<u64>,
+    /// Hash of each expert's stored bytes.
+    pub blake3: Vec<Hash>,
+}
+
+impl ExpertShards {
+    /// Where an expert lies; `None` past the last one.
+    pub fn extent(&self, expert: u32) -> Option<Extent> {
+        let blake3 = *self.blake3.get(expert as usize)?;
+        let stored = self
+            .stored
+            .get(expert as usize)
+            .copied()
+            .unwrap_or(self.len);
+        Some(Extent { offset: u64::from(expert).checked_mul(self.stride)?, stored, blake3 })
+    }
+}
+
+impl DenseShard {
+    /// Where the shard lies.
+    pub const fn extent(&self) -> Extent {
+        Extent { offset: self.offset, stored: self.stored, blake3: self.blake3 }
+    }
+}
+
+/// What a manifest starts with, up to its own hash.
+const PREFIX: &str = "{\n  \"blake3\": \"";
+
+impl Manifest {
+    /// The bytes of `manifest.json`, the manifest's own hash filled in.
+    ///
+    /// The length does not depend on any hash, so a plan knows it before the first one.
+    ///
+    /// # Panics
+    /// Never: a manifest always serializes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut manifest = self.clone();
+        manifest.blake3 = Hash::ZERO;
+        let mut bytes = serde_json::to_vec_pretty(&manifest).expect("a manifest serializes");
+        bytes.push(b'\n');
+        let hash = blake3::hash(&bytes).to_hex();
+        bytes[PREFIX.len()..PREFIX.len() + 64].copy_from_slice(hash.as_bytes());
+        bytes
+    }
+
+    /// Reads and validates the bytes of `manifest.json`.
+    ///
+    /// # Errors
+    /// Bytes that are not a manifest, whose hash is not their own, or that contradict themselves:
+    /// see [`Self::validate`].
+    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let refuse = |detail: String| FormatError::file(path, detail);
+        let manifest: Self = match serde_json::from_slice(bytes) {
+            Ok(manifest) => manifest,
+            Err(e) => return Err(refuse(wrong_kind(bytes).unwrap_or_else(|| e.to_string()))),
+        };
+        let found = own_hash(bytes)
+            .ok_or_else(|| refuse("expected the field `blake3` first, as written".to_owned()))?;
+        if found != manifest.blake3 {
+            let (expected, blake3) = (found, manifest.blake3);
+            return Err(refuse(format!("manifest hash: expected {expected}, found {blake3}")));
+        }
+        manifest.validate().map_err(refuse)?;
+        Ok(manifest)
+    }
+}
+
+/// The hash of the manifest's bytes with its own digits zeroed.
+fn own_hash(bytes: &[u8]) -> Option<Hash> {
+    let rest = bytes.strip_prefix(PREFIX.as_bytes())?.get(64..)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update(PREFIX.as_bytes())
+        .update(&[b'0'; 64])
+        .update(rest);
+    Some(hasher.finalize().into())
+}
+
+/// A better word than the parser's for a file that is no manifest of this version.
+fn wrong_kind(bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Kind {
+        format: Option<String>,
+        version: Option<u64>,
+    }
+    let kind: Kind = serde_json::from_slice(bytes).ok()?;
+    match (kind.format.as_deref(), kind.version) {
+        (Some(FORMAT), Some(version)) if version == u64::from(VERSION) => None,
+        (Some(FORMAT), Some(version)) => {
+            Some(format!("version: expected {VERSION}, found {version}; use a newer shardwright"))
+        }
+        (Some(FORMAT), None) => Some(format!("version: expected {VERSION}, found none")),
+        (found, _) => Some(format!("format: expected {FORMAT}, found {}", found.unwrap_or("none"))),
+    }
+}

@@ -1,0 +1,228 @@
+//! One validator, called on every manifest read and before every manifest written.
+//!
+//! What it accepts cannot make a reader leave the directory, overlap two shards, or find another
+//! shape than the model's.
+
+use std::collections::BTreeMap;
+
+use super::{
+    ALIGNMENTS, Codec, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, MANIFEST_FILE,
+    Manifest, VERSION,
+};
+use crate::layout::{Unplaced, place_dense, place_expert};
+use crate::unit::{TensorEntry, Unit, UnitLayout};
+
+type Check = Result<(), String>;
+
+impl Manifest {
+    /// Checks everything that the manifest alone can tell.
+    ///
+    /// # Errors
+    /// The first contradiction: where, what was expected, what was found.
+    pub fn validate(&self) -> Check {
+        expect("format", &FORMAT, &self.format.as_str())?;
+        expect("version", &VERSION, &self.version)?;
+        if !self.alignment.is_power_of_two() || !ALIGNMENTS.contains(&self.alignment) {
+            let range =
+                format!("a power of two from {} to {}", ALIGNMENTS.start(), ALIGNMENTS.end());
+            return Err(format!("alignment: expected {range}, found {}", self.alignment));
+        }
+        self.model.validate()?;
+        let files = self.check_files()?;
+        self.check_dense_units()?;
+        self.check_sparse_layers()?;
+        let mut claims = Claims::default();
+        for shard in &self.dense {
+            self.check_dense(shard, &mut claims)?;
+        }
+        for experts in &self.experts {
+            self.check_experts(experts, &mut claims)?;
+        }
+        claims.check(&files, self.alignment)
+    }
+
+    fn check_files(&self) -> Result<BTreeMap<&str, &FileEntry>, String> {
+        let mut files = BTreeMap::new();
+        let mut last = "";
+        for file in &self.files {
+            check_path(&file.path)?;
+            if file.path.as_str() <= last {
+                return Err(format!("files: `{}` is repeated or out of order", file.path));
+            }
+            last = &file.path;
+            files.insert(file.path.as_str(), file);
+        }
+        Ok(files)
+    }
+
+    fn check_dense_units(&self) -> Check {
+        let layers = self.model.layers.len() as u32;
+        let expected = std::iter::once(Unit::Embedding)
+            .chain((0..layers).map(Unit::Layer))
+            .chain([Unit::Head]);
+        expect("dense: shards", &(layers as usize + 2), &self.dense.len())?;
+        for (unit, shard) in expected.zip(&self.dense) {
+            if unit != shard.unit {
+                return Err(format!("dense: expected {unit}, found {}", shard.unit));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_sparse_layers(&self) -> Check {
+        let layers = self.model.layers.iter().zip(0u32..);
+        let sparse: Vec<_> = layers
+            .filter(|(l, _)| l.num_experts() > 0)
+            .map(|(_, i)| i)
+            .collect();
+        let found: Vec<_> = self.experts.iter().map(|e| e.layer).collect();
+        if sparse != found {
+            return Err(format!("experts: expected layers {sparse:?}, found {found:?}"));
+        }
+        Ok(())
+    }
+
+    fn check_dense<'a>(&'a self, shard: &'a DenseShard, claims: &mut Claims<'a>) -> Check {
+        let place = shard.unit.to_string();
+        self.check_tensors(shard.unit, &shard.tensors, shard.len)?;
+        self.check_stored(&place, shard.stored, shard.len)?;
+        claims.add(&shard.file, place, shard.offset, shard.stored)
+    }
+
+    fn check_experts<'a>(&'a self, experts: &'a ExpertShards, claims: &mut Claims<'a>) -> Check {
+        let ExpertShards { layer, stride, len, .. } = *experts;
+        let place = format!("layer {layer} experts");
+        let count = self.model.layers[layer as usize].num_experts() as usize;
+        self.check_tensors(Unit::Expert { layer, expert: 0 }, &experts.tensors, len)?;
+        expect(&format!("{place}: hashes"), &count, &experts.blake3.len())?;
+        if !experts.stored.is_empty() {
+            expect(&format!("{place}: stored lengths"), &count, &experts.stored.len())?;
+        }
+        for expert in 0..count as u32 {
+            let extent = experts
+                .extent(expert)
+                .ok_or_else(|| format!("{place}: stride too large"))?;
+            let place = Unit::Expert { layer, expert }.to_string();
+            self.check_stored(&place, extent.stored, len)?;
+            if extent.stored > stride {
+                return Err(format!("{place}: {} bytes in a stride of {stride}", extent.stored));
+            }
+            claims.add(&experts.file, place, extent.offset, extent.stored)?;
+        }
+        Ok(())
+    }
+
+    fn check_stored(&self, place: &str, stored: u64, len: u64) -> Check {
+        match self.codec {
+            Codec::None => expect(&format!("{place}: stored bytes"), &len, &stored),
+            Codec::Zstd => Ok(()),
+        }
+    }
+
+    /// The tensors must be the model's, in order of use, each where the layout rule puts it.
+    fn check_tensors(&self, unit: Unit, tensors: &[TensorEntry], len: u64) -> Check {
+        let expected = self.model.tensors(unit);
+        let names = |list: Vec<_>| format!("{list:?}");
+        let (roles, found): (Vec<_>, Vec<_>) = (
+            expected.iter().map(|t| t.role.name()).collect(),
+            tensors.iter().map(|t| t.role.name()).collect(),
+        );
+        if roles != found {
+            return Err(format!("{unit}: expected {}, found {}", names(roles), names(found)));
+        }
+        for (shape, entry) in expected.iter().zip(tensors) {
+            let place = format!("{unit} {}: shape", entry.role);
+            expect(&place, &[shape.rows, shape.cols], &[entry.rows, entry.cols])?;
+        }
+        let placed = place_again(unit, tensors).map_err(|e| format!("{unit}: {e}"))?;
+        for (right, entry) in placed.tensors.iter().zip(tensors) {
+            expect(&format!("{unit} {}: offset", entry.role), &right.offset, &entry.offset)?;
+        }
+        expect(&format!("{unit}: length"), &placed.len, &len)
+    }
+}
+
+fn place_again(
+    unit: Unit,
+    tensors: &[TensorEntry],
+) -> Result<UnitLayout, shardwright_quant::EncodingError> {
+    let unplaced = tensors.iter().map(|t| Unplaced {
+        role: t.role,
+        encoding: t.encoding,
+        rows: t.rows,
+        cols: t.cols,
+        source: t.source.clone(),
+    });
+    match unit {
+        Unit::Expert { .. } => place_expert(unplaced.collect()),
+        Unit::Embedding | Unit::Layer(_) | Unit::Head => place_dense(unplaced.collect()),
+    }
+}
+
+fn expect<T: PartialEq + std::fmt::Debug>(place: &str, expected: &T, found: &T) -> Check {
+    if expected == found {
+        return Ok(());
+    }
+    Err(format!("{place}: expected {expected:?}, found {found:?}"))
+}
+
+/// Refuses names that could leave the bundle or stand for another file.
+pub(crate) fn check_path(path: &str) -> Check {
+    let plain = |name: &str| !matches!(name, "" | "." | "..") && !name.contains(['\\', ':', '\0']);
+    if path == MANIFEST_FILE || !path.split('/').all(plain) {
+        return Err(format!("files: `{path}` is not a path inside the bundle"));
+    }
+    Ok(())
+}
+
+/// Which bytes of which file each shard claims.
+#[derive(Default)]
+struct Claims<'a>(BTreeMap<&'a str, Vec<(u64, u64, String)>>);
+
+impl<'a> Claims<'a> {
+    fn add(&mut self, file: &'a str, place: String, offset: u64, stored: u64) -> Check {
+        let end = offset
+            .checked_add(stored)
+            .ok_or_else(|| format!("{place}: range too large"))?;
+        self.0.entry(file).or_default().push((offset, end, place));
+        Ok(())
+    }
+
+    /// Every claimed range lies in a shard file, aligned, apart from the others, and every shard
+    /// file ends where its last shard's padding does.
+    fn check(mut self, files: &BTreeMap<&str, &FileEntry>, alignment: u64) -> Check {
+        for (name, ranges) in &mut self.0 {
+            let file = files.get(name).filter(|f| f.kind == FileKind::Shards);
+            let file = file.ok_or_else(|| format!("`{name}` is not a shard file of the bundle"))?;
+            ranges.sort_unstable();
+            let end = check_ranges(ranges, alignment)?;
+            if Some(file.size) != end.checked_next_multiple_of(alignment) {
+                let found = file.size;
+                return Err(format!(
+                    "`{name}`: size: expected {end} rounded up to {alignment}, found {found}"
+                ));
+            }
+        }
+        let unclaimed =
+            |f: &&&FileEntry| f.kind == FileKind::Shards && !self.0.contains_key(f.path.as_str());
+        match files.values().find(unclaimed) {
+            Some(file) => Err(format!("`{}` is a shard file without shards", file.path)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The end of the last range.
+fn check_ranges(ranges: &[(u64, u64, String)], alignment: u64) -> Result<u64, String> {
+    let mut last = 0;
+    for (start, end, place) in ranges {
+        if start % alignment != 0 {
+            return Err(format!("{place}: offset {start} is not a multiple of {alignment}"));
+        }
+        if *start < last {
+            return Err(format!("{place}: offset {start} overlaps the shard that ends at {last}"));
+        }
+        last = *end;
+    }
+    Ok(last)
+}

@@ -1,0 +1,133 @@
+//! The separately readable pieces of a model.
+
+use serde::{Deserialize, Serialize};
+
+use crate::role::Role;
+use shardwright_quant::{Encoding, Float};
+
+/// One separately readable piece of a model; in a bundle, one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// The token embedding.
+    Embedding,
+    /// The dense part of a layer: everything but its routed experts.
+    Layer(u32),
+    /// One routed expert of a layer.
+    Expert {
+        /// Layer, from 0.
+        layer: u32,
+        /// Expert, from 0.
+        expert: u32,
+    },
+    /// The final norm, and the head unless it is tied to the embedding.
+    Head,
+}
+
+impl Unit {
+    /// The layer that the unit is part of.
+    pub const fn layer(self) -> Option<u32> {
+        match self {
+            Self::Layer(layer) | Self::Expert { layer, .. } => Some(layer),
+            Self::Embedding | Self::Head => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Unit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Embedding => f.write_str("embedding"),
+            Self::Layer(layer) => write!(f, "layer {layer}"),
+            Self::Expert { layer, expert } => write!(f, "layer {layer} expert {expert}"),
+            Self::Head => f.write_str("head"),
+        }
+    }
+}
+
+/// One matrix (`rows × cols`; a vector is one row) inside a unit's bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorEntry {
+    /// What it is for.
+    pub role: Role,
+    /// How it is stored.
+    pub encoding: Encoding,
+    /// Rows.
+    pub rows: u64,
+    /// Columns.
+    pub cols: u64,
+    /// First byte, from the start of the unit.
+    pub offset: u64,
+    /// Where its values came from.
+    pub source: SourceView,
+}
+
+/// A `rows × cols` matrix inside one tensor of the checkpoint.
+///
+/// Element `(r, c)` is value `start + r * row_stride + c * col_stride` of the tensor. Inside the
+/// tensors of an expert group, the name's `{expert}` stands for the expert's number, and expert
+/// `e` starts at `start + e * expert_stride`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceView {
+    /// Name in the checkpoint.
+    pub tensor: String,
+    /// Its type there.
+    pub dtype: Float,
+    /// Its shape there.
+    pub shape: Vec<u64>,
+    /// First value.
+    pub start: u64,
+    /// Values from one row to the next.
+    pub row_stride: u64,
+    /// Values from one column to the next: 1 unless the source is transposed.
+    pub col_stride: u64,
+    /// Values from one expert to the next; 0 when experts are tensors of their own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub expert_stride: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+impl SourceView {
+    /// The view of one expert: its name and start filled in.
+    #[must_use]
+    pub fn of_expert(&self, expert: u32) -> Self {
+        Self {
+            tensor: self.tensor.replace("{expert}", &expert.to_string()),
+            start: self.start + u64::from(expert) * self.expert_stride,
+            expert_stride: 0,
+            ..self.clone()
+        }
+    }
+}
+
+impl TensorEntry {
+    /// Bytes it takes in the unit.
+    ///
+    /// # Errors
+    /// When the encoding cannot hold the shape.
+    pub fn byte_len(&self) -> Result<u64, shardwright_quant::EncodingError> {
+        Ok(self.encoding.parts(self.rows, self.cols)?.total())
+    }
+}
+
+/// The tensors of a unit and the bytes that hold them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitLayout {
+    /// In order of their offsets.
+    pub tensors: std::sync::Arc<[TensorEntry]>,
+    /// Bytes of the unit.
+    pub len: u64,
+}
+
+impl UnitLayout {
+    /// The tensor with a role, if the unit has one.
+    pub fn find(&self, role: Role) -> Option<&TensorEntry> {
+        self.tensors.iter().find(|tensor| tensor.role == role)
+    }
+}
