@@ -1,0 +1,246 @@
+//! How a matrix is stored, and how many bytes that takes.
+
+use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
+
+/// A 16- or 32-bit floating-point type as it lies on disk, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Float {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// The upper half of a binary32.
+    Bf16,
+}
+
+impl Float {
+    /// Bytes of one value.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The lower-case name used in manifests and recipes: `f32`, `f16`, `bf16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// `value` rounded to this type (nearest, ties to even) and widened back.
+    pub fn round(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::F16 => f16::from_f32(value).to_f32(),
+            Self::Bf16 => bf16::from_f32(value).to_f32(),
+        }
+    }
+}
+
+/// Grouped affine codes: `w ≈ scale · q + bias`, one pair per `group_size` columns of a row.
+///
+/// The byte layout is that of MLX's affine mode: `docs/FORMAT.md`, section "Affine".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "RawAffine", into = "RawAffine")]
+pub struct Affine {
+    bits: u8,
+    group_size: u16,
+    scale_dtype: Float,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAffine {
+    bits: u8,
+    group_size: u16,
+    scale_dtype: Float,
+}
+
+impl TryFrom<RawAffine> for Affine {
+    type Error = EncodingError;
+    fn try_from(raw: RawAffine) -> Result<Self, EncodingError> {
+        Self::new(raw.bits, raw.group_size, raw.scale_dtype)
+    }
+}
+
+impl From<Affine> for RawAffine {
+    fn from(a: Affine) -> Self {
+        Self { bits: a.bits, group_size: a.group_size, scale_dtype: a.scale_dtype }
+    }
+}
+
+/// Why an encoding cannot exist or cannot hold a matrix.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EncodingError {
+    /// A code width that no kernel reads.
+    #[error("bits: expected 2, 3, 4, 6 or 8, found {0}")]
+    Bits(u8),
+    /// A group size that no kernel reads.
+    #[error("group_size: expected 32, 64 or 128, found {0}")]
+    GroupSize(u16),
+    /// Scales are stored in 16 bits.
+    #[error("scale_dtype: expected f16 or bf16, found {}", .0.name())]
+    ScaleDtype(Float),
+    /// Rows must be whole groups.
+    #[error("group_size {group_size} does not divide {cols} columns")]
+    Columns {
+        /// The encoding's group size.
+        group_size: u16,
+        /// The matrix's columns.
+        cols: u64,
+    },
+    /// The byte count does not fit in 64 bits.
+    #[error("a {rows} x {cols} matrix is larger than any file")]
+    Overflow {
+        /// The matrix's rows.
+        rows: u64,
+        /// The matrix's columns.
+        cols: u64,
+    },
+}
+
+impl Affine {
+    /// Code widths that exist.
+    pub const BITS: [u8; 5] = [2, 3, 4, 6, 8];
+    /// Group sizes that exist.
+    pub const GROUP_SIZES: [u16; 3] = [32, 64, 128];
+
+    /// An affine encoding.
+    ///
+    /// # Errors
+    /// Names the field outside its set: [`Self::BITS`], [`Self::GROUP_SIZES`], 16-bit scales.
+    pub fn new(bits: u8, group_size: u16, scale_dtype: Float) -> Result<Self, EncodingError> {
+        if !Self::BITS.contains(&bits) {
+            return Err(EncodingError::Bits(bits));
+        }
+        if !Self::GROUP_SIZES.contains(&group_size) {
+            return Err(EncodingError::GroupSize(group_size));
+        }
+        if scale_dtype == Float::F32 {
+            return Err(EncodingError::ScaleDtype(scale_dtype));
+        }
+        Ok(Self { bits, group_size, scale_dtype })
+    }
+
+    /// Bits of one code.
+    pub const fn bits(self) -> u8 {
+        self.bits
+    }
+
+    /// Columns that share one scale and bias.
+    pub const fn group_size(self) -> usize {
+        self.group_size as usize
+    }
+
+    /// Storage type of scales and biases, never [`Float::F32`].
+    pub const fn scale_dtype(self) -> Float {
+        self.scale_dtype
+    }
+
+    /// The largest code, `2^bits - 1`.
+    pub const fn max_code(self) -> u8 {
+        u8::MAX >> (8 - self.bits)
+    }
+}
+
+/// How one matrix is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Encoding {
+    /// 32-bit floats, row-major.
+    F32,
+    /// 16-bit floats, row-major.
+    F16,
+    /// bfloat16, row-major.
+    Bf16,
+    /// Codes, then scales, then biases: see [`Affine`].
+    Affine(Affine),
+}
+
+/// Byte lengths of the three parts of a stored matrix, in file order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// Values or packed codes, `[rows, row_bytes]`.
+    pub weight: u64,
+    /// Scales, `[rows, cols / group_size]`; 0 for plain floats.
+    pub scales: u64,
+    /// Biases, as long as `scales`.
+    pub biases: u64,
+}
+
+impl Parts {
+    /// All parts together.
+    pub const fn total(self) -> u64 {
+        self.weight + self.scales + self.biases
+    }
+}
+
+impl From<Float> for Encoding {
+    fn from(float: Float) -> Self {
+        match float {
+            Float::F32 => Self::F32,
+            Float::F16 => Self::F16,
+            Float::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl Encoding {
+    /// The plain float type, if the encoding is one.
+    pub const fn float(self) -> Option<Float> {
+        match self {
+            Self::F32 => Some(Float::F32),
+            Self::F16 => Some(Float::F16),
+            Self::Bf16 => Some(Float::Bf16),
+            Self::Affine(_) => None,
+        }
+    }
+
+    /// Bytes of each part of a `rows × cols` matrix.
+    ///
+    /// # Errors
+    /// [`EncodingError::Columns`] when groups do not divide a row, [`EncodingError::Overflow`]
+    /// when the product leaves 64 bits.
+    pub fn parts(self, rows: u64, cols: u64) -> Result<Parts, EncodingError> {
+        let overflow = || EncodingError::Overflow { rows, cols };
+        let weights = rows.checked_mul(cols).ok_or_else(overflow)?;
+        // One bound for every later sum: no encoding takes more than 8 bytes per weight.
+        weights.checked_mul(8).ok_or_else(overflow)?;
+        match self {
+            Self::Affine(a) => {
+                if !cols.is_multiple_of(u64::from(a.group_size)) {
+                    return Err(EncodingError::Columns { group_size: a.group_size, cols });
+                }
+                let scales = weights / u64::from(a.group_size) * a.scale_dtype.size() as u64;
+                Ok(Parts { weight: weights / 8 * u64::from(a.bits), scales, biases: scales })
+            }
+            Self::F32 => Ok(Parts { weight: weights * 4, scales: 0, biases: 0 }),
+            Self::F16 | Self::Bf16 => Ok(Parts { weight: weights * 2, scales: 0, biases: 0 }),
+        }
+    }
+
+    /// Bits per weight, scales and biases included.
+    pub fn bits_per_weight(self) -> f64 {
+        match self {
+            Self::F32 => 32.0,
+            Self::F16 | Self::Bf16 => 16.0,
+            Self::Affine(a) => f64::from(a.bits) + 32.0 / f64::from(a.group_size),
+        }
+    }
+
+    /// A short label for tables: `f16`, `q4 g64 bf16`.
+    pub fn label(self) -> String {
+        match self {
+            Self::F32 => "f32".to_owned(),
+            Self::F16 => "f16".to_owned(),
+            Self::Bf16 => "bf16".to_owned(),
+            Self::Affine(a) => format!("q{} g{} {}", a.bits, a.group_size, a.scale_dtype.name()),
+        }
+    }
+}

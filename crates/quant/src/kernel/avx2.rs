@@ -1,0 +1,168 @@
+//! Sixteen lanes in two 256-bit registers.
+
+use std::arch::x86_64::*;
+
+use super::layout::Layout;
+use super::{Kernel, LANES, Simd};
+
+/// Proof that the CPU has AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub struct Avx2(());
+
+pub fn is_available() -> bool {
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+}
+
+pub fn run<K: Kernel>(kernel: K) -> K::Output {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run(Avx2(()))
+    }
+    assert!(is_available(), "this CPU lacks AVX2, FMA or F16C");
+    // SAFETY: the CPU has the features, asserted above.
+    unsafe { inner(kernel) }
+}
+
+type F = [__m256; 2];
+type I = [__m256i; 2];
+
+/// Methods that are one expression, done for register `i` = 0 and 1.
+macro_rules! ops {
+    ($($name:ident($($arg:ident: $t:ty),*) -> $out:ty = |$i:ident| $body:expr;)*) => {
+        $(#[inline(always)]
+        fn $name(self, $($arg: $t),*) -> $out {
+            // SAFETY: `self` proves that the CPU has the instructions.
+            unsafe { [{ let $i = 0; $body }, { let $i = 1; $body }] }
+        })*
+    };
+}
+
+impl Simd for Avx2 {
+    type F = F;
+    type I = I;
+
+    ops! {
+        splat(v: f32) -> F = |_i| _mm256_set1_ps(v);
+        add(a: F, b: F) -> F = |i| _mm256_add_ps(a[i], b[i]);
+        sub(a: F, b: F) -> F = |i| _mm256_sub_ps(a[i], b[i]);
+        mul(a: F, b: F) -> F = |i| _mm256_mul_ps(a[i], b[i]);
+        div(a: F, b: F) -> F = |i| _mm256_div_ps(a[i], b[i]);
+        mul_add(a: F, b: F, c: F) -> F = |i| _mm256_fmadd_ps(a[i], b[i], c[i]);
+        min(a: F, b: F) -> F = |i| _mm256_min_ps(a[i], b[i]);
+        max(a: F, b: F) -> F = |i| _mm256_max_ps(a[i], b[i]);
+        select_less(a: F, b: F, x: F, y: F) -> F =
+            |i| _mm256_blendv_ps(y[i], x[i], _mm256_cmp_ps::<_CMP_LT_OQ>(a[i], b[i]));
+        splat_bits(v: u32) -> I = |_i| _mm256_set1_epi32(v.cast_signed());
+        to_bits(v: F) -> I = |i| _mm256_castps_si256(v[i]);
+        with_bits(v: I) -> F = |i| _mm256_castsi256_ps(v[i]);
+        add_bits(a: I, b: I) -> I = |i| _mm256_add_epi32(a[i], b[i]);
+        sub_bits(a: I, b: I) -> I = |i| _mm256_sub_epi32(a[i], b[i]);
+        and(a: I, b: I) -> I = |i| _mm256_and_si256(a[i], b[i]);
+        or(a: I, b: I) -> I = |i| _mm256_or_si256(a[i], b[i]);
+        shl(a: I, n: u32) -> I = |i| _mm256_sllv_epi32(a[i], _mm256_set1_epi32(n.cast_signed()));
+        shr(a: I, n: u32) -> I = |i| _mm256_srlv_epi32(a[i], _mm256_set1_epi32(n.cast_signed()));
+    }
+
+    #[inline(always)]
+    fn load(self, v: &[f32; LANES]) -> F {
+        let (lo, hi) = v.split_at(8);
+        // SAFETY: `self` proves the instructions; each half is 32 readable bytes.
+        unsafe { [_mm256_loadu_ps(lo.as_ptr()), _mm256_loadu_ps(hi.as_ptr())] }
+    }
+
+    #[inline(always)]
+    fn store(self, v: F, out: &mut [f32; LANES]) {
+        let (lo, hi) = out.split_at_mut(8);
+        // SAFETY: `self` proves the instructions; each half is 32 writable bytes.
+        unsafe {
+            _mm256_storeu_ps(lo.as_mut_ptr(), v[0]);
+            _mm256_storeu_ps(hi.as_mut_ptr(), v[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn store_bits(self, v: I, out: &mut [u32; LANES]) {
+        let (lo, hi) = out.split_at_mut(8);
+        // SAFETY: `self` proves the instructions; each half is 32 writable bytes.
+        unsafe {
+            _mm256_storeu_si256(lo.as_mut_ptr().cast(), v[0]);
+            _mm256_storeu_si256(hi.as_mut_ptr().cast(), v[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn load_f32(self, v: &[u8; 64]) -> F {
+        let (lo, hi) = v.split_at(32);
+        // SAFETY: `self` proves the instructions; each half is 32 readable bytes.
+        unsafe { [_mm256_loadu_ps(lo.as_ptr().cast()), _mm256_loadu_ps(hi.as_ptr().cast())] }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, v: &[u8; 32]) -> F {
+        let (lo, hi) = v.split_at(16);
+        // SAFETY: `self` proves the instructions; each half is 16 readable bytes.
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(lo.as_ptr().cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(hi.as_ptr().cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, v: &[u8; 32]) -> F {
+        let (lo, hi) = v.split_at(16);
+        // SAFETY: `self` proves the instructions; each half is 16 readable bytes.
+        unsafe {
+            let lo = _mm256_cvtepu16_epi32(_mm_loadu_si128(lo.as_ptr().cast()));
+            let hi = _mm256_cvtepu16_epi32(_mm_loadu_si128(hi.as_ptr().cast()));
+            self.with_bits([_mm256_slli_epi32::<16>(lo), _mm256_slli_epi32::<16>(hi)])
+        }
+    }
+
+    #[inline(always)]
+    fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [F; 2] {
+        [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
+    }
+}
+
+impl Avx2 {
+    /// Sixteen codes of half `HALF`, as floats.
+    #[inline(always)]
+    fn half<const BITS: usize, const BLOCK: usize, const HALF: usize>(
+        self,
+        block: &[u8; BLOCK],
+    ) -> F {
+        let at = Layout::<BITS>::OFFSET[HALF];
+        // SAFETY: `self` proves the instructions; slicing checks that the loads stay in the block.
+        let source = unsafe {
+            if Layout::<BITS>::WIDE {
+                let bytes: &[u8] = &block[at..at + 16];
+                _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast()))
+            } else {
+                let bytes: &[u8] = &block[at..at + 8];
+                _mm256_set1_epi64x(bytes.as_ptr().cast::<i64>().read_unaligned())
+            }
+        };
+        [self.eight::<BITS, HALF, 0>(source), self.eight::<BITS, HALF, 1>(source)]
+    }
+
+    /// The codes of lanes `8 * PART..8 * PART + 8` of half `HALF`, as floats.
+    #[inline(always)]
+    fn eight<const BITS: usize, const HALF: usize, const PART: usize>(
+        self,
+        source: __m256i,
+    ) -> __m256 {
+        let shuffle = &Layout::<BITS>::SHUFFLE[HALF][32 * PART..32 * PART + 32];
+        let shift = &Layout::<BITS>::SHIFT[HALF][8 * PART..8 * PART + 8];
+        // SAFETY: `self` proves the instructions; both tables are 32 bytes.
+        unsafe {
+            let shuffle = _mm256_loadu_si256(shuffle.as_ptr().cast());
+            let shift = _mm256_loadu_si256(shift.as_ptr().cast());
+            let words = _mm256_srlv_epi32(_mm256_shuffle_epi8(source, shuffle), shift);
+            _mm256_cvtepi32_ps(_mm256_and_si256(words, _mm256_set1_epi32((1 << BITS) - 1)))
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Sixteen lanes in one 512-bit register.
+
+use std::arch::x86_64::*;
+
+use super::layout::Layout;
+use super::{Kernel, LANES, Simd};
+
+/// Proof that the CPU has AVX-512 F, BW, DQ and VL.
+#[derive(Clone, Copy)]
+pub struct Avx512(());
+
+pub fn is_available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+}
+
+pub fn run<K: Kernel>(kernel: K) -> K::Output {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn inner<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run(Avx512(()))
+    }
+    assert!(is_available(), "this CPU lacks AVX-512");
+    // SAFETY: the CPU has the features, asserted above.
+    unsafe { inner(kernel) }
+}
+
+/// Methods that are one intrinsic on registers.
+macro_rules! ops {
+    ($($name:ident($($arg:ident: $t:ty),*) -> $out:ty = $body:expr;)*) => {
+        $(#[inline(always)]
+        fn $name(self, $($arg: $t),*) -> $out {
+            // SAFETY: `self` proves that the CPU has the instructions.
+            unsafe { $body }
+        })*
+    };
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+
+    ops! {
+        splat(v: f32) -> __m512 = _mm512_set1_ps(v);
+        add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        select_less(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 =
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x);
+        splat_bits(v: u32) -> __m512i = _mm512_set1_epi32(v.cast_signed());
+        to_bits(v: __m512) -> __m512i = _mm512_castps_si512(v);
+        with_bits(v: __m512i) -> __m512 = _mm512_castsi512_ps(v);
+        add_bits(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        sub_bits(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
+        and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
+        or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
+        shl(a: __m512i, n: u32) -> __m512i =
+            _mm512_sllv_epi32(a, _mm512_set1_epi32(n.cast_signed()));
+        shr(a: __m512i, n: u32) -> __m512i =
+            _mm512_srlv_epi32(a, _mm512_set1_epi32(n.cast_signed()));
+    }
+
+    #[inline(always)]
+    fn load(self, v: &[f32; LANES]) -> __m512 {
+        // SAFETY: `self` proves the instructions; the array is 64 readable bytes.
+        unsafe { _mm512_loadu_ps(v.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, v: __m512, out: &mut [f32; LANES]) {
+        // SAFETY: `self` proves the instructions; the array is 64 writable bytes.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) }
+    }
+
+    #[inline(always)]
+    fn store_bits(self, v: __m512i, out: &mut [u32; LANES]) {
+        // SAFETY: `self` proves the instructions; the array is 64 writable bytes.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) }
+    }
+
+    #[inline(always)]
+    fn load_f32(self, v: &[u8; 64]) -> __m512 {
+        // SAFETY: `self` proves the instructions; the array is 64 readable bytes.
+        unsafe { _mm512_loadu_ps(v.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, v: &[u8; 32]) -> __m512 {
+        // SAFETY: `self` proves the instructions; the array is 32 readable bytes.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(v.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, v: &[u8; 32]) -> __m512 {
+        // SAFETY: `self` proves the instructions; the array is 32 readable bytes.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(v.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [__m512; 2] {
+        [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
+    }
+}
+
+impl Avx512 {
+    /// Sixteen codes of half `HALF`, as floats.
+    #[inline(always)]
+    fn half<const BITS: usize, const BLOCK: usize, const HALF: usize>(
+        self,
+        block: &[u8; BLOCK],
+    ) -> __m512 {
+        let at = Layout::<BITS>::OFFSET[HALF];
+        let (shuffle, shift) = (&Layout::<BITS>::SHUFFLE[HALF], &Layout::<BITS>::SHIFT[HALF]);
+        // A table of sixteen floats turns up to four bits into a value: no mask, no conversion.
+        let table: [f32; LANES] = std::array::from_fn(|i| (i % (1 << BITS)) as f32);
+        // SAFETY: `self` proves the instructions; slicing checks that the loads stay in the block,
+        // and the tables are 64 bytes each.
+        unsafe {
+            let source = if Layout::<BITS>::WIDE {
+                let bytes: &[u8] = &block[at..at + 16];
+                _mm512_broadcast_i32x4(_mm_loadu_si128(bytes.as_ptr().cast()))
+            } else {
+                let bytes: &[u8] = &block[at..at + 8];
+                _mm512_set1_epi64(bytes.as_ptr().cast::<i64>().read_unaligned())
+            };
+            let pairs = _mm512_shuffle_epi8(source, _mm512_loadu_si512(shuffle.as_ptr().cast()));
+            let words = _mm512_srlv_epi32(pairs, _mm512_loadu_si512(shift.as_ptr().cast()));
+            if Layout::<BITS>::WIDE {
+                let mask = _mm512_set1_epi32((1 << BITS) - 1);
+                _mm512_cvtepi32_ps(_mm512_and_si512(words, mask))
+            } else {
+                _mm512_permutexvar_ps(words, _mm512_loadu_ps(table.as_ptr()))
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Sixteen lanes of `f32` on every CPU, and the choice between CPUs.
+//!
+//! Algorithms are written once, generic over [`Simd`], and handed to [`Backend::run`] as a
+//! [`Kernel`]. Every operation here is exact or rounds once as IEEE 754 says, so all backends
+//! agree bit for bit; [`scalar`] is the definition.
+//!
+//! This module is the only unsafe code of the project. A value of a backend's type is proof that
+//! its instructions exist: only `run` makes one, after asking the CPU.
+
+#![allow(unsafe_code)]
+// A backend's file is a list of intrinsics; methods take the proof even where only callees use it.
+#![allow(clippy::wildcard_imports, clippy::unused_self)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod layout;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+#[cfg(test)]
+mod tests;
+
+/// Lanes of every backend. A row of sixteen columns is one step of a dot product.
+pub const LANES: usize = 16;
+
+/// Which instructions the kernels use. The choice changes speed, never results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// Plain Rust: the definition of every result.
+    Scalar,
+    /// AVX2 with FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// The vector unit of every 64-bit Arm core.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Backend {
+    /// All backends of this architecture, slowest first.
+    const ALL: &[Self] = &[
+        Self::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512,
+        #[cfg(target_arch = "aarch64")]
+        Self::Neon,
+    ];
+
+    /// The fastest backend of this CPU.
+    pub fn detect() -> Self {
+        Self::ALL
+            .iter()
+            .copied()
+            .rfind(|b| b.is_available())
+            .unwrap_or(Self::Scalar)
+    }
+
+    /// Every backend of this CPU, slowest first.
+    pub fn available() -> Vec<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .filter(|b| b.is_available())
+            .collect()
+    }
+
+    /// The lower-case name used in reports: `scalar`, `avx2`, `avx512`, `neon`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
+        }
+    }
+
+    fn is_available(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512::is_available(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => neon::is_available(),
+        }
+    }
+
+    /// Runs `kernel` with this backend's instructions.
+    ///
+    /// # Panics
+    /// When the CPU lacks them: take backends from [`Self::detect`] or [`Self::available`].
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Self::Scalar => kernel.run(scalar::Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512::run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => neon::run(kernel),
+        }
+    }
+}
+
+/// An algorithm over [`LANES`] lanes.
+pub trait Kernel {
+    /// What it returns.
+    type Output;
+
+    /// The algorithm. Implementations and all they call are `#[inline(always)]`: only then does
+    /// the compiler know the backend's instructions while it compiles them.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Sixteen lanes. `F` holds `f32`, `I` holds `u32`.
+pub trait Simd: Copy {
+    /// Sixteen `f32`.
+    type F: Copy;
+    /// Sixteen `u32`.
+    type I: Copy;
+
+    /// The same value in all lanes.
+    fn splat(self, v: f32) -> Self::F;
+    /// Lane `l` is `v[l]`.
+    fn load(self, v: &[f32; LANES]) -> Self::F;
+    /// `out[l]` is lane `l`.
+    fn store(self, v: Self::F, out: &mut [f32; LANES]);
+    /// Sixteen little-endian `f32`.
+    fn load_f32(self, v: &[u8; 64]) -> Self::F;
+    /// Sixteen little-endian `f16`, widened.
+    fn load_f16(self, v: &[u8; 32]) -> Self::F;
+    /// Sixteen little-endian `bf16`, widened.
+    fn load_bf16(self, v: &[u8; 32]) -> Self::F;
+    /// The 32 codes of a block of `BLOCK = 4 * BITS` bytes, first sixteen first.
+    fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [Self::F; 2];
+
+    /// `a + b`.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b`.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`, rounded once.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `if a < b { a } else { b }`: `b` when either is NaN or both are zero.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }`: `b` when either is NaN or both are zero.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `if a < b { x } else { y }`.
+    fn select_less(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+
+    /// The same value in all lanes.
+    fn splat_bits(self, v: u32) -> Self::I;
+    /// `out[l]` is lane `l`.
+    fn store_bits(self, v: Self::I, out: &mut [u32; LANES]);
+    /// The bits of each `f32`.
+    fn to_bits(self, v: Self::F) -> Self::I;
+    /// The `f32` of these bits.
+    fn with_bits(self, v: Self::I) -> Self::F;
+    /// `a + b`, wrapping.
+    fn add_bits(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a - b`, wrapping.
+    fn sub_bits(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a & b`.
+    fn and(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a | b`.
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a << n`, `n < 32`.
+    fn shl(self, a: Self::I, n: u32) -> Self::I;
+    /// `a >> n`, `n < 32`.
+    fn shr(self, a: Self::I, n: u32) -> Self::I;
+
+    /// The sum of all lanes: halves are added, 16 to 8 to 4 to 2 to 1.
+    #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        let mut a = [0.0; LANES];
+        self.store(v, &mut a);
+        let b: [f32; 8] = std::array::from_fn(|i| a[i] + a[i + 8]);
+        let c: [f32; 4] = std::array::from_fn(|i| b[i] + b[i + 4]);
+        (c[0] + c[2]) + (c[1] + c[3])
+    }
+}

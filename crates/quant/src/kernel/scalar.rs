@@ -1,0 +1,163 @@
+//! The definition: sixteen lanes as an array.
+
+use half::f16;
+
+use super::{LANES, Simd};
+
+/// Plain Rust; needs nothing of the CPU.
+#[derive(Clone, Copy)]
+pub struct Scalar;
+
+#[inline(always)]
+fn map<A: Copy, B: Copy + Default>(a: [A; LANES], f: impl Fn(A) -> B) -> [B; LANES] {
+    let mut out = [B::default(); LANES];
+    for l in 0..LANES {
+        out[l] = f(a[l]);
+    }
+    out
+}
+
+#[inline(always)]
+fn zip<A: Copy + Default>(a: [A; LANES], b: [A; LANES], f: impl Fn(A, A) -> A) -> [A; LANES] {
+    let mut out = [A::default(); LANES];
+    for l in 0..LANES {
+        out[l] = f(a[l], b[l]);
+    }
+    out
+}
+
+impl Simd for Scalar {
+    type F = [f32; LANES];
+    type I = [u32; LANES];
+
+    #[inline(always)]
+    fn splat(self, v: f32) -> Self::F {
+        [v; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, v: &[f32; LANES]) -> Self::F {
+        *v
+    }
+
+    #[inline(always)]
+    fn store(self, v: Self::F, out: &mut [f32; LANES]) {
+        *out = v;
+    }
+
+    #[inline(always)]
+    fn load_f32(self, v: &[u8; 64]) -> Self::F {
+        std::array::from_fn(|l| f32::from_le_bytes(std::array::from_fn(|i| v[4 * l + i])))
+    }
+
+    #[inline(always)]
+    fn load_f16(self, v: &[u8; 32]) -> Self::F {
+        std::array::from_fn(|l| f16::from_le_bytes([v[2 * l], v[2 * l + 1]]).to_f32())
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, v: &[u8; 32]) -> Self::F {
+        std::array::from_fn(|l| f32::from_le_bytes([0, 0, v[2 * l], v[2 * l + 1]]))
+    }
+
+    #[inline(always)]
+    fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [Self::F; 2] {
+        let code = |i: usize| {
+            let bit = BITS * i;
+            let next = block.get(bit / 8 + 1).copied().unwrap_or(0);
+            let pair = u16::from_le_bytes([block[bit / 8], next]);
+            f32::from(pair >> (bit % 8) & ((1 << BITS) - 1))
+        };
+        [std::array::from_fn(code), std::array::from_fn(|l| code(LANES + l))]
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|l| a[l].mul_add(b[l], c[l]))
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn select_less(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+        std::array::from_fn(|l| if a[l] < b[l] { x[l] } else { y[l] })
+    }
+
+    #[inline(always)]
+    fn splat_bits(self, v: u32) -> Self::I {
+        [v; LANES]
+    }
+
+    #[inline(always)]
+    fn store_bits(self, v: Self::I, out: &mut [u32; LANES]) {
+        *out = v;
+    }
+
+    #[inline(always)]
+    fn to_bits(self, v: Self::F) -> Self::I {
+        map(v, f32::to_bits)
+    }
+
+    #[inline(always)]
+    fn with_bits(self, v: Self::I) -> Self::F {
+        map(v, f32::from_bits)
+    }
+
+    #[inline(always)]
+    fn add_bits(self, a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, u32::wrapping_add)
+    }
+
+    #[inline(always)]
+    fn sub_bits(self, a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, u32::wrapping_sub)
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, |a, b| a & b)
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, |a, b| a | b)
+    }
+
+    #[inline(always)]
+    fn shl(self, a: Self::I, n: u32) -> Self::I {
+        map(a, |a| a << n)
+    }
+
+    #[inline(always)]
+    fn shr(self, a: Self::I, n: u32) -> Self::I {
+        map(a, |a| a >> n)
+    }
+}

@@ -1,0 +1,208 @@
+//! Every backend against the scalar one: results are equal, not close.
+
+use crate::encoding::{Affine, Encoding, Float};
+use crate::float::{Narrow, Widen};
+use crate::matrix::{Activation, Matrix, matvec};
+use crate::quantize::{Method, PartsMut, QuantStats, quantize};
+use crate::{Backend, axpy, dot};
+
+/// Lengths around the lanes, the registers and the groups.
+const LENGTHS: [usize; 17] = [0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129];
+
+/// A repeatable sequence in -1..1 whose period, a prime, hides no swap of lanes.
+pub fn noise(len: usize, seed: u32) -> Vec<f32> {
+    let value = |i: usize| {
+        let mixed = (i as u32 % 99_991)
+            .wrapping_add(seed)
+            .wrapping_mul(0x9e37_79b9);
+        let mixed = (mixed ^ mixed >> 15).wrapping_mul(0x85eb_ca6b);
+        (mixed ^ mixed >> 13) as f32 / 2f32.powi(31) - 1.0
+    };
+    (0..len).map(value).collect()
+}
+
+/// Runs `f` on every backend and expects what the scalar one returns.
+fn agree<T: PartialEq + std::fmt::Debug>(what: &str, f: impl Fn(Backend) -> T) {
+    let expected = f(Backend::Scalar);
+    for backend in Backend::available() {
+        assert_eq!(f(backend), expected, "{what} on {}", backend.name());
+    }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Every 16-bit pattern, and `f32` patterns spread over all exponents with ties.
+fn hard_floats() -> Vec<f32> {
+    let edges =
+        [65504.0, 65519.0, 65519.996, 65520.0, 65536.0, 3.39e38, f32::MAX, 1e-45, 6e-8, 3e-8];
+    let spread =
+        (0..1u32 << 16).flat_map(|hi| [0u32, 1, 0x7fff, 0x8000, 0x8001].map(|lo| hi << 16 | lo));
+    let ties = (0..1u32 << 16).map(|hi| hi << 16 | 0x1000);
+    let patterns = spread.chain(ties).map(f32::from_bits);
+    edges
+        .iter()
+        .flat_map(|&e| [e, -e])
+        .chain(patterns)
+        .collect()
+}
+
+#[test]
+fn widen_agrees_on_every_pattern() {
+    for dtype in [Float::F32, Float::F16, Float::Bf16] {
+        let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let count = bytes.len() / dtype.size();
+        for len in LENGTHS.into_iter().chain([count]) {
+            agree(dtype.name(), |backend| {
+                let mut out = vec![0.0; len];
+                backend.run(Widen { dtype, bytes: &bytes[..len * dtype.size()], out: &mut out });
+                bits(&out)
+            });
+        }
+    }
+}
+
+#[test]
+fn narrow_agrees_and_rounds_as_half_does() {
+    let x = hard_floats();
+    for dtype in [Float::F32, Float::F16, Float::Bf16] {
+        let narrow = |backend: Backend| {
+            let mut out = vec![0; x.len() * dtype.size()];
+            backend.run(Narrow { dtype, x: &x, out: &mut out });
+            out
+        };
+        agree(dtype.name(), narrow);
+        let expected: Vec<u8> = match dtype {
+            Float::F32 => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Float::F16 => x
+                .iter()
+                .flat_map(|&x| half::f16::from_f32(x).to_le_bytes())
+                .collect(),
+            Float::Bf16 => x
+                .iter()
+                .flat_map(|&x| half::bf16::from_f32(x).to_le_bytes())
+                .collect(),
+        };
+        assert!(narrow(Backend::Scalar) == expected, "{}", dtype.name());
+    }
+}
+
+#[test]
+fn dot_and_axpy_agree_on_every_length() {
+    for len in LENGTHS.into_iter().chain([1000]) {
+        let (a, b) = (noise(len, 1), noise(len, 2));
+        agree("dot", |backend| dot(backend, &a, &b).to_bits());
+        agree("axpy", |backend| {
+            let mut y = b.clone();
+            axpy(backend, 0.7, &a, &mut y);
+            bits(&y)
+        });
+    }
+}
+
+/// A matrix of `encoding` made of noise, as bytes.
+fn stored(encoding: Encoding, rows: usize, cols: usize) -> Vec<u8> {
+    let x = noise(rows * cols, 3);
+    let mut bytes = vec![0; encoding.parts(rows as u64, cols as u64).unwrap().total() as usize];
+    match encoding {
+        Encoding::Affine(affine) => {
+            let out = PartsMut::split(affine, rows, cols, &mut bytes).unwrap();
+            quantize(Backend::Scalar, &x, cols, affine, Method::MinMax, out).unwrap();
+        }
+        Encoding::F32 => crate::narrow(Float::F32, &x, &mut bytes),
+        Encoding::F16 => crate::narrow(Float::F16, &x, &mut bytes),
+        Encoding::Bf16 => crate::narrow(Float::Bf16, &x, &mut bytes),
+    }
+    bytes
+}
+
+fn affines() -> impl Iterator<Item = Affine> {
+    Affine::BITS.into_iter().flat_map(|bits| {
+        Affine::GROUP_SIZES.into_iter().flat_map(move |group| {
+            [Float::F16, Float::Bf16].map(|dtype| Affine::new(bits, group, dtype).unwrap())
+        })
+    })
+}
+
+/// Products of every row range, and the rows themselves.
+fn check_matrix(encoding: Encoding, rows: usize, cols: usize) {
+    let bytes = stored(encoding, rows, cols);
+    let m = Matrix::new(encoding, rows, cols, &bytes).unwrap();
+    let what = format!("{} of {rows} x {cols}", encoding.label());
+    agree(&what, |backend| {
+        let mut x = Activation::new();
+        x.set(backend, &noise(cols, 4));
+        let mut out = vec![0.0; rows];
+        let mut values = vec![0.0; rows * cols];
+        let (first, second) = out.split_at_mut(rows / 3);
+        matvec(backend, &m, &x, 0..rows / 3, first);
+        matvec(backend, &m, &x, rows / 3..rows, second);
+        m.dequantize(backend, 0..rows, &mut values);
+        (bits(&out), bits(&values))
+    });
+}
+
+#[test]
+fn products_of_plain_floats_agree_on_every_width() {
+    for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
+        for cols in LENGTHS {
+            check_matrix(encoding, 7, cols);
+        }
+    }
+}
+
+#[test]
+fn products_of_codes_agree_on_every_encoding() {
+    for affine in affines() {
+        for groups in [1, 2, 3, 15, 16, 17, 33] {
+            check_matrix(Encoding::Affine(affine), 6, groups * affine.group_size());
+        }
+    }
+}
+
+#[test]
+fn a_product_is_near_the_sum_in_f64() {
+    for affine in affines() {
+        let (rows, cols) = (5, 3 * 128);
+        let bytes = stored(Encoding::Affine(affine), rows, cols);
+        let m = Matrix::new(Encoding::Affine(affine), rows, cols, &bytes).unwrap();
+        let (input, mut values) = (noise(cols, 4), vec![0.0; rows * cols]);
+        let (mut x, mut out) = (Activation::new(), vec![0.0; rows]);
+        x.set(Backend::Scalar, &input);
+        m.dequantize(Backend::Scalar, 0..rows, &mut values);
+        matvec(Backend::Scalar, &m, &x, 0..rows, &mut out);
+        for (row, out) in values.chunks_exact(cols).zip(out) {
+            let exact: f64 = row
+                .iter()
+                .zip(&input)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum();
+            assert!((f64::from(out) - exact).abs() < 1e-4, "{affine:?}: {out} {exact}");
+        }
+    }
+}
+
+/// Codes, scales, biases and statistics of `x`.
+fn quantized(backend: Backend, x: &[f32], affine: Affine, method: Method) -> (Vec<u8>, QuantStats) {
+    let encoding = Encoding::Affine(affine);
+    let cols = affine.group_size();
+    let rows = x.len() / cols;
+    let mut bytes = vec![0; encoding.parts(rows as u64, cols as u64).unwrap().total() as usize];
+    let out = PartsMut::split(affine, rows, cols, &mut bytes).unwrap();
+    let stats = quantize(backend, x, cols, affine, method, out).unwrap();
+    (bytes, stats)
+}
+
+#[test]
+fn quantization_agrees_on_every_encoding() {
+    for affine in affines() {
+        for method in [Method::MinMax, Method::Search] {
+            for groups in [1, 15, 16, 17, 40] {
+                let mut x = noise(groups * affine.group_size(), 5);
+                x.iter_mut().step_by(97).for_each(|x| *x *= 30.0);
+                agree("quantize", |backend| quantized(backend, &x, affine, method));
+            }
+        }
+    }
+}

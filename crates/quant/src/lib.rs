@@ -1,0 +1,21 @@
+//! Numbers: `f32 <-> codes`, dot products over packed codes. No I/O, no threads.
+//!
+//! Scalar code defines every result; vector code gives the same bits on every CPU. One source
+//! serves all of them: it is written over sixteen lanes (`kernel::Simd`), and a [`Backend`] says
+//! which registers hold the lanes.
+
+mod dot;
+pub mod encoding;
+mod float;
+mod kernel;
+mod matrix;
+mod pack;
+mod quantize;
+
+pub use dot::{axpy, dot};
+pub use encoding::{Affine, Encoding, EncodingError, Float, Parts};
+pub use float::{narrow, widen};
+pub use kernel::Backend;
+pub use matrix::{Activation, Matrix, MatrixError, matvec};
+pub use pack::{pack, unpack};
+pub use quantize::{Method, PartsMut, QuantError, QuantStats, quantize};
