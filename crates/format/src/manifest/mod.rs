@@ -2,6 +2,8 @@
 //!
 //! `docs/FORMAT.md` is the normative text; the two change together.
 
+#[cfg(test)]
+mod tests;
 mod validate;
 
 use std::path::Path;

@@ -1,0 +1,251 @@
+//! A valid manifest, then each way to lie in one.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use shardwright_quant::{Affine, Encoding, Float};
+
+use super::*;
+use crate::layout::{Unplaced, place_dense, place_expert};
+use crate::model::{AttentionSpec, Ffn, LayerSpec, Mixer, MoeSpec, QkNorm, RopeScaling, RopeSpec};
+use crate::unit::{SourceView, UnitLayout};
+
+const ALIGNMENT: u64 = 4096;
+
+fn model() -> ModelSpec {
+    let rope = RopeSpec { theta: 10_000.0, scaling: RopeScaling::None };
+    let attention = AttentionSpec {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 32,
+        rope,
+        qk_norm: QkNorm::PerHead,
+        qkv_bias: false,
+        o_bias: false,
+        sliding_window: None,
+        clip_qkv: None,
+    };
+    let moe = MoeSpec {
+        num_experts: 3,
+        num_experts_per_tok: 2,
+        moe_intermediate_size: 64,
+        norm_topk_prob: true,
+        shared_expert: None,
+    };
+    ModelSpec {
+        model_type: "qwen3_moe".to_owned(),
+        vocab_size: 100,
+        hidden_size: 64,
+        tie_word_embeddings: true,
+        rms_norm_eps: 1e-6,
+        max_position_embeddings: 128,
+        eos_token_ids: vec![0],
+        bos_token_id: None,
+        layers: vec![LayerSpec { mixer: Mixer::Attention(attention), ffn: Ffn::Moe(moe) }],
+    }
+}
+
+fn layout(model: &ModelSpec, unit: Unit) -> UnitLayout {
+    let affine = Encoding::Affine(Affine::new(4, 64, Float::F16).unwrap());
+    let unplaced = model.tensors(unit).into_iter().map(|t| Unplaced {
+        role: t.role,
+        encoding: if t.rows > 1 { affine } else { Encoding::F16 },
+        rows: t.rows,
+        cols: t.cols,
+        source: SourceView {
+            tensor: format!("{}.{{expert}}", t.role),
+            dtype: Float::F16,
+            shape: vec![t.rows, t.cols],
+            start: 0,
+            row_stride: t.cols,
+            col_stride: 1,
+            expert_stride: 0,
+        },
+    });
+    match unit {
+        Unit::Expert { .. } => place_expert(unplaced.collect()).unwrap(),
+        _ => place_dense(unplaced.collect()).unwrap(),
+    }
+}
+
+fn manifest() -> Manifest {
+    let model = model();
+    let mut end = 0u64;
+    let dense: Vec<_> = [Unit::Embedding, Unit::Layer(0), Unit::Head]
+        .into_iter()
+        .map(|unit| {
+            let UnitLayout { tensors, len } = layout(&model, unit);
+            let offset = end.next_multiple_of(ALIGNMENT);
+            end = offset + len;
+            let (file, blake3) = ("dense-000.bin".to_owned(), Hash([7; 32]));
+            DenseShard { unit, file, offset, stored: len, len, blake3, tensors }
+        })
+        .collect();
+    let expert = layout(&model, Unit::Expert { layer: 0, expert: 0 });
+    let stride = expert.len.next_multiple_of(ALIGNMENT);
+    let experts = ExpertShards {
+        layer: 0,
+        file: "experts/layer-000.bin".to_owned(),
+        stride,
+        len: expert.len,
+        tensors: expert.tensors,
+        stored: Vec::new(),
+        blake3: vec![Hash([9; 32]); 3],
+    };
+    let file = |path: &str, kind, size| FileEntry {
+        path: path.to_owned(),
+        kind,
+        size,
+        blake3: Hash([1; 32]),
+    };
+    Manifest {
+        blake3: Hash::ZERO,
+        format: FORMAT.to_owned(),
+        version: VERSION,
+        generator: "shardwright 0.1.0".to_owned(),
+        alignment: ALIGNMENT,
+        codec: Codec::None,
+        model,
+        recipe: serde_json::json!({"name": "q4"}),
+        checkpoint: CheckpointRecord::default(),
+        files: vec![
+            file("config.json", FileKind::Copy, 10),
+            file("dense-000.bin", FileKind::Shards, end.next_multiple_of(ALIGNMENT)),
+            file("experts/layer-000.bin", FileKind::Shards, 3 * stride),
+        ],
+        dense,
+        experts: vec![experts],
+    }
+}
+
+#[test]
+fn a_valid_manifest_survives_the_round_trip() {
+    let bytes = manifest().to_bytes();
+    let read = Manifest::from_bytes(Path::new("manifest.json"), &bytes).unwrap();
+    assert_eq!(Manifest { blake3: Hash::ZERO, ..read.clone() }, manifest());
+    assert_eq!(read.to_bytes(), bytes);
+}
+
+#[test]
+fn the_length_does_not_depend_on_hashes() {
+    let mut other = manifest();
+    other.files[0].blake3 = Hash([0xab; 32]);
+    other.experts[0].blake3[1] = Hash([0; 32]);
+    assert_eq!(other.to_bytes().len(), manifest().to_bytes().len());
+}
+
+/// What the reader says of the manifest after `lie`, its own hash made right again.
+fn told(lie: impl FnOnce(&mut Manifest)) -> String {
+    let mut manifest = manifest();
+    lie(&mut manifest);
+    let bytes = manifest.to_bytes();
+    Manifest::from_bytes(Path::new("manifest.json"), &bytes)
+        .unwrap_err()
+        .to_string()
+}
+
+fn with_tensor(shard: &mut DenseShard, edit: impl FnOnce(&mut TensorEntry)) {
+    let mut tensors = shard.tensors.to_vec();
+    edit(&mut tensors[0]);
+    shard.tensors = Arc::from(tensors);
+}
+
+#[test]
+fn each_lie_is_named() {
+    let path = |p: &'static str| move |m: &mut Manifest| m.files[0].path = p.to_owned();
+    for (found, expected) in [
+        (told(|m| m.version = 2), "version: expected 1, found 2"),
+        (
+            told(|m| m.alignment = 5000),
+            "alignment: expected a power of two from 4096 to 1048576, found 5000",
+        ),
+        (told(path("../config.json")), "files: `../config.json` is not a path inside the bundle"),
+        (told(path("/etc/passwd")), "files: `/etc/passwd` is not a path inside the bundle"),
+        (told(path("a\\b")), "files: `a\\b` is not a path inside the bundle"),
+        (told(path("dense-000.bin")), "files: `dense-000.bin` is repeated or out of order"),
+        (told(|m| m.model.hidden_size = 0), "hidden_size: expected 1 to 16777216, found 0"),
+        (
+            told(|m| m.model.vocab_size = 101),
+            "embedding embed_tokens: shape: expected [101, 64], found [100, 64]",
+        ),
+        (told(|m| m.dense.truncate(2)), "dense: shards: expected 3, found 2"),
+        (told(|m| m.dense.swap(0, 2)), "dense: expected embedding, found head"),
+        (told(|m| m.dense[1].offset = 0), "layer 0: offset 0 overlaps the shard that ends at 3600"),
+        (told(|m| m.dense[1].offset += 64), "layer 0: offset 4160 is not a multiple of 4096"),
+        (told(|m| m.dense[1].offset = u64::MAX), "layer 0: range too large"),
+        (told(|m| m.dense[0].stored = 1), "embedding: stored bytes: expected 3600, found 1"),
+        (told(|m| m.dense[0].len = 1), "embedding: length: expected 3600, found 1"),
+        (
+            told(|m| m.dense[0].file = "config.json".to_owned()),
+            "`config.json` is not a shard file of the bundle",
+        ),
+        (
+            told(|m| m.dense[0].file = "other.bin".to_owned()),
+            "`other.bin` is not a shard file of the bundle",
+        ),
+        (
+            told(|m| with_tensor(&mut m.dense[0], |t| t.offset = 64)),
+            "embedding embed_tokens: offset: expected 0, found 64",
+        ),
+        (
+            told(|m| with_tensor(&mut m.dense[0], |t| t.rows = u64::MAX)),
+            "embedding embed_tokens: shape: expected [100, 64], found [18446744073709551615, 64]",
+        ),
+        (told(|m| m.experts[0].layer = 1), "experts: expected layers [0], found [1]"),
+        (told(|m| m.experts[0].stride = u64::MAX), "layer 0 expert 1: range too large"),
+        (told(|m| m.experts[0].stride = 4096), "layer 0 expert 0: 6912 bytes in a stride of 4096"),
+        (told(|m| m.experts[0].blake3.truncate(1)), "layer 0 experts: hashes: expected 3, found 1"),
+        (
+            told(|m| m.files[2].size += 4096),
+            "`experts/layer-000.bin`: size: expected 23296 rounded up to 4096, found 28672",
+        ),
+        (
+            told(|m| m.model.layers[0].ffn = many_experts()),
+            "layer 0 experts: hashes: expected 65536, found 3",
+        ),
+    ] {
+        assert_eq!(found, format!("manifest.json: {expected}"));
+    }
+}
+
+fn many_experts() -> Ffn {
+    let Ffn::Moe(moe) = model().layers.remove(0).ffn else { unreachable!() };
+    Ffn::Moe(MoeSpec { num_experts: 65536, ..moe })
+}
+
+#[test]
+fn bytes_that_are_no_manifest_are_told_apart() {
+    let told = |text: &str| {
+        Manifest::from_bytes(Path::new("m"), text.as_bytes())
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(told("{}"), "m: format: expected shardwright-bundle, found none");
+    assert_eq!(
+        told(r#"{"format": "shardwright-bundle", "version": 9}"#),
+        "m: version: expected 1, found 9; use a newer shardwright"
+    );
+    assert!(told("[").starts_with("m: EOF while parsing"));
+}
+
+#[test]
+fn an_edit_without_the_hash_is_noticed() {
+    let text = String::from_utf8(manifest().to_bytes()).unwrap();
+    let edited = text.replace("shardwright 0.1.0", "shardwright 0.1.1");
+    let error = Manifest::from_bytes(Path::new("m"), edited.as_bytes())
+        .unwrap_err()
+        .to_string();
+    assert!(error.starts_with("m: manifest hash: expected "), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn no_damage_panics_or_passes(at in 0usize..8000, byte: u8) {
+        let mut bytes = manifest().to_bytes();
+        let at = at % bytes.len();
+        prop_assume!(bytes[at] != byte);
+        bytes[at] = byte;
+        prop_assert!(Manifest::from_bytes(Path::new("m"), &bytes).is_err());
+    }
+}
