@@ -1,0 +1,56 @@
+# `just` lists the recipes. Everything here is a plain command that also works without `just`.
+
+default:
+    @just --list
+
+# formatting and lints
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# every test; no network, no Python, no GPU
+test *args:
+    cargo test --workspace {{ args }}
+
+# what the gate runs
+ci:
+    .ci/run
+
+# convert, verify and run the bundled fixture
+demo:
+    fixtures/demo.sh
+
+# API documentation
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# remake goldens and vectors from transformers and MLX (needs `pip install -r fixtures/requirements.txt`)
+golden:
+    python3 fixtures/make_goldens.py
+    python3 fixtures/make_vectors.py
+    git diff --stat fixtures
+
+# rewrite the expected output of help texts and reports, then show what changed
+bless:
+    SHARDWRIGHT_BLESS=1 cargo test -p shardwright --test e2e
+    git diff --stat tests
+
+# fuzz one target (`ls fuzz/fuzz_targets`) for some seconds
+fuzz target seconds="60":
+    cargo +nightly fuzz run {{ target }} -- -max_total_time={{ seconds }}
+
+# time of a conversion beside its peers; see docs/BENCHMARKS.md
+bench-convert *args:
+    benches/convert.sh {{ args }}
+
+# tokens per second, streamed and resident
+bench-decode *args:
+    benches/decode.sh {{ args }}
+
+# divergence of each recipe beside its peers
+bench-quality *args:
+    benches/quality.sh {{ args }}
+
+# peak memory of a conversion as the model grows
+bench-memory *args:
+    benches/memory.sh {{ args }}
