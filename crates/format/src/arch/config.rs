@@ -1,0 +1,226 @@
+//! Reads the parameters of a table from `config.json`.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::Arch;
+use super::table::{Flag, Parameter};
+use crate::checkpoint::Checkpoint;
+use crate::error::{FormatError, Result};
+
+/// Widest matrix that is believed.
+pub(super) const MAX_SIZE: u32 = 1 << 24;
+
+/// `config.json` seen through a table's parameters.
+pub(super) struct Config<'a> {
+    arch: &'a Arch,
+    path: &'a Path,
+    object: &'a Value,
+}
+
+impl<'a> Config<'a> {
+    pub(super) fn new(arch: &'a Arch, checkpoint: &'a Checkpoint) -> Self {
+        Self { arch, path: checkpoint.config_path(), object: checkpoint.config() }
+    }
+
+    /// Refuses values that the table does not support, and quantized weights.
+    pub(super) fn check_supported(&self) -> Result<()> {
+        for (key, allowed) in &self.arch.table.supported {
+            match self.object.get(key) {
+                Some(found) if !allowed.contains(found) => {
+                    let allowed: Vec<_> = allowed.iter().map(Value::to_string).collect();
+                    return Err(self.unexpected(key, &allowed.join(" or "), Some(found)));
+                }
+                _ => {}
+            }
+        }
+        match self.object.get("quantization_config") {
+            None | Some(Value::Null) => Ok(()),
+            Some(found) => {
+                let method = found.get("quant_method").or(Some(found));
+                Err(self.unexpected("quantization_config", "none (16- or 32-bit weights)", method))
+            }
+        }
+    }
+
+    /// A key that is no parameter.
+    pub(super) fn raw(&self, key: &str) -> Option<&'a Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    /// An error about `key`.
+    pub(super) fn unexpected(
+        &self,
+        key: &str,
+        expected: &str,
+        found: Option<&Value>,
+    ) -> FormatError {
+        self.refused(format!("`{key}`: expected {expected}, found {}", shown(found)))
+    }
+
+    /// An error about the file.
+    pub(super) fn refused(&self, detail: impl Into<String>) -> FormatError {
+        FormatError::file(self.path, detail)
+    }
+
+    /// A whole number in `range`.
+    pub(super) fn size(&self, name: &str, range: RangeInclusive<u32>) -> Result<u32> {
+        let (key, value) = self.value(name)?;
+        self.whole(&key, value.as_ref(), range)
+    }
+
+    /// A whole number in `range`, or none.
+    pub(super) fn optional_size(
+        &self,
+        name: &str,
+        range: RangeInclusive<u32>,
+    ) -> Result<Option<u32>> {
+        match self.value(name)? {
+            (_, Some(Value::Null)) => Ok(None),
+            (key, value) => self.whole(&key, value.as_ref(), range).map(Some),
+        }
+    }
+
+    /// A finite number above zero.
+    pub(super) fn number(&self, name: &str) -> Result<f32> {
+        let (key, value) = self.value(name)?;
+        self.positive(&key, value.as_ref())
+    }
+
+    /// A finite number above zero, or none.
+    pub(super) fn optional_number(&self, name: &str) -> Result<Option<f32>> {
+        match self.value(name)? {
+            (_, Some(Value::Null)) => Ok(None),
+            (key, value) => self.positive(&key, value.as_ref()).map(Some),
+        }
+    }
+
+    pub(super) fn flag(&self, flag: &Flag) -> Result<bool> {
+        let name = match flag {
+            Flag::Fixed(value) => return Ok(*value),
+            Flag::Parameter(name) => name,
+        };
+        match self.value(name)? {
+            (_, Some(Value::Bool(value))) => Ok(value),
+            (key, value) => Err(self.unexpected(&key, "true or false", value.as_ref())),
+        }
+    }
+
+    /// A whole number, a list of them, or none.
+    pub(super) fn token_ids(&self, name: &str) -> Result<Vec<u32>> {
+        let (key, value) = self.value(name)?;
+        let value = value.unwrap_or(Value::Null);
+        token_ids(&value).ok_or_else(|| self.unexpected(&key, TOKEN_IDS, Some(&value)))
+    }
+
+    /// A list, or none when the parameter is null.
+    pub(super) fn list(&self, name: &str) -> Result<Option<Vec<Value>>> {
+        match self.value(name)? {
+            (_, Some(Value::Null)) => Ok(None),
+            (_, Some(Value::Array(list))) => Ok(Some(list)),
+            (key, value) => Err(self.unexpected(&key, "a list", value.as_ref())),
+        }
+    }
+
+    /// Reads `value`, found at `key`, as a whole number in `range`.
+    pub(super) fn whole(
+        &self,
+        key: &str,
+        value: Option<&Value>,
+        range: RangeInclusive<u32>,
+    ) -> Result<u32> {
+        let number = value
+            .and_then(Value::as_u64)
+            .and_then(|n| u32::try_from(n).ok());
+        number.filter(|n| range.contains(n)).ok_or_else(|| {
+            let expected = format!("a whole number from {} to {}", range.start(), range.end());
+            self.unexpected(key, &expected, value)
+        })
+    }
+
+    /// Reads `value`, found at `key`, as a finite number above zero.
+    pub(super) fn positive(&self, key: &str, value: Option<&Value>) -> Result<f32> {
+        let number = value.and_then(Value::as_f64).map(|n| n as f32);
+        number
+            .filter(|n| n.is_finite() && *n > 0.0)
+            .ok_or_else(|| self.unexpected(key, "a number above 0", value))
+    }
+
+    /// A parameter's key and its value; none when it has neither a key nor a default.
+    fn value(&self, name: &str) -> Result<(String, Option<Value>)> {
+        let parameter = self.arch.table.parameters.get(name).ok_or_else(|| {
+            FormatError::file(&self.arch.path, format!("parameters: expected `{name}`, found none"))
+        })?;
+        let (key, found) = self.find(name, parameter)?;
+        let value = match found {
+            Some(Value::Null) => parameter.null.as_ref().or(found),
+            None => parameter.default.as_ref(),
+            found => found,
+        };
+        let derived = value.filter(|_| found.is_none_or(Value::is_null));
+        Ok(match derived {
+            Some(Value::String(quotient)) => (key, Some(self.quotient(name, quotient)?)),
+            _ => (key, value.cloned()),
+        })
+    }
+
+    /// The first of a parameter's keys that `config.json` has; the others must agree with it.
+    fn find(&self, name: &str, parameter: &Parameter) -> Result<(String, Option<&'a Value>)> {
+        let own = [name.to_owned()];
+        let keys = if parameter.keys.is_empty() { &own[..] } else { &parameter.keys };
+        let mut found = keys
+            .iter()
+            .filter_map(|key| Some((key, self.object.get(key)?)));
+        let Some((key, value)) = found.next() else { return Ok((keys[0].clone(), None)) };
+        match found.find(|(_, other)| *other != value) {
+            Some((other, found)) => {
+                Err(self.unexpected(other, &format!("{value} as in `{key}`"), Some(found)))
+            }
+            None => Ok((key.clone(), Some(value))),
+        }
+    }
+
+    /// The value of `a` or `a / b`, both parameters.
+    fn quotient(&self, name: &str, text: &str) -> Result<Value> {
+        let mut terms = text
+            .split('/')
+            .map(|term| self.size(term.trim(), 1..=MAX_SIZE));
+        let first = terms.next().unwrap_or(Ok(0))?;
+        let value = terms.try_fold(first, |value, term| {
+            let term = term?;
+            if value.is_multiple_of(term) {
+                return Ok(value / term);
+            }
+            let detail =
+                format!("`{name}` is {text}: expected a whole number, found {value} / {term}");
+            Err(self.refused(detail))
+        })?;
+        Ok(Value::from(value))
+    }
+}
+
+/// What [`token_ids`] accepts.
+pub(super) const TOKEN_IDS: &str = "a token's number, a list of them or null";
+
+/// The numbers in `value`: one, a list or null. None for anything else.
+pub(super) fn token_ids(value: &Value) -> Option<Vec<u32>> {
+    let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Array(ids) => ids.iter().map(one).collect(),
+        id => one(id).map(|id| vec![id]),
+    }
+}
+
+/// A value for an error message.
+pub(super) fn shown(value: Option<&Value>) -> String {
+    /// Longest text of a value that is shown whole.
+    const MOST: usize = 80;
+    let text = value.map_or_else(|| "nothing".to_owned(), Value::to_string);
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}

@@ -1,0 +1,343 @@
+//! What every tensor of a checkpoint is for, complete in both directions: each tensor of the model
+//! has a source, and each source tensor has a use or a reason to have none.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use super::Arch;
+use super::fused::Fused;
+use super::table::{EXPERT, LAYER, Target, unit_of};
+use crate::TensorShape;
+use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::error::{FormatError, Result};
+use crate::model::ModelSpec;
+use crate::role::Role;
+use crate::unit::{SourceView, Unit};
+
+/// One tensor of the model and where its values lie. A vector is one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceTensor {
+    /// What it is for.
+    pub role: Role,
+    /// Rows.
+    pub rows: u64,
+    /// Columns.
+    pub cols: u64,
+    /// Its place in the checkpoint.
+    pub view: SourceView,
+}
+
+/// A tensor of the checkpoint that the model does not use.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Ignored {
+    /// Its name.
+    pub tensor: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The model in a checkpoint and the place of each of its tensors.
+#[derive(Debug)]
+pub struct Inventory {
+    /// The model.
+    pub spec: ModelSpec,
+    /// The tensors of each unit, in the order of [`Role`].
+    pub units: BTreeMap<Unit, Vec<SourceTensor>>,
+    /// Tensors without a use, sorted by name.
+    pub ignored: Vec<Ignored>,
+    /// Per layer, one view for all its experts: see [`SourceView`].
+    experts: BTreeMap<u32, Vec<SourceTensor>>,
+}
+
+impl Inventory {
+    /// Matches a checkpoint with `arch`, or with the built-in table of its `model_type`.
+    ///
+    /// # Errors
+    /// An unsupported configuration; a tensor that the table does not know, that is missing, given
+    /// twice or of another shape; experts of one layer that are stored differently.
+    pub fn new(checkpoint: &Checkpoint, arch: Option<&Arch>) -> Result<Self> {
+        let builtin;
+        let arch = if let Some(arch) = arch {
+            arch
+        } else {
+            builtin = Arch::of_checkpoint(checkpoint)?;
+            &builtin
+        };
+        Matching::new(checkpoint, arch)?.finish()
+    }
+
+    /// The tensors of a layer's experts, in the order of [`Role`], each with the view that gives
+    /// expert `e` by [`SourceView::of_expert`]. None for a layer without experts.
+    pub fn expert_tensors(&self, layer: u32) -> Option<&[SourceTensor]> {
+        self.experts.get(&layer).map(Vec::as_slice)
+    }
+}
+
+/// A tensor's claim to be one of the model's.
+pub(super) struct Claim {
+    pub(super) unit: Unit,
+    pub(super) shape: TensorShape,
+    /// Its place, for every expert alike.
+    pub(super) template: SourceView,
+}
+
+/// The work of matching: claims by unit and role.
+struct Matching<'a> {
+    checkpoint: &'a Checkpoint,
+    arch: &'a Arch,
+    spec: ModelSpec,
+    claims: BTreeMap<(Unit, Role), Claim>,
+    ignored: Vec<Ignored>,
+}
+
+impl<'a> Matching<'a> {
+    fn new(checkpoint: &'a Checkpoint, arch: &'a Arch) -> Result<Self> {
+        let spec = arch.spec(checkpoint)?;
+        let (claims, ignored) = (BTreeMap::new(), Vec::new());
+        let mut matching = Self { checkpoint, arch, spec, claims, ignored };
+        let mut fused: BTreeMap<(u32, bool), Vec<Fused<'a>>> = BTreeMap::new();
+        for (name, info) in checkpoint.tensors() {
+            let (pattern, [layer, expert]) = split(name);
+            let Some(target) = pattern.and_then(|pattern| arch.table.targets.get(&pattern)) else {
+                let detail = format!("{} has no row for it", arch.path.display());
+                return Err(matching.refused(name, info, detail));
+            };
+            match target {
+                Target::Ignored(reason) => matching.ignore(name, reason),
+                Target::Role(role) => {
+                    let checked = matching.claim(name, info, unit_of(*role, layer, expert), *role);
+                    checked.map_err(|detail| matching.refused(name, info, detail))?;
+                }
+                Target::Fused(row) => {
+                    let row = &arch.table.fused[*row];
+                    let expert = row.roles.iter().any(|role| role.is_expert());
+                    let tensor = Fused { name, info, row, layer };
+                    fused.entry((layer, expert)).or_default().push(tensor);
+                }
+            }
+        }
+        fused
+            .values()
+            .try_for_each(|beside| matching.claim_fused(beside))?;
+        Ok(matching)
+    }
+
+    fn refused(&self, tensor: &str, info: &TensorInfo, detail: impl Into<String>) -> FormatError {
+        FormatError::tensor(self.checkpoint.path_of(info), tensor, detail)
+    }
+
+    fn ignore(&mut self, tensor: &str, reason: &str) {
+        self.ignored
+            .push(Ignored { tensor: tensor.to_owned(), reason: reason.to_owned() });
+    }
+
+    /// Takes in a tensor that holds one role's matrix and nothing else.
+    fn claim(
+        &mut self,
+        name: &str,
+        info: &TensorInfo,
+        unit: Unit,
+        role: Role,
+    ) -> Result<(), String> {
+        let tied = role == Role::LmHead && self.spec.tie_word_embeddings;
+        let (at, as_role) = if tied { (Unit::Embedding, Role::EmbedTokens) } else { (unit, role) };
+        let shape = self
+            .spec
+            .tensors(at)
+            .into_iter()
+            .find(|shape| shape.role == as_role);
+        let shape = shape.ok_or_else(|| {
+            format!("it is the {role} of {unit}, which the model in config.json does not have")
+        })?;
+        check_shape(shape, info)?;
+        if tied {
+            self.ignore(name, "tied to embed_tokens");
+            return Ok(());
+        }
+        let template = SourceView {
+            tensor: template_name(name, unit),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            start: 0,
+            row_stride: shape.cols,
+            col_stride: 1,
+            expert_stride: 0,
+        };
+        self.insert(Claim { unit, shape, template })
+    }
+
+    /// Takes in the fused tensors of one layer.
+    fn claim_fused(&mut self, tensors: &[Fused<'_>]) -> Result<()> {
+        let mut layouts = Vec::with_capacity(tensors.len());
+        for tensor in tensors {
+            let fitting = tensor.layouts(&self.spec);
+            layouts.push(fitting.map_err(|detail| self.refused(tensor.name, tensor.info, detail))?);
+        }
+        for (tensor, own) in tensors.iter().zip(&layouts) {
+            let layout = tensor.choose(own, &layouts);
+            let claims = layout.and_then(|layout| tensor.claims(&self.spec, layout));
+            let inserted = claims.and_then(|all| all.into_iter().try_for_each(|c| self.insert(c)));
+            inserted.map_err(|detail| self.refused(tensor.name, tensor.info, detail))?;
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, claim: Claim) -> Result<(), String> {
+        match self.claims.entry((claim.unit, claim.shape.role)) {
+            Entry::Vacant(free) => {
+                free.insert(claim);
+                Ok(())
+            }
+            Entry::Occupied(taken) => {
+                let (unit, role) = taken.key();
+                let other = &taken.get().view().tensor;
+                Err(format!("it gives the {role} of {unit}, as `{other}` does"))
+            }
+        }
+    }
+
+    /// Gives each unit its tensors.
+    fn finish(mut self) -> Result<Inventory> {
+        let mut units = BTreeMap::new();
+        let mut experts: BTreeMap<u32, Vec<SourceTensor>> = BTreeMap::new();
+        for unit in self.spec.units() {
+            let mut tensors = Vec::new();
+            for shape in self.spec.tensors(unit) {
+                let claim = self.claims.remove(&(unit, shape.role));
+                let claim = claim.ok_or_else(|| self.missing(unit, shape))?;
+                tensors.push(claim.source(claim.view()));
+                if let Unit::Expert { layer, expert } = unit {
+                    self.share(experts.entry(layer).or_default(), expert, &claim)?;
+                }
+            }
+            units.insert(unit, tensors);
+        }
+        Ok(Inventory { spec: self.spec, units, ignored: self.ignored, experts })
+    }
+
+    /// Keeps expert 0's template; refuses another expert's that differs from it.
+    fn share(&self, templates: &mut Vec<SourceTensor>, expert: u32, claim: &Claim) -> Result<()> {
+        let own = claim.source(claim.template.clone());
+        match templates.iter().find(|tensor| tensor.role == own.role) {
+            None => templates.push(own),
+            Some(first) if *first == own => {}
+            Some(first) => {
+                let name = claim.view().tensor;
+                let info = &self.checkpoint.tensors()[&name];
+                let detail = format!(
+                    "expected expert {expert} stored as expert 0: `{}` in {}, found `{}` in {}",
+                    first.view.tensor,
+                    first.view.dtype.name(),
+                    own.view.tensor,
+                    own.view.dtype.name(),
+                );
+                return Err(self.refused(&name, info, detail));
+            }
+        }
+        Ok(())
+    }
+
+    fn missing(&self, unit: Unit, shape: TensorShape) -> FormatError {
+        let table = &self.arch.table;
+        let rows = table
+            .fused
+            .iter()
+            .filter(|row| row.roles.contains(&shape.role));
+        let names = table.names.get(&shape.role).into_iter().flatten();
+        let names: Vec<_> = names
+            .chain(rows.flat_map(|row| row.tensor.as_slice()))
+            .map(|name| format!("`{}`", fill(name, unit)))
+            .collect();
+        let (role, dims) = (shape.role, dimensions(shape));
+        let names = if names.is_empty() {
+            "none that the table names".to_owned()
+        } else {
+            names.join(" or ")
+        };
+        let detail = format!("{role} of {unit} {dims:?}: expected tensor {names}, found none");
+        FormatError::file(self.checkpoint.root(), detail)
+    }
+}
+
+impl Claim {
+    fn view(&self) -> SourceView {
+        match self.unit {
+            Unit::Expert { expert, .. } => self.template.of_expert(expert),
+            _ => self.template.clone(),
+        }
+    }
+
+    const fn source(&self, view: SourceView) -> SourceTensor {
+        let TensorShape { role, rows, cols } = self.shape;
+        SourceTensor { role, rows, cols, view }
+    }
+}
+
+/// The dimensions that a tensor of this shape has in a checkpoint.
+fn dimensions(shape: TensorShape) -> Vec<u64> {
+    match shape.rows {
+        1 => vec![shape.cols],
+        rows => vec![rows, shape.cols],
+    }
+}
+
+/// Refuses another shape; a single row may be one-dimensional or two-dimensional.
+fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), String> {
+    if info.shape == dimensions(shape) || info.shape == [shape.rows, shape.cols] {
+        return Ok(());
+    }
+    let expected = dimensions(shape);
+    Err(format!("expected shape {expected:?} of {}, found {:?}", shape.role, info.shape))
+}
+
+/// A name with its first two numbers, if it has them, replaced by placeholders. No pattern for a
+/// name that could be taken for one itself.
+fn split(name: &str) -> (Option<String>, [u32; 2]) {
+    let mut numbers = [0; 2];
+    if name.contains(['{', '}']) {
+        return (None, numbers);
+    }
+    let mut free = [LAYER, EXPERT].into_iter().zip(&mut numbers);
+    let mut parts = Vec::new();
+    for part in name.split('.') {
+        let number = number(part).and_then(|n| Some((n, free.next()?)));
+        parts.push(match number {
+            Some((value, (placeholder, number))) => {
+                *number = value;
+                placeholder
+            }
+            None => part,
+        });
+    }
+    (Some(parts.join(".")), numbers)
+}
+
+/// The number that `part` is when written plainly: no sign, no leading zeros.
+fn number(part: &str) -> Option<u32> {
+    let plain = part.bytes().all(|b| b.is_ascii_digit()) && (part == "0" || !part.starts_with('0'));
+    part.parse().ok().filter(|_| plain)
+}
+
+/// The name of an expert's tensor, its expert's number replaced by the placeholder; any other name
+/// as it is.
+fn template_name(name: &str, unit: Unit) -> String {
+    if !matches!(unit, Unit::Expert { .. }) {
+        return name.to_owned();
+    }
+    let mut seen = 0;
+    let parts = name.split('.').map(|part| {
+        seen += u32::from(number(part).is_some());
+        if seen == 2 && number(part).is_some() { EXPERT } else { part }
+    });
+    parts.collect::<Vec<_>>().join(".")
+}
+
+/// A name of the table with the numbers of `unit`.
+fn fill(name: &str, unit: Unit) -> String {
+    let layer = unit.layer().unwrap_or_default().to_string();
+    let expert = match unit {
+        Unit::Expert { expert, .. } => expert.to_string(),
+        _ => String::new(),
+    };
+    name.replace(LAYER, &layer).replace(EXPERT, &expert)
+}

@@ -1,0 +1,104 @@
+//! Architectures as data: a table per `model_type` says which tensor plays which role and how
+//! `config.json` becomes a [`ModelSpec`](crate::ModelSpec). Shapes follow from the spec.
+
+mod config;
+mod fused;
+mod inventory;
+mod rope;
+mod spec;
+mod table;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{FormatError, Result};
+use table::Table;
+
+pub use inventory::{Ignored, Inventory, SourceTensor};
+
+macro_rules! builtin {
+    ($($model_type:literal,)*) => {
+        /// Model types and their tables.
+        const BUILTIN: &[(&str, &str)] = &[$((
+            $model_type,
+            include_str!(concat!("../../../../configs/arch/", $model_type, ".json")),
+        ),)*];
+    };
+}
+
+builtin! { "llama", "mistral", "mixtral", "olmoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", }
+
+/// The table of one architecture.
+#[derive(Debug)]
+pub struct Arch {
+    path: PathBuf,
+    table: Table,
+}
+
+impl Arch {
+    /// The built-in table for a `model_type`.
+    pub fn builtin(model_type: &str) -> Option<Self> {
+        let (name, json) = BUILTIN.iter().find(|(name, _)| *name == model_type)?;
+        let path = PathBuf::from(format!("configs/arch/{name}.json"));
+        Some(Self::parse(&path, json).expect("built-in tables are tested"))
+    }
+
+    /// The model types that have a built-in table, sorted.
+    pub fn builtin_names() -> impl Iterator<Item = &'static str> {
+        BUILTIN.iter().map(|(name, _)| *name)
+    }
+
+    /// Checks the text of a table.
+    ///
+    /// # Errors
+    /// Malformed JSON, an unknown field or role, a tensor name that is used twice or lacks the
+    /// `{layer}` or `{expert}` of its role.
+    pub fn parse(path: &Path, json: &str) -> Result<Self> {
+        let table = Table::parse(json).map_err(|detail| FormatError::file(path, detail))?;
+        Ok(Self { path: path.to_owned(), table })
+    }
+
+    /// The `model_type` that the table is for.
+    pub fn model_type(&self) -> &str {
+        &self.table.model_type
+    }
+
+    /// The built-in table for the checkpoint's `model_type`.
+    fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
+        let model_type = model_type(checkpoint)?;
+        Self::builtin(model_type).ok_or_else(|| {
+            let known: Vec<_> = Self::builtin_names().collect();
+            let detail = format!(
+                "`model_type`: expected one of {}, or a table of your own, found `{model_type}`",
+                known.join(", ")
+            );
+            FormatError::file(checkpoint.config_path(), detail)
+        })
+    }
+
+    /// Refuses a checkpoint of another `model_type`.
+    fn check_model_type(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let found = model_type(checkpoint)?;
+        if found == self.model_type() {
+            return Ok(());
+        }
+        let (expected, table) = (self.model_type(), self.path.display());
+        let detail =
+            format!("`model_type`: expected `{expected}`, as {table} is for, found `{found}`");
+        Err(FormatError::file(checkpoint.config_path(), detail))
+    }
+}
+
+fn model_type(checkpoint: &Checkpoint) -> Result<&str> {
+    let found = checkpoint.config().get("model_type");
+    found.and_then(Value::as_str).ok_or_else(|| {
+        let found = config::shown(found);
+        let detail = format!("`model_type`: expected a name, found {found}");
+        FormatError::file(checkpoint.config_path(), detail)
+    })
+}
+
+#[cfg(test)]
+mod tests;

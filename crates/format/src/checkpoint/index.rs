@@ -1,0 +1,61 @@
+//! `model.safetensors.index.json`: which file of a checkpoint holds which tensor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
+
+use serde::Deserialize;
+
+use super::entries::Entries;
+use crate::error::{FormatError, Result};
+
+/// The index's file name.
+pub const INDEX_NAME: &str = "model.safetensors.index.json";
+
+/// Tensor name to file name.
+#[derive(Debug)]
+pub(super) struct Index {
+    pub(super) files: BTreeMap<String, String>,
+}
+
+/// Other members, such as `metadata.total_size`, describe and do not decide.
+#[derive(Deserialize)]
+struct RawIndex {
+    weight_map: Entries<String>,
+}
+
+impl Index {
+    /// Checks the text of the index at `path`.
+    ///
+    /// # Errors
+    /// Malformed JSON, a tensor that appears twice, a file outside the index's directory.
+    pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Self> {
+        let raw: RawIndex = serde_json::from_slice(json)
+            .map_err(|e| FormatError::file(path, format!("index: {e}")))?;
+        let mut files = BTreeMap::new();
+        for (tensor, file) in raw.weight_map.0 {
+            if !stays_inside(&file) {
+                let detail = format!("expected a file inside the checkpoint, found `{file}`");
+                return Err(FormatError::tensor(path, &tensor, detail));
+            }
+            files.insert(tensor, file);
+        }
+        if files.is_empty() {
+            return Err(FormatError::file(
+                path,
+                "index: expected tensors in `weight_map`, found none",
+            ));
+        }
+        Ok(Self { files })
+    }
+
+    /// The names of the files, sorted.
+    pub(super) fn file_names(&self) -> BTreeSet<String> {
+        self.files.values().cloned().collect()
+    }
+}
+
+/// Whether a relative path stays in its directory on every system.
+fn stays_inside(name: &str) -> bool {
+    let plain = |c| matches!(c, Component::Normal(_));
+    !name.is_empty() && !name.contains(['\\', ':', '\0']) && Path::new(name).components().all(plain)
+}

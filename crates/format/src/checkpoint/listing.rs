@@ -1,0 +1,121 @@
+//! The files of a checkpoint that are not weights: which ones a bundle copies, which ones not and
+//! why.
+
+use std::fs;
+use std::path::Path;
+
+use super::{Checkpoint, FILE_SUFFIX, INDEX_NAME, SINGLE_NAME};
+use crate::error::{FormatError, Result};
+
+/// Directories of tools, not of the model.
+const TOOL_DIRECTORIES: &[&str] = &[".git", ".cache", "__pycache__"];
+/// Extensions of weights in other forms than safetensors.
+const OTHER_WEIGHTS: &[&str] =
+    &["bin", "pt", "pth", "ckpt", "gguf", "ggml", "h5", "msgpack", "onnx", "npz", "tflite"];
+
+/// Something in the checkpoint's directory that is neither weights nor copied.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Skipped {
+    /// Path from the checkpoint's directory.
+    pub path: String,
+    /// Why it is left out.
+    pub reason: String,
+}
+
+/// What becomes of one directory entry.
+enum Fate {
+    Weights,
+    Copied,
+    Skipped(String),
+    Entered,
+}
+
+impl Checkpoint {
+    /// Every regular file besides weights, with `/` between directories, sorted.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn copies(&self) -> Result<Vec<String>> {
+        Ok(self.walk()?.0)
+    }
+
+    /// What is neither weights nor among [`Self::copies`], sorted.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn skipped(&self) -> Result<Vec<Skipped>> {
+        Ok(self.walk()?.1)
+    }
+
+    fn walk(&self) -> Result<(Vec<String>, Vec<Skipped>)> {
+        let (mut copies, mut skipped) = (Vec::new(), Vec::new());
+        let mut directories = vec![String::new()];
+        while let Some(directory) = directories.pop() {
+            let path = self.root().join(&directory);
+            let io = |e| FormatError::io(&path, e);
+            for entry in fs::read_dir(&path).map_err(io)? {
+                let entry = entry.map_err(io)?;
+                let file_name = entry.file_name();
+                let name = format!("{directory}{}", file_name.to_string_lossy());
+                let fate = match file_name.to_str() {
+                    Some(_) => self.fate(&name, &entry.path())?,
+                    None => Fate::Skipped("its name is not UTF-8".to_owned()),
+                };
+                match fate {
+                    Fate::Weights => {}
+                    Fate::Copied => copies.push(name),
+                    Fate::Skipped(reason) => skipped.push(Skipped { path: name, reason }),
+                    Fate::Entered => directories.push(format!("{name}/")),
+                }
+            }
+        }
+        copies.sort();
+        skipped.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok((copies, skipped))
+    }
+
+    fn fate(&self, name: &str, path: &Path) -> Result<Fate> {
+        let io = |e| FormatError::io(path, e);
+        let link = fs::symlink_metadata(path).map_err(io)?.is_symlink();
+        let target = match fs::metadata(path) {
+            Ok(target) => target,
+            Err(_) if link => return Ok(Fate::Skipped("a link to nothing".to_owned())),
+            Err(e) => return Err(io(e)),
+        };
+        let last = name.rsplit('/').next().unwrap_or(name);
+        Ok(match () {
+            () if target.is_dir() && link => Fate::Skipped("a link to a directory".to_owned()),
+            () if target.is_dir() && TOOL_DIRECTORIES.contains(&last) => {
+                Fate::Skipped("a tool's directory".to_owned())
+            }
+            () if target.is_dir() => Fate::Entered,
+            () if !target.is_file() => Fate::Skipped("not a regular file".to_owned()),
+            () => self.fate_of_file(name),
+        })
+    }
+
+    fn fate_of_file(&self, name: &str) -> Fate {
+        let indexed = self.is_indexed();
+        if name == INDEX_NAME || self.files().iter().any(|file| file.name == name) {
+            return Fate::Weights;
+        }
+        if name.ends_with(FILE_SUFFIX) {
+            let chosen = if indexed { INDEX_NAME } else { SINGLE_NAME };
+            return Fate::Skipped(format!("weights that are not part of {chosen}"));
+        }
+        let stem = name.strip_suffix(".index.json");
+        if stem.is_some_and(|stem| stem.ends_with(FILE_SUFFIX)) {
+            return Fate::Skipped("an index of other weights".to_owned());
+        }
+        match stem.unwrap_or(name).rsplit_once('.') {
+            Some((_, extension)) if OTHER_WEIGHTS.contains(&extension) => {
+                Fate::Skipped(format!("weights in another form (.{extension})"))
+            }
+            _ => Fate::Copied,
+        }
+    }
+
+    fn is_indexed(&self) -> bool {
+        self.root().join(INDEX_NAME).exists()
+    }
+}

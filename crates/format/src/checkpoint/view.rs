@@ -1,0 +1,179 @@
+//! Reads rows of a [`SourceView`]: one matrix inside a tensor, which may be strided or transposed.
+
+use std::ops::Range;
+
+use super::{Checkpoint, TensorInfo};
+use crate::error::{FormatError, Result};
+use crate::io::{AlignedBuf, ReadFile};
+use crate::unit::SourceView;
+
+/// Most bytes held of a source that is gathered.
+const GATHER_LEN: usize = 4 << 20;
+/// A run this much shorter than the step to the next is read alone instead of with what lies
+/// between.
+const SPARSE_STEP: u64 = 8;
+
+/// Makes `out` the given rows of a `view` with `cols` columns: row-major values of its dtype.
+///
+/// # Errors
+/// A view that does not fit the checkpoint's tensor, rows outside it, and what the operating
+/// system refuses.
+pub fn read_view(
+    checkpoint: &Checkpoint,
+    view: &SourceView,
+    rows: Range<u64>,
+    cols: u64,
+    out: &mut AlignedBuf,
+) -> Result<()> {
+    let place = Place::new(checkpoint, view, rows, cols)?;
+    out.resize(place.byte_len());
+    place.read(out.as_mut_slice())
+}
+
+/// A checked set of rows of a view: element `(r, c)` is the value at
+/// `first + r * row_stride + c * col_stride` of the file's tensor, inside it for every element.
+pub(super) struct Place<'a> {
+    file: &'a ReadFile,
+    /// First byte of the tensor in the file.
+    base: u64,
+    size: usize,
+    first: u64,
+    rows: u64,
+    cols: u64,
+    row_stride: u64,
+    col_stride: u64,
+}
+
+impl<'a> Place<'a> {
+    pub(super) fn new(
+        checkpoint: &'a Checkpoint,
+        view: &SourceView,
+        rows: Range<u64>,
+        cols: u64,
+    ) -> Result<Self> {
+        let info = checkpoint.tensors().get(&view.tensor).ok_or_else(|| {
+            FormatError::tensor(
+                checkpoint.root(),
+                &view.tensor,
+                "the checkpoint has no such tensor",
+            )
+        })?;
+        let path = checkpoint.path_of(info);
+        let refuse = |detail: String| FormatError::tensor(path, &view.tensor, detail);
+        check_same(info, view).map_err(refuse)?;
+        let count = rows.end.checked_sub(rows.start);
+        let first = count.and_then(|count| first_value(info, view, rows.start, count, cols));
+        let (Some(first), Some(count)) = (first, count) else {
+            let detail =
+                format!("rows {rows:?} of {cols} columns lie outside shape {:?}", info.shape);
+            return Err(refuse(detail));
+        };
+        Ok(Self {
+            file: &checkpoint.files()[info.file].file,
+            base: info.offset,
+            size: info.dtype.size(),
+            first,
+            rows: count,
+            cols,
+            row_stride: view.row_stride,
+            col_stride: view.col_stride,
+        })
+    }
+
+    /// Bytes of the rows, packed.
+    pub(super) const fn byte_len(&self) -> usize {
+        self.rows as usize * self.cols as usize * self.size
+    }
+
+    /// Fills `out`, [`Self::byte_len`] bytes.
+    pub(super) fn read(&self, out: &mut [u8]) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        if self.col_stride == 1 && (self.row_stride == self.cols || self.rows == 1) {
+            return self.file.read_at(self.at(self.first), out);
+        }
+        if self.col_stride == 1 {
+            let row_len = self.cols as usize * self.size;
+            for (r, row) in (0..).zip(out.chunks_exact_mut(row_len)) {
+                self.file
+                    .read_at(self.at(self.first + r * self.row_stride), row)?;
+            }
+            return Ok(());
+        }
+        match self.size {
+            2 => self.gather::<2>(out.as_chunks_mut().0),
+            _ => self.gather::<4>(out.as_chunks_mut().0),
+        }
+    }
+
+    /// The byte in the file at which value `index` of the tensor starts.
+    const fn at(&self, index: u64) -> u64 {
+        self.base + index * self.size as u64
+    }
+
+    /// Transposes: the values of one column lie together, those of one row far apart.
+    fn gather<const SIZE: usize>(&self, out: &mut [[u8; SIZE]]) -> Result<()> {
+        let run = (self.rows - 1) * self.row_stride + 1;
+        let dense = run.saturating_mul(SPARSE_STEP) >= self.col_stride;
+        let room = (GATHER_LEN / SIZE) as u64;
+        let fit = room.saturating_sub(run) / self.col_stride.max(1) + 1;
+        let step = if dense { fit.min(self.cols) } else { 1 };
+        let mut block = vec![[0; SIZE]; ((step - 1) * self.col_stride + run) as usize];
+        for first_col in (0..self.cols).step_by(step as usize) {
+            let cols = step.min(self.cols - first_col);
+            let block = &mut block[..((cols - 1) * self.col_stride + run) as usize];
+            let start = self.at(self.first + first_col * self.col_stride);
+            self.file.read_at(start, block.as_flattened_mut())?;
+            self.scatter(block, out, first_col as usize, cols as usize);
+        }
+        Ok(())
+    }
+
+    /// Puts `cols` columns of `block` at column `first_col` of the row-major `out`.
+    fn scatter<T: Copy>(&self, block: &[T], out: &mut [T], first_col: usize, cols: usize) {
+        /// Columns whose runs stay in the nearest cache while the rows go by.
+        const TILE: usize = 16;
+        let (row_stride, col_stride) = (self.row_stride as usize, self.col_stride as usize);
+        for tile in (0..cols).step_by(TILE) {
+            let end = cols.min(tile + TILE);
+            for (r, row) in out.chunks_exact_mut(self.cols as usize).enumerate() {
+                let row = &mut row[first_col + tile..first_col + end];
+                for (c, value) in (tile..end).zip(row) {
+                    *value = block[c * col_stride + r * row_stride];
+                }
+            }
+        }
+    }
+}
+
+fn check_same(info: &TensorInfo, view: &SourceView) -> Result<(), String> {
+    if (info.dtype, &info.shape) == (view.dtype, &view.shape) {
+        return Ok(());
+    }
+    let (expected, found) = (view.dtype.name(), info.dtype.name());
+    Err(format!("expected {expected} {:?}, found {found} {:?}", view.shape, info.shape))
+}
+
+/// The first value of `count` rows from `row`; none unless all of them lie inside the tensor and
+/// are no more values than it has.
+fn first_value(
+    info: &TensorInfo,
+    view: &SourceView,
+    row: u64,
+    count: u64,
+    cols: u64,
+) -> Option<u64> {
+    let values = info.len / info.dtype.size() as u64;
+    if count.checked_mul(cols)? > values {
+        return None;
+    }
+    let first = view.start.checked_add(row.checked_mul(view.row_stride)?)?;
+    let (Some(last_row), Some(last_col)) = (count.checked_sub(1), cols.checked_sub(1)) else {
+        return Some(first);
+    };
+    let last = first
+        .checked_add(last_row.checked_mul(view.row_stride)?)?
+        .checked_add(last_col.checked_mul(view.col_stride)?)?;
+    (last < values).then_some(first)
+}
