@@ -1,6 +1,8 @@
 //! Files: checkpoints in, bundles in and out. Owns every on-disk constant and validator.
 
+pub mod arch;
 pub mod bundle;
+pub mod checkpoint;
 pub mod error;
 pub mod io;
 pub mod layout;
