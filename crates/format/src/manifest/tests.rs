@@ -202,7 +202,7 @@ fn each_lie_is_named() {
         ),
         (
             told(|m| m.model.layers[0].ffn = many_experts()),
-            "layer 0 experts: hashes: expected 65536, found 3",
+            "layer 0 router: shape: expected [65536, 64], found [3, 64]",
         ),
     ] {
         assert_eq!(found, format!("manifest.json: {expected}"));
