@@ -15,7 +15,7 @@ mod quantize;
 pub use dot::{axpy, dot};
 pub use encoding::{Affine, Encoding, EncodingError, Float, Parts};
 pub use float::{narrow, widen};
-pub use kernel::Backend;
+pub use kernel::{Backend, gemm};
 pub use matrix::{Activation, Matrix, MatrixError, matvec};
 pub use pack::{pack, unpack};
 pub use quantize::{Method, PartsMut, QuantError, QuantStats, quantize};

@@ -15,12 +15,15 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod gemm;
 mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
 #[cfg(test)]
 mod tests;
+
+pub use gemm::gemm;
 
 /// Lanes of every backend. A row of sixteen columns is one step of a dot product.
 pub const LANES: usize = 16;
