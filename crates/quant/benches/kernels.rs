@@ -1,0 +1,163 @@
+//! Throughput of every kernel on every backend, from cache: `cargo bench -p shardwright-quant`.
+//!
+//! Quantization and dequantization count weights, products count the bytes of the matrix. `Gitem`
+//! is 10^9 weights a second of one core.
+
+use std::hint::black_box;
+
+use divan::counter::{BytesCount, ItemsCount};
+use divan::{Bencher, main as run};
+use shardwright_quant::{
+    Activation, Affine, Backend, Encoding, Float, Matrix, Method, PartsMut, dot, matvec, narrow,
+    quantize, widen,
+};
+
+const ROWS: usize = 256;
+const COLS: usize = 2048;
+
+fn main() {
+    run();
+}
+
+fn backends() -> Vec<&'static str> {
+    Backend::available()
+        .into_iter()
+        .map(Backend::name)
+        .collect()
+}
+
+/// Each backend with each name of `what`.
+fn cases(what: &[&'static str]) -> Vec<String> {
+    let with = |b: &str| what.iter().map(|w| format!("{b} {w}")).collect::<Vec<_>>();
+    backends().into_iter().flat_map(with).collect()
+}
+
+fn methods() -> Vec<String> {
+    cases(&[
+        "2 minmax", "4 minmax", "8 minmax", "2 search", "3 search", "4 search", "6 search",
+        "8 search",
+    ])
+}
+
+fn encodings() -> Vec<String> {
+    cases(&["2", "3", "4", "6", "8", "f16", "bf16", "f32"])
+}
+
+/// The backend and the rest of a case.
+fn parse(case: &str) -> (Backend, &str) {
+    let (name, rest) = case.split_once(' ').unwrap_or((case, ""));
+    let find = |b: &Backend| b.name() == name;
+    (
+        Backend::available()
+            .into_iter()
+            .find(find)
+            .unwrap_or(Backend::Scalar),
+        rest,
+    )
+}
+
+fn encoding(name: &str) -> Encoding {
+    match name {
+        "f32" => Encoding::F32,
+        "f16" => Encoding::F16,
+        "bf16" => Encoding::Bf16,
+        bits => Encoding::Affine(affine(bits)),
+    }
+}
+
+fn affine(bits: &str) -> Affine {
+    Affine::new(bits.parse().unwrap(), 64, Float::Bf16).unwrap()
+}
+
+/// Numbers with the bell shape of trained weights.
+fn weights(len: usize) -> Vec<f32> {
+    let uniform = |i: usize, k: u32| {
+        let mixed = (i as u32)
+            .wrapping_mul(4)
+            .wrapping_add(k)
+            .wrapping_mul(0x9e37_79b9);
+        (mixed ^ mixed >> 15).wrapping_mul(0x85eb_ca6b) as f32 / 2f32.powi(32) - 0.5
+    };
+    (0..len)
+        .map(|i| (0..4).map(|k| uniform(i, k)).sum::<f32>() * 0.05)
+        .collect()
+}
+
+/// A stored matrix of `weights`.
+fn stored(encoding: Encoding) -> Vec<u8> {
+    let x = weights(ROWS * COLS);
+    let mut bytes = vec![0; encoding.parts(ROWS as u64, COLS as u64).unwrap().total() as usize];
+    match encoding {
+        Encoding::Affine(a) => {
+            let out = PartsMut::split(a, ROWS, COLS, &mut bytes).unwrap();
+            quantize(Backend::detect(), &x, COLS, a, Method::MinMax, out).unwrap();
+        }
+        _ => narrow(encoding.float().unwrap(), &x, &mut bytes),
+    }
+    bytes
+}
+
+#[divan::bench(args = methods())]
+fn quantization(bencher: Bencher<'_, '_>, case: &str) {
+    let (backend, rest) = parse(case);
+    let (bits, method) = rest.split_once(' ').unwrap();
+    let method = if method == "minmax" { Method::MinMax } else { Method::Search };
+    let (a, x) = (affine(bits), weights(16 * COLS));
+    let mut bytes = vec![0; Encoding::Affine(a).parts(16, COLS as u64).unwrap().total() as usize];
+    bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
+        let out = PartsMut::split(a, 16, COLS, &mut bytes).unwrap();
+        quantize(backend, black_box(&x), COLS, a, method, out).unwrap()
+    });
+}
+
+#[divan::bench(args = encodings())]
+fn dequantization(bencher: Bencher<'_, '_>, case: &str) {
+    let (backend, name) = parse(case);
+    let bytes = stored(encoding(name));
+    let m = Matrix::new(encoding(name), ROWS, COLS, &bytes).unwrap();
+    let mut out = vec![0.0; 16 * COLS];
+    bencher
+        .counter(ItemsCount::new(out.len()))
+        .bench_local(|| m.dequantize(backend, 0..16, black_box(&mut out)));
+}
+
+#[divan::bench(args = encodings())]
+fn product(bencher: Bencher<'_, '_>, case: &str) {
+    let (backend, name) = parse(case);
+    let bytes = stored(encoding(name));
+    let m = Matrix::new(encoding(name), ROWS, COLS, &bytes).unwrap();
+    let (mut x, mut out) = (Activation::new(), vec![0.0; ROWS]);
+    x.set(backend, &weights(COLS));
+    bencher
+        .counter(BytesCount::new(bytes.len()))
+        .bench_local(|| matvec(backend, black_box(&m), &x, 0..ROWS, black_box(&mut out)));
+}
+
+#[divan::bench(args = backends())]
+fn attention_score(bencher: Bencher<'_, '_>, case: &str) {
+    let (backend, _) = parse(case);
+    let (a, b) = (weights(128), weights(128));
+    bencher
+        .counter(ItemsCount::new(a.len()))
+        .bench_local(|| dot(backend, black_box(&a), black_box(&b)));
+}
+
+#[divan::bench(args = ["f32", "f16", "bf16"])]
+fn widening(bencher: Bencher<'_, '_>, name: &str) {
+    let bytes = stored(encoding(name));
+    let mut out = vec![0.0; ROWS * COLS];
+    let dtype = encoding(name).float().unwrap();
+    bencher
+        .counter(ItemsCount::new(out.len()))
+        .bench_local(|| widen(dtype, black_box(&bytes), black_box(&mut out)));
+}
+
+#[divan::bench(args = ["f32", "f16", "bf16"])]
+fn narrowing(bencher: Bencher<'_, '_>, name: &str) {
+    let x = weights(ROWS * COLS);
+    let dtype = encoding(name).float().unwrap();
+    let mut bytes = vec![0; x.len() * dtype.size()];
+    bencher
+        .counter(ItemsCount::new(x.len()))
+        .bench_local(|| narrow(dtype, black_box(&x), black_box(&mut bytes)));
+}
