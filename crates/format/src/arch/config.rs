@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::Arch;
 use super::table::{Flag, Parameter};
-use crate::checkpoint::Checkpoint;
 use crate::error::{FormatError, Result};
 
 /// Widest matrix that is believed.
@@ -21,8 +20,8 @@ pub(super) struct Config<'a> {
 }
 
 impl<'a> Config<'a> {
-    pub(super) fn new(arch: &'a Arch, checkpoint: &'a Checkpoint) -> Self {
-        Self { arch, path: checkpoint.config_path(), object: checkpoint.config() }
+    pub(super) const fn new(arch: &'a Arch, path: &'a Path, object: &'a Value) -> Self {
+        Self { arch, path, object }
     }
 
     /// Refuses values that the table does not support, and quantized weights.

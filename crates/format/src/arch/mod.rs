@@ -67,7 +67,7 @@ impl Arch {
 
     /// The built-in table for the checkpoint's `model_type`.
     fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
-        let model_type = model_type(checkpoint)?;
+        let model_type = model_type(checkpoint.config_path(), checkpoint.config())?;
         Self::builtin(model_type).ok_or_else(|| {
             let known: Vec<_> = Self::builtin_names().collect();
             let detail = format!(
@@ -78,25 +78,25 @@ impl Arch {
         })
     }
 
-    /// Refuses a checkpoint of another `model_type`.
-    fn check_model_type(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let found = model_type(checkpoint)?;
+    /// Refuses a configuration of another `model_type`.
+    fn check_model_type(&self, path: &Path, config: &Value) -> Result<()> {
+        let found = model_type(path, config)?;
         if found == self.model_type() {
             return Ok(());
         }
         let (expected, table) = (self.model_type(), self.path.display());
         let detail =
             format!("`model_type`: expected `{expected}`, as {table} is for, found `{found}`");
-        Err(FormatError::file(checkpoint.config_path(), detail))
+        Err(FormatError::file(path, detail))
     }
 }
 
-fn model_type(checkpoint: &Checkpoint) -> Result<&str> {
-    let found = checkpoint.config().get("model_type");
+fn model_type<'a>(path: &Path, config: &'a Value) -> Result<&'a str> {
+    let found = config.get("model_type");
     found.and_then(Value::as_str).ok_or_else(|| {
         let found = config::shown(found);
         let detail = format!("`model_type`: expected a name, found {found}");
-        FormatError::file(checkpoint.config_path(), detail)
+        FormatError::file(path, detail)
     })
 }
 

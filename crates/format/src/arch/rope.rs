@@ -27,7 +27,8 @@ struct Rope<'a> {
 
 /// Reads the rotary positions of every layer.
 pub(super) fn read(config: &Config<'_>, max_positions: u32) -> Result<RopeSpec> {
-    let of = |key| config.raw(key).map(|object| (key, object));
+    let empty = |object: &Value| object.as_object().is_some_and(serde_json::Map::is_empty);
+    let of = |key| Some((key, config.raw(key).filter(|object| !empty(object))?));
     let (key, object) = of("rope_scaling").or_else(|| of("rope_parameters")).unzip();
     let rope = Rope { config, key: key.unwrap_or("rope_parameters"), object };
     rope.check_members()?;

@@ -1,6 +1,8 @@
 //! `config.json` and a table make a [`ModelSpec`].
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -18,6 +20,8 @@ use crate::model::{
 const MAX_LAYERS: u32 = 4096;
 /// Most heads, experts and head widths that are believed.
 const MAX_COUNT: u32 = 1 << 16;
+/// Most experts in all layers that are believed: some fifty times those of the largest models.
+const MAX_EXPERTS: u32 = 1 << 20;
 /// Its `eos_token_id` is what generation stops at; `config.json` only gives a default.
 const GENERATION_CONFIG: &str = "generation_config.json";
 
@@ -25,10 +29,22 @@ impl Arch {
     /// The model that a checkpoint's configuration describes.
     ///
     /// # Errors
-    /// A missing, unsupported or absurd value: key, expected and found.
+    /// As [`Self::spec_of`], and a malformed `generation_config.json`.
     pub fn spec(&self, checkpoint: &Checkpoint) -> Result<ModelSpec> {
-        self.check_model_type(checkpoint)?;
-        let config = Config::new(self, checkpoint);
+        let mut spec = self.spec_of(checkpoint.config_path(), checkpoint.config())?;
+        if let Some(ids) = generation_eos(&checkpoint.root().join(GENERATION_CONFIG))? {
+            spec.eos_token_ids = ids;
+        }
+        Ok(spec)
+    }
+
+    /// The model that the `config.json` at `path` describes.
+    ///
+    /// # Errors
+    /// A missing, unsupported or absurd value: key, expected and found.
+    pub fn spec_of(&self, path: &Path, object: &Value) -> Result<ModelSpec> {
+        self.check_model_type(path, object)?;
+        let config = Config::new(self, path, object);
         config.check_supported()?;
         let count = config.size("num_hidden_layers", 1..=MAX_LAYERS)?;
         let spec = ModelSpec {
@@ -38,10 +54,11 @@ impl Arch {
             tie_word_embeddings: config.flag(&Flag::Parameter("tie_word_embeddings".to_owned()))?,
             rms_norm_eps: config.number("rms_norm_eps")?,
             max_position_embeddings: config.size("max_position_embeddings", 1..=u32::MAX)?,
-            eos_token_ids: eos_token_ids(&config, checkpoint)?,
+            eos_token_ids: config.token_ids("eos_token_id")?,
             bos_token_id: config.optional_size("bos_token_id", 0..=u32::MAX)?,
             layers: self.layers(&config, count)?,
         };
+        check_experts(&config, &spec)?;
         spec.validate().map_err(|detail| config.refused(detail))?;
         Ok(spec)
     }
@@ -134,7 +151,8 @@ impl Arch {
             Some(SparseLayers::SparseStep) => {
                 let step = config.size("decoder_sparse_step", 1..=u32::MAX)?;
                 let dense = config.list("mlp_only_layers")?.unwrap_or_default();
-                let is_dense = |layer| dense.contains(&Value::from(layer));
+                let dense: BTreeSet<_> = dense.iter().filter_map(Value::as_u64).collect();
+                let is_dense = |layer| dense.contains(&u64::from(layer));
                 (0..count)
                     .map(|l| (l + 1).is_multiple_of(step) && !is_dense(l))
                     .collect()
@@ -211,26 +229,33 @@ fn windows_by_type(
     types.iter().enumerate().map(window_of).collect()
 }
 
-/// The tokens that end generation: those of `generation_config.json` if it names any.
-fn eos_token_ids(config: &Config<'_>, checkpoint: &Checkpoint) -> Result<Vec<u32>> {
-    let path = checkpoint.root().join(GENERATION_CONFIG);
-    let text = match fs::read(&path) {
+/// Refuses more experts than memory should be spent on naming.
+fn check_experts(config: &Config<'_>, spec: &ModelSpec) -> Result<()> {
+    let experts: u32 = spec.layers.iter().map(LayerSpec::num_experts).sum();
+    if experts <= MAX_EXPERTS {
+        return Ok(());
+    }
+    let detail = format!("expected at most {MAX_EXPERTS} experts in all layers, found {experts}");
+    Err(config.refused(detail))
+}
+
+/// The tokens that end generation by the `generation_config.json` at `path`, if it names any.
+fn generation_eos(path: &Path) -> Result<Option<Vec<u32>>> {
+    let text = match fs::read(path) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return config.token_ids("eos_token_id");
-        }
-        Err(e) => return Err(FormatError::io(&path, e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(FormatError::io(path, e)),
     };
     let generation: Value =
-        serde_json::from_slice(&text).map_err(|e| FormatError::file(&path, e.to_string()))?;
-    match generation
+        serde_json::from_slice(&text).map_err(|e| FormatError::file(path, e.to_string()))?;
+    let Some(value) = generation
         .get("eos_token_id")
         .filter(|value| !value.is_null())
-    {
-        None => config.token_ids("eos_token_id"),
-        Some(value) => config::token_ids(value).ok_or_else(|| {
-            let found = config::shown(Some(value));
-            FormatError::file(&path, format!("`eos_token_id`: expected {TOKEN_IDS}, found {found}"))
-        }),
-    }
+    else {
+        return Ok(None);
+    };
+    config::token_ids(value).map(Some).ok_or_else(|| {
+        let found = config::shown(Some(value));
+        FormatError::file(path, format!("`eos_token_id`: expected {TOKEN_IDS}, found {found}"))
+    })
 }

@@ -281,3 +281,6 @@ impl<'de> Deserialize<'de> for RawHeader {
         deserializer.deserialize_map(Keys)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,346 @@
+use serde_json::json;
+
+use super::*;
+use crate::model::{Ffn, Mixer, ModelSpec, QkNorm, RopeScaling};
+
+fn windows(spec: &ModelSpec) -> Vec<Option<u32>> {
+    let window = |layer: &crate::model::LayerSpec| {
+        let Mixer::Attention(attention) = &layer.mixer;
+        attention.sliding_window
+    };
+    spec.layers.iter().map(window).collect()
+}
+
+#[test]
+fn unknown_architectures_name_the_known_ones() {
+    assert_eq!(
+        config_refusal("llama2", &[("model_type", json!("gpt2"))]),
+        "DIR/config.json: `model_type`: expected one of llama, mistral, mixtral, olmoe, qwen2, \
+         qwen2_moe, qwen3, qwen3_moe, or a table of your own, found `gpt2`"
+    );
+    assert_eq!(
+        config_refusal("llama2", &[("model_type", json!(7))]),
+        "DIR/config.json: `model_type`: expected a name, found 7"
+    );
+}
+
+#[test]
+fn a_table_for_another_model_is_refused() {
+    let checkpoint = Checkpoint::open(&golden("llama2")).unwrap();
+    let arch = Arch::builtin("qwen3").unwrap();
+    assert_eq!(
+        message(&golden("llama2"), Inventory::new(&checkpoint, Some(&arch))),
+        "DIR/config.json: `model_type`: expected `qwen3`, as configs/arch/qwen3.json is for, found \
+         `llama`"
+    );
+    let own = Arch::builtin("llama").unwrap();
+    assert!(Inventory::new(&checkpoint, Some(&own)).is_ok());
+}
+
+#[test]
+fn unsupported_values_are_refused() {
+    let refusal = |key, value| config_refusal("llama3", &[(key, value)]);
+    assert_eq!(
+        refusal("hidden_act", json!("gelu")),
+        r#"DIR/config.json: `hidden_act`: expected "silu" or "swish", found "gelu""#
+    );
+    assert_eq!(
+        refusal("quantization_config", json!({"quant_method": "fp8"})),
+        "DIR/config.json: `quantization_config`: expected none (16- or 32-bit weights), found \"fp8\""
+    );
+    assert_eq!(
+        refusal("partial_rotary_factor", json!(0.5)),
+        "DIR/config.json: `partial_rotary_factor`: expected null or 1 or 1.0, found 0.5"
+    );
+    assert_eq!(
+        refusal("tie_word_embeddings", json!("yes")),
+        "DIR/config.json: `tie_word_embeddings`: expected true or false, found \"yes\""
+    );
+}
+
+#[test]
+fn sizes_out_of_bounds_are_refused() {
+    let refusal = |key, value| config_refusal("qwen3_moe", &[(key, value)]);
+    assert_eq!(
+        refusal("num_hidden_layers", json!(0)),
+        "DIR/config.json: `num_hidden_layers`: expected a whole number from 1 to 4096, found 0"
+    );
+    assert_eq!(
+        refusal("num_hidden_layers", json!(1_000_000)),
+        "DIR/config.json: `num_hidden_layers`: expected a whole number from 1 to 4096, found 1000000"
+    );
+    assert_eq!(
+        refusal("num_experts", json!(1_u64 << 40)),
+        "DIR/config.json: `num_experts`: expected a whole number from 1 to 65536, found \
+         1099511627776"
+    );
+    assert_eq!(
+        refusal("hidden_size", json!(-64)),
+        "DIR/config.json: `hidden_size`: expected a whole number from 1 to 16777216, found -64"
+    );
+    assert_eq!(
+        refusal("hidden_size", json!(64.5)),
+        "DIR/config.json: `hidden_size`: expected a whole number from 1 to 16777216, found 64.5"
+    );
+    assert_eq!(
+        refusal("num_experts_per_tok", json!(7)),
+        "DIR/config.json: `num_experts_per_tok`: expected a whole number from 1 to 6, found 7"
+    );
+    assert_eq!(
+        refusal("num_key_value_heads", json!(3)),
+        "DIR/config.json: `num_key_value_heads`: expected a divisor of num_attention_heads 4, found 3"
+    );
+    assert_eq!(
+        refusal("head_dim", json!(31)),
+        "DIR/config.json: `head_dim`: expected an even number, found 31"
+    );
+    assert_eq!(
+        refusal("decoder_sparse_step", json!(0)),
+        "DIR/config.json: `decoder_sparse_step`: expected a whole number from 1 to 4294967295, \
+         found 0"
+    );
+    assert_eq!(
+        refusal("rms_norm_eps", json!(0)),
+        "DIR/config.json: `rms_norm_eps`: expected a number above 0, found 0"
+    );
+    assert_eq!(
+        refusal("eos_token_id", json!("x")),
+        "DIR/config.json: `eos_token_id`: expected a token's number, a list of them or null, found \
+         \"x\""
+    );
+}
+
+#[test]
+fn absurd_numbers_of_experts_are_refused() {
+    let changes = [("num_hidden_layers", json!(4096)), ("num_experts", json!(512))];
+    assert_eq!(
+        config_refusal("qwen3_moe", &changes),
+        "DIR/config.json: expected at most 1048576 experts in all layers, found 2096640"
+    );
+}
+
+#[test]
+fn missing_and_contradictory_keys_are_refused() {
+    let dir = copy("llama2", |config| without(config, &["hidden_size"]), |_| {});
+    assert_eq!(
+        message(dir.path(), inventory(dir.path())),
+        "DIR/config.json: `hidden_size`: expected a whole number from 1 to 16777216, found nothing"
+    );
+    assert_eq!(
+        config_refusal("qwen3_moe", &[("num_local_experts", json!(8))]),
+        "DIR/config.json: `num_local_experts`: expected 6 as in `num_experts`, found 8"
+    );
+    assert_eq!(
+        config_refusal(
+            "llama2",
+            &[("num_attention_heads", json!(6)), ("num_key_value_heads", json!(6))]
+        ),
+        "DIR/config.json: `head_dim` is hidden_size / num_attention_heads: expected a whole number, \
+         found 64 / 6"
+    );
+}
+
+#[test]
+fn unsupported_rotations_are_refused() {
+    let refusal = |key, value| config_refusal("llama2", &[(key, value)]);
+    assert_eq!(
+        refusal("rope_scaling", json!({"type": "yarn", "factor": 4.0})),
+        "DIR/config.json: `rope_scaling.type`: expected `default`, `linear` or `llama3`, found \
+         \"yarn\""
+    );
+    assert_eq!(
+        refusal("rope_scaling", json!({"rope_type": "linear"})),
+        "DIR/config.json: `rope_scaling.factor`: expected a number above 0, found nothing"
+    );
+    assert_eq!(
+        refusal("rope_scaling", json!({"type": "default", "mrope_section": [1]})),
+        "DIR/config.json: `rope_scaling`: expected only rope_type, type, rope_theta, factor, \
+         low_freq_factor, high_freq_factor, original_max_position_embeddings, found \
+         \"mrope_section\""
+    );
+    assert_eq!(
+        refusal("rope_scaling", json!("linear")),
+        "DIR/config.json: `rope_scaling`: expected an object or null, found \"linear\""
+    );
+    let llama3 =
+        json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4});
+    assert_eq!(
+        refusal("rope_scaling", llama3),
+        "DIR/config.json: `rope_scaling.low_freq_factor`: expected below high_freq_factor 4, found 4"
+    );
+    assert_eq!(
+        refusal("rope_theta", json!(0)),
+        "DIR/config.json: `rope_theta`: expected a number above 0, found 0"
+    );
+}
+
+#[test]
+fn rotations_of_both_generations_are_read() {
+    let rope = |change: &dyn Fn(&mut Value)| {
+        let spec = spec("llama2", |config| change(config));
+        let Mixer::Attention(attention) = &spec.layers[0].mixer;
+        (attention.rope.theta, attention.rope.scaling)
+    };
+    let linear = RopeScaling::Linear { factor: 2.0 };
+    assert_eq!(rope(&|c| c["rope_theta"] = json!(5000)), (5000.0, RopeScaling::None));
+    let old = json!({"type": "linear", "factor": 2.0});
+    assert_eq!(rope(&|c| c["rope_scaling"] = old.clone()), (10000.0, linear));
+    let new = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0});
+    let both = |c: &mut Value| {
+        c["rope_scaling"] = json!({});
+        c["rope_parameters"] = new.clone();
+    };
+    assert_eq!(rope(&both), (7.0, linear));
+    assert_eq!(rope(&|c| c["rope_parameters"] = new.clone()), (7.0, linear));
+    assert_eq!(rope(&|c| without(c, &["rope_theta"])), (10000.0, RopeScaling::None));
+    let llama3 =
+        json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4});
+    let (_, scaling) = rope(&|c| c["rope_scaling"] = llama3.clone());
+    let original = match scaling {
+        RopeScaling::Llama3 { original_max_position_embeddings, .. } => {
+            original_max_position_embeddings
+        }
+        _ => 0,
+    };
+    assert_eq!(original, 256, "max_position_embeddings when nothing else is said");
+}
+
+#[test]
+fn layer_types_must_fit() {
+    let refusal = |changes: &[(&str, Value)]| config_refusal("qwen2", changes);
+    assert_eq!(
+        refusal(&[("layer_types", json!(["full_attention"]))]),
+        "DIR/config.json: `layer_types`: expected 3 entries, as num_hidden_layers says, found 1"
+    );
+    assert_eq!(
+        refusal(&[("layer_types", json!(["full_attention", "linear_attention", "x"]))]),
+        "DIR/config.json: `layer_types[1]`: expected `full_attention` or `sliding_attention`, found \
+         \"linear_attention\""
+    );
+    assert_eq!(
+        refusal(&[("use_sliding_window", json!(false))]),
+        "DIR/config.json: `layer_types[1]`: expected `full_attention`, as no sliding_window is in \
+         use, found \"sliding_attention\""
+    );
+    assert_eq!(
+        refusal(&[("layer_types", json!(3))]),
+        "DIR/config.json: `layer_types`: expected a list, found 3"
+    );
+}
+
+#[test]
+fn layers_slide_by_each_rule() {
+    let slide = |case: &str, max: Option<u32>| {
+        let spec = spec(case, |config| {
+            without(config, &["layer_types"]);
+            config["use_sliding_window"] = json!(true);
+            config["sliding_window"] = json!(5);
+            if let Some(max) = max {
+                config["max_window_layers"] = json!(max);
+            }
+        });
+        windows(&spec)
+    };
+    assert_eq!(slide("qwen3", Some(2)), [None, None, Some(5)]);
+    assert_eq!(slide("qwen2_moe", Some(3)), [Some(5), None, Some(5), None]);
+    assert_eq!(slide("qwen2_moe", Some(2)), [Some(5), None, None, None]);
+    assert_eq!(slide("qwen3_moe", None), [Some(5); 3]);
+    assert_eq!(slide("mixtral", None), [Some(5); 2]);
+}
+
+/// Defaults of transformers' configuration classes that shapes cannot correct.
+#[test]
+fn absent_keys_take_the_defaults_of_transformers() {
+    let bare = |case: &str, keys: &[&str]| spec(case, |config| without(config, keys));
+    let common = [
+        "rms_norm_eps",
+        "rope_theta",
+        "max_position_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "sliding_window",
+        "norm_topk_prob",
+        "num_experts_per_tok",
+        "rope_parameters",
+        "tie_word_embeddings",
+        "rope_scaling",
+    ];
+    let numbers = |spec: &ModelSpec| {
+        let Mixer::Attention(attention) = &spec.layers[0].mixer;
+        (spec.rms_norm_eps, attention.rope.theta, spec.max_position_embeddings)
+    };
+    let tokens = |spec: &ModelSpec| (spec.eos_token_ids.clone(), spec.bos_token_id);
+    let llama = bare("llama2", &common);
+    assert_eq!(numbers(&llama), (1e-6, 10000.0, 2048));
+    assert_eq!((tokens(&llama), llama.tie_word_embeddings), ((vec![2], Some(1)), false));
+    let mistral = bare("mistral", &common);
+    assert_eq!(numbers(&mistral), (1e-6, 10000.0, 131_072));
+    assert_eq!(windows(&mistral), [Some(4096); 3]);
+    let mixtral = bare("mixtral", &common);
+    assert_eq!(numbers(&mixtral), (1e-5, 1_000_000.0, 131_072));
+    assert_eq!(windows(&mixtral), [None; 2]);
+    let olmoe = bare("olmoe", &common);
+    assert_eq!(numbers(&olmoe), (1e-5, 10000.0, 4096));
+    assert_eq!(tokens(&olmoe), (vec![50279], None));
+    let qwen = bare("qwen2", &["eos_token_id", "bos_token_id", "rms_norm_eps"]);
+    assert_eq!((tokens(&qwen), qwen.rms_norm_eps), ((vec![], None), 1e-6));
+    let picks = |spec: &ModelSpec| match &spec.layers.last().unwrap().ffn {
+        Ffn::Moe(moe) => (moe.num_experts_per_tok, moe.norm_topk_prob),
+        Ffn::Dense(_) => (0, false),
+    };
+    assert_eq!(picks(&mixtral), (2, true));
+    assert_eq!(picks(&olmoe), (8, false));
+    assert_eq!(picks(&bare("qwen2_moe", &common)), (4, false));
+    let mut eight = spec("qwen3_moe", |config| {
+        without(config, &["num_experts_per_tok", "norm_topk_prob"]);
+        config["num_experts"] = json!(128);
+    });
+    assert_eq!(picks(&eight), (8, false));
+    let Mixer::Attention(attention) = eight.layers.remove(0).mixer;
+    assert_eq!(attention.qk_norm, QkNorm::PerHead);
+}
+
+#[test]
+fn heads_take_the_defaults_of_transformers() {
+    let heads = |case: &str, change: &dyn Fn(&mut Value)| {
+        let spec = spec(case, |config| {
+            without(config, &["num_key_value_heads", "head_dim"]);
+            config["num_attention_heads"] = json!(32);
+            change(config);
+        });
+        let Mixer::Attention(attention) = &spec.layers[0].mixer;
+        (attention.kv_heads, attention.head_dim)
+    };
+    let null = |config: &mut Value| config["num_key_value_heads"] = Value::Null;
+    assert_eq!(heads("llama2", &|_| {}), (32, 2));
+    assert_eq!(heads("mistral", &|_| {}), (8, 2));
+    assert_eq!(heads("mistral", &null), (32, 2));
+    assert_eq!(heads("mixtral", &|_| {}), (8, 2));
+    assert_eq!(heads("qwen2", &|_| {}), (32, 2));
+    assert_eq!(heads("qwen3", &|_| {}), (32, 128));
+    assert_eq!(heads("qwen2_moe", &|_| {}), (16, 2));
+    assert_eq!(heads("qwen3_moe", &|_| {}), (4, 2));
+    assert_eq!(heads("olmoe", &|_| {}), (32, 2));
+}
+
+#[test]
+fn generation_config_says_where_to_stop() {
+    let dir = copy("llama2", |_| {}, |_| {});
+    let path = dir.path().join("generation_config.json");
+    let ids = || inventory(dir.path()).map(|inventory| inventory.spec.eos_token_ids);
+    fs::write(&path, r#"{"eos_token_id": [5, 6]}"#).unwrap();
+    assert_eq!(ids().unwrap(), [5, 6]);
+    fs::write(&path, r#"{"eos_token_id": null}"#).unwrap();
+    assert_eq!(ids().unwrap(), [2]);
+    fs::write(&path, r#"{"eos_token_id": [5, "six"]}"#).unwrap();
+    assert_eq!(
+        message(dir.path(), ids()),
+        "DIR/generation_config.json: `eos_token_id`: expected a token's number, a list of them or \
+         null, found [5,\"six\"]"
+    );
+    fs::write(&path, "{").unwrap();
+    assert_eq!(
+        message(dir.path(), ids()),
+        "DIR/generation_config.json: EOF while parsing an object at line 1 column 1"
+    );
+}

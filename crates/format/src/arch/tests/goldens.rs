@@ -1,0 +1,242 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::checkpoint::CheckpointWeights;
+use crate::io::AlignedBuf;
+use crate::model::{AttentionSpec, Ffn, Mixer, ModelSpec, MoeSpec, QkNorm, RopeScaling, RopeSpec};
+use crate::role::Role;
+use crate::unit::Unit;
+
+fn open(case: &str) -> CheckpointWeights {
+    let checkpoint = Checkpoint::open(&golden(case)).unwrap();
+    let inventory = Inventory::new(&checkpoint, None).unwrap();
+    CheckpointWeights::new(checkpoint, inventory)
+}
+
+/// Every entry of `cases.json`: its name and the file of expected values, which variants share.
+fn cases() -> Vec<(String, String)> {
+    let json = fs::read(golden("cases.json")).unwrap();
+    let cases: Value = serde_json::from_slice(&json).unwrap();
+    let text = |case: &Value, key: &str| case[key].as_str().unwrap().to_owned();
+    let cases = cases["cases"].as_array().unwrap();
+    cases
+        .iter()
+        .map(|case| (text(case, "case"), text(case, "golden")))
+        .collect()
+}
+
+/// The values of every tensor of the model, packed.
+fn values(weights: &CheckpointWeights) -> BTreeMap<(Unit, Role), Vec<u8>> {
+    let mut buf = AlignedBuf::default();
+    let mut values = BTreeMap::new();
+    for unit in weights.inventory().spec.units() {
+        weights.read(unit, &mut buf).unwrap();
+        for entry in weights.layout(unit).unwrap().tensors.iter() {
+            let start = entry.offset as usize;
+            let bytes = &buf.as_slice()[start..start + entry.byte_len().unwrap() as usize];
+            values.insert((unit, entry.role), bytes.to_vec());
+        }
+    }
+    values
+}
+
+#[test]
+fn every_golden_maps_completely() {
+    assert!(cases().len() >= 17);
+    for (case, _) in cases() {
+        let weights = open(&case);
+        let inventory = weights.inventory();
+        for unit in inventory.spec.units() {
+            let roles: Vec<_> = inventory.units[&unit]
+                .iter()
+                .map(|tensor| tensor.role)
+                .collect();
+            assert!(roles.is_sorted(), "{case}: {unit}");
+            let expected = inventory.spec.tensors(unit);
+            assert_eq!(
+                roles,
+                expected.iter().map(|t| t.role).collect::<Vec<_>>(),
+                "{case}: {unit}"
+            );
+        }
+        assert_eq!(inventory.units.len(), inventory.spec.units().count(), "{case}");
+    }
+}
+
+#[test]
+fn variants_of_a_model_hold_the_same_values() {
+    let mut first = BTreeMap::new();
+    for (case, model) in cases() {
+        let weights = open(&case);
+        let found = (weights.inventory().spec.clone(), values(&weights));
+        match first.get(&model) {
+            None => drop(first.insert(model, found)),
+            Some(expected) => assert!(*expected == found, "{case}"),
+        }
+    }
+}
+
+#[test]
+fn views_of_experts_come_from_one_template() {
+    for case in ["qwen3_moe", "qwen3_moe-fused", "qwen3_moe-fused-t"] {
+        let weights = open(case);
+        let inventory = weights.inventory();
+        assert!(inventory.expert_tensors(1).is_none(), "layer 1 is dense");
+        for (expert, unit) in (0..6).map(|e| (e, Unit::Expert { layer: 2, expert: e })) {
+            let templates = inventory.expert_tensors(2).unwrap();
+            let views: Vec<_> = templates.iter().map(|t| t.view.of_expert(expert)).collect();
+            let expected: Vec<_> = inventory.units[&unit]
+                .iter()
+                .map(|t| t.view.clone())
+                .collect();
+            assert_eq!(views, expected, "{case}");
+        }
+    }
+}
+
+#[test]
+fn rows_are_read_alone() {
+    let weights = open("qwen3_moe-fused-t");
+    let unit = Unit::Expert { layer: 0, expert: 3 };
+    let entry = weights.layout(unit).unwrap().tensors[1].clone();
+    let all = &values(&weights)[&(unit, entry.role)];
+    let (mut rows, row_len) = (AlignedBuf::default(), all.len() / entry.rows as usize);
+    weights.read_rows(&entry, 5..9, &mut rows).unwrap();
+    assert_eq!(rows.as_slice(), &all[5 * row_len..9 * row_len]);
+}
+
+fn attention(spec: &ModelSpec, layer: usize) -> &AttentionSpec {
+    let Mixer::Attention(attention) = &spec.layers[layer].mixer;
+    attention
+}
+
+fn moe(spec: &ModelSpec, layer: usize) -> &MoeSpec {
+    match &spec.layers[layer].ffn {
+        Ffn::Moe(moe) => moe,
+        Ffn::Dense(_) => panic!("layer {layer} is dense"),
+    }
+}
+
+fn windows(spec: &ModelSpec) -> Vec<Option<u32>> {
+    (0..spec.layers.len())
+        .map(|layer| attention(spec, layer).sliding_window)
+        .collect()
+}
+
+#[test]
+fn llama2_has_heads_of_its_own_and_ignores_frequencies() {
+    let weights = open("llama2-inv-freq");
+    let Inventory { spec, ignored, .. } = weights.inventory();
+    let expected = AttentionSpec {
+        heads: 4,
+        kv_heads: 4,
+        head_dim: 16,
+        rope: RopeSpec { theta: 10000.0, scaling: RopeScaling::None },
+        qk_norm: QkNorm::None,
+        qkv_bias: false,
+        o_bias: false,
+        sliding_window: None,
+        clip_qkv: None,
+    };
+    assert_eq!(*attention(spec, 0), expected);
+    assert_eq!((spec.rms_norm_eps, spec.max_position_embeddings), (1e-6, 256));
+    assert_eq!((&spec.eos_token_ids[..], spec.bos_token_id), (&[2][..], Some(1)));
+    assert_eq!(ignored.len(), 3);
+    assert_eq!(ignored[2].tensor, "model.layers.2.self_attn.rotary_emb.inv_freq");
+    assert_eq!(ignored[2].reason, "rotary frequencies, computed from the configuration");
+}
+
+#[test]
+fn llama3_scales_its_rotation_and_ties_its_head() {
+    for case in ["llama3", "llama3-old"] {
+        let weights = open(case);
+        let spec = &weights.inventory().spec;
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 32,
+        };
+        assert_eq!(attention(spec, 2).rope, RopeSpec { theta: 500_000.0, scaling }, "{case}");
+        assert!(spec.tie_word_embeddings, "{case}");
+    }
+}
+
+#[test]
+fn biases_follow_the_configuration() {
+    let weights = open("llama-bias");
+    let spec = &weights.inventory().spec;
+    let found = attention(spec, 0);
+    assert_eq!((found.qkv_bias, found.o_bias, found.kv_heads), (true, true, 4));
+    assert!(matches!(&spec.layers[0].ffn, Ffn::Dense(dense) if dense.bias));
+    let weights = open("qwen2");
+    let found = attention(&weights.inventory().spec, 0);
+    assert_eq!((found.qkv_bias, found.o_bias), (true, false));
+}
+
+#[test]
+fn windows_follow_the_configuration() {
+    assert_eq!(windows(&open("mistral").inventory().spec), [Some(8); 3]);
+    for case in ["qwen2", "qwen2-old"] {
+        assert_eq!(windows(&open(case).inventory().spec), [None, Some(8), Some(8)], "{case}");
+    }
+    assert_eq!(windows(&open("qwen2_moe").inventory().spec), [None; 4]);
+    assert_eq!(windows(&open("mixtral").inventory().spec), [None; 2]);
+}
+
+#[test]
+fn queries_and_keys_are_normed_where_the_table_says() {
+    for (case, norm) in
+        [("qwen3", QkNorm::PerHead), ("qwen3_moe", QkNorm::PerHead), ("olmoe", QkNorm::Full)]
+    {
+        assert_eq!(attention(&open(case).inventory().spec, 0).qk_norm, norm, "{case}");
+    }
+    let weights = open("olmoe");
+    assert_eq!(attention(&weights.inventory().spec, 0).clip_qkv, Some(1.5));
+}
+
+#[test]
+fn a_stored_head_of_a_tied_model_is_ignored() {
+    let weights = open("qwen3-head");
+    let ignored = &weights.inventory().ignored;
+    assert_eq!(ignored.len(), 1);
+    assert_eq!(
+        (&*ignored[0].tensor, &*ignored[0].reason),
+        ("lm_head.weight", "tied to embed_tokens")
+    );
+}
+
+#[test]
+fn experts_follow_the_configuration() {
+    let options = |case: &str, layer| {
+        let weights = open(case);
+        let found = moe(&weights.inventory().spec, layer);
+        let shared = found
+            .shared_expert
+            .as_ref()
+            .map(|s| (s.intermediate_size, s.gated));
+        let sizes = (found.num_experts, found.num_experts_per_tok, found.moe_intermediate_size);
+        (sizes, found.norm_topk_prob, shared)
+    };
+    assert_eq!(options("mixtral", 0), ((4, 2, 96), true, None));
+    assert_eq!(options("mixtral-fused", 1), ((4, 2, 96), true, None));
+    assert_eq!(options("qwen2_moe", 1), ((8, 3, 32), false, Some((96, true))));
+    assert_eq!(options("qwen3_moe", 0), ((6, 2, 96), true, None));
+    assert_eq!(options("qwen3_moe-fused", 2), ((6, 2, 96), true, None));
+    assert_eq!(options("olmoe", 1), ((8, 2, 96), false, None));
+}
+
+#[test]
+fn dense_layers_among_sparse_ones() {
+    let experts = |case: &str| -> Vec<u32> {
+        open(case)
+            .inventory()
+            .spec
+            .layers
+            .iter()
+            .map(crate::model::LayerSpec::num_experts)
+            .collect()
+    };
+    assert_eq!(experts("qwen2_moe"), [0, 8, 0, 8]);
+    assert_eq!(experts("qwen3_moe"), [6, 0, 6]);
+}

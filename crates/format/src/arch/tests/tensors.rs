@@ -1,0 +1,216 @@
+use serde_json::json;
+use shardwright_quant::Float;
+
+use super::*;
+use crate::unit::Unit;
+
+/// The tensor called `name`.
+fn find<'a>(tensors: &'a mut [Described], name: &str) -> &'a mut Described {
+    tensors.iter_mut().find(|tensor| tensor.0 == name).unwrap()
+}
+
+fn add(tensors: &mut Vec<Described>, name: &str, shape: &[u64]) {
+    tensors.push((name.to_owned(), Float::F16, shape.to_vec()));
+}
+
+#[test]
+fn tensors_without_a_row_are_named() {
+    for name in [
+        "model.layers.0.self_attn.sinks",
+        "model.layers.00.input_layernorm.weight",
+        "model.layers.{layer}.input_layernorm.weight",
+        "lm_head.bias",
+    ] {
+        assert_eq!(
+            tensor_refusal("llama2", |tensors| add(tensors, name, &[64])),
+            format!(
+                "DIR/model.safetensors: tensor `{name}`: configs/arch/llama.json has no row for it"
+            )
+        );
+    }
+}
+
+#[test]
+fn missing_tensors_are_named() {
+    let without = |case, name: &str| {
+        tensor_refusal(case, |tensors| tensors.retain(|tensor| tensor.0 != name))
+    };
+    assert_eq!(
+        without("llama2", "model.layers.1.self_attn.q_proj.weight"),
+        "DIR: attention.q_proj of layer 1 [64, 64]: expected tensor \
+         `model.layers.1.self_attn.q_proj.weight`, found none"
+    );
+    assert_eq!(
+        without("llama2", "lm_head.weight"),
+        "DIR: lm_head of head [256, 64]: expected tensor `lm_head.weight`, found none"
+    );
+    assert_eq!(
+        without("qwen3_moe", "model.layers.2.mlp.experts.5.down_proj.weight"),
+        "DIR: expert.down_proj of layer 2 expert 5 [64, 96]: expected tensor \
+         `model.layers.2.mlp.experts.5.down_proj.weight` or \
+         `model.layers.2.mlp.experts.down_proj`, found none"
+    );
+    assert_eq!(
+        without("llama2", "model.norm.weight"),
+        "DIR: norm.final of head [64]: expected tensor `model.norm.weight`, found none"
+    );
+}
+
+#[test]
+fn tensors_that_the_configuration_does_not_have_are_refused() {
+    assert_eq!(
+        tensor_refusal("llama2", |t| add(t, "model.layers.7.input_layernorm.weight", &[64])),
+        "DIR/model.safetensors: tensor `model.layers.7.input_layernorm.weight`: it is the norm.input \
+         of layer 7, which the model in config.json does not have"
+    );
+    assert_eq!(
+        tensor_refusal("llama2", |t| add(t, "model.layers.0.self_attn.q_proj.bias", &[64])),
+        "DIR/model.safetensors: tensor `model.layers.0.self_attn.q_proj.bias`: it is the \
+         attention.q_bias of layer 0, which the model in config.json does not have"
+    );
+    let expert = "model.layers.0.mlp.experts.6.up_proj.weight";
+    assert_eq!(
+        tensor_refusal("qwen3_moe", |tensors| add(tensors, expert, &[96, 64])),
+        format!(
+            "DIR/model.safetensors: tensor `{expert}`: it is the expert.up_proj of layer 0 expert 6, \
+             which the model in config.json does not have"
+        )
+    );
+    let fused = "model.layers.1.mlp.experts.down_proj";
+    assert_eq!(
+        tensor_refusal("qwen3_moe", |tensors| add(tensors, fused, &[6, 64, 96])),
+        format!(
+            "DIR/model.safetensors: tensor `{fused}`: the configuration has no expert.down_proj in \
+             layer 1 expert 0"
+        )
+    );
+}
+
+#[test]
+fn other_shapes_are_refused() {
+    let reshaped = |case, name: &str, shape: &[u64]| {
+        tensor_refusal(case, |tensors| find(tensors, name).2 = shape.to_vec())
+    };
+    let name = "model.layers.0.self_attn.k_proj.weight";
+    assert_eq!(
+        reshaped("llama3", name, &[64, 64]),
+        format!(
+            "DIR/model.safetensors: tensor `{name}`: expected shape [32, 64] of attention.k_proj, \
+             found [64, 64]"
+        )
+    );
+    assert_eq!(
+        reshaped("llama2", "model.norm.weight", &[64, 1]),
+        "DIR/model.safetensors: tensor `model.norm.weight`: expected shape [64] of norm.final, found \
+         [64, 1]"
+    );
+    assert_eq!(
+        reshaped("qwen3-head", "lm_head.weight", &[255, 64]),
+        "DIR/model.safetensors: tensor `lm_head.weight`: expected shape [256, 64] of embed_tokens, \
+         found [255, 64]"
+    );
+    let name = "model.layers.0.mlp.experts.gate_up_proj";
+    assert_eq!(
+        reshaped("qwen3_moe-fused", name, &[6, 96, 64]),
+        format!(
+            "DIR/model.safetensors: tensor `{name}`: expected shape [6, 192, 64] or [6, 64, 192], \
+             found [6, 96, 64]"
+        )
+    );
+}
+
+#[test]
+fn two_tensors_for_one_role_are_refused() {
+    let name = "model.layers.0.mlp.gate.weight";
+    assert_eq!(
+        tensor_refusal("mixtral", |tensors| add(tensors, name, &[4, 64])),
+        format!(
+            "DIR/model.safetensors: tensor `{name}`: it gives the router of layer 0, as \
+             `model.layers.0.block_sparse_moe.gate.weight` does"
+        )
+    );
+    let name = "model.layers.0.mlp.experts.down_proj";
+    assert_eq!(
+        tensor_refusal("qwen3_moe", |tensors| add(tensors, name, &[6, 64, 96])),
+        format!(
+            "DIR/model.safetensors: tensor `{name}`: it gives the expert.down_proj of layer 0 expert \
+             0, as `model.layers.0.mlp.experts.0.down_proj.weight` does"
+        )
+    );
+}
+
+#[test]
+fn experts_of_a_layer_are_stored_alike() {
+    let name = "model.layers.0.mlp.experts.4.up_proj.weight";
+    assert_eq!(
+        tensor_refusal("qwen3_moe", |tensors| find(tensors, name).1 = Float::F32),
+        format!(
+            "DIR/model.safetensors: tensor `{name}`: expected expert 4 stored as expert 0: \
+             `model.layers.0.mlp.experts.{{expert}}.up_proj.weight` in bf16, found \
+             `model.layers.0.mlp.experts.{{expert}}.up_proj.weight` in f32"
+        )
+    );
+}
+
+/// A golden with fused experts as wide as the model, so that `down_proj` is square.
+fn square(keep_gate_up: bool) -> TempDir {
+    let config = |config: &mut Value| config["moe_intermediate_size"] = json!(64);
+    copy("qwen3_moe-fused", config, |tensors| {
+        let separate = [0, 2].iter().flat_map(|layer| {
+            let name = move |expert, kind| {
+                format!("model.layers.{layer}.mlp.experts.{expert}.{kind}_proj.weight")
+            };
+            (0..6).flat_map(move |e| [name(e, "gate"), name(e, "up")])
+        });
+        let separate: Vec<_> = separate
+            .map(|name| (name, Float::Bf16, vec![64, 64]))
+            .collect();
+        for tensor in tensors.iter_mut() {
+            if tensor.0.ends_with("experts.down_proj") {
+                tensor.2 = vec![6, 64, 64];
+            } else if tensor.0.ends_with("experts.gate_up_proj") {
+                tensor.2 = vec![6, 64, 128];
+            }
+        }
+        if !keep_gate_up {
+            tensors.retain(|tensor| !tensor.0.ends_with("experts.gate_up_proj"));
+            tensors.extend(separate);
+        }
+    })
+}
+
+#[test]
+fn a_square_fused_tensor_is_laid_out_as_the_one_beside_it() {
+    let dir = square(true);
+    let inventory = inventory(dir.path()).unwrap();
+    let expert = &inventory.units[&Unit::Expert { layer: 0, expert: 1 }];
+    let strides: Vec<_> = expert
+        .iter()
+        .map(|t| (t.view.start, t.view.row_stride, t.view.col_stride))
+        .collect();
+    assert_eq!(strides, [(8192, 1, 128), (8192 + 64, 1, 128), (4096, 1, 64)]);
+}
+
+#[test]
+fn an_ambiguous_fused_tensor_is_refused_unless_the_table_decides() {
+    let dir = square(false);
+    assert_eq!(
+        message(dir.path(), inventory(dir.path())),
+        "DIR/model.safetensors: tensor `model.layers.0.mlp.experts.down_proj`: shape [6, 64, 64] can \
+         be [.., out, in] as well as [.., in, out]: state \"layout\": \"out_in\" or \"in_out\" in its \
+         row under `fused` of the architecture's table"
+    );
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    for (layout, strides) in [("out_in", (64, 1)), ("in_out", (1, 64))] {
+        let roles = r#""roles": ["expert.down_proj"]"#;
+        let json = include_str!("../../../../../configs/arch/qwen3_moe.json");
+        let json = json.replace(roles, &format!(r#"{roles}, "layout": "{layout}""#));
+        let arch = Arch::parse(Path::new("own.json"), &json).unwrap();
+        let inventory = Inventory::new(&checkpoint, Some(&arch)).unwrap();
+        let view = &inventory.expert_tensors(0).unwrap()[2].view;
+        assert_eq!(
+            (view.row_stride, view.col_stride, view.expert_stride),
+            (strides.0, strides.1, 4096)
+        );
+    }
+}
