@@ -1,0 +1,528 @@
+#!/usr/bin/env python3
+"""Reads a bundle by docs/FORMAT.md alone: an independent check that the text is enough.
+
+    reader.py BUNDLE                      checks the bundle, prints one JSON line per tensor
+    reader.py BUNDLE --equals CHECKPOINT  and compares every value with a checkpoint's tensors, exactly
+
+Nothing but the standard library: BLAKE3, the safetensors header and rounding to f32 are written out
+here. It is slow (about 1 MB/s of hashing) and meant for small bundles. "§" is a section of FORMAT.md.
+Exit status: 0 the bundle is sound, 1 it is not (or values differ), 2 wrong use.
+"""
+
+import array
+import hashlib
+import json
+import os
+import struct
+import sys
+
+PREFIX = b'{\n  "blake3": "'
+HEX_LEN = 64
+CODECS = ("none", "zstd")
+LIMIT = 1 << 64
+REALS = {"rms_norm_eps", "theta", "clip_qkv", "factor", "low_freq_factor", "high_freq_factor", "recipe"}
+
+
+class Refused(Exception):
+    """The bundle is not what FORMAT.md asks for."""
+
+
+def check(condition, *words):
+    if not condition:
+        raise Refused(" ".join(str(word) for word in words))
+
+
+# --- BLAKE3: the hash function, from its paper ---------------------------------------------------
+
+IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
+PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
+COLUMNS_AND_DIAGONALS = (
+    (0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15),
+    (0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14),
+)  # fmt: skip
+CHUNK_START, CHUNK_END, PARENT, ROOT = 1, 2, 4, 8
+CHUNK_LEN, BLOCK_LEN = 1024, 64
+MASK = 0xFFFFFFFF
+
+
+def compress(cv, words, counter, length, flags):
+    """The first eight words of the compression function's output."""
+    v = [*cv, *IV[:4], counter & MASK, counter >> 32, length, flags]
+    for _ in range(7):
+        pair = iter(words)
+        for a, b, c, d in COLUMNS_AND_DIAGONALS:
+            va, vb, vc, vd = v[a], v[b], v[c], v[d]
+            va = (va + vb + next(pair)) & MASK
+            vd ^= va
+            vd = (vd >> 16 | vd << 16) & MASK
+            vc = (vc + vd) & MASK
+            vb ^= vc
+            vb = (vb >> 12 | vb << 20) & MASK
+            va = (va + vb + next(pair)) & MASK
+            vd ^= va
+            vd = (vd >> 8 | vd << 24) & MASK
+            vc = (vc + vd) & MASK
+            vb ^= vc
+            v[a], v[b], v[c], v[d] = va, (vb >> 7 | vb << 25) & MASK, vc, vd
+        words = [words[p] for p in PERMUTATION]
+    return [v[i] ^ v[i + 8] for i in range(8)]
+
+
+def hash_chunk(data, number, root):
+    cv, last = list(IV), max(len(data) - 1, 0) // BLOCK_LEN
+    for block in range(last + 1):
+        piece = data[block * BLOCK_LEN : (block + 1) * BLOCK_LEN]
+        flags = CHUNK_START if block == 0 else 0
+        flags |= (CHUNK_END | root) if block == last else 0
+        words = struct.unpack("<16I", piece.ljust(BLOCK_LEN, b"\0"))
+        cv = compress(cv, words, number, len(piece), flags)
+    return cv
+
+
+def hash_tree(data, number, root):
+    """Chaining value of the chunks in `data`, the first of which is the file's chunk `number`."""
+    if len(data) <= CHUNK_LEN:
+        return hash_chunk(data, number, root)
+    chunks = (len(data) + CHUNK_LEN - 1) // CHUNK_LEN
+    left = 1 << ((chunks - 1).bit_length() - 1)
+    cut = left * CHUNK_LEN
+    words = hash_tree(data[:cut], number, 0) + hash_tree(data[cut:], number + left, 0)
+    return compress(list(IV), words, 0, BLOCK_LEN, PARENT | root)
+
+
+def blake3(data):
+    return struct.pack("<8I", *hash_tree(bytes(data), 0, ROOT)).hex()
+
+
+# --- Numbers (§5) --------------------------------------------------------------------------------
+
+
+def f32(value):
+    """A double rounded to f32, nearest with ties to even."""
+    try:
+        return struct.unpack("<f", struct.pack("<f", value))[0]
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def add_to_f32(a, b):
+    """a + b rounded once to f32: the sum of doubles, its last bit made odd where it was cut."""
+    total = a + b
+    if total - total != 0:  # infinite
+        return f32(total)
+    rest = total - a
+    error = (a - (total - rest)) + (b - rest)
+    if error != 0:
+        bits = struct.unpack("<q", struct.pack("<d", total))[0]
+        if bits & 1 == 0:
+            bits += 1 if (error > 0) == (total > 0) else -1
+        total = struct.unpack("<d", struct.pack("<q", bits))[0]
+    return f32(total)
+
+
+def widen(dtype, data):
+    """Little-endian values of a float type as an array of f32."""
+    if dtype == "bf16":
+        halves = array.array("H", data)
+        swap(halves)
+        words = array.array("I", (half << 16 for half in halves))
+        return array.array("f", words.tobytes())
+    if dtype == "f16":
+        return array.array("f", (value for (value,) in struct.iter_unpack("<e", data)))
+    values = array.array("f", data)
+    swap(values)
+    return values
+
+
+def swap(values):
+    if sys.byteorder == "big":
+        values.byteswap()
+
+
+SIZES = {"f32": 4, "f16": 2, "bf16": 2}
+KEYS = {
+    "f32": ("kind",), "f16": ("kind",), "bf16": ("kind",),
+    "affine": ("kind", "bits", "group_size", "scale_dtype"),
+}  # fmt: skip
+
+
+def part_sizes(encoding, rows, cols):
+    """Bytes of weight, scales and biases (§5)."""
+    kind = encoding.get("kind") if isinstance(encoding, dict) else None
+    check(kind in KEYS, "unknown encoding", encoding)
+    fields(encoding, KEYS[kind], "encoding")
+    if kind != "affine":
+        return SIZES[kind] * rows * cols, 0, 0
+    bits, group = encoding["bits"], encoding["group_size"]
+    check(bits in (2, 3, 4, 6, 8), "bits", bits)
+    check(group in (32, 64, 128), "group_size", group)
+    check(encoding["scale_dtype"] in ("f16", "bf16"), "scale_dtype", encoding["scale_dtype"])
+    check(cols % group == 0, "group_size", group, "does not divide", cols)
+    scales = 2 * rows * (cols // group)
+    return rows * cols * bits // 8, scales, scales
+
+
+def dequantize(encoding, rows, cols, data):
+    """The values of a stored matrix, row-major f32 (§5.1)."""
+    weight, scales, _ = part_sizes(encoding, rows, cols)
+    if encoding["kind"] != "affine":
+        return widen(encoding["kind"], data)
+    bits, group = encoding["bits"], encoding["group_size"]
+    scale = widen(encoding["scale_dtype"], data[weight : weight + scales])
+    bias = widen(encoding["scale_dtype"], data[weight + scales :])
+    values, tables = array.array("f"), {}
+    group_bytes = group * bits // 8
+    for g in range(len(scale)):
+        pair = (scale[g], bias[g])
+        if pair not in tables:
+            tables[pair] = [add_to_f32(pair[0] * q, pair[1]) for q in range(1 << bits)]
+        stream = int.from_bytes(data[g * group_bytes : (g + 1) * group_bytes], "little")
+        table, mask = tables[pair], (1 << bits) - 1
+        values.extend([table[stream >> (c * bits) & mask] for c in range(group)])
+    return values
+
+
+# --- Manifest (§2, §3) ---------------------------------------------------------------------------
+
+
+def refuse_repeated(pairs):
+    names = [name for name, _ in pairs]
+    check(len(names) == len(set(names)), "a field appears twice among", names)
+    return dict(pairs)
+
+
+def fields(value, expected, place, optional=()):
+    """The fields of an object are these; numbers among them are whole and below 2^64."""
+    check(isinstance(value, dict), place, "is not an object")
+    missing = set(expected) - set(optional) - set(value)
+    unknown = set(value) - set(expected)
+    check(not missing, place, "lacks", sorted(missing))
+    check(not unknown, place, "has unknown fields", sorted(unknown))
+    for name in set(value) - REALS:
+        items = value[name] if isinstance(value[name], list) else [value[name]]
+        for item in items:
+            whole = not isinstance(item, float) and not (isinstance(item, int) and not 0 <= item < LIMIT)
+            check(whole, place, name, "has value", item)
+
+
+def read_manifest(root):
+    with open(os.path.join(root, "manifest.json"), "rb") as file:
+        data = file.read()
+    check(data.startswith(PREFIX), "manifest.json does not begin with its hash")
+    start, end = len(PREFIX), len(PREFIX) + HEX_LEN
+    found = blake3(data[:start] + b"0" * HEX_LEN + data[end:])
+    check(data[start:end] == found.encode(), "manifest.json has hash", found)
+    manifest = json.loads(data, object_pairs_hook=refuse_repeated)
+    names = "blake3 format version generator alignment codec model recipe checkpoint files dense experts"
+    fields(manifest, names.split(), "manifest")
+    check(manifest["format"] == "shardwright-bundle", "format", manifest["format"])
+    check(manifest["version"] == 1, "version", manifest["version"])
+    check(manifest["alignment"] in [1 << n for n in range(12, 21)], "alignment")
+    check(manifest["codec"] in CODECS, "codec", manifest["codec"])
+    return manifest
+
+
+def check_paths(files):
+    last = b""
+    for entry in files:
+        fields(entry, ("path", "kind", "size", "blake3"), "files")
+        path = entry["path"]
+        names = path.split("/")
+        plain = all(n not in ("", ".", "..") and not set(n) & set("\\:\0") for n in names)
+        check(plain and path != "manifest.json", "path", path)
+        check(path.encode() > last, "files out of order at", path)
+        check(entry["kind"] in ("shards", "copy", "report"), "kind", entry["kind"])
+        last = path.encode()
+
+
+def check_files(root, manifest):
+    """Every listed file is there with its size and hash, and no other file (§1, §8)."""
+    listed = {entry["path"]: entry for entry in manifest["files"]}
+    found = set()
+    for directory, _, names in os.walk(root):
+        for name in names:
+            path = os.path.relpath(os.path.join(directory, name), root).replace(os.sep, "/")
+            found.add(path)
+    check(found - {"manifest.json"} == set(listed), "files:", sorted(found ^ set(listed)))
+    for path, entry in listed.items():
+        with open(os.path.join(root, path), "rb") as file:
+            data = file.read()
+        check(len(data) == entry["size"], path, "has", len(data), "bytes")
+        check(blake3(data) == entry["blake3"], path, "has hash", blake3(data))
+
+
+# --- Model (§4.1, §6) ----------------------------------------------------------------------------
+
+
+MODEL = (
+    "model_type vocab_size hidden_size tie_word_embeddings rms_norm_eps max_position_embeddings"
+    " eos_token_ids bos_token_id layers"
+)
+ATTENTION = "kind heads kv_heads head_dim rope qk_norm qkv_bias o_bias sliding_window clip_qkv"
+LLAMA3 = "kind factor low_freq_factor high_freq_factor original_max_position_embeddings"
+SCALINGS = {"none": "kind", "linear": "kind factor", "llama3": LLAMA3}
+FFNS = {
+    "dense": "kind intermediate_size bias",
+    "moe": "kind num_experts num_experts_per_tok moe_intermediate_size norm_topk_prob shared_expert",
+}
+OPTIONAL = ("bos_token_id", "sliding_window", "clip_qkv", "shared_expert")
+
+
+def check_model(model):
+    """Every field that §6 names and no other; shapes are checked where they are used."""
+    fields(model, MODEL.split(), "model", OPTIONAL)
+    check(1 <= len(model["layers"]) <= 4096, "layers")
+    for number, layer in enumerate(model["layers"]):
+        place = f"layer {number}"
+        fields(layer, ("mixer", "ffn"), place)
+        mixer, ffn = layer["mixer"], layer["ffn"]
+        check(mixer["kind"] == "attention", place, "mixer", mixer["kind"])
+        fields(mixer, ATTENTION.split(), place, OPTIONAL)
+        check(mixer["heads"] % mixer["kv_heads"] == 0, place, "kv_heads", mixer["kv_heads"])
+        check(mixer["head_dim"] % 2 == 0, place, "head_dim", mixer["head_dim"])
+        fields(mixer["rope"], ("theta", "scaling"), place)
+        scaling = mixer["rope"]["scaling"]
+        fields(scaling, SCALINGS[scaling["kind"]].split(), place)
+        fields(ffn, FFNS[ffn["kind"]].split(), place, OPTIONAL)
+        if ffn.get("shared_expert"):
+            fields(ffn["shared_expert"], ("intermediate_size", "gated"), place)
+
+
+def attention_shapes(spec, hidden):
+    q, kv = spec["heads"] * spec["head_dim"], spec["kv_heads"] * spec["head_dim"]
+    norms = {"none": None, "per_head": (spec["head_dim"],) * 2, "full": (q, kv)}[spec["qk_norm"]]
+    for letter, rows in (("q", q), ("k", kv), ("v", kv)):
+        yield f"attention.{letter}_proj", rows, hidden
+        if spec["qkv_bias"]:
+            yield f"attention.{letter}_bias", 1, rows
+    if norms:
+        yield "norm.q", 1, norms[0]
+        yield "norm.k", 1, norms[1]
+    yield "attention.o_proj", hidden, q
+    if spec["o_bias"]:
+        yield "attention.o_bias", 1, hidden
+
+
+def gated_shapes(prefix, width, hidden, bias=False):
+    for name, rows, cols in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width)):
+        yield f"{prefix}.{name}_proj", rows, cols
+        if bias:
+            yield f"{prefix}.{name}_bias", 1, rows
+
+
+def layer_shapes(layer, hidden):
+    mixer, ffn = layer["mixer"], layer["ffn"]
+    yield "norm.input", 1, hidden
+    yield from attention_shapes(mixer, hidden)
+    yield "norm.post_attention", 1, hidden
+    if ffn["kind"] == "dense":
+        yield from gated_shapes("mlp", ffn["intermediate_size"], hidden, ffn["bias"])
+        return
+    yield "router", ffn["num_experts"], hidden
+    shared = ffn.get("shared_expert")
+    if shared and shared["gated"]:
+        yield "shared_expert_gate", 1, hidden
+    if shared:
+        yield from gated_shapes("shared_expert", shared["intermediate_size"], hidden)
+
+
+def head_shapes(model):
+    yield "norm.final", 1, model["hidden_size"]
+    if not model["tie_word_embeddings"]:
+        yield "lm_head", model["vocab_size"], model["hidden_size"]
+
+
+def dense_units(model):
+    """Every unit that is not an expert, with the shapes of its tensors."""
+    yield "embedding", [("embed_tokens", model["vocab_size"], model["hidden_size"])]
+    for number, layer in enumerate(model["layers"]):
+        yield {"layer": number}, list(layer_shapes(layer, model["hidden_size"]))
+    yield "head", list(head_shapes(model))
+
+
+# --- Shards (§4) ---------------------------------------------------------------------------------
+
+
+SOURCE = "tensor dtype shape start row_stride col_stride expert_stride"
+
+
+def check_tensors(place, shapes, tensors, length, alignment):
+    """Roles, shapes and offsets must be those that the model gives (§4.1, §4.2)."""
+    found = [(t["role"], t["rows"], t["cols"]) for t in tensors]
+    check(found == shapes, place, "expected", shapes, "found", found)
+    end = 0
+    for tensor in tensors:
+        fields(tensor, ("role", "encoding", "rows", "cols", "offset", "source"), place)
+        fields(tensor["source"], SOURCE.split(), place, ("expert_stride",))
+        start = -(-end // alignment) * alignment
+        check(tensor["offset"] == start, place, tensor["role"], "offset: expected", start)
+        end = start + sum(part_sizes(tensor["encoding"], tensor["rows"], tensor["cols"]))
+    check(end == length, place, "length: expected", end, "found", length)
+
+
+def shards(manifest):
+    """Every shard: its name, file, offset, stored and decoded length, hash, tensors, expert."""
+    model = manifest["model"]
+    check_model(model)
+    units = list(dense_units(model))
+    check(len(units) == len(manifest["dense"]), "dense has", len(manifest["dense"]), "shards")
+    for (unit, shapes), shard in zip(units, manifest["dense"]):
+        fields(shard, ("unit", "file", "offset", "stored", "len", "blake3", "tensors"), "dense")
+        check(shard["unit"] == unit, "dense: expected", unit, "found", shard["unit"])
+        check_tensors(unit, shapes, shard["tensors"], shard["len"], 64)
+        keys = ("file", "offset", "stored", "len", "blake3", "tensors")
+        yield (unit, *(shard[key] for key in keys), 0)
+    sparse = [n for n, layer in enumerate(model["layers"]) if layer["ffn"]["kind"] == "moe"]
+    check(sparse == [entry["layer"] for entry in manifest["experts"]], "experts: layers", sparse)
+    for entry in manifest["experts"]:
+        yield from expert_shards(model, entry, manifest["alignment"])
+
+
+def expert_shards(model, entry, alignment):
+    names = ("layer", "file", "stride", "len", "tensors", "stored", "blake3")
+    place = f"experts of layer {entry['layer']}"
+    fields(entry, names, place, optional=("stored",))
+    ffn = model["layers"][entry["layer"]]["ffn"]
+    shapes = list(gated_shapes("expert", ffn["moe_intermediate_size"], model["hidden_size"]))
+    check_tensors(place, shapes, entry["tensors"], entry["len"], 1)
+    stored = entry.get("stored") or [entry["len"]] * ffn["num_experts"]
+    check(len(stored) == len(entry["blake3"]) == ffn["num_experts"], place, "count")
+    check(entry["stride"] % alignment == 0, place, "stride", entry["stride"])
+    for e, (size, digest) in enumerate(zip(stored, entry["blake3"])):
+        check(size <= entry["stride"], place, e, "is longer than its stride")
+        unit = {"expert": {"layer": entry["layer"], "expert": e}}
+        offset = e * entry["stride"]
+        yield unit, entry["file"], offset, size, entry["len"], digest, entry["tensors"], e
+
+
+def check_ranges(manifest, listed):
+    """Shards are aligned, apart, and end where their files do (§4.3)."""
+    alignment, ends = manifest["alignment"], {}
+    kinds = {entry["path"]: entry for entry in manifest["files"] if entry["kind"] == "shards"}
+    for unit, file, offset, stored, length, *_ in sorted(listed, key=lambda s: (s[1], s[2])):
+        check(file in kinds, unit, "lies in", file)
+        check(offset % alignment == 0 and offset >= ends.get(file, 0), unit, "offset", offset)
+        check(manifest["codec"] != "none" or stored == length, unit, "stored", stored)
+        ends[file] = offset + stored
+    check(set(ends) == set(kinds), "shard files without shards:", sorted(set(kinds) - set(ends)))
+    for file, end in ends.items():
+        check(-(-end // alignment) * alignment == kinds[file]["size"], file, "size")
+
+
+def decode(codec, stored, length, unit):
+    if codec == "none":
+        return stored
+    try:
+        from compression import zstd
+    except ImportError:
+        raise Refused("codec zstd needs Python 3.14") from None
+    data = zstd.decompress(stored)
+    check(len(data) == length, unit, "decodes to", len(data), "bytes")
+    return data
+
+
+def read_shard(root, codec, shard):
+    unit, file, offset, stored, length, digest, *_ = shard
+    with open(os.path.join(root, file), "rb") as source:
+        source.seek(offset)
+        data = source.read(stored)
+    check(len(data) == stored, unit, "is cut short")
+    check(blake3(data) == digest, unit, "has hash", blake3(data))
+    return decode(codec, data, length, unit)
+
+
+def tensors_of(root, manifest, listed):
+    """Every tensor: its unit, entry, expert and values."""
+    for shard in listed:
+        unit, tensors, expert = shard[0], shard[6], shard[7]
+        data = read_shard(root, manifest["codec"], shard)
+        for entry in tensors:
+            size = sum(part_sizes(entry["encoding"], entry["rows"], entry["cols"]))
+            stored = data[entry["offset"] : entry["offset"] + size]
+            values = dequantize(entry["encoding"], entry["rows"], entry["cols"], stored)
+            yield unit, entry, expert, values
+
+
+# --- Comparison with a checkpoint (§7) -----------------------------------------------------------
+
+
+def read_checkpoint(directory):
+    """Every tensor of a directory's .safetensors files: dtype, shape and bytes."""
+    tensors = {}
+    for name in sorted(os.listdir(directory)):
+        if not name.endswith(".safetensors"):
+            continue
+        with open(os.path.join(directory, name), "rb") as file:
+            data = file.read()
+        (length,) = struct.unpack("<Q", data[:8])
+        for tensor, info in json.loads(data[8 : 8 + length]).items():
+            if tensor != "__metadata__":
+                begin, end = (8 + length + at for at in info["data_offsets"])
+                tensors[tensor] = (info["dtype"].lower(), info["shape"], data[begin:end])
+    return tensors
+
+
+def narrow(dtype, values):
+    """f32 values as the little-endian bytes of a float type, nearest with ties to even."""
+    if dtype == "f16":
+        return b"".join(struct.pack("<e", value) for value in values)
+    little = array.array("f", values)
+    swap(little)
+    if dtype == "f32":
+        return little.tobytes()
+    words = struct.unpack(f"<{len(values)}I", little.tobytes())
+    return struct.pack(f"<{len(values)}H", *((w + 0x7FFF + (w >> 16 & 1)) >> 16 for w in words))
+
+
+def compare(checkpoint, entry, expert, values):
+    """Whether the checkpoint holds exactly these values where the source view says."""
+    source = entry["source"]
+    name = source["tensor"].replace("{expert}", str(expert))
+    check(name in checkpoint, name, "is not in the checkpoint")
+    dtype, shape, data = checkpoint[name]
+    check(shape == source["shape"], name, "has shape", shape, "expected", source["shape"])
+    size, rows, cols = SIZES[dtype], entry["rows"], entry["cols"]
+    start = source["start"] + expert * source.get("expert_stride", 0)
+    row, col = source["row_stride"], source["col_stride"]
+    last = start + (rows - 1) * row + (cols - 1) * col
+    check((last + 1) * size <= len(data), name, "ends before value", last)
+    ours = narrow(dtype, values)
+    for r in range(rows):
+        for c in range(cols) if col != 1 else (0,):
+            run = cols if col == 1 else 1
+            at, mine = (start + r * row + c * col) * size, (r * cols + c) * size
+            same = data[at : at + run * size] == ours[mine : mine + run * size]
+            check(same, name, f"differs in row {r} of", entry["role"])
+    return name
+
+
+def main(arguments):
+    if len(arguments) not in (1, 3) or (len(arguments) == 3 and arguments[1] != "--equals"):
+        sys.stderr.write(__doc__)
+        return 2
+    root = arguments[0]
+    checkpoint = read_checkpoint(arguments[2]) if len(arguments) == 3 else None
+    manifest = read_manifest(root)
+    check_paths(manifest["files"])
+    listed = list(shards(manifest))
+    check_ranges(manifest, listed)
+    check_files(root, manifest)
+    compared = set()
+    for unit, entry, expert, values in tensors_of(root, manifest, listed):
+        digest = hashlib.sha256(narrow("f32", values)).hexdigest()
+        line = {"unit": unit, "role": entry["role"], "rows": entry["rows"], "cols": entry["cols"]}
+        print(json.dumps({**line, "first": list(values[:4]), "sha256": digest}))
+        if checkpoint is not None:
+            compared.add(compare(checkpoint, entry, expert, values))
+    if checkpoint is not None:
+        ignored = {tensor["tensor"] for tensor in manifest["checkpoint"]["ignored"]}
+        left = set(checkpoint) - compared - ignored
+        check(not left, "not in the bundle:", sorted(left))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (Refused, OSError, KeyError, TypeError, ValueError) as refusal:
+        sys.exit(f"reader.py: {type(refusal).__name__}: {refusal}")
