@@ -1,1 +1,21 @@
-//! Shardwright.
+//! Conversion: a recipe and a checkpoint give a plan, the plan gives a bundle.
+//!
+//! A [`Plan`] is a value: every byte range of the bundle, known from headers alone. [`convert()`]
+//! carries it out in a directory beside the output, unit by unit, so that a killed conversion
+//! goes on where it was. [`to_hf`] turns a bundle back into a checkpoint.
+
+mod convert;
+mod error;
+mod export;
+mod plan;
+pub mod recipe;
+mod report;
+
+pub use convert::{ConvertOptions, Phase, Progress, convert, partial_path};
+pub use error::{ConvertError, Result};
+pub use export::{ExportDtype, ExportOptions, to_hf};
+pub use plan::{
+    Cost, FallbackUsed, Leftover, Plan, PlanOptions, PlannedFile, RoleSummary, RuleMatch, SkippedFile, Summary,
+};
+pub use recipe::Recipe;
+pub use report::{ConversionReport, ExpertReport, TensorReport};

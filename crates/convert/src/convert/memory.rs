@@ -1,0 +1,55 @@
+//! Sizes of the conversion's buffers, and what they add up to.
+
+use shardwright_format::manifest::{Codec, Manifest};
+
+/// Bytes of the source read at a time. Small enough to stay in a shared cache until it is used.
+pub const SOURCE_TILE: u64 = 2 << 20;
+/// Weights widened and quantized at a time: 128 KiB of `f32` stay in a core's own cache.
+pub const WEIGHTS_TILE: u64 = 32 << 10;
+/// Units up to this many bytes are put together in memory; larger ones are written in pieces.
+pub const RECORD_LIMIT: u64 = 32 << 20;
+/// Strided source matrices up to this many bytes are held whole while they are gathered.
+pub const GATHER_LIMIT: u64 = 96 << 20;
+/// Bytes hashed, copied or compressed at a time.
+pub const COPY_BLOCK: u64 = 1 << 20;
+/// Zstandard's default: stronger levels gain little on packed codes.
+pub const ZSTD_LEVEL: i32 = 3;
+/// What a Zstandard encoder of that level holds.
+const ZSTD_CONTEXT: u64 = 8 << 20;
+/// Program, manifest, tables of names and headers.
+const BASE: u64 = 40 << 20;
+
+/// Bytes of a block of a checkpoint file whose hash the ledger keeps. Larger for large
+/// checkpoints, so that neither memory nor the ledger grows much.
+pub const fn source_block(source_bytes: u64) -> u64 {
+    if source_bytes <= 64 << 30 { 256 << 10 } else { 1 << 20 }
+}
+
+/// Bytes that the conversion holds at most.
+pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
+    let lens = || manifest.dense.iter().map(|s| s.len).chain(manifest.experts.iter().map(|s| s.len));
+    let record = lens().filter(|len| *len <= RECORD_LIMIT).max().unwrap_or_default();
+    let tensors = manifest.dense.iter().flat_map(|s| s.tensors.iter());
+    let tensors = tensors.chain(manifest.experts.iter().flat_map(|s| s.tensors.iter()));
+    let row = tensors.clone().map(|t| t.cols * 4).max().unwrap_or_default();
+    let strided = tensors
+        .filter(|t| t.source.col_stride != 1)
+        .map(|t| t.rows * t.cols * t.source.dtype.size() as u64 * 2)
+        .max()
+        .map_or(0, |len| len.min(GATHER_LIMIT));
+    let compress = match manifest.codec {
+        Codec::None => 0,
+        Codec::Zstd => record + ZSTD_CONTEXT,
+    };
+    let tile = SOURCE_TILE.max(row) * 2 + source_block(source_bytes) + (WEIGHTS_TILE * 4).max(row);
+    let shards: u64 = manifest.experts.iter().map(|s| s.blake3.len() as u64).sum();
+    let blocks = source_bytes / source_block(source_bytes);
+    BASE + (tile + record + strided + compress) * threads as u64 + shards * 1024 + blocks * 40
+}
+
+/// Bytes of the ledger: a line per shard and a chaining value per block of the source.
+pub fn ledger_bytes(manifest: &Manifest, source_bytes: u64) -> u64 {
+    let experts: u64 = manifest.experts.iter().map(|s| s.blake3.len() as u64).sum();
+    let shards = manifest.dense.len() as u64 + experts;
+    shards * 1024 + source_bytes.div_ceil(source_block(source_bytes)) * 67
+}

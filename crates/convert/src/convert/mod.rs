@@ -1,0 +1,305 @@
+//! Carries out a plan: units in any order on many threads, the same bytes always.
+
+mod finish;
+mod ledger;
+pub mod memory;
+mod shard;
+mod sink;
+mod source;
+mod unit;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::writer::BundleWriter;
+use shardwright_format::{FormatError, Unit};
+
+use crate::error::{ConvertError, Result};
+use crate::plan::Plan;
+use crate::report::ConversionReport;
+use ledger::{Fingerprint, Ledger, Line};
+use shard::{Maker, Outcome};
+use source::Source;
+
+/// Name of the ledger in the partial directory.
+const LEDGER_FILE: &str = "ledger.jsonl";
+/// Name of the bundle in the partial directory.
+const BUNDLE_DIR: &str = "bundle";
+/// Bytes written before they are put on disk while the conversion goes on.
+const SYNC_BYTES: u64 = 128 << 20;
+/// How often progress is told, at least.
+const TICK: Duration = Duration::from_millis(200);
+
+/// How a plan is carried out.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvertOptions<'a> {
+    /// Threads that convert.
+    pub threads: usize,
+    /// Go on with what an interrupted conversion left.
+    pub resume: bool,
+    /// Set to stop: what is finished is kept for `resume`.
+    pub cancel: &'a AtomicBool,
+}
+
+/// What the conversion is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Making shards.
+    Convert,
+    /// Hashing what no shard needs, writing report and manifest.
+    Finish,
+}
+
+/// How far the conversion is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What it is doing.
+    pub phase: Phase,
+    /// Shards finished.
+    pub shards: usize,
+    /// Shards in all.
+    pub total_shards: usize,
+    /// Bytes of tensors read in this run.
+    pub source_bytes: u64,
+    /// Bytes of tensors to read in this run.
+    pub total_source_bytes: u64,
+}
+
+/// The directory in which the bundle is made: `OUT.partial`, beside it.
+pub fn partial_path(out: &Path) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    out.with_file_name(name)
+}
+
+/// Makes the bundle `out` as planned; gives what `report.json` says.
+///
+/// `progress` is called from this thread only.
+///
+/// # Errors
+/// An output that exists, a partial one that is another conversion's, no room, a weight that is
+/// not finite, a scale that is too large for its type, a cancelled conversion, and what the
+/// operating system refuses.
+pub fn convert(
+    plan: &Plan,
+    checkpoint: &Checkpoint,
+    out: &Path,
+    options: &ConvertOptions<'_>,
+    progress: &dyn Fn(Progress),
+) -> Result<ConversionReport> {
+    let partial = partial_path(out);
+    let source = Source::new(checkpoint)?;
+    let fingerprint = Fingerprint::new(plan, checkpoint, source.block)?;
+    if let Some(report) = already_published(out, &partial, options.resume, &fingerprint)? {
+        return Ok(report);
+    }
+    check_room(plan, &partial)?;
+    let (ledger, claims) = open_ledger(&partial, options.resume, &fingerprint)?;
+    let writer = BundleWriter::create(&partial.join(BUNDLE_DIR), &plan.manifest)?;
+    let mut run = Run { plan, source: &source, writer: &writer, ledger, progress, partial: &partial };
+    let lines = run.convert(options, claims)?;
+    run.tell(Phase::Finish, lines.len());
+    source.hash_rest(options.threads)?;
+    let report = ConversionReport::new(plan, |unit| {
+        lines.get(&unit).map_or(&[][..], |line| line.stats.as_slice())
+    });
+    finish::finish(plan, &source, writer, &lines, &report)?;
+    shardwright_format::writer::publish(&partial.join(BUNDLE_DIR), out)?;
+    std::fs::remove_dir_all(&partial).map_err(|e| FormatError::io(&partial, e))?;
+    Ok(report)
+}
+
+/// Refuses an output that exists, unless it is this conversion's own, killed after the bundle had
+/// its name and before its ledger was removed.
+fn already_published(
+    out: &Path,
+    partial: &Path,
+    resume: bool,
+    fingerprint: &Fingerprint,
+) -> Result<Option<ConversionReport>> {
+    if out.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    let ours = resume
+        && !partial.join(BUNDLE_DIR).exists()
+        && ledger::is_same(&partial.join(LEDGER_FILE), fingerprint);
+    if !ours {
+        let detail = "already exists; remove it or choose another name".to_owned();
+        return Err(ConvertError::Output { path: out.to_owned(), detail });
+    }
+    let path = out.join(shardwright_format::manifest::REPORT_FILE);
+    let bytes = std::fs::read(&path).map_err(|e| FormatError::io(&path, e))?;
+    let report = serde_json::from_slice(&bytes);
+    let report = report.map_err(|e| FormatError::file(&path, e.to_string()))?;
+    std::fs::remove_dir_all(partial).map_err(|e| FormatError::io(partial, e))?;
+    Ok(Some(report))
+}
+
+/// Refuses a file system without room for the bundle, counting what a partial one has already.
+fn check_room(plan: &Plan, partial: &Path) -> Result<()> {
+    let parent = partial.parent().filter(|p| !p.as_os_str().is_empty());
+    let parent = parent.unwrap_or_else(|| Path::new("."));
+    let found = rustix::fs::statvfs(parent).map_err(|e| FormatError::io(parent, e.into()))?;
+    let available = found.f_bavail.saturating_mul(found.f_frsize).saturating_add(disk_usage(partial));
+    let needed = plan.cost.peak_disk;
+    if needed > available {
+        let detail = format!("no room: expected {needed} bytes available, found {available}");
+        return Err(ConvertError::Output { path: parent.to_owned(), detail });
+    }
+    Ok(())
+}
+
+/// Bytes that the files under `dir` take on disk; 0 for what cannot be read.
+fn disk_usage(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(data) if data.is_dir() => disk_usage(&entry.path()),
+        Ok(data) => data.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(size).sum()
+}
+
+/// A new ledger, or with `resume` the one there is and the units that it claims.
+fn open_ledger(
+    partial: &Path,
+    resume: bool,
+    fingerprint: &Fingerprint,
+) -> Result<(Ledger, BTreeMap<Unit, Line>)> {
+    if partial.exists() && !resume {
+        let detail = "is what an interrupted conversion left; continue it with --resume or remove it";
+        return Err(ConvertError::Output { path: partial.to_owned(), detail: detail.to_owned() });
+    }
+    std::fs::create_dir_all(partial).map_err(|e| FormatError::io(partial, e))?;
+    Ledger::resume(&partial.join(LEDGER_FILE), fingerprint)
+}
+
+/// What one run works with.
+struct Run<'a> {
+    plan: &'a Plan,
+    source: &'a Source<'a>,
+    writer: &'a BundleWriter,
+    ledger: Ledger,
+    progress: &'a dyn Fn(Progress),
+    partial: &'a Path,
+}
+
+impl Run<'_> {
+    /// Makes or confirms every unit.
+    fn convert(
+        &mut self,
+        options: &ConvertOptions<'_>,
+        claims: BTreeMap<Unit, Line>,
+    ) -> Result<BTreeMap<Unit, Line>> {
+        let units = order(self.plan);
+        let stop = AtomicBool::new(false);
+        let next = AtomicUsize::new(0);
+        let shared = Shared { units: &units, claims: &claims, next: &next, stop: &stop };
+        let lines = std::thread::scope(|scope| {
+            let (sender, receiver) = channel();
+            for _ in 0..options.threads.max(1) {
+                let (sender, shared) = (sender.clone(), &shared);
+                let maker = Maker::new(self.plan, self.source, self.writer, self.partial, &stop);
+                scope.spawn(move || work(maker, shared, &sender));
+            }
+            drop(sender);
+            let collected = self.collect(&receiver, options.cancel, &stop);
+            // Whatever ended the loop, the others must not go on.
+            stop.store(true, Ordering::Relaxed);
+            collected
+        })?;
+        if lines.len() < units.len() {
+            self.writer.sync()?;
+            self.ledger.sync()?;
+            let (done, total, path) = (lines.len(), units.len(), self.partial.to_owned());
+            return Err(ConvertError::Cancelled { done, total, path });
+        }
+        Ok(lines)
+    }
+
+    /// Takes finished units until there are no more, or until told to stop.
+    fn collect(
+        &mut self,
+        receiver: &Receiver<Result<Outcome>>,
+        cancel: &AtomicBool,
+        stop: &AtomicBool,
+    ) -> Result<BTreeMap<Unit, Line>> {
+        let mut lines = BTreeMap::new();
+        let mut unsynced = 0;
+        loop {
+            if cancel.load(Ordering::Relaxed) {
+                stop.store(true, Ordering::Relaxed);
+            }
+            let (line, made) = match receiver.recv_timeout(TICK) {
+                Ok(outcome) => match outcome? {
+                    Outcome::Made(line) => (line, true),
+                    Outcome::Kept(line) => (line, false),
+                },
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tell(Phase::Convert, lines.len());
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(lines),
+            };
+            if made {
+                self.ledger.add(&line)?;
+                unsynced += line.stored;
+            }
+            if unsynced >= SYNC_BYTES {
+                self.writer.sync()?;
+                unsynced = 0;
+            }
+            lines.insert(line.unit, Line { blocks: Vec::new(), ..line });
+            self.tell(Phase::Convert, lines.len());
+        }
+    }
+
+    fn tell(&self, phase: Phase, shards: usize) {
+        let manifest = &self.plan.manifest;
+        let experts: usize = manifest.experts.iter().map(|e| e.blake3.len()).sum();
+        (self.progress)(Progress {
+            phase,
+            shards,
+            total_shards: manifest.dense.len() + experts,
+            source_bytes: self.source.bytes_read.load(Ordering::Relaxed),
+            total_source_bytes: self.source.total(),
+        });
+    }
+}
+
+/// What the threads share.
+struct Shared<'a> {
+    units: &'a [Unit],
+    claims: &'a BTreeMap<Unit, Line>,
+    next: &'a AtomicUsize,
+    stop: &'a AtomicBool,
+}
+
+/// Large units first, so that no thread is left alone with one at the end.
+fn order(plan: &Plan) -> Vec<Unit> {
+    let ends = [Unit::Embedding, Unit::Head];
+    let layers = plan.units().filter(|unit| unit.layer().is_some());
+    ends.into_iter().chain(layers).collect()
+}
+
+/// One thread: takes units until there are none left.
+fn work(mut maker: Maker<'_>, shared: &Shared<'_>, sender: &Sender<Result<Outcome>>) {
+    while !shared.stop.load(Ordering::Relaxed) {
+        let Some(unit) = shared.units.get(shared.next.fetch_add(1, Ordering::Relaxed)) else { return };
+        let soon = shared.units.get(shared.next.load(Ordering::Relaxed));
+        let outcome = maker.make(*unit, shared.claims.get(unit), soon.copied());
+        let failed = outcome.is_err();
+        let sent = match outcome.transpose() {
+            Some(outcome) => sender.send(outcome).is_ok(),
+            None => false,
+        };
+        if failed || !sent {
+            return;
+        }
+    }
+}

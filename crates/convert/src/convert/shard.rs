@@ -1,0 +1,282 @@
+//! Makes one shard, or confirms that it was made before.
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use shardwright_format::manifest::{Codec, Hash};
+use shardwright_format::unit::TensorEntry;
+use shardwright_format::writer::BundleWriter;
+use shardwright_format::{FormatError, Unit};
+use shardwright_quant::{Method, QuantStats};
+
+use super::ledger::{Blocks, Line, Sample};
+use super::memory::{COPY_BLOCK, RECORD_LIMIT, ZSTD_LEVEL};
+use super::sink::{Sink, Target};
+use super::source::{Reader, Run, Source, extent};
+use super::unit::{UnitJob, Worker};
+use crate::error::{ConvertError, Result};
+use crate::plan::Plan;
+
+/// Bytes of the source that tell one checkpoint from another of the same shapes.
+const SAMPLE_LEN: u64 = 64 << 10;
+
+/// What became of a unit.
+pub enum Outcome {
+    /// Converted in this run.
+    Made(Line),
+    /// Found as an earlier run left it.
+    Kept(Line),
+}
+
+/// Where a unit lies in the bundle that is being made.
+struct Place<'p> {
+    file: usize,
+    offset: u64,
+    /// Bytes once decompressed.
+    len: u64,
+    tensors: &'p [TensorEntry],
+    methods: &'p [Method],
+}
+
+/// One thread's work on shards.
+pub struct Maker<'a> {
+    plan: &'a Plan,
+    writer: &'a BundleWriter,
+    partial: &'a Path,
+    worker: Worker<'a>,
+    record: Vec<u8>,
+    part: Vec<u8>,
+}
+
+impl<'a> Maker<'a> {
+    pub fn new(
+        plan: &'a Plan,
+        source: &'a Source<'a>,
+        writer: &'a BundleWriter,
+        partial: &'a Path,
+        stop: &'a AtomicBool,
+    ) -> Self {
+        let worker = Worker::new(Reader::new(source), stop);
+        Self { plan, writer, partial, worker, record: Vec::new(), part: Vec::new() }
+    }
+
+    const fn source(&self) -> &'a Source<'a> {
+        self.worker.reader.source
+    }
+
+    /// Makes a unit, or confirms what the ledger claims of it. None when asked to stop. `soon` is
+    /// what will be read after it.
+    pub fn make(&mut self, unit: Unit, claim: Option<&Line>, soon: Option<Unit>) -> Result<Option<Outcome>> {
+        let place = self.place(unit)?;
+        if let Some(line) = claim {
+            self.check_sample(line)?;
+            if self.confirm(&place, line)? {
+                let runs: Vec<Run> = line.blocks.iter().map(Run::from).collect();
+                self.source().restore(&runs);
+                return Ok(Some(Outcome::Kept(line.clone())));
+            }
+        }
+        if let Some(soon) = soon {
+            let place = self.place(soon)?;
+            self.worker.prefetch(&UnitJob::new(soon, place.tensors, place.methods))?;
+        }
+        let job = UnitJob::new(unit, place.tensors, place.methods);
+        let Some((stats, stored, blake3)) = self.convert(&place, &job)? else { return Ok(None) };
+        let sample = self.sample(&job)?;
+        let blocks = self.worker.reader.take_runs().into_iter().map(Blocks::from).collect();
+        Ok(Some(Outcome::Made(Line { unit, stored, blake3, stats, sample, blocks })))
+    }
+
+    fn place(&self, unit: Unit) -> Result<Place<'a>> {
+        let plan = self.plan;
+        let missing = || ConvertError::Plan(format!("the plan has no {unit}"));
+        let number = |file: &str| self.writer.file(file).ok_or_else(missing);
+        if let Unit::Expert { layer, expert } = unit {
+            let (at, shards) = plan.expert_shards(layer).ok_or_else(missing)?;
+            let extent = shards.extent(expert).ok_or_else(missing)?;
+            let (file, methods) = (number(&shards.file)?, &plan.expert_methods[at]);
+            let tensors = &shards.tensors;
+            return Ok(Place { file, offset: extent.offset, len: shards.len, tensors, methods });
+        }
+        let (at, shard) = plan.dense_shard(unit).ok_or_else(missing)?;
+        let (file, methods) = (number(&shard.file)?, &plan.dense_methods[at]);
+        Ok(Place { file, offset: shard.offset, len: shard.len, tensors: &shard.tensors, methods })
+    }
+
+    /// Converts a unit into its place; gives what its tensors lost, its stored bytes and hash.
+    fn convert(&mut self, place: &Place<'_>, job: &UnitJob<'_>) -> Result<Option<(Vec<QuantStats>, u64, Hash)>> {
+        let codec = self.plan.manifest.codec;
+        if place.len <= RECORD_LIMIT {
+            self.record.clear();
+            self.record.resize(place.len as usize, 0);
+            let Some(stats) = self.worker.convert(job, &mut Sink::Record(&mut self.record))? else {
+                return Ok(None);
+            };
+            let (stored, hash) = self.store_record(place)?;
+            return Ok(Some((stats, stored, hash)));
+        }
+        match codec {
+            Codec::None => {
+                let target = Target::Shard { writer: self.writer, file: place.file };
+                let mut sink = Sink::Pieces { target, offset: place.offset, part: &mut self.part };
+                let Some(stats) = self.worker.convert(job, &mut sink)? else { return Ok(None) };
+                let hash = self.hash_back(place, place.len)?;
+                Ok(Some((stats, place.len, hash)))
+            }
+            Codec::Zstd => self.convert_through_file(place, job),
+        }
+    }
+
+    /// Writes the record, compressed if the bundle is.
+    fn store_record(&mut self, place: &Place<'_>) -> Result<(u64, Hash)> {
+        let alignment = self.plan.manifest.alignment;
+        match self.plan.manifest.codec {
+            Codec::None => {
+                let hash = blake3::hash(&self.record);
+                self.writer.write_at(place.file, place.offset, &self.record)?;
+                // The padding is part of the file's hash, and zero already on disk.
+                self.record.resize(place.len.next_multiple_of(alignment) as usize, 0);
+                self.writer.note(place.file, place.offset, &self.record);
+                Ok((place.len, hash.into()))
+            }
+            Codec::Zstd => {
+                let bytes = zstd::bulk::compress(&self.record, ZSTD_LEVEL)
+                    .map_err(|e| FormatError::io(self.writer.dir(), e))?;
+                self.writer.write_at(place.file, place.offset, &bytes)?;
+                Ok((bytes.len() as u64, blake3::hash(&bytes).into()))
+            }
+        }
+    }
+
+    /// Converts a large unit into a file of its own and compresses that.
+    fn convert_through_file(
+        &mut self,
+        place: &Place<'_>,
+        job: &UnitJob<'_>,
+    ) -> Result<Option<(Vec<QuantStats>, u64, Hash)>> {
+        let path = self.partial.join(format!("{}.raw", job.unit));
+        let io = |e| FormatError::io(&path, e);
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(true).open(&path).map_err(io)?;
+        file.set_len(place.len).map_err(io)?;
+        let target = Target::Temporary { file: &file, path: path.clone() };
+        let mut sink = Sink::Pieces { target, offset: 0, part: &mut self.part };
+        let Some(stats) = self.worker.convert(job, &mut sink)? else { return Ok(None) };
+        let mut out = Stored { writer: self.writer, place, len: 0, hasher: blake3::Hasher::new() };
+        compress(&file, place.len, &mut out).map_err(io)?;
+        std::fs::remove_file(&path).map_err(io)?;
+        Ok(Some((stats, out.len, out.hasher.finalize().into())))
+    }
+
+    /// The hash of a shard as it lies in the file, its blocks noted for the file's hash.
+    fn hash_back(&mut self, place: &Place<'_>, stored: u64) -> Result<Hash> {
+        let mut hasher = blake3::Hasher::new();
+        let end = match self.plan.manifest.codec {
+            Codec::None => stored.next_multiple_of(self.plan.manifest.alignment),
+            Codec::Zstd => stored,
+        };
+        for start in (0..end).step_by(COPY_BLOCK as usize) {
+            let len = COPY_BLOCK.min(end - start);
+            self.part.resize(len as usize, 0);
+            self.writer.read_at(place.file, place.offset + start, &mut self.part)?;
+            hasher.update(&self.part[..len.min(stored.saturating_sub(start)) as usize]);
+            if self.plan.manifest.codec == Codec::None {
+                self.writer.note(place.file, place.offset + start, &self.part);
+            }
+        }
+        Ok(hasher.finalize().into())
+    }
+
+    /// Whether the shard on disk is the one that the ledger speaks of.
+    fn confirm(&mut self, place: &Place<'_>, line: &Line) -> Result<bool> {
+        let bound = crate::plan::stored_bound(self.plan.manifest.codec, place.len);
+        let plausible = line.stored <= bound && line.stats.len() == place.tensors.len();
+        Ok(plausible && self.hash_back(place, line.stored)? == line.blake3)
+    }
+
+    /// The beginning of the unit's largest tensor.
+    fn sample(&mut self, job: &UnitJob<'_>) -> Result<Sample> {
+        let source = self.source();
+        let sizes = job.tensors.iter().map(|t| t.rows * t.cols);
+        let largest = sizes.enumerate().max_by_key(|(_, size)| *size).map_or(0, |(at, _)| at);
+        let (entry, view) = (&job.tensors[largest], &job.views[largest]);
+        let info = source.info(view)?;
+        let range = extent(info, view, 0..entry.rows, entry.cols);
+        let (offset, len) = (range.start, (range.end - range.start).min(SAMPLE_LEN));
+        let blake3 = self.hash_source(info.file, offset, len)?;
+        Ok(Sample { file: info.file, offset, len, blake3 })
+    }
+
+    fn hash_source(&mut self, file: usize, offset: u64, len: u64) -> Result<Hash> {
+        self.part.resize(len as usize, 0);
+        self.source().read_at(file, offset, &mut self.part)?;
+        Ok(blake3::hash(&self.part).into())
+    }
+
+    /// Refuses a checkpoint with the same shapes and other weights than the ledger's.
+    fn check_sample(&mut self, line: &Line) -> Result<()> {
+        let Sample { file, offset, len, blake3 } = line.sample;
+        let found = self.source().checkpoint.files().get(file);
+        let inside = found.is_some_and(|f| {
+            len <= SAMPLE_LEN && offset.checked_add(len).is_some_and(|end| end <= f.file.len())
+        });
+        if inside && self.hash_source(file, offset, len)? == blake3 {
+            return Ok(());
+        }
+        let name = found.map_or("?", |f| f.name.as_str());
+        let detail = format!(
+            "it was begun with another checkpoint: the weights of {} in `{name}` differ",
+            line.unit
+        );
+        Err(ConvertError::Resume { path: self.partial.to_owned(), detail })
+    }
+}
+
+/// Takes the compressed bytes of a shard.
+struct Stored<'a> {
+    writer: &'a BundleWriter,
+    place: &'a Place<'a>,
+    len: u64,
+    hasher: blake3::Hasher,
+}
+
+impl std::io::Write for Stored<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let offset = self.place.offset + self.len;
+        let written = self.writer.write_at(self.place.file, offset, bytes);
+        written.map_err(std::io::Error::other)?;
+        self.hasher.update(bytes);
+        self.len += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Compresses `len` bytes of `file` into one frame that states its length.
+fn compress(file: &std::fs::File, len: u64, out: &mut Stored<'_>) -> std::io::Result<()> {
+    let mut encoder = zstd::stream::Encoder::new(out, ZSTD_LEVEL)?;
+    encoder.set_pledged_src_size(Some(len))?;
+    std::io::copy(&mut At { file, offset: 0 }.take(len), &mut encoder)?;
+    encoder.finish()?;
+    Ok(())
+}
+
+/// Reads a file from a position of its own.
+struct At<'a> {
+    file: &'a std::fs::File,
+    offset: u64,
+}
+
+impl Read for At<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read_at(out, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}

@@ -1,0 +1,91 @@
+//! Where a unit's bytes go: a record in memory, or straight into a file when it is large.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use shardwright_format::unit::TensorEntry;
+use shardwright_format::writer::BundleWriter;
+use shardwright_format::FormatError;
+use shardwright_quant::{Parts, PartsMut};
+
+use crate::error::Result;
+
+/// Takes a unit's tensors in any order, some rows at a time.
+pub enum Sink<'a> {
+    /// The whole unit, zero where nothing was written.
+    Record(&'a mut Vec<u8>),
+    /// A file that holds the unit from `offset` on; `part` is reused.
+    Pieces { target: Target<'a>, offset: u64, part: &'a mut Vec<u8> },
+}
+
+/// A file that pieces are written to.
+pub enum Target<'a> {
+    /// The shard's place in the bundle.
+    Shard { writer: &'a BundleWriter, file: usize },
+    /// A file of its own, to be compressed from.
+    Temporary { file: &'a File, path: PathBuf },
+}
+
+impl Target<'_> {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        match self {
+            Self::Shard { writer, file } => writer.write_at(*file, offset, bytes)?,
+            Self::Temporary { file, path } => {
+                file.write_all_at(bytes, offset).map_err(|e| FormatError::io(path, e))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sink<'_> {
+    /// Lets `fill` write some rows of a tensor.
+    pub fn rows<T>(
+        &mut self,
+        entry: &TensorEntry,
+        parts: Parts,
+        rows: Range<u64>,
+        fill: impl FnOnce(PartsMut<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let count = entry.rows.max(1);
+        let row = Parts {
+            weight: parts.weight / count,
+            scales: parts.scales / count,
+            biases: parts.biases / count,
+        };
+        match self {
+            Self::Record(bytes) => {
+                let whole = &mut bytes[entry.offset as usize..][..parts.total() as usize];
+                let (weight, rest) = whole.split_at_mut(parts.weight as usize);
+                let (scales, biases) = rest.split_at_mut(parts.scales as usize);
+                let at = |row: u64| (row * rows.start) as usize..(row * rows.end) as usize;
+                fill(PartsMut {
+                    weight: &mut weight[at(row.weight)],
+                    scales: &mut scales[at(row.scales)],
+                    biases: &mut biases[at(row.biases)],
+                })
+            }
+            Self::Pieces { target, offset, part } => {
+                let count = rows.end - rows.start;
+                part.resize((row.total() * count) as usize, 0);
+                let (weight, rest) = part.split_at_mut((row.weight * count) as usize);
+                let (scales, biases) = rest.split_at_mut((row.scales * count) as usize);
+                let value = fill(PartsMut { weight, scales, biases })?;
+                let mut base = *offset + entry.offset;
+                for (bytes, row, whole) in [
+                    (weight, row.weight, parts.weight),
+                    (scales, row.scales, parts.scales),
+                    (biases, row.biases, parts.biases),
+                ] {
+                    if whole > 0 {
+                        target.write_at(base + row * rows.start, bytes)?;
+                    }
+                    base += whole;
+                }
+                Ok(value)
+            }
+        }
+    }
+}

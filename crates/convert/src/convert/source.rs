@@ -1,0 +1,258 @@
+//! Reads checkpoint bytes once: what a unit needs, and on the way the hashes of checkpoint files.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use shardwright_format::checkpoint::{Checkpoint, TensorInfo};
+use shardwright_format::io::AlignedBuf;
+use shardwright_format::manifest::Hash;
+use shardwright_format::treehash::{TreeHash, chaining_value};
+use shardwright_format::{FormatError, SourceView};
+
+use super::memory::{COPY_BLOCK, source_block};
+use crate::error::Result;
+
+/// A checkpoint's bytes and the hashes of its files in the making.
+pub struct Source<'a> {
+    pub checkpoint: &'a Checkpoint,
+    /// Opened once more, so that positions read here do not disturb other readers.
+    files: Vec<File>,
+    trees: Vec<Mutex<TreeHash>>,
+    /// Bytes of a hashed block.
+    pub block: u64,
+    /// Bytes of tensors read so far.
+    pub bytes_read: AtomicU64,
+}
+
+/// Hashed blocks of one file that follow one another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The checkpoint file's number.
+    pub file: usize,
+    /// The first block's number.
+    pub first: usize,
+    /// Their chaining values.
+    pub values: Vec<[u8; 32]>,
+}
+
+impl<'a> Source<'a> {
+    /// Opens the checkpoint's files for hashing reads.
+    pub fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
+        let total = checkpoint.files().iter().map(|f| f.file.len()).sum();
+        let block = source_block(total);
+        let open = |f: &shardwright_format::checkpoint::CheckpointFile| {
+            File::open(f.file.path()).map_err(|e| FormatError::io(f.file.path(), e))
+        };
+        let files: Result<Vec<_>, _> = checkpoint.files().iter().map(open).collect();
+        let trees = checkpoint.files().iter();
+        let trees = trees.map(|f| Mutex::new(TreeHash::new(f.file.len(), block))).collect();
+        Ok(Self { checkpoint, files: files?, trees, block, bytes_read: AtomicU64::new(0) })
+    }
+
+    /// Where a view's tensor lies.
+    pub fn info(&self, view: &SourceView) -> Result<&'a TensorInfo> {
+        let root = self.checkpoint.root();
+        let found = self.checkpoint.tensors().get(&view.tensor);
+        let missing = || FormatError::tensor(root, &view.tensor, "the checkpoint has no such tensor");
+        Ok(found.ok_or_else(missing)?)
+    }
+
+    /// A refusal of a tensor's contents.
+    pub fn refuse(&self, view: &SourceView, detail: String) -> FormatError {
+        let path = self.checkpoint.tensors().get(&view.tensor);
+        let path = path.map_or(self.checkpoint.root(), |info| self.checkpoint.path_of(info));
+        FormatError::tensor(path, &view.tensor, detail)
+    }
+
+    fn len(&self, file: usize) -> u64 {
+        self.checkpoint.files()[file].file.len()
+    }
+
+    fn tree(&self, file: usize) -> MutexGuard<'_, TreeHash> {
+        self.trees[file].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn read_at(&self, file: usize, offset: u64, out: &mut [u8]) -> Result<()> {
+        let path = self.checkpoint.files()[file].file.path();
+        self.files[file]
+            .read_exact_at(out, offset)
+            .map_err(|e| FormatError::io(path, e))?;
+        Ok(())
+    }
+
+    /// Tells the system what will be read soon; a hint that may be ignored.
+    pub fn prefetch(&self, file: usize, range: &Range<u64>) {
+        will_need(&self.files[file], range);
+    }
+
+    /// Hashes the blocks that start in `range` and lie in `bytes`, which start at `offset` of the
+    /// file, and adds them to `runs`.
+    fn hash(&self, file: usize, range: &Range<u64>, bytes: &[u8], runs: &mut Vec<Run>) {
+        if self.tree(file).num_blocks() < 2 {
+            return;
+        }
+        for block in range.start.div_ceil(self.block)..range.end.div_ceil(self.block) {
+            let start = block * self.block;
+            let end = (start + self.block).min(self.len(file));
+            let (from, to) = ((start - range.start) as usize, (end - range.start) as usize);
+            if self.tree(file).has(block as usize) {
+                continue;
+            }
+            let value = chaining_value(&bytes[from..to], start);
+            self.tree(file).restore(block as usize, value);
+            add(runs, file, block as usize, value);
+        }
+    }
+
+    /// Takes in blocks hashed before an interruption.
+    pub fn restore(&self, runs: &[Run]) {
+        for run in runs.iter().filter(|run| run.file < self.trees.len()) {
+            let mut tree = self.tree(run.file);
+            let fits = run.first + run.values.len() <= tree.num_blocks();
+            for (block, value) in (run.first..).zip(&run.values).filter(|_| fits) {
+                tree.restore(block, *value);
+            }
+        }
+    }
+
+    /// Every stretch of blocks that nobody hashed, in pieces of [`COPY_BLOCK`] and less.
+    fn unhashed(&self) -> Vec<(usize, Range<u64>)> {
+        let mut found: Vec<(usize, Range<u64>)> = Vec::new();
+        for file in 0..self.trees.len() {
+            let tree = self.tree(file);
+            for block in (0..tree.num_blocks()).filter(|block| !tree.has(*block)) {
+                let range = tree.block_range(block);
+                match found.last_mut() {
+                    Some((f, last)) if *f == file && last.end == range.start && range.end - last.start <= COPY_BLOCK => {
+                        last.end = range.end;
+                    }
+                    _ => found.push((file, range)),
+                }
+            }
+        }
+        found
+    }
+
+    /// Reads and hashes one of [`Self::unhashed`].
+    fn hash_stretch(&self, file: usize, range: &Range<u64>, buf: &mut Vec<u8>) -> Result<()> {
+        buf.resize((range.end - range.start) as usize, 0);
+        self.read_at(file, range.start, buf)?;
+        if self.tree(file).num_blocks() < 2 {
+            self.tree(file).update(range.start, buf);
+        } else {
+            self.hash(file, range, buf, &mut Vec::new());
+        }
+        Ok(())
+    }
+
+    /// Hashes what no unit read: headers, unused tensors, matrices gathered piecemeal.
+    pub fn hash_rest(&self, threads: usize) -> Result<()> {
+        let rest = self.unhashed();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut buf = Vec::new();
+            while let Some((file, range)) = rest.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.hash_stretch(*file, range, &mut buf)?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().try_for_each(|t| match t.join() {
+                Ok(done) => done,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })
+    }
+
+    /// Bytes of all tensors.
+    pub fn total(&self) -> u64 {
+        self.checkpoint.tensors().values().map(|info| info.len).sum()
+    }
+
+    /// The hash of a file, every block of which has been hashed.
+    pub fn finalize(&self, file: usize) -> Result<Hash> {
+        let hash = self.tree(file).finalize();
+        let path = self.checkpoint.files()[file].file.path();
+        let hash = hash.ok_or_else(|| FormatError::file(path, "its hash is incomplete"))?;
+        Ok(hash.into())
+    }
+}
+
+fn add(runs: &mut Vec<Run>, file: usize, block: usize, value: [u8; 32]) {
+    match runs.last_mut() {
+        Some(run) if run.file == file && run.first + run.values.len() == block => {
+            run.values.push(value);
+        }
+        _ => runs.push(Run { file, first: block, values: vec![value] }),
+    }
+}
+
+/// Bytes of the file that some rows of a view lie between.
+pub fn extent(info: &TensorInfo, view: &SourceView, rows: Range<u64>, cols: u64) -> Range<u64> {
+    let size = info.dtype.size() as u64;
+    let first = view.start + rows.start * view.row_stride;
+    let count = rows.end - rows.start;
+    if count == 0 || cols == 0 {
+        return info.offset..info.offset;
+    }
+    let last = first + (count - 1) * view.row_stride + (cols - 1) * view.col_stride;
+    info.offset + first * size..info.offset + (last + 1) * size
+}
+
+/// One thread's reader: a window of a file, and the blocks hashed for the unit at hand.
+pub struct Reader<'a> {
+    pub source: &'a Source<'a>,
+    file: usize,
+    window: Range<u64>,
+    bytes: AlignedBuf,
+    /// Blocks hashed since [`Self::take_runs`].
+    runs: Vec<Run>,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(source: &'a Source<'a>) -> Self {
+        Self { source, file: 0, window: 0..0, bytes: AlignedBuf::default(), runs: Vec::new() }
+    }
+
+    /// Blocks hashed for the unit that is complete.
+    pub fn take_runs(&mut self) -> Vec<Run> {
+        std::mem::take(&mut self.runs)
+    }
+
+    /// The bytes of a range, hashed if they had not been.
+    ///
+    /// Reads on to the end of the block in which the range ends, so that each block is hashed by
+    /// the one range that holds its first byte.
+    pub fn read(&mut self, file: usize, range: Range<u64>) -> Result<&[u8]> {
+        let inside = self.window.start <= range.start && range.end <= self.window.end;
+        if file != self.file || !inside {
+            self.load(file, &range)?;
+        }
+        let from = (range.start - self.window.start) as usize;
+        Ok(&self.bytes.as_slice()[from..from + (range.end - range.start) as usize])
+    }
+
+    fn load(&mut self, file: usize, range: &Range<u64>) -> Result<()> {
+        let end = range.end.next_multiple_of(self.source.block).min(self.source.len(file));
+        self.window = 0..0;
+        self.bytes.resize((end - range.start) as usize);
+        self.source.read_at(file, range.start, self.bytes.as_mut_slice())?;
+        self.source.hash(file, range, self.bytes.as_slice(), &mut self.runs);
+        (self.file, self.window) = (file, range.clone());
+        self.source.bytes_read.fetch_add(range.end - range.start, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn will_need(file: &File, range: &Range<u64>) {
+    let Some(len) = std::num::NonZeroU64::new(range.end.saturating_sub(range.start)) else { return };
+    let _ = rustix::fs::fadvise(file, range.start, Some(len), rustix::fs::Advice::WillNeed);
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn will_need(_file: &File, _range: &Range<u64>) {}

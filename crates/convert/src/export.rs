@@ -1,0 +1,333 @@
+//! Bundles back to Hugging Face form: every weight dequantized, under the name, in the shape and
+//! in the place that it had in the checkpoint.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use shardwright_format::bundle::Bundle;
+use shardwright_format::checkpoint::{CONFIG_NAME, INDEX_NAME, SINGLE_NAME, header};
+use shardwright_format::io::AlignedBuf;
+use shardwright_format::manifest::{Codec, FileKind, Manifest};
+use shardwright_format::unit::{TensorEntry, UnitLayout};
+use shardwright_format::writer::publish;
+use shardwright_format::{FormatError, SourceView, Unit};
+use shardwright_quant::{Backend, Float, Matrix, narrow};
+
+use crate::convert::partial_path;
+use crate::error::{ConvertError, Result};
+use crate::plan::PlannedFile;
+
+/// Weights dequantized at a time.
+const TILE: u64 = 1 << 20;
+/// Units up to this many bytes are read whole.
+const WHOLE_LIMIT: u64 = 64 << 20;
+
+/// The type that weights are exported in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExportDtype {
+    /// 32 bits: every value exactly what the bundle stands for.
+    #[default]
+    F32,
+    /// What the checkpoint had: half the size, values rounded once more.
+    Source,
+}
+
+impl ExportDtype {
+    const fn of(self, source: Float) -> Float {
+        match self {
+            Self::F32 => Float::F32,
+            Self::Source => source,
+        }
+    }
+}
+
+/// How a bundle is exported.
+#[derive(Clone, Copy, Debug)]
+pub struct ExportOptions {
+    /// Type of the weights.
+    pub dtype: ExportDtype,
+    /// A new checkpoint file is begun before one passes this many bytes.
+    pub file_limit: u64,
+}
+
+impl Default for ExportOptions {
+    fn default() -> Self {
+        Self { dtype: ExportDtype::F32, file_limit: 5_000_000_000 }
+    }
+}
+
+/// Writes `bundle` as a checkpoint to `out`; gives the files written.
+///
+/// Memory is one unit of at most 64 MiB, or a few rows of a larger one (with a codec one unit).
+///
+/// # Errors
+/// An output that exists, views that do not fill the checkpoint's tensors, and what the operating
+/// system refuses.
+pub fn to_hf(bundle: &Bundle, out: &Path, options: &ExportOptions) -> Result<Vec<PlannedFile>> {
+    let partial = partial_path(out);
+    for path in [out, &partial] {
+        if path.symlink_metadata().is_ok() {
+            let detail = "already exists; remove it or choose another name".to_owned();
+            return Err(ConvertError::Output { path: path.to_owned(), detail });
+        }
+    }
+    std::fs::create_dir_all(&partial).map_err(|e| FormatError::io(&partial, e))?;
+    let exported = export(bundle, &partial, options)
+        .and_then(|files| Ok((publish(&partial, out)?, files).1));
+    if exported.is_err() {
+        // Nothing half-made is left; that it cannot be removed is no news after the first error.
+        let _ = std::fs::remove_dir_all(&partial);
+    }
+    exported
+}
+
+fn export(bundle: &Bundle, dir: &Path, options: &ExportOptions) -> Result<Vec<PlannedFile>> {
+    let manifest = bundle.manifest();
+    let tensors = tensors(manifest, options.dtype)?;
+    let mut files = Export::create(dir, &tensors, options.file_limit)?;
+    let mut buf = AlignedBuf::default();
+    for unit in manifest.model.units() {
+        files.unit(bundle, unit, options.dtype, &mut buf)?;
+    }
+    let mut written = files.finish(dir, &tensors)?;
+    for entry in manifest.files.iter().filter(|f| f.kind == FileKind::Copy) {
+        copy(bundle, dir, &entry.path, options.dtype)?;
+        written.push(PlannedFile { path: entry.path.clone(), size: entry.size });
+    }
+    Ok(written)
+}
+
+/// A tensor of the exported checkpoint.
+struct Exported {
+    dtype: Float,
+    shape: Vec<u64>,
+    /// Values that some unit of the bundle fills.
+    filled: u64,
+}
+
+impl Exported {
+    fn values(&self) -> u64 {
+        self.shape.iter().product()
+    }
+}
+
+/// Every tensor by name.
+fn tensors(manifest: &Manifest, dtype: ExportDtype) -> Result<BTreeMap<String, Exported>> {
+    let mut tensors = BTreeMap::<String, Exported>::new();
+    let mut add = |entry: &TensorEntry, view: SourceView| {
+        let new = || Exported { dtype: dtype.of(view.dtype), shape: view.shape.clone(), filled: 0 };
+        tensors.entry(view.tensor.clone()).or_insert_with(new).filled += entry.rows * entry.cols;
+    };
+    for shard in &manifest.dense {
+        shard.tensors.iter().for_each(|t| add(t, t.source.clone()));
+    }
+    for shards in &manifest.experts {
+        for expert in 0..shards.blake3.len() as u32 {
+            shards.tensors.iter().for_each(|t| add(t, t.source.of_expert(expert)));
+        }
+    }
+    match tensors.iter().find(|(_, t)| t.filled != t.values()) {
+        None => Ok(tensors),
+        Some((name, t)) => Err(ConvertError::Plan(format!(
+            "tensor `{name}`: expected {} values of shape {:?}, the bundle holds {}",
+            t.values(), t.shape, t.filled
+        ))),
+    }
+}
+
+/// Where a tensor lies in the exported files.
+#[derive(Clone, Copy)]
+struct Spot {
+    file: usize,
+    /// Its first byte.
+    base: u64,
+}
+
+/// The exported files, open.
+struct Export {
+    files: Vec<(PathBuf, File)>,
+    spots: BTreeMap<String, Spot>,
+}
+
+impl Export {
+    /// Writes the headers and makes room for the weights.
+    fn create(dir: &Path, tensors: &BTreeMap<String, Exported>, limit: u64) -> Result<Self> {
+        let groups = split(tensors, limit);
+        let mut export = Self { files: Vec::new(), spots: BTreeMap::new() };
+        for (at, names) in groups.iter().enumerate() {
+            let name = match groups.len() {
+                1 => SINGLE_NAME.to_owned(),
+                count => format!("model-{:05}-of-{count:05}.safetensors", at + 1),
+            };
+            let path = dir.join(name);
+            let entries = names.iter().map(|name| (*name, &tensors[*name]));
+            let listed = entries.clone().map(|(name, t)| (name, t.dtype, t.shape.as_slice()));
+            let metadata = [("format".to_owned(), "pt".to_owned())];
+            let header = header::encode(&path, &metadata, listed)?;
+            let mut base = header.len() as u64;
+            for (name, tensor) in entries {
+                export.spots.insert(name.to_owned(), Spot { file: at, base });
+                base += tensor.values() * tensor.dtype.size() as u64;
+            }
+            let io = |e| FormatError::io(&path, e);
+            let file = File::create(&path).map_err(io)?;
+            file.write_all_at(&header, 0).map_err(io)?;
+            file.set_len(base).map_err(io)?;
+            export.files.push((path, file));
+        }
+        Ok(export)
+    }
+
+    /// Writes every tensor of a unit.
+    fn unit(&self, bundle: &Bundle, unit: Unit, dtype: ExportDtype, buf: &mut AlignedBuf) -> Result<()> {
+        let layout = bundle.layout(unit)?;
+        let whole = layout.len <= WHOLE_LIMIT || bundle.manifest().codec != Codec::None;
+        if whole {
+            bundle.read(unit, buf)?;
+        }
+        let UnitLayout { tensors, .. } = &layout;
+        for entry in tensors.iter() {
+            let view = match unit {
+                Unit::Expert { expert, .. } => entry.source.of_expert(expert),
+                _ => entry.source.clone(),
+            };
+            let step = (TILE / entry.cols.max(1)).clamp(1, entry.rows.max(1));
+            for start in (0..entry.rows).step_by(step as usize) {
+                let rows = start..(start + step).min(entry.rows);
+                let count = (rows.end - rows.start) as usize;
+                let mut values = vec![0.0; count * entry.cols as usize];
+                let refuse = |e: shardwright_quant::MatrixError| {
+                    FormatError::file(bundle.root(), format!("{unit} {}: {e}", entry.role))
+                };
+                if whole {
+                    let len = entry.byte_len().map_err(|e| refuse(e.into()))?;
+                    let bytes = &buf.as_slice()[entry.offset as usize..][..len as usize];
+                    let matrix = Matrix::new(entry.encoding, entry.rows as usize, entry.cols as usize, bytes);
+                    let matrix = matrix.map_err(refuse)?;
+                    matrix.dequantize(Backend::detect(), rows.start as usize..rows.end as usize, &mut values);
+                } else {
+                    bundle.read_rows(unit, entry, rows.clone(), buf)?;
+                    let matrix = Matrix::new(entry.encoding, count, entry.cols as usize, buf.as_slice());
+                    matrix.map_err(refuse)?.dequantize(Backend::detect(), 0..count, &mut values);
+                }
+                self.rows(&view, rows, entry.cols, dtype.of(view.dtype), &values)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts rows of a view where they lie in their tensor.
+    fn rows(&self, view: &SourceView, rows: Range<u64>, cols: u64, dtype: Float, values: &[f32]) -> Result<()> {
+        let Some(spot) = self.spots.get(&view.tensor) else { return Ok(()) };
+        let mut bytes = vec![0; values.len() * dtype.size()];
+        let first = view.start + rows.start * view.row_stride;
+        if view.col_stride == 1 && (view.row_stride == cols || rows.end - rows.start == 1) {
+            narrow(dtype, values, &mut bytes);
+            return self.write(*spot, dtype, first, &bytes);
+        }
+        if view.col_stride == 1 {
+            narrow(dtype, values, &mut bytes);
+            let rows = bytes.chunks_exact(cols as usize * dtype.size());
+            return (0..).zip(rows).try_for_each(|(r, row): (u64, _)| {
+                self.write(*spot, dtype, first + r * view.row_stride, row)
+            });
+        }
+        if view.row_stride != 1 {
+            let detail = "expected rows or columns that lie together, found neither";
+            return Err(FormatError::tensor(&self.files[spot.file].0, &view.tensor, detail).into());
+        }
+        let count = (rows.end - rows.start) as usize;
+        let mut column = vec![0.0; count];
+        for c in 0..cols {
+            for (r, value) in column.iter_mut().enumerate() {
+                *value = values[r * cols as usize + c as usize];
+            }
+            let bytes = &mut bytes[..count * dtype.size()];
+            narrow(dtype, &column, bytes);
+            self.write(*spot, dtype, first + c * view.col_stride, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, spot: Spot, dtype: Float, value: u64, bytes: &[u8]) -> Result<()> {
+        let (path, file) = &self.files[spot.file];
+        let written = file.write_all_at(bytes, spot.base + value * dtype.size() as u64);
+        Ok(written.map_err(|e| FormatError::io(path, e))?)
+    }
+
+    /// Makes the files durable and writes the index of more than one.
+    fn finish(self, dir: &Path, tensors: &BTreeMap<String, Exported>) -> Result<Vec<PlannedFile>> {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut written = Vec::new();
+        for (path, file) in &self.files {
+            let io = |e| FormatError::io(path, e);
+            file.sync_all().map_err(io)?;
+            let size = file.metadata().map_err(io)?.len();
+            written.push(PlannedFile { path: name(path), size });
+        }
+        if self.files.len() > 1 {
+            let total: u64 = tensors.values().map(|t| t.values() * t.dtype.size() as u64).sum();
+            let map = self.spots.iter();
+            let map = map.map(|(tensor, spot)| (tensor.clone(), json!(name(&self.files[spot.file].0))));
+            let map: serde_json::Map<_, _> = map.collect();
+            let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+            let size = write_json(&dir.join(INDEX_NAME), &index)?;
+            written.push(PlannedFile { path: INDEX_NAME.to_owned(), size });
+        }
+        Ok(written)
+    }
+}
+
+/// Names in order, cut before a file passes the limit.
+fn split(tensors: &BTreeMap<String, Exported>, limit: u64) -> Vec<Vec<&str>> {
+    let mut groups: Vec<Vec<&str>> = vec![Vec::new()];
+    let mut size = 0;
+    for (name, tensor) in tensors {
+        let len = tensor.values() * tensor.dtype.size() as u64;
+        if size + len > limit && size > 0 {
+            groups.push(Vec::new());
+            size = 0;
+        }
+        size += len;
+        if let Some(group) = groups.last_mut() {
+            group.push(name);
+        }
+    }
+    groups
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<u64> {
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|e| FormatError::file(path, e.to_string()))?;
+    bytes.push(b'\n');
+    std::fs::write(path, &bytes).map_err(|e| FormatError::io(path, e))?;
+    Ok(bytes.len() as u64)
+}
+
+/// Copies a file; the configuration is told the weights' new type.
+fn copy(bundle: &Bundle, dir: &Path, path: &str, dtype: ExportDtype) -> Result<()> {
+    let (from, to) = (bundle.root().join(path), dir.join(path));
+    if let Some(parent) = to.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| FormatError::io(parent, e))?;
+    }
+    if path != CONFIG_NAME || dtype == ExportDtype::Source {
+        std::fs::copy(&from, &to).map_err(|e| FormatError::io(&from, e))?;
+        return Ok(());
+    }
+    let text = std::fs::read(&from).map_err(|e| FormatError::io(&from, e))?;
+    let config = serde_json::from_slice::<Value>(&text);
+    let mut config = config.map_err(|e| FormatError::file(&from, e.to_string()))?;
+    for place in ["", "/text_config"] {
+        for key in ["torch_dtype", "dtype"] {
+            if let Some(value) = config.pointer_mut(&format!("{place}/{key}")) {
+                *value = json!("float32");
+            }
+        }
+    }
+    write_json(&to, &config)?;
+    Ok(())
+}

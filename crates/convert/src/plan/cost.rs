@@ -1,0 +1,163 @@
+//! What a planned bundle weighs, and what making and using it costs.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use shardwright_format::manifest::{Codec, Manifest};
+use shardwright_format::model::Ffn;
+use shardwright_format::unit::TensorEntry;
+use shardwright_format::{Role, Unit};
+
+use super::files::stored_bound;
+use crate::convert::memory;
+
+/// Sizes of a bundle.
+///
+/// Bits per weight count the tensors of two or more dimensions, with their scales and biases and
+/// those of them that stay in 16 bits.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Bytes of all files.
+    pub bundle_bytes: u64,
+    /// Bytes of all tensors.
+    pub tensor_bytes: u64,
+    /// Values in all tensors.
+    pub parameters: u64,
+    /// Bits per weight of the whole bundle.
+    pub bits_per_weight: f64,
+    /// The same by role, in order of use.
+    pub roles: Vec<RoleSummary>,
+}
+
+/// The tensors of one role.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoleSummary {
+    /// The role.
+    pub role: Role,
+    /// How they are stored, each way once.
+    pub encodings: Vec<String>,
+    /// Tensors.
+    pub tensors: u64,
+    /// Values in them.
+    pub weights: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Bits per value.
+    pub bits_per_weight: f64,
+}
+
+/// What the conversion and a token cost.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Bytes of memory that the conversion needs at most, page cache apart.
+    pub peak_memory: u64,
+    /// Bytes on disk while converting: the bundle, the ledger, and with a codec the shards that
+    /// are compressed but have no place yet.
+    pub peak_disk: u64,
+    /// Bytes of checkpoint files, each read once.
+    pub source_bytes: u64,
+    /// Bytes that a token reads when nothing is cached: dense shards, the experts it visits, the
+    /// head, one row of the embedding.
+    pub bytes_per_token: u64,
+    /// The part of them that is experts.
+    pub expert_bytes_per_token: u64,
+}
+
+/// A tensor's bytes; a planned tensor always fits its encoding.
+pub fn tensor_bytes(tensor: &TensorEntry) -> u64 {
+    tensor.byte_len().unwrap_or_default()
+}
+
+fn bits(bytes: u64, weights: u64) -> f64 {
+    if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
+}
+
+/// Every tensor with the number of its copies: one, or one per expert.
+fn tensors(manifest: &Manifest) -> impl Iterator<Item = (&TensorEntry, u64)> {
+    let dense = manifest.dense.iter().flat_map(|s| s.tensors.iter().map(|t| (t, 1)));
+    let experts = manifest.experts.iter();
+    dense.chain(experts.flat_map(|s| s.tensors.iter().map(|t| (t, s.blake3.len() as u64))))
+}
+
+/// Adds up tensors; the bundle's own size is not known yet.
+pub fn summarize(manifest: &Manifest) -> Summary {
+    let mut roles = BTreeMap::<Role, RoleSummary>::new();
+    let mut matrices = (0, 0);
+    for (tensor, count) in tensors(manifest) {
+        let (weights, bytes) = (tensor.rows * tensor.cols * count, tensor_bytes(tensor) * count);
+        let found = roles.entry(tensor.role).or_insert_with(|| RoleSummary {
+            role: tensor.role,
+            encodings: Vec::new(),
+            tensors: 0,
+            weights: 0,
+            bytes: 0,
+            bits_per_weight: 0.0,
+        });
+        found.tensors += count;
+        found.weights += weights;
+        found.bytes += bytes;
+        found.bits_per_weight = bits(found.bytes, found.weights);
+        let label = tensor.encoding.label();
+        if !found.encodings.contains(&label) {
+            found.encodings.push(label);
+        }
+        if tensor.source.shape.len() > 1 {
+            matrices = (matrices.0 + bytes, matrices.1 + weights);
+        }
+    }
+    Summary {
+        bundle_bytes: 0,
+        tensor_bytes: roles.values().map(|r| r.bytes).sum(),
+        parameters: roles.values().map(|r| r.weights).sum(),
+        bits_per_weight: bits(matrices.0, matrices.1),
+        roles: roles.into_values().collect(),
+    }
+}
+
+/// Estimates what conversion and decoding need.
+pub fn cost(manifest: &Manifest, bundle_bytes: u64, threads: usize) -> Cost {
+    let source_bytes = manifest.checkpoint.files.iter().map(|f| f.size).sum();
+    let expert_bytes_per_token = experts_per_token(manifest);
+    let spool = match manifest.codec {
+        Codec::None => 0,
+        Codec::Zstd => shard_lens(manifest).map(|len| stored_bound(Codec::Zstd, len)).sum(),
+    };
+    Cost {
+        peak_memory: memory::peak(manifest, source_bytes, threads),
+        peak_disk: bundle_bytes + spool + memory::ledger_bytes(manifest, source_bytes),
+        source_bytes,
+        bytes_per_token: dense_per_token(manifest) + expert_bytes_per_token,
+        expert_bytes_per_token,
+    }
+}
+
+/// Decoded bytes of every shard.
+pub fn shard_lens(manifest: &Manifest) -> impl Iterator<Item = u64> {
+    let experts = manifest.experts.iter();
+    let experts = experts.flat_map(|s| std::iter::repeat_n(s.len, s.blake3.len()));
+    manifest.dense.iter().map(|s| s.len).chain(experts)
+}
+
+fn experts_per_token(manifest: &Manifest) -> u64 {
+    let layers = manifest.experts.iter().map(|experts| {
+        let layer = &manifest.model.layers[experts.layer as usize];
+        let visited = match &layer.ffn {
+            Ffn::Moe(moe) => u64::from(moe.num_experts_per_tok),
+            Ffn::Dense(_) => 0,
+        };
+        visited * experts.stored.iter().copied().max().unwrap_or(experts.len)
+    });
+    layers.sum()
+}
+
+fn dense_per_token(manifest: &Manifest) -> u64 {
+    let tied = manifest.model.tie_word_embeddings;
+    let shards = manifest.dense.iter().map(|shard| match (shard.unit, shard.tensors.first()) {
+        // One row is read, unless the same matrix is the head or must be decompressed whole.
+        (Unit::Embedding, Some(t)) if !tied && manifest.codec == Codec::None => {
+            tensor_bytes(t) / t.rows.max(1)
+        }
+        _ => shard.stored,
+    });
+    shards.sum()
+}

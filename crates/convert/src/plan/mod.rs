@@ -1,0 +1,330 @@
+//! The plan: every byte of the bundle, decided from headers alone.
+
+mod cost;
+mod files;
+mod resolve;
+
+use serde::{Deserialize, Serialize};
+use shardwright_format::arch::{Inventory, SourceTensor};
+use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::manifest::{
+    ALIGNMENTS, CheckpointRecord, Codec, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT,
+    FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile, VERSION,
+};
+use shardwright_format::layout::{Unplaced, place_dense, place_expert};
+use shardwright_format::{FormatError, Unit, UnitLayout};
+use shardwright_quant::Method;
+
+use crate::error::{ConvertError, Result};
+use crate::recipe::Recipe;
+use crate::report::ConversionReport;
+
+pub use cost::{Cost, RoleSummary, Summary};
+pub use resolve::{FallbackUsed, Leftover, RuleMatch};
+pub(crate) use files::{shard_files, stored_bound};
+use resolve::Resolver;
+
+/// What the plan must know besides the checkpoint and the recipe.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanOptions {
+    /// Every shard starts on a multiple of this many bytes.
+    pub alignment: u64,
+    /// How shards are stored.
+    pub codec: Codec,
+    /// Threads of the conversion; only its memory depends on them.
+    pub threads: usize,
+}
+
+impl Default for PlanOptions {
+    fn default() -> Self {
+        Self { alignment: DEFAULT_ALIGNMENT, codec: Codec::None, threads: 1 }
+    }
+}
+
+/// A file of the bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedFile {
+    /// Path inside the bundle.
+    pub path: String,
+    /// Size in bytes; with a codec the most that shards can take.
+    pub size: u64,
+}
+
+/// A file of the checkpoint that is not in the bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SkippedFile {
+    /// Path from the checkpoint's directory.
+    pub path: String,
+    /// Why it is left out.
+    pub reason: String,
+}
+
+/// What a conversion will do: a pure value, made from headers alone.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// The recipe in full.
+    pub recipe: Recipe,
+    /// Every rule and what it matched.
+    pub rules: Vec<RuleMatch>,
+    /// Tensors that could not be stored as wished, and how they are stored instead.
+    pub fallbacks: Vec<FallbackUsed>,
+    /// Matrices that stay in 16 or 32 bits.
+    pub leftovers: Vec<Leftover>,
+    /// Tensors of the checkpoint that are not in the bundle.
+    pub ignored: Vec<Ignored>,
+    /// Files of the checkpoint that are not in the bundle.
+    pub skipped: Vec<SkippedFile>,
+    /// Every file of the bundle, the manifest last.
+    pub files: Vec<PlannedFile>,
+    /// Sizes.
+    pub summary: Summary,
+    /// What the conversion and a token cost.
+    pub cost: Cost,
+    /// The manifest with every hash zero; its shards are the layout.
+    #[serde(skip)]
+    pub manifest: Manifest,
+    /// How codes are chosen, per tensor of each dense shard.
+    #[serde(skip)]
+    pub(crate) dense_methods: Vec<Vec<Method>>,
+    /// How codes are chosen, per tensor of each layer's experts.
+    #[serde(skip)]
+    pub(crate) expert_methods: Vec<Vec<Method>>,
+}
+
+/// Program and version, as manifests and ledgers have it.
+pub(crate) const GENERATOR: &str = concat!("shardwright ", env!("CARGO_PKG_VERSION"));
+
+/// A unit's layout and the methods of its tensors.
+struct Resolved {
+    unit: Unit,
+    layout: UnitLayout,
+    methods: Vec<Method>,
+}
+
+impl Plan {
+    /// Resolves `recipe` for a checkpoint.
+    ///
+    /// # Errors
+    /// A rule that matches nothing, a tensor that no rule matches, a group size that does not
+    /// divide a dimension and has no fallback, an alignment that bundles cannot have.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        inventory: &Inventory,
+        recipe: &Recipe,
+        options: &PlanOptions,
+    ) -> Result<Self> {
+        check_alignment(options.alignment)?;
+        let mut resolver = Resolver::new(recipe, inventory.spec.layers.len() as u32);
+        let (mut dense, mut experts) = (Vec::new(), Vec::new());
+        for unit in inventory.spec.units() {
+            match unit {
+                Unit::Expert { expert: 1.., .. } => {}
+                Unit::Expert { layer, .. } => experts.push(resolve_experts(&mut resolver, inventory, layer)?),
+                _ => dense.push(resolve_dense(&mut resolver, inventory, unit)?),
+            }
+        }
+        let resolution = resolver.finish()?;
+        let (copies, skipped) = copies(checkpoint)?;
+        let (dense, dense_methods): (Vec<_>, _) = dense.into_iter().map(|r| ((r.unit, r.layout), r.methods)).unzip();
+        let (experts, expert_methods): (Vec<_>, _) = experts.into_iter().map(|r| ((r.unit, r.layout), r.methods)).unzip();
+        let mut plan = Self {
+            recipe: recipe.clone(),
+            rules: resolution.rules,
+            fallbacks: resolution.fallbacks,
+            leftovers: resolution.leftovers,
+            ignored: ignored(inventory),
+            skipped,
+            files: Vec::new(),
+            summary: Summary::default(),
+            cost: Cost::default(),
+            manifest: skeleton(checkpoint, inventory, recipe, options)?,
+            dense_methods,
+            expert_methods,
+        };
+        plan.place(dense, experts, copies)?;
+        plan.measure(options.threads);
+        plan.manifest.validate().map_err(|detail| ConvertError::Plan(format!("plan: {detail}")))?;
+        Ok(plan)
+    }
+
+    /// Gives every unit its file and offset, and every file its size.
+    fn place(
+        &mut self,
+        dense: Vec<(Unit, UnitLayout)>,
+        experts: Vec<(Unit, UnitLayout)>,
+        copies: Vec<FileEntry>,
+    ) -> Result<()> {
+        let codec = self.manifest.codec;
+        self.manifest.dense = files::place_dense_shards(dense, self.manifest.alignment, codec)?;
+        let spec = &self.manifest.model;
+        self.manifest.experts = files::place_expert_shards(experts, spec, self.manifest.alignment, codec)?;
+        let mut entries = shard_files(&self.manifest)?;
+        entries.extend(copies);
+        entries.push(entry(REPORT_FILE, FileKind::Report, 0));
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        self.manifest.files = entries;
+        Ok(())
+    }
+
+    /// Fills in what follows from the layout: sizes, then the size of the report that states them.
+    fn measure(&mut self, threads: usize) {
+        self.summary = cost::summarize(&self.manifest);
+        let report_len = ConversionReport::padded_len(self);
+        for file in self.manifest.files.iter_mut().filter(|f| f.kind == FileKind::Report) {
+            file.size = report_len;
+        }
+        let manifest_len = self.manifest.to_bytes().len() as u64;
+        let entries = self.manifest.files.iter().map(|f| (f.path.clone(), f.size));
+        self.files = entries
+            .chain([(MANIFEST_FILE.to_owned(), manifest_len)])
+            .map(|(path, size)| PlannedFile { path, size })
+            .collect();
+        self.summary.bundle_bytes = self.files.iter().map(|f| f.size).sum();
+        self.cost = cost::cost(&self.manifest, self.summary.bundle_bytes, threads);
+    }
+
+    /// Every unit, in the order in which they are converted.
+    pub fn units(&self) -> impl Iterator<Item = Unit> + '_ {
+        self.manifest.model.units()
+    }
+
+    /// Bytes of a unit once decompressed; none for a unit that the model does not have.
+    pub fn unit_len(&self, unit: Unit) -> Option<u64> {
+        match unit {
+            Unit::Expert { layer, .. } => self.expert_shards(layer).map(|(_, shards)| shards.len),
+            _ => self.dense_shard(unit).map(|(_, shard)| shard.len),
+        }
+    }
+
+    /// The layout of a unit; none for a unit that the model does not have.
+    pub fn layout(&self, unit: Unit) -> Option<UnitLayout> {
+        match unit {
+            Unit::Expert { layer, .. } => self
+                .expert_shards(layer)
+                .map(|(_, s)| UnitLayout { tensors: s.tensors.clone(), len: s.len }),
+            _ => self
+                .dense_shard(unit)
+                .map(|(_, s)| UnitLayout { tensors: s.tensors.clone(), len: s.len }),
+        }
+    }
+
+    /// A layer's experts and their position in the manifest.
+    pub(crate) fn expert_shards(&self, layer: u32) -> Option<(usize, &ExpertShards)> {
+        let at = self.manifest.experts.binary_search_by_key(&layer, |e| e.layer).ok()?;
+        Some((at, &self.manifest.experts[at]))
+    }
+
+    /// A dense shard and its position in the manifest, which lists embedding, layers, head.
+    pub(crate) fn dense_shard(&self, unit: Unit) -> Option<(usize, &DenseShard)> {
+        let at = match unit {
+            Unit::Embedding => 0,
+            Unit::Layer(layer) => 1 + layer as usize,
+            Unit::Head => self.manifest.dense.len() - 1,
+            Unit::Expert { .. } => return None,
+        };
+        self.manifest.dense.get(at).map(|shard| (at, shard))
+    }
+}
+
+fn entry(path: &str, kind: FileKind, size: u64) -> FileEntry {
+    FileEntry { path: path.to_owned(), kind, size, blake3: Hash::ZERO }
+}
+
+fn check_alignment(alignment: u64) -> Result<()> {
+    if alignment.is_power_of_two() && ALIGNMENTS.contains(&alignment) {
+        return Ok(());
+    }
+    let (low, high) = (ALIGNMENTS.start(), ALIGNMENTS.end());
+    Err(ConvertError::Plan(format!(
+        "alignment: expected a power of two from {low} to {high}, found {alignment}"
+    )))
+}
+
+/// The manifest before anything is placed.
+fn skeleton(
+    checkpoint: &Checkpoint,
+    inventory: &Inventory,
+    recipe: &Recipe,
+    options: &PlanOptions,
+) -> Result<Manifest> {
+    let files = checkpoint.files().iter();
+    let files = files.map(|f| SourceFile { name: f.name.clone(), size: f.file.len(), blake3: Hash::ZERO });
+    Ok(Manifest {
+        blake3: Hash::ZERO,
+        format: FORMAT.to_owned(),
+        version: VERSION,
+        generator: GENERATOR.to_owned(),
+        alignment: options.alignment,
+        codec: options.codec,
+        model: inventory.spec.clone(),
+        recipe: serde_json::to_value(recipe)
+            .map_err(|e| ConvertError::Plan(format!("recipe `{}`: {e}", recipe.name)))?,
+        checkpoint: CheckpointRecord { files: files.collect(), ignored: ignored(inventory) },
+        files: Vec::new(),
+        dense: Vec::new(),
+        experts: Vec::new(),
+    })
+}
+
+fn ignored(inventory: &Inventory) -> Vec<Ignored> {
+    let each = inventory.ignored.iter();
+    each.map(|i| Ignored { tensor: i.tensor.clone(), reason: i.reason.clone() }).collect()
+}
+
+/// Files copied as they are, and those left out: names that the bundle needs for its own files
+/// among them.
+fn copies(checkpoint: &Checkpoint) -> Result<(Vec<FileEntry>, Vec<SkippedFile>)> {
+    let skipped = checkpoint.skipped()?.into_iter();
+    let mut skipped: Vec<_> =
+        skipped.map(|s| SkippedFile { path: s.path, reason: s.reason }).collect();
+    let mut copies = Vec::new();
+    for path in checkpoint.copies()? {
+        if [MANIFEST_FILE, REPORT_FILE].contains(&path.as_str()) {
+            let reason = "the bundle has a file of its own with this name".to_owned();
+            skipped.push(SkippedFile { path, reason });
+            continue;
+        }
+        let source = checkpoint.root().join(&path);
+        let size = std::fs::metadata(&source).map_err(|e| FormatError::io(&source, e))?.len();
+        copies.push(entry(&path, FileKind::Copy, size));
+    }
+    Ok((copies, skipped))
+}
+
+fn sources(inventory: &Inventory, unit: Unit) -> Result<&[SourceTensor]> {
+    let found = inventory.units.get(&unit).map(Vec::as_slice);
+    found.ok_or_else(|| ConvertError::Plan(format!("the inventory has no {unit}")))
+}
+
+fn resolve_dense(resolver: &mut Resolver<'_>, inventory: &Inventory, unit: Unit) -> Result<Resolved> {
+    let tensors = inventory.units.get(&unit).map(Vec::as_slice);
+    let (unplaced, methods) = choose_all(resolver, unit, tensors, 1)?;
+    let layout = place_dense(unplaced).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
+    Ok(Resolved { unit, layout, methods })
+}
+
+/// All experts of a layer at once: they differ in their sources alone.
+fn resolve_experts(resolver: &mut Resolver<'_>, inventory: &Inventory, layer: u32) -> Result<Resolved> {
+    let unit = Unit::Expert { layer, expert: 0 };
+    let count = inventory.spec.layers[layer as usize].num_experts();
+    let (unplaced, methods) = choose_all(resolver, unit, inventory.expert_tensors(layer), count)?;
+    let layout = place_expert(unplaced).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
+    Ok(Resolved { unit, layout, methods })
+}
+
+/// The tensors of a unit, or of `count` units alike, with how they are stored.
+fn choose_all(
+    resolver: &mut Resolver<'_>,
+    unit: Unit,
+    tensors: Option<&[SourceTensor]>,
+    count: u32,
+) -> Result<(Vec<Unplaced>, Vec<Method>)> {
+    let tensors =
+        tensors.ok_or_else(|| ConvertError::Plan(format!("the inventory has no {unit}")))?;
+    let choose = |tensor: &SourceTensor| {
+        let chosen = resolver.choose(unit, tensor, count)?;
+        Ok((chosen.unplaced(tensor), chosen.method))
+    };
+    tensors.iter().map(choose).collect()
+}

@@ -1,0 +1,260 @@
+//! Which rule decides for which tensor, and what became of its wish.
+
+use serde::{Deserialize, Serialize};
+use shardwright_format::arch::SourceTensor;
+use shardwright_format::layout::Unplaced;
+use shardwright_format::{Role, Unit};
+use shardwright_quant::{Encoding, EncodingError, Float, Method};
+
+use crate::error::{ConvertError, Result};
+use crate::recipe::{Fallback, Recipe, Rule, Wish};
+
+/// A rule and what it matched.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RuleMatch {
+    /// Its position in the recipe, from 1, with what it is about: `3 (lm_head)`.
+    pub rule: String,
+    /// What it asks for.
+    pub encoding: String,
+    /// How codes are chosen.
+    pub method: Method,
+    /// Tensors that it decided for.
+    pub tensors: u64,
+    /// Weights in them.
+    pub weights: u64,
+    /// Bytes they take in the bundle.
+    pub bytes: u64,
+}
+
+/// A tensor that could not be stored as wished.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FallbackUsed {
+    /// Name in the checkpoint; `{expert}` stands for each expert's number.
+    pub tensor: String,
+    /// What it is for.
+    pub role: Role,
+    /// Tensors of that name.
+    pub tensors: u64,
+    /// What the rule asks for.
+    pub wanted: String,
+    /// How it is stored.
+    pub used: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A matrix that stays in 16 or 32 bits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leftover {
+    /// Name in the checkpoint; `{expert}` stands for each expert's number.
+    pub tensor: String,
+    /// What it is for.
+    pub role: Role,
+    /// How it is stored.
+    pub encoding: String,
+    /// Bytes it takes in the bundle, all experts together.
+    pub bytes: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// What all choices together came to.
+pub struct Resolution {
+    pub rules: Vec<RuleMatch>,
+    pub fallbacks: Vec<FallbackUsed>,
+    pub leftovers: Vec<Leftover>,
+}
+
+/// How one tensor is stored.
+pub struct Chosen {
+    encoding: Encoding,
+    pub method: Method,
+}
+
+impl Chosen {
+    pub fn unplaced(&self, tensor: &SourceTensor) -> Unplaced {
+        Unplaced {
+            role: tensor.role,
+            encoding: self.encoding,
+            rows: tensor.rows,
+            cols: tensor.cols,
+            source: tensor.view.clone(),
+        }
+    }
+}
+
+/// Applies a recipe tensor by tensor and keeps the books.
+pub struct Resolver<'a> {
+    recipe: &'a Recipe,
+    layers: u32,
+    resolution: Resolution,
+}
+
+impl<'a> Resolver<'a> {
+    pub fn new(recipe: &'a Recipe, layers: u32) -> Self {
+        let rules = recipe.rules.iter().enumerate().map(|(i, rule)| RuleMatch {
+            rule: describe(i, rule),
+            encoding: rule.encoding.to_string(),
+            method: rule.method,
+            tensors: 0,
+            weights: 0,
+            bytes: 0,
+        });
+        let resolution =
+            Resolution { rules: rules.collect(), fallbacks: Vec::new(), leftovers: Vec::new() };
+        Self { recipe, layers, resolution }
+    }
+
+    /// Decides for a tensor, or for the tensors that `count` experts of a layer have alike.
+    pub fn choose(&mut self, unit: Unit, tensor: &SourceTensor, count: u32) -> Result<Chosen> {
+        let view = &tensor.view;
+        let at = self.rule_for(unit, tensor, count)?;
+        let rule = &self.recipe.rules[at];
+        let vector = view.shape.len() < 2;
+        let encoding = match rule.encoding {
+            Wish::Affine { .. } if vector => view.dtype.into(),
+            wish => wish.resolve(view.dtype, self.recipe.scale_dtype),
+        };
+        let count = u64::from(count);
+        let encoding = match encoding.parts(tensor.rows, tensor.cols) {
+            Err(EncodingError::Columns { group_size, .. }) => {
+                self.fall_back(at, group_size, tensor, count)?
+            }
+            _ => encoding,
+        };
+        self.count(at, tensor, encoding, count)?;
+        Ok(Chosen { encoding, method: rule.method })
+    }
+
+    /// The first rule that matches, the same for all `count` tensors.
+    fn rule_for(&self, unit: Unit, tensor: &SourceTensor, count: u32) -> Result<usize> {
+        for (at, rule) in self.recipe.rules.iter().enumerate() {
+            if !rule.matches.holds(tensor.role, unit.layer(), self.layers) {
+                continue;
+            }
+            let holds = |e: &u32| rule.matches.holds_name(&tensor.view.of_expert(*e).tensor);
+            let held = match rule.matches.name {
+                None => count,
+                Some(_) => (0..count).filter(holds).count() as u32,
+            };
+            if held == count {
+                return Ok(at);
+            }
+            if held > 0 {
+                let (label, missed) = (describe(at, rule), count - held);
+                return Err(self.refuse(format!(
+                    "rule {label} matches `{}` of {held} experts and not of {missed}; \
+                     all experts of a layer are stored alike",
+                    tensor.view.tensor
+                )));
+            }
+        }
+        let name = tensor.view.of_expert(0).tensor;
+        Err(self.refuse(format!("no rule matches tensor `{name}` ({})", tensor.role)))
+    }
+
+    fn refuse(&self, detail: String) -> ConvertError {
+        ConvertError::Plan(format!("recipe `{}`: {detail}", self.recipe.name))
+    }
+
+    /// The first fallback of a rule that can hold the tensor.
+    fn fall_back(
+        &mut self,
+        at: usize,
+        group_size: u16,
+        tensor: &SourceTensor,
+        count: u64,
+    ) -> Result<Encoding> {
+        let view = &tensor.view;
+        let rule = &self.recipe.rules[at];
+        let reason = format!("group size {group_size} does not divide {} columns", tensor.cols);
+        let encodings = rule.fallback.iter().map(|fallback| {
+            let wish = match *fallback {
+                Fallback::Group(group) => rule.encoding.with_group(group),
+                Fallback::Plain(wish) => wish,
+            };
+            wish.resolve(view.dtype, self.recipe.scale_dtype)
+        });
+        let fits = |e: &Encoding| e.parts(tensor.rows, tensor.cols).is_ok();
+        let Some(encoding) = encodings.into_iter().find(fits) else {
+            let why = if rule.fallback.is_empty() { "names no fallback" } else { "names none that does" };
+            return Err(self.refuse(format!(
+                "tensor `{}` ({}): {reason}, and rule {} {why}",
+                view.tensor, tensor.role, describe(at, rule)
+            )));
+        };
+        self.resolution.fallbacks.push(FallbackUsed {
+            tensor: view.tensor.clone(),
+            role: tensor.role,
+            tensors: count,
+            wanted: rule.encoding.to_string(),
+            used: encoding.label(),
+            reason,
+        });
+        Ok(encoding)
+    }
+
+    fn count(
+        &mut self,
+        at: usize,
+        tensor: &SourceTensor,
+        encoding: Encoding,
+        count: u64,
+    ) -> Result<()> {
+        let view = &tensor.view;
+        let parts = encoding.parts(tensor.rows, tensor.cols);
+        let bytes = parts.map_err(|e| self.refuse(format!("tensor `{}`: {e}", view.tensor)))?.total();
+        let found = &mut self.resolution.rules[at];
+        found.tensors += count;
+        found.weights += count * tensor.rows * tensor.cols;
+        found.bytes += count * bytes;
+        if let (Some(float), true) = (encoding.float(), view.shape.len() > 1) {
+            self.resolution.leftovers.push(Leftover {
+                tensor: view.tensor.clone(),
+                role: tensor.role,
+                encoding: encoding.label(),
+                bytes: count * bytes,
+                reason: self.why_left(at, float),
+            });
+        }
+        Ok(())
+    }
+
+    fn why_left(&self, at: usize, float: Float) -> String {
+        let rule = &self.recipe.rules[at];
+        let label = describe(at, rule);
+        match rule.encoding {
+            Wish::Keep => format!("rule {label} keeps it"),
+            Wish::Float(_) => format!("rule {label} asks for {}", float.name()),
+            Wish::Affine { .. } => format!("fallback of rule {label}"),
+        }
+    }
+
+    /// The books, once every tensor is decided.
+    ///
+    /// # Errors
+    /// A rule that matched nothing, unless it is optional.
+    pub fn finish(self) -> Result<Resolution> {
+        let rules = self.recipe.rules.iter().zip(&self.resolution.rules);
+        let unused = rules.clone().find(|(rule, found)| found.tensors == 0 && !rule.optional);
+        match unused {
+            Some((_, found)) => {
+                Err(self.refuse(format!("rule {} matches nothing in this checkpoint", found.rule)))
+            }
+            None => Ok(self.resolution),
+        }
+    }
+}
+
+/// A rule's position, from 1, and what it is about.
+fn describe(at: usize, rule: &Rule) -> String {
+    let matches = &rule.matches;
+    let parts = [
+        matches.role.as_ref().map(ToString::to_string),
+        matches.layer.as_ref().map(|layers| format!("layers {layers}")),
+        matches.name.as_ref().map(|name| format!("name {name}")),
+    ];
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    let about = if parts.is_empty() { "everything".to_owned() } else { parts.join("; ") };
+    format!("{} ({about})", at + 1)
+}

@@ -1,0 +1,277 @@
+//! Recipes: which tensor is stored how. Ordered rules; the first that matches a tensor decides.
+
+mod encoding;
+mod pattern;
+
+use serde::{Deserialize, Serialize};
+use shardwright_format::Role;
+use shardwright_quant::{Float, Method};
+
+pub use encoding::{Fallback, Wish};
+pub use pattern::{LayerRange, Layers, Roles, matches_glob};
+
+/// Which tensor is stored how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// What people call it.
+    pub name: String,
+    /// What it is for, in a sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// Type of scales and biases where a rule names none. When absent too: bf16 for bf16 sources,
+    /// f16 for all others, so that a scale is as precise as its weights were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_dtype: Option<Float>,
+    /// The first that matches a tensor decides.
+    pub rules: Vec<Rule>,
+}
+
+/// How the tensors that match are stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Which tensors; all of them when empty.
+    #[serde(rename = "match", default, skip_serializing_if = "Match::is_any")]
+    pub matches: Match,
+    /// How they are stored. Vectors (one dimension in the checkpoint) keep their type unless a
+    /// float type is named here: they are never quantized.
+    pub encoding: Wish,
+    /// How codes are chosen.
+    #[serde(default)]
+    pub method: Method,
+    /// What to try, in order, for a tensor whose columns the group size does not divide. Without
+    /// any that is an error.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fallback: Vec<Fallback>,
+    /// The rule may match nothing.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub optional: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Which tensors a rule is about; every part that is present must hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Match {
+    /// What the tensor is for: names with `*`, one or a list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Roles>,
+    /// Layers: `3`, `0..4` (the end not included), `first 2`, `last 2`, one or a list. Embedding
+    /// and head are in no layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<Layers>,
+    /// The tensor's name in the checkpoint, with `*` and `?`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl Match {
+    fn is_any(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether role and layer hold, of `layers` in all.
+    pub fn holds(&self, role: Role, layer: Option<u32>, layers: u32) -> bool {
+        self.role.as_ref().is_none_or(|roles| roles.contains(role))
+            && self.layer.as_ref().is_none_or(|l| layer.is_some_and(|layer| l.contains(layer, layers)))
+    }
+
+    /// Whether the name holds.
+    pub fn holds_name(&self, name: &str) -> bool {
+        self.name.as_ref().is_none_or(|glob| matches_glob(glob, name))
+    }
+}
+
+/// Why a recipe cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecipeError {
+    /// It is not a recipe.
+    #[error("recipe `{name}`: {detail}")]
+    Malformed {
+        /// Its name or path.
+        name: String,
+        /// The parser's word.
+        detail: String,
+    },
+    /// No recipe of that name is shipped.
+    #[error("unknown recipe `{name}`: expected one of {}, or a path", known.join(", "))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<&'static str>,
+    },
+    /// `--set` was not understood.
+    #[error("`{text}`: {detail}")]
+    Override {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+/// The recipes that are part of the program: name and text.
+const BUILTIN: &[(&str, &str)] = &[
+    ("q4", include_str!("../../../../configs/recipes/q4.json")),
+    ("q3", include_str!("../../../../configs/recipes/q3.json")),
+    ("q2", include_str!("../../../../configs/recipes/q2.json")),
+    ("moe-q4", include_str!("../../../../configs/recipes/moe-q4.json")),
+    ("moe-q3", include_str!("../../../../configs/recipes/moe-q3.json")),
+    ("moe-q2", include_str!("../../../../configs/recipes/moe-q2.json")),
+    ("moe-mixed", include_str!("../../../../configs/recipes/moe-mixed.json")),
+    ("dense-mixed", include_str!("../../../../configs/recipes/dense-mixed.json")),
+];
+
+impl Recipe {
+    /// Names of the recipes that are part of the program.
+    pub fn builtin_names() -> Vec<&'static str> {
+        BUILTIN.iter().map(|(name, _)| *name).collect()
+    }
+
+    /// A recipe that is part of the program.
+    ///
+    /// # Errors
+    /// A name that is none of [`Self::builtin_names`].
+    pub fn builtin(name: &str) -> Result<Self, RecipeError> {
+        let found = BUILTIN.iter().find(|(known, _)| *known == name);
+        let unknown =
+            || RecipeError::Unknown { name: name.to_owned(), known: Self::builtin_names() };
+        Self::parse(name, found.ok_or_else(unknown)?.1)
+    }
+
+    /// Reads the JSON of a recipe; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// Anything but a recipe, an unknown role, encoding or layer range among it.
+    pub fn parse(name: &str, json: &str) -> Result<Self, RecipeError> {
+        let malformed = |detail: String| RecipeError::Malformed { name: name.to_owned(), detail };
+        let recipe: Self = serde_json::from_str(json).map_err(|e| malformed(e.to_string()))?;
+        if recipe.scale_dtype == Some(Float::F32) {
+            return Err(malformed("scale_dtype: expected f16 or bf16, found f32".to_owned()));
+        }
+        if recipe.rules.is_empty() {
+            return Err(malformed("rules: expected at least one, found none".to_owned()));
+        }
+        Ok(recipe)
+    }
+
+    /// Every matrix in one encoding, written as in `--set`: `q4g64`.
+    pub fn uniform(encoding: Wish, method: Method) -> Self {
+        let rule = Rule {
+            matches: Match::default(),
+            encoding,
+            method,
+            fallback: Vec::new(),
+            optional: false,
+        };
+        Self {
+            name: format!("uniform {encoding}"),
+            description: "Every matrix in one encoding.".to_owned(),
+            scale_dtype: None,
+            rules: vec![rule],
+        }
+    }
+
+    /// Chooses codes by `method` in every rule.
+    #[must_use]
+    pub fn with_method(mut self, method: Method) -> Self {
+        self.rules.iter_mut().for_each(|rule| rule.method = method);
+        self
+    }
+
+    /// Puts rules in front for `ROLE=ENCODING`, as in `expert.down_proj=q4g32`. The first of them
+    /// comes first; a fallback and a method are those of the recipe's rules of the same role.
+    ///
+    /// # Errors
+    /// Text of another form, an unknown role or encoding.
+    pub fn with_overrides(mut self, overrides: &[String]) -> Result<Self, RecipeError> {
+        let rules: Result<Vec<_>, _> = overrides.iter().map(|text| self.override_rule(text)).collect();
+        self.rules.splice(0..0, rules?);
+        Ok(self)
+    }
+
+    fn override_rule(&self, text: &str) -> Result<Rule, RecipeError> {
+        let wrong = |detail: String| RecipeError::Override { text: text.to_owned(), detail };
+        let (role, encoding) = text
+            .split_once('=')
+            .ok_or_else(|| wrong("expected ROLE=ENCODING, as in expert.down_proj=q4g32".to_owned()))?;
+        let roles = Roles::new(vec![role.to_owned()]).map_err(wrong)?;
+        let encoding = encoding.parse().map_err(wrong)?;
+        let like = self.rules.iter().find(|rule| {
+            rule.matches.role.as_ref().is_none_or(|known| known.shares_any(&roles))
+        });
+        Ok(Rule {
+            matches: Match { role: Some(roles), ..Match::default() },
+            encoding,
+            method: like.map(|rule| rule.method).unwrap_or_default(),
+            fallback: like.map(|rule| rule.fallback.clone()).unwrap_or_default(),
+            optional: false,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shipped_recipes_parse_and_write_back_to_the_same_value() {
+        for name in Recipe::builtin_names() {
+            let recipe = Recipe::builtin(name).unwrap();
+            assert_eq!(recipe.name, name);
+            let json = serde_json::to_string(&recipe).unwrap();
+            assert_eq!(Recipe::parse(name, &json).unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn an_unknown_recipe_names_those_there_are() {
+        let error = Recipe::builtin("q5").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "unknown recipe `q5`: expected one of q4, q3, q2, moe-q4, moe-q3, moe-q2, moe-mixed, \
+             dense-mixed, or a path"
+        );
+    }
+
+    #[test]
+    fn wrong_recipes_are_refused_with_the_reason() {
+        for (json, expected) in [
+            (r#"{"name":"x","rules":[]}"#, "rules: expected at least one, found none"),
+            (r#"{"name":"x","rules":[{"encoding":"q5g64"}]}"#, "bits: expected 2, 3, 4, 6 or 8, found 5"),
+            (r#"{"name":"x","rules":[{"encoding":"int4"}]}"#, "encoding: expected keep, f16, bf16, f32 or like q4g64, found `int4`"),
+            (r#"{"name":"x","rules":[{"encoding":{"bits":4}}]}"#, "missing field `group_size`"),
+            (r#"{"name":"x","rules":[{"encoding":{"bits":4,"group_size":48}}]}"#, "group_size: expected 32, 64 or 128, found 48"),
+            (r#"{"name":"x","rules":[{"match":{"role":"experts.*"},"encoding":"keep"}]}"#, "unknown role `experts.*`: expected "),
+            (r#"{"name":"x","rules":[{"match":{"layer":"4..2"},"encoding":"keep"}]}"#, "layer: expected like `3`, `0..4`, `first 2` or `last 2`, found `4..2`"),
+            (r#"{"name":"x","rules":[{"encoding":"keep","bits":3}]}"#, "unknown field `bits`"),
+            (r#"{"name":"x","scale_dtype":"f32","rules":[{"encoding":"keep"}]}"#, "scale_dtype: expected f16 or bf16, found f32"),
+        ] {
+            let error = Recipe::parse("x.json", json).unwrap_err().to_string();
+            assert!(error.starts_with("recipe `x.json`: ") && error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn overrides_come_first_and_take_the_fallback_of_their_role() {
+        let recipe = Recipe::builtin("q4").unwrap();
+        let texts = ["expert.*=q2g32:bf16".to_owned(), "lm_head=keep".to_owned()];
+        let recipe = recipe.with_overrides(&texts).unwrap();
+        assert_eq!(recipe.rules[0].encoding.to_string(), "q2g32:bf16");
+        assert_eq!(recipe.rules[0].fallback, recipe.rules[2].fallback);
+        assert_eq!(recipe.rules[1].encoding, Wish::Keep);
+        for (text, expected) in [
+            ("lm_head", "`lm_head`: expected ROLE=ENCODING"),
+            ("head=q4", "`head=q4`: unknown role `head`"),
+            ("lm_head=q7", "`lm_head=q7`: bits: expected"),
+        ] {
+            let error = recipe.clone().with_overrides(&[text.to_owned()]).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+}

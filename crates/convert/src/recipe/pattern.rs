@@ -1,0 +1,233 @@
+//! Which tensors a rule is about: globs over names, sets of roles, ranges of layers.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use shardwright_format::Role;
+
+/// Whether `text` matches `glob`, where `*` stands for any characters and `?` for one.
+pub fn matches_glob(glob: &str, text: &str) -> bool {
+    let (glob, text) = (glob.as_bytes(), text.as_bytes());
+    let (mut g, mut t) = (0, 0);
+    // Where to go on after a mismatch: behind the last star, one more character taken by it.
+    let mut star = None;
+    while t < text.len() {
+        match glob.get(g) {
+            Some(b'*') => {
+                star = Some((g + 1, t));
+                g += 1;
+            }
+            Some(&c) if c == b'?' || c == text[t] => (g, t) = (g + 1, t + 1),
+            _ => match &mut star {
+                Some((after, taken)) => {
+                    *taken += 1;
+                    (g, t) = (*after, *taken);
+                }
+                None => return false,
+            },
+        }
+    }
+    glob[g..].iter().all(|&c| c == b'*')
+}
+
+/// One value or a list of them, as recipes may write.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<OneOrMany> for Vec<String> {
+    fn from(raw: OneOrMany) -> Self {
+        match raw {
+            OneOrMany::One(one) => vec![one],
+            OneOrMany::Many(many) => many,
+        }
+    }
+}
+
+impl From<Vec<String>> for OneOrMany {
+    fn from(mut many: Vec<String>) -> Self {
+        if many.len() == 1 { Self::One(many.swap_remove(0)) } else { Self::Many(many) }
+    }
+}
+
+/// A set of roles, written as globs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "OneOrMany", into = "OneOrMany")]
+pub struct Roles {
+    globs: Vec<String>,
+    roles: Vec<Role>,
+}
+
+impl Roles {
+    /// The roles that any of `globs` names.
+    ///
+    /// # Errors
+    /// A glob that names no role there is.
+    pub fn new(globs: Vec<String>) -> Result<Self, String> {
+        let names = |glob: &str| Role::ALL.iter().any(|role| matches_glob(glob, role.name()));
+        if let Some(unknown) = globs.iter().find(|glob| !names(glob)) {
+            let known: Vec<_> = Role::ALL.iter().map(|role| role.name()).collect();
+            return Err(format!("unknown role `{unknown}`: expected {}", known.join(", ")));
+        }
+        let named = |role: &Role| globs.iter().any(|glob| matches_glob(glob, role.name()));
+        let roles = Role::ALL.iter().copied().filter(named).collect();
+        Ok(Self { globs, roles })
+    }
+
+    /// Whether the role is one of them.
+    pub fn contains(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+
+    /// Whether the two sets meet.
+    pub(crate) fn shares_any(&self, other: &Self) -> bool {
+        other.roles.iter().any(|role| self.contains(*role))
+    }
+}
+
+impl fmt::Display for Roles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.globs.join(", "))
+    }
+}
+
+impl TryFrom<OneOrMany> for Roles {
+    type Error = String;
+    fn try_from(raw: OneOrMany) -> Result<Self, String> {
+        Self::new(raw.into())
+    }
+}
+
+impl From<Roles> for OneOrMany {
+    fn from(roles: Roles) -> Self {
+        roles.globs.into()
+    }
+}
+
+/// A set of layers, written as ranges.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "OneOrMany", into = "OneOrMany")]
+pub struct Layers(Vec<LayerRange>);
+
+impl Layers {
+    /// Whether layer `layer` of `count` is among them.
+    pub fn contains(&self, layer: u32, count: u32) -> bool {
+        self.0.iter().any(|range| range.contains(layer, count))
+    }
+}
+
+impl fmt::Display for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranges: Vec<_> = self.0.iter().map(LayerRange::to_string).collect();
+        f.write_str(&ranges.join(", "))
+    }
+}
+
+impl TryFrom<OneOrMany> for Layers {
+    type Error = String;
+    fn try_from(raw: OneOrMany) -> Result<Self, String> {
+        let texts = Vec::from(raw);
+        texts.iter().map(|text| text.parse()).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl From<Layers> for OneOrMany {
+    fn from(layers: Layers) -> Self {
+        let texts: Vec<_> = layers.0.iter().map(LayerRange::to_string).collect();
+        texts.into()
+    }
+}
+
+/// Layers that follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerRange {
+    /// One layer: `3`.
+    One(u32),
+    /// From the first number to before the second: `0..4`.
+    Between(u32, u32),
+    /// That many from the beginning: `first 2`.
+    First(u32),
+    /// That many from the end: `last 2`.
+    Last(u32),
+}
+
+impl LayerRange {
+    fn contains(self, layer: u32, count: u32) -> bool {
+        match self {
+            Self::One(one) => layer == one,
+            Self::Between(from, to) => (from..to).contains(&layer),
+            Self::First(n) => layer < n,
+            Self::Last(n) => layer >= count.saturating_sub(n),
+        }
+    }
+}
+
+impl FromStr for LayerRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |part: &str| part.trim().parse::<u32>().ok();
+        let parsed = if let Some(n) = text.strip_prefix("first ") {
+            number(n).map(Self::First)
+        } else if let Some(n) = text.strip_prefix("last ") {
+            number(n).map(Self::Last)
+        } else if let Some((from, to)) = text.split_once("..") {
+            number(from).zip(number(to)).filter(|(from, to)| from < to).map(|(a, b)| Self::Between(a, b))
+        } else {
+            number(text).map(Self::One)
+        };
+        parsed.ok_or_else(|| {
+            format!("layer: expected like `3`, `0..4`, `first 2` or `last 2`, found `{text}`")
+        })
+    }
+}
+
+impl fmt::Display for LayerRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(one) => write!(f, "{one}"),
+            Self::Between(from, to) => write!(f, "{from}..{to}"),
+            Self::First(n) => write!(f, "first {n}"),
+            Self::Last(n) => write!(f, "last {n}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_match_as_people_expect() {
+        for (glob, text, expected) in [
+            ("expert.*", "expert.gate_proj", true),
+            ("expert.*", "shared_expert.gate_proj", false),
+            ("*expert*", "shared_expert.gate_proj", true),
+            ("model.layers.?.mlp.*.weight", "model.layers.3.mlp.experts.7.up_proj.weight", true),
+            ("model.layers.?.mlp.*.weight", "model.layers.13.mlp.gate.weight", false),
+            ("*a*b", "xaxbxab", true),
+            ("*a*b", "xaxbxa", false),
+            ("", "", true),
+            ("", "x", false),
+            ("*", "", true),
+        ] {
+            assert_eq!(matches_glob(glob, text), expected, "{glob} {text}");
+        }
+    }
+
+    #[test]
+    fn layer_ranges_count_from_either_end() {
+        for (text, expected) in
+            [("2", vec![2]), ("1..3", vec![1, 2]), ("first 2", vec![0, 1]), ("last 2", vec![3, 4])]
+        {
+            let range: LayerRange = text.parse().unwrap();
+            let found: Vec<_> = (0..5).filter(|layer| range.contains(*layer, 5)).collect();
+            assert_eq!(found, expected, "{text}");
+            assert_eq!(range.to_string(), text);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! What a conversion did: `report.json`.
+
+use serde::{Deserialize, Serialize};
+use shardwright_format::Role;
+use shardwright_format::Unit;
+use shardwright_format::manifest::Ignored;
+use shardwright_format::unit::TensorEntry;
+use shardwright_quant::{Method, QuantStats};
+
+use crate::plan::{FallbackUsed, Leftover, Plan, RuleMatch, SkippedFile, Summary};
+
+/// What a conversion did. The same for every machine, thread count and interruption.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConversionReport {
+    /// Program and version.
+    pub generator: String,
+    /// The recipe's name; the manifest has it in full.
+    pub recipe: String,
+    /// Sizes, as planned.
+    pub summary: Summary,
+    /// Every rule and what it matched.
+    pub rules: Vec<RuleMatch>,
+    /// Tensors that could not be stored as wished.
+    pub fallbacks: Vec<FallbackUsed>,
+    /// Matrices that stay in 16 or 32 bits.
+    pub leftovers: Vec<Leftover>,
+    /// Tensors of the checkpoint that are not in the bundle.
+    pub ignored: Vec<Ignored>,
+    /// Files of the checkpoint that are not in the bundle.
+    pub skipped: Vec<SkippedFile>,
+    /// What each tensor lost, experts apart.
+    pub tensors: Vec<TensorReport>,
+    /// What the experts lost, per layer and role.
+    pub experts: Vec<ExpertReport>,
+}
+
+/// What one tensor lost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorReport {
+    /// The shard that it lies in.
+    pub unit: Unit,
+    /// What it is for.
+    pub role: Role,
+    /// Name in the checkpoint.
+    pub tensor: String,
+    /// How it is stored.
+    pub encoding: String,
+    /// How codes were chosen; none for plain floats.
+    pub method: Option<Method>,
+    /// Root of the squared error over the squared weights.
+    pub relative_rmse: f64,
+    /// Signal to noise in decibels; none for an exact copy.
+    pub sqnr_db: Option<f64>,
+    /// The largest error of a weight.
+    pub max_abs_error: f32,
+    /// Groups in all, those where search beat min-max, those of equal weights.
+    pub groups: [u64; 3],
+}
+
+/// What the experts of a layer lost in one role.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertReport {
+    /// The layer.
+    pub layer: u32,
+    /// What they are for.
+    pub role: Role,
+    /// Name in the checkpoint; `{expert}` stands for each expert's number.
+    pub tensor: String,
+    /// How they are stored.
+    pub encoding: String,
+    /// How codes were chosen; none for plain floats.
+    pub method: Option<Method>,
+    /// Root of the squared error over the squared weights, all experts together.
+    pub relative_rmse: f64,
+    /// Signal to noise in decibels; none for exact copies.
+    pub sqnr_db: Option<f64>,
+    /// The largest error of a weight.
+    pub max_abs_error: f32,
+    /// Groups in all, those where search beat min-max, those of equal weights.
+    pub groups: [u64; 3],
+    /// The expert that lost most.
+    pub worst_expert: u32,
+    /// What it lost.
+    pub worst_relative_rmse: f64,
+}
+
+/// The longest that serde writes a number: sign, seventeen digits, point, exponent.
+const LONGEST: f64 = -1.797_693_134_862_315_7e-308;
+
+impl ConversionReport {
+    /// The report of a finished conversion; `stats` gives what each tensor of a unit lost.
+    pub(crate) fn new<'a>(plan: &Plan, stats: impl Fn(Unit) -> &'a [QuantStats]) -> Self {
+        let dense = plan.manifest.dense.iter().zip(&plan.dense_methods);
+        let tensors = dense.flat_map(|(shard, methods)| {
+            let unit = shard.unit;
+            let each = shard.tensors.iter().zip(methods).zip(stats(unit));
+            each.map(move |((tensor, method), stats)| tensor_report(unit, tensor, *method, stats))
+        });
+        let tensors = tensors.collect();
+        let layers = plan.manifest.experts.iter().zip(&plan.expert_methods);
+        let experts = layers.flat_map(|(shards, methods)| {
+            let layer = shards.layer;
+            let units: Vec<_> = (0..shards.blake3.len() as u32)
+                .map(|expert| stats(Unit::Expert { layer, expert }))
+                .collect();
+            let each = shards.tensors.iter().zip(methods).enumerate();
+            each.map(move |(at, (tensor, method))| {
+                expert_report(layer, tensor, *method, units.iter().filter_map(|u| u.get(at)))
+            })
+            .collect::<Vec<_>>()
+        });
+        Self { tensors, experts: experts.collect(), ..Self::frame(plan) }
+    }
+
+    /// The report without what tensors lost.
+    fn frame(plan: &Plan) -> Self {
+        Self {
+            generator: plan.manifest.generator.clone(),
+            recipe: plan.recipe.name.clone(),
+            summary: plan.summary.clone(),
+            rules: plan.rules.clone(),
+            fallbacks: plan.fallbacks.clone(),
+            leftovers: plan.leftovers.clone(),
+            ignored: plan.ignored.clone(),
+            skipped: plan.skipped.clone(),
+            tensors: Vec::new(),
+            experts: Vec::new(),
+        }
+    }
+
+    /// Bytes of the file, whatever the conversion finds: every number as long as can be.
+    pub(crate) fn padded_len(plan: &Plan) -> u64 {
+        let mut report = Self::new(plan, |unit| {
+            // As many as any unit has tensors; zipped, the rest is left.
+            static ZEROS: [QuantStats; 64] = [ZERO; 64];
+            debug_assert!(plan.layout(unit).is_some_and(|l| l.tensors.len() <= ZEROS.len()));
+            &ZEROS
+        });
+        report.summary.bundle_bytes = u64::MAX;
+        for tensor in &mut report.tensors {
+            tensor.relative_rmse = LONGEST;
+            tensor.sqnr_db = Some(LONGEST);
+            tensor.max_abs_error = f32::MIN;
+            tensor.groups = [u64::MAX; 3];
+        }
+        for experts in &mut report.experts {
+            experts.relative_rmse = LONGEST;
+            experts.sqnr_db = Some(LONGEST);
+            experts.max_abs_error = f32::MIN;
+            experts.groups = [u64::MAX; 3];
+            experts.worst_expert = u32::MAX;
+            experts.worst_relative_rmse = LONGEST;
+        }
+        report.to_json().len() as u64
+    }
+
+    /// The file's bytes, filled up with spaces to `len`.
+    pub(crate) fn to_padded(&self, len: u64) -> Vec<u8> {
+        let mut bytes = self.to_json();
+        bytes.pop();
+        bytes.resize((len as usize).saturating_sub(1).max(bytes.len()), b' ');
+        bytes.push(b'\n');
+        bytes
+    }
+
+    fn to_json(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
+const ZERO: QuantStats = QuantStats {
+    weights: 0,
+    groups: 0,
+    sum_sq_error: 0.0,
+    sum_sq: 0.0,
+    max_abs_error: 0.0,
+    improved_groups: 0,
+    constant_groups: 0,
+};
+
+fn method_of(tensor: &TensorEntry, method: Method) -> Option<Method> {
+    tensor.encoding.float().is_none().then_some(method)
+}
+
+fn sqnr(stats: &QuantStats) -> Option<f64> {
+    Some(stats.sqnr_db()).filter(|db| db.is_finite())
+}
+
+const fn groups(stats: &QuantStats) -> [u64; 3] {
+    [stats.groups, stats.improved_groups, stats.constant_groups]
+}
+
+fn tensor_report(
+    unit: Unit,
+    tensor: &TensorEntry,
+    method: Method,
+    stats: &QuantStats,
+) -> TensorReport {
+    TensorReport {
+        unit,
+        role: tensor.role,
+        tensor: tensor.source.tensor.clone(),
+        encoding: tensor.encoding.label(),
+        method: method_of(tensor, method),
+        relative_rmse: stats.relative_rmse(),
+        sqnr_db: sqnr(stats),
+        max_abs_error: stats.max_abs_error,
+        groups: groups(stats),
+    }
+}
+
+fn expert_report<'a>(
+    layer: u32,
+    tensor: &TensorEntry,
+    method: Method,
+    each: impl Iterator<Item = &'a QuantStats>,
+) -> ExpertReport {
+    let mut all = ZERO;
+    let mut worst = (0, 0.0);
+    for (expert, stats) in (0u32..).zip(each) {
+        all.merge(stats);
+        let found = stats.relative_rmse();
+        if found > worst.1 {
+            worst = (expert, found);
+        }
+    }
+    ExpertReport {
+        layer,
+        role: tensor.role,
+        tensor: tensor.source.tensor.clone(),
+        encoding: tensor.encoding.label(),
+        method: method_of(tensor, method),
+        relative_rmse: all.relative_rmse(),
+        sqnr_db: sqnr(&all),
+        max_abs_error: all.max_abs_error,
+        groups: groups(&all),
+        worst_expert: worst.0,
+        worst_relative_rmse: worst.1,
+    }
+}

@@ -1,0 +1,288 @@
+//! Writes bundles: shard files of known sizes, filled in any order, and the manifest last.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::FallocateFlags;
+
+use crate::error::{FormatError, Result};
+use crate::manifest::{FileKind, Hash, MANIFEST_FILE, Manifest};
+use crate::treehash::{TreeHash, chaining_value};
+
+/// Bytes read at a time when a file is hashed after it was written.
+const HASH_LEN: usize = 1 << 20;
+
+/// A bundle in the making: a directory that has no manifest yet.
+///
+/// Many threads write at once; a file's hash is collected from the blocks they report and from
+/// the file itself for those they do not.
+#[derive(Debug)]
+pub struct BundleWriter {
+    dir: PathBuf,
+    alignment: u64,
+    files: Vec<ShardFile>,
+}
+
+#[derive(Debug)]
+struct ShardFile {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    /// Made when the first block is reported, dropped when the file is complete.
+    blocks: Mutex<Option<TreeHash>>,
+    dirty: AtomicBool,
+}
+
+impl BundleWriter {
+    /// Creates the shard files of `manifest` in `dir`, or opens those that an interrupted run
+    /// left, with their room reserved. Bytes that nobody writes are zero.
+    ///
+    /// # Errors
+    /// What the operating system refuses, a full disk among it.
+    pub fn create(dir: &Path, manifest: &Manifest) -> Result<Self> {
+        make_dir(dir)?;
+        let shards = manifest.files.iter().filter(|f| f.kind == FileKind::Shards);
+        let open = |entry: &crate::manifest::FileEntry| {
+            let path = dir.join(&entry.path);
+            path.parent().map_or(Ok(()), make_dir)?;
+            let file = reserve(&path, entry.size).map_err(|e| FormatError::io(&path, e))?;
+            let (blocks, dirty) = (Mutex::default(), AtomicBool::new(false));
+            Ok(ShardFile { path, file, size: entry.size, blocks, dirty })
+        };
+        let files: Result<Vec<_>> = shards.map(open).collect();
+        Ok(Self { dir: dir.to_owned(), alignment: manifest.alignment, files: files? })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A shard file's number among the shard files of the manifest, which are sorted by path.
+    pub fn file(&self, path: &str) -> Option<usize> {
+        let path = self.dir.join(path);
+        self.files.iter().position(|f| f.path == path)
+    }
+
+    /// Writes `bytes` at `offset` of a file.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn write_at(&self, file: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let file = &self.files[file];
+        file.dirty.store(true, Ordering::Relaxed);
+        file.file
+            .write_all_at(bytes, offset)
+            .map_err(|e| FormatError::io(&file.path, e))
+    }
+
+    /// Reads back from `offset` of a file.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn read_at(&self, file: usize, offset: u64, out: &mut [u8]) -> Result<()> {
+        let file = &self.files[file];
+        file.file
+            .read_exact_at(out, offset)
+            .map_err(|e| FormatError::io(&file.path, e))
+    }
+
+    /// Takes note of what `bytes` at `offset` of a file are: whole blocks of the alignment, so
+    /// that the file need not be read again for its hash.
+    pub fn note(&self, file: usize, offset: u64, bytes: &[u8]) {
+        let file = &self.files[file];
+        let single = file.size <= self.alignment;
+        if single || offset % self.alignment != 0 {
+            return;
+        }
+        let first = offset / self.alignment;
+        let block = self.alignment as usize;
+        let whole = |part: &&[u8], at: u64| part.len() == block || at + part.len() as u64 == file.size;
+        let values: Vec<_> = (first..)
+            .zip(bytes.chunks(block))
+            .filter(|(at, part)| whole(part, at * self.alignment))
+            .map(|(at, part)| (at, chaining_value(part, at * self.alignment)))
+            .collect();
+        let mut blocks = lock(&file.blocks);
+        let tree = blocks.get_or_insert_with(|| TreeHash::new(file.size, self.alignment));
+        for (at, value) in values {
+            tree.restore(at as usize, value);
+        }
+    }
+
+    /// The hash of a file, of which blocks that were not noted are read.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn hash(&self, at: usize) -> Result<Hash> {
+        let file = &self.files[at];
+        let mut blocks = lock(&file.blocks);
+        let mut tree =
+            blocks.take().unwrap_or_else(|| TreeHash::new(file.size, self.alignment));
+        let step = (HASH_LEN as u64 / self.alignment).max(1) as usize;
+        let mut buf = Vec::new();
+        for first in (0..tree.num_blocks()).step_by(step) {
+            let last = (first + step).min(tree.num_blocks()) - 1;
+            if (first..=last).all(|block| tree.has(block)) {
+                continue;
+            }
+            let (start, end) = (tree.block_range(first).start, tree.block_range(last).end);
+            buf.resize((end - start) as usize, 0);
+            self.read_at(at, start, &mut buf)?;
+            tree.update(start, &buf);
+        }
+        let hash = tree.finalize().map(Hash::from);
+        hash.ok_or_else(|| FormatError::file(&file.path, "its hash is incomplete"))
+    }
+
+    /// Changes the size of a file before it is hashed; the manifest must say the same.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn resize(&mut self, file: usize, size: u64) -> Result<()> {
+        let file = &mut self.files[file];
+        file.file.set_len(size).map_err(|e| FormatError::io(&file.path, e))?;
+        file.size = size;
+        *lock(&file.blocks) = None;
+        Ok(())
+    }
+
+    /// Puts on disk what was written since the last call, and lets the page cache forget it.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn sync(&self) -> Result<()> {
+        for file in &self.files {
+            if file.dirty.swap(false, Ordering::Relaxed) {
+                file.file
+                    .sync_data()
+                    .map_err(|e| FormatError::io(&file.path, e))?;
+                forget(&file.file);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a small file, durably.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn put(&self, path: &str, bytes: &[u8]) -> Result<Hash> {
+        let path = self.dir.join(path);
+        write_file(&path, bytes)?;
+        Ok(blake3::hash(bytes).into())
+    }
+
+    /// Copies `source` to `path`, durably; gives size and hash of what was copied.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn copy(&self, source: &Path, path: &str) -> Result<(u64, Hash)> {
+        let target = self.dir.join(path);
+        target.parent().map_or(Ok(()), make_dir)?;
+        let io = |e| FormatError::io(&target, e);
+        std::fs::copy(source, &target).map_err(|e| FormatError::io(source, e))?;
+        let copy = File::open(&target).map_err(io)?;
+        copy.sync_all().map_err(io)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(&copy).map_err(io)?;
+        Ok((hasher.count(), hasher.finalize().into()))
+    }
+
+    /// Validates the manifest, makes everything durable and writes the manifest last.
+    ///
+    /// # Errors
+    /// A manifest that contradicts itself, and what the operating system refuses.
+    pub fn finish(self, manifest: &Manifest) -> Result<()> {
+        let path = self.dir.join(MANIFEST_FILE);
+        manifest.validate().map_err(|detail| FormatError::file(&path, detail))?;
+        self.sync()?;
+        let parents = manifest.files.iter().filter_map(|f| Some(self.dir.join(&f.path).parent()?.to_owned()));
+        let parents: std::collections::BTreeSet<_> = parents.collect();
+        parents.iter().try_for_each(|dir| sync_dir(dir))?;
+        write_file(&path, &manifest.to_bytes())?;
+        sync_dir(&self.dir)
+    }
+}
+
+/// Gives a finished directory its final name, which nothing may have.
+///
+/// # Errors
+/// A name that is taken, and what the operating system refuses.
+pub fn publish(from: &Path, to: &Path) -> Result<()> {
+    if to.symlink_metadata().is_ok() {
+        return Err(FormatError::file(to, "already exists"));
+    }
+    std::fs::rename(from, to).map_err(|e| FormatError::io(to, e))?;
+    match to.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+        _ => sync_dir(Path::new(".")),
+    }
+}
+
+/// Makes a directory's names durable.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(|e| FormatError::io(dir, e))
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|e| FormatError::io(path, e))
+}
+
+fn make_dir(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|e| FormatError::io(dir, e))
+}
+
+/// Opens a file of `size` bytes, zero where nothing was written, its room reserved if the file
+/// system can.
+fn reserve(path: &Path, size: u64) -> std::io::Result<File> {
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    if file.metadata()?.len() > size {
+        file.set_len(0)?;
+    }
+    match allocate(&file, size) {
+        Err(rustix::io::Errno::NOSPC) => return Err(rustix::io::Errno::NOSPC.into()),
+        Ok(()) | Err(_) => file.set_len(size)?,
+    }
+    Ok(file)
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn allocate(file: &File, size: u64) -> rustix::io::Result<()> {
+    if size == 0 {
+        return Ok(());
+    }
+    rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn allocate(_file: &File, _size: u64) -> rustix::io::Result<()> {
+    Err(rustix::io::Errno::NOTSUP)
+}
+
+/// Clean pages of the file make room; a hint that may be ignored.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn forget(file: &File) {
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn forget(_file: &File) {}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
