@@ -79,14 +79,29 @@ impl Kernel for Narrow<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let size = self.dtype.size();
-        for (x, out) in self.x.chunks(LANES).zip(self.out.chunks_mut(LANES * size)) {
-            let mut bits = [0; LANES];
-            s.store_bits(encode(s, self.dtype, s.load(&padded(x))), &mut bits);
-            for (value, bits) in out.chunks_exact_mut(size).zip(bits) {
-                value.copy_from_slice(&bits.to_le_bytes()[..size]);
-            }
+        match self.dtype {
+            Float::F32 => narrow_all(s, self, |bits| bits.to_le_bytes()),
+            _ => narrow_all(s, self, |bits| (bits as u16).to_le_bytes()),
         }
+    }
+}
+
+/// Rounds sixteen values at a time to `SIZE` bytes each.
+#[inline(always)]
+fn narrow_all<S: Simd, const SIZE: usize>(s: S, n: Narrow<'_>, bytes: impl Fn(u32) -> [u8; SIZE]) {
+    let (x, rest) = n.x.as_chunks::<LANES>();
+    let mut lanes = [0; LANES];
+    for (x, out) in x.iter().zip(n.out.chunks_mut(LANES * SIZE)) {
+        s.store_bits(encode(s, n.dtype, s.load(x)), &mut lanes);
+        let out = out.as_chunks_mut::<SIZE>().0;
+        for (out, &lane) in out.iter_mut().zip(&lanes) {
+            *out = bytes(lane);
+        }
+    }
+    s.store_bits(encode(s, n.dtype, s.load(&padded(rest))), &mut lanes);
+    let out = n.out[x.len() * LANES * SIZE..].as_chunks_mut::<SIZE>().0;
+    for (out, &lane) in out.iter_mut().zip(&lanes) {
+        *out = bytes(lane);
     }
 }
 

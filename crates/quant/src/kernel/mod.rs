@@ -21,7 +21,7 @@ mod layout;
 mod neon;
 mod scalar;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 pub use gemm::gemm;
 

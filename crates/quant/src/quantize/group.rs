@@ -118,7 +118,11 @@ impl Quantize<'_> {
         let lane = (0..groups.len()).find(|&l| overflows(scale[l]) || overflows(bias[l]));
         let lane = lane.unwrap_or(0);
         let (row, col) = place(first + lane * group);
-        let value = if overflows(bias[lane]) { bias[lane] } else { scale[lane] };
+        let min = weights[lane * group..][..group]
+            .iter()
+            .copied()
+            .fold(f32::INFINITY, f32::min);
+        let value = if overflows(bias[lane]) { min } else { scale[lane] };
         QuantError::ScaleRange { row, col, value, dtype }
     }
 }
