@@ -1,5 +1,14 @@
 //! Architectures as data: a table per `model_type` says which tensor plays which role and how
 //! `config.json` becomes a [`ModelSpec`](crate::ModelSpec). Shapes follow from the spec.
+//!
+//! | member of a table | says |
+//! |---|---|
+//! | `parameters` | name: `keys` in `config.json` (its name if absent), the `default` without a key, the value for `null`; a text as value is a parameter or a quotient of two |
+//! | `supported` | keys that may be absent or have one of these values, nothing else |
+//! | `attention`, `mlp`, `moe` | options of the blocks, fixed or by the name of a parameter |
+//! | `tensors` | role: the tensor's name or alternatives, with `{layer}` and `{expert}` |
+//! | `fused` | tensors that hold several roles one after the other, for all experts at once |
+//! | `ignored` | names of tensors that no runtime needs, and why |
 
 mod config;
 mod fused;

@@ -42,9 +42,9 @@ fn inventory(dir: &Path) -> Result<Inventory> {
 /// What a copy of a golden checkpoint with other values in its configuration is refused with.
 fn config_refusal(case: &str, changes: &[(&str, Value)]) -> String {
     let change = |config: &mut Value| {
-        changes
-            .iter()
-            .for_each(|(key, value)| config[*key] = value.clone());
+        for (key, value) in changes {
+            config[*key] = value.clone();
+        }
     };
     let dir = copy(case, change, |_| {});
     message(dir.path(), inventory(dir.path()))
@@ -69,5 +69,7 @@ fn spec(case: &str, change: impl FnOnce(&mut Value)) -> crate::ModelSpec {
 /// Takes `keys` out of a configuration.
 fn without(config: &mut Value, keys: &[&str]) {
     let members = config.as_object_mut().unwrap();
-    keys.iter().for_each(|key| drop(members.remove(*key)));
+    for key in keys {
+        members.remove(*key);
+    }
 }
