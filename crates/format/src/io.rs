@@ -80,8 +80,13 @@ impl ReadFile {
     /// What the operating system refuses.
     pub fn open(path: &Path) -> Result<Self> {
         let io = |e| FormatError::io(path, e);
+        // Asked before opening: the open of a pipe waits for a writer that may never come.
+        let metadata = std::fs::metadata(path).map_err(io)?;
+        if !metadata.is_file() {
+            return Err(FormatError::file(path, "expected a regular file"));
+        }
         let file = File::open(path).map_err(io)?;
-        let len = file.metadata().map_err(io)?.len();
+        let len = metadata.len();
         Ok(Self { path: path.to_owned(), file, direct: None, len })
     }
 
