@@ -1,1 +1,22 @@
-//! Shardwright.
+//! Proves what a conversion cost: whether a bundle's bytes are those that were written, how far
+//! each tensor is from its source, and how far the two models drift apart over a text.
+//!
+//! Nothing here knows the converter: provenance comes from the manifest, roles from the
+//! checkpoint's own inventory, values from the scalar definition of the encodings.
+
+mod divergence;
+mod error;
+mod fidelity;
+mod finding;
+mod hashing;
+mod integrity;
+mod monitor;
+#[cfg(test)]
+mod testing;
+
+pub use divergence::{Bin, Bucket, DP_FRACTIONS, Divergence, LayerDrift, Windows, divergence};
+pub use error::{Model, Result, VerifyError};
+pub use fidelity::{Fidelity, FidelityOptions, RoleFidelity, TensorFidelity, fidelity};
+pub use finding::{Finding, Kind};
+pub use integrity::{FileCheck, Integrity, integrity};
+pub use monitor::{Monitor, Progress, Stage};

@@ -1,0 +1,94 @@
+use std::sync::atomic::AtomicBool;
+
+use shardwright_format::manifest::Codec;
+
+use super::*;
+use crate::testing::{FOUR_BITS, Storage, TestBundle, golden};
+
+/// Tokens of a small vocabulary that do not repeat soon.
+fn tokens(count: usize) -> Vec<u32> {
+    (0..count as u32)
+        .map(|i| (i * i * 7 + i * 13) % 251)
+        .collect()
+}
+
+fn compare(
+    original: &Weights,
+    candidate: &Weights,
+    windows: Windows,
+    threads: usize,
+) -> Divergence {
+    divergence(original, candidate, &tokens(100), windows, threads, &Monitor::silent()).unwrap()
+}
+
+#[test]
+fn a_model_does_not_diverge_from_itself() {
+    let bundle = TestBundle::new("qwen3_moe", Storage { bits: None, codec: Codec::None });
+    let original = Weights::open(&bundle.checkpoint).unwrap();
+    let candidate = Weights::open(bundle.root.path()).unwrap();
+    let d = compare(&original, &candidate, Windows::of(32), 2);
+    assert_eq!((d.windows, d.window, d.tokens), (3, 32, 93));
+    assert_eq!((d.kld_mean, d.kld_max, d.same_top, d.top_flips), (0.0, 0.0, 1.0, 0));
+    assert_eq!((d.ppl, d.ln_ppl_ratio, d.dp_rms), (d.ppl_original, 0.0, 0.0));
+    assert_eq!(d.layers.len(), 4);
+    assert!(d.layers.iter().all(|l| l.rmse == 0.0 && l.cosine == 1.0), "{:?}", d.layers);
+    assert_eq!(
+        d.layers.iter().map(|l| l.layer).collect::<Vec<_>>(),
+        [None, Some(0), Some(1), Some(2)]
+    );
+}
+
+#[test]
+fn fewer_bits_diverge_more() {
+    let original = Weights::open(&golden("qwen3_moe")).unwrap();
+    let mut last = 0.0;
+    for bits in [8, 4, 2] {
+        let bundle = TestBundle::new("qwen3_moe", Storage { bits: Some(bits), codec: Codec::Zstd });
+        let candidate = Weights::open(bundle.root.path()).unwrap();
+        let d = compare(&original, &candidate, Windows::of(32), 1);
+        assert!(d.kld_mean > last, "{bits}: {}", d.kld_mean);
+        assert!(d.layers.iter().all(|l| l.rmse > 0.0 && l.cosine < 1.0 && l.cosine > -1.0));
+        last = d.kld_mean;
+    }
+}
+
+#[test]
+fn threads_do_not_change_the_result() {
+    let bundle = TestBundle::new("llama2", FOUR_BITS);
+    let original = Weights::open(&bundle.checkpoint).unwrap();
+    let candidate = Weights::open(bundle.root.path()).unwrap();
+    let windows = Windows { window: 16, first: 8, limit: Some(5) };
+    let one = compare(&original, &candidate, windows, 1);
+    assert_eq!(one, compare(&original, &candidate, windows, 3));
+    assert_eq!((one.windows, one.tokens, one.first), (5, 35, 8));
+}
+
+#[test]
+fn what_cannot_be_compared_is_said() {
+    let original = Weights::open(&golden("llama2")).unwrap();
+    let error = |other: &Weights, windows| {
+        divergence(&original, other, &tokens(10), windows, 1, &Monitor::silent())
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        error(&original, Windows::of(11)),
+        "text: expected at least 11 tokens, one window, found 10"
+    );
+    assert_eq!(
+        error(&original, Windows { window: 8, first: 7, limit: None }),
+        "windows of 8 tokens scored from 7: nothing to predict"
+    );
+    let other = Weights::open(&golden("qwen2_moe")).unwrap();
+    let found = error(&other, Windows::of(8));
+    assert!(found.starts_with("layers: the original has "), "{found}");
+}
+
+#[test]
+fn cancelling_stops() {
+    let original = Weights::open(&golden("llama2")).unwrap();
+    let cancel = AtomicBool::new(true);
+    let monitor = Monitor { progress: &|_| (), cancel: &cancel };
+    let stopped = divergence(&original, &original, &tokens(32), Windows::of(16), 1, &monitor);
+    assert!(matches!(stopped, Err(VerifyError::Cancelled)));
+}

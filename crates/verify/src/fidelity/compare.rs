@@ -1,0 +1,283 @@
+//! One tensor against its source, tile by tile.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+use shardwright_format::checkpoint::{Checkpoint, read_view};
+use shardwright_format::io::AlignedBuf;
+use shardwright_format::{Bundle, FormatError, TensorEntry, Unit};
+use shardwright_quant::{Backend, Encoding, Float, Matrix, QuantStats, narrow, widen};
+
+use super::FidelityOptions;
+use crate::error::Result;
+use crate::finding::{Finding, Kind};
+use crate::monitor::Meter;
+
+/// Values compared at once where rows lie together in the source, and where columns do.
+const TILE: u64 = 1 << 18;
+const TRANSPOSED_TILE: u64 = 1 << 20;
+
+/// A row farther from its source than this, relative to the row's own size, was not made from it:
+/// zeros in its place would be nearer.
+const MAX_ROW_RMSE: f64 = 1.25;
+
+/// How a tensor differs from its source.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Comparison {
+    pub(super) errors: QuantStats,
+    /// The row with the largest relative RMSE.
+    worst_row: Option<(u64, f64)>,
+    /// The first value on either side that is infinite or not a number.
+    not_finite: Option<Value>,
+    /// The first value of a plain tensor that is not its source rounded to its type.
+    inexact: Option<Value>,
+}
+
+/// A value, where it lies and what it should be.
+#[derive(Clone, Copy, Debug)]
+struct Value {
+    row: u64,
+    col: u64,
+    expected: f32,
+    found: f32,
+}
+
+/// What a tensor's errors must keep to.
+pub(super) struct Limits {
+    rmse: f64,
+    row_rmse: f64,
+}
+
+impl Limits {
+    pub(super) fn of(encoding: Encoding, options: &FidelityOptions) -> Self {
+        match encoding {
+            Encoding::Affine(affine) => {
+                Self { rmse: options.rmse_limit(affine.bits()), row_rmse: MAX_ROW_RMSE }
+            }
+            // Exactness is the limit.
+            Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {
+                Self { rmse: f64::INFINITY, row_rmse: f64::INFINITY }
+            }
+        }
+    }
+}
+
+impl Comparison {
+    /// Whether nothing was lost.
+    pub(super) fn is_exact(&self) -> bool {
+        self.errors.sum_sq_error == 0.0 && self.not_finite.is_none()
+    }
+
+    /// Adds the comparison of later rows.
+    fn merge(&mut self, later: &Self) {
+        self.errors.merge(&later.errors);
+        if later.worst_row.map(|w| w.1) > self.worst_row.map(|w| w.1) {
+            self.worst_row = later.worst_row;
+        }
+        self.not_finite = self.not_finite.or(later.not_finite);
+        self.inexact = self.inexact.or(later.inexact);
+    }
+
+    pub(super) fn findings(&self, limits: &Limits) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let at = |v: &Value| format!("row {}, column {}", v.row, v.col);
+        if let Some(value) = &self.not_finite {
+            let found = format!("{} from {}", value.found, value.expected);
+            findings
+                .push(Finding::new(Kind::NotFinite, at(value)).expected("finite weights", found));
+        }
+        if let Some(value) = &self.inexact {
+            let finding = Finding::new(Kind::Exactness, at(value));
+            findings.push(finding.expected(value.expected, value.found));
+        }
+        let rmse = self.errors.relative_rmse();
+        if rmse > limits.rmse {
+            let what = Finding::new(Kind::Error, "relative RMSE");
+            findings
+                .push(what.expected(format!("at most {:.4}", limits.rmse), format!("{rmse:.4}")));
+        } else if let Some((row, rmse)) = self.worst_row.filter(|(_, rmse)| *rmse > limits.row_rmse)
+        {
+            let what = Finding::new(Kind::Error, format!("relative RMSE of row {row}"));
+            findings
+                .push(what.expected(format!("at most {}", limits.row_rmse), format!("{rmse:.4}")));
+        }
+        findings
+    }
+}
+
+/// How a unit's stored bytes are reached.
+pub(super) struct Stored<'a> {
+    bundle: &'a Bundle,
+    unit: Unit,
+    /// The whole unit, where single rows cannot be read.
+    whole: Option<AlignedBuf>,
+}
+
+impl<'a> Stored<'a> {
+    /// Rows are read when they are needed.
+    pub(super) const fn rows(bundle: &'a Bundle, unit: Unit) -> Self {
+        Self { bundle, unit, whole: None }
+    }
+
+    /// The unit is read at once.
+    pub(super) fn whole(bundle: &'a Bundle, unit: Unit) -> Result<Self> {
+        let mut whole = AlignedBuf::default();
+        bundle.read(unit, &mut whole)?;
+        Ok(Self { bundle, unit, whole: Some(whole) })
+    }
+
+    /// Some rows of a tensor, as a matrix and the range of its rows that they are.
+    fn matrix<'b>(
+        &'b self,
+        entry: &TensorEntry,
+        rows: Range<u64>,
+        buf: &'b mut AlignedBuf,
+    ) -> Result<(Matrix<'b>, Range<usize>)> {
+        let refuse = |e: &dyn std::fmt::Display| {
+            FormatError::file(self.bundle.root(), format!("{} {}: {e}", self.unit, entry.role))
+        };
+        if let Some(whole) = &self.whole {
+            let len = entry.byte_len().map_err(|e| refuse(&e))?;
+            let bytes = &whole.as_slice()[entry.offset as usize..][..len as usize];
+            let matrix =
+                Matrix::new(entry.encoding, entry.rows as usize, entry.cols as usize, bytes);
+            return Ok((matrix.map_err(|e| refuse(&e))?, rows.start as usize..rows.end as usize));
+        }
+        let count = (rows.end - rows.start) as usize;
+        self.bundle.read_rows(self.unit, entry, rows, buf)?;
+        let matrix = Matrix::new(entry.encoding, count, entry.cols as usize, buf.as_slice());
+        Ok((matrix.map_err(|e| refuse(&e))?, 0..count))
+    }
+}
+
+/// Compares a tensor with its source, which must exist as the entry says.
+pub(super) fn tensor(
+    stored: &Stored<'_>,
+    checkpoint: &Checkpoint,
+    entry: &TensorEntry,
+    meter: &Meter<'_>,
+) -> Result<Comparison> {
+    let tile = if entry.source.col_stride == 1 { TILE } else { TRANSPOSED_TILE };
+    let step = (tile / entry.cols.max(1)).max(1);
+    let tiles = (0..entry.rows.div_ceil(step)).into_par_iter();
+    let compared = tiles.map_init(Tile::default, |tile, i| {
+        let rows = i * step..((i + 1) * step).min(entry.rows);
+        let compared = tile.compare(stored, checkpoint, entry, rows.clone())?;
+        meter.add((rows.end - rows.start) * entry.cols * entry.source.dtype.size() as u64)?;
+        Ok(compared)
+    });
+    // In the order of rows: sums of floats depend on it.
+    let compared: Vec<Comparison> = compared.collect::<Result<_>>()?;
+    let mut all = Comparison::default();
+    compared.iter().for_each(|tile| all.merge(tile));
+    Ok(all)
+}
+
+/// Buffers of one thread.
+#[derive(Default)]
+struct Tile {
+    source_bytes: AlignedBuf,
+    stored_bytes: AlignedBuf,
+    rounded: Vec<u8>,
+    /// `[rows, cols]`
+    source: Vec<f32>,
+    /// `[rows, cols]`
+    stored: Vec<f32>,
+}
+
+impl Tile {
+    fn compare(
+        &mut self,
+        stored: &Stored<'_>,
+        checkpoint: &Checkpoint,
+        entry: &TensorEntry,
+        rows: Range<u64>,
+    ) -> Result<Comparison> {
+        let (cols, first) = (entry.cols as usize, rows.start);
+        let values = (rows.end - rows.start) as usize * cols;
+        self.source.resize(values, 0.0);
+        self.stored.resize(values, 0.0);
+        let view = &entry.source;
+        read_view(checkpoint, view, rows.clone(), entry.cols, &mut self.source_bytes)?;
+        widen(view.dtype, self.source_bytes.as_slice(), &mut self.source);
+        let (matrix, rows) = stored.matrix(entry, rows, &mut self.stored_bytes)?;
+        matrix.dequantize(Backend::Scalar, rows.clone(), &mut self.stored);
+        let mut compared = measure(&self.source, &self.stored, cols, first);
+        if let Some(float) = entry.encoding.float() {
+            let size = float.size() * cols;
+            let found = &matrix.weight()[rows.start * size..rows.end * size];
+            let expected = match view.dtype == float {
+                true => self.source_bytes.as_slice(),
+                false => round(float, &self.source, &mut self.rounded),
+            };
+            let differing = expected
+                .chunks(float.size())
+                .zip(found.chunks(float.size()))
+                .position(|(a, b)| a != b);
+            compared.inexact = differing.map(|i| value(&self.source, &self.stored, i, cols, first));
+        }
+        Ok(compared)
+    }
+}
+
+fn value(source: &[f32], stored: &[f32], index: usize, cols: usize, first_row: u64) -> Value {
+    Value {
+        row: first_row + (index / cols) as u64,
+        col: (index % cols) as u64,
+        expected: source[index],
+        found: stored[index],
+    }
+}
+
+fn round<'a>(float: Float, source: &[f32], out: &'a mut Vec<u8>) -> &'a [u8] {
+    out.resize(source.len() * float.size(), 0);
+    narrow(float, source, out);
+    out
+}
+
+/// Errors of whole rows of `cols` values.
+fn measure(source: &[f32], stored: &[f32], cols: usize, first_row: u64) -> Comparison {
+    let mut all = Comparison::default();
+    for (row, (x, y)) in (first_row..).zip(source.chunks(cols).zip(stored.chunks(cols))) {
+        let errors = row_errors(x, y);
+        all.errors.merge(&errors);
+        let rmse = errors.relative_rmse();
+        if all.worst_row.is_none_or(|(_, worst)| rmse > worst) {
+            all.worst_row = Some((row, rmse));
+        }
+        if !(errors.sum_sq.is_finite() && errors.sum_sq_error.is_finite()) {
+            let wrong = x
+                .iter()
+                .zip(y)
+                .position(|(x, y)| !(x.is_finite() && y.is_finite()));
+            let at = wrong.map(|i| value(x, y, i, cols, row));
+            all.not_finite = all.not_finite.or(at);
+        }
+    }
+    all
+}
+
+/// Sums over one row, in eight interleaved parts that are added in order.
+fn row_errors(source: &[f32], stored: &[f32]) -> QuantStats {
+    const PARTS: usize = 8;
+    let (mut error, mut size, mut most) = ([0f64; PARTS], [0f64; PARTS], [0f32; PARTS]);
+    let mut add = |x: &[f32], y: &[f32]| {
+        for (i, (&x, &y)) in x.iter().zip(y).enumerate() {
+            let difference = y - x;
+            error[i] += f64::from(difference) * f64::from(difference);
+            size[i] += f64::from(x) * f64::from(x);
+            most[i] = most[i].max(difference.abs());
+        }
+    };
+    let (x, x_rest) = source.as_chunks::<PARTS>();
+    let (y, y_rest) = stored.as_chunks::<PARTS>();
+    x.iter().zip(y).for_each(|(x, y)| add(x, y));
+    add(x_rest, y_rest);
+    QuantStats {
+        weights: source.len() as u64,
+        sum_sq_error: error.iter().sum(),
+        sum_sq: size.iter().sum(),
+        max_abs_error: most.into_iter().fold(0.0, f32::max),
+        ..QuantStats::default()
+    }
+}

@@ -1,0 +1,96 @@
+//! Does the bundle give each tensor the role that the checkpoint's own inventory gives it?
+
+use serde_json::Value;
+use shardwright_format::arch::Inventory;
+use shardwright_format::manifest::MANIFEST_FILE;
+use shardwright_format::{Manifest, ModelSpec, SourceView};
+
+use super::{Piece, of_source, place};
+use crate::finding::{Finding, Kind};
+
+pub(super) fn check(
+    manifest: &Manifest,
+    inventory: &Inventory,
+    pieces: &[Piece<'_>],
+) -> Vec<Finding> {
+    let mut findings = models(&manifest.model, &inventory.spec);
+    for piece in pieces {
+        let sources = inventory
+            .units
+            .get(&piece.unit)
+            .map_or(&[][..], Vec::as_slice);
+        for entry in &piece.tensors {
+            let right = sources
+                .iter()
+                .find(|s| s.role == entry.role)
+                .map(|s| &s.view);
+            if right != Some(&entry.source) {
+                let finding = Finding::new(Kind::Mapping, "source");
+                let (expected, found) = describe(right, &entry.source);
+                findings.push(place(finding.expected(expected, found), piece, entry));
+            }
+        }
+    }
+    findings.extend(left_out(manifest, inventory));
+    findings
+}
+
+/// What the two sides leave out must be the same.
+fn left_out(manifest: &Manifest, inventory: &Inventory) -> Vec<Finding> {
+    let listed = &manifest.checkpoint.ignored;
+    let known = &inventory.ignored;
+    let needless = listed
+        .iter()
+        .filter(|i| !known.iter().any(|k| k.tensor == i.tensor));
+    let finding = |tensor: &str| of_source(Kind::Mapping, tensor, "left out of the bundle");
+    needless
+        .map(|i| finding(&i.tensor).expected("a part of the model", format!("`{}`", i.reason)))
+        .collect()
+}
+
+/// The two views, with their places where the names do not tell them apart.
+fn describe(expected: Option<&SourceView>, found: &SourceView) -> (String, String) {
+    let Some(expected) = expected else {
+        return ("none".to_owned(), found.tensor.clone());
+    };
+    if expected.tensor != found.tensor {
+        return (expected.tensor.clone(), found.tensor.clone());
+    }
+    let place = |v: &SourceView| {
+        let SourceView { tensor, dtype, shape, start, row_stride, col_stride, .. } = v;
+        let dtype = dtype.name();
+        format!("{tensor} {dtype} {shape:?} from value {start} by {row_stride} and {col_stride}")
+    };
+    (place(expected), place(found))
+}
+
+/// One finding for every field of the model that the checkpoint's configuration gives otherwise.
+fn models(found: &ModelSpec, expected: &ModelSpec) -> Vec<Finding> {
+    let value = |spec: &ModelSpec| serde_json::to_value(spec).unwrap_or_default();
+    let mut findings = Vec::new();
+    if found != expected {
+        differences("model", &value(expected), &value(found), &mut findings);
+    }
+    findings
+}
+
+fn differences(path: &str, expected: &Value, found: &Value, out: &mut Vec<Finding>) {
+    match (expected, found) {
+        (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
+            a.iter()
+                .zip(b.values())
+                .for_each(|((key, a), b)| differences(&format!("{path}.{key}"), a, b, out));
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            a.iter()
+                .zip(b)
+                .enumerate()
+                .for_each(|(i, (a, b))| differences(&format!("{path}[{i}]"), a, b, out));
+        }
+        (a, b) if a != b => {
+            let finding = Finding::file(Kind::Mapping, MANIFEST_FILE, path);
+            out.push(finding.expected(a, b));
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,222 @@
+//! How far is each tensor from its source, and is every source tensor accounted for?
+
+mod compare;
+mod coverage;
+mod mapping;
+mod source;
+mod summary;
+#[cfg(test)]
+mod tests;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use shardwright_format::arch::Inventory;
+use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::manifest::{Codec, Ignored};
+use shardwright_format::{Bundle, Manifest, TensorEntry, Unit};
+
+use crate::error::Result;
+use crate::finding::{Finding, Kind};
+use crate::hashing::pool;
+use crate::monitor::{Meter, Monitor, Stage};
+use compare::{Comparison, Limits, Stored};
+pub use summary::{RoleFidelity, TensorFidelity};
+
+/// How tensors are compared.
+#[derive(Clone, Copy, Debug)]
+pub struct FidelityOptions {
+    /// Largest relative RMSE of a quantized tensor; by its bits when absent:
+    /// see [`FidelityOptions::rmse_limit`].
+    pub max_rmse: Option<f64>,
+    /// Hash the checkpoint's weight files and compare with the manifest's record. Reads the
+    /// checkpoint a second time.
+    pub hash_checkpoint: bool,
+    /// Threads.
+    pub threads: usize,
+}
+
+impl FidelityOptions {
+    /// Largest relative RMSE of a tensor in `bits`-bit codes: `4 / (2^bits - 1)`, at most 0.9.
+    ///
+    /// A grid over the range of normally distributed weights in groups of 64 has a relative RMSE
+    /// of about `1.4 / (2^bits - 1)`. A tensor filled with zeros has 1, one that was mistaken for
+    /// another about 1.4. The limit lies between: it finds mistakes, not poor methods.
+    pub fn rmse_limit(&self, bits: u8) -> f64 {
+        let by_bits = (4.0 / (f64::from(bits).exp2() - 1.0)).min(0.9);
+        self.max_rmse.unwrap_or(by_bits)
+    }
+}
+
+/// What the comparison with the checkpoint gave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Fidelity {
+    /// Tensors of the bundle that were compared, value by value.
+    pub tensors: u64,
+    /// Their weights.
+    pub weights: u64,
+    /// Those that are stored without any loss.
+    pub exact: u64,
+    /// Root of all squared errors over all squared weights of the quantized tensors.
+    pub rmse: f64,
+    /// Per role and encoding, in the order of use.
+    pub roles: Vec<RoleFidelity>,
+    /// Per role and layer, farthest from the source first; the experts of a layer are one entry.
+    pub worst: Vec<TensorFidelity>,
+    /// Tensors of the checkpoint.
+    pub checkpoint_tensors: u64,
+    /// Those that the bundle leaves out, and why.
+    pub ignored: Vec<Ignored>,
+    /// Whether the checkpoint's weight files were hashed and compared with the record.
+    pub checkpoint_hashed: bool,
+    /// Everything that is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// Compares every tensor of a bundle with its source, and the bundle's account of the checkpoint
+/// with the checkpoint's own inventory. Memory is a few tiles per thread, and with a compressed
+/// bundle one shard per thread.
+///
+/// # Errors
+/// What the operating system refuses, and compressed shards that are damaged.
+pub fn fidelity(
+    bundle: &Bundle,
+    checkpoint: &Checkpoint,
+    inventory: &Inventory,
+    options: &FidelityOptions,
+    monitor: &Monitor<'_>,
+) -> Result<Fidelity> {
+    let manifest = bundle.manifest();
+    let pool = pool(options.threads)?;
+    let mut findings = Vec::new();
+    let source = source::Check { bundle, checkpoint, hash_weights: options.hash_checkpoint };
+    findings.extend(pool.install(|| source.run(monitor))?);
+    let pieces = pieces(manifest);
+    findings.extend(mapping::check(manifest, inventory, &pieces));
+    findings.extend(coverage::check(manifest, checkpoint, &pieces));
+    let work = Work {
+        bundle,
+        checkpoint,
+        options,
+        meter: &Meter::new(monitor, Stage::Fidelity, total(&pieces)),
+    };
+    let results = pool.install(|| {
+        pieces
+            .par_iter()
+            .map(|p| work.piece(p))
+            .collect::<Result<Vec<_>>>()
+    })?;
+    let mut result = Fidelity {
+        checkpoint_tensors: checkpoint.tensors().len() as u64,
+        ignored: manifest.checkpoint.ignored.clone(),
+        checkpoint_hashed: options.hash_checkpoint,
+        ..Fidelity::default()
+    };
+    let mut summary = summary::Summary::default();
+    for (piece, compared) in pieces.iter().zip(results) {
+        for (entry, compared) in piece.tensors.iter().zip(compared) {
+            findings.extend(compared.findings);
+            if let Some(stats) = compared.stats {
+                summary.add(piece.unit, entry, &stats);
+            }
+        }
+    }
+    summary.finish(&mut result);
+    result.findings = findings;
+    Ok(result)
+}
+
+/// A unit of the bundle and its tensors, each with the view that is its own.
+struct Piece<'a> {
+    unit: Unit,
+    file: &'a str,
+    tensors: Vec<TensorEntry>,
+}
+
+fn pieces(manifest: &Manifest) -> Vec<Piece<'_>> {
+    let dense = manifest.dense.iter().map(|shard| Piece {
+        unit: shard.unit,
+        file: &shard.file,
+        tensors: shard.tensors.to_vec(),
+    });
+    let experts = manifest.experts.iter().flat_map(|shards| {
+        let count = shards.blake3.len() as u32;
+        (0..count).map(move |expert| Piece {
+            unit: Unit::Expert { layer: shards.layer, expert },
+            file: &shards.file,
+            tensors: shards
+                .tensors
+                .iter()
+                .map(|entry| of_expert(entry, expert))
+                .collect(),
+        })
+    });
+    dense.chain(experts).collect()
+}
+
+fn of_expert(entry: &TensorEntry, expert: u32) -> TensorEntry {
+    TensorEntry { source: entry.source.of_expert(expert), ..entry.clone() }
+}
+
+/// Bytes of the checkpoint that the comparison reads.
+fn total(pieces: &[Piece<'_>]) -> u64 {
+    let bytes = |t: &TensorEntry| t.rows * t.cols * t.source.dtype.size() as u64;
+    pieces.iter().flat_map(|p| &p.tensors).map(bytes).sum()
+}
+
+/// A comparison that could be made, and what is wrong.
+#[derive(Default)]
+struct Compared {
+    stats: Option<Comparison>,
+    findings: Vec<Finding>,
+}
+
+struct Work<'a> {
+    bundle: &'a Bundle,
+    checkpoint: &'a Checkpoint,
+    options: &'a FidelityOptions,
+    meter: &'a Meter<'a>,
+}
+
+impl Work<'_> {
+    fn piece(&self, piece: &Piece<'_>) -> Result<Vec<Compared>> {
+        let stored = match self.bundle.manifest().codec {
+            Codec::None => Stored::rows(self.bundle, piece.unit),
+            Codec::Zstd => Stored::whole(self.bundle, piece.unit)?,
+        };
+        piece
+            .tensors
+            .iter()
+            .map(|entry| self.tensor(piece, &stored, entry))
+            .collect()
+    }
+
+    fn tensor(
+        &self,
+        piece: &Piece<'_>,
+        stored: &Stored<'_>,
+        entry: &TensorEntry,
+    ) -> Result<Compared> {
+        if let Some(wrong) = coverage::provenance(self.checkpoint, entry) {
+            let finding = place(wrong, piece, entry);
+            return Ok(Compared { stats: None, findings: vec![finding] });
+        }
+        let stats = compare::tensor(stored, self.checkpoint, entry, self.meter)?;
+        let limits = Limits::of(entry.encoding, self.options);
+        let findings = stats
+            .findings(&limits)
+            .into_iter()
+            .map(|f| place(f, piece, entry))
+            .collect();
+        Ok(Compared { stats: Some(stats), findings })
+    }
+}
+
+fn place(finding: Finding, piece: &Piece<'_>, entry: &TensorEntry) -> Finding {
+    let named = Finding { file: Some(piece.file.to_owned()), ..finding };
+    named.shard(piece.unit).role(entry.role)
+}
+
+/// A finding about a tensor of the checkpoint.
+fn of_source(kind: Kind, tensor: &str, what: &str) -> Finding {
+    Finding::new(kind, what).tensor(tensor)
+}

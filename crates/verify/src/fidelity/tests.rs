@@ -1,0 +1,360 @@
+use shardwright_format::Role;
+use shardwright_format::manifest::Hash;
+
+use super::*;
+use crate::integrity;
+use crate::testing::{FOUR_BITS, Storage, TestBundle};
+
+const OPTIONS: FidelityOptions =
+    FidelityOptions { max_rmse: None, hash_checkpoint: true, threads: 2 };
+
+fn check_with(bundle: &TestBundle, options: &FidelityOptions) -> Fidelity {
+    let checkpoint = Checkpoint::open(&bundle.checkpoint).unwrap();
+    let inventory = Inventory::new(&checkpoint, None).unwrap();
+    let opened = Bundle::open(bundle.root.path()).unwrap();
+    fidelity(&opened, &checkpoint, &inventory, options, &Monitor::silent()).unwrap()
+}
+
+fn check(bundle: &TestBundle) -> Fidelity {
+    check_with(bundle, &OPTIONS)
+}
+
+fn messages(bundle: &TestBundle) -> Vec<String> {
+    check(bundle)
+        .findings
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+fn role<'a>(result: &'a Fidelity, name: &str) -> &'a RoleFidelity {
+    result.roles.iter().find(|r| r.role.name() == name).unwrap()
+}
+
+#[test]
+fn an_exact_bundle_of_every_architecture_holds() {
+    let plain = Storage { bits: None, codec: Codec::None };
+    for case in [
+        "llama2",
+        "llama3-old",
+        "mistral",
+        "mixtral-fused",
+        "olmoe",
+        "qwen2_moe",
+        "qwen3_moe-fused-t",
+    ] {
+        let result = check(&TestBundle::new(case, plain));
+        assert_eq!(result.findings, [], "{case}");
+        assert_eq!(result.exact, result.tensors, "{case}");
+        assert!(
+            result
+                .worst
+                .iter()
+                .all(|t| t.rmse == 0.0 && t.sqnr_db.is_none()),
+            "{case}"
+        );
+    }
+}
+
+#[test]
+fn errors_are_those_of_the_codes() {
+    let mut last = 1.0;
+    for (bits, low, high) in [(2, 0.2, 0.6), (3, 0.1, 0.3), (4, 0.05, 0.12), (8, 0.001, 0.01)] {
+        let result =
+            check(&TestBundle::new("qwen3_moe", Storage { bits: Some(bits), codec: Codec::None }));
+        assert_eq!(result.findings, [], "{bits}");
+        assert!(result.rmse > low && result.rmse < high, "{bits}: {}", result.rmse);
+        assert!(result.rmse < last);
+        last = result.rmse;
+        let experts = role(&result, "expert.gate_proj");
+        let sqnr = -20.0 * experts.rmse.log10();
+        assert!((experts.sqnr_db.unwrap() - sqnr).abs() < 1e-9);
+        assert!(experts.worst_rmse >= experts.rmse && experts.max_abs_error > 0.0);
+        assert_eq!(role(&result, "norm.input").sqnr_db, None);
+        assert!(
+            result
+                .worst
+                .is_sorted_by(|a, b| a.worst_rmse >= b.worst_rmse)
+        );
+    }
+}
+
+#[test]
+fn compression_and_threads_do_not_change_the_result() {
+    let plain = check(&TestBundle::new("qwen3_moe-fused-t", FOUR_BITS));
+    let packed = TestBundle::new("qwen3_moe-fused-t", Storage { codec: Codec::Zstd, ..FOUR_BITS });
+    assert_eq!(plain, check(&packed));
+    assert_eq!(plain, check_with(&packed, &FidelityOptions { threads: 1, ..OPTIONS }));
+}
+
+/// Exchanges the bytes of two tensors of a dense shard, and makes every hash right again.
+fn exchange(bundle: &mut TestBundle, shard: usize, a: Role, b: Role, with_views: bool) {
+    let shard = &mut bundle.manifest.dense[shard];
+    let mut tensors = shard.tensors.to_vec();
+    let at = |role| tensors.iter().position(|t| t.role == role).unwrap();
+    let (a, b) = (at(a), at(b));
+    let start = shard.offset as usize;
+    let range = |t: &TensorEntry| {
+        start + t.offset as usize..start + (t.offset + t.byte_len().unwrap()) as usize
+    };
+    let (first, second) = (range(&tensors[a]), range(&tensors[b]));
+    if with_views {
+        let view = tensors[a].source.clone();
+        tensors[a].source = std::mem::replace(&mut tensors[b].source, view);
+    }
+    shard.tensors = tensors.into();
+    let (len, offset) = (shard.len as usize, start);
+    let path = bundle.path("dense-000.bin");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let copy = bytes[first.clone()].to_vec();
+    bytes.copy_within(second.clone(), first.start);
+    bytes[second].copy_from_slice(&copy);
+    std::fs::write(&path, &bytes).unwrap();
+    bundle.manifest.dense.iter_mut().for_each(|s| {
+        if s.offset as usize == offset {
+            s.blake3 = Hash::from(blake3::hash(&bytes[offset..offset + len]));
+        }
+    });
+    let whole = Hash::from(blake3::hash(&bytes));
+    bundle
+        .manifest
+        .files
+        .iter_mut()
+        .filter(|f| f.path == "dense-000.bin")
+        .for_each(|f| f.blake3 = whole);
+    bundle.rewrite(|_| ());
+    assert!(
+        integrity(bundle.root.path(), 1, &Monitor::silent())
+            .unwrap()
+            .holds()
+    );
+}
+
+#[test]
+fn exchanged_bytes_under_right_hashes_are_far_from_their_sources() {
+    let mut bundle = TestBundle::new("llama2", FOUR_BITS);
+    exchange(&mut bundle, 1, Role::GateProj, Role::UpProj, false);
+    let found = messages(&bundle);
+    assert_eq!(found.len(), 2, "{found:?}");
+    let expected =
+        "dense-000.bin: layer 0: mlp.gate_proj: relative RMSE: expected at most 0.2667, found 1.4";
+    assert!(found[0].starts_with(expected), "{}", found[0]);
+    assert!(
+        found[1].starts_with("dense-000.bin: layer 0: mlp.up_proj: relative RMSE: "),
+        "{}",
+        found[1]
+    );
+}
+
+#[test]
+fn exchanged_roles_are_found_though_provenance_agrees() {
+    let mut bundle = TestBundle::new("llama2", FOUR_BITS);
+    exchange(&mut bundle, 1, Role::GateProj, Role::UpProj, true);
+    let [gate, up] = ["gate", "up"].map(|n| format!("model.layers.0.mlp.{n}_proj.weight"));
+    assert_eq!(
+        messages(&bundle),
+        [
+            format!("dense-000.bin: layer 0: mlp.gate_proj: source: expected {gate}, found {up}"),
+            format!("dense-000.bin: layer 0: mlp.up_proj: source: expected {up}, found {gate}"),
+        ]
+    );
+}
+
+#[test]
+fn exchanged_halves_of_a_fused_tensor_are_found() {
+    let bundle = TestBundle::new("qwen3_moe-fused", FOUR_BITS);
+    bundle.rewrite(|manifest| {
+        let mut tensors = manifest.experts[0].tensors.to_vec();
+        let start = tensors[0].source.start;
+        tensors[0].source.start = std::mem::replace(&mut tensors[1].source.start, start);
+        manifest.experts[0].tensors = tensors.into();
+    });
+    let found = messages(&bundle);
+    let count = bundle.manifest.experts[0].blake3.len();
+    // Each expert: two wrong sources, two wrong values.
+    assert_eq!(found.len(), 4 * count, "{found:?}");
+    assert!(found[0].contains("layer 0 expert 0: expert.gate_proj: source: expected model.layers.0.mlp.experts.gate_up_proj"), "{}", found[0]);
+}
+
+#[test]
+fn another_source_is_not_the_checkpoint() {
+    let bundle = TestBundle::new("llama2", FOUR_BITS);
+    bundle.rewrite(|manifest| {
+        manifest.checkpoint.files[0].blake3 = Hash::ZERO;
+    });
+    let right = bundle.manifest.checkpoint.files[0].blake3;
+    let zero = Hash::ZERO;
+    let expected =
+        format!("model.safetensors: checkpoint file: BLAKE3: expected {zero}, found {right}");
+    assert_eq!(messages(&bundle), [expected]);
+    let quick = FidelityOptions { hash_checkpoint: false, ..OPTIONS };
+    assert_eq!(check_with(&bundle, &quick).findings, []);
+    bundle.rewrite(|manifest| {
+        manifest.checkpoint.files[0].size += 1;
+        let mut second = manifest.checkpoint.files[0].clone();
+        second.name = "more.safetensors".to_owned();
+        manifest.checkpoint.files.push(second);
+    });
+    let size = bundle.manifest.checkpoint.files[0].size;
+    assert_eq!(
+        messages(&bundle),
+        [
+            "more.safetensors: checkpoint file: expected as recorded in the manifest, found none"
+                .to_owned(),
+            format!(
+                "model.safetensors: checkpoint file: size: expected {}, found {size}",
+                size + 1
+            ),
+        ]
+    );
+}
+
+/// Changes the entry of one tensor in the embedding, the first layer or the head.
+fn change(bundle: &TestBundle, shard: usize, role: Role, change: impl Fn(&mut TensorEntry)) {
+    bundle.rewrite(|manifest| {
+        let mut tensors = manifest.dense[shard].tensors.to_vec();
+        tensors
+            .iter_mut()
+            .filter(|t| t.role == role)
+            .for_each(change);
+        manifest.dense[shard].tensors = tensors.into();
+    });
+}
+
+#[test]
+fn provenance_that_does_not_exist_is_named() {
+    let bundle = TestBundle::new("llama2", FOUR_BITS);
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let place = "dense-000.bin: layer 0: mlp.up_proj";
+    change(&bundle, 1, Role::UpProj, |t| t.source.tensor = "nowhere".to_owned());
+    assert_eq!(
+        messages(&bundle),
+        [
+            format!("{place}: source: expected {name}, found nowhere"),
+            format!("{name}: use: expected once, or left out with a reason, found none"),
+            format!(
+                "{place}: source nowhere: expected a tensor of the checkpoint, found none by that name"
+            ),
+        ]
+    );
+    change(&bundle, 1, Role::UpProj, |t| t.source.shape[0] += 1);
+    let found = messages(&bundle);
+    assert!(
+        found[2].starts_with(&format!("{place}: source {name}: shape: expected [")),
+        "{found:?}"
+    );
+    change(&bundle, 1, Role::UpProj, |t| t.source.start = u64::MAX);
+    let found = messages(&bundle);
+    assert!(found[2].ends_with(", found more than 64 bits"), "{found:?}");
+}
+
+#[test]
+fn values_used_twice_or_never_are_named() {
+    let bundle = TestBundle::new("llama2", FOUR_BITS);
+    change(&bundle, 1, Role::UpProj, |t| t.source.row_stride = 0);
+    let found = messages(&bundle);
+    let name = "model.layers.0.mlp.up_proj.weight";
+    assert!(
+        found.contains(&format!("{name}: use of value 0: expected once, found more than once")),
+        "{found:?}"
+    );
+    bundle.rewrite(|manifest| {
+        let reason = "a test".to_owned();
+        manifest
+            .checkpoint
+            .ignored
+            .push(Ignored { tensor: name.to_owned(), reason });
+    });
+    assert_eq!(
+        messages(&bundle),
+        [
+            format!("{name}: left out of the bundle: expected a part of the model, found `a test`"),
+            format!("{name}: use: expected none, as it is left out, found some"),
+        ]
+    );
+}
+
+#[test]
+fn another_model_is_found() {
+    let bundle = TestBundle::new("llama2", FOUR_BITS);
+    let eps = bundle.manifest.model.rms_norm_eps;
+    bundle.rewrite(|manifest| manifest.model.rms_norm_eps = 0.5);
+    let [message] = &messages(&bundle)[..] else { panic!() };
+    assert!(message.starts_with("manifest.json: model.rms_norm_eps: expected "), "{message} {eps}");
+    assert!(message.ends_with(", found 0.5"), "{message}");
+}
+
+#[test]
+fn a_changed_plain_value_is_named_with_its_place() {
+    let mut bundle = TestBundle::new("llama2", FOUR_BITS);
+    let shard = &bundle.manifest.dense[1];
+    let norm = shard
+        .tensors
+        .iter()
+        .find(|t| t.role == Role::InputNorm)
+        .unwrap();
+    let at = (shard.offset + norm.offset) as usize + 3 * norm.encoding.float().unwrap().size();
+    bundle.edit("dense-000.bin", |bytes| bytes[at] ^= 1);
+    exchange(&mut bundle, 1, Role::InputNorm, Role::InputNorm, false);
+    let [message] = &messages(&bundle)[..] else { panic!() };
+    let expected = "dense-000.bin: layer 0: norm.input: row 0, column 3: expected ";
+    assert!(message.starts_with(expected), "{message}");
+}
+
+#[test]
+fn a_value_that_is_not_a_number_is_named_with_its_place() {
+    let mut bundle = TestBundle::new("llama2", FOUR_BITS);
+    let shard = &bundle.manifest.dense[1];
+    let q = shard
+        .tensors
+        .iter()
+        .find(|t| t.role == Role::QProj)
+        .unwrap();
+    let parts = q.encoding.parts(q.rows, q.cols).unwrap();
+    let groups = q.cols / 32;
+    // The scale of row 5's second group.
+    let at = (shard.offset + q.offset + parts.weight + (5 * groups + 1) * 2) as usize;
+    bundle.edit("dense-000.bin", |bytes| bytes[at..at + 2].copy_from_slice(&[0xc0, 0x7f]));
+    exchange(&mut bundle, 1, Role::QProj, Role::QProj, false);
+    let [message] = &messages(&bundle)[..] else { panic!() };
+    let expected = "dense-000.bin: layer 0: attention.q_proj: row 5, column 32: expected finite weights, found NaN from ";
+    assert!(message.starts_with(expected), "{message}");
+}
+
+#[test]
+fn a_limit_of_ones_own_replaces_that_of_the_bits() {
+    let bundle = TestBundle::new("llama2", FOUR_BITS);
+    let strict = FidelityOptions { max_rmse: Some(0.001), ..OPTIONS };
+    let result = check_with(&bundle, &strict);
+    let quantized = result.tensors - result.exact;
+    assert_eq!(result.findings.len() as u64, quantized);
+    assert!(result.findings.iter().all(|f| f.kind == Kind::Error));
+    for (bits, limit) in [(2, 0.9), (3, 4.0 / 7.0), (4, 4.0 / 15.0), (8, 4.0 / 255.0)] {
+        assert_eq!(OPTIONS.rmse_limit(bits), limit);
+    }
+}
+
+#[test]
+fn a_copy_that_differs_from_the_checkpoint_is_named() {
+    let bundle = TestBundle::new("llama2", FOUR_BITS);
+    bundle.rewrite(|manifest| {
+        manifest
+            .files
+            .iter_mut()
+            .filter(|f| f.path == "config.json")
+            .for_each(|f| f.blake3 = Hash::ZERO);
+    });
+    let right = bundle
+        .manifest
+        .files
+        .iter()
+        .find(|f| f.path == "config.json")
+        .unwrap()
+        .blake3;
+    let zero = Hash::ZERO;
+    let expected =
+        format!("config.json: copy: BLAKE3 in the checkpoint: expected {zero}, found {right}");
+    assert_eq!(messages(&bundle), [expected]);
+    bundle.rewrite(|manifest| manifest.files.retain(|f| f.path != "config.json"));
+    assert_eq!(messages(&bundle), ["config.json: copy: expected one in the bundle, found none"]);
+}

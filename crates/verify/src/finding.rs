@@ -1,0 +1,118 @@
+//! What a verification holds against a bundle.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use shardwright_format::{Role, Unit};
+
+/// What sort of thing is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The manifest is damaged or contradicts itself.
+    Manifest,
+    /// A file of the manifest is not there.
+    Missing,
+    /// Something is there that the manifest does not name.
+    Extra,
+    /// A file is shorter or longer than it should be.
+    Size,
+    /// Bytes are not those that were written.
+    Hash,
+    /// Bytes between shards or tensors are not zero.
+    Padding,
+    /// The checkpoint is not the one that the bundle was made from.
+    Checkpoint,
+    /// A tensor's provenance does not exist in the checkpoint, or is not what it says.
+    Provenance,
+    /// Values of the checkpoint that the bundle uses not at all or more than once.
+    Coverage,
+    /// The bundle gives a tensor another role than the checkpoint does.
+    Mapping,
+    /// A tensor that should be exact is not.
+    Exactness,
+    /// Values that are infinite or not numbers.
+    NotFinite,
+    /// A tensor is farther from its source than its encoding explains.
+    Error,
+    /// A quality limit is not kept.
+    Threshold,
+}
+
+/// One thing that is wrong: where, what was expected, what was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What sort of thing.
+    pub kind: Kind,
+    /// The file, relative to the bundle or the checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The shard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<String>,
+    /// The tensor: its role in a bundle, its name in a checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensor: Option<String>,
+    /// What was looked at.
+    pub what: String,
+    /// What it should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<String>,
+    /// What it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<String>,
+}
+
+impl Finding {
+    pub(crate) fn new(kind: Kind, what: impl Into<String>) -> Self {
+        let (file, shard, tensor, expected, found) = (None, None, None, None, None);
+        Self { kind, file, shard, tensor, what: what.into(), expected, found }
+    }
+
+    /// A finding about a file.
+    pub(crate) fn file(kind: Kind, file: &str, what: impl Into<String>) -> Self {
+        Self { file: Some(file.to_owned()), ..Self::new(kind, what) }
+    }
+
+    pub(crate) fn shard(mut self, unit: Unit) -> Self {
+        self.shard = Some(unit.to_string());
+        self
+    }
+
+    pub(crate) fn role(self, role: Role) -> Self {
+        self.tensor(role.name())
+    }
+
+    pub(crate) fn tensor(mut self, name: &str) -> Self {
+        self.tensor = Some(name.to_owned());
+        self
+    }
+
+    pub(crate) fn expected(
+        mut self,
+        expected: impl fmt::Display,
+        found: impl fmt::Display,
+    ) -> Self {
+        self.expected = Some(expected.to_string());
+        self.found = Some(found.to_string());
+        self
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for place in [&self.file, &self.shard, &self.tensor]
+            .into_iter()
+            .flatten()
+        {
+            write!(f, "{place}: ")?;
+        }
+        f.write_str(&self.what)?;
+        match (&self.expected, &self.found) {
+            (Some(expected), Some(found)) => write!(f, ": expected {expected}, found {found}"),
+            (Some(expected), None) => write!(f, ": expected {expected}"),
+            (None, Some(found)) => write!(f, ": found {found}"),
+            (None, None) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Files read once, front to back, in bounded memory.
+
+use std::path::Path;
+
+use shardwright_format::io::{AlignedBuf, ReadFile};
+use shardwright_format::manifest::Hash;
+
+use crate::error::Result;
+use crate::monitor::Meter;
+
+/// Bytes read at once, per thread.
+const BLOCK: u64 = 4 << 20;
+
+/// Hands every byte of a file to `each`, with its offset, in order; gives the file's length.
+///
+/// Reads past the page cache where that works: what is checked is what the medium holds.
+pub(crate) fn stream(
+    path: &Path,
+    meter: &Meter<'_>,
+    mut each: impl FnMut(u64, &[u8]),
+) -> Result<u64> {
+    let file = ReadFile::open_direct(path)?;
+    let mut buf = AlignedBuf::default();
+    let mut offset = 0;
+    while offset < file.len() {
+        let len = BLOCK.min(file.len() - offset);
+        file.read_aligned(offset, len as usize, &mut buf)?;
+        each(offset, buf.as_slice());
+        offset += len;
+        meter.add(len)?;
+    }
+    Ok(file.len())
+}
+
+/// BLAKE3 and length of a file.
+pub(crate) fn hash_file(path: &Path, meter: &Meter<'_>) -> Result<(Hash, u64)> {
+    let mut hasher = blake3::Hasher::new();
+    let len = stream(path, meter, |_, bytes| {
+        hasher.update(bytes);
+    })?;
+    Ok((hasher.finalize().into(), len))
+}
+
+/// Threads for checks that run in parallel.
+pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    Ok(rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.max(1))
+        .build()?)
+}

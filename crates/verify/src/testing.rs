@@ -1,0 +1,250 @@
+//! Bundles for tests, put together here so that the converter cannot repeat its mistakes in them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use shardwright_format::arch::{Inventory, SourceTensor};
+use shardwright_format::checkpoint::{Checkpoint, read_view};
+use shardwright_format::io::AlignedBuf;
+use shardwright_format::layout::{Unplaced, place_dense, place_expert};
+use shardwright_format::manifest::{
+    CheckpointRecord, Codec, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, Hash, Ignored,
+    MANIFEST_FILE, SourceFile, VERSION,
+};
+use shardwright_format::{Manifest, Unit, UnitLayout};
+use shardwright_quant::{
+    Affine, Backend, Encoding, Float, Method, PartsMut, narrow, quantize, widen,
+};
+
+pub(crate) const ALIGNMENT: u64 = 4096;
+const DENSE: &str = "dense-000.bin";
+
+/// A checkpoint of the fixtures.
+pub(crate) fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fixtures/golden")
+        .join(case)
+}
+
+/// How a test stores a model.
+#[derive(Clone, Copy)]
+pub(crate) struct Storage {
+    pub(crate) bits: Option<u8>,
+    pub(crate) codec: Codec,
+}
+
+pub(crate) const FOUR_BITS: Storage = Storage { bits: Some(4), codec: Codec::None };
+
+/// A bundle in a temporary directory.
+pub(crate) struct TestBundle {
+    pub(crate) root: tempfile::TempDir,
+    pub(crate) checkpoint: PathBuf,
+    pub(crate) manifest: Manifest,
+}
+
+impl TestBundle {
+    /// Stores the checkpoint of a fixture.
+    pub(crate) fn new(case: &str, storage: Storage) -> Self {
+        Self::of(&golden(case), storage)
+    }
+
+    pub(crate) fn of(checkpoint: &Path, storage: Storage) -> Self {
+        let opened = Checkpoint::open(checkpoint).unwrap();
+        let inventory = Inventory::new(&opened, None).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let maker =
+            Maker { checkpoint: &opened, inventory: &inventory, root: root.path(), storage };
+        let manifest = maker.make();
+        Self { root, checkpoint: checkpoint.to_owned(), manifest }
+    }
+
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
+        self.root.path().join(file)
+    }
+
+    /// Changes a file's bytes.
+    pub(crate) fn edit(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = fs::read(self.path(file)).unwrap();
+        change(&mut bytes);
+        fs::write(self.path(file), bytes).unwrap();
+    }
+
+    /// Writes another manifest, its hash made right.
+    pub(crate) fn rewrite(&self, change: impl FnOnce(&mut Manifest)) {
+        let mut manifest = self.manifest.clone();
+        change(&mut manifest);
+        fs::write(self.path(MANIFEST_FILE), manifest.to_bytes()).unwrap();
+    }
+}
+
+struct Maker<'a> {
+    checkpoint: &'a Checkpoint,
+    inventory: &'a Inventory,
+    root: &'a Path,
+    storage: Storage,
+}
+
+impl Maker<'_> {
+    fn make(&self) -> Manifest {
+        let (mut dense, mut experts) = (Vec::new(), Vec::new());
+        let mut dense_bytes = Vec::new();
+        fs::create_dir(self.root.join("experts")).unwrap();
+        for unit in self.inventory.spec.units() {
+            match unit {
+                Unit::Expert { layer, expert: 0 } => experts.push(self.experts(layer)),
+                Unit::Expert { .. } => {}
+                unit => dense.push(self.dense(unit, &mut dense_bytes)),
+            }
+        }
+        if experts.is_empty() {
+            fs::remove_dir(self.root.join("experts")).unwrap();
+        }
+        let mut files = vec![self.write(DENSE, &dense_bytes, FileKind::Shards)];
+        files.extend(experts.iter().map(|(_, file)| file.clone()));
+        for copy in self.checkpoint.copies().unwrap() {
+            let bytes = fs::read(self.checkpoint.root().join(&copy)).unwrap();
+            files.push(self.write(&copy, &bytes, FileKind::Copy));
+        }
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let manifest = Manifest {
+            blake3: Hash::ZERO,
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            generator: "a test".to_owned(),
+            alignment: ALIGNMENT,
+            codec: self.storage.codec,
+            model: self.inventory.spec.clone(),
+            recipe: serde_json::Value::Null,
+            checkpoint: self.record(),
+            files,
+            dense,
+            experts: experts.into_iter().map(|(shards, _)| shards).collect(),
+        };
+        let bytes = manifest.to_bytes();
+        let path = self.root.join(MANIFEST_FILE);
+        fs::write(&path, &bytes).unwrap();
+        Manifest::from_bytes(&path, &bytes).unwrap()
+    }
+
+    fn record(&self) -> CheckpointRecord {
+        let file = |name: &String| {
+            let bytes = fs::read(self.checkpoint.root().join(name)).unwrap();
+            let (size, blake3) = (bytes.len() as u64, blake3::hash(&bytes).into());
+            SourceFile { name: name.clone(), size, blake3 }
+        };
+        let ignored = self.inventory.ignored.iter();
+        let ignored =
+            ignored.map(|i| Ignored { tensor: i.tensor.clone(), reason: i.reason.clone() });
+        CheckpointRecord {
+            files: self
+                .checkpoint
+                .files()
+                .iter()
+                .map(|f| file(&f.name))
+                .collect(),
+            ignored: ignored.collect(),
+        }
+    }
+
+    fn write(&self, path: &str, bytes: &[u8], kind: FileKind) -> FileEntry {
+        let at = self.root.join(path);
+        fs::create_dir_all(at.parent().unwrap()).unwrap();
+        fs::write(at, bytes).unwrap();
+        let (size, blake3) = (bytes.len() as u64, blake3::hash(bytes).into());
+        FileEntry { path: path.to_owned(), kind, size, blake3 }
+    }
+
+    fn dense(&self, unit: Unit, file: &mut Vec<u8>) -> DenseShard {
+        let unplaced = self.inventory.units[&unit]
+            .iter()
+            .map(|t| self.unplaced(t))
+            .collect();
+        let layout = place_dense(unplaced).unwrap();
+        let bytes = self.stored(&self.encode(unit, &layout));
+        let (offset, stored) = (file.len() as u64, bytes.len() as u64);
+        file.extend(&bytes);
+        file.resize(file.len().next_multiple_of(ALIGNMENT as usize), 0);
+        let (len, blake3) = (layout.len, blake3::hash(&bytes).into());
+        let file = DENSE.to_owned();
+        DenseShard { unit, file, offset, stored, len, blake3, tensors: layout.tensors }
+    }
+
+    fn experts(&self, layer: u32) -> (ExpertShards, FileEntry) {
+        let templates = self.inventory.expert_tensors(layer).unwrap();
+        let unplaced = templates.iter().map(|t| self.unplaced(t)).collect();
+        let UnitLayout { tensors, len } = place_expert(unplaced).unwrap();
+        let count = self.inventory.spec.layers[layer as usize].num_experts();
+        let layout = UnitLayout { tensors: tensors.clone(), len };
+        let encode = |expert| self.stored(&self.encode(Unit::Expert { layer, expert }, &layout));
+        let records: Vec<_> = (0..count).map(encode).collect();
+        let stride = records
+            .iter()
+            .map(Vec::len)
+            .max()
+            .unwrap()
+            .next_multiple_of(ALIGNMENT as usize);
+        let mut file = Vec::new();
+        for (e, record) in records.iter().enumerate() {
+            file.resize(e * stride, 0);
+            file.extend(record);
+        }
+        file.resize(file.len().next_multiple_of(ALIGNMENT as usize), 0);
+        let path = format!("experts/layer-{layer:03}.bin");
+        let entry = self.write(&path, &file, FileKind::Shards);
+        let compressed = self.storage.codec == Codec::Zstd;
+        let stored = records
+            .iter()
+            .map(|r| r.len() as u64)
+            .filter(|_| compressed)
+            .collect();
+        let blake3 = records.iter().map(|r| blake3::hash(r).into()).collect();
+        (
+            ExpertShards { layer, file: path, stride: stride as u64, len, tensors, stored, blake3 },
+            entry,
+        )
+    }
+
+    fn unplaced(&self, tensor: &SourceTensor) -> Unplaced {
+        let affine = self
+            .storage
+            .bits
+            .map(|bits| Affine::new(bits, 32, Float::Bf16).unwrap());
+        let fits = affine.filter(|_| tensor.rows > 1 && tensor.cols % 32 == 0);
+        Unplaced {
+            role: tensor.role,
+            encoding: fits.map_or(Encoding::from(tensor.view.dtype), Encoding::Affine),
+            rows: tensor.rows,
+            cols: tensor.cols,
+            source: tensor.view.clone(),
+        }
+    }
+
+    /// The bytes of a unit.
+    fn encode(&self, unit: Unit, layout: &UnitLayout) -> Vec<u8> {
+        let mut bytes = vec![0; layout.len as usize];
+        for (entry, source) in layout.tensors.iter().zip(&self.inventory.units[&unit]) {
+            let mut raw = AlignedBuf::default();
+            read_view(self.checkpoint, &source.view, 0..entry.rows, entry.cols, &mut raw).unwrap();
+            let mut values = vec![0.0; (entry.rows * entry.cols) as usize];
+            widen(source.view.dtype, raw.as_slice(), &mut values);
+            let out = &mut bytes[entry.offset as usize..][..entry.byte_len().unwrap() as usize];
+            let (rows, cols) = (entry.rows as usize, entry.cols as usize);
+            match entry.encoding {
+                Encoding::Affine(affine) => {
+                    let parts = PartsMut::split(affine, rows, cols, out).unwrap();
+                    quantize(Backend::Scalar, &values, cols, affine, Method::MinMax, parts)
+                        .unwrap();
+                }
+                plain => narrow(plain.float().unwrap(), &values, out),
+            }
+        }
+        bytes
+    }
+
+    fn stored(&self, bytes: &[u8]) -> Vec<u8> {
+        match self.storage.codec {
+            Codec::None => bytes.to_vec(),
+            Codec::Zstd => zstd::bulk::compress(bytes, 1).unwrap(),
+        }
+    }
+}
