@@ -1,0 +1,114 @@
+//! The gated feed-forward `down(silu(gate(x)) * up(x))`: dense, shared and routed alike.
+
+use rayon::prelude::*;
+use shardwright_format::Role;
+use shardwright_format::model::DenseSpec;
+
+use super::ops::{add, add_bias, rms_norm, silu_mul};
+use super::{Layer, Work};
+use crate::error::Result;
+use crate::linear::Linear;
+use crate::view::UnitView;
+
+/// Buffers of this mechanism.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    /// `[n, width]`.
+    gate: Vec<f32>,
+    /// `[n, width]`.
+    up: Vec<f32>,
+    /// The result, `[n, hidden]`.
+    pub out: Vec<f32>,
+}
+
+/// `f32` values that [`Buffers`] hold for one token.
+pub fn buffer_len(width: u32) -> u64 {
+    3 * u64::from(width)
+}
+
+/// Which tensors of a unit form the feed-forward.
+#[derive(Clone, Copy, Debug)]
+pub struct Gated {
+    /// `[width, hidden]`.
+    pub gate: Role,
+    /// `[width, hidden]`.
+    pub up: Role,
+    /// `[hidden, width]`.
+    pub down: Role,
+    /// Biases of the three, where there are any.
+    pub biases: Option<[Role; 3]>,
+}
+
+/// A layer's only feed-forward.
+pub const DENSE: Gated =
+    Gated { gate: Role::GateProj, up: Role::UpProj, down: Role::DownProj, biases: None };
+
+/// The same with biases.
+pub const DENSE_BIASED: Gated =
+    Gated { biases: Some([Role::GateBias, Role::UpBias, Role::DownBias]), ..DENSE };
+
+/// The expert that every token visits.
+pub const SHARED: Gated = Gated {
+    gate: Role::SharedGateProj,
+    up: Role::SharedUpProj,
+    down: Role::SharedDownProj,
+    biases: None,
+};
+
+/// A routed expert.
+pub const EXPERT: Gated = Gated {
+    gate: Role::ExpertGateProj,
+    up: Role::ExpertUpProj,
+    down: Role::ExpertDownProj,
+    biases: None,
+};
+
+/// `x += mlp(norm(x))` for `x: [n, hidden]`.
+pub fn forward(layer: &Layer<'_>, spec: &DenseSpec, x: &mut [f32], work: &mut Work) -> Result<()> {
+    let norm = layer.unit.vector(Role::PostAttentionNorm, layer.hidden)?;
+    let Work { linear, normed, mlp, .. } = work;
+    rms_norm(linear.backend, x, &norm, layer.eps, normed);
+    let roles = if spec.bias { DENSE_BIASED } else { DENSE };
+    let shape = (spec.intermediate_size as usize, layer.hidden);
+    gated(&layer.unit, roles, shape, normed, linear, mlp)?;
+    add(x, &mlp.out);
+    Ok(())
+}
+
+/// `buffers.out = down(silu(gate(x)) * up(x))` for `x: [n, hidden]` and `shape` = width, hidden.
+pub fn gated(
+    unit: &UnitView<'_>,
+    roles: Gated,
+    shape: (usize, usize),
+    x: &[f32],
+    linear: &mut Linear,
+    buffers: &mut Buffers,
+) -> Result<()> {
+    let (width, hidden) = shape;
+    let n = x.len() / hidden;
+    let Buffers { gate, up, out } = buffers;
+    let products = [
+        (unit.matrix(roles.gate, width, hidden)?, &mut *gate),
+        (unit.matrix(roles.up, width, hidden)?, &mut *up),
+    ];
+    linear.project(x, n, products);
+    if let Some([gate_bias, up_bias, _]) = roles.biases {
+        add_bias(gate, &unit.vector(gate_bias, width)?);
+        add_bias(up, &unit.vector(up_bias, width)?);
+    }
+    activate(gate, up);
+    linear.project(gate, n, [(unit.matrix(roles.down, hidden, width)?, &mut *out)]);
+    if let Some([_, _, down_bias]) = roles.biases {
+        add_bias(out, &unit.vector(down_bias, hidden)?);
+    }
+    Ok(())
+}
+
+/// `gate = silu(gate) * up`, over threads where that pays.
+pub fn activate(gate: &mut [f32], up: &[f32]) {
+    const VALUES_PER_TASK: usize = 2048;
+    let up = up.par_chunks(VALUES_PER_TASK);
+    gate.par_chunks_mut(VALUES_PER_TASK)
+        .zip(up)
+        .for_each(|(gate, up)| silu_mul(gate, up));
+}

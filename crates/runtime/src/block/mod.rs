@@ -1,0 +1,167 @@
+//! The mechanisms of a layer, one file each. All act on rows: one row when a token is decoded,
+//! many when a layer is evaluated for a whole text.
+//!
+//! A new mixer is one file here, one variant of [`Mixer`] and one of [`MixerState`].
+
+pub mod attention;
+pub mod kv;
+pub mod mlp;
+pub mod moe;
+pub mod ops;
+pub mod rope;
+
+use shardwright_format::model::{Ffn, LayerSpec, Mixer, ModelSpec};
+
+use crate::error::{Result, RuntimeError};
+use crate::linear::Linear;
+use crate::view::UnitView;
+
+/// A layer ready to compute: its options and its dense weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// From 0.
+    pub index: u32,
+    /// Its options.
+    pub spec: &'a LayerSpec,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Added to the mean square inside its norms.
+    pub eps: f32,
+    /// Its dense weights.
+    pub unit: UnitView<'a>,
+}
+
+impl<'a> Layer<'a> {
+    /// Layer `index` of `spec`, whose dense weights are `unit`.
+    pub fn new(spec: &'a ModelSpec, index: u32, unit: UnitView<'a>) -> Self {
+        Self {
+            index,
+            spec: &spec.layers[index as usize],
+            hidden: spec.hidden_size as usize,
+            eps: spec.rms_norm_eps,
+            unit,
+        }
+    }
+}
+
+/// Rows of a batch: sequences of equal length, one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch {
+    /// All rows.
+    pub rows: usize,
+    /// Rows of one sequence.
+    pub length: usize,
+    /// Position of each sequence's first row.
+    pub first: usize,
+}
+
+/// Buffers shared by the layers. They grow to the largest use and stay.
+#[derive(Debug)]
+pub struct Work {
+    /// Products.
+    pub linear: Linear,
+    /// Normed rows; later the output of a block, `[n, hidden]`.
+    pub normed: Vec<f32>,
+    /// Of attention.
+    pub attention: attention::Buffers,
+    /// Of feed-forwards.
+    pub mlp: mlp::Buffers,
+    /// Of experts of one token.
+    pub moe: moe::Buffers,
+}
+
+impl Work {
+    /// Empty buffers.
+    pub fn new() -> Self {
+        Self {
+            linear: Linear::new(),
+            normed: Vec::new(),
+            attention: attention::Buffers::default(),
+            mlp: mlp::Buffers::default(),
+            moe: moe::Buffers::default(),
+        }
+    }
+}
+
+/// What a mixer remembers of the positions before.
+#[derive(Debug)]
+pub enum MixerState {
+    /// Keys and values.
+    Attention(kv::KvCache),
+}
+
+impl MixerState {
+    /// For token after token, up to `context` positions.
+    pub fn for_tokens(mixer: &Mixer, context: usize) -> Self {
+        match mixer {
+            Mixer::Attention(spec) => {
+                let capacity = attention::cache_capacity(spec, context);
+                Self::Attention(kv::KvCache::new(capacity, attention::cache_width(spec)))
+            }
+        }
+    }
+
+    /// For whole sequences of `length` positions at once.
+    pub fn for_sequences(mixer: &Mixer, length: usize) -> Self {
+        match mixer {
+            Mixer::Attention(spec) => {
+                Self::Attention(kv::KvCache::new(length, attention::cache_width(spec)))
+            }
+        }
+    }
+
+    /// Bytes that [`Self::for_tokens`] takes.
+    pub fn byte_len(mixer: &Mixer, context: usize) -> u64 {
+        match mixer {
+            Mixer::Attention(spec) => kv::KvCache::byte_len(
+                attention::cache_capacity(spec, context) as u64,
+                attention::cache_width(spec) as u64,
+            ),
+        }
+    }
+}
+
+/// `x += mixer(norm(x))` for `x: [batch.rows, hidden]`.
+///
+/// # Errors
+/// Weights that are not what the spec says.
+pub fn mix(
+    layer: &Layer<'_>,
+    batch: Batch,
+    state: &mut MixerState,
+    x: &mut [f32],
+    work: &mut Work,
+) -> Result<()> {
+    match (&layer.spec.mixer, state) {
+        (Mixer::Attention(spec), MixerState::Attention(cache)) => {
+            attention::forward(layer, spec, batch, cache, x, work)
+        }
+    }
+}
+
+/// `f32` values that [`Work`] holds for one token, from the widest layer.
+pub fn buffer_len(spec: &ModelSpec) -> u64 {
+    let hidden = u64::from(spec.hidden_size);
+    let layer = |layer: &LayerSpec| {
+        let Mixer::Attention(attention) = &layer.mixer;
+        let ffn = match &layer.ffn {
+            Ffn::Dense(dense) => mlp::buffer_len(dense.intermediate_size),
+            Ffn::Moe(moe) => moe::buffer_len(moe, hidden),
+        };
+        attention::buffer_len(attention) + ffn
+    };
+    8 * hidden + spec.layers.iter().map(layer).max().unwrap_or(0)
+}
+
+/// Refuses a layer's output that is not finite.
+///
+/// # Errors
+/// The first such value of `x: [n, hidden]`.
+pub fn check_finite(layer: u32, first: usize, hidden: usize, x: &[f32]) -> Result<()> {
+    match x.iter().position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            Err(RuntimeError::NotFinite { layer, token: first + at / hidden, channel: at % hidden })
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What is neither a matrix product nor attention.
+
+use shardwright_quant::{Backend, dot};
+
+/// `out = x / sqrt(mean(x²) + eps) * weight`, for each row of `x: [n, weight.len()]`.
+pub fn rms_norm(backend: Backend, x: &[f32], weight: &[f32], eps: f32, out: &mut Vec<f32>) {
+    out.clear();
+    out.extend_from_slice(x);
+    rms_norm_in_place(backend, out, weight, eps);
+}
+
+/// [`rms_norm`] on the rows where they lie.
+pub fn rms_norm_in_place(backend: Backend, x: &mut [f32], weight: &[f32], eps: f32) {
+    for row in x.chunks_exact_mut(weight.len()) {
+        let mean = dot(backend, row, row) / row.len() as f32;
+        let scale = 1.0 / (mean + eps).sqrt();
+        row.iter_mut()
+            .zip(weight)
+            .for_each(|(x, w)| *x = *x * scale * w);
+    }
+}
+
+/// `x / (1 + e^-x)`.
+pub fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+/// `1 / (1 + e^-x)`.
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// `gate = silu(gate) * up`.
+pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
+    gate.iter_mut().zip(up).for_each(|(g, u)| *g = silu(*g) * u);
+}
+
+/// Turns scores into probabilities.
+pub fn softmax(x: &mut [f32]) {
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for x in x.iter_mut() {
+        *x = (*x - max).exp();
+        sum += *x;
+    }
+    let scale = 1.0 / sum;
+    x.iter_mut().for_each(|x| *x *= scale);
+}
+
+/// Adds `bias` to each row of `x: [n, bias.len()]`.
+pub fn add_bias(x: &mut [f32], bias: &[f32]) {
+    for row in x.chunks_exact_mut(bias.len()) {
+        add(row, bias);
+    }
+}
+
+/// `x += y`.
+pub fn add(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn softmax_is_a_distribution_even_for_large_scores() {
+        let mut x = [1000.0, 1001.0, -1000.0];
+        softmax(&mut x);
+        assert!((x[1] / x[0] - std::f32::consts::E).abs() < 1e-5);
+        assert_eq!(x[2], 0.0);
+        assert!((x.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn rms_norm_divides_by_the_root_mean_square() {
+        let mut out = Vec::new();
+        rms_norm(Backend::detect(), &[3.0, 4.0, 0.0, 5.0], &[1.0, 2.0], 0.0, &mut out);
+        let (a, b) = (12.5f32.sqrt(), 12.5f32.sqrt());
+        let expected = [3.0 / a, 8.0 / a, 0.0, 10.0 / b];
+        assert!(out.iter().zip(expected).all(|(x, y)| (x - y).abs() < 1e-6), "{out:?}");
+    }
+}

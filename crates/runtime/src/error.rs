@@ -1,0 +1,103 @@
+//! Why a model could not be run.
+
+use std::path::{Path, PathBuf};
+
+use shardwright_format::{FormatError, Role, Unit};
+use shardwright_quant::{EncodingError, MatrixError};
+
+/// Why a model could not be run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// The weights could not be read.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// An encoding cannot hold what it should.
+    #[error(transparent)]
+    Encoding(#[from] EncodingError),
+    /// A tensor's bytes are not the matrix they should be.
+    #[error("{unit}: {role}: {source}")]
+    Matrix {
+        /// Where the tensor lies.
+        unit: Unit,
+        /// What it is for.
+        role: Role,
+        /// Expected and found.
+        source: MatrixError,
+    },
+    /// A tensor that the model needs is missing or of another shape.
+    #[error("{unit}: {role}: expected {expected}, found {found}")]
+    Tensor {
+        /// Where the tensor should lie.
+        unit: Unit,
+        /// What it is for.
+        role: Role,
+        /// The shape that the model needs.
+        expected: String,
+        /// What there is.
+        found: String,
+    },
+    /// The budget is below what one token needs.
+    #[error("a memory budget of {budget} bytes is too small: this model needs at least {floor}")]
+    Floor {
+        /// Bytes allowed.
+        budget: u64,
+        /// The least that works, in bytes.
+        floor: u64,
+    },
+    /// A token that the embedding has no row for.
+    #[error("token {token} is outside the vocabulary of {vocab_size}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Rows of the embedding.
+        vocab_size: u32,
+    },
+    /// The KV cache is full.
+    #[error("the context of {context} tokens is full")]
+    Context {
+        /// Positions that there is memory for.
+        context: usize,
+    },
+    /// Tokens that are not whole windows.
+    #[error("{tokens} tokens are not windows of {window}")]
+    Windows {
+        /// Tokens given.
+        tokens: usize,
+        /// Length of a window.
+        window: usize,
+    },
+    /// A layer gave NaN or infinity: its weights are damaged or the arithmetic overflowed.
+    #[error("layer {layer}: its output is not finite at token {token}, channel {channel}")]
+    NotFinite {
+        /// From 0.
+        layer: u32,
+        /// Row of the batch, or position.
+        token: usize,
+        /// Channel of the residual stream.
+        channel: usize,
+    },
+    /// The tokenizer is missing or damaged.
+    #[error("{}: {detail}", path.display())]
+    Tokenizer {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong, and what helps.
+        detail: String,
+    },
+    /// Threads could not be started.
+    #[error("cannot start threads: {0}")]
+    Threads(String),
+    /// An earlier call failed; its reads are lost.
+    #[error("the runtime stopped at an earlier error")]
+    Stopped,
+}
+
+impl RuntimeError {
+    pub(crate) fn tokenizer(path: &Path, detail: impl Into<String>) -> Self {
+        Self::Tokenizer { path: path.to_owned(), detail: detail.into() }
+    }
+}
+
+/// What this crate's functions give.
+pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;

@@ -1,0 +1,369 @@
+//! What a budget buys: which weights stay in memory and which are read again for every token.
+
+use serde::Serialize;
+use shardwright_format::manifest::Codec;
+use shardwright_format::model::{Ffn, ModelSpec, MoeSpec};
+use shardwright_format::weights::Weights;
+use shardwright_format::{FormatError, Role, Unit, UnitLayout};
+
+use crate::block::{self, MixerState};
+use crate::error::{Result, RuntimeError};
+use crate::fetch::READERS;
+
+/// What the program itself takes, with room for its stacks and allocator: measured on the command
+/// line tool, 64-bit Linux, without a tokenizer.
+pub const PROGRAM_BYTES: u64 = 20 << 20;
+
+/// Bytes of the head read at a time when it is not resident, at most.
+const HEAD_CHUNK: u64 = 2 << 20;
+
+/// Pieces of a head that is not resident, at least.
+const HEAD_PIECES: u64 = 8;
+
+/// Pieces of a streamed head in memory: one in use, one being read.
+pub(crate) const HEAD_BUFFERS: usize = 2;
+
+/// Dense layers in memory when not all are: one in use, one being read.
+pub(crate) const DENSE_RING: usize = 2;
+
+/// Bytes that every buffer takes beyond its contents: alignment and the allocator's page.
+const BUFFER_OVERHEAD: u64 = 2 * 4096;
+
+/// How to run a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes that the process may take in all; no limit when absent.
+    pub memory: Option<u64>,
+    /// Bytes that the process takes besides this runtime: at least [`PROGRAM_BYTES`], more with a
+    /// large tokenizer.
+    pub reserved: u64,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Positions that there is room for.
+    pub context: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { memory: None, reserved: PROGRAM_BYTES, threads: 1, context: 4096 }
+    }
+}
+
+/// How the weights are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// All in memory.
+    Resident,
+    /// Some read again for every token.
+    Streamed,
+}
+
+/// What is kept in memory under a budget. All sizes in bytes.
+///
+/// The floor is what one token needs: program, state and scratch; two dense layers (the one in use
+/// and the next), or all when they are smaller; as many experts as a token visits in one layer; and
+/// pieces of the head. Above it, memory goes first to what every token reads: the head, then dense
+/// layers, spread evenly among the streamed ones so that reading never waits; the rest holds experts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// How the weights are held.
+    pub mode: Mode,
+    /// What the process may take, if limited.
+    pub budget: Option<u64>,
+    /// The least budget that works.
+    pub floor: u64,
+    /// The least budget under which nothing is read twice.
+    pub resident: u64,
+    /// What this plan takes.
+    pub total: u64,
+    /// Set aside for the program.
+    pub reserved: u64,
+    /// KV caches and other state.
+    pub state: u64,
+    /// Activations and buffers that are not weights.
+    pub scratch: u64,
+    /// The embedding is in memory; otherwise a row is read per token.
+    pub embedding_resident: bool,
+    /// The head is in memory; otherwise it is read in pieces for every token.
+    pub head_resident: bool,
+    /// Per layer: its dense part stays in memory.
+    pub dense_resident: Vec<bool>,
+    /// Buffers through which the other dense parts pass.
+    pub dense_ring: usize,
+    /// Size of one of them.
+    pub dense_buffer: u64,
+    /// Experts held at a time.
+    pub expert_slots: usize,
+    /// Size of one of them: the largest expert.
+    pub expert_slot: u64,
+    /// Bytes of the weights that a token uses, in memory or not.
+    pub bytes_per_token: u64,
+    /// Bytes read for a token when no expert is in memory yet.
+    pub cold_bytes_per_token: u64,
+}
+
+impl MemoryPlan {
+    /// The plan for weights that exist.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn new(weights: &Weights, options: &Options) -> Result<Self> {
+        let layout = |unit| weights.layout(unit);
+        Self::of(weights.spec(), &layout, is_compressed(weights), options)
+    }
+
+    /// The plan for a model whose units have the given layouts, `compressed` on disk or not.
+    ///
+    /// # Errors
+    /// A layout that cannot be had; a budget below the floor.
+    pub fn of(
+        spec: &ModelSpec,
+        layout: &dyn Fn(Unit) -> Result<UnitLayout, FormatError>,
+        compressed: bool,
+        options: &Options,
+    ) -> Result<Self> {
+        let sizes = Sizes::new(spec, layout, compressed, options)?;
+        let (least, all) = (sizes.least(), sizes.all());
+        let resident = sizes.cost(all);
+        let floor = sizes.cost(least).min(resident);
+        let choice = match options.memory {
+            Some(budget) if budget < floor => return Err(RuntimeError::Floor { budget, floor }),
+            Some(budget) if budget < resident => sizes.spend(budget, least),
+            _ => all,
+        };
+        Ok(Self { floor, resident, ..sizes.describe(choice, options.memory) })
+    }
+}
+
+/// What to keep.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Choice {
+    embedding: bool,
+    head: bool,
+    dense: usize,
+    experts: u64,
+}
+
+/// Sizes that a plan is made from, in bytes as they will lie in memory.
+struct Sizes {
+    reserved: u64,
+    state: u64,
+    scratch: u64,
+    tied: bool,
+    embedding: u64,
+    embedding_row: u64,
+    /// Final norm, and the head unless it is tied.
+    head: u64,
+    /// Through which the head passes when it is not resident.
+    head_buffers: u64,
+    dense: Vec<u64>,
+    experts: u64,
+    expert: u64,
+    /// Experts that a token visits in one layer, at most.
+    picks: u64,
+    expert_bytes_per_token: u64,
+    /// Parts of compressed units cannot be read alone.
+    compressed: bool,
+}
+
+impl Sizes {
+    fn new(
+        spec: &ModelSpec,
+        layout: &dyn Fn(Unit) -> Result<UnitLayout, FormatError>,
+        compressed: bool,
+        options: &Options,
+    ) -> Result<Self> {
+        let len = |unit| -> Result<u64> { Ok(layout(unit)?.len) };
+        let embedding = len(Unit::Embedding)?;
+        let (head_unit, head_role) = head_place(spec);
+        let chunk = head_chunk(&layout(head_unit)?, head_role)?.1;
+        let embedding_row = embedding.div_ceil(u64::from(spec.vocab_size.max(1)));
+        let mut sizes = Self {
+            reserved: options.reserved,
+            state: 0,
+            scratch: scratch(spec, options.context) + buffer(embedding_row),
+            tied: spec.tie_word_embeddings,
+            embedding: buffer(embedding),
+            embedding_row,
+            head: buffer(len(Unit::Head)?),
+            head_buffers: HEAD_BUFFERS as u64 * buffer(chunk),
+            dense: Vec::with_capacity(spec.layers.len()),
+            experts: 0,
+            expert: 0,
+            picks: 0,
+            expert_bytes_per_token: 0,
+            compressed,
+        };
+        for (layer, index) in spec.layers.iter().zip(0..) {
+            sizes.state += MixerState::byte_len(&layer.mixer, options.context) + BUFFER_OVERHEAD;
+            sizes.dense.push(buffer(len(Unit::Layer(index))?));
+            if let Ffn::Moe(moe) = &layer.ffn {
+                sizes.add_experts(index, moe, &len)?;
+            }
+        }
+        sizes.scratch += sizes.compressed_copies();
+        Ok(sizes)
+    }
+
+    fn add_experts(
+        &mut self,
+        layer: u32,
+        moe: &MoeSpec,
+        len: &dyn Fn(Unit) -> Result<u64>,
+    ) -> Result<()> {
+        let (experts, picks) = (moe.num_experts, u64::from(moe.num_experts_per_tok));
+        let mut largest = 0;
+        for expert in 0..experts {
+            largest = largest.max(len(Unit::Expert { layer, expert })?);
+        }
+        self.experts += u64::from(experts);
+        self.expert = self.expert.max(buffer(largest));
+        self.picks = self.picks.max(picks);
+        self.expert_bytes_per_token += largest * picks;
+        Ok(())
+    }
+
+    /// Compressed bytes that lie beside their decompressed form while units are read.
+    fn compressed_copies(&self) -> u64 {
+        let experts = self.expert * READERS as u64;
+        let units = [experts, self.largest_dense(), self.embedding, self.head];
+        if self.compressed { units.into_iter().max().unwrap_or(0) } else { 0 }
+    }
+
+    fn largest_dense(&self) -> u64 {
+        self.dense.iter().copied().max().unwrap_or(0)
+    }
+
+    /// What one token needs.
+    fn least(&self) -> Choice {
+        let (embedding, head) = (self.compressed, self.compressed);
+        let least = Choice { embedding, head, dense: 0, experts: self.picks };
+        let all = Choice { dense: self.dense.len(), ..least };
+        if self.cost(all) <= self.cost(least) { all } else { least }
+    }
+
+    fn all(&self) -> Choice {
+        Choice { embedding: true, head: true, dense: self.dense.len(), experts: self.experts }
+    }
+
+    /// Spends `budget` on what saves most reading for a byte of memory.
+    fn spend(&self, budget: u64, least: Choice) -> Choice {
+        let fits = |choice: &Choice| self.cost(*choice) <= budget;
+        let mut choice = Choice { head: true, ..least };
+        if !fits(&choice) {
+            choice = least;
+        }
+        let layers = (choice.dense..=self.dense.len()).rev();
+        let dense = layers.map(|dense| Choice { dense, ..choice }).find(fits);
+        choice = dense.unwrap_or(choice);
+        let spare = budget.saturating_sub(self.cost(choice));
+        let experts = choice.experts + spare.checked_div(self.expert).unwrap_or(0);
+        choice.experts = experts.min(self.experts);
+        let embedding = Choice { embedding: true, ..choice };
+        if fits(&embedding) { embedding } else { choice }
+    }
+
+    /// Bytes that the process takes.
+    fn cost(&self, choice: Choice) -> u64 {
+        let embedding = choice.embedding || (choice.head && self.tied);
+        let streamed = choice.dense < self.dense.len();
+        let pinned = spread(choice.dense, self.dense.len());
+        let dense = self
+            .dense
+            .iter()
+            .zip(&pinned)
+            .filter(|(_, pinned)| **pinned);
+        [
+            self.reserved + self.state + self.scratch,
+            if embedding { self.embedding } else { 0 },
+            if choice.head { self.head } else { self.head_buffers },
+            dense.map(|(len, _)| len).sum(),
+            if streamed { DENSE_RING as u64 * self.largest_dense() } else { 0 },
+            choice.experts.saturating_mul(self.expert),
+        ]
+        .into_iter()
+        .fold(0, u64::saturating_add)
+    }
+
+    fn describe(&self, choice: Choice, budget: Option<u64>) -> MemoryPlan {
+        let pinned = spread(choice.dense, self.dense.len());
+        let streamed = self
+            .dense
+            .iter()
+            .zip(&pinned)
+            .filter(|(_, pinned)| !**pinned);
+        let head = if self.tied { self.embedding } else { self.head };
+        let embedding = choice.embedding || (choice.head && self.tied);
+        let complete = choice == self.all();
+        let experts = self.expert_bytes_per_token;
+        MemoryPlan {
+            mode: if complete { Mode::Resident } else { Mode::Streamed },
+            budget,
+            floor: 0,
+            resident: 0,
+            total: self.cost(choice),
+            reserved: self.reserved,
+            state: self.state,
+            scratch: self.scratch,
+            embedding_resident: embedding,
+            head_resident: choice.head,
+            dense_buffer: self.largest_dense(),
+            dense_ring: if choice.dense < self.dense.len() { DENSE_RING } else { 0 },
+            expert_slots: choice.experts as usize,
+            expert_slot: self.expert,
+            bytes_per_token: self.embedding_row + self.dense.iter().sum::<u64>() + experts + head,
+            cold_bytes_per_token: if embedding { 0 } else { self.embedding_row }
+                + streamed.map(|(len, _)| len).sum::<u64>()
+                + if choice.experts == self.experts { 0 } else { experts }
+                + if choice.head { 0 } else { head },
+            dense_resident: pinned,
+        }
+    }
+}
+
+/// Whether units lie compressed on disk, so that parts of them cannot be read alone.
+pub(crate) fn is_compressed(weights: &Weights) -> bool {
+    match weights {
+        Weights::Bundle(bundle) => bundle.manifest().codec != Codec::None,
+        Weights::Checkpoint(_) => false,
+    }
+}
+
+/// Where the head's matrix lies.
+pub(crate) const fn head_place(spec: &ModelSpec) -> (Unit, Role) {
+    if spec.tie_word_embeddings {
+        (Unit::Embedding, Role::EmbedTokens)
+    } else {
+        (Unit::Head, Role::LmHead)
+    }
+}
+
+/// Rows of the head read at a time when it is streamed, and their bytes.
+pub(crate) fn head_chunk(layout: &UnitLayout, role: Role) -> Result<(u64, u64)> {
+    let Some(entry) = layout.find(role) else { return Ok((1, 0)) };
+    let row = entry.encoding.parts(1, entry.cols)?.total().max(1);
+    let rows = (HEAD_CHUNK / row)
+        .min(entry.rows.div_ceil(HEAD_PIECES))
+        .max(1);
+    Ok((rows, rows * row))
+}
+
+/// Memory of a buffer of `len` bytes.
+const fn buffer(len: u64) -> u64 {
+    len.saturating_add(BUFFER_OVERHEAD + 4095) / 4096 * 4096
+}
+
+/// `count` of `len` places, evenly spread.
+fn spread(count: usize, len: usize) -> Vec<bool> {
+    (0..len)
+        .map(|i| (i + 1) * count / len > i * count / len)
+        .collect()
+}
+
+/// Activations: everything per token, its copies with group sums, logits and their sorted copy,
+/// attention scores of every position.
+fn scratch(spec: &ModelSpec, context: usize) -> u64 {
+    let vocab = u64::from(spec.vocab_size);
+    4 * (2 * block::buffer_len(spec) + 6 * vocab + 64 * context as u64)
+}

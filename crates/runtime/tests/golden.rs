@@ -1,0 +1,94 @@
+//! Both orders of execution against transformers in f32, for every architecture.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Case, error};
+use shardwright_runtime::layerwise::LayerPass;
+use shardwright_runtime::{Head, Options, Routes, Runtime};
+
+/// Of the largest logit or channel.
+const TOLERANCE: f32 = 1e-4;
+
+#[derive(Default)]
+struct Worst {
+    logits: f32,
+    hidden: f32,
+    weights: f32,
+}
+
+impl Worst {
+    fn check(self, order: &str, case: &str) {
+        let Self { logits, hidden, weights } = self;
+        println!(
+            "{case:20} {order}: logits {logits:.1e}, hidden {hidden:.1e}, routes {weights:.1e}"
+        );
+        assert!(logits < TOLERANCE, "{case} {order}: logits differ by {logits:e}");
+        assert!(hidden < TOLERANCE, "{case} {order}: hidden states differ by {hidden:e}");
+        assert!(weights < TOLERANCE, "{case} {order}: routing weights differ by {weights:e}");
+    }
+}
+
+/// Compares one layer's picks for all tokens; gives the difference of their weights.
+fn compare_routes(case: &Case, layer: usize, found: &Routes) -> f32 {
+    let picks = case
+        .integers(&format!("router.{layer}"))
+        .unwrap_or_default();
+    assert_eq!(found.experts, picks, "{}: picks of layer {layer}", case.name);
+    let weights = case.floats(&format!("router_weights.{layer}"));
+    weights.map_or(0.0, |expected| error(&found.weights, &expected))
+}
+
+#[test]
+fn token_by_token() {
+    for case in Case::all() {
+        let mut runtime = Runtime::open(case.weights(), &Options::default()).unwrap();
+        let layers = runtime.spec().layers.len();
+        let mut hidden = vec![Vec::new(); layers + 1];
+        let mut logits = Vec::new();
+        let mut routes = vec![Routes::default(); layers];
+        for token in case.tokens() {
+            let mut observe = |i: usize, x: &[f32]| hidden[i].extend_from_slice(x);
+            logits.extend_from_slice(runtime.forward_observed(token, &mut observe).unwrap());
+            for (all, last) in routes.iter_mut().zip(runtime.last_routes()) {
+                all.experts.extend_from_slice(&last.experts);
+                all.weights.extend_from_slice(&last.weights);
+            }
+        }
+        let mut worst = Worst::default();
+        worst.logits = error(&logits, &case.floats("logits").unwrap());
+        for (i, x) in hidden.iter().enumerate() {
+            worst.hidden = worst
+                .hidden
+                .max(error(x, &case.floats(&format!("hidden.{i}")).unwrap()));
+        }
+        for (i, routes) in routes.iter().enumerate() {
+            worst.weights = worst.weights.max(compare_routes(&case, i, routes));
+        }
+        worst.check("token by token", &case.name);
+    }
+}
+
+#[test]
+fn layer_by_layer() {
+    for case in Case::all() {
+        let (weights, tokens) = (case.weights(), case.tokens());
+        let mut pass = LayerPass::new(&weights, &tokens, tokens.len(), 2).unwrap();
+        let mut worst = Worst::default();
+        let compare_hidden =
+            |i: u32, x: &[f32]| error(x, &case.floats(&format!("hidden.{i}")).unwrap());
+        worst.hidden = compare_hidden(0, pass.hidden());
+        while let Some(layer) = pass.step().unwrap() {
+            worst.hidden = worst.hidden.max(compare_hidden(layer + 1, pass.hidden()));
+            worst.weights = worst
+                .weights
+                .max(compare_routes(&case, layer as usize, pass.routes()));
+        }
+        let mut head = Head::new(&weights, 2).unwrap();
+        let mut logits = vec![0.0; tokens.len() * head.vocab_size()];
+        head.logits(pass.hidden(), tokens.len(), &mut logits)
+            .unwrap();
+        worst.logits = error(&logits, &case.floats("logits").unwrap());
+        worst.check("layer by layer", &case.name);
+    }
+}
