@@ -80,26 +80,31 @@ impl Kernel for Narrow<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         match self.dtype {
-            Float::F32 => narrow_all(s, self, |bits| bits.to_le_bytes()),
-            _ => narrow_all(s, self, |bits| (bits as u16).to_le_bytes()),
+            Float::F32 => narrow_all(s, self.dtype, (self.x, self.out), u32::to_le_bytes),
+            _ => narrow_all(s, self.dtype, (self.x, self.out), |bits| (bits as u16).to_le_bytes()),
         }
     }
 }
 
 /// Rounds sixteen values at a time to `SIZE` bytes each.
 #[inline(always)]
-fn narrow_all<S: Simd, const SIZE: usize>(s: S, n: Narrow<'_>, bytes: impl Fn(u32) -> [u8; SIZE]) {
-    let (x, rest) = n.x.as_chunks::<LANES>();
+fn narrow_all<S: Simd, const SIZE: usize>(
+    s: S,
+    dtype: Float,
+    (x, out): (&[f32], &mut [u8]),
+    bytes: impl Fn(u32) -> [u8; SIZE],
+) {
+    let (x, rest) = x.as_chunks::<LANES>();
     let mut lanes = [0; LANES];
-    for (x, out) in x.iter().zip(n.out.chunks_mut(LANES * SIZE)) {
-        s.store_bits(encode(s, n.dtype, s.load(x)), &mut lanes);
+    for (x, out) in x.iter().zip(out.chunks_mut(LANES * SIZE)) {
+        s.store_bits(encode(s, dtype, s.load(x)), &mut lanes);
         let out = out.as_chunks_mut::<SIZE>().0;
         for (out, &lane) in out.iter_mut().zip(&lanes) {
             *out = bytes(lane);
         }
     }
-    s.store_bits(encode(s, n.dtype, s.load(&padded(rest))), &mut lanes);
-    let out = n.out[x.len() * LANES * SIZE..].as_chunks_mut::<SIZE>().0;
+    s.store_bits(encode(s, dtype, s.load(&padded(rest))), &mut lanes);
+    let out = out[x.len() * LANES * SIZE..].as_chunks_mut::<SIZE>().0;
     for (out, &lane) in out.iter_mut().zip(&lanes) {
         *out = bytes(lane);
     }

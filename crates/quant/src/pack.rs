@@ -63,7 +63,8 @@ mod tests {
     fn three_bits_lie_eight_in_three_bytes() {
         let mut out = [0; 3];
         pack(3, &[1, 2, 3, 4, 5, 6, 7, 0], &mut out);
-        assert_eq!(out, [0b11_010_001, 0b0_101_100_0, 0b000_111_11]);
+        // From the right: 001, 010, then 011 across the first two bytes.
+        assert_eq!(out, [0b1101_0001, 0b0101_1000, 0b0001_1111]);
     }
 
     proptest! {

@@ -9,7 +9,7 @@ pub fn gemm(x: &[f32], w: &[f32], cols: usize, out: &mut [f32]) {
     assert!(cols > 0 && x.len().is_multiple_of(cols) && w.len().is_multiple_of(cols));
     let (n, rows) = (x.len() / cols, w.len() / cols);
     assert_eq!(out.len(), n * rows, "outputs of {n} x {cols} times {rows} x {cols}");
-    let (stride, width) = (cols as isize, rows as isize);
+    let (stride, width) = (cols.cast_signed(), rows.cast_signed());
     // SAFETY: the asserts above make every index `row * stride + column` of the three shapes lie
     // inside its slice, and `out` is exclusive.
     unsafe {

@@ -12,8 +12,15 @@ struct Plan {
 }
 
 /// Starts chosen greedily from a fine grid: each is the one that lowers the mean relative error of
-/// trained and heavy-tailed groups most, given those before it. With 32 rounds in all, the error is
-/// within 1 % of the best of the whole grid (3 % at 6 and 8 bits). `docs/decisions` has the figures.
+/// trained and heavy-tailed groups of 64 most, given those before it.
+///
+/// Squared error over min-max, trained weights, group 64 and f16 scales, beside 900 starts of twelve
+/// rounds in f64:
+///
+/// | bits          | 2    | 3    | 4    | 6    |
+/// |---------------|------|------|------|------|
+/// | these starts  | .502 | .726 | .812 | .826 |
+/// | the fine grid | .501 | .721 | .809 | .817 |
 const fn plan(bits: u8) -> Plan {
     match bits {
         2 => Plan { starts: &STARTS_2, rounds: 4 },
