@@ -2,6 +2,7 @@
 # Decoding side by side: tokens per second resident and with memory limited, beside what the disk gives.
 # Usage: decode.sh BUNDLE GGUF_Q4_0 [MEMORY_MIB...]   (default limits: 600 1024)
 #   SHARDWRIGHT our binary (default target/release/shardwright)
+#   FIO         fio (default: fio on PATH)
 #   LLAMA_CLI   llama-completion (or llama-cli) of a CPU build
 #   MEMCAP      a program `memcap LIMIT COMMAND...` that drops caches and runs the command in a memory cgroup
 set -euo pipefail
@@ -10,8 +11,7 @@ set -euo pipefail
 bundle=$1
 gguf=$2
 shift 2
-limits=("${@:-600}")
-[ $# -gt 0 ] || limits=(600 1024)
+[ $# -gt 0 ] && limits=("$@") || limits=(600 1024)
 need SHARDWRIGHT "the shardwright binary"
 need LLAMA_CLI "the llama-completion program"
 need MEMCAP "a program 'memcap LIMIT COMMAND...'"
@@ -26,9 +26,9 @@ all=$(($(free -m | awk '/^Mem:/ { print $2 }') * 3 / 4))
 # ours CAP BUDGET: tokens per second of decoding in a memory cgroup of CAP MiB, weights and state inside BUDGET MiB.
 ours() {
   "$MEMCAP" "$1M" "$SHARDWRIGHT" run "$bundle" --prompt "$prompt" -n "$tokens" --memory "$2MiB" \
-    --threads "$THREADS" --temperature 0 --json >"$SCRATCH/run.json" 2>"$SCRATCH/run.log" ||
+    --threads "$THREADS" --temperature 0 --ignore-eos --json >"$SCRATCH/run.json" 2>"$SCRATCH/run.log" ||
     { tail -5 "$SCRATCH/run.log" >&2; die "shardwright run failed at $1 MiB"; }
-  printf '%.2f' "$(field "$SCRATCH/run.json" decode.tokens_per_second tokens_per_second)"
+  printf '%.2f' "$(field "$SCRATCH/run.json" decode.tokens_per_second)"
 }
 
 # peer CAP: the same of llama.cpp, whose weights are mapped and paged by the kernel.
@@ -47,12 +47,21 @@ disk() {
     python3 -c 'import json, sys; print("%.2f" % (json.load(sys.stdin)["jobs"][0]["read"]["bw_bytes"] / 1e9))'
 }
 
+# compare NAME CAP BUDGET: one row. Assigned first: a failure inside an argument would go unseen.
+compare() {
+  local own other
+  own=$(ours "$2" "$3")
+  other=$(peer "$2")
+  row "$1" "$own" "$other"
+}
+
 header memory "shardwright tokens/s" "llama.cpp mmap tokens/s"
-row "all resident" "$(ours "$all" "$((all / 2))")" "$(peer "$all")"
-for limit in "${limits[@]}"; do
-  row "$limit MiB" "$(ours "$limit" "$((limit * 5 / 6))")" "$(peer "$limit")"
-done
+compare "all resident" "$all" "$((all / 2))"
+for limit in "${limits[@]}"; do compare "$limit MiB" "$limit" "$((limit * 5 / 6))"; done
 echo
 record=${RECORD_BYTES:-2654208}
 header "direct random reads of $record bytes" "GB/s"
-for depth in 1 4 8 16; do row "$depth in flight" "$(disk "$record" "$depth")"; done
+for depth in 1 4 8 16; do
+  rate=$(disk "$record" "$depth")
+  row "$depth in flight" "$rate"
+done

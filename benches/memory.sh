@@ -28,6 +28,8 @@ for checkpoint in "$@"; do
   convert "$checkpoint"
   free_wall=$wall free_rss=$rss
   convert "$checkpoint" "$MEMCAP" "$limit"
-  row "$(field "$checkpoint/config.json" num_hidden_layers)" "$(du -sbL "$checkpoint" | awk '{ printf "%.2f", $1 / 1e9 }')" \
-    "$free_rss" "$free_wall" "$wall" "$(grep -o 'peak [0-9]*' "$SCRATCH/log" | cut -d' ' -f2)"
+  layers=$(field "$checkpoint/config.json" num_hidden_layers)
+  size=$(du -sbL "$checkpoint" | awk '{ printf "%.2f", $1 / 1e9 }')
+  peak=$(grep -o 'peak [0-9]*' "$SCRATCH/log" | cut -d' ' -f2)
+  row "$layers" "$size" "$free_rss" "$free_wall" "$wall" "$peak"
 done

@@ -5,13 +5,15 @@
 #   HF_PYTHON   a Python with torch and transformers
 #   EVAL_HF     the scorer: EVAL_HF ORIGINAL CANDIDATE TEXT --windows N prints one JSON line
 #   MLX_CONVERT mlx_lm.convert; plain affine codes are the peer of the same size
-#   MLX_CHECKPOINT the same checkpoint with its config as mlx-lm reads it, where that differs (default: CHECKPOINT)
+#   MLX_CHECKPOINT  the same checkpoint with its config as mlx-lm reads it, where that differs (default: CHECKPOINT)
 #   METHODS     methods to compare (default: minmax search)
+#   WINDOWS     windows of 256 tokens to score (default: 64)
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 [ $# -ge 2 ] || die "usage: quality.sh CHECKPOINT TEXT [BITS...]"
 checkpoint=$1
 text=$2
+windows=${WINDOWS:-64}
 shift 2
 [ $# -gt 0 ] && bits_list=("$@") || bits_list=(4 3 2)
 need SHARDWRIGHT "the shardwright binary"
@@ -21,25 +23,29 @@ need MLX_CONVERT "the mlx_lm.convert program"
 need_file checkpoint "a checkpoint directory (first argument)"
 need_file text "a text that no calibration has seen (second argument)"
 
-# score LABEL CANDIDATE BITS_PER_WEIGHT: one row from the scorer.
+# score LABEL CANDIDATE BITS_PER_WEIGHT OWN_KLD: one row from the scorer; without BITS_PER_WEIGHT, the scorer's own count.
 score() {
-  "$HF_PYTHON" "$EVAL_HF" "$checkpoint" "$2" "$text" --windows "${WINDOWS:-64}" >"$SCRATCH/score.json" 2>"$SCRATCH/log" ||
+  "$HF_PYTHON" "$EVAL_HF" "$checkpoint" "$2" "$text" --windows "$windows" >"$SCRATCH/score.json" 2>"$SCRATCH/log" ||
     { tail -5 "$SCRATCH/log" >&2; die "scoring $1 failed"; }
-  local size=$3
+  local size=$3 mean tail same
   [ -n "$size" ] || size=$(field "$SCRATCH/score.json" bpw)
-  row "$1" "$size" "$(field "$SCRATCH/score.json" kld_mean)" "$(field "$SCRATCH/score.json" kld_p99)" \
-    "$(field "$SCRATCH/score.json" top1)" "$4"
+  mean=$(field "$SCRATCH/score.json" kld_mean)
+  tail=$(field "$SCRATCH/score.json" kld_p99)
+  same=$(field "$SCRATCH/score.json" top1)
+  row "$1" "$size" "$mean" "$tail" "$same" "$4"
 }
 
 # own LABEL BITS METHOD: convert, verify with our verifier, export, score; the last column is our verifier's own divergence.
 own() {
-  local bundle="$SCRATCH/bundle" export="$SCRATCH/export"
+  local bundle="$SCRATCH/bundle" export="$SCRATCH/export" size divergence
   "$SHARDWRIGHT" convert "$checkpoint" -o "$bundle" --bits "$2" --group-size 64 --method "$3" --threads "$THREADS" \
     --json >"$SCRATCH/convert.json"
-  "$SHARDWRIGHT" verify "$bundle" --against "$checkpoint" --text "$text" --window 256 --json >"$SCRATCH/verify.json"
-  "$SHARDWRIGHT" export "$bundle" --to hf -o "$export"
-  score "$1" "$export" "$(field "$SCRATCH/convert.json" bits_per_weight totals.bits_per_weight)" \
-    "$(field "$SCRATCH/verify.json" divergence.kld_mean kld_mean)"
+  "$SHARDWRIGHT" verify "$bundle" --against "$checkpoint" --text "$text" --window 256 --windows "$windows" --json \
+    >"$SCRATCH/verify.json"
+  "$SHARDWRIGHT" export "$bundle" --to hf -o "$export" >"$SCRATCH/log"
+  size=$(field "$SCRATCH/convert.json" summary.bits_per_weight)
+  divergence=$(field "$SCRATCH/verify.json" divergence.kld_mean)
+  score "$1" "$export" "$size" "$divergence"
   drop "$bundle"
   drop "$export"
 }
