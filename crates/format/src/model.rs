@@ -95,6 +95,7 @@ pub struct RopeSpec {
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RopeScaling {
     /// None.
+    #[serde(deserialize_with = "shardwright_quant::encoding::no_fields")]
     None,
     /// Every frequency divided by `factor`.
     Linear {

@@ -154,13 +154,27 @@ impl Affine {
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Encoding {
     /// 32-bit floats, row-major.
+    #[serde(deserialize_with = "no_fields")]
     F32,
     /// 16-bit floats, row-major.
+    #[serde(deserialize_with = "no_fields")]
     F16,
     /// bfloat16, row-major.
+    #[serde(deserialize_with = "no_fields")]
     Bf16,
     /// Codes, then scales, then biases: see [`Affine`].
     Affine(Affine),
+}
+
+/// Reads the rest of a tagged variant that has no fields; serde alone would read over any.
+///
+/// # Errors
+/// A field.
+pub fn no_fields<'de, D: serde::Deserializer<'de>>(rest: D) -> Result<(), D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Empty {}
+    Empty::deserialize(rest).map(|Empty {}| ())
 }
 
 /// Byte lengths of the three parts of a stored matrix, in file order.
@@ -241,6 +255,21 @@ impl Encoding {
             Self::F16 => "f16".to_owned(),
             Self::Bf16 => "bf16".to_owned(),
             Self::Affine(a) => format!("q{} g{} {}", a.bits, a.group_size, a.scale_dtype.name()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_that_means_nothing_is_refused() {
+        let parse = |text: &str| serde_json::from_str::<Encoding>(text);
+        assert_eq!(parse(r#"{"kind": "bf16"}"#).unwrap(), Encoding::Bf16);
+        for kind in ["f32", "f16", "bf16"] {
+            let error = parse(&format!(r#"{{"kind": "{kind}", "bits": 4}}"#)).unwrap_err();
+            assert_eq!(error.to_string(), "unknown field `bits`, there are no fields");
         }
     }
 }
