@@ -4,7 +4,7 @@ mod group;
 mod lanes;
 mod search;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 use serde::{Deserialize, Serialize};
 

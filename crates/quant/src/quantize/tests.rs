@@ -51,8 +51,8 @@ fn gaussian(len: usize, seed: u32) -> Vec<f32> {
 }
 
 /// Groups that differ in every way weights do: bell-shaped, heavy-tailed, one outlier, few values,
-/// constant, tiny, huge, far from zero.
-fn kinds(group: usize) -> Vec<f32> {
+/// constant, zeros of both signs, tiny, huge, far from zero.
+pub fn kinds(group: usize) -> Vec<f32> {
     let plain = gaussian(4 * group, 1);
     let mut outlier = gaussian(group, 3);
     outlier[group / 2] = 40.0;
@@ -63,6 +63,8 @@ fn kinds(group: usize) -> Vec<f32> {
         plain[..group].iter().map(|x| x.signum() * 0.25).collect(),
         plain[..group].iter().map(|x| x.round()).collect(),
         vec![0.0; group],
+        plain.iter().map(|x| x * 0.0).collect(),
+        plain.iter().map(|x| x.max(0.0) * x.signum()).collect(),
         vec![0.1; group],
         vec![-0.3; group],
         plain.iter().map(|x| x * 1e-6).collect(),
