@@ -9,10 +9,16 @@ mod error;
 mod fidelity;
 mod finding;
 mod hashing;
+mod html;
 mod integrity;
 mod monitor;
+mod plot;
+mod report;
+mod run;
 #[cfg(test)]
 mod testing;
+mod text;
+mod thresholds;
 
 pub use divergence::{Bin, Bucket, DP_FRACTIONS, Divergence, LayerDrift, Windows, divergence};
 pub use error::{Model, Result, VerifyError};
@@ -20,3 +26,6 @@ pub use fidelity::{Fidelity, FidelityOptions, RoleFidelity, TensorFidelity, fide
 pub use finding::{Finding, Kind};
 pub use integrity::{FileCheck, Integrity, integrity};
 pub use monitor::{Monitor, Progress, Stage};
+pub use report::{BundleSummary, Report, TextRecord, Verdict, bits_per_weight};
+pub use run::{Request, verify};
+pub use thresholds::Thresholds;

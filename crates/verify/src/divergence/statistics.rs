@@ -96,6 +96,8 @@ pub struct Divergence {
     pub kld_p05: f64,
     /// 1 %.
     pub kld_p01: f64,
+    /// 0.1 %.
+    pub kld_p001: f64,
     /// The smallest.
     pub kld_min: f64,
     /// Mean change of the probability of the text's token.
@@ -203,6 +205,7 @@ impl Divergence {
         let sorted = ascending(scores.iter().map(|s| s.kld));
         for (fraction, figure) in [
             (0.0, &mut self.kld_min),
+            (0.001, &mut self.kld_p001),
             (0.01, &mut self.kld_p01),
             (0.05, &mut self.kld_p05),
             (0.1, &mut self.kld_p10),

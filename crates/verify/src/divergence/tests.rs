@@ -47,7 +47,11 @@ fn fewer_bits_diverge_more() {
         let candidate = Weights::open(bundle.root.path()).unwrap();
         let d = compare(&original, &candidate, Windows::of(32), 1);
         assert!(d.kld_mean > last, "{bits}: {}", d.kld_mean);
-        assert!(d.layers.iter().all(|l| l.rmse > 0.0 && l.cosine < 1.0 && l.cosine > -1.0));
+        assert!(
+            d.layers
+                .iter()
+                .all(|l| l.rmse > 0.0 && l.cosine < 1.0 && l.cosine > -1.0)
+        );
         last = d.kld_mean;
     }
 }

@@ -1,0 +1,211 @@
+//! Everything a verification has to say.
+
+use serde::{Deserialize, Serialize};
+use shardwright_format::Manifest;
+use shardwright_format::manifest::{Codec, Hash};
+use shardwright_quant::Float;
+
+use crate::divergence::Divergence;
+use crate::fidelity::Fidelity;
+use crate::finding::Finding;
+use crate::integrity::Integrity;
+use crate::thresholds::Thresholds;
+
+/// Everything a verification has to say. Serializes to the JSON of `verify --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Holds, or something was found.
+    pub verdict: Verdict,
+    /// Name of the bundle's directory.
+    pub name: String,
+    /// What the bundle is; none when its manifest is damaged.
+    pub bundle: Option<BundleSummary>,
+    /// Stored bits of all tensors of two and more dimensions over their weights.
+    pub bits_per_weight: Option<f64>,
+    /// Are the bytes those that were written?
+    pub integrity: Integrity,
+    /// How far are the tensors from their sources? None without a checkpoint.
+    pub fidelity: Option<Fidelity>,
+    /// The text; none without one.
+    pub text: Option<TextRecord>,
+    /// How far do the predictions drift apart? None without a text.
+    pub divergence: Option<Divergence>,
+    /// The limits that were asked for.
+    pub thresholds: Thresholds,
+    /// Everything that is wrong, from all checks.
+    pub findings: Vec<Finding>,
+    /// What a reader should know besides.
+    pub notes: Vec<String>,
+}
+
+/// Whether a bundle stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Nothing was found.
+    Holds,
+    /// Something was: see the findings.
+    Found,
+}
+
+/// What a bundle is, by its manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BundleSummary {
+    /// Program and version that wrote it.
+    pub generator: String,
+    /// The checkpoint's `model_type`.
+    pub model_type: String,
+    /// Layers.
+    pub layers: u64,
+    /// Weights of all tensors.
+    pub parameters: u64,
+    /// Bytes of all files but the manifest.
+    pub bytes: u64,
+    /// How shards are stored.
+    pub codec: Codec,
+    /// Every shard starts on a multiple of this.
+    pub alignment: u64,
+}
+
+impl BundleSummary {
+    pub(crate) fn new(manifest: &Manifest) -> Self {
+        let mut parameters = 0;
+        each_tensor(manifest, |rows, cols, _, _| parameters += rows * cols);
+        Self {
+            generator: manifest.generator.clone(),
+            model_type: manifest.model.model_type.clone(),
+            layers: manifest.model.layers.len() as u64,
+            parameters,
+            bytes: manifest.files.iter().map(|f| f.size).sum(),
+            codec: manifest.codec,
+            alignment: manifest.alignment,
+        }
+    }
+}
+
+/// The text that both models predicted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextRecord {
+    /// Name of the file.
+    pub name: String,
+    /// Its hash.
+    pub blake3: Hash,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Its tokens, of which whole windows are used.
+    pub tokens: u64,
+}
+
+/// Bits per weight over all tensors that have at least two dimensions in the checkpoint: scales,
+/// biases and 16-bit leftovers included, compression and padding not. `NaN` of none.
+pub fn bits_per_weight(manifest: &Manifest) -> f64 {
+    let (mut bytes, mut weights) = (0, 0);
+    each_tensor(manifest, |rows, cols, stored, dimensions| {
+        if dimensions >= 2 {
+            bytes += stored;
+            weights += rows * cols;
+        }
+    });
+    bytes as f64 * 8.0 / weights as f64
+}
+
+/// Calls with rows, columns, bytes and source dimensions of every tensor, experts' one by one.
+fn each_tensor(manifest: &Manifest, mut call: impl FnMut(u64, u64, u64, usize)) {
+    let dense = manifest.dense.iter().map(|s| (1, &s.tensors));
+    let experts = manifest
+        .experts
+        .iter()
+        .map(|e| (e.blake3.len(), &e.tensors));
+    for (count, tensors) in dense.chain(experts) {
+        for entry in tensors.iter() {
+            // A valid manifest's encodings hold their shapes.
+            let stored = entry.byte_len().unwrap_or(0);
+            (0..count).for_each(|_| call(entry.rows, entry.cols, stored, entry.source.shape.len()));
+        }
+    }
+}
+
+impl Report {
+    pub(crate) fn new(name: String, integrity: Integrity, thresholds: Thresholds) -> Self {
+        Self {
+            verdict: Verdict::Holds,
+            name,
+            bundle: None,
+            bits_per_weight: None,
+            integrity,
+            fidelity: None,
+            text: None,
+            divergence: None,
+            thresholds,
+            findings: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn describe(&mut self, manifest: &Manifest) {
+        self.bundle = Some(BundleSummary::new(manifest));
+        self.bits_per_weight = Some(bits_per_weight(manifest)).filter(|b| b.is_finite());
+        let compressed = manifest.codec != Codec::None;
+        if compressed {
+            self.notes
+                .push("shards are compressed: bits per weight count them decompressed".to_owned());
+        }
+        let wide = |t: &shardwright_format::TensorEntry| {
+            t.encoding.float() == Some(Float::F32) && t.rows > 1
+        };
+        let count = manifest
+            .dense
+            .iter()
+            .flat_map(|s| s.tensors.iter())
+            .filter(|t| wide(t))
+            .count();
+        if count > 0 {
+            self.notes
+                .push(format!("{count} matrices are stored in f32"));
+        }
+    }
+
+    /// Gathers the findings of all checks and decides.
+    pub(crate) fn conclude(mut self) -> Self {
+        let mut findings = std::mem::take(&mut self.integrity.findings);
+        if let Some(fidelity) = &mut self.fidelity {
+            findings.append(&mut fidelity.findings);
+        }
+        findings.append(&mut self.findings);
+        findings.extend(
+            self.bits_per_weight
+                .and_then(|bits| self.thresholds.size_findings(bits)),
+        );
+        if let Some(divergence) = &self.divergence {
+            findings.extend(self.thresholds.findings(divergence));
+            self.notes.extend(remarks(divergence));
+        }
+        self.verdict = if findings.is_empty() { Verdict::Holds } else { Verdict::Found };
+        self.findings = findings;
+        self
+    }
+}
+
+/// What the figures themselves do not say.
+fn remarks(d: &Divergence) -> Vec<String> {
+    let mut notes = Vec::new();
+    if d.ln_ppl_ratio < 0.0 {
+        let (ratio, error) = (d.ln_ppl_ratio, d.ln_ppl_ratio_se);
+        let why = if -ratio > 2.0 * error {
+            "more than chance explains: has the bundle been fitted to this text?"
+        } else {
+            "within what chance explains"
+        };
+        notes.push(format!(
+            "perplexity is below the original's, ln ratio {ratio:.6} ± {error:.6}: {why}"
+        ));
+    }
+    if d.tokens < 1000 {
+        notes.push(format!("{} tokens are few: mind the standard errors", d.tokens));
+    }
+    notes.push(
+        "noise floor: both models run the same arithmetic in f32, so unchanged weights diverge by exactly 0"
+            .to_owned(),
+    );
+    notes
+}
