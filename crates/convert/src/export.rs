@@ -76,8 +76,8 @@ pub fn to_hf(bundle: &Bundle, out: &Path, options: &ExportOptions) -> Result<Vec
         }
     }
     std::fs::create_dir_all(&partial).map_err(|e| FormatError::io(&partial, e))?;
-    let exported = export(bundle, &partial, options)
-        .and_then(|files| Ok((publish(&partial, out)?, files).1));
+    let exported =
+        export(bundle, &partial, options).and_then(|files| Ok((publish(&partial, out)?, files).1));
     if exported.is_err() {
         // Nothing half-made is left; that it cannot be removed is no news after the first error.
         let _ = std::fs::remove_dir_all(&partial);
@@ -88,7 +88,7 @@ pub fn to_hf(bundle: &Bundle, out: &Path, options: &ExportOptions) -> Result<Vec
 fn export(bundle: &Bundle, dir: &Path, options: &ExportOptions) -> Result<Vec<PlannedFile>> {
     let manifest = bundle.manifest();
     let tensors = tensors(manifest, options.dtype)?;
-    let mut files = Export::create(dir, &tensors, options.file_limit)?;
+    let files = Export::create(dir, &tensors, options.file_limit)?;
     let mut buf = AlignedBuf::default();
     for unit in manifest.model.units() {
         files.unit(bundle, unit, options.dtype, &mut buf)?;
@@ -120,21 +120,29 @@ fn tensors(manifest: &Manifest, dtype: ExportDtype) -> Result<BTreeMap<String, E
     let mut tensors = BTreeMap::<String, Exported>::new();
     let mut add = |entry: &TensorEntry, view: SourceView| {
         let new = || Exported { dtype: dtype.of(view.dtype), shape: view.shape.clone(), filled: 0 };
-        tensors.entry(view.tensor.clone()).or_insert_with(new).filled += entry.rows * entry.cols;
+        tensors
+            .entry(view.tensor.clone())
+            .or_insert_with(new)
+            .filled += entry.rows * entry.cols;
     };
     for shard in &manifest.dense {
         shard.tensors.iter().for_each(|t| add(t, t.source.clone()));
     }
     for shards in &manifest.experts {
         for expert in 0..shards.blake3.len() as u32 {
-            shards.tensors.iter().for_each(|t| add(t, t.source.of_expert(expert)));
+            shards
+                .tensors
+                .iter()
+                .for_each(|t| add(t, t.source.of_expert(expert)));
         }
     }
     match tensors.iter().find(|(_, t)| t.filled != t.values()) {
         None => Ok(tensors),
         Some((name, t)) => Err(ConvertError::Plan(format!(
             "tensor `{name}`: expected {} values of shape {:?}, the bundle holds {}",
-            t.values(), t.shape, t.filled
+            t.values(),
+            t.shape,
+            t.filled
         ))),
     }
 }
@@ -165,12 +173,16 @@ impl Export {
             };
             let path = dir.join(name);
             let entries = names.iter().map(|name| (*name, &tensors[*name]));
-            let listed = entries.clone().map(|(name, t)| (name, t.dtype, t.shape.as_slice()));
+            let listed = entries
+                .clone()
+                .map(|(name, t)| (name, t.dtype, t.shape.as_slice()));
             let metadata = [("format".to_owned(), "pt".to_owned())];
             let header = header::encode(&path, &metadata, listed)?;
             let mut base = header.len() as u64;
             for (name, tensor) in entries {
-                export.spots.insert(name.to_owned(), Spot { file: at, base });
+                export
+                    .spots
+                    .insert(name.to_owned(), Spot { file: at, base });
                 base += tensor.values() * tensor.dtype.size() as u64;
             }
             let io = |e| FormatError::io(&path, e);
@@ -183,7 +195,13 @@ impl Export {
     }
 
     /// Writes every tensor of a unit.
-    fn unit(&self, bundle: &Bundle, unit: Unit, dtype: ExportDtype, buf: &mut AlignedBuf) -> Result<()> {
+    fn unit(
+        &self,
+        bundle: &Bundle,
+        unit: Unit,
+        dtype: ExportDtype,
+        buf: &mut AlignedBuf,
+    ) -> Result<()> {
         let layout = bundle.layout(unit)?;
         let whole = layout.len <= WHOLE_LIMIT || bundle.manifest().codec != Codec::None;
         if whole {
@@ -206,13 +224,25 @@ impl Export {
                 if whole {
                     let len = entry.byte_len().map_err(|e| refuse(e.into()))?;
                     let bytes = &buf.as_slice()[entry.offset as usize..][..len as usize];
-                    let matrix = Matrix::new(entry.encoding, entry.rows as usize, entry.cols as usize, bytes);
+                    let matrix = Matrix::new(
+                        entry.encoding,
+                        entry.rows as usize,
+                        entry.cols as usize,
+                        bytes,
+                    );
                     let matrix = matrix.map_err(refuse)?;
-                    matrix.dequantize(Backend::detect(), rows.start as usize..rows.end as usize, &mut values);
+                    matrix.dequantize(
+                        Backend::detect(),
+                        rows.start as usize..rows.end as usize,
+                        &mut values,
+                    );
                 } else {
                     bundle.read_rows(unit, entry, rows.clone(), buf)?;
-                    let matrix = Matrix::new(entry.encoding, count, entry.cols as usize, buf.as_slice());
-                    matrix.map_err(refuse)?.dequantize(Backend::detect(), 0..count, &mut values);
+                    let matrix =
+                        Matrix::new(entry.encoding, count, entry.cols as usize, buf.as_slice());
+                    matrix
+                        .map_err(refuse)?
+                        .dequantize(Backend::detect(), 0..count, &mut values);
                 }
                 self.rows(&view, rows, entry.cols, dtype.of(view.dtype), &values)?;
             }
@@ -221,7 +251,14 @@ impl Export {
     }
 
     /// Puts rows of a view where they lie in their tensor.
-    fn rows(&self, view: &SourceView, rows: Range<u64>, cols: u64, dtype: Float, values: &[f32]) -> Result<()> {
+    fn rows(
+        &self,
+        view: &SourceView,
+        rows: Range<u64>,
+        cols: u64,
+        dtype: Float,
+        values: &[f32],
+    ) -> Result<()> {
         let Some(spot) = self.spots.get(&view.tensor) else { return Ok(()) };
         let mut bytes = vec![0; values.len() * dtype.size()];
         let first = view.start + rows.start * view.row_stride;
@@ -261,7 +298,12 @@ impl Export {
 
     /// Makes the files durable and writes the index of more than one.
     fn finish(self, dir: &Path, tensors: &BTreeMap<String, Exported>) -> Result<Vec<PlannedFile>> {
-        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = |path: &Path| {
+            path.file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        };
         let mut written = Vec::new();
         for (path, file) in &self.files {
             let io = |e| FormatError::io(path, e);
@@ -270,9 +312,13 @@ impl Export {
             written.push(PlannedFile { path: name(path), size });
         }
         if self.files.len() > 1 {
-            let total: u64 = tensors.values().map(|t| t.values() * t.dtype.size() as u64).sum();
+            let total: u64 = tensors
+                .values()
+                .map(|t| t.values() * t.dtype.size() as u64)
+                .sum();
             let map = self.spots.iter();
-            let map = map.map(|(tensor, spot)| (tensor.clone(), json!(name(&self.files[spot.file].0))));
+            let map =
+                map.map(|(tensor, spot)| (tensor.clone(), json!(name(&self.files[spot.file].0))));
             let map: serde_json::Map<_, _> = map.collect();
             let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
             let size = write_json(&dir.join(INDEX_NAME), &index)?;
@@ -301,8 +347,8 @@ fn split(tensors: &BTreeMap<String, Exported>, limit: u64) -> Vec<Vec<&str>> {
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<u64> {
-    let mut bytes = serde_json::to_vec_pretty(value)
-        .map_err(|e| FormatError::file(path, e.to_string()))?;
+    let mut bytes =
+        serde_json::to_vec_pretty(value).map_err(|e| FormatError::file(path, e.to_string()))?;
     bytes.push(b'\n');
     std::fs::write(path, &bytes).map_err(|e| FormatError::io(path, e))?;
     Ok(bytes.len() as u64)

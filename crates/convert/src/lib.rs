@@ -15,7 +15,11 @@ pub use convert::{ConvertOptions, Phase, Progress, convert, partial_path};
 pub use error::{ConvertError, Result};
 pub use export::{ExportDtype, ExportOptions, to_hf};
 pub use plan::{
-    Cost, FallbackUsed, Leftover, Plan, PlanOptions, PlannedFile, RoleSummary, RuleMatch, SkippedFile, Summary,
+    Cost, FallbackUsed, Leftover, Plan, PlanOptions, PlannedFile, RoleSummary, RuleMatch,
+    SkippedFile, Summary,
 };
 pub use recipe::Recipe;
 pub use report::{ConversionReport, ExpertReport, TensorReport};
+
+#[cfg(test)]
+mod tests;

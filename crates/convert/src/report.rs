@@ -136,7 +136,10 @@ impl ConversionReport {
         let mut report = Self::new(plan, |unit| {
             // As many as any unit has tensors; zipped, the rest is left.
             static ZEROS: [QuantStats; 64] = [ZERO; 64];
-            debug_assert!(plan.layout(unit).is_some_and(|l| l.tensors.len() <= ZEROS.len()));
+            debug_assert!(
+                plan.layout(unit)
+                    .is_some_and(|l| l.tensors.len() <= ZEROS.len())
+            );
             &ZEROS
         });
         report.summary.bundle_bytes = u64::MAX;

@@ -1,7 +1,7 @@
 //! Writes bundles: shard files of known sizes, filled in any order, and the manifest last.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -96,12 +96,13 @@ impl BundleWriter {
     pub fn note(&self, file: usize, offset: u64, bytes: &[u8]) {
         let file = &self.files[file];
         let single = file.size <= self.alignment;
-        if single || offset % self.alignment != 0 {
+        if single || !offset.is_multiple_of(self.alignment) {
             return;
         }
         let first = offset / self.alignment;
         let block = self.alignment as usize;
-        let whole = |part: &&[u8], at: u64| part.len() == block || at + part.len() as u64 == file.size;
+        let whole =
+            |part: &&[u8], at: u64| part.len() == block || at + part.len() as u64 == file.size;
         let values: Vec<_> = (first..)
             .zip(bytes.chunks(block))
             .filter(|(at, part)| whole(part, at * self.alignment))
@@ -121,8 +122,9 @@ impl BundleWriter {
     pub fn hash(&self, at: usize) -> Result<Hash> {
         let file = &self.files[at];
         let mut blocks = lock(&file.blocks);
-        let mut tree =
-            blocks.take().unwrap_or_else(|| TreeHash::new(file.size, self.alignment));
+        let mut tree = blocks
+            .take()
+            .unwrap_or_else(|| TreeHash::new(file.size, self.alignment));
         let step = (HASH_LEN as u64 / self.alignment).max(1) as usize;
         let mut buf = Vec::new();
         for first in (0..tree.num_blocks()).step_by(step) {
@@ -145,7 +147,9 @@ impl BundleWriter {
     /// What the operating system refuses.
     pub fn resize(&mut self, file: usize, size: u64) -> Result<()> {
         let file = &mut self.files[file];
-        file.file.set_len(size).map_err(|e| FormatError::io(&file.path, e))?;
+        file.file
+            .set_len(size)
+            .map_err(|e| FormatError::io(&file.path, e))?;
         file.size = size;
         *lock(&file.blocks) = None;
         Ok(())
@@ -184,12 +188,23 @@ impl BundleWriter {
     pub fn copy(&self, source: &Path, path: &str) -> Result<(u64, Hash)> {
         let target = self.dir.join(path);
         target.parent().map_or(Ok(()), make_dir)?;
-        let io = |e| FormatError::io(&target, e);
-        std::fs::copy(source, &target).map_err(|e| FormatError::io(source, e))?;
-        let copy = File::open(&target).map_err(io)?;
-        copy.sync_all().map_err(io)?;
+        // Not `fs::copy`: the permissions of the source are its owner's business.
+        let mut from = File::open(source).map_err(|e| FormatError::io(source, e))?;
+        let mut to = File::create(&target).map_err(|e| FormatError::io(&target, e))?;
         let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(&copy).map_err(io)?;
+        let mut buf = vec![0; HASH_LEN];
+        loop {
+            let read = from
+                .read(&mut buf)
+                .map_err(|e| FormatError::io(source, e))?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&buf[..read]);
+            to.write_all(&buf[..read])
+                .map_err(|e| FormatError::io(&target, e))?;
+        }
+        to.sync_all().map_err(|e| FormatError::io(&target, e))?;
         Ok((hasher.count(), hasher.finalize().into()))
     }
 
@@ -199,9 +214,14 @@ impl BundleWriter {
     /// A manifest that contradicts itself, and what the operating system refuses.
     pub fn finish(self, manifest: &Manifest) -> Result<()> {
         let path = self.dir.join(MANIFEST_FILE);
-        manifest.validate().map_err(|detail| FormatError::file(&path, detail))?;
+        manifest
+            .validate()
+            .map_err(|detail| FormatError::file(&path, detail))?;
         self.sync()?;
-        let parents = manifest.files.iter().filter_map(|f| Some(self.dir.join(&f.path).parent()?.to_owned()));
+        let parents = manifest
+            .files
+            .iter()
+            .filter_map(|f| Some(self.dir.join(&f.path).parent()?.to_owned()));
         let parents: std::collections::BTreeSet<_> = parents.collect();
         parents.iter().try_for_each(|dir| sync_dir(dir))?;
         write_file(&path, &manifest.to_bytes())?;
@@ -249,8 +269,12 @@ fn make_dir(dir: &Path) -> Result<()> {
 /// Opens a file of `size` bytes, zero where nothing was written, its room reserved if the file
 /// system can.
 fn reserve(path: &Path, size: u64) -> std::io::Result<File> {
-    let file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)?;
     if file.metadata()?.len() > size {
         file.set_len(0)?;
     }

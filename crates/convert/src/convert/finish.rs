@@ -57,7 +57,9 @@ fn copy(source: &Source<'_>, writer: &BundleWriter, path: &str, size: u64) -> Re
 /// Hash and stored length of every shard.
 fn fill_shards(manifest: &mut Manifest, lines: &BTreeMap<Unit, Line>) -> Result<()> {
     let line = |unit: Unit| {
-        lines.get(&unit).ok_or_else(|| ConvertError::Plan(format!("{unit} was not converted")))
+        lines
+            .get(&unit)
+            .ok_or_else(|| ConvertError::Plan(format!("{unit} was not converted")))
     };
     for shard in &mut manifest.dense {
         let line = line(shard.unit)?;
@@ -79,7 +81,11 @@ fn fill_shards(manifest: &mut Manifest, lines: &BTreeMap<Unit, Line>) -> Result<
 /// cuts the files. Every shard moves down or stays, so the one before is never in the way.
 ///
 /// An interruption here leaves shards that `--resume` finds damaged and makes again.
-fn close_gaps(planned: &Manifest, manifest: &mut Manifest, writer: &mut BundleWriter) -> Result<()> {
+fn close_gaps(
+    planned: &Manifest,
+    manifest: &mut Manifest,
+    writer: &mut BundleWriter,
+) -> Result<()> {
     let alignment = manifest.alignment;
     let mut end = 0;
     let mut last = String::new();

@@ -196,16 +196,20 @@ impl Ledger {
     }
 
     fn append<T: Serialize>(&mut self, value: &T) -> Result<()> {
-        let mut text = serde_json::to_vec(value)
-            .map_err(|e| FormatError::file(&self.path, e.to_string()))?;
+        let mut text =
+            serde_json::to_vec(value).map_err(|e| FormatError::file(&self.path, e.to_string()))?;
         text.push(b'\n');
-        self.file.write_all(&text).map_err(|e| FormatError::io(&self.path, e))?;
+        self.file
+            .write_all(&text)
+            .map_err(|e| FormatError::io(&self.path, e))?;
         Ok(())
     }
 
     /// Puts the lines on disk.
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| FormatError::io(&self.path, e))?;
+        self.file
+            .sync_data()
+            .map_err(|e| FormatError::io(&self.path, e))?;
         Ok(())
     }
 }

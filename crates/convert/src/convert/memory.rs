@@ -1,17 +1,20 @@
 //! Sizes of the conversion's buffers, and what they add up to.
+//!
+//! Tests use small ones, so that small checkpoints take every path; no byte of a bundle depends on
+//! them.
 
 use shardwright_format::manifest::{Codec, Manifest};
 
 /// Bytes of the source read at a time. Small enough to stay in a shared cache until it is used.
-pub const SOURCE_TILE: u64 = 2 << 20;
+pub const SOURCE_TILE: u64 = if cfg!(test) { 8 << 10 } else { 2 << 20 };
 /// Weights widened and quantized at a time: 128 KiB of `f32` stay in a core's own cache.
-pub const WEIGHTS_TILE: u64 = 32 << 10;
+pub const WEIGHTS_TILE: u64 = if cfg!(test) { 1 << 10 } else { 32 << 10 };
 /// Units up to this many bytes are put together in memory; larger ones are written in pieces.
-pub const RECORD_LIMIT: u64 = 32 << 20;
+pub const RECORD_LIMIT: u64 = if cfg!(test) { 12 << 10 } else { 32 << 20 };
 /// Strided source matrices up to this many bytes are held whole while they are gathered.
-pub const GATHER_LIMIT: u64 = 96 << 20;
+pub const GATHER_LIMIT: u64 = if cfg!(test) { 48 << 10 } else { 96 << 20 };
 /// Bytes hashed, copied or compressed at a time.
-pub const COPY_BLOCK: u64 = 1 << 20;
+pub const COPY_BLOCK: u64 = if cfg!(test) { 16 << 10 } else { 1 << 20 };
 /// Zstandard's default: stronger levels gain little on packed codes.
 pub const ZSTD_LEVEL: i32 = 3;
 /// What a Zstandard encoder of that level holds.
@@ -22,16 +25,33 @@ const BASE: u64 = 40 << 20;
 /// Bytes of a block of a checkpoint file whose hash the ledger keeps. Larger for large
 /// checkpoints, so that neither memory nor the ledger grows much.
 pub const fn source_block(source_bytes: u64) -> u64 {
-    if source_bytes <= 64 << 30 { 256 << 10 } else { 1 << 20 }
+    match source_bytes {
+        _ if cfg!(test) => 4 << 10,
+        0..=0x10_0000_0000 => 256 << 10,
+        _ => 1 << 20,
+    }
 }
 
 /// Bytes that the conversion holds at most.
 pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
-    let lens = || manifest.dense.iter().map(|s| s.len).chain(manifest.experts.iter().map(|s| s.len));
-    let record = lens().filter(|len| *len <= RECORD_LIMIT).max().unwrap_or_default();
+    let lens = || {
+        manifest
+            .dense
+            .iter()
+            .map(|s| s.len)
+            .chain(manifest.experts.iter().map(|s| s.len))
+    };
+    let record = lens()
+        .filter(|len| *len <= RECORD_LIMIT)
+        .max()
+        .unwrap_or_default();
     let tensors = manifest.dense.iter().flat_map(|s| s.tensors.iter());
     let tensors = tensors.chain(manifest.experts.iter().flat_map(|s| s.tensors.iter()));
-    let row = tensors.clone().map(|t| t.cols * 4).max().unwrap_or_default();
+    let row = tensors
+        .clone()
+        .map(|t| t.cols * 4)
+        .max()
+        .unwrap_or_default();
     let strided = tensors
         .filter(|t| t.source.col_stride != 1)
         .map(|t| t.rows * t.cols * t.source.dtype.size() as u64 * 2)

@@ -100,12 +100,15 @@ pub fn convert(
     check_room(plan, &partial)?;
     let (ledger, claims) = open_ledger(&partial, options.resume, &fingerprint)?;
     let writer = BundleWriter::create(&partial.join(BUNDLE_DIR), &plan.manifest)?;
-    let mut run = Run { plan, source: &source, writer: &writer, ledger, progress, partial: &partial };
-    let lines = run.convert(options, claims)?;
+    let mut run =
+        Run { plan, source: &source, writer: &writer, ledger, progress, partial: &partial };
+    let lines = run.convert(options, &claims)?;
     run.tell(Phase::Finish, lines.len());
     source.hash_rest(options.threads)?;
     let report = ConversionReport::new(plan, |unit| {
-        lines.get(&unit).map_or(&[][..], |line| line.stats.as_slice())
+        lines
+            .get(&unit)
+            .map_or(&[][..], |line| line.stats.as_slice())
     });
     finish::finish(plan, &source, writer, &lines, &report)?;
     shardwright_format::writer::publish(&partial.join(BUNDLE_DIR), out)?;
@@ -144,7 +147,10 @@ fn check_room(plan: &Plan, partial: &Path) -> Result<()> {
     let parent = partial.parent().filter(|p| !p.as_os_str().is_empty());
     let parent = parent.unwrap_or_else(|| Path::new("."));
     let found = rustix::fs::statvfs(parent).map_err(|e| FormatError::io(parent, e.into()))?;
-    let available = found.f_bavail.saturating_mul(found.f_frsize).saturating_add(disk_usage(partial));
+    let available = found
+        .f_bavail
+        .saturating_mul(found.f_frsize)
+        .saturating_add(disk_usage(partial));
     let needed = plan.cost.peak_disk;
     if needed > available {
         let detail = format!("no room: expected {needed} bytes available, found {available}");
@@ -172,7 +178,8 @@ fn open_ledger(
     fingerprint: &Fingerprint,
 ) -> Result<(Ledger, BTreeMap<Unit, Line>)> {
     if partial.exists() && !resume {
-        let detail = "is what an interrupted conversion left; continue it with --resume or remove it";
+        let detail =
+            "is what an interrupted conversion left; continue it with --resume or remove it";
         return Err(ConvertError::Output { path: partial.to_owned(), detail: detail.to_owned() });
     }
     std::fs::create_dir_all(partial).map_err(|e| FormatError::io(partial, e))?;
@@ -194,12 +201,12 @@ impl Run<'_> {
     fn convert(
         &mut self,
         options: &ConvertOptions<'_>,
-        claims: BTreeMap<Unit, Line>,
+        claims: &BTreeMap<Unit, Line>,
     ) -> Result<BTreeMap<Unit, Line>> {
         let units = order(self.plan);
         let stop = AtomicBool::new(false);
         let next = AtomicUsize::new(0);
-        let shared = Shared { units: &units, claims: &claims, next: &next, stop: &stop };
+        let shared = Shared { units: &units, claims, next: &next, stop: &stop };
         let lines = std::thread::scope(|scope| {
             let (sender, receiver) = channel();
             for _ in 0..options.threads.max(1) {
@@ -290,7 +297,12 @@ fn order(plan: &Plan) -> Vec<Unit> {
 /// One thread: takes units until there are none left.
 fn work(mut maker: Maker<'_>, shared: &Shared<'_>, sender: &Sender<Result<Outcome>>) {
     while !shared.stop.load(Ordering::Relaxed) {
-        let Some(unit) = shared.units.get(shared.next.fetch_add(1, Ordering::Relaxed)) else { return };
+        let Some(unit) = shared
+            .units
+            .get(shared.next.fetch_add(1, Ordering::Relaxed))
+        else {
+            return;
+        };
         let soon = shared.units.get(shared.next.load(Ordering::Relaxed));
         let outcome = maker.make(*unit, shared.claims.get(unit), soon.copied());
         let failed = outcome.is_err();

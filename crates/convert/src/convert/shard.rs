@@ -69,7 +69,12 @@ impl<'a> Maker<'a> {
 
     /// Makes a unit, or confirms what the ledger claims of it. None when asked to stop. `soon` is
     /// what will be read after it.
-    pub fn make(&mut self, unit: Unit, claim: Option<&Line>, soon: Option<Unit>) -> Result<Option<Outcome>> {
+    pub fn make(
+        &mut self,
+        unit: Unit,
+        claim: Option<&Line>,
+        soon: Option<Unit>,
+    ) -> Result<Option<Outcome>> {
         let place = self.place(unit)?;
         if let Some(line) = claim {
             self.check_sample(line)?;
@@ -81,12 +86,19 @@ impl<'a> Maker<'a> {
         }
         if let Some(soon) = soon {
             let place = self.place(soon)?;
-            self.worker.prefetch(&UnitJob::new(soon, place.tensors, place.methods))?;
+            self.worker
+                .prefetch(&UnitJob::new(soon, place.tensors, place.methods))?;
         }
         let job = UnitJob::new(unit, place.tensors, place.methods);
         let Some((stats, stored, blake3)) = self.convert(&place, &job)? else { return Ok(None) };
         let sample = self.sample(&job)?;
-        let blocks = self.worker.reader.take_runs().into_iter().map(Blocks::from).collect();
+        let blocks = self
+            .worker
+            .reader
+            .take_runs()
+            .into_iter()
+            .map(Blocks::from)
+            .collect();
         Ok(Some(Outcome::Made(Line { unit, stored, blake3, stats, sample, blocks })))
     }
 
@@ -107,12 +119,19 @@ impl<'a> Maker<'a> {
     }
 
     /// Converts a unit into its place; gives what its tensors lost, its stored bytes and hash.
-    fn convert(&mut self, place: &Place<'_>, job: &UnitJob<'_>) -> Result<Option<(Vec<QuantStats>, u64, Hash)>> {
+    fn convert(
+        &mut self,
+        place: &Place<'_>,
+        job: &UnitJob<'_>,
+    ) -> Result<Option<(Vec<QuantStats>, u64, Hash)>> {
         let codec = self.plan.manifest.codec;
         if place.len <= RECORD_LIMIT {
             self.record.clear();
             self.record.resize(place.len as usize, 0);
-            let Some(stats) = self.worker.convert(job, &mut Sink::Record(&mut self.record))? else {
+            let Some(stats) = self
+                .worker
+                .convert(job, &mut Sink::Record(&mut self.record))?
+            else {
                 return Ok(None);
             };
             let (stored, hash) = self.store_record(place)?;
@@ -123,6 +142,7 @@ impl<'a> Maker<'a> {
                 let target = Target::Shard { writer: self.writer, file: place.file };
                 let mut sink = Sink::Pieces { target, offset: place.offset, part: &mut self.part };
                 let Some(stats) = self.worker.convert(job, &mut sink)? else { return Ok(None) };
+                self.clear_gaps(place)?;
                 let hash = self.hash_back(place, place.len)?;
                 Ok(Some((stats, place.len, hash)))
             }
@@ -136,9 +156,10 @@ impl<'a> Maker<'a> {
         match self.plan.manifest.codec {
             Codec::None => {
                 let hash = blake3::hash(&self.record);
-                self.writer.write_at(place.file, place.offset, &self.record)?;
-                // The padding is part of the file's hash, and zero already on disk.
-                self.record.resize(place.len.next_multiple_of(alignment) as usize, 0);
+                self.record
+                    .resize(place.len.next_multiple_of(alignment) as usize, 0);
+                self.writer
+                    .write_at(place.file, place.offset, &self.record)?;
                 self.writer.note(place.file, place.offset, &self.record);
                 Ok((place.len, hash.into()))
             }
@@ -151,6 +172,20 @@ impl<'a> Maker<'a> {
         }
     }
 
+    /// Makes the bytes between and after the tensors of a unit zero, whatever an interrupted run
+    /// left there.
+    fn clear_gaps(&self, place: &Place<'_>) -> Result<()> {
+        let end = place.len.next_multiple_of(self.plan.manifest.alignment);
+        let starts = place.tensors.iter().skip(1).map(|t| t.offset).chain([end]);
+        for (tensor, next) in place.tensors.iter().zip(starts) {
+            let last = tensor.offset + tensor.byte_len().unwrap_or_default();
+            let zeros = vec![0; next.saturating_sub(last) as usize];
+            self.writer
+                .write_at(place.file, place.offset + last, &zeros)?;
+        }
+        Ok(())
+    }
+
     /// Converts a large unit into a file of its own and compresses that.
     fn convert_through_file(
         &mut self,
@@ -160,7 +195,13 @@ impl<'a> Maker<'a> {
         let path = self.partial.join(format!("{}.raw", job.unit));
         let io = |e| FormatError::io(&path, e);
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(true).open(&path).map_err(io)?;
+        let file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .map_err(io)?;
         file.set_len(place.len).map_err(io)?;
         let target = Target::Temporary { file: &file, path: path.clone() };
         let mut sink = Sink::Pieces { target, offset: 0, part: &mut self.part };
@@ -181,10 +222,12 @@ impl<'a> Maker<'a> {
         for start in (0..end).step_by(COPY_BLOCK as usize) {
             let len = COPY_BLOCK.min(end - start);
             self.part.resize(len as usize, 0);
-            self.writer.read_at(place.file, place.offset + start, &mut self.part)?;
+            self.writer
+                .read_at(place.file, place.offset + start, &mut self.part)?;
             hasher.update(&self.part[..len.min(stored.saturating_sub(start)) as usize]);
             if self.plan.manifest.codec == Codec::None {
-                self.writer.note(place.file, place.offset + start, &self.part);
+                self.writer
+                    .note(place.file, place.offset + start, &self.part);
             }
         }
         Ok(hasher.finalize().into())
@@ -201,7 +244,10 @@ impl<'a> Maker<'a> {
     fn sample(&mut self, job: &UnitJob<'_>) -> Result<Sample> {
         let source = self.source();
         let sizes = job.tensors.iter().map(|t| t.rows * t.cols);
-        let largest = sizes.enumerate().max_by_key(|(_, size)| *size).map_or(0, |(at, _)| at);
+        let largest = sizes
+            .enumerate()
+            .max_by_key(|(_, size)| *size)
+            .map_or(0, |(at, _)| at);
         let (entry, view) = (&job.tensors[largest], &job.views[largest]);
         let info = source.info(view)?;
         let range = extent(info, view, 0..entry.rows, entry.cols);
@@ -221,7 +267,10 @@ impl<'a> Maker<'a> {
         let Sample { file, offset, len, blake3 } = line.sample;
         let found = self.source().checkpoint.files().get(file);
         let inside = found.is_some_and(|f| {
-            len <= SAMPLE_LEN && offset.checked_add(len).is_some_and(|end| end <= f.file.len())
+            len <= SAMPLE_LEN
+                && offset
+                    .checked_add(len)
+                    .is_some_and(|end| end <= f.file.len())
         });
         if inside && self.hash_source(file, offset, len)? == blake3 {
             return Ok(());

@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use shardwright_format::FormatError;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::writer::BundleWriter;
-use shardwright_format::FormatError;
 use shardwright_quant::{Parts, PartsMut};
 
 use crate::error::Result;
@@ -33,7 +33,8 @@ impl Target<'_> {
         match self {
             Self::Shard { writer, file } => writer.write_at(*file, offset, bytes)?,
             Self::Temporary { file, path } => {
-                file.write_all_at(bytes, offset).map_err(|e| FormatError::io(path, e))?;
+                file.write_all_at(bytes, offset)
+                    .map_err(|e| FormatError::io(path, e))?;
             }
         }
         Ok(())

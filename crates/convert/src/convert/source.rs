@@ -48,7 +48,9 @@ impl<'a> Source<'a> {
         };
         let files: Result<Vec<_>, _> = checkpoint.files().iter().map(open).collect();
         let trees = checkpoint.files().iter();
-        let trees = trees.map(|f| Mutex::new(TreeHash::new(f.file.len(), block))).collect();
+        let trees = trees
+            .map(|f| Mutex::new(TreeHash::new(f.file.len(), block)))
+            .collect();
         Ok(Self { checkpoint, files: files?, trees, block, bytes_read: AtomicU64::new(0) })
     }
 
@@ -56,7 +58,8 @@ impl<'a> Source<'a> {
     pub fn info(&self, view: &SourceView) -> Result<&'a TensorInfo> {
         let root = self.checkpoint.root();
         let found = self.checkpoint.tensors().get(&view.tensor);
-        let missing = || FormatError::tensor(root, &view.tensor, "the checkpoint has no such tensor");
+        let missing =
+            || FormatError::tensor(root, &view.tensor, "the checkpoint has no such tensor");
         Ok(found.ok_or_else(missing)?)
     }
 
@@ -72,7 +75,9 @@ impl<'a> Source<'a> {
     }
 
     fn tree(&self, file: usize) -> MutexGuard<'_, TreeHash> {
-        self.trees[file].lock().unwrap_or_else(PoisonError::into_inner)
+        self.trees[file]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn read_at(&self, file: usize, offset: u64, out: &mut [u8]) -> Result<()> {
@@ -126,7 +131,11 @@ impl<'a> Source<'a> {
             for block in (0..tree.num_blocks()).filter(|block| !tree.has(*block)) {
                 let range = tree.block_range(block);
                 match found.last_mut() {
-                    Some((f, last)) if *f == file && last.end == range.start && range.end - last.start <= COPY_BLOCK => {
+                    Some((f, last))
+                        if *f == file
+                            && last.end == range.start
+                            && range.end - last.start <= COPY_BLOCK =>
+                    {
                         last.end = range.end;
                     }
                     _ => found.push((file, range)),
@@ -170,7 +179,11 @@ impl<'a> Source<'a> {
 
     /// Bytes of all tensors.
     pub fn total(&self) -> u64 {
-        self.checkpoint.tensors().values().map(|info| info.len).sum()
+        self.checkpoint
+            .tensors()
+            .values()
+            .map(|info| info.len)
+            .sum()
     }
 
     /// The hash of a file, every block of which has been hashed.
@@ -237,20 +250,29 @@ impl<'a> Reader<'a> {
     }
 
     fn load(&mut self, file: usize, range: &Range<u64>) -> Result<()> {
-        let end = range.end.next_multiple_of(self.source.block).min(self.source.len(file));
+        let end = range
+            .end
+            .next_multiple_of(self.source.block)
+            .min(self.source.len(file));
         self.window = 0..0;
         self.bytes.resize((end - range.start) as usize);
-        self.source.read_at(file, range.start, self.bytes.as_mut_slice())?;
-        self.source.hash(file, range, self.bytes.as_slice(), &mut self.runs);
+        self.source
+            .read_at(file, range.start, self.bytes.as_mut_slice())?;
+        self.source
+            .hash(file, range, self.bytes.as_slice(), &mut self.runs);
         (self.file, self.window) = (file, range.clone());
-        self.source.bytes_read.fetch_add(range.end - range.start, Ordering::Relaxed);
+        self.source
+            .bytes_read
+            .fetch_add(range.end - range.start, Ordering::Relaxed);
         Ok(())
     }
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn will_need(file: &File, range: &Range<u64>) {
-    let Some(len) = std::num::NonZeroU64::new(range.end.saturating_sub(range.start)) else { return };
+    let Some(len) = std::num::NonZeroU64::new(range.end.saturating_sub(range.start)) else {
+        return;
+    };
     let _ = rustix::fs::fadvise(file, range.start, Some(len), rustix::fs::Advice::WillNeed);
 }
 

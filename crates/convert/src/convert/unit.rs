@@ -50,7 +50,9 @@ impl<'p> UnitJob<'p> {
         let same = self.tensors.iter().zip(&self.views);
         let same = same.filter(|(_, view)| view.tensor == self.views[at].tensor);
         let extents = same.map(|(t, view)| extent(info, view, 0..t.rows, t.cols));
-        Ok(extents.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0))
+        Ok(extents
+            .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
+            .unwrap_or(0..0))
     }
 }
 
@@ -67,7 +69,11 @@ impl<'a> Worker<'a> {
     }
 
     /// Converts every tensor of a unit; gives what each lost, or none when asked to stop.
-    pub fn convert(&mut self, job: &UnitJob<'_>, sink: &mut Sink<'_>) -> Result<Option<Vec<QuantStats>>> {
+    pub fn convert(
+        &mut self,
+        job: &UnitJob<'_>,
+        sink: &mut Sink<'_>,
+    ) -> Result<Option<Vec<QuantStats>>> {
         let mut stats = Vec::with_capacity(job.tensors.len());
         for at in 0..job.tensors.len() {
             match self.tensor(job, at, sink)? {
@@ -89,12 +95,18 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn tensor(&mut self, job: &UnitJob<'_>, at: usize, sink: &mut Sink<'_>) -> Result<Option<QuantStats>> {
+    fn tensor(
+        &mut self,
+        job: &UnitJob<'_>,
+        at: usize,
+        sink: &mut Sink<'_>,
+    ) -> Result<Option<QuantStats>> {
         let (entry, view) = (&job.tensors[at], &job.views[at]);
         let row_bytes = (entry.cols * view.dtype.size() as u64).max(1);
         let step = (SOURCE_TILE / row_bytes).clamp(1, entry.rows.max(1));
         let parts = entry.encoding.parts(entry.rows, entry.cols);
-        let parts = parts.map_err(|e| ConvertError::Plan(format!("{} {}: {e}", job.unit, entry.role)))?;
+        let parts =
+            parts.map_err(|e| ConvertError::Plan(format!("{} {}: {e}", job.unit, entry.role)))?;
         let mut stats = QuantStats::default();
         for start in (0..entry.rows).step_by(step as usize) {
             if self.stop.load(Ordering::Relaxed) {
@@ -121,7 +133,10 @@ impl<'a> Worker<'a> {
             let range = extent(info, view, rows.clone(), entry.cols);
             let ahead = range.end + SOURCE_TILE;
             let last = extent(info, view, 0..entry.rows, entry.cols).end;
-            source.prefetch(info.file, &(ahead.min(last)..(ahead + range.end - range.start).min(last)));
+            source.prefetch(
+                info.file,
+                &(ahead.min(last)..(ahead + range.end - range.start).min(last)),
+            );
             self.reader.read(info.file, range)?
         } else {
             let around = job.gather_extent(at, &self.reader)?;
@@ -135,8 +150,8 @@ impl<'a> Worker<'a> {
             self.gathered.as_slice()
         };
         let quantizer = &mut self.quantizer;
-        sink.rows(entry, parts, rows.clone(), |parts| {
-            let done = quantizer.fill(bytes, view.dtype, entry, method, parts);
+        sink.rows(entry, parts, rows.clone(), |mut parts| {
+            let done = quantizer.fill(bytes, view.dtype, entry, method, &mut parts);
             done.map_err(|e| refuse(source, job, at, rows.start, e))
         })
     }
@@ -161,7 +176,13 @@ fn gather(bytes: &[u8], view: &SourceView, rows: &Range<u64>, cols: u64, out: &m
 }
 
 /// Names the file, tensor and position of what cannot be stored.
-fn refuse(source: &Source<'_>, job: &UnitJob<'_>, at: usize, first: u64, refusal: Refusal) -> ConvertError {
+fn refuse(
+    source: &Source<'_>,
+    job: &UnitJob<'_>,
+    at: usize,
+    first: u64,
+    refusal: Refusal,
+) -> ConvertError {
     let refusal = refusal.below(first).to_string();
     let view = &job.views[at];
     // A tensor that holds many matrices needs their name beside the position.
@@ -207,7 +228,8 @@ impl From<QuantError> for Refusal {
             }
             QuantError::ScaleRange { row, col, value, dtype } => {
                 let dtype = dtype.name();
-                let detail = format!("{value} is too large for a scale or bias in {dtype}; use bf16 scales");
+                let detail =
+                    format!("{value} is too large for a scale or bias in {dtype}; use bf16 scales");
                 Self::At { row, col, detail }
             }
             other => Self::Shape(other.to_string()),
@@ -230,13 +252,14 @@ impl Quantizer {
         dtype: Float,
         entry: &TensorEntry,
         method: Method,
-        out: PartsMut<'_>,
+        out: &mut PartsMut<'_>,
     ) -> Result<QuantStats, Refusal> {
         let cols = entry.cols as usize;
         let step = (WEIGHTS_TILE as usize / cols.max(1)).max(1);
         let rows = bytes.len() / (cols * dtype.size()).max(1);
         let (weight, scales, biases) = (out.weight.len(), out.scales.len(), out.biases.len());
-        let (weight, scales, biases) = (weight / rows.max(1), scales / rows.max(1), biases / rows.max(1));
+        let (weight, scales, biases) =
+            (weight / rows.max(1), scales / rows.max(1), biases / rows.max(1));
         let mut stats = QuantStats::default();
         for first in (0..rows).step_by(step) {
             let last = (first + step).min(rows);
@@ -320,7 +343,10 @@ fn check_finite(weights: &[f32], cols: usize) -> Result<(), Refusal> {
     if weights.iter().fold(true, |all, x| all & x.is_finite()) {
         return Ok(());
     }
-    let at = weights.iter().position(|x| !x.is_finite()).unwrap_or_default();
+    let at = weights
+        .iter()
+        .position(|x| !x.is_finite())
+        .unwrap_or_default();
     let (row, col) = ((at / cols) as u64, (at % cols) as u64);
     Err(QuantError::NotFinite { row, col, value: weights[at] }.into())
 }

@@ -74,7 +74,10 @@ fn bits(bytes: u64, weights: u64) -> f64 {
 
 /// Every tensor with the number of its copies: one, or one per expert.
 fn tensors(manifest: &Manifest) -> impl Iterator<Item = (&TensorEntry, u64)> {
-    let dense = manifest.dense.iter().flat_map(|s| s.tensors.iter().map(|t| (t, 1)));
+    let dense = manifest
+        .dense
+        .iter()
+        .flat_map(|s| s.tensors.iter().map(|t| (t, 1)));
     let experts = manifest.experts.iter();
     dense.chain(experts.flat_map(|s| s.tensors.iter().map(|t| (t, s.blake3.len() as u64))))
 }
@@ -120,7 +123,9 @@ pub fn cost(manifest: &Manifest, bundle_bytes: u64, threads: usize) -> Cost {
     let expert_bytes_per_token = experts_per_token(manifest);
     let spool = match manifest.codec {
         Codec::None => 0,
-        Codec::Zstd => shard_lens(manifest).map(|len| stored_bound(Codec::Zstd, len)).sum(),
+        Codec::Zstd => shard_lens(manifest)
+            .map(|len| stored_bound(Codec::Zstd, len))
+            .sum(),
     };
     Cost {
         peak_memory: memory::peak(manifest, source_bytes, threads),
@@ -152,12 +157,15 @@ fn experts_per_token(manifest: &Manifest) -> u64 {
 
 fn dense_per_token(manifest: &Manifest) -> u64 {
     let tied = manifest.model.tie_word_embeddings;
-    let shards = manifest.dense.iter().map(|shard| match (shard.unit, shard.tensors.first()) {
-        // One row is read, unless the same matrix is the head or must be decompressed whole.
-        (Unit::Embedding, Some(t)) if !tied && manifest.codec == Codec::None => {
-            tensor_bytes(t) / t.rows.max(1)
-        }
-        _ => shard.stored,
-    });
+    let shards = manifest
+        .dense
+        .iter()
+        .map(|shard| match (shard.unit, shard.tensors.first()) {
+            // One row is read, unless the same matrix is the head or must be decompressed whole.
+            (Unit::Embedding, Some(t)) if !tied && manifest.codec == Codec::None => {
+                tensor_bytes(t) / t.rows.max(1)
+            }
+            _ => shard.stored,
+        });
     shards.sum()
 }

@@ -43,7 +43,15 @@ pub fn place_dense_shards(
             next = end(0).ok_or_else(|| too_large(unit))?;
         }
         let name = format!("dense-{file:03}.bin");
-        shards.push(DenseShard { unit, file: name, offset, stored, len, blake3: Hash::ZERO, tensors });
+        shards.push(DenseShard {
+            unit,
+            file: name,
+            offset,
+            stored,
+            len,
+            blake3: Hash::ZERO,
+            tensors,
+        });
         offset = next;
     }
     Ok(shards)
@@ -60,8 +68,12 @@ pub fn place_expert_shards(
         let layer = unit.layer().unwrap_or_default();
         let count = spec.layers[layer as usize].num_experts() as usize;
         let bound = stored_bound(codec, len);
-        let stride = bound.checked_next_multiple_of(alignment).ok_or_else(|| too_large(unit))?;
-        stride.checked_mul(count as u64).ok_or_else(|| too_large(unit))?;
+        let stride = bound
+            .checked_next_multiple_of(alignment)
+            .ok_or_else(|| too_large(unit))?;
+        stride
+            .checked_mul(count as u64)
+            .ok_or_else(|| too_large(unit))?;
         let stored = match codec {
             Codec::None => Vec::new(),
             Codec::Zstd => vec![bound; count],
@@ -87,8 +99,8 @@ pub fn shard_files(manifest: &Manifest) -> Result<Vec<FileEntry>> {
         })?;
         ends.insert(&experts.file, extent.offset + extent.stored);
     }
-    let files = ends.into_iter().map(|(path, end)| {
-        entry(path, FileKind::Shards, end.next_multiple_of(manifest.alignment))
-    });
+    let files = ends
+        .into_iter()
+        .map(|(path, end)| entry(path, FileKind::Shards, end.next_multiple_of(manifest.alignment)));
     Ok(files.collect())
 }

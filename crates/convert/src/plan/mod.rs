@@ -7,11 +7,11 @@ mod resolve;
 use serde::{Deserialize, Serialize};
 use shardwright_format::arch::{Inventory, SourceTensor};
 use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::layout::{Unplaced, place_dense, place_expert};
 use shardwright_format::manifest::{
     ALIGNMENTS, CheckpointRecord, Codec, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT,
     FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile, VERSION,
 };
-use shardwright_format::layout::{Unplaced, place_dense, place_expert};
 use shardwright_format::{FormatError, Unit, UnitLayout};
 use shardwright_quant::Method;
 
@@ -20,9 +20,9 @@ use crate::recipe::Recipe;
 use crate::report::ConversionReport;
 
 pub use cost::{Cost, RoleSummary, Summary};
-pub use resolve::{FallbackUsed, Leftover, RuleMatch};
 pub(crate) use files::{shard_files, stored_bound};
 use resolve::Resolver;
+pub use resolve::{FallbackUsed, Leftover, RuleMatch};
 
 /// What the plan must know besides the checkpoint and the recipe.
 #[derive(Clone, Copy, Debug)]
@@ -120,14 +120,22 @@ impl Plan {
         for unit in inventory.spec.units() {
             match unit {
                 Unit::Expert { expert: 1.., .. } => {}
-                Unit::Expert { layer, .. } => experts.push(resolve_experts(&mut resolver, inventory, layer)?),
+                Unit::Expert { layer, .. } => {
+                    experts.push(resolve_experts(&mut resolver, inventory, layer)?);
+                }
                 _ => dense.push(resolve_dense(&mut resolver, inventory, unit)?),
             }
         }
         let resolution = resolver.finish()?;
         let (copies, skipped) = copies(checkpoint)?;
-        let (dense, dense_methods): (Vec<_>, _) = dense.into_iter().map(|r| ((r.unit, r.layout), r.methods)).unzip();
-        let (experts, expert_methods): (Vec<_>, _) = experts.into_iter().map(|r| ((r.unit, r.layout), r.methods)).unzip();
+        let (dense, dense_methods): (Vec<_>, _) = dense
+            .into_iter()
+            .map(|r| ((r.unit, r.layout), r.methods))
+            .unzip();
+        let (experts, expert_methods): (Vec<_>, _) = experts
+            .into_iter()
+            .map(|r| ((r.unit, r.layout), r.methods))
+            .unzip();
         let mut plan = Self {
             recipe: recipe.clone(),
             rules: resolution.rules,
@@ -144,7 +152,9 @@ impl Plan {
         };
         plan.place(dense, experts, copies)?;
         plan.measure(options.threads);
-        plan.manifest.validate().map_err(|detail| ConvertError::Plan(format!("plan: {detail}")))?;
+        plan.manifest
+            .validate()
+            .map_err(|detail| ConvertError::Plan(format!("plan: {detail}")))?;
         Ok(plan)
     }
 
@@ -158,7 +168,8 @@ impl Plan {
         let codec = self.manifest.codec;
         self.manifest.dense = files::place_dense_shards(dense, self.manifest.alignment, codec)?;
         let spec = &self.manifest.model;
-        self.manifest.experts = files::place_expert_shards(experts, spec, self.manifest.alignment, codec)?;
+        self.manifest.experts =
+            files::place_expert_shards(experts, spec, self.manifest.alignment, codec)?;
         let mut entries = shard_files(&self.manifest)?;
         entries.extend(copies);
         entries.push(entry(REPORT_FILE, FileKind::Report, 0));
@@ -171,7 +182,12 @@ impl Plan {
     fn measure(&mut self, threads: usize) {
         self.summary = cost::summarize(&self.manifest);
         let report_len = ConversionReport::padded_len(self);
-        for file in self.manifest.files.iter_mut().filter(|f| f.kind == FileKind::Report) {
+        for file in self
+            .manifest
+            .files
+            .iter_mut()
+            .filter(|f| f.kind == FileKind::Report)
+        {
             file.size = report_len;
         }
         let manifest_len = self.manifest.to_bytes().len() as u64;
@@ -211,7 +227,11 @@ impl Plan {
 
     /// A layer's experts and their position in the manifest.
     pub(crate) fn expert_shards(&self, layer: u32) -> Option<(usize, &ExpertShards)> {
-        let at = self.manifest.experts.binary_search_by_key(&layer, |e| e.layer).ok()?;
+        let at = self
+            .manifest
+            .experts
+            .binary_search_by_key(&layer, |e| e.layer)
+            .ok()?;
         Some((at, &self.manifest.experts[at]))
     }
 
@@ -249,7 +269,8 @@ fn skeleton(
     options: &PlanOptions,
 ) -> Result<Manifest> {
     let files = checkpoint.files().iter();
-    let files = files.map(|f| SourceFile { name: f.name.clone(), size: f.file.len(), blake3: Hash::ZERO });
+    let files =
+        files.map(|f| SourceFile { name: f.name.clone(), size: f.file.len(), blake3: Hash::ZERO });
     Ok(Manifest {
         blake3: Hash::ZERO,
         format: FORMAT.to_owned(),
@@ -269,15 +290,17 @@ fn skeleton(
 
 fn ignored(inventory: &Inventory) -> Vec<Ignored> {
     let each = inventory.ignored.iter();
-    each.map(|i| Ignored { tensor: i.tensor.clone(), reason: i.reason.clone() }).collect()
+    each.map(|i| Ignored { tensor: i.tensor.clone(), reason: i.reason.clone() })
+        .collect()
 }
 
 /// Files copied as they are, and those left out: names that the bundle needs for its own files
 /// among them.
 fn copies(checkpoint: &Checkpoint) -> Result<(Vec<FileEntry>, Vec<SkippedFile>)> {
     let skipped = checkpoint.skipped()?.into_iter();
-    let mut skipped: Vec<_> =
-        skipped.map(|s| SkippedFile { path: s.path, reason: s.reason }).collect();
+    let mut skipped: Vec<_> = skipped
+        .map(|s| SkippedFile { path: s.path, reason: s.reason })
+        .collect();
     let mut copies = Vec::new();
     for path in checkpoint.copies()? {
         if [MANIFEST_FILE, REPORT_FILE].contains(&path.as_str()) {
@@ -286,18 +309,19 @@ fn copies(checkpoint: &Checkpoint) -> Result<(Vec<FileEntry>, Vec<SkippedFile>)>
             continue;
         }
         let source = checkpoint.root().join(&path);
-        let size = std::fs::metadata(&source).map_err(|e| FormatError::io(&source, e))?.len();
+        let size = std::fs::metadata(&source)
+            .map_err(|e| FormatError::io(&source, e))?
+            .len();
         copies.push(entry(&path, FileKind::Copy, size));
     }
     Ok((copies, skipped))
 }
 
-fn sources(inventory: &Inventory, unit: Unit) -> Result<&[SourceTensor]> {
-    let found = inventory.units.get(&unit).map(Vec::as_slice);
-    found.ok_or_else(|| ConvertError::Plan(format!("the inventory has no {unit}")))
-}
-
-fn resolve_dense(resolver: &mut Resolver<'_>, inventory: &Inventory, unit: Unit) -> Result<Resolved> {
+fn resolve_dense(
+    resolver: &mut Resolver<'_>,
+    inventory: &Inventory,
+    unit: Unit,
+) -> Result<Resolved> {
     let tensors = inventory.units.get(&unit).map(Vec::as_slice);
     let (unplaced, methods) = choose_all(resolver, unit, tensors, 1)?;
     let layout = place_dense(unplaced).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
@@ -305,7 +329,11 @@ fn resolve_dense(resolver: &mut Resolver<'_>, inventory: &Inventory, unit: Unit)
 }
 
 /// All experts of a layer at once: they differ in their sources alone.
-fn resolve_experts(resolver: &mut Resolver<'_>, inventory: &Inventory, layer: u32) -> Result<Resolved> {
+fn resolve_experts(
+    resolver: &mut Resolver<'_>,
+    inventory: &Inventory,
+    layer: u32,
+) -> Result<Resolved> {
     let unit = Unit::Expert { layer, expert: 0 };
     let count = inventory.spec.layers[layer as usize].num_experts();
     let (unplaced, methods) = choose_all(resolver, unit, inventory.expert_tensors(layer), count)?;

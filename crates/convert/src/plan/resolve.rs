@@ -153,7 +153,7 @@ impl<'a> Resolver<'a> {
         Err(self.refuse(format!("no rule matches tensor `{name}` ({})", tensor.role)))
     }
 
-    fn refuse(&self, detail: String) -> ConvertError {
+    fn refuse(&self, detail: impl std::fmt::Display) -> ConvertError {
         ConvertError::Plan(format!("recipe `{}`: {detail}", self.recipe.name))
     }
 
@@ -177,10 +177,13 @@ impl<'a> Resolver<'a> {
         });
         let fits = |e: &Encoding| e.parts(tensor.rows, tensor.cols).is_ok();
         let Some(encoding) = encodings.into_iter().find(fits) else {
-            let why = if rule.fallback.is_empty() { "names no fallback" } else { "names none that does" };
+            let why =
+                if rule.fallback.is_empty() { "names no fallback" } else { "names none that does" };
             return Err(self.refuse(format!(
                 "tensor `{}` ({}): {reason}, and rule {} {why}",
-                view.tensor, tensor.role, describe(at, rule)
+                view.tensor,
+                tensor.role,
+                describe(at, rule)
             )));
         };
         self.resolution.fallbacks.push(FallbackUsed {
@@ -203,7 +206,9 @@ impl<'a> Resolver<'a> {
     ) -> Result<()> {
         let view = &tensor.view;
         let parts = encoding.parts(tensor.rows, tensor.cols);
-        let bytes = parts.map_err(|e| self.refuse(format!("tensor `{}`: {e}", view.tensor)))?.total();
+        let bytes = parts
+            .map_err(|e| self.refuse(format!("tensor `{}`: {e}", view.tensor)))?
+            .total();
         let found = &mut self.resolution.rules[at];
         found.tensors += count;
         found.weights += count * tensor.rows * tensor.cols;
@@ -236,7 +241,9 @@ impl<'a> Resolver<'a> {
     /// A rule that matched nothing, unless it is optional.
     pub fn finish(self) -> Result<Resolution> {
         let rules = self.recipe.rules.iter().zip(&self.resolution.rules);
-        let unused = rules.clone().find(|(rule, found)| found.tensors == 0 && !rule.optional);
+        let unused = rules
+            .clone()
+            .find(|(rule, found)| found.tensors == 0 && !rule.optional);
         match unused {
             Some((_, found)) => {
                 Err(self.refuse(format!("rule {} matches nothing in this checkpoint", found.rule)))
@@ -251,7 +258,10 @@ fn describe(at: usize, rule: &Rule) -> String {
     let matches = &rule.matches;
     let parts = [
         matches.role.as_ref().map(ToString::to_string),
-        matches.layer.as_ref().map(|layers| format!("layers {layers}")),
+        matches
+            .layer
+            .as_ref()
+            .map(|layers| format!("layers {layers}")),
         matches.name.as_ref().map(|name| format!("name {name}")),
     ];
     let parts: Vec<_> = parts.into_iter().flatten().collect();

@@ -36,7 +36,8 @@ pub enum Wish {
 impl Wish {
     /// Affine codes, checked.
     fn affine(bits: u8, group_size: u16, scale_dtype: Option<Float>) -> Result<Self, String> {
-        Affine::new(bits, group_size, scale_dtype.unwrap_or(Float::F16)).map_err(|e| e.to_string())?;
+        Affine::new(bits, group_size, scale_dtype.unwrap_or(Float::F16))
+            .map_err(|e| e.to_string())?;
         Ok(Self::Affine { bits, group_size, scale_dtype })
     }
 
@@ -101,13 +102,19 @@ impl FromStr for Wish {
         let codes = codes.strip_prefix('q').ok_or_else(wrong)?;
         let (bits, group) = codes.split_once('g').unwrap_or((codes, ""));
         let bits = bits.parse().map_err(|_| wrong())?;
-        let group = if codes.contains('g') { group.parse().map_err(|_| wrong())? } else { DEFAULT_GROUP_SIZE };
+        let group = if codes.contains('g') {
+            group.parse().map_err(|_| wrong())?
+        } else {
+            DEFAULT_GROUP_SIZE
+        };
         Self::affine(bits, group, dtype)
     }
 }
 
 fn float(name: &str) -> Option<Float> {
-    [Float::F32, Float::F16, Float::Bf16].into_iter().find(|f| f.name() == name)
+    [Float::F32, Float::F16, Float::Bf16]
+        .into_iter()
+        .find(|f| f.name() == name)
 }
 
 #[derive(Deserialize)]
@@ -124,7 +131,8 @@ impl Serialize for Wish {
         let Self::Affine { bits, group_size, scale_dtype } = self else {
             return serializer.collect_str(self);
         };
-        let mut map = serializer.serialize_struct("Affine", 2 + usize::from(scale_dtype.is_some()))?;
+        let mut map =
+            serializer.serialize_struct("Affine", 2 + usize::from(scale_dtype.is_some()))?;
         map.serialize_field("bits", bits)?;
         map.serialize_field("group_size", group_size)?;
         match scale_dtype {
@@ -188,9 +196,13 @@ impl<'de> Deserialize<'de> for Fallback {
             }
 
             fn visit_u64<E: serde::de::Error>(self, group: u64) -> Result<Fallback, E> {
-                let known = Affine::GROUP_SIZES.into_iter().find(|g| u64::from(*g) == group);
+                let known = Affine::GROUP_SIZES
+                    .into_iter()
+                    .find(|g| u64::from(*g) == group);
                 known.map(Fallback::Group).ok_or_else(|| {
-                    E::custom(format!("fallback: expected a group size of 32, 64 or 128, found {group}"))
+                    E::custom(format!(
+                        "fallback: expected a group size of 32, 64 or 128, found {group}"
+                    ))
                 })
             }
 

@@ -77,12 +77,17 @@ impl Match {
     /// Whether role and layer hold, of `layers` in all.
     pub fn holds(&self, role: Role, layer: Option<u32>, layers: u32) -> bool {
         self.role.as_ref().is_none_or(|roles| roles.contains(role))
-            && self.layer.as_ref().is_none_or(|l| layer.is_some_and(|layer| l.contains(layer, layers)))
+            && self
+                .layer
+                .as_ref()
+                .is_none_or(|l| layer.is_some_and(|layer| l.contains(layer, layers)))
     }
 
     /// Whether the name holds.
     pub fn holds_name(&self, name: &str) -> bool {
-        self.name.as_ref().is_none_or(|glob| matches_glob(glob, name))
+        self.name
+            .as_ref()
+            .is_none_or(|glob| matches_glob(glob, name))
     }
 }
 
@@ -190,20 +195,26 @@ impl Recipe {
     /// # Errors
     /// Text of another form, an unknown role or encoding.
     pub fn with_overrides(mut self, overrides: &[String]) -> Result<Self, RecipeError> {
-        let rules: Result<Vec<_>, _> = overrides.iter().map(|text| self.override_rule(text)).collect();
+        let rules: Result<Vec<_>, _> = overrides
+            .iter()
+            .map(|text| self.override_rule(text))
+            .collect();
         self.rules.splice(0..0, rules?);
         Ok(self)
     }
 
     fn override_rule(&self, text: &str) -> Result<Rule, RecipeError> {
         let wrong = |detail: String| RecipeError::Override { text: text.to_owned(), detail };
-        let (role, encoding) = text
-            .split_once('=')
-            .ok_or_else(|| wrong("expected ROLE=ENCODING, as in expert.down_proj=q4g32".to_owned()))?;
+        let (role, encoding) = text.split_once('=').ok_or_else(|| {
+            wrong("expected ROLE=ENCODING, as in expert.down_proj=q4g32".to_owned())
+        })?;
         let roles = Roles::new(vec![role.to_owned()]).map_err(wrong)?;
         let encoding = encoding.parse().map_err(wrong)?;
         let like = self.rules.iter().find(|rule| {
-            rule.matches.role.as_ref().is_none_or(|known| known.shares_any(&roles))
+            rule.matches
+                .role
+                .as_ref()
+                .is_none_or(|known| known.shares_any(&roles))
         });
         Ok(Rule {
             matches: Match { role: Some(roles), ..Match::default() },
@@ -243,14 +254,32 @@ mod tests {
     fn wrong_recipes_are_refused_with_the_reason() {
         for (json, expected) in [
             (r#"{"name":"x","rules":[]}"#, "rules: expected at least one, found none"),
-            (r#"{"name":"x","rules":[{"encoding":"q5g64"}]}"#, "bits: expected 2, 3, 4, 6 or 8, found 5"),
-            (r#"{"name":"x","rules":[{"encoding":"int4"}]}"#, "encoding: expected keep, f16, bf16, f32 or like q4g64, found `int4`"),
+            (
+                r#"{"name":"x","rules":[{"encoding":"q5g64"}]}"#,
+                "bits: expected 2, 3, 4, 6 or 8, found 5",
+            ),
+            (
+                r#"{"name":"x","rules":[{"encoding":"int4"}]}"#,
+                "encoding: expected keep, f16, bf16, f32 or like q4g64, found `int4`",
+            ),
             (r#"{"name":"x","rules":[{"encoding":{"bits":4}}]}"#, "missing field `group_size`"),
-            (r#"{"name":"x","rules":[{"encoding":{"bits":4,"group_size":48}}]}"#, "group_size: expected 32, 64 or 128, found 48"),
-            (r#"{"name":"x","rules":[{"match":{"role":"experts.*"},"encoding":"keep"}]}"#, "unknown role `experts.*`: expected "),
-            (r#"{"name":"x","rules":[{"match":{"layer":"4..2"},"encoding":"keep"}]}"#, "layer: expected like `3`, `0..4`, `first 2` or `last 2`, found `4..2`"),
+            (
+                r#"{"name":"x","rules":[{"encoding":{"bits":4,"group_size":48}}]}"#,
+                "group_size: expected 32, 64 or 128, found 48",
+            ),
+            (
+                r#"{"name":"x","rules":[{"match":{"role":"experts.*"},"encoding":"keep"}]}"#,
+                "unknown role `experts.*`: expected ",
+            ),
+            (
+                r#"{"name":"x","rules":[{"match":{"layer":"4..2"},"encoding":"keep"}]}"#,
+                "layer: expected like `3`, `0..4`, `first 2` or `last 2`, found `4..2`",
+            ),
             (r#"{"name":"x","rules":[{"encoding":"keep","bits":3}]}"#, "unknown field `bits`"),
-            (r#"{"name":"x","scale_dtype":"f32","rules":[{"encoding":"keep"}]}"#, "scale_dtype: expected f16 or bf16, found f32"),
+            (
+                r#"{"name":"x","scale_dtype":"f32","rules":[{"encoding":"keep"}]}"#,
+                "scale_dtype: expected f16 or bf16, found f32",
+            ),
         ] {
             let error = Recipe::parse("x.json", json).unwrap_err().to_string();
             assert!(error.starts_with("recipe `x.json`: ") && error.contains(expected), "{error}");
@@ -270,7 +299,11 @@ mod tests {
             ("head=q4", "`head=q4`: unknown role `head`"),
             ("lm_head=q7", "`lm_head=q7`: bits: expected"),
         ] {
-            let error = recipe.clone().with_overrides(&[text.to_owned()]).unwrap_err().to_string();
+            let error = recipe
+                .clone()
+                .with_overrides(&[text.to_owned()])
+                .unwrap_err()
+                .to_string();
             assert!(error.starts_with(expected), "{error}");
         }
     }

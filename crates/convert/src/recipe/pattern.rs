@@ -131,7 +131,11 @@ impl TryFrom<OneOrMany> for Layers {
     type Error = String;
     fn try_from(raw: OneOrMany) -> Result<Self, String> {
         let texts = Vec::from(raw);
-        texts.iter().map(|text| text.parse()).collect::<Result<_, _>>().map(Self)
+        texts
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 }
 
@@ -176,7 +180,10 @@ impl FromStr for LayerRange {
         } else if let Some(n) = text.strip_prefix("last ") {
             number(n).map(Self::Last)
         } else if let Some((from, to)) = text.split_once("..") {
-            number(from).zip(number(to)).filter(|(from, to)| from < to).map(|(a, b)| Self::Between(a, b))
+            number(from)
+                .zip(number(to))
+                .filter(|(from, to)| from < to)
+                .map(|(a, b)| Self::Between(a, b))
         } else {
             number(text).map(Self::One)
         };

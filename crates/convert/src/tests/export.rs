@@ -1,0 +1,76 @@
+//! Exported checkpoints hold what the bundle stands for.
+
+use shardwright_format::Bundle;
+use shardwright_format::arch::Inventory;
+use shardwright_format::checkpoint::{Checkpoint, read_view};
+use shardwright_format::io::AlignedBuf;
+use shardwright_quant::{Backend, Float, Matrix, widen};
+
+use super::{CHECKPOINTS, Case, contents};
+use crate::{ExportDtype, ExportOptions, to_hf};
+
+/// The values of every tensor of a unit, by the checkpoint's view of it.
+fn check(bundle: &Bundle, exported: &Checkpoint, dtype: ExportDtype) {
+    let inventory = Inventory::new(exported, None).unwrap();
+    let (mut stored, mut read) = (AlignedBuf::default(), AlignedBuf::default());
+    for (unit, tensors) in &inventory.units {
+        bundle.read(*unit, &mut stored).unwrap();
+        let layout = bundle.layout(*unit).unwrap();
+        for (entry, tensor) in layout.tensors.iter().zip(tensors) {
+            let len = entry.byte_len().unwrap() as usize;
+            let bytes = &stored.as_slice()[entry.offset as usize..][..len];
+            let (rows, cols) = (entry.rows as usize, entry.cols as usize);
+            let matrix = Matrix::new(entry.encoding, rows, cols, bytes).unwrap();
+            let mut expected = vec![0.0; rows * cols];
+            matrix.dequantize(Backend::detect(), 0..rows, &mut expected);
+            read_view(exported, &tensor.view, 0..tensor.rows, tensor.cols, &mut read).unwrap();
+            let mut found = vec![0.0; rows * cols];
+            widen(tensor.view.dtype, read.as_slice(), &mut found);
+            if dtype == ExportDtype::Source {
+                assert_eq!(tensor.view.dtype, entry.source.dtype);
+                for x in &mut expected {
+                    *x = entry.source.dtype.round(*x);
+                }
+            } else {
+                assert_eq!(tensor.view.dtype, Float::F32);
+            }
+            assert_eq!(found, expected, "{unit} {}", entry.role);
+        }
+    }
+}
+
+#[test]
+fn exported_weights_are_the_dequantized_ones() {
+    for name in CHECKPOINTS {
+        for (dtype, file_limit) in
+            [(ExportDtype::F32, 5_000_000_000), (ExportDtype::Source, 40_000)]
+        {
+            let case = Case::of(name, "q4");
+            let dir = tempfile::tempdir().unwrap();
+            case.convert(&dir.path().join("b"), 2).unwrap();
+            let bundle = Bundle::open(&dir.path().join("b")).unwrap();
+            let out = dir.path().join("hf");
+            let files = to_hf(&bundle, &out, &ExportOptions { dtype, file_limit }).unwrap();
+            let sizes: Vec<_> = files
+                .iter()
+                .filter(|f| f.path.ends_with(".safetensors"))
+                .collect();
+            assert_eq!(sizes.len() > 1, dtype == ExportDtype::Source, "{name}");
+            let exported = Checkpoint::open(&out).unwrap();
+            let names: Vec<_> = exported.tensors().keys().collect();
+            let original = case.checkpoint.tensors();
+            assert!(
+                names
+                    .iter()
+                    .all(|n| exported.tensors()[*n].shape == original[*n].shape)
+            );
+            check(&bundle, &exported, dtype);
+            let config = String::from_utf8(contents(&out)["config.json"].clone()).unwrap();
+            assert!(dtype == ExportDtype::Source || !config.contains("float16"), "{config}");
+            let error = to_hf(&bundle, &out, &ExportOptions::default())
+                .unwrap_err()
+                .to_string();
+            assert!(error.ends_with("already exists; remove it or choose another name"), "{error}");
+        }
+    }
+}

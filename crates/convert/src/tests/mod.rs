@@ -1,0 +1,178 @@
+//! Whole conversions of small checkpoints.
+
+mod export;
+mod failures;
+mod plans;
+mod resume;
+mod sizes;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use shardwright_format::arch::Inventory;
+use shardwright_format::checkpoint::{Checkpoint, header};
+use shardwright_quant::{Float, narrow};
+
+use crate::{
+    ConversionReport, ConvertOptions, Plan, PlanOptions, Progress, Recipe, Result, convert,
+};
+
+/// Checkpoints that between them have every layout: one and two files, f16, bf16 and f32, fused
+/// and transposed experts, a shared expert, biases, a tied head.
+const CHECKPOINTS: &[&str] = &[
+    "golden/llama3",
+    "golden/llama-bias",
+    "golden/qwen2_moe",
+    "golden/qwen3-head",
+    "golden/qwen3_moe",
+    "golden/qwen3_moe-fused",
+    "golden/qwen3_moe-fused-t",
+    "golden/mixtral",
+];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fixtures")
+        .join(name)
+}
+
+/// A checkpoint, what is in it, and a plan.
+struct Case {
+    checkpoint: Checkpoint,
+    plan: Plan,
+}
+
+impl Case {
+    fn new(dir: &Path, recipe: &Recipe, options: PlanOptions) -> Result<Self> {
+        let checkpoint = Checkpoint::open(dir)?;
+        let inventory = Inventory::new(&checkpoint, None)?;
+        let plan = Plan::new(&checkpoint, &inventory, recipe, &options)?;
+        Ok(Self { checkpoint, plan })
+    }
+
+    fn of(name: &str, recipe: &str) -> Self {
+        let recipe = Recipe::builtin(recipe).unwrap();
+        Self::new(&fixture(name), &recipe, PlanOptions::default()).unwrap()
+    }
+
+    fn convert(&self, out: &Path, threads: usize) -> Result<ConversionReport> {
+        let cancel = AtomicBool::new(false);
+        self.run(out, &ConvertOptions { threads, resume: false, cancel: &cancel }, &|_| {})
+    }
+
+    fn resume(&self, out: &Path) -> Result<ConversionReport> {
+        let cancel = AtomicBool::new(false);
+        self.run(out, &ConvertOptions { threads: 2, resume: true, cancel: &cancel }, &|_| {})
+    }
+
+    fn run(
+        &self,
+        out: &Path,
+        options: &ConvertOptions<'_>,
+        progress: &dyn Fn(Progress),
+    ) -> Result<ConversionReport> {
+        convert(&self.plan, &self.checkpoint, out, options, progress)
+    }
+}
+
+/// Every file under `dir` and its bytes.
+fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        if entry.path().is_dir() {
+            let inner = contents(&entry.path()).into_iter();
+            files.extend(inner.map(|(path, bytes)| (format!("{name}/{path}"), bytes)));
+        } else {
+            files.insert(name, std::fs::read(entry.path()).unwrap());
+        }
+    }
+    files
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    for (path, bytes) in contents(from) {
+        let path = to.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+}
+
+/// A Llama of one layer with a hidden size of 64, in one file.
+struct Tiny {
+    dtype: Float,
+    intermediate: u64,
+    /// Tensor, value and what it becomes.
+    edits: Vec<(&'static str, usize, f32)>,
+}
+
+impl Default for Tiny {
+    fn default() -> Self {
+        Self { dtype: Float::F32, intermediate: 128, edits: Vec::new() }
+    }
+}
+
+impl Tiny {
+    fn write(&self, dir: &Path) {
+        std::fs::create_dir_all(dir).unwrap();
+        let config = format!(
+            r#"{{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 64,
+              "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "num_key_value_heads": 1, "intermediate_size": {}, "rms_norm_eps": 1e-5,
+              "max_position_embeddings": 128, "rope_theta": 10000.0, "tie_word_embeddings": true,
+              "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "{}"}}"#,
+            self.intermediate,
+            match self.dtype {
+                Float::F32 => "float32",
+                Float::F16 => "float16",
+                Float::Bf16 => "bfloat16",
+            }
+        );
+        std::fs::write(dir.join("config.json"), config).unwrap();
+        let wide = self.intermediate;
+        let layer = |name: &str| format!("model.layers.0.{name}.weight");
+        let tensors = vec![
+            ("model.embed_tokens.weight".to_owned(), vec![64, 64]),
+            (layer("input_layernorm"), vec![64]),
+            (layer("self_attn.q_proj"), vec![64, 64]),
+            (layer("self_attn.k_proj"), vec![32, 64]),
+            (layer("self_attn.v_proj"), vec![32, 64]),
+            (layer("self_attn.o_proj"), vec![64, 64]),
+            (layer("post_attention_layernorm"), vec![64]),
+            (layer("mlp.gate_proj"), vec![wide, 64]),
+            (layer("mlp.up_proj"), vec![wide, 64]),
+            (layer("mlp.down_proj"), vec![64, wide]),
+            ("model.norm.weight".to_owned(), vec![64]),
+        ];
+        let path = dir.join("model.safetensors");
+        let listed = tensors
+            .iter()
+            .map(|(name, shape)| (name.as_str(), self.dtype, shape.as_slice()));
+        let mut bytes = header::encode(&path, &[], listed).unwrap();
+        for (at, (name, shape)) in tensors.iter().enumerate() {
+            let mut values = noise(at as u32 + 1, shape.iter().product::<u64>() as usize);
+            for (_, index, value) in self
+                .edits
+                .iter()
+                .filter(|(edited, ..)| name.contains(edited))
+            {
+                values[*index] = *value;
+            }
+            let start = bytes.len();
+            bytes.resize(start + values.len() * self.dtype.size(), 0);
+            narrow(self.dtype, &values, &mut bytes[start..]);
+        }
+        std::fs::write(path, bytes).unwrap();
+    }
+}
+
+/// Numbers between -1 and 1 that look random.
+fn noise(seed: u32, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}

@@ -1,0 +1,183 @@
+//! Recipes against checkpoints.
+
+use shardwright_format::manifest::Codec;
+use shardwright_format::{Role, Unit};
+use shardwright_quant::Method;
+
+use super::{CHECKPOINTS, Case, fixture};
+use crate::recipe::Wish;
+use crate::{PlanOptions, Recipe, Result};
+
+fn plan(name: &str, json: &str) -> Result<Case> {
+    let recipe = Recipe::parse("test", json)?;
+    Case::new(&fixture(name), &recipe, PlanOptions::default())
+}
+
+fn refusal(name: &str, json: &str) -> String {
+    plan(name, json).err().unwrap().to_string()
+}
+
+#[test]
+fn rules_and_tensors_must_meet() {
+    for (json, expected) in [
+        (
+            r#"{"name":"t","rules":[{"match":{"role":"router"},"encoding":"keep"},{"encoding":"keep"}]}"#,
+            "recipe `t`: rule 1 (router) matches nothing in this checkpoint",
+        ),
+        (
+            r#"{"name":"t","rules":[{"match":{"role":"mlp.*","layer":"9"},"encoding":"keep"},{"encoding":"keep"}]}"#,
+            "recipe `t`: rule 1 (mlp.*; layers 9) matches nothing in this checkpoint",
+        ),
+        (
+            r#"{"name":"t","rules":[{"match":{"role":["attention.*","norm.*"]},"encoding":"q4"}]}"#,
+            "recipe `t`: no rule matches tensor `model.embed_tokens.weight` (embed_tokens)",
+        ),
+        (
+            r#"{"name":"t","rules":[{"encoding":"q4g64"}]}"#,
+            "recipe `t`: tensor `model.layers.0.mlp.down_proj.weight` (mlp.down_proj): group size 64 \
+             does not divide 96 columns, and rule 1 (everything) names no fallback",
+        ),
+        (
+            r#"{"name":"t","rules":[{"encoding":"q4g64","fallback":[128]}]}"#,
+            "recipe `t`: tensor `model.layers.0.mlp.down_proj.weight` (mlp.down_proj): group size 64 \
+             does not divide 96 columns, and rule 1 (everything) names none that does",
+        ),
+    ] {
+        assert_eq!(refusal("golden/llama3", json), expected);
+    }
+}
+
+#[test]
+fn experts_of_a_layer_are_stored_alike() {
+    let json = r#"{"name":"t","rules":[
+        {"match":{"name":"*.experts.0.*"},"encoding":"keep"},{"encoding":"q4g32"}]}"#;
+    let error = refusal("golden/qwen3_moe", json);
+    assert!(
+        error.starts_with("recipe `t`: rule 1 (name *.experts.0.*) matches `model.layers."),
+        "{error}"
+    );
+    assert!(error.ends_with("; all experts of a layer are stored alike"), "{error}");
+}
+
+#[test]
+fn fallbacks_and_leftovers_are_reported() {
+    let json = r#"{"name":"t","rules":[
+        {"match":{"role":"embed_tokens"},"encoding":"keep"},
+        {"match":{"role":"lm_head"},"encoding":"keep","optional":true},
+        {"match":{"role":"mlp.down_proj"},"encoding":"q4g64","fallback":[128,32]},
+        {"encoding":"q4g128","fallback":["keep"]}]}"#;
+    let case = plan("golden/llama3", json).unwrap();
+    let down = &case
+        .plan
+        .fallbacks
+        .iter()
+        .find(|f| f.role == Role::DownProj)
+        .unwrap();
+    assert_eq!(
+        (down.wanted.as_str(), down.used.as_str(), down.reason.as_str()),
+        ("q4g64", "q4 g32 bf16", "group size 64 does not divide 96 columns")
+    );
+    let reasons = |role| {
+        case.plan
+            .leftovers
+            .iter()
+            .find(|l| l.role == role)
+            .map(|l| l.reason.as_str())
+    };
+    assert_eq!(reasons(Role::EmbedTokens), Some("rule 1 (embed_tokens) keeps it"));
+    assert_eq!(reasons(Role::QProj), Some("fallback of rule 4 (everything)"));
+    // Vectors are no leftovers: they are never quantized.
+    assert_eq!(reasons(Role::InputNorm), None);
+    let layout = case.plan.layout(Unit::Layer(0)).unwrap();
+    assert_eq!(layout.find(Role::InputNorm).unwrap().encoding.label(), "bf16");
+}
+
+#[test]
+fn scales_take_the_type_of_the_source_unless_told() {
+    for (name, recipe, expected) in [
+        ("golden/llama3", r#"{"name":"t","rules":[{"encoding":"q4g32"}]}"#, "q4 g32 bf16"),
+        ("golden/mistral", r#"{"name":"t","rules":[{"encoding":"q4g32"}]}"#, "q4 g32 f16"),
+        (
+            "golden/mistral",
+            r#"{"name":"t","scale_dtype":"bf16","rules":[{"encoding":"q4g32"}]}"#,
+            "q4 g32 bf16",
+        ),
+        (
+            "golden/llama3",
+            r#"{"name":"t","scale_dtype":"bf16","rules":[{"encoding":"q4g32:f16"}]}"#,
+            "q4 g32 f16",
+        ),
+    ] {
+        let case = plan(name, recipe).unwrap();
+        let layout = case.plan.layout(Unit::Embedding).unwrap();
+        assert_eq!(layout.tensors[0].encoding.label(), expected);
+    }
+}
+
+#[test]
+fn bits_per_weight_counts_everything_but_vectors() {
+    let uniform = Recipe::uniform("q4g32".parse::<Wish>().unwrap(), Method::default());
+    let case = Case::new(&fixture("golden/qwen2_moe"), &uniform, PlanOptions::default()).unwrap();
+    assert_eq!(case.plan.summary.bits_per_weight, 5.0);
+    let rules: u64 = case.plan.rules.iter().map(|r| r.bytes).sum();
+    assert_eq!(rules, case.plan.summary.tensor_bytes);
+}
+
+#[test]
+fn the_recipe_in_the_manifest_makes_the_same_plan() {
+    for name in CHECKPOINTS {
+        let overrides = ["attention.*=q8g32:bf16".to_owned()];
+        let recipe = Recipe::builtin("q3")
+            .unwrap()
+            .with_overrides(&overrides)
+            .unwrap();
+        let first = Case::new(&fixture(name), &recipe, PlanOptions::default()).unwrap();
+        let again = Recipe::parse("again", &first.plan.manifest.recipe.to_string()).unwrap();
+        let second = Case::new(&fixture(name), &again, PlanOptions::default()).unwrap();
+        assert_eq!(first.plan, second.plan);
+    }
+}
+
+#[test]
+fn an_alignment_that_bundles_cannot_have_is_refused() {
+    for alignment in [0, 2048, 5000, 1 << 21] {
+        let options = PlanOptions { alignment, codec: Codec::None, threads: 1 };
+        let error = Case::new(&fixture("golden/llama3"), &Recipe::builtin("q4").unwrap(), options);
+        assert_eq!(
+            error.err().unwrap().to_string(),
+            format!("alignment: expected a power of two from 4096 to 1048576, found {alignment}")
+        );
+    }
+}
+
+/// With 4 bits, groups of 64 and bf16 scales an expert is the record that the flash-moe engines
+/// read: components in their order, at their offsets, without gaps.
+#[test]
+fn expert_records_are_those_of_flash_moe() {
+    let text = std::fs::read_to_string(fixture("vectors/mlx_affine.json")).unwrap();
+    let vectors: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let expected = &vectors["expert_record"];
+    let recipe = Recipe::parse(
+        "t",
+        r#"{"name":"t","rules":[{"encoding":"q4g64:bf16","fallback":["keep"]}]}"#,
+    )
+    .unwrap();
+    let case = Case::new(&fixture("fixture-2m"), &recipe, PlanOptions::default()).unwrap();
+    let shards = &case.plan.manifest.experts[0];
+    let mut offset = 0;
+    let mut components = expected["components"].as_array().unwrap().iter();
+    for tensor in shards.tensors.iter() {
+        let parts = tensor.encoding.parts(tensor.rows, tensor.cols).unwrap();
+        assert_eq!(tensor.offset, offset);
+        let short = tensor.role.name().strip_prefix("expert.").unwrap();
+        for (part, bytes) in
+            [("weight", parts.weight), ("scales", parts.scales), ("biases", parts.biases)]
+        {
+            let component = components.next().unwrap();
+            assert_eq!(component["name"], format!("{short}.{part}"));
+            offset += bytes;
+        }
+    }
+    assert_eq!(shards.len, offset);
+    assert!(components.next().is_none());
+}

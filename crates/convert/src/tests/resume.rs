@@ -1,0 +1,141 @@
+//! Interruptions anywhere end in the same bytes.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use shardwright_format::manifest::Codec;
+
+use super::{Case, Tiny, contents, copy_dir, fixture};
+use crate::{ConvertError, ConvertOptions, PlanOptions, Progress, Recipe, partial_path};
+
+/// Converts until `count` shards are done, then stops.
+fn interrupt(case: &Case, out: &Path, count: usize) {
+    let cancel = AtomicBool::new(count == 0);
+    let options = ConvertOptions { threads: 2, resume: false, cancel: &cancel };
+    let watch = |progress: Progress| {
+        if progress.shards >= count {
+            cancel.store(true, Ordering::Relaxed);
+        }
+    };
+    match case.run(out, &options, &watch) {
+        Err(ConvertError::Cancelled { done, total, .. }) => assert!(done < total),
+        // The last shards may be done before the flag is seen.
+        other => assert!(other.is_ok(), "{other:?}"),
+    }
+}
+
+#[test]
+fn a_cancelled_conversion_ends_like_one_that_was_not() {
+    for codec in [Codec::None, Codec::Zstd] {
+        let options = PlanOptions { codec, ..PlanOptions::default() };
+        let recipe = Recipe::builtin("q4").unwrap();
+        let case = Case::new(&fixture("golden/qwen3_moe-fused"), &recipe, options).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let whole = dir.path().join("whole");
+        case.convert(&whole, 2).unwrap();
+        let expected = contents(&whole);
+        for count in 0..case.plan.units().count() {
+            let out = dir.path().join(count.to_string());
+            interrupt(&case, &out, count);
+            if !out.exists() {
+                case.resume(&out).unwrap();
+            }
+            assert!(contents(&out) == expected, "{codec:?} {count}");
+            assert!(!partial_path(&out).exists());
+        }
+    }
+}
+
+#[test]
+fn a_ledger_cut_anywhere_is_enough() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    copy_dir(&fixture("golden/qwen2_moe"), &source);
+    std::fs::write(source.join("note.txt"), "a").unwrap();
+    let recipe = Recipe::builtin("q4").unwrap();
+    let case = Case::new(&source, &recipe, PlanOptions::default()).unwrap();
+    let whole = dir.path().join("whole");
+    case.convert(&whole, 2).unwrap();
+    let expected = contents(&whole);
+    // Stopped by a copy that is not what was planned, after the last shard.
+    std::fs::write(source.join("note.txt"), "ab").unwrap();
+    let left = dir.path().join("left");
+    let error = case.convert(&left, 2).unwrap_err().to_string();
+    assert!(error.ends_with("changed during the conversion: expected 1 bytes, found 2"), "{error}");
+    std::fs::write(source.join("note.txt"), "a").unwrap();
+    let left = partial_path(&left);
+    let ledger = std::fs::read(left.join("ledger.jsonl")).unwrap();
+    for cut in (0..ledger.len()).step_by(ledger.len() / 23) {
+        let out = dir.path().join(format!("cut-{cut}"));
+        copy_dir(&left, &partial_path(&out));
+        std::fs::write(partial_path(&out).join("ledger.jsonl"), &ledger[..cut]).unwrap();
+        case.resume(&out).unwrap();
+        assert!(contents(&out) == expected, "{cut}");
+    }
+}
+
+/// Stops a conversion after its first shard: the second holds what cannot be converted. Gives the
+/// checkpoint without that.
+fn fail_once(source: &Path, out: &Path) -> Case {
+    let open = || {
+        let recipe = Recipe::builtin("q4").unwrap();
+        Case::new(source, &recipe, PlanOptions::default()).unwrap()
+    };
+    Tiny { edits: vec![("model.norm", 0, f32::NAN)], ..Tiny::default() }.write(source);
+    open().convert(out, 1).unwrap_err();
+    Tiny::default().write(source);
+    open()
+}
+
+#[test]
+fn a_shard_that_never_reached_the_disk_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let case = fail_once(&dir.path().join("source"), &out);
+    let whole = dir.path().join("whole");
+    case.convert(&whole, 1).unwrap();
+    let shards = partial_path(&out).join("bundle/dense-000.bin");
+    let len = std::fs::metadata(&shards).unwrap().len();
+    std::fs::write(&shards, vec![0xa5; len as usize]).unwrap();
+    case.resume(&out).unwrap();
+    assert!(contents(&out) == contents(&whole));
+}
+
+#[test]
+fn a_ledger_of_something_else_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+    fail_once(&source, &out);
+    let open = |recipe: &str, alignment| {
+        let options = PlanOptions { alignment, ..PlanOptions::default() };
+        Case::new(&source, &Recipe::builtin(recipe).unwrap(), options).unwrap()
+    };
+    let partial = partial_path(&out);
+    let refused = |case: &Case, expected: &str| {
+        let error = case.resume(&out).unwrap_err().to_string();
+        let begun = format!("{}: cannot resume: it was begun with {expected}", partial.display());
+        assert_eq!(error, begun);
+    };
+    refused(&open("q3", 16384), "another recipe (`q4`, now `q3`)");
+    refused(&open("q4", 4096), "another alignment or codec");
+    Tiny { edits: vec![("embed_tokens", 5, 0.25)], ..Tiny::default() }.write(&source);
+    refused(
+        &open("q4", 16384),
+        "another checkpoint: the weights of embedding in `model.safetensors` differ",
+    );
+    Tiny { intermediate: 192, ..Tiny::default() }.write(&source);
+    refused(&open("q4", 16384), "another checkpoint: `model.safetensors` differs");
+}
+
+#[test]
+fn a_bundle_that_only_lacks_the_removal_of_its_ledger_is_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let case = fail_once(&dir.path().join("source"), &out);
+    let ledger = std::fs::read(partial_path(&out).join("ledger.jsonl")).unwrap();
+    let report = case.resume(&out).unwrap();
+    std::fs::create_dir(partial_path(&out)).unwrap();
+    std::fs::write(partial_path(&out).join("ledger.jsonl"), ledger).unwrap();
+    assert_eq!(case.resume(&out).unwrap(), report);
+    assert!(!partial_path(&out).exists());
+}
