@@ -79,5 +79,7 @@ fn environment() -> Environment<'static> {
     environment.add_filter("bytes", bytes);
     environment.add_filter("percent", |share: f64| format!("{:.2} %", 100.0 * share));
     environment.add_filter("plain", |value: f64| format!("{value:.6}"));
+    environment.add_filter("fixed", |value: f64| format!("{value:.3}"));
+    environment.add_filter("decibel", |value: f64| format!("{value:.2} dB"));
     environment
 }

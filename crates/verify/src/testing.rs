@@ -209,7 +209,7 @@ impl Maker<'_> {
             .storage
             .bits
             .map(|bits| Affine::new(bits, 32, Float::Bf16).unwrap());
-        let fits = affine.filter(|_| tensor.rows > 1 && tensor.cols % 32 == 0);
+        let fits = affine.filter(|_| tensor.rows > 1 && tensor.cols.is_multiple_of(32));
         Unplaced {
             role: tensor.role,
             encoding: fits.map_or(Encoding::from(tensor.view.dtype), Encoding::Affine),

@@ -32,7 +32,7 @@ impl LayerDrift {
             .par_chunks(hidden * CHUNK)
             .zip(candidate.par_chunks(hidden * CHUNK));
         let sums: Vec<Sums> = chunks.map(|(x, y)| Sums::of(x, y, hidden)).collect();
-        let total = sums.iter().fold(Sums::default(), |a, b| a.plus(b));
+        let total = sums.iter().fold(Sums::default(), Sums::plus);
         let tokens = (original.len() / hidden).max(1) as f64;
         let rmse = if total.error == 0.0 { 0.0 } else { (total.error / total.size).sqrt() };
         Self { layer, rmse, increase: rmse - before, cosine: total.cosine / tokens }
@@ -92,6 +92,10 @@ mod tests {
         let drift = LayerDrift::new(None, &[3.0, 0.0, 4.0, 0.0], &[3.0, 0.0, 4.0, 4.0], 2, 0.5);
         assert_eq!(drift.rmse, 0.8);
         assert!((drift.increase - 0.3).abs() < 1e-15);
-        assert!((drift.cosine - (1.0 + 0.5f64.sqrt()) / 2.0).abs() < 1e-15, "{}", drift.cosine);
+        assert!(
+            (drift.cosine - f64::midpoint(1.0, 0.5f64.sqrt())).abs() < 1e-15,
+            "{}",
+            drift.cosine
+        );
     }
 }

@@ -195,9 +195,9 @@ impl Pair<'_> {
 /// Rows of `stream: [tokens, hidden]`.
 fn gather(stream: &[f32], positions: &[usize], hidden: usize, rows: &mut Vec<f32>) {
     rows.clear();
-    positions
-        .iter()
-        .for_each(|at| rows.extend(&stream[at * hidden..][..hidden]));
+    for at in positions {
+        rows.extend(&stream[at * hidden..][..hidden]);
+    }
 }
 
 fn not_finite(at: usize, windows: Windows) -> VerifyError {

@@ -169,7 +169,9 @@ pub(super) fn tensor(
     // In the order of rows: sums of floats depend on it.
     let compared: Vec<Comparison> = compared.collect::<Result<_>>()?;
     let mut all = Comparison::default();
-    compared.iter().for_each(|tile| all.merge(tile));
+    for tile in &compared {
+        all.merge(tile);
+    }
     Ok(all)
 }
 
@@ -206,9 +208,10 @@ impl Tile {
         if let Some(float) = entry.encoding.float() {
             let size = float.size() * cols;
             let found = &matrix.weight()[rows.start * size..rows.end * size];
-            let expected = match view.dtype == float {
-                true => self.source_bytes.as_slice(),
-                false => round(float, &self.source, &mut self.rounded),
+            let expected = if view.dtype == float {
+                self.source_bytes.as_slice()
+            } else {
+                round(float, &self.source, &mut self.rounded)
             };
             let differing = expected
                 .chunks(float.size())

@@ -118,7 +118,7 @@ impl FileMap<'_> {
 pub(super) fn scan(dir: &Path, map: &FileMap<'_>, meter: &Meter<'_>) -> Result<Scan> {
     let mut whole = blake3::Hasher::new();
     let mut shards = Shards::new(&map.shards);
-    let mut gaps = Gaps { gaps: &map.gaps, next: 0, dirt: vec![None; map.gaps.len()] };
+    let mut gaps = Gaps { expected: &map.gaps, next: 0, dirt: vec![None; map.gaps.len()] };
     let len = stream(&dir.join(&map.entry.path), meter, |offset, bytes| {
         whole.update(bytes);
         shards.update(offset, bytes);
@@ -136,19 +136,19 @@ fn overlap(start: u64, end: u64, offset: u64, bytes: &[u8]) -> &[u8] {
 
 /// Hashes of the shards that have passed whole.
 struct Shards<'a> {
-    shards: &'a [Shard],
+    expected: &'a [Shard],
     current: blake3::Hasher,
     hashes: Vec<Option<Hash>>,
 }
 
 impl<'a> Shards<'a> {
     fn new(shards: &'a [Shard]) -> Self {
-        Self { shards, current: blake3::Hasher::new(), hashes: Vec::new() }
+        Self { expected: shards, current: blake3::Hasher::new(), hashes: Vec::new() }
     }
 
     fn update(&mut self, offset: u64, bytes: &[u8]) {
         let limit = offset + bytes.len() as u64;
-        while let Some(shard) = self.shards.get(self.hashes.len()) {
+        while let Some(shard) = self.expected.get(self.hashes.len()) {
             self.current
                 .update(overlap(shard.start, shard.end, offset, bytes));
             if shard.end > limit {
@@ -162,7 +162,7 @@ impl<'a> Shards<'a> {
 
 /// The first byte of each gap that is not zero.
 struct Gaps<'a> {
-    gaps: &'a [Gap],
+    expected: &'a [Gap],
     /// The first gap whose end has not passed.
     next: usize,
     dirt: Vec<Option<(u64, u8)>>,
@@ -171,7 +171,7 @@ struct Gaps<'a> {
 impl Gaps<'_> {
     fn update(&mut self, offset: u64, bytes: &[u8]) {
         let limit = offset + bytes.len() as u64;
-        while let Some(gap) = self.gaps.get(self.next) {
+        while let Some(gap) = self.expected.get(self.next) {
             let part = overlap(gap.start, gap.end, offset, bytes);
             if let Some(at) = part.iter().position(|&b| b != 0) {
                 let place = gap.start.max(offset) + at as u64;
@@ -207,7 +207,7 @@ mod tests {
         let gaps = [gap(10, 12, true), gap(40, 50, false), gap(70, 75, true), gap(95, 110, false)];
         for block in 1..=100 {
             let mut shards = Shards::new(&list);
-            let mut found = Gaps { gaps: &gaps, next: 0, dirt: vec![None; gaps.len()] };
+            let mut found = Gaps { expected: &gaps, next: 0, dirt: vec![None; gaps.len()] };
             for (i, bytes) in bytes.chunks(block).enumerate() {
                 shards.update((i * block) as u64, bytes);
                 found.update((i * block) as u64, bytes);
