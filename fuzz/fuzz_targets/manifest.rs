@@ -1,0 +1,74 @@
+//! `manifest.json`, its own hash put right so that the rest is reached. What is accepted
+//! - is valid, and survives encoding and parsing;
+//! - has no field that was read over;
+//! - keeps every shard inside its file, aligned, and apart from the others.
+#![no_main]
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
+use shardwright_format::Manifest;
+
+const PREFIX: &[u8] = b"{\n  \"blake3\": \"";
+const DIGITS: std::ops::Range<usize> = PREFIX.len()..PREFIX.len() + 64;
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    shardwright_fuzz::mutate(data, size, max_size, seed)
+});
+
+fuzz_target!(|data: &[u8]| {
+    let path = Path::new("manifest.json");
+    let Ok(manifest) = Manifest::from_bytes(path, &hashed(data)) else { return };
+    manifest.validate().expect("what was accepted is valid");
+
+    let bytes = manifest.to_bytes();
+    let again = Manifest::from_bytes(path, &bytes).expect("what was written is read");
+    assert_eq!(again, Manifest { blake3: again.blake3, ..manifest.clone() });
+
+    let json = |bytes| serde_json::from_slice(bytes).expect("it is JSON");
+    let (mut given, mut kept): (serde_json::Value, serde_json::Value) = (json(data), json(&bytes));
+    given["blake3"] = kept["blake3"].take();
+    kept["blake3"] = given["blake3"].clone();
+    assert_eq!(shardwright_fuzz::lost(&given, &kept), None, "a field was read over");
+    check_places(&manifest);
+});
+
+fn hashed(data: &[u8]) -> Vec<u8> {
+    let mut bytes = data.to_vec();
+    if bytes.starts_with(PREFIX) && bytes.len() >= DIGITS.end {
+        bytes[DIGITS].fill(b'0');
+        let hash = blake3::hash(&bytes).to_hex();
+        bytes[DIGITS].copy_from_slice(hash.as_bytes());
+    }
+    bytes
+}
+
+/// Marks every shard's bytes in its file, by another way than the validator's.
+fn check_places(manifest: &Manifest) {
+    let mut files: BTreeMap<&str, (u64, Vec<(u64, u64)>)> = BTreeMap::new();
+    for file in &manifest.files {
+        let inside = Path::new(&file.path).components().all(|c| matches!(c, Component::Normal(_)));
+        assert!(inside && file.path != "manifest.json", "{}", file.path);
+        assert!(files.insert(&file.path, (file.size, Vec::new())).is_none(), "{}", file.path);
+    }
+    let mut claim = |name: &str, offset: u64, stored: u64| {
+        let (size, ranges) = files.get_mut(name).expect("a listed file");
+        let end = offset.checked_add(stored).expect("a range");
+        assert!(end <= *size && offset % manifest.alignment == 0, "{name}: {offset} {stored}");
+        ranges.push((offset, end));
+    };
+    for shard in &manifest.dense {
+        claim(&shard.file, shard.offset, shard.stored);
+    }
+    for experts in &manifest.experts {
+        for expert in 0..experts.blake3.len() as u32 {
+            let extent = experts.extent(expert).expect("an expert");
+            claim(&experts.file, extent.offset, extent.stored);
+        }
+    }
+    for (name, (_, ranges)) in &mut files {
+        ranges.sort_unstable();
+        assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{name}: {ranges:?}");
+    }
+}

@@ -1,0 +1,92 @@
+//! `reader.py`, which knows FORMAT.md and nothing of our code, reads what we write and agrees with
+//! our own dequantization to the bit.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::harness::{Scratch, root};
+
+/// Runs the reader; none where there is no Python, which the gate does not allow.
+fn reader(dir: &Path, args: &[&str]) -> Option<Output> {
+    let script = root().join("tests/reader.py");
+    let ran = Command::new("python3")
+        .arg("-B")
+        .arg(script)
+        .args(args)
+        .current_dir(dir)
+        .output();
+    match ran {
+        Ok(output) => Some(output),
+        Err(e) if std::env::var_os("CI").is_none() => {
+            eprintln!("skipped: python3: {e}");
+            None
+        }
+        Err(e) => panic!("python3: {e}"),
+    }
+}
+
+#[track_caller]
+fn holds(scratch: &Scratch, args: &[&str]) {
+    let Some(ran) = reader(&scratch.path(""), args) else { return };
+    let stderr = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!((ran.status.code(), &*stderr), (Some(0), ""), "{args:?}");
+    assert!(ran.stdout.iter().filter(|b| **b == b'\n').count() > 10, "a line per tensor");
+}
+
+#[track_caller]
+fn refuses(scratch: &Scratch, args: &[&str], expected: &str) {
+    let Some(ran) = reader(&scratch.path(""), args) else { return };
+    let stderr = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(1), "{args:?}: {stderr}");
+    assert!(stderr.contains(expected), "expected {expected}, found {stderr}");
+}
+
+/// A checkpoint of each kind, each in other bits and groups.
+#[test]
+fn an_independent_reader_agrees_on_every_encoding() {
+    for (case, args) in [
+        ("llama2", "--align 4KiB --bits 2 --group-size 32"),
+        ("llama3", "--align 4KiB --bits 3 --group-size 32 --scale-dtype f16"),
+        ("llama-bias", "--align 4KiB --bits 8 --group-size 32 --scale-dtype bf16"),
+        ("qwen2_moe", "--align 4KiB --bits 6 --group-size 32"),
+        ("olmoe", "--align 4KiB --bits 4 --group-size 32 --set router=f32"),
+        (
+            "qwen3_moe-fused-t",
+            "--align 64KiB --bits 4 --group-size 32 --set attention.q_proj=q3g64 \
+             --set attention.o_proj=q2g128",
+        ),
+    ] {
+        let scratch = Scratch::with(&format!("golden/{case}"));
+        scratch.ok(&format!("convert ckpt -o made.bundle {args}"));
+        scratch.ok("export made.bundle --to hf -o exported");
+        holds(&scratch, &["made.bundle", "--equals", "exported"]);
+    }
+}
+
+/// Unquantized, a bundle holds the checkpoint's own values, transposed and ignored ones among them.
+#[test]
+fn an_independent_reader_finds_the_source_in_an_unquantized_bundle() {
+    for case in ["llama2-inv-freq", "qwen2-old", "mixtral-fused", "qwen3_moe-fused-t"] {
+        let scratch = Scratch::with(&format!("golden/{case}"));
+        let recipe = r#"{"name": "keep", "rules": [{"encoding": "keep"}]}"#;
+        fs::write(scratch.path("keep.json"), recipe).unwrap();
+        scratch.ok("convert ckpt -o made.bundle --align 4KiB --recipe keep.json");
+        holds(&scratch, &["made.bundle", "--equals", "ckpt"]);
+    }
+}
+
+/// It can fail: each of its checks sees the damage meant for it.
+#[test]
+fn an_independent_reader_refuses_damage() {
+    let scratch = Scratch::with("golden/llama2");
+    scratch.ok("convert ckpt -o made.bundle --align 4KiB --bits 4 --group-size 32");
+    scratch.ok("export made.bundle --to hf -o exported");
+    let exported = "exported/model.safetensors";
+    scratch.edit_bytes(exported, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    refuses(&scratch, &["made.bundle", "--equals", "exported"], "differs in row");
+    scratch.edit_bytes("made.bundle/dense-000.bin", |bytes| bytes[100] ^= 1);
+    refuses(&scratch, &["made.bundle"], "dense-000.bin has hash");
+    scratch.edit_bytes("made.bundle/manifest.json", |bytes| bytes[200] ^= 1);
+    refuses(&scratch, &["made.bundle"], "manifest.json has hash");
+}
