@@ -178,15 +178,3 @@ fn what_cannot_run_is_said() {
     assert_eq!((report.verdict, report.fidelity.is_none()), (Verdict::Holds, true));
     report.to_html();
 }
-
-/// Writes a page to look at: `SHARDWRIGHT_PAGE=page.html cargo test -- --ignored page`.
-#[test]
-#[ignore = "for the eye"]
-fn page() {
-    let bundle = TestBundle::of(&trained(), FOUR_BITS);
-    let text = text();
-    let windows = Windows { limit: Some(30), ..Windows::of(256) };
-    let report = run(&Request { windows, ..request(&bundle, Some(&text), Thresholds::default()) });
-    println!("{report}");
-    fs::write(std::env::var("SHARDWRIGHT_PAGE").unwrap(), report.to_html()).unwrap();
-}
