@@ -1,1 +1,24 @@
-fn main() {}
+//! `shardwright`: commands, help, progress and exit codes over the workspace's libraries.
+
+mod args;
+mod bytes;
+mod cmd;
+mod failure;
+mod output;
+mod process;
+mod progress;
+mod signal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::Cli;
+use crate::output::Output;
+
+fn main() -> ExitCode {
+    failure::install_panic_hook();
+    let cli = Cli::parse();
+    let output = Output { json: cli.output.json, quiet: cli.output.quiet };
+    cmd::run(&cli.command, output).unwrap_or_else(|failure| failure.report(output.json))
+}

@@ -1,0 +1,67 @@
+//! Examples under each command's options.
+
+pub const MAIN: &str = "\
+The three jobs:
+  shardwright convert Qwen3-30B-A3B -o qwen3.bundle      make a bundle for a phone
+  shardwright verify qwen3.bundle --against Qwen3-30B-A3B --text eval.txt --max-kld 0.05
+                                                         refuse a bad one in CI
+  shardwright verify downloaded.bundle                   check somebody else's
+
+Exit codes: 0 done, or the bundle holds; 1 verify found something; 2 could not run (bad input, wrong
+options); 130 stopped by ctrl-c.
+`shardwright COMMAND --help` shows options and examples.";
+
+pub const INSPECT: &str = "\
+Examples:
+  shardwright inspect Qwen3-30B-A3B              architecture, parameters, roles, sizes
+  shardwright inspect qwen3.bundle --tensors     with the shard table
+  shardwright inspect qwen3.bundle --json | jq .bits_per_weight";
+
+pub const PLAN: &str = "\
+Examples:
+  shardwright plan Qwen3-30B-A3B                           the default recipe
+  shardwright plan Qwen3-30B-A3B --recipe q3               a built-in one
+  shardwright plan Qwen3-30B-A3B --bits 4 --group-size 32  every matrix alike
+  shardwright plan Qwen3-30B-A3B --set 'expert.*=q2' --set lm_head=q8
+
+Encodings of --set: keep, f32, f16, bf16, q2, q3, q4, q6, q8; with a group size q4g32, and with the
+type of its scales q4g32:bf16. Sizes in the plan are those that `convert` writes, to the byte.";
+
+pub const CONVERT: &str = "\
+Examples:
+  shardwright convert Qwen3-30B-A3B -o qwen3.bundle
+  shardwright convert Qwen3-30B-A3B -o qwen3.bundle --recipe q3 --threads 4
+  shardwright convert Qwen3-30B-A3B -o qwen3.bundle --resume       after ctrl-c or a crash
+  shardwright convert Qwen3-30B-A3B -o qwen3.bundle --codec zstd   for transport
+
+Nothing is left under the bundle's name until it is whole. Memory does not grow with the model.
+`shardwright plan` takes the same options and writes nothing.";
+
+pub const RUN: &str = "\
+Examples:
+  shardwright run qwen3.bundle --prompt 'Once upon a time' -n 100
+  shardwright run qwen3.bundle --prompt-file story.txt --memory 512MiB
+  shardwright run Qwen3-30B-A3B --prompt Hello              the original, unquantized
+  shardwright run qwen3.bundle --prompt Hello --temperature 0.8 --top-p 0.95 --seed 7
+
+Text goes to stdout as it is made, statistics to stderr (or all of it to stdout with --json).";
+
+pub const VERIFY: &str = "\
+Examples:
+  shardwright verify qwen3.bundle                              every byte is the one written
+  shardwright verify qwen3.bundle --against Qwen3-30B-A3B      and every weight close to its source
+  shardwright verify qwen3.bundle --against Qwen3-30B-A3B --text eval.txt --html report.html
+  shardwright verify qwen3.bundle --against Qwen3-30B-A3B --text eval.txt \\
+      --max-kld 0.05 --min-same-top 0.9 --max-ppl-ratio 1.05   a gate for CI
+
+Exit codes: 0 holds, 1 found something, 2 could not run.";
+
+pub const EXPORT: &str = "\
+Examples:
+  shardwright export qwen3.bundle --to hf -o qwen3-dequantized
+  shardwright export qwen3.bundle --to hf -o qwen3-dequantized --dtype source";
+
+pub const RECIPES: &str = "\
+Examples:
+  shardwright recipes                      the built-in ones
+  shardwright recipes moe-q3 > mine.json   one as a file, to change and give to --recipe";

@@ -1,0 +1,219 @@
+//! The command line: every command, option and example.
+
+mod help;
+mod recipe;
+mod verify;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::bytes;
+pub use recipe::{PlanArgs, RecipeArgs};
+pub use verify::{ThresholdArgs, VerifyArgs};
+
+/// Turns Hugging Face checkpoints of any size into bundles a phone can stream from flash, and proves
+/// what the conversion cost.
+#[derive(Debug, Parser)]
+#[command(name = "shardwright", version, after_help = help::MAIN, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Options of every command.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct OutputArgs {
+    /// Print the report as one JSON object; progress and errors become JSON lines on stderr
+    #[arg(long, global = true, display_order = 100)]
+    pub json: bool,
+    /// Show no progress
+    #[arg(short, long, global = true, display_order = 101)]
+    pub quiet: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what a checkpoint or bundle holds
+    Inspect(InspectArgs),
+    /// Show exactly what `convert` would write, and write nothing
+    Plan(PlanArgs),
+    /// Convert a checkpoint into a bundle
+    Convert(ConvertArgs),
+    /// Check a bundle: its bytes, its error against the original, its divergence on a text
+    Verify(VerifyArgs),
+    /// Generate text with a bundle or a checkpoint, inside a memory budget
+    Run(RunArgs),
+    /// Write a bundle's weights back as a Hugging Face checkpoint
+    Export(ExportArgs),
+    /// List the built-in recipes, or print one
+    Recipes(RecipesArgs),
+}
+
+/// `inspect`
+#[derive(Debug, Args)]
+#[command(after_help = help::INSPECT)]
+pub struct InspectArgs {
+    /// Directory of a checkpoint or a bundle
+    pub path: PathBuf,
+    /// List every tensor; of a bundle, every shard
+    #[arg(long)]
+    pub tensors: bool,
+    #[command(flatten)]
+    pub arch: ArchArgs,
+}
+
+/// `convert`
+#[derive(Debug, Args)]
+#[command(after_help = help::CONVERT)]
+pub struct ConvertArgs {
+    /// Directory to create
+    #[arg(short, long = "output", value_name = "BUNDLE")]
+    pub out: PathBuf,
+    /// Finish a conversion that was stopped; the result is the same to the byte
+    #[arg(long)]
+    pub resume: bool,
+    #[command(flatten)]
+    pub plan: PlanArgs,
+}
+
+/// `run`
+#[derive(Debug, Args)]
+#[command(after_help = help::RUN)]
+pub struct RunArgs {
+    /// Directory of a bundle, or of a checkpoint to run unquantized
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// Text to continue
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "prompt_file")]
+    pub prompt: Option<String>,
+    /// File that holds the text to continue; `-` is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub prompt_file: Option<PathBuf>,
+    /// Tokens to generate, fewer if the model ends its text
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    pub tokens: usize,
+    /// Memory for the whole process, such as 512MiB; without it, what the machine has free
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+    pub memory: Option<u64>,
+    /// Positions the KV cache has room for; without it, the prompt and the tokens asked for
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
+    #[command(flatten)]
+    pub arch: ArchArgs,
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// How `run` picks a token.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Only the K likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Only the likeliest tokens that together reach probability P
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Start of the random sequence; the same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Go on after the model ends its text
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+/// Where a checkpoint's architecture is described.
+#[derive(Debug, Args)]
+pub struct ArchArgs {
+    /// Table for a checkpoint whose `model_type` is not built in; see configs/arch
+    #[arg(long, value_name = "FILE")]
+    pub arch: Option<PathBuf>,
+}
+
+/// How many threads.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ThreadArgs {
+    /// Threads; without it, one per core. The result does not depend on it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl ThreadArgs {
+    /// The number to use.
+    pub fn count(self) -> usize {
+        match self.threads {
+            Some(n) => usize::from(n),
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// `export`
+#[derive(Debug, Args)]
+#[command(after_help = help::EXPORT)]
+pub struct ExportArgs {
+    /// Directory of a bundle
+    pub bundle: PathBuf,
+    /// Form to write: a Hugging Face checkpoint, with the source's own tensor names and layout
+    #[arg(long, value_enum)]
+    pub to: ExportForm,
+    /// Directory to create
+    #[arg(short, long = "output", value_name = "DIR")]
+    pub out: PathBuf,
+    /// Type of the dequantized weights
+    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
+    pub dtype: DtypeArg,
+}
+
+/// What `export` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportForm {
+    /// A Hugging Face checkpoint
+    Hf,
+}
+
+/// Type of exported weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DtypeArg {
+    /// 32 bits: exactly what the bundle stands for
+    F32,
+    /// As in the checkpoint: smaller, every value rounded once more
+    Source,
+}
+
+impl From<DtypeArg> for shardwright_convert::ExportDtype {
+    fn from(arg: DtypeArg) -> Self {
+        match arg {
+            DtypeArg::F32 => Self::F32,
+            DtypeArg::Source => Self::Source,
+        }
+    }
+}
+
+/// `recipes`
+#[derive(Debug, Args)]
+#[command(after_help = help::RECIPES)]
+pub struct RecipesArgs {
+    /// Recipe to print, as a file that `--recipe` takes
+    pub name: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,104 @@
+//! Options that decide what is written: shared by `plan` and `convert`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{ArchArgs, ThreadArgs, help};
+use crate::bytes;
+
+/// `plan`, and the larger part of `convert`
+#[derive(Debug, Args)]
+#[command(after_help = help::PLAN)]
+pub struct PlanArgs {
+    /// Directory of a Hugging Face checkpoint: config.json and *.safetensors
+    pub checkpoint: PathBuf,
+    /// Shards start on multiples of this: a power of two from 4KiB to 1MiB
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse, default_value = "16KiB")]
+    pub align: u64,
+    /// How shards are stored: as they are, or compressed for transport
+    #[arg(long, value_enum, default_value_t = CodecArg::None)]
+    pub codec: CodecArg,
+    #[command(flatten)]
+    pub arch: ArchArgs,
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+}
+
+/// Which recipe, and what to change in it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Recipe")]
+pub struct RecipeArgs {
+    /// A built-in recipe (see `shardwright recipes`) or a file
+    #[arg(short, long, value_name = "NAME|FILE", conflicts_with_all = ["bits", "group_size"])]
+    pub recipe: Option<String>,
+    /// In place of a recipe: every matrix at this many bits (2, 3, 4, 6 or 8)
+    #[arg(short, long, value_name = "N")]
+    pub bits: Option<u8>,
+    /// With --bits: weights that share one scale and bias (32, 64 or 128)
+    #[arg(short, long, value_name = "N", requires = "bits")]
+    pub group_size: Option<u16>,
+    /// How codes are chosen, in place of what the recipe says
+    #[arg(long, value_enum)]
+    pub method: Option<MethodArg>,
+    /// Type of scales and biases, in place of what the recipe says
+    #[arg(long, value_enum)]
+    pub scale_dtype: Option<ScaleArg>,
+    /// Store a role otherwise: `router=f16`, `expert.*=q2`, `lm_head=q8g32`; may be repeated
+    #[arg(long, value_name = "ROLE=ENCODING")]
+    pub set: Vec<String>,
+}
+
+/// How codes are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum MethodArg {
+    /// Smallest squared error, never worse than minmax on any group
+    Search,
+    /// The group's range divided evenly: fast
+    Minmax,
+}
+
+/// Type of scales and biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ScaleArg {
+    F16,
+    Bf16,
+}
+
+/// How shards are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CodecArg {
+    /// As they are: what a runtime reads fastest
+    None,
+    /// One Zstandard frame each: for transport
+    Zstd,
+}
+
+impl From<CodecArg> for shardwright_format::manifest::Codec {
+    fn from(arg: CodecArg) -> Self {
+        match arg {
+            CodecArg::None => Self::None,
+            CodecArg::Zstd => Self::Zstd,
+        }
+    }
+}
+
+impl From<MethodArg> for shardwright_quant::Method {
+    fn from(arg: MethodArg) -> Self {
+        match arg {
+            MethodArg::Search => Self::Search,
+            MethodArg::Minmax => Self::MinMax,
+        }
+    }
+}
+
+impl From<ScaleArg> for shardwright_quant::Float {
+    fn from(arg: ScaleArg) -> Self {
+        match arg {
+            ScaleArg::F16 => Self::F16,
+            ScaleArg::Bf16 => Self::Bf16,
+        }
+    }
+}

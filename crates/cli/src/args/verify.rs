@@ -1,0 +1,69 @@
+//! Options of `verify`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{ArchArgs, ThreadArgs, help};
+
+/// `verify`
+#[derive(Debug, Args)]
+#[command(after_help = help::VERIFY)]
+pub struct VerifyArgs {
+    /// Directory of a bundle
+    pub bundle: PathBuf,
+    /// The checkpoint it was made from: compare every tensor with its source
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub against: Option<PathBuf>,
+    /// A text that both models read: perplexities, KL divergence, drift of each layer
+    #[arg(long, value_name = "FILE", requires = "against")]
+    pub text: Option<PathBuf>,
+    /// Tokens that the model sees at a time
+    #[arg(long, value_name = "N", default_value_t = 256, requires = "text",
+          value_parser = clap::value_parser!(u32).range(2..))]
+    pub window: u32,
+    /// Windows to read; without it, the whole text
+    #[arg(long, value_name = "N", requires = "text",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub windows: Option<u32>,
+    /// Also hash the checkpoint's files and compare with what the bundle was made from; reads the
+    /// checkpoint twice
+    #[arg(long, requires = "against")]
+    pub hash_checkpoint: bool,
+    /// Also write a page to look at in a browser
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    #[command(flatten)]
+    pub arch: ArchArgs,
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+    #[command(flatten)]
+    pub thresholds: ThresholdArgs,
+}
+
+/// Limits; beyond any of them the exit code is 1.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Limits (exit code 1 beyond any of them)")]
+pub struct ThresholdArgs {
+    /// Mean KL divergence, in nats
+    #[arg(long, value_name = "NATS", requires = "text")]
+    pub max_kld: Option<f64>,
+    /// 99th percentile of the KL divergence, in nats
+    #[arg(long, value_name = "NATS", requires = "text")]
+    pub max_kld_p99: Option<f64>,
+    /// 99.9th percentile of the KL divergence, in nats
+    #[arg(long, value_name = "NATS", requires = "text")]
+    pub max_kld_p999: Option<f64>,
+    /// Share of tokens whose likeliest successor is the original's, 0 to 1
+    #[arg(long, value_name = "SHARE", requires = "text")]
+    pub min_same_top: Option<f64>,
+    /// Perplexity divided by the original's
+    #[arg(long, value_name = "RATIO", requires = "text")]
+    pub max_ppl_ratio: Option<f64>,
+    /// Relative RMS error of any quantized tensor; without it, a sanity limit by its bits
+    #[arg(long, value_name = "SHARE", requires = "against")]
+    pub max_rmse: Option<f64>,
+    /// Bits per weight of the whole bundle
+    #[arg(long, value_name = "BITS")]
+    pub max_bpw: Option<f64>,
+}

@@ -1,0 +1,103 @@
+//! `convert`: carries a plan out.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use serde::Serialize;
+use shardwright_convert::{ConversionReport, ConvertError, ConvertOptions, Phase, Progress, convert};
+
+use super::plan::{self, Planned};
+use crate::args::ConvertArgs;
+use crate::bytes;
+use crate::failure::Failure;
+use crate::output::{Output, Table};
+use crate::process;
+use crate::progress::{Count, Stage, duration};
+use crate::signal;
+
+/// What `convert` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    bundle: String,
+    seconds: f64,
+    peak_memory_bytes: Option<u64>,
+    #[serde(flatten)]
+    conversion: &'a ConversionReport,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What a plan or a conversion refuses, and a stop by the user.
+pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
+    let cancel = signal::stop_flag()?;
+    let started = Instant::now();
+    let Planned { checkpoint, plan } = plan::make(&args.plan)?;
+    let options = ConvertOptions {
+        threads: args.plan.threads.count(),
+        resume: args.resume,
+        cancel: &cancel,
+    };
+    let converting = Stage::new(output, "converting", Count::Bytes);
+    let show = |progress: Progress| {
+        if progress.phase == Phase::Convert {
+            converting.set(progress.source_bytes, progress.total_source_bytes);
+        }
+    };
+    let conversion = convert(&plan, &checkpoint, &args.out, &options, &show);
+    drop(converting);
+    let conversion = conversion.map_err(failure)?;
+    let report = Report {
+        bundle: args.out.display().to_string(),
+        seconds: started.elapsed().as_secs_f64(),
+        peak_memory_bytes: process::peak_memory(),
+        conversion: &conversion,
+    };
+    let mut text = text(&report);
+    plan::notes(&plan, &mut text);
+    output.report(&report, &text)
+}
+
+fn failure(error: ConvertError) -> Failure {
+    match error {
+        ConvertError::Cancelled { .. } => Failure::interrupted(error.to_string()),
+        other => other.into(),
+    }
+}
+
+fn text(report: &Report<'_>) -> String {
+    let summary = &report.conversion.summary;
+    let mut out = format!(
+        "{}: {} ({} bytes), {:.3} bits per weight, recipe {}\n",
+        report.bundle,
+        bytes::disk(summary.bundle_bytes),
+        summary.bundle_bytes,
+        summary.bits_per_weight,
+        report.conversion.recipe,
+    );
+    let memory = report.peak_memory_bytes.map_or_else(String::new, |peak| {
+        format!(", at most {} of memory", bytes::memory(peak))
+    });
+    let _ = writeln!(out, "took {}{memory}\n", duration(report.seconds));
+    let mut table = Table::new(&["role", "stored", ">size", ">relative RMSE"]);
+    for role in &summary.roles {
+        let stored = role.encodings.join(", ");
+        let error = worst(report.conversion, role.role.name());
+        table.row([role.role.to_string(), stored, bytes::disk(role.bytes), error]);
+    }
+    let _ = write!(out, "{table}");
+    out
+}
+
+/// The range of errors over the tensors of a role.
+fn worst(report: &ConversionReport, role: &str) -> String {
+    let dense = report.tensors.iter().filter(|t| t.role.name() == role).map(|t| t.relative_rmse);
+    let experts = report.experts.iter().filter(|t| t.role.name() == role).map(|t| t.relative_rmse);
+    let (low, high) =
+        dense.chain(experts).fold((f64::MAX, 0.0), |(a, b): (f64, f64), e| (a.min(e), b.max(e)));
+    match (low, high) {
+        (_, 0.0) => "exact".to_owned(),
+        _ if high - low < 5e-5 => format!("{high:.4}"),
+        _ => format!("{low:.4} to {high:.4}"),
+    }
+}

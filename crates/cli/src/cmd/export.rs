@@ -1,0 +1,42 @@
+//! `export`: a bundle's weights, dequantized, as a Hugging Face checkpoint.
+
+use serde::Serialize;
+use shardwright_convert::{ExportOptions, PlannedFile, to_hf};
+use shardwright_format::Bundle;
+
+use crate::args::{ExportArgs, ExportForm};
+use crate::bytes;
+use crate::failure::Failure;
+use crate::output::{Output, Table};
+
+/// What `export` prints.
+#[derive(Serialize)]
+struct Report {
+    checkpoint: String,
+    bytes: u64,
+    files: Vec<PlannedFile>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A bundle that is refused, an output that exists or cannot be written.
+pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
+    super::check_directory(&args.bundle)?;
+    let bundle = Bundle::open(&args.bundle)?;
+    let options = ExportOptions { dtype: args.dtype.into(), ..ExportOptions::default() };
+    let files = match args.to {
+        ExportForm::Hf => to_hf(&bundle, &args.out, &options)?,
+    };
+    let bytes = files.iter().map(|file| file.size).sum();
+    let report = Report { checkpoint: args.out.display().to_string(), bytes, files };
+    output.report(&report, &text(&report))
+}
+
+fn text(report: &Report) -> String {
+    let mut table = Table::new(&["file", ">bytes"]);
+    for file in &report.files {
+        table.row([file.path.clone(), file.size.to_string()]);
+    }
+    format!("{}: {}\n\n{table}", report.checkpoint, bytes::disk(report.bytes))
+}

@@ -1,0 +1,369 @@
+//! `inspect`: what a checkpoint or bundle holds, from headers and manifest alone.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use shardwright_format::arch::Ignored;
+use shardwright_format::manifest::{Codec, FileKind, Manifest};
+use shardwright_format::model::{AttentionSpec, Ffn, Mixer, ModelSpec};
+use shardwright_format::weights::Weights;
+use shardwright_format::{Role, TensorEntry, Unit};
+
+use crate::args::InspectArgs;
+use crate::bytes;
+use crate::failure::Failure;
+use crate::output::{Output, Table};
+
+/// What `inspect` prints.
+#[derive(Serialize)]
+struct Report {
+    kind: &'static str,
+    model_type: String,
+    parameters: Parameters,
+    /// Bits per weight of all tensors of two or more dimensions, scales and biases included.
+    bits_per_weight: f64,
+    /// Bytes of all tensors, without alignment.
+    tensor_bytes: u64,
+    model: ModelSpec,
+    roles: Vec<RoleRow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<CheckpointPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bundle: Option<BundlePart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensors: Option<Vec<TensorRow>>,
+}
+
+#[derive(Serialize)]
+struct Parameters {
+    total: u64,
+    /// Those that one token's pass uses: all but the experts it does not visit.
+    active: u64,
+}
+
+/// All tensors of one role that are stored alike.
+#[derive(Serialize)]
+struct RoleRow {
+    role: Role,
+    stored: String,
+    tensors: u64,
+    parameters: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct CheckpointPart {
+    files: Vec<FileRow>,
+    ignored: Vec<Ignored>,
+}
+
+#[derive(Serialize)]
+struct BundlePart {
+    generator: String,
+    recipe: serde_json::Value,
+    alignment: u64,
+    codec: Codec,
+    files: Vec<FileRow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shards: Option<Vec<ShardRow>>,
+}
+
+#[derive(Serialize)]
+struct FileRow {
+    path: String,
+    kind: &'static str,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct ShardRow {
+    shard: String,
+    file: String,
+    offset: u64,
+    stored: u64,
+    len: u64,
+    blake3: String,
+}
+
+#[derive(Serialize)]
+struct TensorRow {
+    unit: String,
+    role: Role,
+    stored: String,
+    rows: u64,
+    cols: u64,
+    bytes: u64,
+    source: String,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A directory that is neither a sound checkpoint nor a sound bundle.
+pub fn run(args: &InspectArgs, output: Output) -> Result<(), Failure> {
+    let weights = super::open_weights(&args.path, &args.arch)?;
+    let report = Report::new(&weights, args.tensors)?;
+    output.report(&report, &report.text())
+}
+
+impl Report {
+    fn new(weights: &Weights, list: bool) -> Result<Self, Failure> {
+        let spec = weights.spec();
+        let mut census = BTreeMap::<(Role, String), RoleRow>::new();
+        let mut tensors = list.then(Vec::new);
+        let mut parameters = Parameters { total: 0, active: 0 };
+        let mut matrices = (0, 0);
+        for unit in spec.units() {
+            for tensor in weights.layout(unit)?.tensors.iter() {
+                let row = TensorRow::new(unit, tensor)?;
+                let count = tensor.rows * tensor.cols;
+                parameters.total += count;
+                parameters.active += if visited(spec, unit) { count } else { 0 };
+                if tensor.source.shape.len() > 1 {
+                    matrices = (matrices.0 + row.bytes, matrices.1 + count);
+                }
+                let key = (tensor.role, row.stored.clone());
+                let empty = || RoleRow::empty(tensor.role, &row.stored);
+                census.entry(key).or_insert_with(empty).add(count, row.bytes);
+                if let Some(rows) = &mut tensors {
+                    rows.push(row);
+                }
+            }
+        }
+        let tensor_bytes = census.values().map(|row| row.bytes).sum::<u64>();
+        let (kind, checkpoint, bundle) = match weights {
+            Weights::Bundle(b) => ("bundle", None, Some(BundlePart::new(b.manifest(), list))),
+            Weights::Checkpoint(_) => ("checkpoint", CheckpointPart::new(weights), None),
+        };
+        Ok(Self {
+            kind,
+            model_type: spec.model_type.clone(),
+            bits_per_weight: matrices.0 as f64 * 8.0 / matrices.1.max(1) as f64,
+            parameters,
+            tensor_bytes,
+            model: spec.clone(),
+            roles: census.into_values().collect(),
+            checkpoint,
+            bundle,
+            tensors,
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut out = self.heading();
+        let mut roles = Table::new(&["role", "stored", ">tensors", ">parameters", ">size"]);
+        for row in &self.roles {
+            let (tensors, parameters) = (row.tensors.to_string(), bytes::count(row.parameters));
+            let size = bytes::disk(row.bytes);
+            roles.row([row.role.to_string(), row.stored.clone(), tensors, parameters, size]);
+        }
+        let _ = write!(out, "\n{roles}");
+        self.files(&mut out);
+        if let Some(shards) = self.bundle.as_ref().and_then(|b| b.shards.as_ref()) {
+            let _ = write!(out, "\n{}", ShardRow::table(shards));
+        }
+        if let Some(tensors) = &self.tensors {
+            let _ = write!(out, "\n{}", TensorRow::table(tensors));
+        }
+        out
+    }
+
+    fn heading(&self) -> String {
+        let (total, active) = (self.parameters.total, self.parameters.active);
+        let mut out = format!("{} {}\n", self.model_type, self.kind);
+        let _ = write!(out, "  parameters       {}", bytes::count(total));
+        if active != total {
+            let _ = write!(out, ", {} active per token", bytes::count(active));
+        }
+        let _ = writeln!(out, "\n  layers           {}", layers(&self.model));
+        let _ = writeln!(out, "  attention        {}", attention(&self.model));
+        if let Some(experts) = experts(&self.model) {
+            let _ = writeln!(out, "  experts          {experts}");
+        }
+        let _ = writeln!(
+            out,
+            "  weights          {}, {:.3} bits per weight",
+            bytes::disk(self.tensor_bytes),
+            self.bits_per_weight
+        );
+        if let Some(bundle) = &self.bundle {
+            let codec = if bundle.codec == Codec::None { "as they are" } else { "zstd" };
+            let align = bytes::memory(bundle.alignment);
+            let _ = writeln!(out, "  shards           on multiples of {align}, stored {codec}");
+            let _ = writeln!(out, "  written by       {}", bundle.generator);
+        }
+        out
+    }
+
+    fn files(&self, out: &mut String) {
+        let checkpoint = self.checkpoint.as_ref().map(|c| &c.files);
+        let Some(files) = checkpoint.or(self.bundle.as_ref().map(|b| &b.files)) else { return };
+        let mut table = Table::new(&["file", "kind", ">size"]);
+        for file in files {
+            table.row([file.path.clone(), file.kind.to_owned(), bytes::disk(file.bytes)]);
+        }
+        let _ = write!(out, "\n{table}");
+        for ignored in self.checkpoint.iter().flat_map(|c| &c.ignored) {
+            let _ = writeln!(out, "ignored: {}: {}", ignored.tensor, ignored.reason);
+        }
+    }
+}
+
+/// Share of a unit's parameters that a token uses, as whether it is among the experts visited:
+/// experts are alike, so the first `num_experts_per_tok` stand for any.
+fn visited(spec: &ModelSpec, unit: Unit) -> bool {
+    let Unit::Expert { layer, expert } = unit else { return true };
+    match spec.layers.get(layer as usize).map(|l| &l.ffn) {
+        Some(Ffn::Moe(moe)) => expert < moe.num_experts_per_tok,
+        _ => false,
+    }
+}
+
+fn layers(spec: &ModelSpec) -> String {
+    let sparse = spec.layers.iter().filter(|l| l.num_experts() > 0).count();
+    let kind = match sparse {
+        0 => "dense".to_owned(),
+        n if n == spec.layers.len() => "with experts".to_owned(),
+        n => format!("{n} with experts"),
+    };
+    let tied = if spec.tie_word_embeddings { ", head tied to the embedding" } else { "" };
+    let (count, hidden, vocab) = (spec.layers.len(), spec.hidden_size, spec.vocab_size);
+    format!("{count} ({kind}), hidden size {hidden}, vocabulary {vocab}{tied}")
+}
+
+fn attention(spec: &ModelSpec) -> String {
+    let windows =
+        spec.layers.iter().filter(|l| attention_of(&l.mixer).sliding_window.is_some()).count();
+    let Some(first) = spec.layers.first() else { return String::new() };
+    let AttentionSpec { heads, kv_heads, head_dim, .. } = attention_of(&first.mixer);
+    let sliding = match windows {
+        0 => String::new(),
+        n => format!(", sliding window in {n} layers"),
+    };
+    format!("{heads} heads of {head_dim} over {kv_heads} key/value heads{sliding}")
+}
+
+const fn attention_of(mixer: &Mixer) -> &AttentionSpec {
+    let Mixer::Attention(attention) = mixer;
+    attention
+}
+
+fn experts(spec: &ModelSpec) -> Option<String> {
+    let moe = spec.layers.iter().find_map(|l| match &l.ffn {
+        Ffn::Moe(moe) => Some(moe),
+        Ffn::Dense(_) => None,
+    })?;
+    let shared = if moe.shared_expert.is_some() { ", and a shared one" } else { "" };
+    let (count, picked) = (moe.num_experts, moe.num_experts_per_tok);
+    Some(format!("{count} per layer, {picked} per token{shared}, width {}", moe.moe_intermediate_size))
+}
+
+impl CheckpointPart {
+    fn new(weights: &Weights) -> Option<Self> {
+        let Weights::Checkpoint(weights) = weights else { return None };
+        let row = |file: &shardwright_format::checkpoint::CheckpointFile| FileRow {
+            path: file.name.clone(),
+            kind: "safetensors",
+            bytes: file.file.len(),
+        };
+        let files = weights.checkpoint().files().iter().map(row).collect();
+        Some(Self { files, ignored: weights.inventory().ignored.clone() })
+    }
+}
+
+impl BundlePart {
+    fn new(manifest: &Manifest, list: bool) -> Self {
+        let row = |file: &shardwright_format::manifest::FileEntry| FileRow {
+            path: file.path.clone(),
+            kind: match file.kind {
+                FileKind::Shards => "shards",
+                FileKind::Copy => "copy",
+                FileKind::Report => "report",
+            },
+            bytes: file.size,
+        };
+        Self {
+            generator: manifest.generator.clone(),
+            recipe: manifest.recipe.clone(),
+            alignment: manifest.alignment,
+            codec: manifest.codec,
+            files: manifest.files.iter().map(row).collect(),
+            shards: list.then(|| ShardRow::all(manifest)),
+        }
+    }
+}
+
+impl ShardRow {
+    fn all(manifest: &Manifest) -> Vec<Self> {
+        let dense = manifest.dense.iter().map(|s| (s.unit, &s.file, s.extent(), s.len));
+        let experts = manifest.experts.iter().flat_map(|layer| {
+            (0u32..).map_while(move |expert| {
+                let unit = Unit::Expert { layer: layer.layer, expert };
+                Some((unit, &layer.file, layer.extent(expert)?, layer.len))
+            })
+        });
+        let row = |(unit, file, extent, len): (Unit, &String, shardwright_format::manifest::Extent, u64)| {
+            Self {
+                shard: unit.to_string(),
+                file: file.clone(),
+                offset: extent.offset,
+                stored: extent.stored,
+                len,
+                blake3: extent.blake3.to_string(),
+            }
+        };
+        dense.chain(experts).map(row).collect()
+    }
+
+    fn table(rows: &[Self]) -> Table {
+        let mut table = Table::new(&["shard", "file", ">offset", ">stored", ">bytes", "blake3"]);
+        for row in rows {
+            let numbers = [row.offset, row.stored, row.len].map(|n| n.to_string());
+            let hash = format!("{}…", &row.blake3[..16]);
+            let cells = [row.shard.clone(), row.file.clone()].into_iter().chain(numbers);
+            table.row(cells.chain([hash]));
+        }
+        table
+    }
+}
+
+impl TensorRow {
+    fn new(unit: Unit, tensor: &TensorEntry) -> Result<Self, Failure> {
+        let source = match unit {
+            Unit::Expert { expert, .. } => tensor.source.of_expert(expert).tensor,
+            _ => tensor.source.tensor.clone(),
+        };
+        Ok(Self {
+            unit: unit.to_string(),
+            role: tensor.role,
+            stored: tensor.encoding.label(),
+            rows: tensor.rows,
+            cols: tensor.cols,
+            bytes: tensor.byte_len()?,
+            source,
+        })
+    }
+
+    fn table(rows: &[Self]) -> Table {
+        let mut table = Table::new(&["unit", "role", "stored", ">rows", ">cols", ">bytes", "source"]);
+        for row in rows {
+            let head = [row.unit.clone(), row.role.to_string(), row.stored.clone()];
+            let numbers = [row.rows, row.cols, row.bytes].map(|n| n.to_string());
+            table.row(head.into_iter().chain(numbers).chain([row.source.clone()]));
+        }
+        table
+    }
+}
+
+impl RoleRow {
+    fn empty(role: Role, stored: &str) -> Self {
+        Self { role, stored: stored.to_owned(), tensors: 0, parameters: 0, bytes: 0 }
+    }
+
+    fn add(&mut self, parameters: u64, bytes: u64) {
+        self.tensors += 1;
+        self.parameters += parameters;
+        self.bytes += bytes;
+    }
+}

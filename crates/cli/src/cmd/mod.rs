@@ -1,0 +1,91 @@
+//! One module per command: options in, report out.
+
+mod convert;
+mod export;
+mod inspect;
+mod plan;
+mod recipes;
+mod run;
+mod verify;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use shardwright_format::arch::{Arch, Inventory};
+use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights};
+use shardwright_format::weights::Weights;
+use shardwright_format::{Bundle, FormatError};
+
+use crate::args::{ArchArgs, Command};
+use crate::failure::{Failure, Outcome};
+use crate::output::Output;
+
+/// Runs a command; gives its exit code.
+///
+/// # Errors
+/// Why the command could not run.
+pub fn run(command: &Command, output: Output) -> Outcome {
+    match command {
+        Command::Inspect(args) => done(inspect::run(args, output)),
+        Command::Plan(args) => done(plan::run(args, output)),
+        Command::Convert(args) => done(convert::run(args, output)),
+        Command::Verify(args) => verify::run(args, output),
+        Command::Run(args) => run::run(args, output),
+        Command::Export(args) => done(export::run(args, output)),
+        Command::Recipes(args) => done(recipes::run(args, output)),
+    }
+}
+
+fn done(result: Result<(), Failure>) -> Outcome {
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Opens a bundle or a checkpoint.
+///
+/// # Errors
+/// A directory that is neither, or damaged.
+fn open_weights(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
+    check_directory(path)?;
+    if Bundle::is_bundle(path) {
+        return Ok(Weights::Bundle(Bundle::open(path)?));
+    }
+    let (checkpoint, inventory) = open_checkpoint(path, arch)?;
+    Ok(Weights::Checkpoint(CheckpointWeights::new(checkpoint, inventory)))
+}
+
+/// Opens a checkpoint and finds out what its tensors are for.
+///
+/// # Errors
+/// A directory that is no sound checkpoint of a known architecture.
+fn open_checkpoint(path: &Path, arch: &ArchArgs) -> Result<(Checkpoint, Inventory), Failure> {
+    check_checkpoint(path)?;
+    let table = arch.arch.as_deref().map(read_arch).transpose()?;
+    let checkpoint = Checkpoint::open(path)?;
+    let inventory = Inventory::new(&checkpoint, table.as_ref())?;
+    Ok((checkpoint, inventory))
+}
+
+/// # Errors
+/// A path that cannot be a checkpoint's.
+fn check_checkpoint(path: &Path) -> Result<(), Failure> {
+    check_directory(path)?;
+    if Bundle::is_bundle(path) {
+        let message = format!("{}: expected a checkpoint, found a bundle", path.display());
+        return Err(Failure::new(message));
+    }
+    Ok(())
+}
+
+fn read_arch(path: &Path) -> Result<Arch, Failure> {
+    let json = std::fs::read_to_string(path).map_err(|e| FormatError::io(path, e))?;
+    Ok(Arch::parse(path, &json)?)
+}
+
+/// # Errors
+/// A path that is no directory, in plainer words than the file inside it that would be missed.
+fn check_directory(path: &Path) -> Result<(), Failure> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("{}: there is no such directory", path.display())))
+}

@@ -1,0 +1,202 @@
+//! `plan`: what `convert` would write and cost, from headers alone.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::Serialize;
+use shardwright_convert::{Plan, PlanOptions};
+use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::manifest::Codec;
+use shardwright_format::FormatError;
+use shardwright_quant::Method;
+use shardwright_runtime::{MemoryPlan, Options as RuntimeOptions};
+
+use super::recipes;
+use crate::args::PlanArgs;
+use crate::bytes;
+use crate::failure::Failure;
+use crate::output::{Output, Table};
+
+/// Positions for which the runtime's memory is stated.
+const CONTEXT: usize = 4096;
+
+/// What `plan` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    plan: &'a Plan,
+    runtime: RuntimeMemory,
+}
+
+/// Memory that a run of the bundle needs.
+#[derive(Serialize)]
+struct RuntimeMemory {
+    /// Positions of the KV cache.
+    context: usize,
+    /// The least that works.
+    floor_bytes: u64,
+    /// With everything in memory.
+    resident_bytes: u64,
+}
+
+/// A checkpoint, what its tensors are for, and what would become of them.
+pub struct Planned {
+    pub checkpoint: Checkpoint,
+    pub plan: Plan,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A checkpoint or recipe that is refused.
+pub fn run(args: &PlanArgs, output: Output) -> Result<(), Failure> {
+    let planned = make(args)?;
+    let plan = &planned.plan;
+    let report = Report { plan, runtime: RuntimeMemory::of(plan)? };
+    output.report(&report, &text(&report))
+}
+
+/// Makes the plan that the options ask for.
+///
+/// # Errors
+/// A checkpoint or recipe that is refused.
+pub fn make(args: &PlanArgs) -> Result<Planned, Failure> {
+    let (checkpoint, inventory) = super::open_checkpoint(&args.checkpoint, &args.arch)?;
+    let recipe = recipes::choose(&args.recipe, &inventory.spec)?;
+    let options = PlanOptions {
+        alignment: args.align,
+        codec: args.codec.into(),
+        threads: args.threads.count(),
+    };
+    let plan = Plan::new(&checkpoint, &inventory, &recipe, &options)?;
+    Ok(Planned { checkpoint, plan })
+}
+
+impl RuntimeMemory {
+    fn of(plan: &Plan) -> Result<Self, Failure> {
+        let layout = |unit| {
+            let missing = || FormatError::file(Path::new("plan"), format!("has no {unit}"));
+            plan.layout(unit).ok_or_else(missing)
+        };
+        let options = RuntimeOptions { context: CONTEXT, ..RuntimeOptions::default() };
+        let compressed = plan.manifest.codec != Codec::None;
+        let memory = MemoryPlan::of(&plan.manifest.model, &layout, compressed, &options)?;
+        Ok(Self { context: CONTEXT, floor_bytes: memory.floor, resident_bytes: memory.resident })
+    }
+}
+
+fn text(report: &Report<'_>) -> String {
+    let plan = report.plan;
+    let mut out = heading(plan);
+    let _ = write!(out, "\n{}\n{}", rules(plan), roles(plan));
+    notes(plan, &mut out);
+    let _ = write!(out, "\n{}\n{}", files(plan), costs(report));
+    out
+}
+
+fn heading(plan: &Plan) -> String {
+    let summary = &plan.summary;
+    let most = if plan.manifest.codec == Codec::None { "" } else { "at most " };
+    format!(
+        "{} with recipe {}: {:.3} bits per weight, {most}{} ({} bytes)\n",
+        plan.manifest.model.model_type,
+        plan.recipe.name,
+        summary.bits_per_weight,
+        bytes::disk(summary.bundle_bytes),
+        summary.bundle_bytes,
+    )
+}
+
+fn rules(plan: &Plan) -> Table {
+    let mut table = Table::new(&["rule", "encoding", "method", ">tensors", ">weights", ">size"]);
+    for rule in &plan.rules {
+        let coded = rule.encoding.starts_with('q');
+        let method = match rule.method {
+            _ if !coded => "",
+            Method::MinMax => "minmax",
+            Method::Search => "search",
+        };
+        let head = [rule.rule.clone(), rule.encoding.clone(), method.to_owned()];
+        let numbers =
+            [rule.tensors.to_string(), bytes::count(rule.weights), bytes::disk(rule.bytes)];
+        table.row(head.into_iter().chain(numbers));
+    }
+    table
+}
+
+fn roles(plan: &Plan) -> Table {
+    let mut table =
+        Table::new(&["role", "stored", ">tensors", ">weights", ">size", ">bits per weight"]);
+    for role in &plan.summary.roles {
+        table.row([
+            role.role.to_string(),
+            role.encodings.join(", "),
+            role.tensors.to_string(),
+            bytes::count(role.weights),
+            bytes::disk(role.bytes),
+            format!("{:.3}", role.bits_per_weight),
+        ]);
+    }
+    table
+}
+
+/// Everything that is not as one might expect: fallbacks, what stays wide, what is left out.
+pub fn notes(plan: &Plan, out: &mut String) {
+    // What many layers have in common is said once.
+    let mut lines = BTreeMap::<String, (u64, u64)>::new();
+    let mut note = |line: String, tensors: u64, bytes: u64| {
+        let sum = lines.entry(line).or_default();
+        *sum = (sum.0 + tensors, sum.1 + bytes);
+    };
+    for f in &plan.fallbacks {
+        let (role, wanted, used) = (f.role, &f.wanted, &f.used);
+        let line = format!("fallback: {role}: {used} instead of {wanted}: {}", f.reason);
+        note(line, f.tensors, 0);
+    }
+    for l in &plan.leftovers {
+        note(format!("kept wide: {}: {}: {}", l.role, l.encoding, l.reason), 1, l.bytes);
+    }
+    for i in &plan.ignored {
+        note(format!("left out: tensor {}: {}", i.tensor, i.reason), 1, 0);
+    }
+    for s in &plan.skipped {
+        note(format!("left out: file {}: {}", s.path, s.reason), 1, 0);
+    }
+    if !lines.is_empty() {
+        out.push('\n');
+    }
+    for (line, (tensors, size)) in lines {
+        let many = if tensors > 1 { format!(" ({tensors} times)") } else { String::new() };
+        let size = if size > 0 { format!(", {}", bytes::disk(size)) } else { String::new() };
+        let _ = writeln!(out, "{line}{many}{size}");
+    }
+}
+
+fn files(plan: &Plan) -> Table {
+    let mut table = Table::new(&["file", ">bytes"]);
+    for file in &plan.files {
+        table.row([file.path.clone(), file.size.to_string()]);
+    }
+    table
+}
+
+fn costs(report: &Report<'_>) -> String {
+    let (cost, runtime) = (&report.plan.cost, &report.runtime);
+    let experts = match cost.expert_bytes_per_token {
+        0 => String::new(),
+        n => format!(", {} of them experts", bytes::disk(n)),
+    };
+    format!(
+        "converting reads {}, takes at most {} of memory and {} of disk\n\
+         a token reads {} when nothing is cached{experts}\n\
+         running takes at least {} of memory, {} with everything in it ({} positions)\n",
+        bytes::disk(cost.source_bytes),
+        bytes::memory(cost.peak_memory),
+        bytes::disk(cost.peak_disk),
+        bytes::disk(cost.bytes_per_token),
+        bytes::memory(runtime.floor_bytes),
+        bytes::memory(runtime.resident_bytes),
+        runtime.context,
+    )
+}

@@ -1,0 +1,81 @@
+//! Why a command could not run: one line, what to do next, and the exit code.
+
+use std::process::ExitCode;
+
+/// Exit code of a verification that found something.
+pub const FOUND: u8 = 1;
+/// Exit code of a command that could not run.
+pub const COULD_NOT_RUN: u8 = 2;
+/// Exit code of a command stopped by SIGINT or SIGTERM.
+pub const INTERRUPTED: u8 = 130;
+
+/// Why a command stopped without a result.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    help: Option<String>,
+    code: u8,
+}
+
+/// What a command gives: its exit code, or why it has none.
+pub type Outcome = Result<ExitCode, Failure>;
+
+impl Failure {
+    /// A command that could not run.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), help: None, code: COULD_NOT_RUN }
+    }
+
+    /// A command that the user stopped.
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Self { code: INTERRUPTED, ..Self::new(message) }
+    }
+
+    /// Adds what to do next.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// Writes it to standard error, as lines or as one JSON object, and gives the exit code.
+    pub fn report(&self, json: bool) -> ExitCode {
+        // A line per failure, whatever a library put into its message.
+        let message = self.message.replace('\n', " ");
+        if json {
+            let object = serde_json::json!({ "error": message, "help": self.help });
+            eprintln!("{object}");
+        } else {
+            eprintln!("error: {message}");
+            if let Some(help) = &self.help {
+                eprintln!("help: {help}");
+            }
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+/// Turns a defect of this program into one line and an exit code, in place of a backtrace.
+pub fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info
+            .location()
+            .map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
+        let payload = info.payload();
+        let text = payload
+            .downcast_ref::<&str>()
+            .map(|s| (*s).to_owned())
+            .or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        let failure = Failure::new(format!("internal error{place}: {text}"))
+            .help("this is a defect in shardwright; please report it with the command you ran");
+        let _ = failure.report(false);
+        std::process::exit(i32::from(COULD_NOT_RUN));
+    }));
+}
