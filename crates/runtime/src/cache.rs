@@ -1,4 +1,20 @@
 //! Experts in memory: a fixed number of equal slots.
+//!
+//! What leaves is the expert used least, where a use counts 2 % less with every token after it.
+//! Measured by replay of the routes that a trained model (6 layers, 32 experts, 4 picks) took
+//! through 2,000 tokens of text it had not seen, share of experts found in memory:
+//!
+//! | slots, of 192 | least recently used | this | best possible |
+//! |---:|---:|---:|---:|
+//! | 8 | .000 | .124 | .189 |
+//! | 12 | .000 | .217 | .347 |
+//! | 24 | .439 | .437 | .615 |
+//! | 36 | .485 | .598 | .750 |
+//! | 48 | .633 | .722 | .836 |
+//! | 72 | .829 | .883 | .932 |
+//! | 96 | .935 | .954 | .974 |
+//!
+//! Decays of 1 % to 10 % differ little.
 
 use std::collections::HashMap;
 
@@ -8,6 +24,12 @@ use shardwright_format::io::AlignedBuf;
 use crate::error::{Result, RuntimeError};
 use crate::view::{Loaded, UnitView};
 
+/// What a use is worth relative to one a token later.
+const DECAY: f64 = 0.98;
+
+/// Before a use is worth more than this, all worths are scaled down.
+const LARGEST_WORTH: f64 = 1e100;
+
 /// A place for one expert.
 #[derive(Debug, Default)]
 struct Slot {
@@ -16,15 +38,21 @@ struct Slot {
     loaded: Option<Loaded>,
     /// The step that used it last.
     used: u64,
+    /// Worth of all its uses.
+    worth: f64,
 }
 
-/// Experts in memory. The least recently used one makes room.
+/// Experts in memory.
 #[derive(Debug)]
 pub struct ExpertCache {
     slots: Vec<Slot>,
     places: HashMap<Unit, usize>,
+    /// Worth of experts that are not here any more.
+    past: HashMap<Unit, f64>,
     slot_bytes: usize,
     step: u64,
+    /// Worth of a use now: it grows instead of all others shrinking.
+    worth: f64,
 }
 
 /// What the cache says of an expert.
@@ -39,7 +67,20 @@ impl ExpertCache {
     /// Room for `slots` experts of at most `slot_bytes`.
     pub fn new(slots: usize, slot_bytes: usize) -> Self {
         let slots = std::iter::repeat_with(Slot::default).take(slots).collect();
-        Self { slots, places: HashMap::new(), slot_bytes, step: 0 }
+        let (places, past) = (HashMap::new(), HashMap::new());
+        Self { slots, places, past, slot_bytes, step: 0, worth: 1.0 }
+    }
+
+    /// Begins a token: uses before it are worth less from here on.
+    pub fn begin_token(&mut self) {
+        self.worth /= DECAY;
+        if self.worth > LARGEST_WORTH {
+            let worths = self.slots.iter_mut().map(|slot| &mut slot.worth);
+            for worth in worths.chain(self.past.values_mut()) {
+                *worth /= self.worth;
+            }
+            self.worth = 1.0;
+        }
     }
 
     /// Begins a step: experts found from here to the next step are not evicted.
@@ -53,21 +94,25 @@ impl ExpertCache {
     /// When every place is taken by this step, or an earlier read failed.
     pub fn find(&mut self, unit: Unit) -> Result<Lookup> {
         if let Some(&place) = self.places.get(&unit) {
-            self.slots[place].used = self.step;
+            let slot = &mut self.slots[place];
+            slot.used = self.step;
+            slot.worth += self.worth;
             return Ok(Lookup::Held(place));
         }
         let free = self.places.len();
-        let place = if free < self.slots.len() { free } else { self.oldest()? };
+        let place = if free < self.slots.len() { free } else { self.least_worth()? };
         let slot = &mut self.slots[place];
         let buf = match (slot.unit.take(), slot.loaded.take()) {
             (None, _) => AlignedBuf::new(self.slot_bytes),
             (Some(evicted), Some(loaded)) => {
                 self.places.remove(&evicted);
+                self.past.insert(evicted, slot.worth);
                 loaded.bytes
             }
             (Some(_), None) => return Err(RuntimeError::Stopped),
         };
-        *slot = Slot { unit: Some(unit), loaded: None, used: self.step };
+        let worth = self.worth + self.past.remove(&unit).unwrap_or(0.0);
+        *slot = Slot { unit: Some(unit), loaded: None, used: self.step, worth };
         self.places.insert(unit, place);
         Ok(Lookup::Missing(place, buf))
     }
@@ -90,13 +135,75 @@ impl ExpertCache {
         loaded.map(|loaded| loaded.bytes.len() as u64).sum()
     }
 
-    fn oldest(&self) -> Result<usize> {
+    /// Of the places that this step does not use, the one with the least worth.
+    fn least_worth(&self) -> Result<usize> {
         let free = self
             .slots
             .iter()
             .enumerate()
             .filter(|(_, slot)| slot.used < self.step);
-        let oldest = free.min_by_key(|(_, slot)| slot.used);
-        oldest.map(|(place, _)| place).ok_or(RuntimeError::Stopped)
+        let least = free.min_by(|(_, a), (_, b)| a.worth.total_cmp(&b.worth));
+        least.map(|(place, _)| place).ok_or(RuntimeError::Stopped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shardwright_format::UnitLayout;
+
+    use super::*;
+
+    const NONE: [u32; 0] = [];
+
+    /// One token with these experts of one layer; gives those that had to be read.
+    fn token(cache: &mut ExpertCache, experts: &[u32]) -> Vec<u32> {
+        cache.begin_token();
+        cache.begin_step();
+        let mut missing = Vec::new();
+        for &expert in experts {
+            let unit = Unit::Expert { layer: 0, expert };
+            if let Lookup::Missing(_, bytes) = cache.find(unit).unwrap() {
+                missing.push(expert);
+                let layout = UnitLayout { tensors: [].into(), len: 0 };
+                cache.insert(Loaded { unit, layout, first_row: None, bytes });
+            }
+        }
+        missing
+    }
+
+    #[test]
+    fn what_is_used_often_stays() {
+        let mut cache = ExpertCache::new(2, 16);
+        assert_eq!(token(&mut cache, &[7]), [7]);
+        assert_eq!(token(&mut cache, &[7]), NONE);
+        for passing in 0..5 {
+            assert_eq!(token(&mut cache, &[passing]), [passing]);
+            assert_eq!(token(&mut cache, &[7]), NONE);
+        }
+    }
+
+    #[test]
+    fn what_was_used_long_ago_leaves() {
+        let mut cache = ExpertCache::new(2, 16);
+        for _ in 0..10 {
+            token(&mut cache, &[7]);
+        }
+        for _ in 0..20_000 {
+            token(&mut cache, &[1]);
+        }
+        assert_eq!(token(&mut cache, &[2]), [2]);
+        assert_eq!(token(&mut cache, &[1]), NONE, "7 is worth less than a use now");
+    }
+
+    #[test]
+    fn a_step_keeps_its_own_and_asks_for_no_more_than_there_is() {
+        let mut cache = ExpertCache::new(3, 16);
+        assert_eq!(token(&mut cache, &[0, 1, 2]), [0, 1, 2]);
+        assert_eq!(token(&mut cache, &[3, 4, 5]), [3, 4, 5]);
+        cache.begin_step();
+        for expert in 0..3 {
+            assert!(cache.find(Unit::Expert { layer: 0, expert }).is_ok());
+        }
+        assert!(cache.find(Unit::Expert { layer: 0, expert: 3 }).is_err());
     }
 }

@@ -13,7 +13,7 @@ use crate::error::{Result, RuntimeError};
 use crate::view::Loaded;
 
 /// Reads in flight at most.
-pub const READERS: usize = 8;
+pub const READERS: usize = 4;
 
 /// What to read.
 #[derive(Debug)]

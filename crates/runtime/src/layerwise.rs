@@ -164,8 +164,12 @@ impl<'w> LayerPass<'w> {
                 // The next dense layer comes last, when nothing waits for the disk.
                 following.map(|(unit, buf)| read(weights, Request::Unit(unit), buf))
             });
+            let visits = &visits;
             // Takes the channels: when it ends, however it ends, the reader ends too.
-            let computed = pool.install(|| flow.experts(spec, &visits, arrivals, recycle));
+            let computed = pool.install(move || {
+                let (arrivals, recycle) = (arrivals, recycle);
+                flow.experts(spec, visits, &arrivals, &recycle)
+            });
             let following = reader.join().map_err(|_| RuntimeError::Stopped)?;
             computed?;
             Ok::<_, RuntimeError>(following.transpose()?)
@@ -218,8 +222,8 @@ impl Flow {
         &mut self,
         spec: &MoeSpec,
         visits: &Visits,
-        arrivals: Receiver<Result<Loaded, FormatError>>,
-        recycle: SyncSender<AlignedBuf>,
+        arrivals: &Receiver<Result<Loaded, FormatError>>,
+        recycle: &SyncSender<AlignedBuf>,
     ) -> Result<()> {
         for expert in visits.experts() {
             let loaded = arrivals.recv().map_err(|_| RuntimeError::Stopped)??;

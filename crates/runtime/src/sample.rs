@@ -94,7 +94,7 @@ impl Sampler {
         kept
     }
 
-    /// Below 1, at least 0: SplitMix64 (Steele, Lea and Flood, 2014), its upper 53 bits.
+    /// Below 1, at least 0: `SplitMix64` (Steele, Lea and Flood, 2014), its upper 53 bits.
     fn uniform(&mut self) -> f64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;

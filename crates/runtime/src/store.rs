@@ -152,6 +152,11 @@ impl Store {
         self.request(Request::Unit(Unit::Layer(layer as u32)), buf)
     }
 
+    /// Begins a token.
+    pub fn begin_token(&mut self) {
+        self.experts.begin_token();
+    }
+
     /// Finds each picked expert a place and has the missing ones read, all at once. Gives places.
     ///
     /// # Errors

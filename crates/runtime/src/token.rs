@@ -227,6 +227,7 @@ impl Model {
         token: u32,
         observe: &mut (dyn FnMut(usize, &[f32]) + Send),
     ) -> Result<()> {
+        self.store.begin_token();
         self.embed(token)?;
         observe(0, &self.x);
         for index in 0..self.spec.layers.len() {

@@ -55,8 +55,8 @@ fn token_by_token() {
                 all.weights.extend_from_slice(&last.weights);
             }
         }
-        let mut worst = Worst::default();
-        worst.logits = error(&logits, &case.floats("logits").unwrap());
+        let expected = case.floats("logits").unwrap();
+        let mut worst = Worst { logits: error(&logits, &expected), ..Worst::default() };
         for (i, x) in hidden.iter().enumerate() {
             worst.hidden = worst
                 .hidden

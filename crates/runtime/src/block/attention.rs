@@ -118,7 +118,9 @@ fn condition(layer: &Layer<'_>, spec: &AttentionSpec, batch: Batch, work: &mut W
     }
     if let Some(c) = spec.clip_qkv {
         for x in [&mut b.q, &mut b.k, &mut b.v] {
-            x.iter_mut().for_each(|x| *x = x.clamp(-c, c));
+            for x in x.iter_mut() {
+                *x = x.clamp(-c, c);
+            }
         }
     }
     let dim = spec.head_dim as usize;

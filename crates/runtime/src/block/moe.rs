@@ -95,7 +95,9 @@ fn pick(spec: &MoeSpec, scores: &mut [f32], routes: &mut Routes) {
     if spec.norm_topk_prob {
         let picked = &mut routes.weights[start..];
         let sum: f32 = picked.iter().sum();
-        picked.iter_mut().for_each(|w| *w /= sum);
+        for weight in picked {
+            *weight /= sum;
+        }
     }
 }
 

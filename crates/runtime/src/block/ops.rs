@@ -44,7 +44,9 @@ pub fn softmax(x: &mut [f32]) {
         sum += *x;
     }
     let scale = 1.0 / sum;
-    x.iter_mut().for_each(|x| *x *= scale);
+    for x in x {
+        *x *= scale;
+    }
 }
 
 /// Adds `bias` to each row of `x: [n, bias.len()]`.
