@@ -133,7 +133,7 @@ impl Bundle {
             match &decoded {
                 None => shard.file.read_at(shard.extent.offset + start, head)?,
                 Some(bytes) => {
-                    head.copy_from_slice(&bytes.as_slice()[start as usize..][..head.len()])
+                    head.copy_from_slice(&bytes.as_slice()[start as usize..][..head.len()]);
                 }
             }
             base += whole;

@@ -136,7 +136,7 @@ impl ReadFile {
     /// # Errors
     /// As [`Self::read_at`].
     pub fn read_aligned(&self, offset: u64, len: usize, buf: &mut AlignedBuf) -> Result<()> {
-        let aligned = offset % DIRECT_IO_ALIGNMENT as u64 == 0;
+        let aligned = offset.is_multiple_of(DIRECT_IO_ALIGNMENT as u64);
         match self.direct.as_ref().filter(|_| aligned) {
             None => {
                 buf.resize(len);

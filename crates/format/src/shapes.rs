@@ -93,11 +93,11 @@ impl AttentionSpec {
         within("heads", self.heads, 1, MAX_EXPERTS)?;
         within("kv_heads", self.kv_heads, 1, self.heads)?;
         within("head_dim", self.head_dim, 2, MAX_EXPERTS)?;
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             let (heads, kv) = (self.heads, self.kv_heads);
             return Err(format!("kv_heads: expected a divisor of {heads}, found {kv}"));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(format!("head_dim: expected an even number, found {}", self.head_dim));
         }
         if !(self.rope.theta.is_finite() && self.rope.theta > 0.0) {
