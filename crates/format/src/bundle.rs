@@ -9,6 +9,10 @@ use crate::io::{AlignedBuf, ReadFile};
 use crate::manifest::{Codec, Extent, FileKind, MANIFEST_FILE, Manifest};
 use crate::unit::{TensorEntry, Unit, UnitLayout};
 
+/// No Zstandard frame decodes to more: a block takes at least 4 bytes and gives at most 128 KiB
+/// (RFC 8878, section 3.1.1.2). Checked before memory is taken for what a frame claims.
+const ZSTD_MAX_RATIO: u64 = 1 << 15;
+
 /// A bundle whose manifest is valid and whose shard files have the stated sizes.
 ///
 /// The bytes themselves are trusted only after `verify`.
@@ -170,6 +174,10 @@ impl Bundle {
         if found != Some(expected) {
             let found = found.map_or("no length".to_owned(), |n| n.to_string());
             return Err(refuse(format!("zstd frame: expected {expected} bytes, found {found}")));
+        }
+        if expected > shard.extent.stored.saturating_mul(ZSTD_MAX_RATIO) {
+            let stored = shard.extent.stored;
+            return Err(refuse(format!("zstd frame: {expected} bytes cannot come from {stored}")));
         }
         buf.resize(self.fits(unit, expected)?);
         let written = zstd::bulk::decompress_to_buffer(stored, buf.as_mut_slice())
