@@ -31,7 +31,10 @@ fuzz_target!(|data: &[u8]| {
         None => drop(fs::remove_file(generation_path)),
     }
     let Ok(checkpoint) = Checkpoint::open(DIR.path()) else { return };
-    let model_type = checkpoint.config().get("model_type").and_then(|name| name.as_str());
+    let model_type = checkpoint
+        .config()
+        .get("model_type")
+        .and_then(|name| name.as_str());
     let Some(arch) = model_type.and_then(Arch::builtin) else { return };
     let Ok(spec) = arch.spec(&checkpoint) else { return };
 

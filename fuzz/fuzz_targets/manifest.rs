@@ -48,7 +48,9 @@ fn hashed(data: &[u8]) -> Vec<u8> {
 fn check_places(manifest: &Manifest) {
     let mut files: BTreeMap<&str, (u64, Vec<(u64, u64)>)> = BTreeMap::new();
     for file in &manifest.files {
-        let inside = Path::new(&file.path).components().all(|c| matches!(c, Component::Normal(_)));
+        let inside = Path::new(&file.path)
+            .components()
+            .all(|c| matches!(c, Component::Normal(_)));
         assert!(inside && file.path != "manifest.json", "{}", file.path);
         assert!(files.insert(&file.path, (file.size, Vec::new())).is_none(), "{}", file.path);
     }

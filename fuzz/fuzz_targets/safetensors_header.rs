@@ -23,8 +23,12 @@ fuzz_target!(|json: &[u8]| {
     assert!(header::parse(path, json, file_len - 1).is_err(), "a file that is too short");
     compare(json, &header);
 
-    let tensors = header.tensors.iter().map(|(name, t)| (name.as_str(), t.dtype, &t.shape[..]));
-    let bytes = header::encode(path, &header.metadata, tensors).expect("what was parsed is encoded");
+    let tensors = header
+        .tensors
+        .iter()
+        .map(|(name, t)| (name.as_str(), t.dtype, &t.shape[..]));
+    let bytes =
+        header::encode(path, &header.metadata, tensors).expect("what was parsed is encoded");
     let again = header::parse(path, &bytes[PREFIX_LEN as usize..], bytes.len() as u64 + data_len);
     assert_eq!(again.expect("what was encoded is parsed"), header);
 });
@@ -44,7 +48,10 @@ fn compare(json: &[u8], header: &Header) {
     for (name, ours) in &header.tensors {
         let theirs = tensors[name];
         let shape: Vec<_> = theirs.shape.iter().map(|&d| d as u64).collect();
-        assert_eq!((shape, theirs.data_offsets), (ours.shape.clone(), (ours.begin as usize, ours.end as usize)));
+        assert_eq!(
+            (shape, theirs.data_offsets),
+            (ours.shape.clone(), (ours.begin as usize, ours.end as usize))
+        );
         assert_eq!(format!("{:?}", theirs.dtype).to_lowercase(), ours.dtype.name());
     }
 }

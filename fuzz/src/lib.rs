@@ -33,19 +33,24 @@ pub fn lost(given: &Value, kept: &Value) -> Option<String> {
             let kept = kept.get(name).unwrap_or(&Value::Null);
             lost(given, kept).map(|path| format!("{name}.{path}"))
         }),
-        (Value::Array(given), Value::Array(kept)) if given.len() == kept.len() => {
-            given.iter().zip(kept).find_map(|(given, kept)| lost(given, kept))
-        }
+        (Value::Array(given), Value::Array(kept)) if given.len() == kept.len() => given
+            .iter()
+            .zip(kept)
+            .find_map(|(given, kept)| lost(given, kept)),
         // Defaults are not written.
         (Value::Array(empty), Value::Null) if empty.is_empty() => None,
         (Value::Number(zero), Value::Null) if zero.as_u64() == Some(0) => None,
         (Value::Number(given), Value::Number(kept)) => {
             let whole = given.as_u64().zip(kept.as_u64());
-            whole.filter(|(given, kept)| given != kept).map(|w| format!("{w:?}"))
+            whole
+                .filter(|(given, kept)| given != kept)
+                .map(|w| format!("{w:?}"))
         }
         (Value::String(given), Value::String(kept)) if given.eq_ignore_ascii_case(kept) => None,
         // serde's other spelling of a bare word: `{"head": null}`.
-        (Value::Object(given), Value::String(kept)) if given.get(kept) == Some(&Value::Null) => None,
+        (Value::Object(given), Value::String(kept)) if given.get(kept) == Some(&Value::Null) => {
+            None
+        }
         (given, kept) if given == kept => None,
         (given, kept) => Some(format!(": {given} became {kept}")),
     }
@@ -60,7 +65,8 @@ fn edit(tree: &mut Value, random: &mut Random) {
         Some(Value::String(text)) if random.below(4) != 0 => edit_text(text, random),
         Some(Value::Number(number)) if random.below(4) != 0 => {
             let value = number.as_u64().unwrap_or(1);
-            let near = [value.wrapping_add(1), value.wrapping_sub(1), value.wrapping_mul(2), value / 2];
+            let near =
+                [value.wrapping_add(1), value.wrapping_sub(1), value.wrapping_mul(2), value / 2];
             *number = near[random.below(near.len())].into();
         }
         Some(other) => *other = strange(random),
@@ -98,8 +104,13 @@ fn edit_array(array: &mut Vec<Value>, random: &mut Random) {
 }
 
 fn edit_text(text: &mut String, random: &mut Random) {
-    const PIECES: &[&str] = &["", "/", "..", ".", "\\", "\0", ":", "{layer}", "{expert}", "*", "0", "é", ","];
-    let places: Vec<_> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+    const PIECES: &[&str] =
+        &["", "/", "..", ".", "\\", "\0", ":", "{layer}", "{expert}", "*", "0", "é", ","];
+    let places: Vec<_> = text
+        .char_indices()
+        .map(|(at, _)| at)
+        .chain([text.len()])
+        .collect();
     let (from, to) = (random.below(places.len()), random.below(places.len()));
     let range = places[from]..places[from.max(to.min(from + 2))];
     text.replace_range(range, PIECES[random.below(PIECES.len())]);

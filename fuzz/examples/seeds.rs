@@ -74,13 +74,24 @@ fn manifest(checkpoint: &Checkpoint, inventory: &Inventory) -> Result<Manifest> 
 
 fn dense(inventory: &Inventory, files: &mut Vec<FileEntry>) -> Result<Vec<DenseShard>> {
     let (mut shards, mut end) = (Vec::new(), 0u64);
-    let units = inventory.spec.units().filter(|unit| !matches!(unit, Unit::Expert { .. }));
+    let units = inventory
+        .spec
+        .units()
+        .filter(|unit| !matches!(unit, Unit::Expert { .. }));
     for unit in units {
         let UnitLayout { tensors, len } = place_dense(unplaced(&inventory.units[&unit]))?;
         let offset = end.next_multiple_of(DEFAULT_ALIGNMENT);
         end = offset + len;
         let file = "dense-000.bin".to_owned();
-        shards.push(DenseShard { unit, file, offset, stored: len, len, blake3: Hash::ZERO, tensors });
+        shards.push(DenseShard {
+            unit,
+            file,
+            offset,
+            stored: len,
+            len,
+            blake3: Hash::ZERO,
+            tensors,
+        });
     }
     let size = end.next_multiple_of(DEFAULT_ALIGNMENT);
     files.push(file("dense-000.bin", FileKind::Shards, size));
@@ -97,7 +108,15 @@ fn experts(inventory: &Inventory, files: &mut Vec<FileEntry>) -> Result<Vec<Expe
         let path = format!("experts/layer-{layer:03}.bin");
         files.push(file(&path, FileKind::Shards, stride * count));
         let blake3 = vec![Hash::ZERO; count as usize];
-        sparse.push(ExpertShards { layer, file: path, stride, len, tensors, stored: Vec::new(), blake3 });
+        sparse.push(ExpertShards {
+            layer,
+            file: path,
+            stride,
+            len,
+            tensors,
+            stored: Vec::new(),
+            blake3,
+        });
     }
     Ok(sparse)
 }
@@ -125,7 +144,9 @@ fn file(path: &str, kind: FileKind, size: u64) -> FileEntry {
 }
 
 fn write(target: &str, name: &str, bytes: &[u8]) -> Result {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
     fs::create_dir_all(&dir)?;
     Ok(fs::write(dir.join(name), bytes)?)
 }
@@ -140,9 +161,15 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn subdirectories(dir: &Path) -> Result<Vec<PathBuf>> {
-    Ok(entries(dir)?.into_iter().filter(|path| path.is_dir()).collect())
+    Ok(entries(dir)?
+        .into_iter()
+        .filter(|path| path.is_dir())
+        .collect())
 }
 
 fn name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
