@@ -29,7 +29,9 @@ fn scale(unit: &str) -> Option<u64> {
         return Some(1);
     }
     let letter = |name: &str| unit.eq_ignore_ascii_case(&name[..1]);
-    let decimal = DECIMAL.iter().find(|(name, _)| unit.eq_ignore_ascii_case(name));
+    let decimal = DECIMAL
+        .iter()
+        .find(|(name, _)| unit.eq_ignore_ascii_case(name));
     let binary = BINARY
         .iter()
         .find(|(name, _)| unit.eq_ignore_ascii_case(name) || letter(name));

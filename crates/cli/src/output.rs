@@ -70,11 +70,18 @@ impl Table {
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let titles: Vec<String> =
-            self.header.iter().map(|h| h.trim_start_matches('>').to_owned()).collect();
+        let titles: Vec<String> = self
+            .header
+            .iter()
+            .map(|h| h.trim_start_matches('>').to_owned())
+            .collect();
         let lines = || std::iter::once(&titles).chain(&self.rows);
         let width = |column: usize| {
-            lines().filter_map(|line| line.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
+            lines()
+                .filter_map(|line| line.get(column))
+                .map(|c| c.chars().count())
+                .max()
+                .unwrap_or(0)
         };
         let widths: Vec<usize> = (0..titles.len()).map(width).collect();
         for line in lines() {

@@ -25,17 +25,27 @@ pub fn available_memory() -> Option<u64> {
 fn kib(path: &str, field: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix(field))?;
-    value.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    value
+        .trim()
+        .strip_suffix(" kB")?
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1024)
 }
 
 /// The smallest `memory.max` from the process's control group (version 2) up to the root.
 fn group_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let mut group = groups.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
+    let mut group = groups
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))?
+        .to_owned();
     let mut least = None;
     loop {
         let path = format!("/sys/fs/cgroup{group}/memory.max");
-        let limit = fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+        let limit = fs::read_to_string(path)
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
         least = limit.into_iter().chain(least).min();
         match group.rfind('/') {
             Some(cut) if !group.is_empty() => group.truncate(cut),

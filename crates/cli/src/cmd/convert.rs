@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use serde::Serialize;
-use shardwright_convert::{ConversionReport, ConvertError, ConvertOptions, Phase, Progress, convert};
+use shardwright_convert::{
+    ConversionReport, ConvertError, ConvertOptions, Phase, Progress, convert,
+};
 
 use super::plan::{self, Planned};
 use crate::args::ConvertArgs;
@@ -33,11 +35,8 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     let cancel = signal::stop_flag()?;
     let started = Instant::now();
     let Planned { checkpoint, plan } = plan::make(&args.plan)?;
-    let options = ConvertOptions {
-        threads: args.plan.threads.count(),
-        resume: args.resume,
-        cancel: &cancel,
-    };
+    let options =
+        ConvertOptions { threads: args.plan.threads.count(), resume: args.resume, cancel: &cancel };
     let converting = Stage::new(output, "converting", Count::Bytes);
     let show = |progress: Progress| {
         if progress.phase == Phase::Convert {
@@ -75,9 +74,9 @@ fn text(report: &Report<'_>) -> String {
         summary.bits_per_weight,
         report.conversion.recipe,
     );
-    let memory = report.peak_memory_bytes.map_or_else(String::new, |peak| {
-        format!(", at most {} of memory", bytes::memory(peak))
-    });
+    let memory = report
+        .peak_memory_bytes
+        .map_or_else(String::new, |peak| format!(", at most {} of memory", bytes::memory(peak)));
     let _ = writeln!(out, "took {}{memory}\n", duration(report.seconds));
     let mut table = Table::new(&["role", "stored", ">size", ">relative RMSE"]);
     for role in &summary.roles {
@@ -91,10 +90,19 @@ fn text(report: &Report<'_>) -> String {
 
 /// The range of errors over the tensors of a role.
 fn worst(report: &ConversionReport, role: &str) -> String {
-    let dense = report.tensors.iter().filter(|t| t.role.name() == role).map(|t| t.relative_rmse);
-    let experts = report.experts.iter().filter(|t| t.role.name() == role).map(|t| t.relative_rmse);
-    let (low, high) =
-        dense.chain(experts).fold((f64::MAX, 0.0), |(a, b): (f64, f64), e| (a.min(e), b.max(e)));
+    let dense = report
+        .tensors
+        .iter()
+        .filter(|t| t.role.name() == role)
+        .map(|t| t.relative_rmse);
+    let experts = report
+        .experts
+        .iter()
+        .filter(|t| t.role.name() == role)
+        .map(|t| t.relative_rmse);
+    let (low, high) = dense
+        .chain(experts)
+        .fold((f64::MAX, 0.0), |(a, b): (f64, f64), e| (a.min(e), b.max(e)));
     match (low, high) {
         (_, 0.0) => "exact".to_owned(),
         _ if high - low < 5e-5 => format!("{high:.4}"),

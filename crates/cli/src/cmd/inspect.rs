@@ -125,7 +125,10 @@ impl Report {
                 }
                 let key = (tensor.role, row.stored.clone());
                 let empty = || RoleRow::empty(tensor.role, &row.stored);
-                census.entry(key).or_insert_with(empty).add(count, row.bytes);
+                census
+                    .entry(key)
+                    .or_insert_with(empty)
+                    .add(count, row.bytes);
                 if let Some(rows) = &mut tensors {
                     rows.push(row);
                 }
@@ -233,8 +236,11 @@ fn layers(spec: &ModelSpec) -> String {
 }
 
 fn attention(spec: &ModelSpec) -> String {
-    let windows =
-        spec.layers.iter().filter(|l| attention_of(&l.mixer).sliding_window.is_some()).count();
+    let windows = spec
+        .layers
+        .iter()
+        .filter(|l| attention_of(&l.mixer).sliding_window.is_some())
+        .count();
     let Some(first) = spec.layers.first() else { return String::new() };
     let AttentionSpec { heads, kv_heads, head_dim, .. } = attention_of(&first.mixer);
     let sliding = match windows {
@@ -256,7 +262,10 @@ fn experts(spec: &ModelSpec) -> Option<String> {
     })?;
     let shared = if moe.shared_expert.is_some() { ", and a shared one" } else { "" };
     let (count, picked) = (moe.num_experts, moe.num_experts_per_tok);
-    Some(format!("{count} per layer, {picked} per token{shared}, width {}", moe.moe_intermediate_size))
+    Some(format!(
+        "{count} per layer, {picked} per token{shared}, width {}",
+        moe.moe_intermediate_size
+    ))
 }
 
 impl CheckpointPart {
@@ -296,14 +305,22 @@ impl BundlePart {
 
 impl ShardRow {
     fn all(manifest: &Manifest) -> Vec<Self> {
-        let dense = manifest.dense.iter().map(|s| (s.unit, &s.file, s.extent(), s.len));
+        let dense = manifest
+            .dense
+            .iter()
+            .map(|s| (s.unit, &s.file, s.extent(), s.len));
         let experts = manifest.experts.iter().flat_map(|layer| {
             (0u32..).map_while(move |expert| {
                 let unit = Unit::Expert { layer: layer.layer, expert };
                 Some((unit, &layer.file, layer.extent(expert)?, layer.len))
             })
         });
-        let row = |(unit, file, extent, len): (Unit, &String, shardwright_format::manifest::Extent, u64)| {
+        let row = |(unit, file, extent, len): (
+            Unit,
+            &String,
+            shardwright_format::manifest::Extent,
+            u64,
+        )| {
             Self {
                 shard: unit.to_string(),
                 file: file.clone(),
@@ -321,7 +338,9 @@ impl ShardRow {
         for row in rows {
             let numbers = [row.offset, row.stored, row.len].map(|n| n.to_string());
             let hash = format!("{}…", &row.blake3[..16]);
-            let cells = [row.shard.clone(), row.file.clone()].into_iter().chain(numbers);
+            let cells = [row.shard.clone(), row.file.clone()]
+                .into_iter()
+                .chain(numbers);
             table.row(cells.chain([hash]));
         }
         table
@@ -346,7 +365,8 @@ impl TensorRow {
     }
 
     fn table(rows: &[Self]) -> Table {
-        let mut table = Table::new(&["unit", "role", "stored", ">rows", ">cols", ">bytes", "source"]);
+        let mut table =
+            Table::new(&["unit", "role", "stored", ">rows", ">cols", ">bytes", "source"]);
         for row in rows {
             let head = [row.unit.clone(), row.role.to_string(), row.stored.clone()];
             let numbers = [row.rows, row.cols, row.bytes].map(|n| n.to_string());

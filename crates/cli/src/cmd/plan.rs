@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde::Serialize;
 use shardwright_convert::{Plan, PlanOptions};
+use shardwright_format::FormatError;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::Codec;
-use shardwright_format::FormatError;
 use shardwright_quant::Method;
 use shardwright_runtime::{MemoryPlan, Options as RuntimeOptions};
 

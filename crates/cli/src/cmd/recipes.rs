@@ -63,6 +63,14 @@ pub fn choose(args: &RecipeArgs, spec: &ModelSpec) -> Result<Recipe, Failure> {
     if let Some(dtype) = args.scale_dtype {
         recipe.scale_dtype = Some(dtype.into());
     }
+    if !args.set.is_empty() {
+        // A rule whose tensors are all taken by --set has nothing left to match, and that is no
+        // mistake of the recipe's.
+        recipe
+            .rules
+            .iter_mut()
+            .for_each(|rule| rule.optional = true);
+    }
     recipe = recipe.with_overrides(&args.set)?;
     Ok(match args.method {
         Some(method) => recipe.with_method(method.into()),

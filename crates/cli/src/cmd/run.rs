@@ -171,7 +171,9 @@ fn explain(error: RuntimeError) -> Failure {
 fn sampler(args: &RunArgs) -> Result<Sampler, Failure> {
     let SamplingArgs { temperature, top_k, top_p, seed, .. } = args.sampling;
     let sampling = Sampling { temperature, top_k, top_p, seed };
-    sampling.validate().map_err(|detail| Failure::new(format!("--{detail}")))?;
+    sampling
+        .validate()
+        .map_err(|detail| Failure::new(format!("--{detail}")))?;
     Ok(Sampler::new(sampling))
 }
 
@@ -227,7 +229,9 @@ impl Session<'_> {
 
     fn generate(&mut self, args: &RunArgs) -> Result<Stop, Failure> {
         let ends = self.runtime.spec().eos_token_ids.clone();
-        let room = args.context.map_or(usize::MAX, |c| c - self.runtime.position() + 1);
+        let room = args
+            .context
+            .map_or(usize::MAX, |c| c - self.runtime.position() + 1);
         let wanted = args.tokens.min(room);
         while let Some(&token) = self.tokens.last() {
             if self.tokens.len() > wanted {
@@ -345,7 +349,9 @@ fn finish(report: &Report, output: Output) -> Result<(), Failure> {
     let memory = &report.memory;
     let mode = if memory.mode == Mode::Resident { "resident" } else { "streamed" };
     let io = if report.direct_io { "direct I/O" } else { "reads through the page cache" };
-    let peak = memory.peak_bytes.map_or_else(String::new, |b| format!(", peak {}", bytes::memory(b)));
+    let peak = memory
+        .peak_bytes
+        .map_or_else(String::new, |b| format!(", peak {}", bytes::memory(b)));
     eprintln!("prompt   {}", report.prompt.line());
     eprintln!("decode   {}", report.decode.line());
     eprintln!("memory   {mode}, planned {}{peak}; {io}", bytes::memory(memory.planned_bytes));

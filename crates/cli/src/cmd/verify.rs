@@ -33,8 +33,15 @@ pub fn run(args: &VerifyArgs, output: Output) -> Outcome {
     let cancel = signal::stop_flag()?;
     let started = Instant::now();
     super::check_directory(&args.bundle)?;
-    args.against.as_deref().map_or(Ok(()), super::check_checkpoint)?;
-    let arch = args.arch.arch.as_deref().map(super::read_arch).transpose()?;
+    args.against
+        .as_deref()
+        .map_or(Ok(()), super::check_checkpoint)?;
+    let arch = args
+        .arch
+        .arch
+        .as_deref()
+        .map(super::read_arch)
+        .transpose()?;
     let request = request(args, arch.as_ref());
     let stages = Stages { output, now: Mutex::new(None) };
     let show = |progress: Progress| stages.show(progress);
@@ -61,10 +68,8 @@ fn request<'a>(
     args: &'a VerifyArgs,
     arch: Option<&'a shardwright_format::arch::Arch>,
 ) -> Request<'a> {
-    let windows = Windows {
-        limit: args.windows.map(|n| n as usize),
-        ..Windows::of(args.window as usize)
-    };
+    let windows =
+        Windows { limit: args.windows.map(|n| n as usize), ..Windows::of(args.window as usize) };
     Request {
         bundle: &args.bundle,
         checkpoint: args.against.as_deref(),
@@ -107,7 +112,10 @@ struct Stages {
 impl Stages {
     fn show(&self, progress: Progress) {
         let Ok(mut now) = self.now.lock() else { return };
-        if now.as_ref().is_none_or(|(stage, _)| *stage != progress.stage) {
+        if now
+            .as_ref()
+            .is_none_or(|(stage, _)| *stage != progress.stage)
+        {
             // The old bar is taken away before the new one is drawn.
             *now = None;
             let (what, count) = described(progress.stage);

@@ -1,0 +1,96 @@
+//! The command line itself: help, usage errors, output modes.
+
+use std::fs;
+
+use crate::harness::{Scratch, root};
+
+const COMMANDS: [&str; 7] = ["inspect", "plan", "convert", "verify", "run", "export", "recipes"];
+
+/// Compares with a file under `tests/expected`, or writes it when asked to.
+fn expect(name: &str, found: &str) {
+    let path = root().join("tests/expected").join(name);
+    if std::env::var_os("SHARDWRIGHT_BLESS").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, found).unwrap();
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(found, expected, "`just bless` rewrites {}", path.display());
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let scratch = Scratch::new();
+    expect("help.txt", &scratch.ok("--help").stdout);
+    for command in COMMANDS {
+        let help = scratch.ok(&format!("{command} --help")).stdout;
+        assert!(help.contains("Examples:"), "{command}");
+        expect(&format!("help-{command}.txt"), &help);
+    }
+}
+
+#[test]
+fn examples_in_help_texts_are_commands_that_parse() {
+    let scratch = Scratch::new();
+    for command in COMMANDS {
+        let help = scratch
+            .ok(&format!("{command} --help"))
+            .stdout
+            .replace("\\\n", " ");
+        let examples = help
+            .lines()
+            .filter_map(|l| l.trim_start().strip_prefix("shardwright "));
+        for example in examples {
+            // What follows two spaces or a pipe is an explanation.
+            let example = example
+                .split("  ")
+                .next()
+                .unwrap()
+                .split(['|', '>'])
+                .next()
+                .unwrap();
+            let ran = scratch.shell(&format!("shardwright {example}"));
+            assert!(!ran.stderr.contains("Usage:"), "{example}: {}", ran.stderr);
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    let scratch = Scratch::new();
+    for args in [
+        "",
+        "frobnicate",
+        "inspect",
+        "convert ckpt",
+        "run out",
+        "run out --prompt x --memory lots",
+        "verify out --text x",
+        "verify out --max-kld 1",
+        "plan ckpt --bits 4 --recipe q4",
+        "plan ckpt --group-size 64",
+        "run out --prompt x --threads 0",
+    ] {
+        let ran = scratch.run(args);
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{args}: {ran:?}");
+        assert!(!ran.stderr.is_empty());
+    }
+}
+
+#[test]
+fn inspect_of_the_fixture() {
+    let scratch = Scratch::with("fixture-2m");
+    expect("inspect-checkpoint.txt", &scratch.ok("inspect ckpt").stdout);
+    scratch.ok("convert ckpt -o out");
+    expect("inspect-bundle.txt", &scratch.ok("inspect out").stdout);
+    expect("plan.txt", &scratch.ok("plan ckpt").stdout);
+    let tensors = scratch.ok("inspect out --tensors").stdout;
+    assert!(tensors.contains("layer 3 expert 7"), "{tensors}");
+}
+
+#[test]
+fn errors_are_json_where_json_was_asked_for() {
+    let ran = Scratch::new().run("inspect nowhere --json");
+    assert_eq!(ran.code, Some(2));
+    let error: serde_json::Value = serde_json::from_str(&ran.stderr).unwrap();
+    assert_eq!(error["error"], "nowhere: there is no such directory");
+}

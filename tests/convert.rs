@@ -1,0 +1,428 @@
+//! Conversion: sizes as planned, the same bytes always, resumable at any moment.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Scratch, contents, digest};
+
+/// The trained fixture, converted once as `whole`.
+fn converted(options: &str) -> Scratch {
+    let scratch = Scratch::with("fixture-2m");
+    scratch.ok(&format!("convert ckpt -o whole {options}"));
+    scratch
+}
+
+#[test]
+fn sizes_are_those_that_plan_names() {
+    for options in [
+        "",
+        "--bits 4",
+        "--recipe moe-q3 --align 4KiB",
+        "--bits 2 --group-size 32 --scale-dtype bf16",
+    ] {
+        let scratch = converted(options);
+        let plan = scratch.json(&format!("plan ckpt {options}"));
+        let planned: Vec<(String, u64)> = plan["files"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|f| (f["path"].as_str().unwrap().to_owned(), f["size"].as_u64().unwrap()))
+            .collect();
+        let mut found: Vec<(String, u64)> = contents(&scratch.path("whole"))
+            .into_iter()
+            .map(|(n, b)| (n, b.len() as u64))
+            .collect();
+        let mut sorted = planned.clone();
+        sorted.sort();
+        found.sort();
+        assert_eq!(sorted, found, "{options}");
+        let total: u64 = found.iter().map(|(_, size)| size).sum();
+        assert_eq!(plan["summary"]["bundle_bytes"], json!(total));
+        let inspect = scratch.json("inspect whole");
+        assert_eq!(plan["summary"]["bits_per_weight"], inspect["bits_per_weight"]);
+    }
+}
+
+#[test]
+fn plan_writes_nothing() {
+    let scratch = Scratch::with("fixture-2m");
+    scratch.ok("plan ckpt");
+    let left: Vec<_> = fs::read_dir(scratch.path("."))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["ckpt"]);
+}
+
+#[test]
+fn every_architecture_converts_and_holds() {
+    let golden = crate::harness::fixture("golden");
+    for entry in fs::read_dir(golden).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.join("config.json").exists() {
+            continue;
+        }
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let scratch = Scratch::with(&format!("golden/{name}"));
+        scratch.ok("convert ckpt -o out --bits 4 --group-size 32");
+        let report = scratch.json("verify out --against ckpt");
+        assert_eq!(report["verdict"], json!("holds"), "{name}: {report}");
+    }
+}
+
+#[test]
+fn one_and_two_threads_give_the_same_bytes() {
+    for codec in ["none", "zstd"] {
+        let scratch = Scratch::with("fixture-2m");
+        for threads in [1, 2] {
+            scratch.ok(&format!("convert ckpt -o t{threads} --threads {threads} --codec {codec}"));
+        }
+        assert_eq!(digest(&scratch.path("t1")), digest(&scratch.path("t2")), "{codec}");
+    }
+}
+
+#[test]
+fn a_snapshot_of_the_hugging_face_cache_gives_the_same_bytes() {
+    let scratch = converted("");
+    fs::create_dir_all(scratch.path("blobs")).unwrap();
+    fs::create_dir_all(scratch.path("snapshots/abc")).unwrap();
+    for (at, (name, bytes)) in contents(&scratch.path("ckpt")).into_iter().enumerate() {
+        fs::write(scratch.path(&format!("blobs/{at}")), bytes).unwrap();
+        let link = scratch.path(&format!("snapshots/abc/{name}"));
+        std::os::unix::fs::symlink(format!("../../blobs/{at}"), link).unwrap();
+    }
+    scratch.ok("convert snapshots/abc -o linked");
+    assert_eq!(digest(&scratch.path("whole")), digest(&scratch.path("linked")));
+}
+
+#[test]
+fn no_trace_of_time_or_place_is_in_a_bundle() {
+    let (one, two) = (converted("--bits 3"), converted("--bits 3"));
+    assert_eq!(digest(&one.path("whole")), digest(&two.path("whole")));
+}
+
+/// Starts a conversion and ends it after a while; gives whether it was still running.
+fn interrupted(scratch: &Scratch, args: &str, after: Duration, signal: &str) -> bool {
+    let mut child = scratch.spawn(args);
+    std::thread::sleep(after);
+    let running = child.try_wait().unwrap().is_none();
+    let kill = std::process::Command::new("kill")
+        .args([signal, &child.id().to_string()])
+        .stderr(std::process::Stdio::null())
+        .status();
+    kill.unwrap();
+    child.wait().unwrap();
+    running
+}
+
+/// Kills conversions at moments spread over their duration, several times each, and lets
+/// `--resume` finish: the bytes are those of an uninterrupted run.
+fn survives(signal: &str, options: &str) {
+    let scratch = Scratch::with("fixture-2m");
+    let started = Instant::now();
+    scratch.ok(&format!("convert ckpt -o whole {options}"));
+    let whole = started.elapsed();
+    let expected = digest(&scratch.path("whole"));
+    let args = format!("convert ckpt -o out {options}");
+    let mut caught = 0;
+    for step in 1..=10 {
+        let after = whole.mul_f64(f64::from(step) / 11.0);
+        caught += u32::from(interrupted(&scratch, &args, after, signal));
+        caught += u32::from(interrupted(&scratch, &format!("{args} --resume"), after / 2, signal));
+        if !scratch.path("out").join("manifest.json").exists() {
+            scratch.ok(&format!("{args} --resume"));
+        }
+        // Killed between the bundle's last rename and the removal of what led to it.
+        if scratch.path("out.partial").exists() {
+            scratch.ok(&format!("{args} --resume"));
+        }
+        assert_eq!(digest(&scratch.path("out")), expected, "after {after:?}");
+        assert!(!scratch.path("out.partial").exists());
+        fs::remove_dir_all(scratch.path("out")).unwrap();
+    }
+    assert!(caught > 0, "no conversion was caught running");
+}
+
+#[test]
+fn a_killed_conversion_is_finished_to_the_byte() {
+    survives("-KILL", "--threads 1");
+    survives("-KILL", "--threads 2 --codec zstd");
+}
+
+#[test]
+fn an_interrupted_conversion_is_finished_to_the_byte() {
+    survives("-INT", "--threads 2");
+}
+
+/// Interrupts a conversion early enough that something is left to resume.
+fn partial(options: &str) -> Scratch {
+    let scratch = Scratch::with("fixture-2m");
+    for after in [40, 20, 10, 80, 160, 320] {
+        let _ = fs::remove_dir_all(scratch.path("out"));
+        let _ = fs::remove_dir_all(scratch.path("out.partial"));
+        let args = format!("convert ckpt -o out --threads 1 {options}");
+        interrupted(&scratch, &args, Duration::from_millis(after), "-KILL");
+        let ledger = fs::read_to_string(scratch.path("out.partial/ledger.jsonl"));
+        // The embedding is done, so that a change of it can be noticed.
+        if ledger.is_ok_and(|text| text.contains("\"embedding\"")) && !scratch.path("out").exists()
+        {
+            return scratch;
+        }
+    }
+    panic!("no conversion was caught running");
+}
+
+#[test]
+fn sigint_says_how_to_go_on() {
+    let scratch = Scratch::with("fixture-2m");
+    for after in [30, 60, 15, 120, 240] {
+        let _ = fs::remove_dir_all(scratch.path("out"));
+        let _ = fs::remove_dir_all(scratch.path("out.partial"));
+        let mut command = scratch.command("convert ckpt -o out --threads 1 --quiet");
+        let child = command
+            .stderr(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null());
+        let child = child.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(after));
+        std::process::Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        if output.status.code() == Some(130) && !stderr.is_empty() {
+            let start = "error: stopped after ";
+            let end = " of 38 shards; --resume continues from out.partial\n";
+            assert!(stderr.starts_with(start) && stderr.ends_with(end), "{stderr}");
+            return;
+        }
+    }
+    panic!("no conversion was caught running");
+}
+
+#[test]
+fn resume_refuses_another_source_or_recipe() {
+    let scratch = partial("--bits 4");
+    let ran = scratch.run("convert ckpt -o out --bits 3 --resume");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert_eq!(
+        ran.stderr,
+        "error: out.partial: cannot resume: it was begun with another recipe (`uniform q4g64`, now \
+         `uniform q3g64`)\n"
+    );
+    let tensors = |t: &mut crate::harness::RawTensors| t.data[1000] ^= 1;
+    scratch.edit_tensors("ckpt/model.safetensors", tensors);
+    let ran = scratch.run("convert ckpt -o out --bits 4 --resume");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert_eq!(
+        ran.stderr,
+        "error: out.partial: cannot resume: it was begun with another checkpoint: the weights of \
+         embedding in `model.safetensors` differ\n"
+    );
+}
+
+#[test]
+fn a_partial_conversion_is_neither_ignored_nor_overwritten() {
+    let scratch = partial("--bits 4");
+    scratch.refused(
+        "convert ckpt -o out --bits 4",
+        "error: out.partial: is what an interrupted conversion left; continue it with --resume or \
+         remove it",
+    );
+}
+
+#[test]
+fn an_output_that_exists() {
+    let scratch = converted("--bits 4");
+    let before = digest(&scratch.path("whole"));
+    let message = "error: whole: already exists; remove it or choose another name";
+    scratch.refused("convert ckpt -o whole --bits 4", message);
+    scratch.refused("convert ckpt -o whole --bits 4 --resume", message);
+    scratch.refused(
+        "export whole --to hf -o ckpt",
+        "error: ckpt: already exists; remove it or choose another name",
+    );
+    assert_eq!(digest(&scratch.path("whole")), before);
+}
+
+#[test]
+fn a_parent_that_cannot_be_written_to() {
+    let scratch = Scratch::with("golden/llama2");
+    fs::write(scratch.path("file"), "").unwrap();
+    scratch.refused(
+        "convert ckpt -o file/out --bits 4 --group-size 32",
+        "error: file/out.partial: Not a directory (os error 20)",
+    );
+    scratch.refused(
+        "convert ckpt -o nowhere/out --bits 4 --group-size 32",
+        "error: nowhere: No such file or directory (os error 2)",
+    );
+}
+
+#[test]
+fn no_room() {
+    let scratch = Scratch::with("fixture-2m");
+    // The shell's limit on the size of files stands for a full disk; the signal it sends is
+    // ignored so that the write fails as it does on a full disk.
+    let ran = scratch
+        .shell("trap '' XFSZ; ulimit -f 200; shardwright convert ckpt -o out --bits 4 --quiet");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let message = "error: out.partial/bundle/dense-000.bin: File too large (os error 27)\n";
+    assert_eq!(ran.stderr, message);
+    assert!(!scratch.path("out").exists());
+    scratch.ok("convert ckpt -o out --bits 4 --resume");
+    scratch.ok("verify out");
+}
+
+/// Runs a script where `disk` is a file system of its own, mounted with the given options; none
+/// where the system does not let a test do that.
+fn mounted(scratch: &Scratch, options: &str, script: &str) -> Option<crate::harness::Ran> {
+    fs::create_dir(scratch.path("disk")).unwrap();
+    let mount = format!("mount -t tmpfs -o {options} tmpfs disk 2>/dev/null || exit 77");
+    let ran = scratch.shell(&format!("unshare -rm bash -c '{mount}; {script}' || exit $?"));
+    if ran.code == Some(77) || ran.stderr.starts_with("unshare") {
+        eprintln!("skipped: this system mounts nothing for a test");
+        return None;
+    }
+    Some(ran)
+}
+
+#[test]
+fn a_full_disk_is_noticed_before_anything_is_written() {
+    let scratch = Scratch::with("fixture-2m");
+    let script =
+        "shardwright convert ckpt -o disk/out --bits 4 --quiet; code=$?; ls disk; exit $code";
+    let Some(ran) = mounted(&scratch, "size=512k", script) else { return };
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{ran:?}");
+    let (start, end) = ("error: disk: no room: expected ", " bytes available, found 524288\n");
+    assert!(ran.stderr.starts_with(start) && ran.stderr.ends_with(end), "{}", ran.stderr);
+}
+
+#[test]
+fn a_read_only_file_system() {
+    let scratch = Scratch::with("fixture-2m");
+    let script = "shardwright convert ckpt -o disk/out --bits 4 --quiet";
+    let Some(ran) = mounted(&scratch, "ro", script) else { return };
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let message = "error: disk/out.partial: Read-only file system (os error 30)\n";
+    assert_eq!(ran.stderr, message);
+}
+
+/// Puts a value into one element of a tensor.
+fn poison(scratch: &Scratch, tensor: &str, element: usize, bits: u16) {
+    scratch.edit_tensors("ckpt/model.safetensors", |t| {
+        let at = t.range(tensor).start + 2 * element;
+        t.data[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+    });
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_named_with_their_position() {
+    let name = "model.layers.2.mlp.experts.3.up_proj.weight";
+    for (bits, shown) in [(0x7e00, "NaN"), (0x7c00, "inf"), (0xfc00, "-inf")] {
+        let scratch = Scratch::with("fixture-2m");
+        poison(&scratch, name, 128 * 5 + 7, bits);
+        scratch.refused(
+            "convert ckpt -o out --bits 4 --quiet",
+            &format!(
+                "error: ckpt/model.safetensors: tensor `{name}`: row 5, column 7: expected a \
+                 finite weight, found {shown}"
+            ),
+        );
+        assert!(!scratch.path("out").exists());
+    }
+    let scratch = Scratch::with("fixture-2m");
+    poison(&scratch, "model.norm.weight", 3, 0x7e00);
+    scratch.refused(
+        "convert ckpt -o out --bits 4 --quiet",
+        "error: ckpt/model.safetensors: tensor `model.norm.weight`: row 0, column 3: expected a \
+         finite weight, found NaN",
+    );
+}
+
+#[test]
+fn options_of_recipes() {
+    let scratch = Scratch::with("golden/llama2");
+    scratch.refused("plan ckpt --recipe q5", "error: unknown recipe `q5`: expected one of q4, q3, q2, moe-q4, moe-q3, moe-q2, moe-mixed, dense-mixed, or a path
+help: `shardwright recipes` says what each is for");
+    scratch.refused(
+        "plan ckpt --recipe nowhere.json",
+        "error: nowhere.json: No such file or directory (os error 2)",
+    );
+    scratch.refused("plan ckpt --bits 5", "error: bits: expected 2, 3, 4, 6 or 8, found 5");
+    scratch.refused(
+        "plan ckpt --bits 4 --group-size 48",
+        "error: group_size: expected 32, 64 or 128, found 48",
+    );
+    scratch.refused("plan ckpt --bits 4 --set head=q8", "error: `head=q8`: unknown role `head`: expected embed_tokens, norm.input, attention.q_proj, attention.q_bias, attention.k_proj, attention.k_bias, attention.v_proj, attention.v_bias, norm.q, norm.k, attention.o_proj, attention.o_bias, norm.post_attention, mlp.gate_proj, mlp.gate_bias, mlp.up_proj, mlp.up_bias, mlp.down_proj, mlp.down_bias, router, expert.gate_proj, expert.up_proj, expert.down_proj, shared_expert_gate, shared_expert.gate_proj, shared_expert.up_proj, shared_expert.down_proj, norm.final, lm_head");
+    scratch.refused(
+        "plan ckpt --bits 4 --set lm_head=q7",
+        "error: `lm_head=q7`: bits: expected 2, 3, 4, 6 or 8, found 7",
+    );
+    scratch.refused(
+        "plan ckpt --bits 4 --set lm_head",
+        "error: `lm_head`: expected ROLE=ENCODING, as in expert.down_proj=q4g32",
+    );
+    scratch.refused(
+        "plan ckpt --bits 4 --align 5000",
+        "error: alignment: expected a power of two from 4096 to 1048576, found 5000",
+    );
+    // 96 columns are no whole number of groups of 64.
+    scratch.refused("plan ckpt --bits 4 --group-size 64", "error: recipe `uniform q4g64`: tensor `model.layers.0.mlp.down_proj.weight` (mlp.down_proj): group size 64 does not divide 96 columns, and rule 1 (everything) names no fallback");
+    // Rules for experts match nothing in a dense model.
+    scratch.refused(
+        "plan ckpt --recipe moe-q4",
+        "error: recipe `moe-q4`: rule 8 (expert.*) matches nothing in this checkpoint",
+    );
+}
+
+#[test]
+fn changes_to_a_recipe_may_leave_its_own_rules_nothing_to_do() {
+    let scratch = Scratch::with("fixture-2m");
+    let plan = scratch.json("plan ckpt --recipe moe-q4 --set expert.*=q2g32:bf16 --set router=q8");
+    let roles = plan["summary"]["roles"].as_array().unwrap();
+    for (role, stored) in [("expert.up_proj", "q2 g32 bf16"), ("router", "q8 g64 f16")] {
+        let found = roles.iter().find(|r| r["role"] == role).unwrap();
+        assert_eq!(found["encodings"], json!([stored]));
+    }
+    scratch.refused(
+        "plan ckpt --bits 4 --set lm_head=q8",
+        "error: recipe `uniform q4g64`: rule 1 (lm_head) matches nothing in this checkpoint",
+    );
+}
+
+#[test]
+fn recipe_files() {
+    let scratch = Scratch::with("golden/llama2");
+    let write = |recipe: Value| fs::write(scratch.path("r.json"), recipe.to_string()).unwrap();
+    write(json!({"name": "mine", "rules": [{"match": {"role": "lm_hed"}, "encoding": "keep"}]}));
+    scratch.refused("plan ckpt --recipe r.json", "error: recipe `r.json`: unknown role `lm_hed`: expected embed_tokens, norm.input, attention.q_proj, attention.q_bias, attention.k_proj, attention.k_bias, attention.v_proj, attention.v_bias, norm.q, norm.k, attention.o_proj, attention.o_bias, norm.post_attention, mlp.gate_proj, mlp.gate_bias, mlp.up_proj, mlp.up_bias, mlp.down_proj, mlp.down_bias, router, expert.gate_proj, expert.up_proj, expert.down_proj, shared_expert_gate, shared_expert.gate_proj, shared_expert.up_proj, shared_expert.down_proj, norm.final, lm_head at line 1 column 50");
+    write(json!({"name": "mine", "rules": [{"match": {"role": "lm_head"}, "encoding": "keep"}]}));
+    scratch.refused(
+        "plan ckpt --recipe r.json",
+        "error: recipe `mine`: no rule matches tensor `model.embed_tokens.weight` (embed_tokens)",
+    );
+    write(json!({"name": "mine", "rules": [{"encoding": "q4g64", "fallback": [32]}]}));
+    let plan = scratch.json("plan ckpt --recipe r.json");
+    assert_eq!(plan["recipe"]["name"], json!("mine"));
+    let fallbacks = plan["fallbacks"].as_array().unwrap();
+    assert_eq!(fallbacks.len(), 3, "{fallbacks:?}");
+}
+
+#[test]
+fn what_recipes_prints_is_a_recipe_file() {
+    let scratch = Scratch::with("fixture-2m");
+    let list = scratch.json("recipes");
+    for recipe in list.as_array().unwrap() {
+        let name = recipe["name"].as_str().unwrap();
+        fs::write(scratch.path("r.json"), scratch.ok(&format!("recipes {name}")).stdout).unwrap();
+        if name.starts_with("dense") {
+            continue;
+        }
+        let (named, filed) =
+            (scratch.ok(&format!("plan ckpt -r {name}")), scratch.ok("plan ckpt -r r.json"));
+        assert_eq!(named.stdout, filed.stdout, "{name}");
+    }
+}

@@ -1,0 +1,13 @@
+//! End-to-end tests: the binary on real files, as a user meets it.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod bad_bundle;
+mod bad_checkpoint;
+mod cli;
+mod convert;
+mod format_doc;
+mod harness;
+mod reader;
+mod run;
+mod tidy;
+mod verify;

@@ -1,0 +1,168 @@
+//! Text from bundles and checkpoints: the same however the weights come into memory.
+
+use std::fs;
+use std::io::Read;
+use std::process::Stdio;
+
+use serde_json::json;
+
+use crate::harness::Scratch;
+
+fn converted(options: &str) -> Scratch {
+    let scratch = Scratch::with("fixture-2m");
+    scratch.ok(&format!("convert ckpt -o out {options}"));
+    scratch
+}
+
+/// The least memory that a run of `model` needs, in bytes.
+fn floor(scratch: &Scratch, model: &str) -> u64 {
+    let report = scratch.json(&format!("run {model} --prompt The -n 1"));
+    report["memory"]["floor_bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn streamed_and_resident_runs_are_the_same_to_the_bit() {
+    let scratch = converted("--bits 4");
+    for model in ["out", "ckpt"] {
+        let args = format!("run {model} --prompt This -n 20");
+        let resident = scratch.json(&args);
+        // Tokenizer and heap differ a little from run to run.
+        let budget = floor(&scratch, model) + (1 << 20);
+        let streamed = scratch.json(&format!("{args} --memory {budget}"));
+        assert_eq!(resident["memory"]["mode"], json!("resident"));
+        assert_eq!(streamed["memory"]["mode"], json!("streamed"), "{streamed}");
+        assert!(streamed["decode"]["bytes_read"].as_u64().unwrap() > 0);
+        for field in ["text", "tokens", "logits_blake3"] {
+            assert_eq!(resident[field], streamed[field], "{model} {field}");
+        }
+        let one = scratch.json(&format!("{args} --memory {budget} --threads 1"));
+        assert_eq!(one["logits_blake3"], resident["logits_blake3"], "{model}");
+    }
+}
+
+#[test]
+fn a_compressed_bundle_gives_the_same_text() {
+    let (plain, zstd) = (converted("--bits 3"), converted("--bits 3 --codec zstd"));
+    let args = "run out --prompt This -n 10";
+    assert_eq!(plain.json(args)["logits_blake3"], zstd.json(args)["logits_blake3"]);
+}
+
+#[test]
+fn memory_stays_below_the_budget() {
+    let scratch = converted("--bits 4");
+    let budget = floor(&scratch, "out") + (1 << 20);
+    let report = scratch.json(&format!("run out --prompt This -n 20 --memory {budget}"));
+    let Some(peak) = report["memory"]["peak_bytes"].as_u64() else { return };
+    assert!(peak <= budget, "peak {peak} with a budget of {budget}");
+}
+
+#[test]
+fn a_budget_below_the_floor() {
+    let scratch = converted("--bits 4");
+    let ran = scratch.run("run out --prompt x --memory 1MiB");
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""));
+    let lines: Vec<_> = ran.stderr.lines().collect();
+    let start = "error: a memory budget of 1048576 bytes is too small: this model needs at least ";
+    assert!(lines[0].starts_with(start), "{}", ran.stderr);
+    assert!(lines[1].starts_with("help: --memory ") && lines[1].ends_with("MiB is enough"));
+}
+
+#[test]
+fn sampling_follows_its_seed() {
+    let scratch = converted("--bits 4");
+    let text = |options: &str| {
+        let args = format!("run out --prompt This -n 24 --ignore-eos --quiet {options}");
+        scratch.ok(&args).stdout
+    };
+    let hot = "--temperature 1.2 --top-k 40 --top-p 0.95";
+    assert_eq!(text(&format!("{hot} --seed 1")), text(&format!("{hot} --seed 1")));
+    assert_ne!(text(&format!("{hot} --seed 1")), text(&format!("{hot} --seed 2")));
+    assert_eq!(text("--seed 1"), text("--seed 2"));
+    assert_eq!(text("--temperature 1 --top-k 1"), text(""));
+}
+
+#[test]
+fn prompts_from_files_and_standard_input() {
+    let scratch = converted("--bits 4");
+    fs::write(scratch.path("prompt.txt"), "This PEP").unwrap();
+    let from_file = scratch
+        .ok("run out --prompt-file prompt.txt -n 8 --quiet")
+        .stdout;
+    let mut command = scratch.command("run out --prompt-file - -n 8 --quiet");
+    let stdin = fs::File::open(scratch.path("prompt.txt")).unwrap();
+    let output = command.stdin(stdin).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), from_file);
+    let mut command = scratch.command("run out -n 8 --quiet --prompt");
+    let output = command.arg("This PEP").output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), from_file);
+    scratch.refused(
+        "run out --prompt-file nowhere",
+        "error: nowhere: No such file or directory (os error 2)",
+    );
+}
+
+#[test]
+fn settings_that_mean_nothing() {
+    let scratch = converted("--bits 4");
+    scratch.refused(
+        "run out --prompt x --temperature NaN",
+        "error: --temperature: expected 0 or more, found NaN",
+    );
+    scratch.refused(
+        "run out --prompt x --top-p 0",
+        "error: --top-p: expected above 0, at most 1, found 0",
+    );
+    scratch.refused(
+        "run out --prompt-file /dev/null",
+        "error: the prompt has no tokens: expected at least one",
+    );
+    scratch.refused(
+        "run out --prompt-file ckpt/tokenizer.json --context 16",
+        "error: the prompt has 25126 tokens: expected at most 16, as --context says",
+    );
+}
+
+#[test]
+fn a_missing_or_damaged_tokenizer() {
+    let scratch = converted("--bits 4");
+    fs::remove_file(scratch.path("ckpt/tokenizer.json")).unwrap();
+    scratch.refused("run ckpt --prompt x", "error: ckpt/tokenizer.json: no such file; copy the tokenizer.json of the original model there");
+    fs::write(scratch.path("ckpt/tokenizer.json"), "{}").unwrap();
+    let ran = scratch.run("run ckpt --prompt x");
+    assert_eq!(ran.code, Some(2));
+    assert!(
+        ran.stderr
+            .starts_with("error: ckpt/tokenizer.json: is not a tokenizer ("),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_text_quietly() {
+    let scratch = converted("--bits 4");
+    let mut command = scratch.command("run out --prompt This -n 2000 --ignore-eos --quiet");
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 1];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+#[test]
+fn statistics_go_to_standard_error() {
+    let scratch = converted("--bits 4");
+    let ran = scratch.ok("run out --prompt This -n 4");
+    let starts: Vec<_> = ran
+        .stderr
+        .lines()
+        .map(|l| l.split(' ').next().unwrap())
+        .collect();
+    assert_eq!(starts, ["prompt", "decode", "memory"], "{}", ran.stderr);
+    assert_eq!(scratch.ok("run out --prompt This -n 4 --quiet").stderr, "");
+}
