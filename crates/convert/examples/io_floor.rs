@@ -22,7 +22,10 @@ fn main() -> Result<(), Failure> {
     let threads = threads.first().map_or(Ok(2), |t| t.parse())?;
     let sources = files(Path::new(checkpoint), "safetensors")?;
     let read: u64 = sources.iter().map(|(_, len)| len).sum();
-    let written: u64 = files(Path::new(bundle), "bin")?.iter().map(|(_, len)| len).sum();
+    let written: u64 = files(Path::new(bundle), "bin")?
+        .iter()
+        .map(|(_, len)| len)
+        .sum();
     let output = File::create(out)?;
     let start = Instant::now();
     copy(&sources, &output, written as f64 / read as f64, threads)?;
@@ -80,6 +83,8 @@ fn copy(
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|w| w.join().map_err(|_| "a worker panicked")?)
+        workers
+            .into_iter()
+            .try_for_each(|w| w.join().map_err(|_| "a worker panicked")?)
     })
 }

@@ -17,6 +17,8 @@ pub const GATHER_LIMIT: u64 = if cfg!(test) { 48 << 10 } else { 96 << 20 };
 pub const COPY_BLOCK: u64 = if cfg!(test) { 16 << 10 } else { 1 << 20 };
 /// Zstandard's default: stronger levels gain little on packed codes.
 pub const ZSTD_LEVEL: i32 = 3;
+/// What names, headers and the ledger's books of one shard take, with its three tensors.
+const SHARD_BOOKS: u64 = 2 << 10;
 /// What a Zstandard encoder of that level holds.
 const ZSTD_CONTEXT: u64 = 8 << 20;
 /// Program, manifest, tables of names and headers.
@@ -64,7 +66,9 @@ pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
     let tile = SOURCE_TILE.max(row) * 2 + source_block(source_bytes) + (WEIGHTS_TILE * 4).max(row);
     let shards: u64 = manifest.experts.iter().map(|s| s.blake3.len() as u64).sum();
     let blocks = source_bytes / source_block(source_bytes);
-    BASE + (tile + record + strided + compress) * threads as u64 + shards * 1024 + blocks * 40
+    BASE + (tile + record + strided + compress) * threads as u64
+        + shards * SHARD_BOOKS
+        + blocks * 40
 }
 
 /// Bytes of the ledger: a line per shard and a chaining value per block of the source.

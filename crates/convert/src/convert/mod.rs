@@ -11,7 +11,7 @@ mod unit;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use shardwright_format::checkpoint::Checkpoint;
@@ -31,6 +31,8 @@ const LEDGER_FILE: &str = "ledger.jsonl";
 const BUNDLE_DIR: &str = "bundle";
 /// Bytes written before they are put on disk while the conversion goes on.
 const SYNC_BYTES: u64 = 128 << 20;
+/// Finished units that may wait to be entered in the ledger.
+const BACKLOG: usize = 256;
 /// How often progress is told, at least.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -208,7 +210,7 @@ impl Run<'_> {
         let next = AtomicUsize::new(0);
         let shared = Shared { units: &units, claims, next: &next, stop: &stop };
         let lines = std::thread::scope(|scope| {
-            let (sender, receiver) = channel();
+            let (sender, receiver) = sync_channel(BACKLOG);
             for _ in 0..options.threads.max(1) {
                 let (sender, shared) = (sender.clone(), &shared);
                 let maker = Maker::new(self.plan, self.source, self.writer, self.partial, &stop);
@@ -274,7 +276,7 @@ impl Run<'_> {
             shards,
             total_shards: manifest.dense.len() + experts,
             source_bytes: self.source.bytes_read.load(Ordering::Relaxed),
-            total_source_bytes: self.source.total(),
+            total_source_bytes: self.source.total,
         });
     }
 }
@@ -295,7 +297,7 @@ fn order(plan: &Plan) -> Vec<Unit> {
 }
 
 /// One thread: takes units until there are none left.
-fn work(mut maker: Maker<'_>, shared: &Shared<'_>, sender: &Sender<Result<Outcome>>) {
+fn work(mut maker: Maker<'_>, shared: &Shared<'_>, sender: &SyncSender<Result<Outcome>>) {
     while !shared.stop.load(Ordering::Relaxed) {
         let Some(unit) = shared
             .units

@@ -23,6 +23,8 @@ pub struct Source<'a> {
     trees: Vec<Mutex<TreeHash>>,
     /// Bytes of a hashed block.
     pub block: u64,
+    /// Bytes of all tensors.
+    pub total: u64,
     /// Bytes of tensors read so far.
     pub bytes_read: AtomicU64,
 }
@@ -41,8 +43,8 @@ pub struct Run {
 impl<'a> Source<'a> {
     /// Opens the checkpoint's files for hashing reads.
     pub fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
-        let total = checkpoint.files().iter().map(|f| f.file.len()).sum();
-        let block = source_block(total);
+        let file_bytes = checkpoint.files().iter().map(|f| f.file.len()).sum();
+        let block = source_block(file_bytes);
         let open = |f: &shardwright_format::checkpoint::CheckpointFile| {
             File::open(f.file.path()).map_err(|e| FormatError::io(f.file.path(), e))
         };
@@ -51,7 +53,8 @@ impl<'a> Source<'a> {
         let trees = trees
             .map(|f| Mutex::new(TreeHash::new(f.file.len(), block)))
             .collect();
-        Ok(Self { checkpoint, files: files?, trees, block, bytes_read: AtomicU64::new(0) })
+        let total = checkpoint.tensors().values().map(|info| info.len).sum();
+        Ok(Self { checkpoint, files: files?, trees, block, total, bytes_read: AtomicU64::new(0) })
     }
 
     /// Where a view's tensor lies.
@@ -175,15 +178,6 @@ impl<'a> Source<'a> {
                 Err(panic) => std::panic::resume_unwind(panic),
             })
         })
-    }
-
-    /// Bytes of all tensors.
-    pub fn total(&self) -> u64 {
-        self.checkpoint
-            .tensors()
-            .values()
-            .map(|info| info.len)
-            .sum()
     }
 
     /// The hash of a file, every block of which has been hashed.
