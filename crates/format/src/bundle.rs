@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::{FormatError, Result};
-use crate::io::{AlignedBuf, ReadFile};
+use crate::io::{AlignedBuf, INDEX_LIMIT, ReadFile, read_limited};
 use crate::manifest::{Codec, Extent, FileKind, MANIFEST_FILE, Manifest};
 use crate::unit::{TensorEntry, Unit, UnitLayout};
 
@@ -239,11 +239,8 @@ struct Shard<'a> {
 /// A manifest that is missing, unreadable or invalid.
 pub fn read_manifest(dir: &Path) -> Result<Manifest> {
     let path = dir.join(MANIFEST_FILE);
-    match std::fs::read(&path) {
-        Ok(bytes) => Manifest::from_bytes(&path, &bytes),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            Err(FormatError::file(dir, format!("is not a bundle: it has no {MANIFEST_FILE}")))
-        }
-        Err(e) => Err(FormatError::io(&path, e)),
+    match read_limited(&path, INDEX_LIMIT)? {
+        Some(bytes) => Manifest::from_bytes(&path, &bytes),
+        None => Err(FormatError::file(dir, format!("is not a bundle: it has no {MANIFEST_FILE}"))),
     }
 }

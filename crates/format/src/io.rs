@@ -11,6 +11,43 @@ use crate::error::{FormatError, Result};
 /// Alignment that direct I/O wants of addresses, offsets and lengths.
 pub const DIRECT_IO_ALIGNMENT: usize = 4096;
 
+/// Larger configs, tables and generation settings are refused unread: real ones take kilobytes.
+pub const CONFIG_LIMIT: u64 = 16 << 20;
+/// Larger indexes and manifests are refused unread: a model of a trillion weights takes a tenth.
+pub const INDEX_LIMIT: u64 = 256 << 20;
+
+/// The bytes of a file of at most `limit` bytes.
+///
+/// # Errors
+/// A larger file, something that is no file, and what the operating system refuses.
+pub fn read_required(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let metadata = std::fs::metadata(path).map_err(|e| FormatError::io(path, e))?;
+    if !metadata.is_file() {
+        return Err(FormatError::file(path, "expected a regular file"));
+    }
+    if metadata.len() > limit {
+        let found = metadata.len();
+        return Err(FormatError::file(
+            path,
+            format!("expected at most {limit} bytes, found {found}"),
+        ));
+    }
+    std::fs::read(path).map_err(|e| FormatError::io(path, e))
+}
+
+/// As [`read_required`]; `None` where there is no such file.
+///
+/// # Errors
+/// As [`read_required`], but for a missing file.
+pub fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    match read_required(path, limit) {
+        Err(FormatError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
 /// Bytes whose first one lies on a [`DIRECT_IO_ALIGNMENT`] boundary. Grows, never shrinks.
 #[derive(Debug, Default)]
 pub struct AlignedBuf {
@@ -190,4 +227,28 @@ const fn direct_flag() -> Option<OFlags> {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const fn direct_flag() -> Option<OFlags> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_file_of_absurd_size_is_refused_unread() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let error = read_limited(&path, CONFIG_LIMIT).unwrap_err().to_string();
+        let expected = "expected at most 16777216 bytes, found 1099511627776";
+        assert_eq!(error, format!("{}: {expected}", path.display()));
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = ReadFile::open(dir.path()).unwrap_err().to_string();
+        assert_eq!(error, format!("{}: expected a regular file", dir.path().display()));
+        assert!(read_limited(&dir.path().join("none"), 1).unwrap().is_none());
+        assert!(read_required(&dir.path().join("none"), 1).is_err());
+    }
 }

@@ -12,6 +12,8 @@ pub mod role;
 mod shapes;
 pub mod treehash;
 pub mod unit;
+pub mod weights;
+pub mod writer;
 
 pub use bundle::Bundle;
 pub use error::{FormatError, Result};

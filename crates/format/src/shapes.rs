@@ -1,6 +1,8 @@
 //! Which tensors a model has, and of what shape: derived from the [`ModelSpec`] alone.
 
-use crate::model::{AttentionSpec, DenseSpec, Ffn, LayerSpec, Mixer, ModelSpec, MoeSpec, QkNorm};
+use crate::model::{
+    AttentionSpec, DenseSpec, Ffn, LayerSpec, Mixer, ModelSpec, MoeSpec, QkNorm, RopeScaling,
+};
 use crate::role::Role;
 use crate::unit::Unit;
 
@@ -100,13 +102,33 @@ impl AttentionSpec {
         if !self.head_dim.is_multiple_of(2) {
             return Err(format!("head_dim: expected an even number, found {}", self.head_dim));
         }
-        if !(self.rope.theta.is_finite() && self.rope.theta > 0.0) {
-            return Err(format!("rope theta: expected above 0, found {}", self.rope.theta));
+        above_zero("rope theta", self.rope.theta)?;
+        self.rope.scaling.validate()?;
+        if let Some(clip) = self.clip_qkv {
+            above_zero("clip_qkv", clip)?;
         }
         if self.sliding_window == Some(0) {
             return Err("sliding_window: expected above 0, found 0".to_owned());
         }
         Ok(())
+    }
+}
+
+impl RopeScaling {
+    fn validate(self) -> Result<(), String> {
+        match self {
+            Self::None => Ok(()),
+            Self::Linear { factor } => above_zero("rope factor", factor),
+            Self::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, .. } => {
+                above_zero("rope factor", factor)?;
+                above_zero("rope low_freq_factor", low)?;
+                above_zero("rope high_freq_factor", high)?;
+                if low < high {
+                    return Ok(());
+                }
+                Err(format!("rope low_freq_factor: expected below {high}, found {low}"))
+            }
+        }
     }
 }
 
@@ -122,6 +144,13 @@ impl MoeSpec {
             None => Ok(()),
         }
     }
+}
+
+fn above_zero(field: &str, found: f32) -> Result<(), String> {
+    if found.is_finite() && found > 0.0 {
+        return Ok(());
+    }
+    Err(format!("{field}: expected above 0, found {found}"))
 }
 
 fn within(field: &str, found: u32, low: u32, high: u32) -> Result<(), String> {

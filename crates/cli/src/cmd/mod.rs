@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use shardwright_format::arch::{Arch, Inventory};
 use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights};
+use shardwright_format::io::{CONFIG_LIMIT, read_required};
 use shardwright_format::weights::Weights;
 use shardwright_format::{Bundle, FormatError};
 
@@ -77,7 +78,8 @@ fn check_checkpoint(path: &Path) -> Result<(), Failure> {
 }
 
 fn read_arch(path: &Path) -> Result<Arch, Failure> {
-    let json = std::fs::read_to_string(path).map_err(|e| FormatError::io(path, e))?;
+    let json = read_required(path, CONFIG_LIMIT)?;
+    let json = String::from_utf8(json).map_err(|e| FormatError::file(path, e.to_string()))?;
     Ok(Arch::parse(path, &json)?)
 }
 

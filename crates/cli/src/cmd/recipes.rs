@@ -1,11 +1,11 @@
 //! `recipes`: the recipes that are part of the program, and the choice of one for a conversion.
 
-use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
 use shardwright_convert::recipe::{Recipe, Wish};
 use shardwright_format::ModelSpec;
+use shardwright_format::io::{CONFIG_LIMIT, read_required};
 use shardwright_quant::Method;
 
 use crate::args::{RecipeArgs, RecipesArgs};
@@ -85,6 +85,7 @@ fn named(name: &str) -> Result<Recipe, Failure> {
         let unknown = |e| Failure::from(e).help("`shardwright recipes` says what each is for");
         return Recipe::builtin(name).map_err(unknown);
     }
-    let json = fs::read_to_string(path).map_err(|e| Failure::new(format!("{name}: {e}")))?;
+    let json = read_required(path, CONFIG_LIMIT)?;
+    let json = String::from_utf8(json).map_err(|e| Failure::new(format!("{name}: {e}")))?;
     Ok(Recipe::parse(name, &json)?)
 }

@@ -1,7 +1,6 @@
 //! `config.json` and a table make a [`ModelSpec`].
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
@@ -12,6 +11,7 @@ use super::rope;
 use super::table::{Flag, SharedRow, SlidingLayers, SlidingRow, SparseLayers};
 use crate::checkpoint::Checkpoint;
 use crate::error::{FormatError, Result};
+use crate::io::{CONFIG_LIMIT, read_limited};
 use crate::model::{
     AttentionSpec, DenseSpec, Ffn, LayerSpec, Mixer, ModelSpec, MoeSpec, SharedExpertSpec,
 };
@@ -241,11 +241,7 @@ fn check_experts(config: &Config<'_>, spec: &ModelSpec) -> Result<()> {
 
 /// The tokens that end generation by the `generation_config.json` at `path`, if it names any.
 fn generation_eos(path: &Path) -> Result<Option<Vec<u32>>> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(FormatError::io(path, e)),
-    };
+    let Some(text) = read_limited(path, CONFIG_LIMIT)? else { return Ok(None) };
     let generation: Value =
         serde_json::from_slice(&text).map_err(|e| FormatError::file(path, e.to_string()))?;
     let Some(value) = generation

@@ -16,7 +16,7 @@ use serde_json::Value;
 use shardwright_quant::Float;
 
 use crate::error::{FormatError, Result};
-use crate::io::ReadFile;
+use crate::io::{CONFIG_LIMIT, INDEX_LIMIT, ReadFile, read_limited, read_required};
 use index::Index;
 
 pub(crate) use entries::Entries;
@@ -191,7 +191,7 @@ impl Checkpoint {
 }
 
 fn read_config(path: &Path) -> Result<Value> {
-    let text = fs::read(path).map_err(|e| FormatError::io(path, e))?;
+    let text = read_required(path, CONFIG_LIMIT)?;
     let config: Value =
         serde_json::from_slice(&text).map_err(|e| FormatError::file(path, e.to_string()))?;
     if config.is_object() {
@@ -202,11 +202,9 @@ fn read_config(path: &Path) -> Result<Value> {
 }
 
 fn read_index(path: &Path) -> Result<Option<Index>> {
-    match fs::read(path) {
-        Ok(text) => Ok(Some(Index::parse(path, &text)?)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(FormatError::io(path, e)),
-    }
+    read_limited(path, INDEX_LIMIT)?
+        .map(|text| Index::parse(path, &text))
+        .transpose()
 }
 
 /// The checkpoint files of a directory without an index.

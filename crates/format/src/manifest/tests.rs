@@ -151,6 +151,19 @@ fn with_tensor(shard: &mut DenseShard, edit: impl FnOnce(&mut TensorEntry)) {
     shard.tensors = Arc::from(tensors);
 }
 
+/// Divides by zero between its bounds.
+const LLAMA3: RopeScaling = RopeScaling::Llama3 {
+    factor: 8.0,
+    low_freq_factor: 4.0,
+    high_freq_factor: 4.0,
+    original_max_position_embeddings: 8192,
+};
+
+fn scaling(manifest: &mut Manifest, scaling: RopeScaling) {
+    let Mixer::Attention(attention) = &mut manifest.model.layers[0].mixer;
+    attention.rope.scaling = scaling;
+}
+
 #[test]
 fn each_lie_is_named() {
     let path = |p: &'static str| move |m: &mut Manifest| m.files[0].path = p.to_owned();
@@ -165,6 +178,11 @@ fn each_lie_is_named() {
         (told(path("a\\b")), "files: `a\\b` is not a path inside the bundle"),
         (told(path("dense-000.bin")), "files: `dense-000.bin` is repeated or out of order"),
         (told(|m| m.model.hidden_size = 0), "hidden_size: expected 1 to 16777216, found 0"),
+        (
+            told(|m| scaling(m, RopeScaling::Linear { factor: 0.0 })),
+            "rope factor: expected above 0, found 0",
+        ),
+        (told(|m| scaling(m, LLAMA3)), "rope low_freq_factor: expected below 4, found 4"),
         (
             told(|m| m.model.vocab_size = 101),
             "embedding embed_tokens: shape: expected [101, 64], found [100, 64]",
@@ -191,6 +209,18 @@ fn each_lie_is_named() {
         (
             told(|m| with_tensor(&mut m.dense[0], |t| t.rows = u64::MAX)),
             "embedding embed_tokens: shape: expected [100, 64], found [18446744073709551615, 64]",
+        ),
+        (
+            told(|m| with_tensor(&mut m.dense[0], |t| t.source.start = 1)),
+            "embedding embed_tokens: source: leaves its tensor of shape [100, 64]",
+        ),
+        (
+            told(|m| with_tensor(&mut m.dense[0], |t| t.source.row_stride = u64::MAX)),
+            "embedding embed_tokens: source: leaves its tensor of shape [100, 64]",
+        ),
+        (
+            told(|m| with_tensor(&mut m.dense[0], |t| t.source.shape = vec![u64::MAX, 2])),
+            "embedding embed_tokens: source: leaves its tensor of shape [18446744073709551615, 2]",
         ),
         (told(|m| m.experts[0].layer = 1), "experts: expected layers [0], found [1]"),
         (told(|m| m.experts[0].stride = u64::MAX), "layer 0 expert 1: range too large"),

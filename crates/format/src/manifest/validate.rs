@@ -134,11 +134,43 @@ impl Manifest {
             let place = format!("{unit} {}: shape", entry.role);
             expect(&place, &[shape.rows, shape.cols], &[entry.rows, entry.cols])?;
         }
+        let experts = match unit.layer() {
+            Some(layer) if matches!(unit, Unit::Expert { .. }) => {
+                self.model.layers[layer as usize].num_experts()
+            }
+            _ => 1,
+        };
+        for entry in tensors {
+            check_source(entry, experts.into())
+                .map_err(|e| format!("{unit} {}: {e}", entry.role))?;
+        }
         let placed = place_again(unit, tensors).map_err(|e| format!("{unit}: {e}"))?;
         for (right, entry) in placed.tensors.iter().zip(tensors) {
             expect(&format!("{unit} {}: offset", entry.role), &right.offset, &entry.offset)?;
         }
         expect(&format!("{unit}: length"), &placed.len, &len)
+    }
+}
+
+/// Every value that an entry claims to come from must lie inside its tensor, whose size is a number.
+fn check_source(entry: &TensorEntry, experts: u64) -> Check {
+    let source = &entry.source;
+    let size = source.dtype.size() as u64;
+    let len = source
+        .shape
+        .iter()
+        .try_fold(size, |len, dim| len.checked_mul(*dim));
+    let steps = [
+        (entry.rows, source.row_stride),
+        (entry.cols, source.col_stride),
+        (experts, source.expert_stride),
+    ];
+    let last = steps.iter().try_fold(source.start, |at, (count, stride)| {
+        at.checked_add(count.checked_sub(1)?.checked_mul(*stride)?)
+    });
+    match (len, last) {
+        (Some(len), Some(last)) if last < len / size => Ok(()),
+        _ => Err(format!("source: leaves its tensor of shape {:?}", source.shape)),
     }
 }
 
