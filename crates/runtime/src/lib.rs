@@ -2,7 +2,7 @@
 //!
 //! One graph, two orders. [`Runtime`] takes a token through all layers and reads what it needs;
 //! [`layerwise::LayerPass`] takes all tokens through a layer and reads every weight once. Both run
-//! the same [`block`]s, on a bundle or on the checkpoint it came from.
+//! the same `block`s, on a bundle or on the checkpoint it came from.
 
 mod block;
 mod cache;

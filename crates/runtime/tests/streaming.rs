@@ -141,14 +141,46 @@ fn a_full_context_and_a_foreign_token_are_refused() {
     assert_eq!(runtime.forward(2).unwrap(), first);
 }
 
-#[test]
-fn a_truncated_file_is_named_and_stops_the_runtime() {
-    let source = fixtures().join("golden/qwen3_moe");
+/// A copy of a case's checkpoint.
+fn copy(case: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(source).unwrap() {
+    for entry in std::fs::read_dir(fixtures().join("golden").join(case)).unwrap() {
         let path = entry.unwrap().path();
         std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
     }
+    dir
+}
+
+#[test]
+fn values_that_are_not_finite_name_the_layer() {
+    let dir = copy("llama-bias");
+    let path = dir.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let tensor = metadata
+        .info("model.layers.1.self_attn.o_proj.bias")
+        .unwrap();
+    let start = 8 + header + tensor.data_offsets.0;
+    bytes[start + 12..start + 16].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let weights = Weights::open(dir.path()).unwrap();
+    let mut pass = LayerPass::new(&weights, &[1, 2], 2, 1).unwrap();
+    assert_eq!(pass.step().unwrap(), Some(0));
+    let expected = "layer 1: its output is not finite at token 0, channel";
+    assert!(pass.step().unwrap_err().to_string().starts_with(expected));
+    let mut runtime = Runtime::open(weights, &options(None, 1)).unwrap();
+    assert!(
+        runtime
+            .forward(1)
+            .unwrap_err()
+            .to_string()
+            .starts_with(expected)
+    );
+}
+
+#[test]
+fn a_truncated_file_is_named_and_stops_the_runtime() {
+    let dir = copy("qwen3_moe");
     let case = Case::named("qwen3_moe");
     let weights = Weights::open(dir.path()).unwrap();
     let mut runtime = Runtime::open(weights, &options(Some(floor(&case)), 1)).unwrap();
