@@ -209,7 +209,7 @@ fn huge_counts() {
             m["experts"][0]["blake3"]
                 .as_array_mut()
                 .unwrap()
-                .truncate(3)
+                .truncate(3);
         },
         "layer 0 experts: hashes: expected 8, found 3",
     );

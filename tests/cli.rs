@@ -82,7 +82,9 @@ fn inspect_of_the_fixture() {
     expect("inspect-checkpoint.txt", &scratch.ok("inspect ckpt").stdout);
     scratch.ok("convert ckpt -o out");
     expect("inspect-bundle.txt", &scratch.ok("inspect out").stdout);
-    expect("plan.txt", &scratch.ok("plan ckpt").stdout);
+    let plan = scratch.ok("plan ckpt").stdout;
+    // What follows depends on the machine's cores.
+    expect("plan.txt", plan.split("\nconverting reads").next().unwrap());
     let tensors = scratch.ok("inspect out --tensors").stdout;
     assert!(tensors.contains("layer 3 expert 7"), "{tensors}");
 }

@@ -275,7 +275,8 @@ fn dump_unit(dump: &mut String, manifest: &Manifest, unit: Unit, read: &dyn Fn(&
 fn hex(dump: &mut String, bytes: &[u8], offset: u64, len: usize, label: &str) {
     let start = offset as usize;
     for (line, bytes) in (0..).zip(bytes[start..start + len].chunks(16)) {
-        let digits: String = bytes.iter().map(|b| format!("{b:02x} ")).collect();
+        let digits: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        let digits = digits.join(" ");
         let plain = |b: &u8| if (b' '..=b'~').contains(b) { char::from(*b) } else { '.' };
         let text: String = bytes.iter().map(plain).collect();
         let label = if label.is_empty() { &text } else { label };

@@ -31,7 +31,7 @@ fn holds(scratch: &Scratch, args: &[&str]) {
     let Some(ran) = reader(&scratch.path(""), args) else { return };
     let stderr = String::from_utf8_lossy(&ran.stderr);
     assert_eq!((ran.status.code(), &*stderr), (Some(0), ""), "{args:?}");
-    assert!(ran.stdout.iter().filter(|b| **b == b'\n').count() > 10, "a line per tensor");
+    assert!(ran.stdout.split(|b| *b == b'\n').count() > 10, "a line per tensor");
 }
 
 #[track_caller]

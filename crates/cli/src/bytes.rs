@@ -53,7 +53,7 @@ fn shown(bytes: u64, units: &[(&str, u64)]) -> String {
         return format!("{bytes} B");
     };
     let value = bytes as f64 / *scale as f64;
-    let digits = if bytes % scale == 0 || value >= 100.0 {
+    let digits = if bytes.is_multiple_of(*scale) || value >= 100.0 {
         0
     } else if value >= 10.0 {
         1

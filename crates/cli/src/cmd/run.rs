@@ -93,7 +93,7 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
     let prompt = tokenizer.encode(&prompt_text(args)?, true)?;
     let options = options(args, &prompt)?;
     check_fits(&weights, &options)?;
-    let runtime = Runtime::open(weights, &options).map_err(explain)?;
+    let runtime = Runtime::open(weights, &options).map_err(|e| explain(&e))?;
     let mut session = Session {
         stream: tokenizer.stream(),
         sampler,
@@ -109,10 +109,8 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
     let (stopped, decode) = session.timed(|s| s.generate(args))?;
     let report = session.report(&prompt, stopped, open_seconds, prompt_phase, decode);
     finish(&report, output)?;
-    Ok(match stop.load(Ordering::Relaxed) {
-        true => ExitCode::from(INTERRUPTED),
-        false => ExitCode::SUCCESS,
-    })
+    let stopped = stop.load(Ordering::Relaxed);
+    Ok(if stopped { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
 fn prompt_text(args: &RunArgs) -> Result<String, Failure> {
@@ -145,7 +143,7 @@ fn options(args: &RunArgs, prompt: &[u32]) -> Result<Options, Failure> {
 
 /// Refuses what the machine cannot hold: swapping would be slower than streaming.
 fn check_fits(weights: &Weights, options: &Options) -> Result<(), Failure> {
-    let plan = MemoryPlan::new(weights, options).map_err(explain)?;
+    let plan = MemoryPlan::new(weights, options).map_err(|e| explain(&e))?;
     match process::available_memory() {
         Some(available) if plan.total > available => {
             let (total, free) = (bytes::memory(plan.total), bytes::memory(available));
@@ -157,7 +155,7 @@ fn check_fits(weights: &Weights, options: &Options) -> Result<(), Failure> {
     }
 }
 
-fn explain(error: RuntimeError) -> Failure {
+fn explain(error: &RuntimeError) -> Failure {
     let message = error.to_string();
     match error {
         RuntimeError::Floor { floor, .. } => {
@@ -266,10 +264,7 @@ impl Session<'_> {
     /// Adds to the text; `false` when nobody reads it any more.
     fn show(&mut self, piece: &str) -> Result<bool, Failure> {
         self.text.push_str(piece);
-        match self.output.json {
-            true => Ok(true),
-            false => output::put(piece.as_bytes()),
-        }
+        if self.output.json { Ok(true) } else { output::put(piece.as_bytes()) }
     }
 
     fn report(
