@@ -202,6 +202,14 @@ fn each_lie_is_named() {
             told(|m| m.dense[0].file = "other.bin".to_owned()),
             "`other.bin` is not a shard file of the bundle",
         ),
+    ] {
+        assert_eq!(found, format!("manifest.json: {expected}"));
+    }
+}
+
+#[test]
+fn each_lie_about_tensors_and_experts_is_named() {
+    for (found, expected) in [
         (
             told(|m| with_tensor(&mut m.dense[0], |t| t.offset = 64)),
             "embedding embed_tokens: offset: expected 0, found 64",
