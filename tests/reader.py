@@ -346,14 +346,29 @@ def dense_units(model):
 SOURCE = "tensor dtype shape start row_stride col_stride expert_stride"
 
 
-def check_tensors(place, shapes, tensors, length, alignment):
+def last_value(source, rows, cols, expert):
+    """The last value of a view, counted in its tensor (§7)."""
+    start = source["start"] + expert * source.get("expert_stride", 0)
+    return start + (rows - 1) * source["row_stride"] + (cols - 1) * source["col_stride"]
+
+
+def check_source(tensor, experts, place):
+    source, values = tensor["source"], 1
+    fields(source, SOURCE.split(), place, ("expert_stride",))
+    for dimension in source["shape"]:
+        values *= dimension
+    last = last_value(source, tensor["rows"], tensor["cols"], experts - 1)
+    check(last < values, place, "source leaves", source["shape"])
+
+
+def check_tensors(place, shapes, tensors, length, alignment, experts=1):
     """Roles, shapes and offsets must be those that the model gives (§4.1, §4.2)."""
     found = [(t["role"], t["rows"], t["cols"]) for t in tensors]
     check(found == shapes, place, "expected", shapes, "found", found)
     end = 0
     for tensor in tensors:
         fields(tensor, ("role", "encoding", "rows", "cols", "offset", "source"), place)
-        fields(tensor["source"], SOURCE.split(), place, ("expert_stride",))
+        check_source(tensor, experts, place)
         start = -(-end // alignment) * alignment
         check(tensor["offset"] == start, place, tensor["role"], "offset: expected", start)
         end = start + sum(part_sizes(tensor["encoding"], tensor["rows"], tensor["cols"]))
@@ -384,7 +399,7 @@ def expert_shards(model, entry, alignment):
     fields(entry, names, place, optional=("stored",))
     ffn = model["layers"][entry["layer"]]["ffn"]
     shapes = list(gated_shapes("expert", ffn["moe_intermediate_size"], model["hidden_size"]))
-    check_tensors(place, shapes, entry["tensors"], entry["len"], 1)
+    check_tensors(place, shapes, entry["tensors"], entry["len"], 1, ffn["num_experts"])
     stored = entry.get("stored") or [entry["len"]] * ffn["num_experts"]
     check(len(stored) == len(entry["blake3"]) == ffn["num_experts"], place, "count")
     check(entry["stride"] % alignment == 0, place, "stride", entry["stride"])
@@ -484,7 +499,7 @@ def compare(checkpoint, entry, expert, values):
     size, rows, cols = SIZES[dtype], entry["rows"], entry["cols"]
     start = source["start"] + expert * source.get("expert_stride", 0)
     row, col = source["row_stride"], source["col_stride"]
-    last = start + (rows - 1) * row + (cols - 1) * col
+    last = last_value(source, rows, cols, expert)
     check((last + 1) * size <= len(data), name, "ends before value", last)
     ours = narrow(dtype, values)
     for r in range(rows):
