@@ -330,3 +330,47 @@ fn a_tensor_in_two_files() {
         "error: ckpt/model-00003-of-00003.safetensors: tensor `model.embed_tokens.weight`: `model-00001-of-00002.safetensors` holds it too",
     );
 }
+
+/// A checkpoint of a type that is not built in, and the table that describes it.
+fn own_architecture(edit: impl FnOnce(&mut serde_json::Map<String, Value>)) -> Scratch {
+    let scratch = dense();
+    let rename = |o: &mut serde_json::Map<String, Value>| o["model_type"] = json!("mine");
+    scratch.edit_json("ckpt/config.json", rename);
+    let table = crate::harness::root().join("configs/arch/llama.json");
+    fs::copy(table, scratch.path("mine.json")).unwrap();
+    scratch.edit_json("mine.json", |table| {
+        rename(table);
+        edit(table);
+    });
+    scratch
+}
+
+#[test]
+fn an_architecture_of_ones_own() {
+    let scratch = own_architecture(|_| ());
+    scratch.ok("inspect ckpt --arch mine.json");
+    scratch.ok("convert ckpt -o out --bits 4 --group-size 32 --arch mine.json");
+    scratch.ok("verify out --against ckpt --arch mine.json");
+}
+
+#[test]
+fn a_wrong_table_of_an_architecture() {
+    let plan = "plan ckpt --bits 4 --group-size 32 --arch";
+    own_architecture(|_| ()).refused(
+        &format!("{plan} nowhere.json"),
+        "error: nowhere.json: No such file or directory (os error 2)",
+    );
+    let scratch = own_architecture(|table| table["model_type"] = json!("other"));
+    scratch.refused(&format!("{plan} mine.json"), "error: ckpt/config.json: `model_type`: expected `other`, as mine.json is for, found `mine`");
+    let scratch = own_architecture(|table| {
+        table["tensors"]["attention.z_proj"] = json!("model.layers.{layer}.z.weight");
+    });
+    scratch.refused(&format!("{plan} mine.json"), "error: mine.json: tensors: expected one of embed_tokens, norm.input, attention.q_proj, attention.q_bias, attention.k_proj, attention.k_bias, attention.v_proj, attention.v_bias, norm.q, norm.k, attention.o_proj, attention.o_bias, norm.post_attention, mlp.gate_proj, mlp.gate_bias, mlp.up_proj, mlp.up_bias, mlp.down_proj, mlp.down_bias, router, expert.gate_proj, expert.up_proj, expert.down_proj, shared_expert_gate, shared_expert.gate_proj, shared_expert.up_proj, shared_expert.down_proj, norm.final, lm_head, found role `attention.z_proj`");
+    let scratch = own_architecture(|table| {
+        table["tensors"]
+            .as_object_mut()
+            .unwrap()
+            .remove("mlp.up_proj");
+    });
+    scratch.refused(&format!("{plan} mine.json"), "error: ckpt/model.safetensors: tensor `model.layers.0.mlp.up_proj.weight`: mine.json has no row for it");
+}

@@ -93,10 +93,11 @@ impl Stage {
             Face::Silent => {}
             Face::Bar(bar) => {
                 if bar.length() != Some(total) {
-                    bar.set_length(total);
                     // What was done before does not count towards the rate.
+                    bar.set_length(total);
                     bar.set_position(done);
                     bar.reset_eta();
+                    bar.set_draw_target(ProgressDrawTarget::stderr());
                 }
                 bar.set_position(done);
             }
@@ -142,7 +143,8 @@ fn bar(what: &str, count: Count) -> ProgressBar {
         }
         Count::Of(_) => "{msg} {wide_bar} {pos}/{len} {per_sec} eta {eta}",
     };
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    // Drawn once there is something to show.
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
@@ -150,12 +152,26 @@ fn bar(what: &str, count: Count) -> ProgressBar {
     bar
 }
 
-/// Seconds as `42s`, `3m 05s`, `2h 10m`.
+/// Seconds as `0.4s`, `42s`, `3m 05s`, `2h 10m`.
 pub fn duration(seconds: f64) -> String {
+    if seconds < 9.95 {
+        return format!("{seconds:.1}s");
+    }
     let s = seconds.round() as u64;
     match s {
         0..60 => format!("{s}s"),
         60..3600 => format!("{}m {:02}s", s / 60, s % 60),
         _ => format!("{}h {:02}m", s / 3600, s % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_shown_in_two_figures() {
+        let shown = [0.42, 9.94, 9.96, 59.4, 185.0, 7800.0].map(duration);
+        assert_eq!(shown, ["0.4s", "9.9s", "10s", "59s", "3m 05s", "2h 10m"]);
     }
 }
