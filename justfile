@@ -37,7 +37,9 @@ bless:
 
 # fuzz one target (`ls fuzz/fuzz_targets`) for some seconds
 fuzz target seconds="60":
-    cargo +nightly fuzz run {{ target }} -- -max_total_time={{ seconds }}
+    cd fuzz && cargo run --example seeds
+    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . {{ target }} -- \
+        -max_total_time={{ seconds }} -max_len=65536 -malloc_limit_mb=256
 
 # time of a conversion beside its peers; see docs/BENCHMARKS.md
 bench-convert *args:
