@@ -232,7 +232,9 @@ def check_paths(files):
         check(plain and path != "manifest.json", "path", path)
         check(path.encode() > last, "files out of order at", path)
         check(entry["kind"] in ("shards", "copy", "report"), "kind", entry["kind"])
+        check((entry["kind"] == "report") == (path == "report.json"), "kind of", path)
         last = path.encode()
+    check(any(entry["path"] == "report.json" for entry in files), "no report.json", "")
 
 
 def check_files(root, manifest):

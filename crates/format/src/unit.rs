@@ -94,12 +94,15 @@ fn is_zero(value: &u64) -> bool {
 }
 
 impl SourceView {
-    /// The view of one expert: its name and start filled in.
+    /// The view of one expert: its name and start filled in. A start past all numbers, which no
+    /// valid manifest has, becomes the last one: it lies in no tensor.
     #[must_use]
     pub fn of_expert(&self, expert: u32) -> Self {
         Self {
             tensor: self.tensor.replace("{expert}", &expert.to_string()),
-            start: self.start + u64::from(expert) * self.expert_stride,
+            start: u64::from(expert)
+                .saturating_mul(self.expert_stride)
+                .saturating_add(self.start),
             expert_stride: 0,
             ..self.clone()
         }

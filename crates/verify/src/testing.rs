@@ -9,7 +9,7 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::layout::{Unplaced, place_dense, place_expert};
 use shardwright_format::manifest::{
     CheckpointRecord, Codec, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, Hash, Ignored,
-    MANIFEST_FILE, SourceFile, VERSION,
+    MANIFEST_FILE, REPORT_FILE, SourceFile, VERSION,
 };
 use shardwright_format::{Manifest, Unit, UnitLayout};
 use shardwright_quant::{
@@ -105,6 +105,7 @@ impl Maker<'_> {
             let bytes = fs::read(self.checkpoint.root().join(&copy)).unwrap();
             files.push(self.write(&copy, &bytes, FileKind::Copy));
         }
+        files.push(self.write(REPORT_FILE, b"{}\n", FileKind::Report));
         files.sort_by(|a, b| a.path.cmp(&b.path));
         let manifest = Manifest {
             blake3: Hash::ZERO,

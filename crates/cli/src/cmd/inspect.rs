@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 use shardwright_format::arch::Ignored;
-use shardwright_format::manifest::{Codec, FileKind, Manifest};
+use shardwright_format::manifest::{Codec, Manifest};
 use shardwright_format::model::{AttentionSpec, Ffn, Mixer, ModelSpec};
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, TensorEntry, Unit};
@@ -285,11 +285,7 @@ impl BundlePart {
     fn new(manifest: &Manifest, list: bool) -> Self {
         let row = |file: &shardwright_format::manifest::FileEntry| FileRow {
             path: file.path.clone(),
-            kind: match file.kind {
-                FileKind::Shards => "shards",
-                FileKind::Copy => "copy",
-                FileKind::Report => "report",
-            },
+            kind: file.kind.name(),
             bytes: file.size,
         };
         Self {

@@ -169,8 +169,19 @@ pub enum FileKind {
     Shards,
     /// Copied from the checkpoint as it was.
     Copy,
-    /// What the conversion did.
+    /// What the conversion did: [`REPORT_FILE`] and nothing else.
     Report,
+}
+
+impl FileKind {
+    /// Its name in the manifest.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Shards => "shards",
+            Self::Copy => "copy",
+            Self::Report => "report",
+        }
+    }
 }
 
 /// Bytes of a file that are one shard.

@@ -113,6 +113,7 @@ fn manifest() -> Manifest {
             file("config.json", FileKind::Copy, 10),
             file("dense-000.bin", FileKind::Shards, end.next_multiple_of(ALIGNMENT)),
             file("experts/layer-000.bin", FileKind::Shards, 3 * stride),
+            file(REPORT_FILE, FileKind::Report, 100),
         ],
         dense,
         experts: vec![experts],
@@ -151,6 +152,12 @@ fn with_tensor(shard: &mut DenseShard, edit: impl FnOnce(&mut TensorEntry)) {
     shard.tensors = Arc::from(tensors);
 }
 
+fn with_expert(manifest: &mut Manifest, edit: impl FnOnce(&mut TensorEntry)) {
+    let mut tensors = manifest.experts[0].tensors.to_vec();
+    edit(&mut tensors[0]);
+    manifest.experts[0].tensors = Arc::from(tensors);
+}
+
 /// Divides by zero between its bounds.
 const LLAMA3: RopeScaling = RopeScaling::Llama3 {
     factor: 8.0,
@@ -177,6 +184,15 @@ fn each_lie_is_named() {
         (told(path("/etc/passwd")), "files: `/etc/passwd` is not a path inside the bundle"),
         (told(path("a\\b")), "files: `a\\b` is not a path inside the bundle"),
         (told(path("dense-000.bin")), "files: `dense-000.bin` is repeated or out of order"),
+        (
+            told(|m| m.files[0].kind = FileKind::Report),
+            "files: `config.json`: expected another kind than report, found report",
+        ),
+        (
+            told(|m| m.files[3].kind = FileKind::Copy),
+            "files: `report.json`: expected the kind report, found copy",
+        ),
+        (told(|m| m.files.truncate(3)), "files: expected `report.json`, found none"),
         (told(|m| m.model.hidden_size = 0), "hidden_size: expected 1 to 16777216, found 0"),
         (
             told(|m| scaling(m, RopeScaling::Linear { factor: 0.0 })),
@@ -229,6 +245,14 @@ fn each_lie_about_tensors_and_experts_is_named() {
         (
             told(|m| with_tensor(&mut m.dense[0], |t| t.source.shape = vec![u64::MAX, 2])),
             "embedding embed_tokens: source: leaves its tensor of shape [18446744073709551615, 2]",
+        ),
+        (
+            told(|m| with_expert(m, |t| t.source.expert_stride = u64::MAX)),
+            "layer 0 expert 0 expert.gate_proj: source: leaves its tensor of shape [64, 64]",
+        ),
+        (
+            told(|m| with_expert(m, |t| t.source.expert_stride = 1)),
+            "layer 0 expert 0 expert.gate_proj: source: leaves its tensor of shape [64, 64]",
         ),
         (told(|m| m.experts[0].layer = 1), "experts: expected layers [0], found [1]"),
         (told(|m| m.experts[0].stride = u64::MAX), "layer 0 expert 1: range too large"),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{
     ALIGNMENTS, Codec, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, MANIFEST_FILE,
-    Manifest, VERSION,
+    Manifest, REPORT_FILE, VERSION,
 };
 use crate::layout::{Unplaced, place_dense, place_expert};
 use crate::unit::{TensorEntry, Unit, UnitLayout};
@@ -50,7 +50,11 @@ impl Manifest {
                 return Err(format!("files: `{}` is repeated or out of order", file.path));
             }
             last = &file.path;
+            check_kind(file)?;
             files.insert(file.path.as_str(), file);
+        }
+        if !files.contains_key(REPORT_FILE) {
+            return Err(format!("files: expected `{REPORT_FILE}`, found none"));
         }
         Ok(files)
     }
@@ -205,6 +209,16 @@ pub(crate) fn check_path(path: &str) -> Check {
         return Err(format!("files: `{path}` is not a path inside the bundle"));
     }
     Ok(())
+}
+
+/// Nothing holds a report's contents against the model, so only the report may be one.
+fn check_kind(file: &FileEntry) -> Check {
+    let (is_report, named) = (file.kind == FileKind::Report, file.path == REPORT_FILE);
+    if is_report == named {
+        return Ok(());
+    }
+    let expected = if named { "the kind" } else { "another kind than" };
+    Err(format!("files: `{}`: expected {expected} report, found {}", file.path, file.kind.name()))
 }
 
 /// Which bytes of which file each shard claims.
