@@ -1,5 +1,6 @@
 //! Writes bundles: shard files of known sizes, filled in any order, and the manifest last.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt;
@@ -34,6 +35,8 @@ struct ShardFile {
     size: u64,
     /// Made when the first block is reported, dropped when the file is complete.
     blocks: Mutex<Option<TreeHash>>,
+    /// Whether some of it may not be on disk. A file is opened so: what an interrupted run wrote
+    /// may still be in memory alone.
     dirty: AtomicBool,
 }
 
@@ -50,7 +53,7 @@ impl BundleWriter {
             let path = dir.join(&entry.path);
             path.parent().map_or(Ok(()), make_dir)?;
             let file = reserve(&path, entry.size).map_err(|e| FormatError::io(&path, e))?;
-            let (blocks, dirty) = (Mutex::default(), AtomicBool::new(false));
+            let (blocks, dirty) = (Mutex::default(), AtomicBool::new(true));
             Ok(ShardFile { path, file, size: entry.size, blocks, dirty })
         };
         let files: Result<Vec<_>> = shards.map(open).collect();
@@ -151,6 +154,7 @@ impl BundleWriter {
             .set_len(size)
             .map_err(|e| FormatError::io(&file.path, e))?;
         file.size = size;
+        file.dirty.store(true, Ordering::Relaxed);
         *lock(&file.blocks) = None;
         Ok(())
     }
@@ -218,15 +222,19 @@ impl BundleWriter {
             .validate()
             .map_err(|detail| FormatError::file(&path, detail))?;
         self.sync()?;
-        let parents = manifest
-            .files
-            .iter()
-            .filter_map(|f| Some(self.dir.join(&f.path).parent()?.to_owned()));
-        let parents: std::collections::BTreeSet<_> = parents.collect();
-        parents.iter().try_for_each(|dir| sync_dir(dir))?;
+        let dirs = directories(manifest);
+        dirs.iter()
+            .try_for_each(|dir| sync_dir(&self.dir.join(dir)))?;
         write_file(&path, &manifest.to_bytes())?;
         sync_dir(&self.dir)
     }
+}
+
+/// Every directory between the bundle's own and one of its files, as paths from the bundle's.
+fn directories(manifest: &Manifest) -> BTreeSet<&Path> {
+    let ancestors = |file| Path::ancestors(file).skip(1);
+    let files = manifest.files.iter().map(|f| Path::new(&f.path));
+    files.flat_map(ancestors).collect()
 }
 
 /// Gives a finished directory its final name, which nothing may have.
@@ -309,4 +317,68 @@ fn forget(_file: &File) {}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{CheckpointRecord, Codec, FORMAT, FileEntry, VERSION};
+    use crate::model::ModelSpec;
+
+    /// One shard file in a directory of the bundle, and a copy two directories down.
+    fn manifest() -> Manifest {
+        let entry = |path: &str, kind| FileEntry {
+            path: path.to_owned(),
+            kind,
+            size: 10,
+            blake3: Hash::ZERO,
+        };
+        let model = ModelSpec {
+            model_type: "llama".to_owned(),
+            vocab_size: 1,
+            hidden_size: 1,
+            tie_word_embeddings: true,
+            rms_norm_eps: 1e-6,
+            max_position_embeddings: 1,
+            eos_token_ids: vec![],
+            bos_token_id: None,
+            layers: vec![],
+        };
+        Manifest {
+            blake3: Hash::ZERO,
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            generator: String::new(),
+            alignment: 4096,
+            codec: Codec::None,
+            model,
+            recipe: serde_json::Value::Null,
+            checkpoint: CheckpointRecord::default(),
+            files: vec![entry("a/b/x.json", FileKind::Copy), entry("c/y.bin", FileKind::Shards)],
+            dense: vec![],
+            experts: vec![],
+        }
+    }
+
+    #[test]
+    fn what_may_not_be_on_disk_is_put_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = BundleWriter::create(dir.path(), &manifest()).unwrap();
+        let dirty = |writer: &BundleWriter| writer.files[0].dirty.load(Ordering::Relaxed);
+        assert!(dirty(&writer));
+        writer.sync().unwrap();
+        assert!(!dirty(&writer));
+        writer.resize(0, 5).unwrap();
+        assert!(dirty(&writer));
+        writer.sync().unwrap();
+        writer.write_at(0, 0, &[1]).unwrap();
+        assert!(dirty(&writer));
+    }
+
+    #[test]
+    fn every_directory_up_to_the_bundle_is_listed() {
+        let manifest = manifest();
+        let dirs: Vec<_> = directories(&manifest).into_iter().collect();
+        assert_eq!(dirs, ["", "a", "a/b", "c"].map(Path::new));
+    }
 }
