@@ -40,8 +40,7 @@ impl Failure {
 
     /// Writes it to standard error, as lines or as one JSON object, and gives the exit code.
     pub fn report(&self, json: bool) -> ExitCode {
-        // A line per failure, whatever a library put into its message.
-        let message = self.message.replace('\n', " ");
+        let message = one_line(&self.message);
         if json {
             let object = serde_json::json!({ "error": message, "help": self.help });
             eprintln!("{object}");
@@ -53,6 +52,17 @@ impl Failure {
         }
         ExitCode::from(self.code)
     }
+}
+
+/// A line per failure, whatever a library or a stranger's file put into its message: line ends
+/// become spaces, and what could steer a terminal is escaped.
+fn one_line(message: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' => " ".to_owned(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    message.chars().map(shown).collect()
 }
 
 impl<E: std::error::Error> From<E> for Failure {

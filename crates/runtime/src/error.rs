@@ -77,6 +77,14 @@ pub enum RuntimeError {
         /// Channel of the residual stream.
         channel: usize,
     },
+    /// The head gave NaN or infinity: its weights are damaged.
+    #[error("head: its output is not finite at position {position}, token {token}")]
+    HeadNotFinite {
+        /// Position in the text.
+        position: usize,
+        /// Row of the head.
+        token: usize,
+    },
     /// The tokenizer is missing or damaged.
     #[error("{}: {detail}", path.display())]
     Tokenizer {

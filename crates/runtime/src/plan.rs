@@ -196,7 +196,11 @@ impl Sizes {
             compressed,
         };
         for (layer, index) in spec.layers.iter().zip(0..) {
-            sizes.state += MixerState::byte_len(&layer.mixer, options.context) + BUFFER_OVERHEAD;
+            let state = MixerState::byte_len(&layer.mixer, options.context);
+            sizes.state = sizes
+                .state
+                .saturating_add(state)
+                .saturating_add(BUFFER_OVERHEAD);
             sizes.dense.push(buffer(len(Unit::Layer(index))?));
             if let Ffn::Moe(moe) = &layer.ffn {
                 sizes.add_experts(index, moe, &len)?;
@@ -275,7 +279,9 @@ impl Sizes {
             .zip(&pinned)
             .filter(|(_, pinned)| **pinned);
         [
-            self.reserved + self.state + self.scratch,
+            self.reserved
+                .saturating_add(self.state)
+                .saturating_add(self.scratch),
             if embedding { self.embedding } else { 0 },
             if choice.head { self.head } else { self.head_buffers },
             dense.map(|(len, _)| len).sum(),

@@ -107,7 +107,8 @@ impl Runtime {
         self.pool.install(|| {
             model.guarded(|model| {
                 model.hidden(token, observe)?;
-                model.compute_logits()
+                model.compute_logits()?;
+                model.check_logits()
             })
         })?;
         Ok(&self.model.logits)
@@ -304,6 +305,13 @@ impl Model {
         moe::combine(layer.hidden, &routes.weights, sum, work);
         add(x, sum);
         Ok(())
+    }
+
+    fn check_logits(&self) -> Result<()> {
+        match self.logits.iter().position(|logit| !logit.is_finite()) {
+            Some(token) => Err(RuntimeError::HeadNotFinite { position: self.position - 1, token }),
+            None => Ok(()),
+        }
     }
 
     fn compute_logits(&mut self) -> Result<()> {

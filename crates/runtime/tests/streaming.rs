@@ -151,31 +151,38 @@ fn copy(case: &str) -> tempfile::TempDir {
     dir
 }
 
-#[test]
-fn values_that_are_not_finite_name_the_layer() {
+/// A copy of `llama-bias` whose `tensor` has NaN for its value 3.
+fn with_nan(tensor: &str) -> tempfile::TempDir {
     let dir = copy("llama-bias");
     let path = dir.path().join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let tensor = metadata
-        .info("model.layers.1.self_attn.o_proj.bias")
-        .unwrap();
-    let start = 8 + header + tensor.data_offsets.0;
+    let start = 8 + header + metadata.info(tensor).unwrap().data_offsets.0;
     bytes[start + 12..start + 16].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&path, bytes).unwrap();
+    dir
+}
+
+#[test]
+fn values_that_are_not_finite_name_the_layer() {
+    let dir = with_nan("model.layers.1.self_attn.o_proj.bias");
     let weights = Weights::open(dir.path()).unwrap();
     let mut pass = LayerPass::new(&weights, &[1, 2], 2, 1).unwrap();
     assert_eq!(pass.step().unwrap(), Some(0));
     let expected = "layer 1: its output is not finite at token 0, channel";
     assert!(pass.step().unwrap_err().to_string().starts_with(expected));
     let mut runtime = Runtime::open(weights, &options(None, 1)).unwrap();
-    assert!(
-        runtime
-            .forward(1)
-            .unwrap_err()
-            .to_string()
-            .starts_with(expected)
-    );
+    let error = runtime.forward(1).unwrap_err().to_string();
+    assert!(error.starts_with(expected), "{error}");
+}
+
+#[test]
+fn a_head_that_is_not_finite_is_named() {
+    let dir = with_nan("lm_head.weight");
+    let weights = Weights::open(dir.path()).unwrap();
+    let mut runtime = Runtime::open(weights, &options(None, 1)).unwrap();
+    let error = runtime.forward(1).unwrap_err().to_string();
+    assert_eq!(error, "head: its output is not finite at position 0, token 0");
 }
 
 #[test]

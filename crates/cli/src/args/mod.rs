@@ -95,13 +95,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub prompt_file: Option<PathBuf>,
     /// Tokens to generate, fewer if the model ends its text
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128, value_parser = positions)]
     pub tokens: usize,
     /// Memory for the whole process, such as 512MiB; without it, what the machine has free
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     pub memory: Option<u64>,
     /// Positions the KV cache has room for; without it, the prompt and the tokens asked for
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positions)]
     pub context: Option<usize>,
     #[command(flatten)]
     pub arch: ArchArgs,
@@ -141,7 +141,7 @@ pub struct ArchArgs {
 }
 
 /// How many threads.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Copy, Debug, Default, Args)]
 pub struct ThreadArgs {
     /// Threads; without it, one per core. The result does not depend on it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -206,6 +206,18 @@ impl From<DtypeArg> for shardwright_convert::ExportDtype {
 pub struct RecipesArgs {
     /// Recipe to print, as a file that `--recipe` takes
     pub name: Option<String>,
+}
+
+/// More positions than any model has.
+const MAX_POSITIONS: usize = 1 << 24;
+
+/// A number of tokens or positions that arithmetic can bear.
+fn positions(text: &str) -> Result<usize, String> {
+    let found = text.parse().map_err(|e| format!("{e}"))?;
+    if found > MAX_POSITIONS {
+        return Err(format!("expected at most {MAX_POSITIONS}"));
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use serde::Serialize;
 use shardwright_convert::{ExportOptions, PlannedFile, to_hf};
 use shardwright_format::Bundle;
+use shardwright_verify::{Monitor, integrity};
 
-use crate::args::{ExportArgs, ExportForm};
+use crate::args::{ExportArgs, ExportForm, ThreadArgs};
 use crate::bytes;
 use crate::failure::Failure;
 use crate::output::{Output, Table};
@@ -20,9 +21,10 @@ struct Report {
 /// Runs the command.
 ///
 /// # Errors
-/// A bundle that is refused, an output that exists or cannot be written.
+/// A bundle that is refused or damaged, an output that exists or cannot be written.
 pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
     super::check_directory(&args.bundle)?;
+    check_sound(args)?;
     let bundle = Bundle::open(&args.bundle)?;
     let options = ExportOptions { dtype: args.dtype.into(), ..ExportOptions::default() };
     let files = match args.to {
@@ -31,6 +33,14 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
     let bytes = files.iter().map(|file| file.size).sum();
     let report = Report { checkpoint: args.out.display().to_string(), bytes, files };
     output.report(&report, &text(&report))
+}
+
+/// Refuses damaged bytes: what leaves here carries no hash that could tell them apart later.
+fn check_sound(args: &ExportArgs) -> Result<(), Failure> {
+    let found = integrity(&args.bundle, ThreadArgs::default().count(), &Monitor::silent())?;
+    let Some(first) = found.findings.first() else { return Ok(()) };
+    let help = format!("`shardwright verify {}` lists every finding", args.bundle.display());
+    Err(Failure::new(format!("the bundle is damaged: {first}")).help(help))
 }
 
 fn text(report: &Report) -> String {

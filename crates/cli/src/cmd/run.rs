@@ -124,6 +124,9 @@ fn prompt_text(args: &RunArgs) -> Result<String, Failure> {
     std::fs::read_to_string(path).map_err(named)
 }
 
+/// What a thread takes of its stack and of the allocator, generously.
+const THREAD_BYTES: u64 = 128 << 10;
+
 fn options(args: &RunArgs, prompt: &[u32]) -> Result<Options, Failure> {
     if prompt.is_empty() {
         return Err(Failure::new("the prompt has no tokens: expected at least one"));
@@ -137,8 +140,9 @@ fn options(args: &RunArgs, prompt: &[u32]) -> Result<Options, Failure> {
     }
     let held = process::memory().unwrap_or_default();
     let memory = args.memory.or_else(process::available_memory);
-    let reserved = PROGRAM_BYTES.max(held + SLACK);
-    Ok(Options { memory, reserved, threads: args.threads.count(), context })
+    let threads = args.threads.count();
+    let reserved = PROGRAM_BYTES.max(held + SLACK) + threads as u64 * THREAD_BYTES;
+    Ok(Options { memory, reserved, threads, context })
 }
 
 /// Refuses what the machine cannot hold: swapping would be slower than streaming.

@@ -189,17 +189,28 @@ impl Recipe {
         self
     }
 
-    /// Puts rules in front for `ROLE=ENCODING`, as in `expert.down_proj=q4g32`. The first of them
-    /// comes first; a fallback and a method are those of the recipe's rules of the same role.
+    /// Puts rules in front for `ROLE=ENCODING`, as in `expert.down_proj=q4g32`. The last of them
+    /// comes first, so that it wins; a fallback and a method are those of the recipe's rules of the
+    /// same role. Rules that may have lost every tensor to them become optional; an override that
+    /// matches nothing stays an error.
     ///
     /// # Errors
     /// Text of another form, an unknown role or encoding.
     pub fn with_overrides(mut self, overrides: &[String]) -> Result<Self, RecipeError> {
-        let rules: Result<Vec<_>, _> = overrides
-            .iter()
-            .map(|text| self.override_rule(text))
-            .collect();
-        self.rules.splice(0..0, rules?);
+        for text in overrides {
+            let rule = self.override_rule(text)?;
+            let roles = rule.matches.role.as_ref();
+            for earlier in &mut self.rules {
+                let shared = earlier
+                    .matches
+                    .role
+                    .as_ref()
+                    .zip(roles)
+                    .is_none_or(|(a, b)| a.shares_any(b));
+                earlier.optional |= shared;
+            }
+            self.rules.insert(0, rule);
+        }
         Ok(self)
     }
 
@@ -291,9 +302,13 @@ mod tests {
         let recipe = Recipe::builtin("q4").unwrap();
         let texts = ["expert.*=q2g32:bf16".to_owned(), "lm_head=keep".to_owned()];
         let recipe = recipe.with_overrides(&texts).unwrap();
-        assert_eq!(recipe.rules[0].encoding.to_string(), "q2g32:bf16");
-        assert_eq!(recipe.rules[0].fallback, recipe.rules[2].fallback);
-        assert_eq!(recipe.rules[1].encoding, Wish::Keep);
+        assert_eq!(recipe.rules[1].encoding.to_string(), "q2g32:bf16");
+        assert_eq!(recipe.rules[1].fallback, recipe.rules[2].fallback);
+        assert_eq!(recipe.rules[0].encoding, Wish::Keep);
+        assert_eq!(
+            recipe.rules.iter().map(|r| r.optional).collect::<Vec<_>>(),
+            [false, false, true]
+        );
         for (text, expected) in [
             ("lm_head", "`lm_head`: expected ROLE=ENCODING"),
             ("head=q4", "`head=q4`: unknown role `head`"),

@@ -138,6 +138,36 @@ fn the_recipe_in_the_manifest_makes_the_same_plan() {
     }
 }
 
+/// An override may take every tensor of the rule behind it, and a later override wins.
+#[test]
+fn overrides_may_starve_the_rules_behind_them() {
+    let texts = ["expert.*=q3", "expert.*=q2g32", "embed_tokens=q8"].map(str::to_owned);
+    let recipe = Recipe::builtin("moe-q4")
+        .unwrap()
+        .with_overrides(&texts)
+        .unwrap();
+    let case = Case::new(&fixture("fixture-2m"), &recipe, PlanOptions::default()).unwrap();
+    let of = |role| {
+        case.plan
+            .summary
+            .roles
+            .iter()
+            .find(|r| r.role.name() == role)
+            .unwrap()
+    };
+    assert_eq!(of("expert.up_proj").encodings, ["q2 g32 f16"]);
+    assert_eq!(of("embed_tokens").encodings, ["q8 g64 f16"]);
+    let none = ["lm_head=q8".to_owned()];
+    let recipe = Recipe::builtin("moe-q4")
+        .unwrap()
+        .with_overrides(&none)
+        .unwrap();
+    let error = Case::new(&fixture("fixture-2m"), &recipe, PlanOptions::default())
+        .err()
+        .unwrap();
+    assert!(error.to_string().contains("(lm_head) matches nothing"), "{error}");
+}
+
 #[test]
 fn an_alignment_that_bundles_cannot_have_is_refused() {
     for alignment in [0, 2048, 5000, 1 << 21] {

@@ -88,13 +88,15 @@ struct Matching<'a> {
     spec: ModelSpec,
     claims: BTreeMap<(Unit, Role), Claim>,
     ignored: Vec<Ignored>,
+    /// A stored head of a model whose head is tied to its embedding.
+    tied_head: Option<String>,
 }
 
 impl<'a> Matching<'a> {
     fn new(checkpoint: &'a Checkpoint, arch: &'a Arch) -> Result<Self> {
         let spec = arch.spec(checkpoint)?;
         let (claims, ignored) = (BTreeMap::new(), Vec::new());
-        let mut matching = Self { checkpoint, arch, spec, claims, ignored };
+        let mut matching = Self { checkpoint, arch, spec, claims, ignored, tied_head: None };
         let mut fused: BTreeMap<(u32, bool), Vec<Fused<'a>>> = BTreeMap::new();
         for (name, info) in checkpoint.tensors() {
             let (pattern, [layer, expert]) = split(name);
@@ -151,6 +153,7 @@ impl<'a> Matching<'a> {
         })?;
         check_shape(shape, info)?;
         if tied {
+            self.tied_head = Some(name.to_owned());
             self.ignore(name, "tied to embed_tokens");
             return Ok(());
         }
@@ -196,8 +199,29 @@ impl<'a> Matching<'a> {
         }
     }
 
+    /// A head that is stored beside the embedding it is tied to must be that embedding: one that
+    /// differs would be the head in use, were it not for the config.
+    fn check_tied_head(&self) -> Result<()> {
+        let embedding = self.claims.get(&(Unit::Embedding, Role::EmbedTokens));
+        let (Some(head), Some(embedding)) = (&self.tied_head, embedding) else { return Ok(()) };
+        let embedding = embedding.view().tensor;
+        let tensors = self.checkpoint.tensors();
+        if self
+            .checkpoint
+            .same_bytes(&tensors[head], &tensors[&embedding])?
+        {
+            return Ok(());
+        }
+        let detail = format!(
+            "expected the values of `{embedding}`, to which tie_word_embeddings ties it, found \
+             others; if the head is its own, set tie_word_embeddings to false in config.json"
+        );
+        Err(self.refused(head, &tensors[head], detail))
+    }
+
     /// Gives each unit its tensors.
     fn finish(mut self) -> Result<Inventory> {
+        self.check_tied_head()?;
         let mut units = BTreeMap::new();
         let mut experts: BTreeMap<u32, Vec<SourceTensor>> = BTreeMap::new();
         for unit in self.spec.units() {

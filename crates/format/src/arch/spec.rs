@@ -151,7 +151,13 @@ impl Arch {
             Some(SparseLayers::SparseStep) => {
                 let step = config.size("decoder_sparse_step", 1..=u32::MAX)?;
                 let dense = config.list("mlp_only_layers")?.unwrap_or_default();
-                let dense: BTreeSet<_> = dense.iter().filter_map(Value::as_u64).collect();
+                let dense = dense
+                    .iter()
+                    .map(Value::as_u64)
+                    .collect::<Option<BTreeSet<_>>>();
+                let dense = dense.ok_or_else(|| {
+                    config.refused("`mlp_only_layers`: expected a list of layer numbers")
+                })?;
                 let is_dense = |layer| dense.contains(&u64::from(layer));
                 (0..count)
                     .map(|l| (l + 1).is_multiple_of(step) && !is_dense(l))

@@ -119,6 +119,25 @@ fn other_shapes_are_refused() {
     );
 }
 
+/// The copy's values are all zero; one value of the stored head is made another.
+#[test]
+fn a_stored_head_must_be_the_embedding_it_is_tied_to() {
+    let dir = copy("qwen3-head", |_| {}, |_| {});
+    assert!(inventory(dir.path()).is_ok());
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let head = &checkpoint.tensors()["lm_head.weight"];
+    let path = dir.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[(head.offset + head.len) as usize - 1] = 1;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(
+        message(dir.path(), inventory(dir.path())),
+        "DIR/model.safetensors: tensor `lm_head.weight`: expected the values of \
+         `model.embed_tokens.weight`, to which tie_word_embeddings ties it, found others; if the \
+         head is its own, set tie_word_embeddings to false in config.json"
+    );
+}
+
 #[test]
 fn two_tensors_for_one_role_are_refused() {
     let name = "model.layers.0.mlp.gate.weight";
