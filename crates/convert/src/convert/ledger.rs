@@ -1,7 +1,9 @@
 //! What an interrupted conversion leaves behind: a line per finished unit.
 //!
 //! A line is a claim, not a fact: `--resume` reads each shard back and compares its hash, so a
-//! line may reach the disk before or after the bytes that it speaks of.
+//! line may reach the disk before or after the bytes that it speaks of. It reads back everything
+//! that the shard was made from, too: names, sizes and times of a file do not tell that its bytes
+//! are the same, and hashing is far cheaper than the search for codes.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -19,7 +21,7 @@ use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
 
 /// Version of the ledger itself.
-const LEDGER: u32 = 1;
+const LEDGER: u32 = 2;
 
 /// What must be the same for a conversion to go on. The first line of the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,23 +107,19 @@ pub struct Line {
     pub blake3: Hash,
     /// What each tensor lost.
     pub stats: Vec<QuantStats>,
-    /// Some of the source it was made from.
-    pub sample: Sample,
     /// Blocks of checkpoint files hashed while it was made.
     pub blocks: Vec<Blocks>,
+    /// Hashes of what it was made from besides those blocks.
+    pub rest: Vec<Rest>,
 }
 
-/// A piece of a checkpoint file and its hash.
+/// What a unit needs of a checkpoint file and no hashed block holds: ends of tensors, small ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sample {
+pub struct Rest {
     /// The checkpoint file's number.
     pub file: usize,
-    /// First byte.
-    pub offset: u64,
-    /// Bytes.
-    pub len: u64,
-    /// Their hash.
+    /// Hash of those bytes.
     pub blake3: Hash,
 }
 

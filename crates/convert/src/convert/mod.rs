@@ -263,7 +263,7 @@ impl Run<'_> {
                 self.writer.sync()?;
                 unsynced = 0;
             }
-            lines.insert(line.unit, Line { blocks: Vec::new(), ..line });
+            lines.insert(line.unit, Line { blocks: Vec::new(), rest: Vec::new(), ..line });
             self.tell(Phase::Convert, lines.len());
         }
     }

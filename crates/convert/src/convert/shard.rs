@@ -1,7 +1,9 @@
 //! Makes one shard, or confirms that it was made before.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -12,16 +14,13 @@ use shardwright_format::writer::BundleWriter;
 use shardwright_format::{FormatError, Unit};
 use shardwright_quant::{Method, QuantStats};
 
-use super::ledger::{Blocks, Line, Sample};
+use super::ledger::{Blocks, Line, Rest};
 use super::memory::{COPY_BLOCK, RECORD_LIMIT, ZSTD_LEVEL};
 use super::sink::{Sink, Target};
-use super::source::{Reader, Run, Source, extent};
+use super::source::{Reader, Run, Source, extent, without};
 use super::unit::{UnitJob, Worker};
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
-
-/// Bytes of the source that tell one checkpoint from another of the same shapes.
-const SAMPLE_LEN: u64 = 64 << 10;
 
 /// What became of a unit.
 pub enum Outcome {
@@ -76,10 +75,11 @@ impl<'a> Maker<'a> {
         soon: Option<Unit>,
     ) -> Result<Option<Outcome>> {
         let place = self.place(unit)?;
+        let job = UnitJob::new(unit, place.tensors, place.methods);
         if let Some(line) = claim {
-            self.check_sample(line)?;
+            let runs: Vec<Run> = line.blocks.iter().map(Run::from).collect();
+            self.check_source(&job, line, &runs)?;
             if self.confirm(&place, line)? {
-                let runs: Vec<Run> = line.blocks.iter().map(Run::from).collect();
                 self.source().restore(&runs);
                 return Ok(Some(Outcome::Kept(line.clone())));
             }
@@ -89,17 +89,11 @@ impl<'a> Maker<'a> {
             self.worker
                 .prefetch(&UnitJob::new(soon, place.tensors, place.methods))?;
         }
-        let job = UnitJob::new(unit, place.tensors, place.methods);
         let Some((stats, stored, blake3)) = self.convert(&place, &job)? else { return Ok(None) };
-        let sample = self.sample(&job)?;
-        let blocks = self
-            .worker
-            .reader
-            .take_runs()
-            .into_iter()
-            .map(Blocks::from)
-            .collect();
-        Ok(Some(Outcome::Made(Line { unit, stored, blake3, stats, sample, blocks })))
+        let runs = self.worker.reader.take_runs();
+        let rest = self.rest(&job, &runs)?;
+        let blocks = runs.into_iter().map(Blocks::from).collect();
+        Ok(Some(Outcome::Made(Line { unit, stored, blake3, stats, blocks, rest })))
     }
 
     fn place(&self, unit: Unit) -> Result<Place<'a>> {
@@ -240,47 +234,45 @@ impl<'a> Maker<'a> {
         Ok(plausible && self.hash_back(place, line.stored)? == line.blake3)
     }
 
-    /// The beginning of the unit's largest tensor.
-    fn sample(&mut self, job: &UnitJob<'_>) -> Result<Sample> {
+    /// Hashes of what the unit needs besides the blocks of `runs`, a file at a time.
+    fn rest(&mut self, job: &UnitJob<'_>, runs: &[Run]) -> Result<Vec<Rest>> {
         let source = self.source();
-        let sizes = job.tensors.iter().map(|t| t.rows * t.cols);
-        let largest = sizes
-            .enumerate()
-            .max_by_key(|(_, size)| *size)
-            .map_or(0, |(at, _)| at);
-        let (entry, view) = (&job.tensors[largest], &job.views[largest]);
-        let info = source.info(view)?;
-        let range = extent(info, view, 0..entry.rows, entry.cols);
-        let (offset, len) = (range.start, (range.end - range.start).min(SAMPLE_LEN));
-        let blake3 = self.hash_source(info.file, offset, len)?;
-        Ok(Sample { file: info.file, offset, len, blake3 })
-    }
-
-    fn hash_source(&mut self, file: usize, offset: u64, len: u64) -> Result<Hash> {
-        self.part.resize(len as usize, 0);
-        self.source().read_at(file, offset, &mut self.part)?;
-        Ok(blake3::hash(&self.part).into())
-    }
-
-    /// Refuses a checkpoint with the same shapes and other weights than the ledger's.
-    fn check_sample(&mut self, line: &Line) -> Result<()> {
-        let Sample { file, offset, len, blake3 } = line.sample;
-        let found = self.source().checkpoint.files().get(file);
-        let inside = found.is_some_and(|f| {
-            len <= SAMPLE_LEN
-                && offset
-                    .checked_add(len)
-                    .is_some_and(|end| end <= f.file.len())
-        });
-        if inside && self.hash_source(file, offset, len)? == blake3 {
-            return Ok(());
+        let mut extents = BTreeMap::<usize, Vec<Range<u64>>>::new();
+        for (entry, view) in job.tensors.iter().zip(&job.views) {
+            let info = source.info(view)?;
+            let range = extent(info, view, 0..entry.rows, entry.cols);
+            extents.entry(info.file).or_default().push(range);
         }
+        let rest = |(file, extents)| {
+            let hashed = runs.iter().filter(|run| run.file == file);
+            let hashed = hashed.filter_map(|run| source.extent_of(run)).collect();
+            let ranges = without(extents, hashed);
+            Ok(Rest { file, blake3: source.hash_ranges(file, &ranges, &mut self.part)? })
+        };
+        extents.into_iter().map(rest).collect()
+    }
+
+    /// Refuses a checkpoint with the same shapes and other weights than the ledger's: everything
+    /// that the unit was made from is read and hashed again.
+    fn check_source(&mut self, job: &UnitJob<'_>, line: &Line, runs: &[Run]) -> Result<()> {
+        for run in runs {
+            if !self.source().verify(run, &mut self.part)? {
+                return Err(self.other_checkpoint(line, run.file));
+            }
+        }
+        let found = self.rest(job, runs)?;
+        let differs = found.iter().find(|rest| !line.rest.contains(rest));
+        differs.map_or(Ok(()), |rest| Err(self.other_checkpoint(line, rest.file)))
+    }
+
+    fn other_checkpoint(&self, line: &Line, file: usize) -> ConvertError {
+        let found = self.source().checkpoint.files().get(file);
         let name = found.map_or("?", |f| f.name.as_str());
         let detail = format!(
             "it was begun with another checkpoint: the weights of {} in `{name}` differ",
             line.unit
         );
-        Err(ConvertError::Resume { path: self.partial.to_owned(), detail })
+        ConvertError::Resume { path: self.partial.to_owned(), detail }
     }
 }
 

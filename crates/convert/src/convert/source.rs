@@ -106,24 +106,68 @@ impl<'a> Source<'a> {
             let start = block * self.block;
             let end = (start + self.block).min(self.len(file));
             let (from, to) = ((start - range.start) as usize, (end - range.start) as usize);
-            if self.tree(file).has(block as usize) {
-                continue;
-            }
-            let value = chaining_value(&bytes[from..to], start);
-            self.tree(file).restore(block as usize, value);
+            let known = self.tree(file).block(block as usize);
+            let value = known.unwrap_or_else(|| {
+                let value = chaining_value(&bytes[from..to], start);
+                self.tree(file).restore(block as usize, value);
+                value
+            });
             add(runs, file, block as usize, value);
         }
     }
 
-    /// Takes in blocks hashed before an interruption.
+    /// Takes in blocks hashed before an interruption, which [`Self::verify`] found unchanged.
     pub fn restore(&self, runs: &[Run]) {
-        for run in runs.iter().filter(|run| run.file < self.trees.len()) {
+        for run in runs {
             let mut tree = self.tree(run.file);
-            let fits = run.first + run.values.len() <= tree.num_blocks();
-            for (block, value) in (run.first..).zip(&run.values).filter(|_| fits) {
+            for (block, value) in (run.first..).zip(&run.values) {
                 tree.restore(block, *value);
             }
         }
+    }
+
+    /// Bytes of the file that a run speaks of; none if the file has not that many.
+    pub fn extent_of(&self, run: &Run) -> Option<Range<u64>> {
+        let blocks = self.trees.get(run.file).map(|_| self.tree(run.file))?;
+        let end = run.first.checked_add(run.values.len())?;
+        let start = u64::try_from(run.first).ok()?.checked_mul(self.block)?;
+        let inside = run.first < end && end <= blocks.num_blocks();
+        inside.then(|| start..blocks.block_range(end - 1).end)
+    }
+
+    /// Whether the blocks of a run are still what they were, each read and hashed again.
+    pub fn verify(&self, run: &Run, buf: &mut Vec<u8>) -> Result<bool> {
+        let Some(extent) = self.extent_of(run) else { return Ok(false) };
+        let block = self.block as usize;
+        let step = COPY_BLOCK.max(self.block);
+        let mut expected = run.values.iter();
+        for start in extent.clone().step_by(step as usize) {
+            buf.resize(step.min(extent.end - start) as usize, 0);
+            self.read_at(run.file, start, buf)?;
+            let mut found = (start..).step_by(block).zip(buf.chunks(block));
+            if !found.all(|(at, bytes)| expected.next() == Some(&chaining_value(bytes, at))) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Hash of some ranges of a file, one after the other.
+    pub fn hash_ranges(
+        &self,
+        file: usize,
+        ranges: &[Range<u64>],
+        buf: &mut Vec<u8>,
+    ) -> Result<Hash> {
+        let mut hasher = blake3::Hasher::new();
+        for range in ranges {
+            for start in (range.start..range.end).step_by(COPY_BLOCK as usize) {
+                buf.resize(COPY_BLOCK.min(range.end - start) as usize, 0);
+                self.read_at(file, start, buf)?;
+                hasher.update(buf);
+            }
+        }
+        Ok(hasher.finalize().into())
     }
 
     /// Every stretch of blocks that nobody hashed, in pieces of [`COPY_BLOCK`] and less.
@@ -196,6 +240,30 @@ fn add(runs: &mut Vec<Run>, file: usize, block: usize, value: [u8; 32]) {
         }
         _ => runs.push(Run { file, first: block, values: vec![value] }),
     }
+}
+
+/// What no range of `holes` covers of the ranges in `of`: sorted, without overlaps.
+pub fn without(mut of: Vec<Range<u64>>, mut holes: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    of.sort_by_key(|range| range.start);
+    holes.sort_by_key(|range| range.start);
+    let (mut left, mut done) = (Vec::new(), 0);
+    for range in of {
+        let mut at = range.start.max(done);
+        for hole in holes.iter().filter(|h| h.end > range.start) {
+            if hole.start >= range.end {
+                break;
+            }
+            if at < hole.start {
+                left.push(at..hole.start);
+            }
+            at = at.max(hole.end);
+        }
+        if at < range.end {
+            left.push(at..range.end);
+        }
+        done = done.max(range.end);
+    }
+    left
 }
 
 /// Bytes of the file that some rows of a view lie between.
@@ -272,3 +340,25 @@ fn will_need(file: &File, range: &Range<u64>) {
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn will_need(_file: &File, _range: &Range<u64>) {}
+
+#[cfg(test)]
+mod tests {
+    use super::without;
+    use proptest::prelude::*;
+
+    fn ranges() -> impl Strategy<Value = Vec<std::ops::Range<u64>>> {
+        let range = (0u64..60, 0u64..20).prop_map(|(start, len)| start..start + len);
+        proptest::collection::vec(range, 0..5)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_left_is_what_no_hole_covers(of in ranges(), holes in ranges()) {
+            let holds = |ranges: &[std::ops::Range<u64>], at| ranges.iter().any(|r| r.contains(&at));
+            let expected: Vec<u64> =
+                (0..80).filter(|at| holds(&of, *at) && !holds(&holes, *at)).collect();
+            let left: Vec<u64> = without(of, holes).into_iter().flatten().collect();
+            prop_assert_eq!(left, expected);
+        }
+    }
+}

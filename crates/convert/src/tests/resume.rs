@@ -46,23 +46,29 @@ fn a_cancelled_conversion_ends_like_one_that_was_not() {
     }
 }
 
-#[test]
-fn a_ledger_cut_anywhere_is_enough() {
-    let dir = tempfile::tempdir().unwrap();
-    let source = dir.path().join("source");
-    copy_dir(&fixture("golden/qwen2_moe"), &source);
+/// Stops a conversion of a copy of a checkpoint after its last shard, by a copied file that is not
+/// what was planned; undoes that.
+fn stop_at_copies(name: &str, dir: &Path, out: &Path) -> Case {
+    let source = dir.join("source");
+    copy_dir(&fixture(name), &source);
     std::fs::write(source.join("note.txt"), "a").unwrap();
     let recipe = Recipe::builtin("q4").unwrap();
     let case = Case::new(&source, &recipe, PlanOptions::default()).unwrap();
+    std::fs::write(source.join("note.txt"), "ab").unwrap();
+    let error = case.convert(out, 2).unwrap_err().to_string();
+    assert!(error.ends_with("changed during the conversion: expected 1 bytes, found 2"), "{error}");
+    std::fs::write(source.join("note.txt"), "a").unwrap();
+    case
+}
+
+#[test]
+fn a_ledger_cut_anywhere_is_enough() {
+    let dir = tempfile::tempdir().unwrap();
+    let left = dir.path().join("left");
+    let case = stop_at_copies("golden/qwen2_moe", dir.path(), &left);
     let whole = dir.path().join("whole");
     case.convert(&whole, 2).unwrap();
     let expected = contents(&whole);
-    // Stopped by a copy that is not what was planned, after the last shard.
-    std::fs::write(source.join("note.txt"), "ab").unwrap();
-    let left = dir.path().join("left");
-    let error = case.convert(&left, 2).unwrap_err().to_string();
-    assert!(error.ends_with("changed during the conversion: expected 1 bytes, found 2"), "{error}");
-    std::fs::write(source.join("note.txt"), "a").unwrap();
     let left = partial_path(&left);
     let ledger = std::fs::read(left.join("ledger.jsonl")).unwrap();
     for cut in (0..ledger.len()).step_by(ledger.len() / 23) {
@@ -71,6 +77,28 @@ fn a_ledger_cut_anywhere_is_enough() {
         std::fs::write(partial_path(&out).join("ledger.jsonl"), &ledger[..cut]).unwrap();
         case.resume(&out).unwrap();
         assert!(contents(&out) == expected, "{cut}");
+    }
+}
+
+#[test]
+fn a_checkpoint_that_changed_anywhere_is_refused() {
+    for name in ["golden/qwen2_moe", "golden/qwen3_moe-fused-t"] {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let case = stop_at_copies(name, dir.path(), &out);
+        for info in case.checkpoint.tensors().values() {
+            let path = case.checkpoint.path_of(info);
+            let before = std::fs::read(path).unwrap();
+            let mut after = before.clone();
+            after[(info.offset + info.len / 2) as usize] ^= 1;
+            std::fs::write(path, after).unwrap();
+            let error = case.resume(&out).unwrap_err();
+            assert!(matches!(error, ConvertError::Resume { .. }), "{error}");
+            let file = format!("in `{}` differ", path.file_name().unwrap().display());
+            assert!(error.to_string().ends_with(&file), "{error}");
+            std::fs::write(path, before).unwrap();
+        }
+        case.resume(&out).unwrap();
     }
 }
 
