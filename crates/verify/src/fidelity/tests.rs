@@ -123,11 +123,8 @@ fn exchange(bundle: &mut TestBundle, shard: usize, a: Role, b: Role, with_views:
         .filter(|f| f.path == "dense-000.bin")
         .for_each(|f| f.blake3 = whole);
     bundle.rewrite(|_| ());
-    assert!(
-        integrity(bundle.root.path(), 1, &Monitor::silent())
-            .unwrap()
-            .holds()
-    );
+    let found = integrity(bundle.root.path(), 1, &Monitor::silent()).unwrap();
+    assert!(found.findings.iter().all(|f| f.kind == Kind::NotFinite), "{:?}", found.findings);
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Are the bundle's bytes those that were written? Every byte is read once.
 
+mod finite;
 mod scan;
 #[cfg(test)]
 mod tests;
 mod walk;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -74,7 +75,7 @@ impl Integrity {
 }
 
 /// Checks the presence, size and hash of every file, the hash of every shard, that padding is
-/// zero, and that nothing else lies in the bundle. What the manifest alone can tell (ranges,
+/// zero and every stored float finite, and that nothing else lies in the bundle. What the manifest alone can tell (ranges,
 /// alignment, shapes) its own validator checks first.
 ///
 /// A damaged manifest is a finding, and the only one: without it the rest means nothing.
@@ -208,5 +209,22 @@ fn judge(map: &FileMap<'_>, scan: &Scan, names: &Names<'_>) -> Vec<Finding> {
     if findings.is_empty() && scan.blake3 != entry.blake3 {
         findings.push(finding(Kind::Hash, "BLAKE3").expected(entry.blake3, scan.blake3));
     }
+    findings.extend(floats(map, scan));
     findings
+}
+
+/// Floats that are not finite; those of damaged shards mean nothing.
+fn floats(map: &FileMap<'_>, scan: &Scan) -> Vec<Finding> {
+    let damaged: BTreeSet<_> = map
+        .shards
+        .iter()
+        .zip(&scan.shards)
+        .filter(|(shard, found)| **found != Some(shard.blake3))
+        .map(|(shard, _)| shard.unit)
+        .collect();
+    let runs = map.floats.iter().zip(&scan.floats);
+    runs.filter(|(run, _)| !damaged.contains(&run.unit))
+        .filter_map(|(run, wrong)| Some(run.finding(&map.entry.path, (*wrong)?)))
+        .chain(scan.packed.iter().cloned())
+        .collect()
 }
