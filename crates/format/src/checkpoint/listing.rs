@@ -90,8 +90,25 @@ impl Checkpoint {
             }
             () if target.is_dir() => Fate::Entered,
             () if !target.is_file() => Fate::Skipped("not a regular file".to_owned()),
+            () if link && !self.is_part(path)? => {
+                Fate::Skipped("a link to a file outside the checkpoint".to_owned())
+            }
             () => self.fate_of_file(name),
         })
+    }
+
+    /// Whether a link leads to a file of the checkpoint: inside its directory or, for a snapshot in
+    /// a Hugging Face cache, among the blobs beside it. Any other would carry a file of this machine
+    /// into a bundle that is meant to be passed on. Weights may lie anywhere: they are not copied.
+    fn is_part(&self, path: &Path) -> Result<bool> {
+        let real = |path: &Path| path.canonicalize().map_err(|e| FormatError::io(path, e));
+        let (root, target) = (real(self.root())?, real(path)?);
+        let snapshots = root.parent().filter(|parent| parent.ends_with("snapshots"));
+        let blobs = snapshots
+            .and_then(Path::parent)
+            .map(|cache| cache.join("blobs"));
+        let weights = self.files().iter().any(|file| file.file.path() == path);
+        Ok(weights || target.starts_with(&root) || blobs.is_some_and(|b| target.starts_with(b)))
     }
 
     fn fate_of_file(&self, name: &str) -> Fate {

@@ -205,6 +205,8 @@ fn a_snapshot_of_the_cache_is_followed() {
     symlink("../../blobs/22", snapshot.join(CONFIG_NAME)).unwrap();
     symlink("../../blobs/33", snapshot.join("gone.txt")).unwrap();
     symlink("../../blobs", snapshot.join("elsewhere")).unwrap();
+    fs::write(cache.path().join("private"), "").unwrap();
+    symlink("../../private", snapshot.join("leak")).unwrap();
     let checkpoint = Checkpoint::open(&snapshot).unwrap();
     assert_eq!(checkpoint.tensors().len(), 1);
     assert_eq!(checkpoint.copies().unwrap(), [CONFIG_NAME]);
@@ -214,7 +216,12 @@ fn a_snapshot_of_the_cache_is_followed() {
         .into_iter()
         .map(|s| format!("{}: {}", s.path, s.reason))
         .collect();
-    assert_eq!(reasons, ["elsewhere: a link to a directory", "gone.txt: a link to nothing"]);
+    let expected = [
+        "elsewhere: a link to a directory",
+        "gone.txt: a link to nothing",
+        "leak: a link to a file outside the checkpoint",
+    ];
+    assert_eq!(reasons, expected);
 }
 
 #[test]
