@@ -1,0 +1,196 @@
+//! Are stored scales, biases and plain values finite? Their bytes pass by anyway.
+
+use std::io::Read;
+
+use shardwright_format::{Role, TensorEntry, Unit};
+use shardwright_quant::{Encoding, Float, widen};
+
+use super::scan::overlap;
+use crate::finding::{Finding, Kind};
+
+/// Decompressed bytes checked at once; a multiple of every float's size.
+const BLOCK: usize = 256 << 10;
+
+/// Bytes `start..end` are floats of one tensor.
+pub(super) struct Run {
+    pub(super) unit: Unit,
+    role: Role,
+    float: Float,
+    start: u64,
+    end: u64,
+    /// Scales before the first bias; none in a plain tensor.
+    scales: Option<u64>,
+    /// Floats of a row: columns, or groups.
+    per_row: u64,
+}
+
+impl Run {
+    /// The floats of a unit's tensor, the unit starting at byte `base`.
+    pub(super) fn of(unit: Unit, base: u64, entry: &TensorEntry) -> Option<Self> {
+        let parts = entry.encoding.parts(entry.rows, entry.cols).ok()?;
+        let start = base + entry.offset;
+        let (end, role) = (start + parts.total(), entry.role);
+        Some(match entry.encoding {
+            Encoding::Affine(affine) => {
+                let (float, start) = (affine.scale_dtype(), start + parts.weight);
+                let scales = Some(parts.scales / float.size() as u64);
+                let per_row = entry.cols / affine.group_size() as u64;
+                Self { unit, role, float, start, end, scales, per_row }
+            }
+            Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {
+                let float = entry.encoding.float()?;
+                Self { unit, role, float, start, end, scales: None, per_row: entry.cols }
+            }
+        })
+    }
+
+    pub(super) const fn start(&self) -> u64 {
+        self.start
+    }
+
+    pub(super) fn finding(&self, file: &str, wrong: Wrong) -> Finding {
+        let (what, index, part) = match self.scales {
+            None => ("column", wrong.index, "finite weights"),
+            Some(scales) if wrong.index < scales => ("group", wrong.index, "a finite scale"),
+            Some(scales) => ("group", wrong.index - scales, "a finite bias"),
+        };
+        let per_row = self.per_row.max(1);
+        let place = format!("row {}, {what} {}", index / per_row, index % per_row);
+        Finding::file(Kind::NotFinite, file, place)
+            .expected(part, wrong.value)
+            .shard(self.unit)
+            .role(self.role)
+    }
+}
+
+/// A float that is infinite or not a number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Wrong {
+    /// Its number within the run.
+    index: u64,
+    value: f32,
+}
+
+/// The first float of each run that is not finite.
+pub(super) struct Floats<'a> {
+    /// By offset, apart from each other.
+    runs: &'a [Run],
+    /// The first run whose end has not passed.
+    next: usize,
+    pub(super) wrong: Vec<Option<Wrong>>,
+}
+
+impl<'a> Floats<'a> {
+    pub(super) fn new(runs: &'a [Run]) -> Self {
+        Self { runs, next: 0, wrong: vec![None; runs.len()] }
+    }
+
+    /// Takes the bytes from `offset` on; must not cut a float.
+    pub(super) fn update(&mut self, offset: u64, bytes: &[u8]) {
+        let limit = offset + bytes.len() as u64;
+        while let Some(run) = self.runs.get(self.next) {
+            let part = overlap(run.start, run.end, offset, bytes);
+            if let Some((at, value)) = first_wrong(run.float, part) {
+                let before = run.start.max(offset) - run.start;
+                let index = before / run.float.size() as u64 + at;
+                self.wrong[self.next].get_or_insert(Wrong { index, value });
+            }
+            if run.end > limit {
+                return;
+            }
+            self.next += 1;
+        }
+    }
+}
+
+/// The first float whose exponent is all ones.
+fn first_wrong(float: Float, bytes: &[u8]) -> Option<(u64, f32)> {
+    let at = match float {
+        Float::F32 => position(bytes, |b: [u8; 4]| !f32::from_le_bytes(b).is_finite()),
+        Float::F16 => position(bytes, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
+        Float::Bf16 => position(bytes, |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
+    }?;
+    let mut value = [0.0];
+    widen(float, &bytes[at * float.size()..][..float.size()], &mut value);
+    Some((at as u64, value[0]))
+}
+
+/// Looks at all first, without a branch for each: nearly always none is wrong.
+fn position<const N: usize>(bytes: &[u8], wrong: impl Fn([u8; N]) -> bool) -> Option<usize> {
+    let (floats, _) = bytes.as_chunks::<N>();
+    let any = floats.iter().fold(false, |any, b| any | wrong(*b));
+    any.then(|| floats.iter().position(|b| wrong(*b)))?
+}
+
+/// The same for a Zstandard frame that must hold `len` bytes, in memory that no claim decides.
+///
+/// # Errors
+/// A frame of another length or none at all: what was found.
+pub(super) fn in_frame(
+    frame: impl Read,
+    len: u64,
+    runs: &[Run],
+) -> Result<Vec<Option<Wrong>>, String> {
+    let mut decoder = zstd::stream::read::Decoder::new(frame)
+        .map_err(|e| e.to_string())?
+        .single_frame();
+    let mut block = Vec::with_capacity(BLOCK);
+    let mut floats = Floats::new(runs);
+    let mut offset = 0;
+    while offset <= len {
+        block.clear();
+        let read = decoder.by_ref().take(BLOCK as u64).read_to_end(&mut block);
+        read.map_err(|e| e.to_string())?;
+        if block.is_empty() {
+            break;
+        }
+        floats.update(offset, &block);
+        offset += block.len() as u64;
+    }
+    match offset.cmp(&len) {
+        std::cmp::Ordering::Equal => Ok(floats.wrong),
+        std::cmp::Ordering::Less => Err(offset.to_string()),
+        std::cmp::Ordering::Greater => Err("more".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_that_are_not_finite_are_told_by_their_exponent() {
+        let one = |float: Float, value: f32| {
+            let mut bytes = vec![0; 3 * float.size()];
+            shardwright_quant::narrow(float, &[1.0, value, 0.0], &mut bytes);
+            first_wrong(float, &bytes)
+        };
+        for float in [Float::F32, Float::F16, Float::Bf16] {
+            assert_eq!(one(float, f32::INFINITY), Some((1, f32::INFINITY)));
+            assert_eq!(one(float, f32::NEG_INFINITY), Some((1, f32::NEG_INFINITY)));
+            assert!(one(float, f32::NAN).is_some_and(|(at, v)| at == 1 && v.is_nan()));
+            assert_eq!(one(float, 65504.0), None);
+        }
+    }
+
+    #[test]
+    fn a_run_may_cross_blocks() {
+        let run = |start, end| {
+            let (unit, role, float) = (Unit::Head, Role::FinalNorm, Float::Bf16);
+            Run { unit, role, float, start, end, scales: None, per_row: 4 }
+        };
+        let runs = [run(4, 24), run(32, 40)];
+        let mut bytes = vec![0xff; 48];
+        bytes[4..24].fill(0);
+        bytes[32..40].fill(0);
+        bytes[18..20].copy_from_slice(&[0x80, 0xff]);
+        for block in (2..=48).step_by(2) {
+            let mut floats = Floats::new(&runs);
+            for (i, bytes) in bytes.chunks(block).enumerate() {
+                floats.update((i * block) as u64, bytes);
+            }
+            let wrong = Wrong { index: 7, value: f32::NEG_INFINITY };
+            assert_eq!(floats.wrong, [Some(wrong), None], "{block}");
+        }
+    }
+}
