@@ -7,9 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::{Codec, Hash};
@@ -68,6 +71,21 @@ impl Fingerprint {
             files: files?,
             plan: blake3::hash(&plan.manifest.to_bytes()).into(),
         })
+    }
+
+    /// Reads the first line of a ledger, of this version and no other.
+    fn parse(line: &[u8]) -> Result<Self, String> {
+        /// What the first line of every version has.
+        #[derive(Deserialize)]
+        struct Version {
+            ledger: u32,
+        }
+        let unreadable = |e| format!("the first line of its ledger cannot be read: {e}");
+        let Version { ledger } = serde_json::from_slice(line).map_err(unreadable)?;
+        if ledger != LEDGER {
+            return Err(format!("expected a ledger of version {LEDGER}, found {ledger}"));
+        }
+        serde_json::from_slice(line).map_err(unreadable)
     }
 
     /// What `other` has that differs, in words; none when nothing does.
@@ -152,42 +170,110 @@ pub struct Ledger {
     file: File,
 }
 
-impl Ledger {
-    /// Begins a ledger.
-    pub fn create(path: &Path, fingerprint: &Fingerprint) -> Result<Self> {
-        let file = File::create(path).map_err(|e| FormatError::io(path, e))?;
-        let mut ledger = Self { path: path.to_owned(), file };
-        ledger.append(fingerprint)?;
-        ledger.sync()?;
-        Ok(ledger)
-    }
+/// A ledger that may be written: no other conversion holds it.
+pub struct Locked {
+    path: PathBuf,
+    file: File,
+}
 
-    /// Goes on with a ledger; gives the units that it claims to be finished.
+impl Locked {
+    /// Takes the ledger at `path` for as long as the value lives, made if there is none.
     ///
     /// # Errors
-    /// A ledger of another conversion.
-    pub fn resume(path: &Path, fingerprint: &Fingerprint) -> Result<(Self, BTreeMap<Unit, Line>)> {
-        let io = |e| FormatError::io(path, e);
-        let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(io(e).into()),
-        };
-        let Some((found, rest)) = first_line::<Fingerprint>(&text) else {
-            // Killed before its first line was whole: nothing was converted yet.
-            return Ok((Self::create(path, fingerprint)?, BTreeMap::new()));
-        };
-        if let Some(detail) = fingerprint.difference(&found) {
-            let path = path.parent().unwrap_or(path).to_owned();
-            return Err(ConvertError::Resume { path, detail });
+    /// A ledger that another conversion holds.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut options = OpenOptions::new();
+        let file = options
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(|e| FormatError::io(path, e))?;
+        // One that was removed since is that of a conversion that ended just now.
+        if is_held(&file).map_err(|e| FormatError::io(path, e))? || !is_at(&file, path) {
+            return Err(busy(path));
         }
-        let (lines, valid) = lines(&text, rest);
-        let file = OpenOptions::new().append(true).open(path).map_err(io)?;
-        // A line cut short by the interruption would make the next one unreadable.
-        file.set_len(valid as u64).map_err(io)?;
-        Ok((Self { path: path.to_owned(), file }, lines))
+        Ok(Self { path: path.to_owned(), file })
     }
 
+    /// Goes on with the ledger; gives the units that it claims to be finished, or none when it was
+    /// cut in its first line, before anything was converted: then `clear` is called and it begins
+    /// anew.
+    ///
+    /// # Errors
+    /// A ledger of another conversion, or of another version.
+    pub fn resume(
+        mut self,
+        fingerprint: &Fingerprint,
+        clear: impl FnOnce() -> Result<()>,
+    ) -> Result<(Ledger, BTreeMap<Unit, Line>)> {
+        let io = |e| FormatError::io(&self.path, e);
+        let mut text = Vec::new();
+        self.file.read_to_end(&mut text).map_err(io)?;
+        let refuse = |detail| {
+            let path = self.path.parent().unwrap_or(&self.path).to_owned();
+            ConvertError::Resume { path, detail }
+        };
+        let Some(rest) = line_end(&text) else {
+            clear()?;
+            self.file.set_len(0).map_err(io)?;
+            let mut ledger = Ledger { path: self.path, file: self.file };
+            ledger.append(fingerprint)?;
+            ledger.sync()?;
+            return Ok((ledger, BTreeMap::new()));
+        };
+        let found = Fingerprint::parse(&text[..rest]).map_err(refuse)?;
+        fingerprint
+            .difference(&found)
+            .map_or(Ok(()), |detail| Err(refuse(detail)))?;
+        let (lines, valid) = lines(&text, rest);
+        // A line cut short by the interruption would make the next one unreadable.
+        self.file.set_len(valid as u64).map_err(io)?;
+        Ok((Ledger { path: self.path, file: self.file }, lines))
+    }
+
+    /// Whether the ledger is of this conversion.
+    pub fn is_of(&mut self, fingerprint: &Fingerprint) -> bool {
+        let mut text = Vec::new();
+        let read = self.file.read_to_end(&mut text);
+        read.is_ok()
+            && first_line::<Fingerprint>(&text).is_some_and(|(found, _)| found == *fingerprint)
+    }
+}
+
+/// Refuses a ledger that another conversion holds; there need not be one.
+///
+/// # Errors
+/// As it says.
+pub fn check_free(path: &Path) -> Result<()> {
+    match File::open(path).and_then(|file| is_held(&file)) {
+        Ok(true) => Err(busy(path)),
+        Ok(false) | Err(_) => Ok(()),
+    }
+}
+
+fn busy(path: &Path) -> ConvertError {
+    let path = path.parent().unwrap_or(path).to_owned();
+    ConvertError::Output { path, detail: "another conversion is writing it".to_owned() }
+}
+
+/// Takes the file's lock; whether somebody else has it. File systems without locks have none.
+fn is_held(file: &File) -> std::io::Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) | Err(Errno::NOSYS | Errno::NOTSUP) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Whether `path` still names the open file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |data: std::fs::Metadata| (data.dev(), data.ino());
+    let (open, named) = (file.metadata().map(id), path.metadata().map(id));
+    open.ok().is_some_and(|open| named.ok() == Some(open))
+}
+
+impl Ledger {
     /// Adds a finished unit.
     pub fn add(&mut self, line: &Line) -> Result<()> {
         self.append(line)
@@ -212,16 +298,15 @@ impl Ledger {
     }
 }
 
-/// Whether the ledger at `path` is of this conversion.
-pub fn is_same(path: &Path, fingerprint: &Fingerprint) -> bool {
-    let text = std::fs::read(path).unwrap_or_default();
-    first_line::<Fingerprint>(&text).is_some_and(|(found, _)| found == *fingerprint)
+/// Where the first line ends, if it is whole.
+fn line_end(text: &[u8]) -> Option<usize> {
+    Some(text.iter().position(|b| *b == b'\n')? + 1)
 }
 
 /// The value in the first whole line, and where the next begins.
 fn first_line<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Option<(T, usize)> {
-    let end = text.iter().position(|b| *b == b'\n')?;
-    Some((serde_json::from_slice(&text[..end]).ok()?, end + 1))
+    let end = line_end(text)?;
+    Some((serde_json::from_slice(&text[..end]).ok()?, end))
 }
 
 /// The units in whole lines from byte `at`, and where the last of those ends.

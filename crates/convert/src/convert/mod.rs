@@ -21,7 +21,7 @@ use shardwright_format::{FormatError, Unit};
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
 use crate::report::ConversionReport;
-use ledger::{Fingerprint, Ledger, Line};
+use ledger::{Fingerprint, Ledger, Line, Locked};
 use shard::{Maker, Outcome};
 use source::Source;
 
@@ -83,7 +83,7 @@ pub fn partial_path(out: &Path) -> PathBuf {
 /// `progress` is called from this thread only.
 ///
 /// # Errors
-/// An output that exists, a partial one that is another conversion's, no room, a weight that is
+/// An output that exists, a partial one that is another conversion's or being written, no room, a weight that is
 /// not finite, a scale that is too large for its type, a cancelled conversion, and what the
 /// operating system refuses.
 pub fn convert(
@@ -129,10 +129,11 @@ fn already_published(
     if out.symlink_metadata().is_err() {
         return Ok(None);
     }
-    let ours = resume
-        && !partial.join(BUNDLE_DIR).exists()
-        && ledger::is_same(&partial.join(LEDGER_FILE), fingerprint);
-    if !ours {
+    let ledger = partial.join(LEDGER_FILE);
+    let last = resume && !partial.join(BUNDLE_DIR).exists() && ledger.exists();
+    // Held until the directory is gone.
+    let mut ledger = last.then(|| Locked::open(&ledger)).transpose()?;
+    if !ledger.as_mut().is_some_and(|l| l.is_of(fingerprint)) {
         let detail = "already exists; remove it or choose another name".to_owned();
         return Err(ConvertError::Output { path: out.to_owned(), detail });
     }
@@ -179,13 +180,22 @@ fn open_ledger(
     resume: bool,
     fingerprint: &Fingerprint,
 ) -> Result<(Ledger, BTreeMap<Unit, Line>)> {
+    let path = partial.join(LEDGER_FILE);
     if partial.exists() && !resume {
+        ledger::check_free(&path)?;
         let detail =
             "is what an interrupted conversion left; continue it with --resume or remove it";
         return Err(ConvertError::Output { path: partial.to_owned(), detail: detail.to_owned() });
     }
     std::fs::create_dir_all(partial).map_err(|e| FormatError::io(partial, e))?;
-    Ledger::resume(&partial.join(LEDGER_FILE), fingerprint)
+    let bundle = partial.join(BUNDLE_DIR);
+    let clear = || match std::fs::remove_dir_all(&bundle) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(FormatError::io(&bundle, e).into())
+        }
+        _ => Ok(()),
+    };
+    Locked::open(&path)?.resume(fingerprint, clear)
 }
 
 /// What one run works with.

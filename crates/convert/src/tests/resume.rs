@@ -167,3 +167,51 @@ fn a_bundle_that_only_lacks_the_removal_of_its_ledger_is_complete() {
     assert_eq!(case.resume(&out).unwrap(), report);
     assert!(!partial_path(&out).exists());
 }
+
+#[test]
+fn one_conversion_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let case = fail_once(&dir.path().join("source"), &out);
+    let partial = partial_path(&out);
+    let before = contents(&partial);
+    let held = std::fs::File::open(partial.join("ledger.jsonl")).unwrap();
+    held.lock().unwrap();
+    let busy = format!("{}: another conversion is writing it", partial.display());
+    assert_eq!(case.resume(&out).unwrap_err().to_string(), busy);
+    assert_eq!(case.convert(&out, 1).unwrap_err().to_string(), busy);
+    assert!(contents(&partial) == before);
+    drop(held);
+    case.resume(&out).unwrap();
+}
+
+#[test]
+fn a_ledger_that_cannot_be_read_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let case = fail_once(&dir.path().join("source"), &out);
+    let partial = partial_path(&out);
+    let ledger = partial.join("ledger.jsonl");
+    let text = std::fs::read_to_string(&ledger).unwrap();
+    for (line, expected) in [
+        ("garbage\n", "the first line of its ledger cannot be read: "),
+        ("{\"ledger\":1,\"other\":2}\n", "expected a ledger of version 2, found 1"),
+        ("{\"ledger\":2,\"other\":2}\n", "the first line of its ledger cannot be read: "),
+    ] {
+        std::fs::write(&ledger, line).unwrap();
+        let before = contents(&partial);
+        let error = case.resume(&out).unwrap_err().to_string();
+        let refused = format!("{}: cannot resume: {expected}", partial.display());
+        assert!(error.starts_with(&refused), "{error}");
+        assert!(contents(&partial) == before);
+    }
+    let hostile = text.replacen("\"first\":", "\"first\":1844674407370955161", 1);
+    assert_ne!(hostile, text);
+    std::fs::write(&ledger, hostile).unwrap();
+    assert!(matches!(case.resume(&out).unwrap_err(), ConvertError::Resume { .. }));
+    // Cut in its first line: whatever lies beside it is of no known conversion.
+    std::fs::write(&ledger, &text[..20]).unwrap();
+    std::fs::write(partial.join("bundle/stranger"), "").unwrap();
+    case.resume(&out).unwrap();
+    assert!(!out.join("stranger").exists());
+}
