@@ -83,9 +83,9 @@ pub fn partial_path(out: &Path) -> PathBuf {
 /// `progress` is called from this thread only.
 ///
 /// # Errors
-/// An output that exists, a partial one that is another conversion's or being written, no room, a weight that is
-/// not finite, a scale that is too large for its type, a cancelled conversion, and what the
-/// operating system refuses.
+/// An output that exists or lies inside the checkpoint, a partial one that is another
+/// conversion's or being written, no room, a weight that is not finite, a scale that is too large
+/// for its type, a cancelled conversion, and what the operating system refuses.
 pub fn convert(
     plan: &Plan,
     checkpoint: &Checkpoint,
@@ -94,6 +94,7 @@ pub fn convert(
     progress: &dyn Fn(Progress),
 ) -> Result<ConversionReport> {
     let partial = partial_path(out);
+    check_place(checkpoint.root(), out)?;
     let source = Source::new(checkpoint)?;
     let fingerprint = Fingerprint::new(plan, checkpoint, source.block)?;
     if let Some(report) = already_published(out, &partial, options.resume, &fingerprint)? {
@@ -143,6 +144,23 @@ fn already_published(
     let report = report.map_err(|e| FormatError::file(&path, e.to_string()))?;
     std::fs::remove_dir_all(partial).map_err(|e| FormatError::io(partial, e))?;
     Ok(Some(report))
+}
+
+/// Refuses an output inside the checkpoint: the next conversion would copy it.
+fn check_place(checkpoint: &Path, out: &Path) -> Result<()> {
+    let Ok(root) = checkpoint.canonicalize() else { return Ok(()) };
+    // Directories on the way to the output need not exist yet.
+    let parents = out.ancestors().skip(1);
+    let mut parents = parents.map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+    let parent = parents.find_map(|parent| parent.canonicalize().ok());
+    if !parent.is_some_and(|parent| parent.starts_with(&root)) {
+        return Ok(());
+    }
+    let detail = format!(
+        "lies inside the checkpoint {}, whose files a bundle copies; choose another place",
+        checkpoint.display()
+    );
+    Err(ConvertError::Output { path: out.to_owned(), detail })
 }
 
 /// Refuses a file system without room for the bundle, counting what a partial one has already.

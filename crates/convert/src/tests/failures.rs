@@ -91,6 +91,26 @@ fn outputs_in_the_way_are_left_alone() {
 }
 
 #[test]
+fn an_output_inside_the_checkpoint_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    let case = tiny(&source, &Tiny::default(), "q4");
+    std::fs::create_dir(source.join("deep")).unwrap();
+    std::os::unix::fs::symlink(source.join("deep"), dir.path().join("link")).unwrap();
+    for out in ["source/out", "source/deep/out", "source/new/out", "link/out", "link/../out"] {
+        let out = dir.path().join(out);
+        let expected = format!(
+            "{}: lies inside the checkpoint {}, whose files a bundle copies; choose another place",
+            out.display(),
+            source.display()
+        );
+        assert_eq!(case.convert(&out, 1).unwrap_err().to_string(), expected);
+        assert!(!partial_path(&out).exists());
+    }
+    case.convert(&dir.path().join("source-out"), 1).unwrap();
+}
+
+#[test]
 fn a_destination_that_cannot_be_written_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let case = tiny(&dir.path().join("source"), &Tiny::default(), "q4");
