@@ -25,7 +25,8 @@ Examples:
   shardwright plan Qwen3-30B-A3B --set 'expert.*=q2' --set lm_head=q8
 
 Encodings of --set: keep, f32, f16, bf16, q2, q3, q4, q6, q8; with a group size q4g32, and with the
-type of its scales q4g32:bf16. Sizes in the plan are those that `convert` writes, to the byte.";
+type of its scales q4g32:bf16. Sizes in the plan are those that `convert` writes, to the byte; with
+`--codec zstd`, which depends on the weights, they are the most that it writes.";
 
 pub const CONVERT: &str = "\
 Examples:

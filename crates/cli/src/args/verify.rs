@@ -26,10 +26,10 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "N", requires = "text",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub windows: Option<u32>,
-    /// Also hash the checkpoint's files and compare with what the bundle was made from; reads the
-    /// checkpoint twice
+    /// Do not hash the checkpoint's files and compare with what the bundle says it was made from;
+    /// spares reading the checkpoint twice
     #[arg(long, requires = "against")]
-    pub hash_checkpoint: bool,
+    pub skip_checkpoint_hashes: bool,
     /// Also write a page to look at in a browser
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
@@ -55,7 +55,7 @@ pub struct ThresholdArgs {
     #[arg(long, value_name = "NATS", requires = "text")]
     pub max_kld_p999: Option<f64>,
     /// Share of tokens whose likeliest successor is the original's, 0 to 1
-    #[arg(long, value_name = "SHARE", requires = "text")]
+    #[arg(long, value_name = "SHARE", requires = "text", value_parser = share)]
     pub min_same_top: Option<f64>,
     /// Perplexity divided by the original's
     #[arg(long, value_name = "RATIO", requires = "text")]
@@ -66,4 +66,10 @@ pub struct ThresholdArgs {
     /// Bits per weight of the whole bundle
     #[arg(long, value_name = "BITS")]
     pub max_bpw: Option<f64>,
+}
+
+/// A share of a whole: percentages are a slip that no bundle could pass.
+fn share(text: &str) -> Result<f64, String> {
+    let found: f64 = text.parse().map_err(|e| format!("{e}"))?;
+    if (0.0..=1.0).contains(&found) { Ok(found) } else { Err("expected 0 to 1".to_owned()) }
 }

@@ -24,8 +24,8 @@ struct Report {
 /// A bundle that is refused or damaged, an output that exists or cannot be written.
 pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
     super::check_directory(&args.bundle)?;
-    check_sound(args)?;
     let bundle = Bundle::open(&args.bundle)?;
+    check_sound(args)?;
     let options = ExportOptions { dtype: args.dtype.into(), ..ExportOptions::default() };
     let files = match args.to {
         ExportForm::Hf => to_hf(&bundle, &args.out, &options)?,
