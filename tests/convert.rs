@@ -239,7 +239,14 @@ fn an_output_that_exists() {
     let before = digest(&scratch.path("whole"));
     let message = "error: whole: already exists; remove it or choose another name";
     scratch.refused("convert ckpt -o whole --bits 4", message);
-    scratch.refused("convert ckpt -o whole --bits 4 --resume", message);
+    scratch.refused("convert ckpt -o whole --bits 3 --resume", message);
+    let again = scratch.ok("convert ckpt -o whole --bits 4 --resume");
+    assert!(
+        again
+            .stdout
+            .contains("whole is already complete; nothing was written"),
+        "{again:?}"
+    );
     scratch.refused(
         "export whole --to hf -o ckpt",
         "error: ckpt: already exists; remove it or choose another name",

@@ -1,5 +1,6 @@
 //! `convert`: carries a plan out.
 
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::time::Instant;
 
@@ -38,10 +39,11 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     let options =
         ConvertOptions { threads: args.plan.threads.count(), resume: args.resume, cancel: &cancel };
     let converting = Stage::new(output, "converting", Count::Bytes);
-    let show = |progress: Progress| {
-        if progress.phase == Phase::Convert {
-            converting.set(progress.source_bytes, progress.total_source_bytes);
-        }
+    let complete = Cell::new(false);
+    let show = |progress: Progress| match progress.phase {
+        Phase::Convert => converting.set(progress.source_bytes, progress.total_source_bytes),
+        Phase::Finish => {}
+        Phase::Complete => complete.set(true),
     };
     let conversion = convert(&plan, &checkpoint, &args.out, &options, &show);
     drop(converting);
@@ -53,6 +55,9 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
         conversion: &conversion,
     };
     let mut text = text(&report);
+    if complete.get() {
+        let _ = writeln!(text, "\n{} is already complete; nothing was written", report.bundle);
+    }
     plan::notes(&plan, &mut text);
     output.report(&report, &text)
 }

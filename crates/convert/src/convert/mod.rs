@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
+use shardwright_format::bundle::read_manifest;
 use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::manifest::{Codec, FileKind, Hash, Manifest, REPORT_FILE};
 use shardwright_format::writer::BundleWriter;
 use shardwright_format::{FormatError, Unit};
 
@@ -54,6 +56,8 @@ pub enum Phase {
     Convert,
     /// Hashing what no shard needs, writing report and manifest.
     Finish,
+    /// Nothing: with `resume`, the bundle was complete already.
+    Complete,
 }
 
 /// How far the conversion is.
@@ -97,7 +101,15 @@ pub fn convert(
     check_place(checkpoint.root(), out)?;
     let source = Source::new(checkpoint)?;
     let fingerprint = Fingerprint::new(plan, checkpoint, source.block)?;
-    if let Some(report) = already_published(out, &partial, options.resume, &fingerprint)? {
+    if let Some(report) = already_published(plan, out, &partial, options.resume, &fingerprint)? {
+        let (shards, bytes) = (total_shards(plan), source.total);
+        progress(Progress {
+            phase: Phase::Complete,
+            shards,
+            total_shards: shards,
+            source_bytes: 0,
+            total_source_bytes: bytes,
+        });
         return Ok(report);
     }
     check_room(plan, &partial)?;
@@ -119,9 +131,10 @@ pub fn convert(
     Ok(report)
 }
 
-/// Refuses an output that exists, unless it is this conversion's own, killed after the bundle had
-/// its name and before its ledger was removed.
+/// Refuses an output that exists, unless `resume` and it is what this conversion would make: then
+/// nothing is left to do but to remove the ledger of one killed before it could do so.
 fn already_published(
+    plan: &Plan,
     out: &Path,
     partial: &Path,
     resume: bool,
@@ -131,19 +144,58 @@ fn already_published(
         return Ok(None);
     }
     let ledger = partial.join(LEDGER_FILE);
-    let last = resume && !partial.join(BUNDLE_DIR).exists() && ledger.exists();
-    // Held until the directory is gone.
-    let mut ledger = last.then(|| Locked::open(&ledger)).transpose()?;
-    if !ledger.as_mut().is_some_and(|l| l.is_of(fingerprint)) {
+    let ours = if !resume || partial.join(BUNDLE_DIR).exists() {
+        false
+    } else if ledger.exists() {
+        let mut ledger = Locked::open(&ledger)?;
+        let ours = ledger.is_of(fingerprint);
+        if ours {
+            std::fs::remove_dir_all(partial).map_err(|e| FormatError::io(partial, e))?;
+        }
+        ours
+    } else {
+        !partial.exists() && is_made_of(plan, out)
+    };
+    if !ours {
         let detail = "already exists; remove it or choose another name".to_owned();
         return Err(ConvertError::Output { path: out.to_owned(), detail });
     }
-    let path = out.join(shardwright_format::manifest::REPORT_FILE);
+    let path = out.join(REPORT_FILE);
     let bytes = std::fs::read(&path).map_err(|e| FormatError::io(&path, e))?;
     let report = serde_json::from_slice(&bytes);
-    let report = report.map_err(|e| FormatError::file(&path, e.to_string()))?;
-    std::fs::remove_dir_all(partial).map_err(|e| FormatError::io(partial, e))?;
-    Ok(Some(report))
+    Ok(Some(report.map_err(|e| FormatError::file(&path, e.to_string()))?))
+}
+
+/// Whether `out` is a bundle with all its files that this plan makes of a checkpoint with files
+/// of the same names and sizes. Contents are for `verify` to check.
+fn is_made_of(plan: &Plan, out: &Path) -> bool {
+    let Ok(found) = read_manifest(out) else { return false };
+    let sizes = found.files.iter().all(|file| {
+        let data = out.join(&file.path).metadata();
+        data.is_ok_and(|data| data.is_file() && data.len() == file.size)
+    });
+    sizes && outline(&found) == outline(&plan.manifest)
+}
+
+/// A manifest without what only a conversion tells: hashes, and what a codec made of shards.
+fn outline(manifest: &Manifest) -> Manifest {
+    let mut outline = manifest.clone();
+    outline.blake3 = Hash::ZERO;
+    outline
+        .checkpoint
+        .files
+        .iter_mut()
+        .for_each(|file| file.blake3 = Hash::ZERO);
+    for file in &mut outline.files {
+        file.blake3 = Hash::ZERO;
+        if file.kind == FileKind::Shards && manifest.codec != Codec::None {
+            file.size = 0;
+        }
+    }
+    // What they are follows from model and recipe.
+    outline.dense.clear();
+    outline.experts.clear();
+    outline
 }
 
 /// Refuses an output inside the checkpoint: the next conversion would copy it.
@@ -214,6 +266,11 @@ fn open_ledger(
         _ => Ok(()),
     };
     Locked::open(&path)?.resume(fingerprint, clear)
+}
+
+fn total_shards(plan: &Plan) -> usize {
+    let experts = plan.manifest.experts.iter();
+    plan.manifest.dense.len() + experts.map(|e| e.blake3.len()).sum::<usize>()
 }
 
 /// What one run works with.
@@ -297,12 +354,10 @@ impl Run<'_> {
     }
 
     fn tell(&self, phase: Phase, shards: usize) {
-        let manifest = &self.plan.manifest;
-        let experts: usize = manifest.experts.iter().map(|e| e.blake3.len()).sum();
         (self.progress)(Progress {
             phase,
             shards,
-            total_shards: manifest.dense.len() + experts,
+            total_shards: total_shards(self.plan),
             source_bytes: self.source.bytes_read.load(Ordering::Relaxed),
             total_source_bytes: self.source.total,
         });

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use shardwright_format::manifest::Codec;
 
 use super::{Case, Tiny, contents, copy_dir, fixture};
-use crate::{ConvertError, ConvertOptions, PlanOptions, Progress, Recipe, partial_path};
+use crate::{ConvertError, ConvertOptions, Phase, PlanOptions, Progress, Recipe, partial_path};
 
 /// Converts until `count` shards are done, then stops.
 fn interrupt(case: &Case, out: &Path, count: usize) {
@@ -214,4 +214,36 @@ fn a_ledger_that_cannot_be_read_is_left_alone() {
     std::fs::write(partial.join("bundle/stranger"), "").unwrap();
     case.resume(&out).unwrap();
     assert!(!out.join("stranger").exists());
+}
+
+#[test]
+fn a_complete_bundle_is_complete_again() {
+    for codec in [Codec::None, Codec::Zstd] {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+        let open = |recipe: &str| {
+            let options = PlanOptions { codec, ..PlanOptions::default() };
+            Case::new(&source, &Recipe::builtin(recipe).unwrap(), options).unwrap()
+        };
+        Tiny::default().write(&source);
+        let case = open("q4");
+        let report = case.convert(&out, 1).unwrap();
+        let before = contents(&out);
+        let told = std::cell::Cell::new(None);
+        let cancel = AtomicBool::new(false);
+        let options = ConvertOptions { threads: 1, resume: true, cancel: &cancel };
+        let again = case.run(&out, &options, &|progress| told.set(Some(progress.phase)));
+        assert_eq!((again.unwrap(), told.get()), (report, Some(Phase::Complete)));
+        let refused = |case: &Case| {
+            let error = case.resume(&out).unwrap_err().to_string();
+            assert!(error.ends_with("already exists; remove it or choose another name"), "{error}");
+        };
+        assert!(case.convert(&out, 1).is_err());
+        refused(&open("q3"));
+        std::fs::write(source.join("note.txt"), "a").unwrap();
+        refused(&open("q4"));
+        assert!(contents(&out) == before);
+        std::fs::write(out.join("dense-000.bin"), "short").unwrap();
+        refused(&case);
+    }
 }
