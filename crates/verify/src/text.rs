@@ -83,7 +83,7 @@ impl Display for Fidelity {
         for ignored in &self.ignored {
             writeln!(f, "  {}: {}", ignored.tensor, ignored.reason)?;
         }
-        let hashed = if self.checkpoint_hashed { "hashed" } else { "not hashed" };
+        let hashed = if self.checkpoint_hashed { "hashed" } else { "not hashed, as asked" };
         writeln!(f, "checkpoint files {hashed}\n")?;
         let head = ("tensors", "weights", "rel RMSE", "worst", "SQNR dB", "max error");
         writeln!(

@@ -1,5 +1,7 @@
 //! `verify`: what the checks found, as text, JSON and a page; the verdict as exit code.
 
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -50,7 +52,7 @@ pub fn run(args: &VerifyArgs, output: Output) -> Outcome {
     let report = report.map_err(failure)?;
     if let Some(path) = &args.html {
         let failed = |e| Failure::new(format!("{}: {e}", path.display()));
-        std::fs::write(path, report.to_html()).map_err(failed)?;
+        write_whole(path, &report.to_html()).map_err(failed)?;
     }
     let shown = Shown {
         report: &report,
@@ -62,6 +64,22 @@ pub fn run(args: &VerifyArgs, output: Output) -> Outcome {
         Verdict::Holds => ExitCode::SUCCESS,
         Verdict::Found => ExitCode::from(FOUND),
     })
+}
+
+/// Writes a file under another name beside it, so that the name never stands for half of it. What
+/// is there and no plain file, such as a pipe, is written to as it is.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
+        return fs::write(path, text);
+    }
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(format!(".{}.partial", std::process::id()));
+    let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
+    if written.is_err() {
+        // The first error says more than that of the clean-up.
+        let _ = fs::remove_file(&partial);
+    }
+    written
 }
 
 fn request<'a>(
@@ -77,7 +95,7 @@ fn request<'a>(
         text: args.text.as_deref(),
         windows,
         thresholds: args.thresholds.into(),
-        hash_checkpoint: args.hash_checkpoint,
+        hash_checkpoint: !args.skip_checkpoint_hashes,
         threads: args.threads.count(),
     }
 }

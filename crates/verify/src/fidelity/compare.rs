@@ -8,7 +8,7 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::{Bundle, FormatError, TensorEntry, Unit};
 use shardwright_quant::{Backend, Encoding, Float, Matrix, QuantStats, narrow, widen};
 
-use super::FidelityOptions;
+use super::{FidelityOptions, by_bits};
 use crate::error::Result;
 use crate::finding::{Finding, Kind};
 use crate::monitor::Meter;
@@ -21,12 +21,17 @@ const TRANSPOSED_TILE: u64 = 1 << 20;
 /// zeros in its place would be nearer.
 const MAX_ROW_RMSE: f64 = 1.25;
 
+/// What scales and biases of 16 bits may add to a row's relative RMSE: a few of bf16's 2^-9.
+const ROUNDING: f64 = 1.0 / 64.0;
+
 /// How a tensor differs from its source.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Comparison {
     pub(super) errors: QuantStats,
     /// The row with the largest relative RMSE.
     worst_row: Option<(u64, f64)>,
+    /// The first row that is stored as one value, while its source is not one.
+    flat_row: Option<(u64, f64)>,
     /// The first value on either side that is infinite or not a number.
     not_finite: Option<Value>,
     /// The first value of a plain tensor that is not its source rounded to its type.
@@ -49,16 +54,30 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    /// In a group of `n` values, rounding to a grid over its range errs by at most half a step a
+    /// value, and two values are the range's ends: a relative RMSE of at most
+    /// `sqrt(n / 2) / (2^bits - 1)`, which for the largest group, 128, is twice the sanity limit.
     pub(super) fn of(encoding: Encoding, options: &FidelityOptions) -> Self {
         match encoding {
             Encoding::Affine(affine) => {
-                Self { rmse: options.rmse_limit(affine.bits()), row_rmse: MAX_ROW_RMSE }
+                let (rmse, by_bits) = (options.rmse_limit(affine.bits()), by_bits(affine.bits()));
+                let row = 2.0 * by_bits.max(rmse) + ROUNDING;
+                Self { rmse, row_rmse: row.min(MAX_ROW_RMSE) }
             }
             // Exactness is the limit.
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {
                 Self { rmse: f64::INFINITY, row_rmse: f64::INFINITY }
             }
         }
+    }
+}
+
+/// Errors that the least f16 explains, as RMS of a row: the largest code times half of it, and
+/// half of it for the bias. Smaller ones say nothing.
+fn resolution(encoding: Encoding) -> f64 {
+    match encoding {
+        Encoding::Affine(affine) => f64::from(affine.bits()).exp2() * (-25f64).exp2(),
+        Encoding::F32 | Encoding::F16 | Encoding::Bf16 => 0.0,
     }
 }
 
@@ -74,6 +93,7 @@ impl Comparison {
         if later.worst_row.map(|w| w.1) > self.worst_row.map(|w| w.1) {
             self.worst_row = later.worst_row;
         }
+        self.flat_row = self.flat_row.or(later.flat_row);
         self.not_finite = self.not_finite.or(later.not_finite);
         self.inexact = self.inexact.or(later.inexact);
     }
@@ -98,8 +118,13 @@ impl Comparison {
         } else if let Some((row, rmse)) = self.worst_row.filter(|(_, rmse)| *rmse > limits.row_rmse)
         {
             let what = Finding::new(Kind::Error, format!("relative RMSE of row {row}"));
-            findings
-                .push(what.expected(format!("at most {}", limits.row_rmse), format!("{rmse:.4}")));
+            findings.push(
+                what.expected(format!("at most {:.4}", limits.row_rmse), format!("{rmse:.4}")),
+            );
+        } else if let Some((row, rmse)) = self.flat_row.filter(|_| limits.row_rmse.is_finite()) {
+            let what = Finding::new(Kind::Error, format!("row {row}"));
+            let found = format!("one value, at a relative RMSE of {rmse:.4}");
+            findings.push(what.expected("several values, as in the source", found));
         }
         findings
     }
@@ -204,7 +229,8 @@ impl Tile {
         widen(view.dtype, self.source_bytes.as_slice(), &mut self.source);
         let (matrix, rows) = stored.matrix(entry, rows, &mut self.stored_bytes)?;
         matrix.dequantize(Backend::Scalar, rows.clone(), &mut self.stored);
-        let mut compared = measure(&self.source, &self.stored, cols, first);
+        let mut compared =
+            measure(&self.source, &self.stored, cols, first, resolution(entry.encoding));
         if let Some(float) = entry.encoding.float() {
             let size = float.size() * cols;
             let found = &matrix.weight()[rows.start * size..rows.end * size];
@@ -238,15 +264,26 @@ fn round<'a>(float: Float, source: &[f32], out: &'a mut Vec<u8>) -> &'a [u8] {
     out
 }
 
-/// Errors of whole rows of `cols` values.
-fn measure(source: &[f32], stored: &[f32], cols: usize, first_row: u64) -> Comparison {
+/// Errors of whole rows of `cols` values; rows closer than `resolution` count as close.
+fn measure(
+    source: &[f32],
+    stored: &[f32],
+    cols: usize,
+    first_row: u64,
+    resolution: f64,
+) -> Comparison {
+    let least = resolution * resolution * cols as f64;
     let mut all = Comparison::default();
     for (row, (x, y)) in (first_row..).zip(source.chunks(cols).zip(stored.chunks(cols))) {
         let errors = row_errors(x, y);
         all.errors.merge(&errors);
         let rmse = errors.relative_rmse();
-        if all.worst_row.is_none_or(|(_, worst)| rmse > worst) {
+        let told = errors.sum_sq_error > least;
+        if told && all.worst_row.is_none_or(|(_, worst)| rmse > worst) {
             all.worst_row = Some((row, rmse));
+        }
+        if told && rmse > ROUNDING && is_flat(y) && !is_flat(x) {
+            all.flat_row = all.flat_row.or(Some((row, rmse)));
         }
         if !(errors.sum_sq.is_finite() && errors.sum_sq_error.is_finite()) {
             let wrong = x
@@ -258,6 +295,10 @@ fn measure(source: &[f32], stored: &[f32], cols: usize, first_row: u64) -> Compa
         }
     }
     all
+}
+
+fn is_flat(row: &[f32]) -> bool {
+    row.iter().all(|value| *value == row[0])
 }
 
 /// Sums over one row, in eight interleaved parts that are added in order.

@@ -42,9 +42,12 @@ impl FidelityOptions {
     /// of about `1.4 / (2^bits - 1)`. A tensor filled with zeros has 1, one that was mistaken for
     /// another about 1.4. The limit lies between: it finds mistakes, not poor methods.
     pub fn rmse_limit(&self, bits: u8) -> f64 {
-        let by_bits = (4.0 / (f64::from(bits).exp2() - 1.0)).min(0.9);
-        self.max_rmse.unwrap_or(by_bits)
+        self.max_rmse.unwrap_or_else(|| by_bits(bits).min(0.9))
     }
+}
+
+fn by_bits(bits: u8) -> f64 {
+    4.0 / (f64::from(bits).exp2() - 1.0)
 }
 
 /// What the comparison with the checkpoint gave.

@@ -352,3 +352,43 @@ fn a_copy_that_differs_from_the_checkpoint_is_named() {
     bundle.rewrite(|manifest| manifest.files.retain(|f| f.path != "config.json"));
     assert_eq!(messages(&bundle), ["config.json: copy: expected one in the bundle, found none"]);
 }
+
+/// Zeroes scales and biases of one row of the first layer's `up_proj`, under right hashes.
+fn with_zero_row(bits: u8, row: u64) -> TestBundle {
+    let mut bundle = TestBundle::new("llama2", Storage { bits: Some(bits), codec: Codec::None });
+    let shard = &bundle.manifest.dense[1];
+    let up = shard
+        .tensors
+        .iter()
+        .find(|t| t.role == Role::UpProj)
+        .unwrap();
+    let parts = up.encoding.parts(up.rows, up.cols).unwrap();
+    let (base, len) = (shard.offset + up.offset + parts.weight, up.cols / 32 * 2);
+    let places = [base + row * len, base + parts.scales + row * len];
+    bundle.edit("dense-000.bin", |bytes| {
+        for at in places {
+            bytes[at as usize..(at + len) as usize].fill(0);
+        }
+    });
+    exchange(&mut bundle, 1, Role::UpProj, Role::UpProj, false);
+    bundle
+}
+
+#[test]
+fn a_row_of_zeros_is_found_at_every_width() {
+    let place = "dense-000.bin: layer 0: mlp.up_proj";
+    for (bits, expected) in [
+        (
+            2,
+            "row 5: expected several values, as in the source, found one value, at a relative RMSE of 1.0000",
+        ),
+        (
+            3,
+            "row 5: expected several values, as in the source, found one value, at a relative RMSE of 1.0000",
+        ),
+        (4, "relative RMSE of row 5: expected at most 0.5490, found 1.0000"),
+    ] {
+        let found = messages(&with_zero_row(bits, 5));
+        assert_eq!(found, [format!("{place}: {expected}")], "{bits}");
+    }
+}
