@@ -3,7 +3,7 @@
 use serde_json::Value;
 use shardwright_format::arch::Inventory;
 use shardwright_format::manifest::MANIFEST_FILE;
-use shardwright_format::{Manifest, ModelSpec, SourceView};
+use shardwright_format::{Manifest, ModelSpec, Role, SourceView, TensorEntry, Unit};
 
 use super::{Piece, of_source, place};
 use crate::finding::{Finding, Kind};
@@ -15,15 +15,8 @@ pub(super) fn check(
 ) -> Vec<Finding> {
     let mut findings = models(&manifest.model, &inventory.spec);
     for piece in pieces {
-        let sources = inventory
-            .units
-            .get(&piece.unit)
-            .map_or(&[][..], Vec::as_slice);
         for entry in &piece.tensors {
-            let right = sources
-                .iter()
-                .find(|s| s.role == entry.role)
-                .map(|s| &s.view);
+            let right = source(inventory, piece.unit, entry.role);
             if right != Some(&entry.source) {
                 let finding = Finding::new(Kind::Mapping, "source");
                 let (expected, found) = describe(right, &entry.source);
@@ -33,6 +26,18 @@ pub(super) fn check(
     }
     findings.extend(left_out(manifest, inventory));
     findings
+}
+
+/// Whether all of a unit's tensors come from where the inventory has them. Only then are their
+/// shapes the checkpoint's, and no claim of the manifest decides how much is read.
+pub(super) fn holds(inventory: &Inventory, piece: &Piece<'_>) -> bool {
+    let right = |t: &TensorEntry| source(inventory, piece.unit, t.role) == Some(&t.source);
+    piece.tensors.iter().all(right)
+}
+
+fn source(inventory: &Inventory, unit: Unit, role: Role) -> Option<&SourceView> {
+    let mut sources = inventory.units.get(&unit)?.iter();
+    sources.find(|s| s.role == role).map(|s| &s.view)
 }
 
 /// What the two sides leave out must be the same.

@@ -76,7 +76,8 @@ pub struct Fidelity {
 }
 
 /// Compares every tensor of a bundle with its source, and the bundle's account of the checkpoint
-/// with the checkpoint's own inventory. Memory is a few tiles per thread, and with a compressed
+/// with the checkpoint's own inventory. A unit whose shapes or sources are not the inventory's is
+/// not read: the findings say why. Memory is a few tiles per thread, and with a compressed
 /// bundle one shard per thread.
 ///
 /// # Errors
@@ -99,6 +100,7 @@ pub fn fidelity(
     let work = Work {
         bundle,
         checkpoint,
+        inventory,
         options,
         meter: &Meter::new(monitor, Stage::Fidelity, total(&pieces)),
     };
@@ -176,12 +178,18 @@ struct Compared {
 struct Work<'a> {
     bundle: &'a Bundle,
     checkpoint: &'a Checkpoint,
+    inventory: &'a Inventory,
     options: &'a FidelityOptions,
     meter: &'a Meter<'a>,
 }
 
 impl Work<'_> {
     fn piece(&self, piece: &Piece<'_>) -> Result<Vec<Compared>> {
+        let same_model = self.bundle.manifest().model == self.inventory.spec;
+        if !same_model || !mapping::holds(self.inventory, piece) {
+            let unread = piece.tensors.iter().map(|t| self.provenance(piece, t));
+            return Ok(unread.collect());
+        }
         let stored = match self.bundle.manifest().codec {
             Codec::None => Stored::rows(self.bundle, piece.unit),
             Codec::Zstd => Stored::whole(self.bundle, piece.unit)?,
@@ -193,15 +201,22 @@ impl Work<'_> {
             .collect()
     }
 
+    /// What can be said without reading any weights.
+    fn provenance(&self, piece: &Piece<'_>, entry: &TensorEntry) -> Compared {
+        let wrong = coverage::provenance(self.checkpoint, entry);
+        let findings = wrong.map(|wrong| place(wrong, piece, entry));
+        Compared { stats: None, findings: findings.into_iter().collect() }
+    }
+
     fn tensor(
         &self,
         piece: &Piece<'_>,
         stored: &Stored<'_>,
         entry: &TensorEntry,
     ) -> Result<Compared> {
-        if let Some(wrong) = coverage::provenance(self.checkpoint, entry) {
-            let finding = place(wrong, piece, entry);
-            return Ok(Compared { stats: None, findings: vec![finding] });
+        let provenance = self.provenance(piece, entry);
+        if !provenance.findings.is_empty() {
+            return Ok(provenance);
         }
         let stats = compare::tensor(stored, self.checkpoint, entry, self.meter)?;
         let limits = Limits::of(entry.encoding, self.options);
