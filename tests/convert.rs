@@ -156,28 +156,21 @@ fn an_interrupted_conversion_is_finished_to_the_byte() {
     survives("-INT", "--threads 2");
 }
 
-/// Interrupts a conversion early enough that something is left to resume.
+/// A conversion that stopped at the last expert, all but it done: a weight there was no number.
 fn partial(options: &str) -> Scratch {
     let scratch = Scratch::with("fixture-2m");
-    for after in [40, 20, 10, 80, 160, 320] {
-        let _ = fs::remove_dir_all(scratch.path("out"));
-        let _ = fs::remove_dir_all(scratch.path("out.partial"));
-        let args = format!("convert ckpt -o out --threads 1 {options}");
-        interrupted(&scratch, &args, Duration::from_millis(after), "-KILL");
-        let ledger = fs::read_to_string(scratch.path("out.partial/ledger.jsonl"));
-        // The embedding is done, so that a change of it can be noticed.
-        if ledger.is_ok_and(|text| text.contains("\"embedding\"")) && !scratch.path("out").exists()
-        {
-            return scratch;
-        }
-    }
-    panic!("no conversion was caught running");
+    let sound = fs::read(scratch.path("ckpt/model.safetensors")).unwrap();
+    poison(&scratch, "model.layers.3.mlp.experts.7.down_proj.weight", 0, 0x7e00);
+    let ran = scratch.run(&format!("convert ckpt -o out --threads 1 {options}"));
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    fs::write(scratch.path("ckpt/model.safetensors"), sound).unwrap();
+    scratch
 }
 
 #[test]
 fn sigint_says_how_to_go_on() {
     let scratch = Scratch::with("fixture-2m");
-    for after in [30, 60, 15, 120, 240] {
+    for after in (5..400).step_by(5) {
         let _ = fs::remove_dir_all(scratch.path("out"));
         let _ = fs::remove_dir_all(scratch.path("out.partial"));
         let mut command = scratch.command("convert ckpt -o out --threads 1 --quiet");
@@ -226,11 +219,13 @@ fn resume_refuses_another_source_or_recipe() {
 #[test]
 fn a_partial_conversion_is_neither_ignored_nor_overwritten() {
     let scratch = partial("--bits 4");
+    let before = digest(&scratch.path("out.partial"));
     scratch.refused(
         "convert ckpt -o out --bits 4",
         "error: out.partial: is what an interrupted conversion left; continue it with --resume or \
          remove it",
     );
+    assert_eq!(digest(&scratch.path("out.partial")), before);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::signal;
 
 /// Memory kept free of weights beside what the program holds when its tokenizer is loaded: stacks,
 /// the text, and what the allocator does not give back.
-const SLACK: u64 = 8 << 20;
+const SLACK: u64 = 4 << 20;
 
 /// What `run` prints with `--json`.
 #[derive(Serialize)]
