@@ -180,7 +180,7 @@ mod tests {
             Run { unit, role, float, start, end, scales: None, per_row: 4 }
         };
         let runs = [run(4, 24), run(32, 40)];
-        let mut bytes = vec![0xff; 48];
+        let mut bytes = [0xff; 48];
         bytes[4..24].fill(0);
         bytes[32..40].fill(0);
         bytes[18..20].copy_from_slice(&[0x80, 0xff]);
