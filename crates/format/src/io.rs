@@ -48,6 +48,12 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// Whether a stranger's relative path stays in its directory, on every system.
+pub(crate) fn stays_inside(path: &str) -> bool {
+    let plain = |name: &str| !matches!(name, "" | "." | "..");
+    !path.contains(['\\', ':', '\0']) && path.split('/').all(plain)
+}
+
 /// Bytes whose first one lies on a [`DIRECT_IO_ALIGNMENT`] boundary. Grows, never shrinks.
 #[derive(Debug, Default)]
 pub struct AlignedBuf {

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::entries::Entries;
 use crate::error::{FormatError, Result};
+use crate::io::stays_inside;
 
 /// The index's file name.
 pub const INDEX_NAME: &str = "model.safetensors.index.json";
@@ -52,10 +53,4 @@ impl Index {
     pub(super) fn file_names(&self) -> BTreeSet<String> {
         self.files.values().cloned().collect()
     }
-}
-
-/// Whether a relative path stays in its directory on every system.
-fn stays_inside(name: &str) -> bool {
-    let plain = |part: &str| !matches!(part, "" | "." | "..");
-    !name.contains(['\\', ':', '\0']) && name.split('/').all(plain)
 }

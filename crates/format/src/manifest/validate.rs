@@ -9,6 +9,7 @@ use super::{
     ALIGNMENTS, Codec, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, MANIFEST_FILE,
     Manifest, REPORT_FILE, VERSION,
 };
+use crate::io::stays_inside;
 use crate::layout::{Unplaced, place_dense, place_expert};
 use crate::unit::{TensorEntry, Unit, UnitLayout};
 
@@ -204,8 +205,7 @@ fn expect<T: PartialEq + std::fmt::Debug>(place: &str, expected: &T, found: &T) 
 
 /// Refuses names that could leave the bundle or stand for another file.
 pub(crate) fn check_path(path: &str) -> Check {
-    let plain = |name: &str| !matches!(name, "" | "." | "..") && !name.contains(['\\', ':', '\0']);
-    if path == MANIFEST_FILE || !path.split('/').all(plain) {
+    if path == MANIFEST_FILE || !stays_inside(path) {
         return Err(format!("files: `{path}` is not a path inside the bundle"));
     }
     Ok(())
