@@ -125,15 +125,21 @@ impl Bundle {
             .encoding
             .parts(entry.rows, entry.cols)
             .map_err(refuse)?;
+        let before = entry
+            .encoding
+            .parts(rows.start, entry.cols)
+            .map_err(refuse)?;
         buf.resize(self.fits(unit, part.total())?);
         let mut base = entry.offset;
         let mut out = buf.as_mut_slice();
         let decoded = self.decoded(unit)?;
-        for (part, whole) in
-            [(part.weight, whole.weight), (part.scales, whole.scales), (part.biases, whole.biases)]
-        {
+        for (part, whole, before) in [
+            (part.weight, whole.weight, before.weight),
+            (part.scales, whole.scales, before.scales),
+            (part.biases, whole.biases, before.biases),
+        ] {
             let (head, rest) = out.split_at_mut(part as usize);
-            let start = base + whole / entry.rows.max(1) * rows.start;
+            let start = base + before;
             match &decoded {
                 None => shard.file.read_at(shard.extent.offset + start, head)?,
                 Some(bytes) => {

@@ -6,6 +6,7 @@ use crate::encoding::{Affine, Encoding, Float};
 use crate::float::{Widen, padded};
 use crate::kernel::{Backend, Kernel, LANES, Simd};
 use crate::matrix::{Activation, Matrix};
+use crate::trellis;
 
 /// `Σ a[i] · b[i]`: lane `l` of sixteen adds columns `l, l + 16, …` with fused multiply-add, missing
 /// columns count as zeros, and the lanes are added 16 to 8 to 4 to 2 to 1.
@@ -110,6 +111,7 @@ impl Kernel for Dequantize<'_> {
                 6 => self.affine::<S, 6, 24>(s, a),
                 _ => self.affine::<S, 8, 32>(s, a),
             },
+            Encoding::Trellis(t) => trellis::dequantize(self.matrix, t, self.rows, self.out),
         }
     }
 }
@@ -199,6 +201,9 @@ impl Kernel for MatVec<'_> {
                 6 => self.affine::<S, 6, 24>(s, a),
                 _ => self.affine::<S, 8, 32>(s, a),
             },
+            Encoding::Trellis(t) => {
+                trellis::matvec(self.matrix, t, self.x.rotated(), self.rows, self.out);
+            }
         }
     }
 }

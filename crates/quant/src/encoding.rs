@@ -84,6 +84,15 @@ pub enum EncodingError {
     /// A group size that no kernel reads.
     #[error("group_size: expected 32, 64 or 128, found {0}")]
     GroupSize(u16),
+    /// A code width that no trellis has.
+    #[error("bits: expected 2, 3 or 4 in a trellis, found {0}")]
+    TrellisBits(u8),
+    /// A state width that no trellis has.
+    #[error("state_bits: expected 10, 12, 14 or 16, found {0}")]
+    StateBits(u8),
+    /// Columns that cannot be rotated.
+    #[error("a trellis needs columns in multiples of 16, found {0}")]
+    Rotation(u64),
     /// Scales are stored in 16 bits.
     #[error("scale_dtype: expected f16 or bf16, found {}", .0.name())]
     ScaleDtype(Float),
@@ -149,6 +158,83 @@ impl Affine {
     }
 }
 
+/// Codes of a bit-shift trellis whose values are computed, in a rotated basis, one scale per row:
+/// the manner of QTIP (arXiv 2406.11235) and EXL3.
+///
+/// The byte layout and the values are those of `docs/FORMAT.md`, section "Trellis".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "RawTrellis", into = "RawTrellis")]
+pub struct Trellis {
+    bits: u8,
+    state_bits: u8,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTrellis {
+    bits: u8,
+    state_bits: u8,
+}
+
+impl TryFrom<RawTrellis> for Trellis {
+    type Error = EncodingError;
+    fn try_from(raw: RawTrellis) -> Result<Self, EncodingError> {
+        Self::new(raw.bits, raw.state_bits)
+    }
+}
+
+impl From<Trellis> for RawTrellis {
+    fn from(t: Trellis) -> Self {
+        Self { bits: t.bits, state_bits: t.state_bits }
+    }
+}
+
+impl Trellis {
+    /// Code widths that exist.
+    pub const BITS: [u8; 3] = [2, 3, 4];
+    /// State widths that exist: more are better and slower to make, as fast to read.
+    pub const STATE_BITS: [u8; 4] = [10, 12, 14, 16];
+    /// Rows that share one cyclic stream of codes per column, and so can only be read together.
+    pub const TILE_ROWS: u64 = 256;
+    /// The last tile of a matrix is filled up to whole multiples of this many rows.
+    pub const ROW_STEP: u64 = 8;
+    /// Columns that are rotated together: the largest power of two that divides the columns, at
+    /// most this.
+    pub const MAX_ROTATION: u64 = 256;
+    /// Columns must be a multiple of this.
+    pub const MIN_ROTATION: u64 = 16;
+
+    /// A trellis encoding.
+    ///
+    /// # Errors
+    /// Names the field outside its set: [`Self::BITS`], [`Self::STATE_BITS`].
+    pub fn new(bits: u8, state_bits: u8) -> Result<Self, EncodingError> {
+        if !Self::BITS.contains(&bits) {
+            return Err(EncodingError::TrellisBits(bits));
+        }
+        if !Self::STATE_BITS.contains(&state_bits) {
+            return Err(EncodingError::StateBits(state_bits));
+        }
+        Ok(Self { bits, state_bits })
+    }
+
+    /// Bits of one code.
+    pub const fn bits(self) -> u8 {
+        self.bits
+    }
+
+    /// Bits of a state, the window of codes that a value is computed from.
+    pub const fn state_bits(self) -> u8 {
+        self.state_bits
+    }
+
+    /// Columns of a `cols` wide matrix that are rotated together.
+    pub const fn rotation(cols: usize) -> usize {
+        let block = 1 << cols.trailing_zeros();
+        if block < Self::MAX_ROTATION as usize { block } else { Self::MAX_ROTATION as usize }
+    }
+}
+
 /// How one matrix is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -164,6 +250,8 @@ pub enum Encoding {
     Bf16,
     /// Codes, then scales, then biases: see [`Affine`].
     Affine(Affine),
+    /// Codes, then a scale per row: see [`Trellis`].
+    Trellis(Trellis),
 }
 
 /// Reads the rest of a tagged variant that has no fields; serde alone would read over any.
@@ -212,7 +300,7 @@ impl Encoding {
             Self::F32 => Some(Float::F32),
             Self::F16 => Some(Float::F16),
             Self::Bf16 => Some(Float::Bf16),
-            Self::Affine(_) => None,
+            Self::Affine(_) | Self::Trellis(_) => None,
         }
     }
 
@@ -234,17 +322,37 @@ impl Encoding {
                 let scales = weights / u64::from(a.group_size) * a.scale_dtype.size() as u64;
                 Ok(Parts { weight: weights / 8 * u64::from(a.bits), scales, biases: scales })
             }
+            Self::Trellis(t) => {
+                if cols == 0 || !cols.is_multiple_of(Trellis::MIN_ROTATION) {
+                    return Err(EncodingError::Rotation(cols));
+                }
+                let filled = rows.checked_next_multiple_of(Trellis::ROW_STEP);
+                let weights = filled.and_then(|rows| rows.checked_mul(cols));
+                let weight = weights.ok_or_else(overflow)? / 8;
+                let weight = weight.checked_mul(u64::from(t.bits)).ok_or_else(overflow)?;
+                Ok(Parts { weight, scales: rows * 2, biases: 0 })
+            }
             Self::F32 => Ok(Parts { weight: weights * 4, scales: 0, biases: 0 }),
             Self::F16 | Self::Bf16 => Ok(Parts { weight: weights * 2, scales: 0, biases: 0 }),
         }
     }
 
-    /// Bits per weight, scales and biases included.
+    /// Rows that can only be read together: a range of rows must start at a multiple of this, and
+    /// end at one or with the matrix.
+    pub const fn row_block(self) -> u64 {
+        match self {
+            Self::Trellis(_) => Trellis::TILE_ROWS,
+            _ => 1,
+        }
+    }
+
+    /// Bits per weight, scales and biases included, those of rows left out.
     pub fn bits_per_weight(self) -> f64 {
         match self {
             Self::F32 => 32.0,
             Self::F16 | Self::Bf16 => 16.0,
             Self::Affine(a) => f64::from(a.bits) + 32.0 / f64::from(a.group_size),
+            Self::Trellis(t) => f64::from(t.bits),
         }
     }
 
@@ -255,6 +363,7 @@ impl Encoding {
             Self::F16 => "f16".to_owned(),
             Self::Bf16 => "bf16".to_owned(),
             Self::Affine(a) => format!("q{} g{} {}", a.bits, a.group_size, a.scale_dtype.name()),
+            Self::Trellis(t) => format!("t{} s{}", t.bits, t.state_bits),
         }
     }
 }

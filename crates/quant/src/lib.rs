@@ -11,9 +11,10 @@ mod kernel;
 mod matrix;
 mod pack;
 mod quantize;
+mod trellis;
 
 pub use dot::{axpy, dot};
-pub use encoding::{Affine, Encoding, EncodingError, Float, Parts};
+pub use encoding::{Affine, Encoding, EncodingError, Float, Parts, Trellis};
 pub use float::{narrow, widen};
 pub use kernel::{Backend, gemm};
 pub use matrix::{Activation, Matrix, MatrixError, matvec};

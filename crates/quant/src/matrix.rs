@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use crate::dot::{Dequantize, MatVec, Prepare};
-use crate::encoding::{Encoding, EncodingError, Parts};
-use crate::kernel::{Backend, LANES};
+use crate::encoding::{Encoding, EncodingError, Parts, Trellis};
+use crate::kernel::{Backend, Kernel, LANES, Simd};
+use crate::trellis::rotate::rotate;
 
 /// A `rows × cols` matrix as it is stored: weight, then scales, then biases, without padding.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +133,8 @@ pub struct Activation {
     x: Vec<f32>,
     /// Sums over 32, 64 and 128 columns, each padded with zeros to whole lanes.
     sums: [Vec<f32>; 3],
+    /// The vector in the basis of trellis codes; empty where its length cannot be rotated.
+    rotated: Vec<f32>,
 }
 
 impl Activation {
@@ -155,6 +158,16 @@ impl Activation {
         backend.run(Prepare { x, sums: sums32 });
         add_pairs(&sums32[..x.len() / 32], sums64);
         add_pairs(&sums64[..x.len() / 64], sums128);
+        self.rotated.clear();
+        if x.len().is_multiple_of(Trellis::MIN_ROTATION as usize) && !x.is_empty() {
+            self.rotated.extend_from_slice(x);
+            backend.run(Rotate { x: &mut self.rotated });
+        }
+    }
+
+    /// The vector in the basis of trellis codes.
+    pub(crate) fn rotated(&self) -> &[f32] {
+        &self.rotated
     }
 
     /// The vector.
@@ -165,6 +178,21 @@ impl Activation {
     /// Sums over groups of `group_size`, followed by zeros up to a multiple of the lanes.
     pub(crate) fn sums(&self, group_size: usize) -> &[f32] {
         &self.sums[group_size.trailing_zeros() as usize - 5]
+    }
+}
+
+/// Rotates a vector into the basis of trellis codes.
+struct Rotate<'a> {
+    x: &'a mut [f32],
+}
+
+impl Kernel for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let block = Trellis::rotation(self.x.len());
+        rotate(self.x, block);
     }
 }
 

@@ -288,6 +288,7 @@ impl Quantizer {
         widen(dtype, bytes, &mut self.weights);
         match encoding {
             Encoding::Affine(affine) => self.affine(cols, affine, method, out),
+            Encoding::Trellis(_) => Err(Refusal::Shape("trellis codes".to_owned())),
             Encoding::F32 => self.plain(bytes, dtype, Float::F32, cols, out.weight),
             Encoding::F16 => self.plain(bytes, dtype, Float::F16, cols, out.weight),
             Encoding::Bf16 => self.plain(bytes, dtype, Float::Bf16, cols, out.weight),

@@ -64,6 +64,11 @@ impl Limits {
                 let row = 2.0 * by_bits.max(rmse) + ROUNDING;
                 Self { rmse, row_rmse: row.min(MAX_ROW_RMSE) }
             }
+            Encoding::Trellis(trellis) => {
+                let rmse = options.rmse_limit(trellis.bits());
+                let row = 2.0 * by_bits(trellis.bits()).max(rmse) + ROUNDING;
+                Self { rmse, row_rmse: row.min(MAX_ROW_RMSE) }
+            }
             // Exactness is the limit.
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {
                 Self { rmse: f64::INFINITY, row_rmse: f64::INFINITY }
@@ -77,7 +82,7 @@ impl Limits {
 fn resolution(encoding: Encoding) -> f64 {
     match encoding {
         Encoding::Affine(affine) => f64::from(affine.bits()).exp2() * (-25f64).exp2(),
-        Encoding::F32 | Encoding::F16 | Encoding::Bf16 => 0.0,
+        Encoding::Trellis(_) | Encoding::F32 | Encoding::F16 | Encoding::Bf16 => 0.0,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use shardwright_format::{Role, TensorEntry, Unit};
-use shardwright_quant::{Encoding, QuantStats};
+use shardwright_quant::QuantStats;
 
 use super::Fidelity;
 use super::compare::Comparison;
@@ -105,7 +105,7 @@ impl Summary {
         self.tensors += 1;
         self.weights += errors.weights;
         self.exact += u64::from(compared.is_exact());
-        if matches!(entry.encoding, Encoding::Affine(_)) {
+        if entry.encoding.float().is_none() {
             self.quantized.merge(errors);
         }
         let layer = (unit.layer(), entry.role, label.clone());

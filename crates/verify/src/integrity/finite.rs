@@ -37,6 +37,10 @@ impl Run {
                 let per_row = entry.cols / affine.group_size() as u64;
                 Self { unit, role, float, start, end, scales, per_row }
             }
+            Encoding::Trellis(_) => {
+                let start = start + parts.weight;
+                Self { unit, role, float: Float::Bf16, start, end, scales: Some(entry.rows), per_row: 1 }
+            }
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {
                 let float = entry.encoding.float()?;
                 Self { unit, role, float, start, end, scales: None, per_row: entry.cols }

@@ -1,0 +1,7 @@
+//! The trellis encoding: streams of codes, values computed from windows of them, a fixed rotation.
+
+mod read;
+pub mod rotate;
+pub mod stream;
+
+pub use read::{dequantize, matvec};
