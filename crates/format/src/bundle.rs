@@ -105,7 +105,8 @@ impl Bundle {
     /// Reads some rows of one tensor: a matrix of their own, `weight | scales | biases`.
     ///
     /// # Errors
-    /// As [`Self::read`].
+    /// As [`Self::read`]; rows outside the tensor or that cannot be read alone, see
+    /// [`TensorEntry::readable`].
     pub fn read_rows(
         &self,
         unit: Unit,
@@ -114,39 +115,20 @@ impl Bundle {
         buf: &mut AlignedBuf,
     ) -> Result<()> {
         let shard = self.locate(unit)?;
-        let refuse = |e: shardwright_quant::EncodingError| {
-            FormatError::file(shard.file.path(), format!("{unit} {}: {e}", entry.role))
-        };
-        let part = entry
-            .encoding
-            .parts(rows.end - rows.start, entry.cols)
-            .map_err(refuse)?;
-        let whole = entry
-            .encoding
-            .parts(entry.rows, entry.cols)
-            .map_err(refuse)?;
-        let before = entry
-            .encoding
-            .parts(rows.start, entry.cols)
-            .map_err(refuse)?;
-        buf.resize(self.fits(unit, part.total())?);
-        let mut base = entry.offset;
-        let mut out = buf.as_mut_slice();
+        let parts = row_parts(entry, &rows).map_err(|detail| {
+            FormatError::file(shard.file.path(), format!("{unit} {}: {detail}", entry.role))
+        })?;
+        buf.resize(self.fits(unit, parts.iter().map(|part| part.len).sum())?);
         let decoded = self.decoded(unit)?;
-        for (part, whole, before) in [
-            (part.weight, whole.weight, before.weight),
-            (part.scales, whole.scales, before.scales),
-            (part.biases, whole.biases, before.biases),
-        ] {
-            let (head, rest) = out.split_at_mut(part as usize);
-            let start = base + before;
+        let mut out = buf.as_mut_slice();
+        for RowPart { start, len } in parts {
+            let (head, rest) = out.split_at_mut(len as usize);
             match &decoded {
                 None => shard.file.read_at(shard.extent.offset + start, head)?,
                 Some(bytes) => {
                     head.copy_from_slice(&bytes.as_slice()[start as usize..][..head.len()]);
                 }
             }
-            base += whole;
             out = rest;
         }
         Ok(())
@@ -231,6 +213,39 @@ impl Bundle {
         let shard = manifest.dense.get(index).filter(|s| s.unit == unit)?;
         Some((&shard.file, shard.extent(), &shard.tensors, shard.len))
     }
+}
+
+/// Where some rows of one part of a tensor lie in its unit.
+struct RowPart {
+    start: u64,
+    len: u64,
+}
+
+/// Weight, scales and biases of `rows`.
+fn row_parts(entry: &TensorEntry, rows: &Range<u64>) -> Result<[RowPart; 3], String> {
+    let outside = rows.start > rows.end || rows.end > entry.rows;
+    if outside || entry.readable(rows) != *rows {
+        let block = match entry.encoding.row_block() {
+            1 => String::new(),
+            block => format!(" in whole blocks of {block}"),
+        };
+        return Err(format!("rows: expected some of {}{block}, found {rows:?}", entry.rows));
+    }
+    let parts = |rows| {
+        entry
+            .encoding
+            .parts(rows, entry.cols)
+            .map_err(|e| e.to_string())
+    };
+    let (whole, before, wanted) =
+        (parts(entry.rows)?, parts(rows.start)?, parts(rows.end - rows.start)?);
+    let scales = entry.offset + whole.weight;
+    let biases = scales + whole.scales;
+    Ok([
+        RowPart { start: entry.offset + before.weight, len: wanted.weight },
+        RowPart { start: scales + before.scales, len: wanted.scales },
+        RowPart { start: biases + before.biases, len: wanted.biases },
+    ])
 }
 
 struct Shard<'a> {

@@ -10,6 +10,7 @@ pub mod manifest;
 pub mod model;
 pub mod role;
 mod shapes;
+pub mod text;
 pub mod treehash;
 pub mod unit;
 pub mod weights;

@@ -1,9 +1,11 @@
 //! The separately readable pieces of a model.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::role::Role;
-use shardwright_quant::{Encoding, Float};
+use shardwright_quant::{Encoding, EncodingError, Float};
 
 /// One separately readable piece of a model; in a bundle, one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -114,8 +116,25 @@ impl TensorEntry {
     ///
     /// # Errors
     /// When the encoding cannot hold the shape.
-    pub fn byte_len(&self) -> Result<u64, shardwright_quant::EncodingError> {
+    pub fn byte_len(&self) -> Result<u64, EncodingError> {
         Ok(self.encoding.parts(self.rows, self.cols)?.total())
+    }
+
+    /// The fewest rows around `rows` that can be read alone: whole [`Encoding::row_block`]s, the
+    /// last of which ends with the matrix.
+    pub const fn readable(&self, rows: &Range<u64>) -> Range<u64> {
+        let block = self.encoding.row_block();
+        let end = rows.end.saturating_add(block - 1) / block * block;
+        rows.start / block * block..if end < self.rows { end } else { self.rows }
+    }
+
+    /// Bytes that reading any one row takes: those of the rows it can only be read with.
+    ///
+    /// # Errors
+    /// When the encoding cannot hold the shape.
+    pub fn row_len(&self) -> Result<u64, EncodingError> {
+        let rows = self.encoding.row_block().min(self.rows);
+        Ok(self.encoding.parts(rows, self.cols)?.total())
     }
 }
 

@@ -354,6 +354,7 @@ mod tests {
             model,
             recipe: serde_json::Value::Null,
             checkpoint: CheckpointRecord::default(),
+            calibration: None,
             files: vec![entry("a/b/x.json", FileKind::Copy), entry("c/y.bin", FileKind::Shards)],
             dense: vec![],
             experts: vec![],

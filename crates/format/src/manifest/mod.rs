@@ -2,6 +2,7 @@
 //!
 //! `docs/FORMAT.md` is the normative text; the two change together.
 
+mod calibration;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{FormatError, Result};
 use crate::model::ModelSpec;
 use crate::unit::{TensorEntry, Unit};
+pub use calibration::{Calibration, LineHashes, MAX_CALIBRATION_LINES, SharedLines};
 
 /// First field of every manifest.
 pub const FORMAT: &str = "shardwright-bundle";
@@ -107,6 +109,9 @@ pub struct Manifest {
     pub recipe: serde_json::Value,
     /// The checkpoint that it was made from.
     pub checkpoint: CheckpointRecord,
+    /// What it was calibrated with; none when the weights alone decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// Every file of the bundle but the manifest, sorted by path.
     pub files: Vec<FileEntry>,
     /// Dense shards: embedding, layers in order, head.

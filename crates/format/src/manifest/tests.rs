@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use shardwright_quant::{Affine, Encoding, Float};
+use shardwright_quant::{Affine, Encoding, Float, Trellis};
 
 use super::*;
 use crate::layout::{Unplaced, place_dense, place_expert};
@@ -46,11 +46,19 @@ fn model() -> ModelSpec {
     }
 }
 
-fn layout(model: &ModelSpec, unit: Unit) -> UnitLayout {
-    let affine = Encoding::Affine(Affine::new(4, 64, Float::F16).unwrap());
+fn four_bits() -> Encoding {
+    Encoding::Affine(Affine::new(4, 64, Float::F16).unwrap())
+}
+
+fn trellis() -> Encoding {
+    Encoding::Trellis(Trellis::new(3, 12).unwrap())
+}
+
+/// Matrices in `codes`, vectors in f16.
+fn layout(model: &ModelSpec, unit: Unit, codes: Encoding) -> UnitLayout {
     let unplaced = model.tensors(unit).into_iter().map(|t| Unplaced {
         role: t.role,
-        encoding: if t.rows > 1 { affine } else { Encoding::F16 },
+        encoding: if t.rows > 1 { codes } else { Encoding::F16 },
         rows: t.rows,
         cols: t.cols,
         source: SourceView {
@@ -70,19 +78,23 @@ fn layout(model: &ModelSpec, unit: Unit) -> UnitLayout {
 }
 
 fn manifest() -> Manifest {
-    let model = model();
+    stored(model(), four_bits())
+}
+
+/// A model with every matrix in `codes`.
+fn stored(model: ModelSpec, codes: Encoding) -> Manifest {
     let mut end = 0u64;
     let dense: Vec<_> = [Unit::Embedding, Unit::Layer(0), Unit::Head]
         .into_iter()
         .map(|unit| {
-            let UnitLayout { tensors, len } = layout(&model, unit);
+            let UnitLayout { tensors, len } = layout(&model, unit, codes);
             let offset = end.next_multiple_of(ALIGNMENT);
             end = offset + len;
             let (file, blake3) = ("dense-000.bin".to_owned(), Hash([7; 32]));
             DenseShard { unit, file, offset, stored: len, len, blake3, tensors }
         })
         .collect();
-    let expert = layout(&model, Unit::Expert { layer: 0, expert: 0 });
+    let expert = layout(&model, Unit::Expert { layer: 0, expert: 0 }, codes);
     let stride = expert.len.next_multiple_of(ALIGNMENT);
     let experts = ExpertShards {
         layer: 0,
@@ -109,6 +121,7 @@ fn manifest() -> Manifest {
         model,
         recipe: serde_json::json!({"name": "q4"}),
         checkpoint: CheckpointRecord::default(),
+        calibration: None,
         files: vec![
             file("config.json", FileKind::Copy, 10),
             file("dense-000.bin", FileKind::Shards, end.next_multiple_of(ALIGNMENT)),
@@ -126,6 +139,37 @@ fn a_valid_manifest_survives_the_round_trip() {
     let read = Manifest::from_bytes(Path::new("manifest.json"), &bytes).unwrap();
     assert_eq!(Manifest { blake3: Hash::ZERO, ..read.clone() }, manifest());
     assert_eq!(read.to_bytes(), bytes);
+}
+
+#[test]
+fn a_calibrated_manifest_survives_the_round_trip() {
+    let calibration = Calibration {
+        text_blake3: Some(Hash([3; 32])),
+        tokens: 4096,
+        window: 256,
+        statistics_blake3: None,
+        line_hashes: LineHashes::of("a line that is long enough to count"),
+    };
+    let calibrated = Manifest { calibration: Some(calibration), ..manifest() };
+    let bytes = calibrated.to_bytes();
+    let read = Manifest::from_bytes(Path::new("manifest.json"), &bytes).unwrap();
+    assert_eq!(read.calibration, calibrated.calibration);
+    assert_eq!(read.to_bytes(), bytes);
+}
+
+#[test]
+fn each_lie_about_calibration_is_named() {
+    let with = |calibration| move |m: &mut Manifest| m.calibration = Some(calibration);
+    let nothing = Calibration::default();
+    let statistics_blake3 = Some(Hash([3; 32]));
+    let line_hashes = LineHashes::of("a line that is long enough to count");
+    let textless = Calibration { statistics_blake3, line_hashes, ..Calibration::default() };
+    for (found, expected) in [
+        (told(with(nothing)), "expected text_blake3 or statistics_blake3"),
+        (told(with(textless)), "line_hashes: of no text"),
+    ] {
+        assert_eq!(found, format!("manifest.json: calibration: {expected}"));
+    }
 }
 
 #[test]
@@ -169,6 +213,67 @@ const LLAMA3: RopeScaling = RopeScaling::Llama3 {
 fn scaling(manifest: &mut Manifest, scaling: RopeScaling) {
     let Mixer::Attention(attention) = &mut manifest.model.layers[0].mixer;
     attention.rope.scaling = scaling;
+}
+
+#[test]
+fn trellis_codes_lie_where_the_layout_puts_them() {
+    let manifest = stored(model(), trellis());
+    let read = Manifest::from_bytes(Path::new("m"), &manifest.to_bytes()).unwrap();
+    let text = serde_json::to_string(&read.dense[0].tensors[0].encoding).unwrap();
+    assert_eq!(text, r#"{"kind":"trellis","bits":3,"state_bits":12}"#);
+    // 100 rows are stored as 104, each with a scale; the second projection follows at once.
+    let embedding = 104 * 64 * 3 / 8 + 100 * 2;
+    assert_eq!(read.dense[0].len, embedding);
+    let record = 64 * 64 * 3 / 8 + 64 * 2;
+    let places: Vec<_> = read.experts[0].tensors.iter().map(|t| t.offset).collect();
+    assert_eq!((places, read.experts[0].len), (vec![0, record, 2 * record], 3 * record));
+    let layer = &read.dense[1].tensors;
+    assert!(layer.iter().all(|t| t.offset.is_multiple_of(64)));
+}
+
+#[test]
+fn each_lie_about_trellis_codes_is_named() {
+    let text = String::from_utf8(stored(model(), trellis()).to_bytes()).unwrap();
+    let told = |lie: &str| {
+        let honest = "\"bits\": 3,\n            \"state_bits\": 12";
+        assert!(text.contains(honest));
+        Manifest::from_bytes(Path::new("m"), rehashed(&text.replace(honest, lie)).as_bytes())
+            .unwrap_err()
+            .to_string()
+    };
+    for (lie, expected) in [
+        (r#""bits": 6, "state_bits": 12"#, "bits: expected 2, 3 or 4 in a trellis, found 6"),
+        (r#""bits": 3, "state_bits": 11"#, "state_bits: expected 10, 12, 14 or 16, found 11"),
+        (r#""bits": 3"#, "missing field `state_bits`"),
+        (
+            r#""bits": 3, "state_bits": 12, "group_size": 64"#,
+            "unknown field `group_size`, expected `bits` or `state_bits`",
+        ),
+        (r#""bits": 2, "state_bits": 12"#, "embedding: length: expected 1864, found 2696"),
+    ] {
+        let found = told(lie);
+        assert!(found.contains(expected), "{lie}: {found}");
+    }
+    let mut narrow = stored(model(), trellis());
+    let Ffn::Moe(moe) = &mut narrow.model.layers[0].ffn else { unreachable!() };
+    moe.moe_intermediate_size = 40;
+    let mut tensors = narrow.experts[0].tensors.to_vec();
+    for (tensor, (rows, cols)) in tensors.iter_mut().zip([(40, 64), (40, 64), (64, 40)]) {
+        (tensor.rows, tensor.cols) = (rows, cols);
+    }
+    narrow.experts[0].tensors = Arc::from(tensors);
+    let error = Manifest::from_bytes(Path::new("m"), &narrow.to_bytes()).unwrap_err();
+    let expected = "m: layer 0 expert 0: a trellis needs columns in multiples of 16, found 40";
+    assert_eq!(error.to_string(), expected);
+}
+
+/// A manifest's text with the hash of what it now says.
+fn rehashed(text: &str) -> String {
+    let start = "{\n  \"blake3\": \"".len();
+    let zeros = "0".repeat(64);
+    let blank = format!("{}{zeros}{}", &text[..start], &text[start + 64..]);
+    let hash = blake3::hash(blank.as_bytes()).to_hex();
+    format!("{}{hash}{}", &text[..start], &text[start + 64..])
 }
 
 #[test]

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    ALIGNMENTS, Codec, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, MANIFEST_FILE,
-    Manifest, REPORT_FILE, VERSION,
+    ALIGNMENTS, Calibration, Codec, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind,
+    MANIFEST_FILE, Manifest, REPORT_FILE, VERSION,
 };
 use crate::io::stays_inside;
 use crate::layout::{Unplaced, place_dense, place_expert};
@@ -29,6 +29,9 @@ impl Manifest {
             return Err(format!("alignment: expected {range}, found {}", self.alignment));
         }
         self.model.validate()?;
+        self.calibration
+            .as_ref()
+            .map_or(Ok(()), Calibration::validate)?;
         let files = self.check_files()?;
         self.check_dense_units()?;
         self.check_sparse_layers()?;
