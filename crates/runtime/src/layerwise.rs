@@ -1,6 +1,7 @@
 //! Layer-major execution: all tokens through one layer before the next, so that every weight is read
 //! once and memory is that of one dense layer and a few experts, besides the hidden states.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -13,10 +14,12 @@ use shardwright_quant::{Backend, axpy};
 use crate::block::mlp::{self, gated};
 use crate::block::moe::{self, Routes};
 use crate::block::ops::{add, rms_norm_in_place};
+use crate::block::record::Site;
 use crate::block::{Batch, Layer, MixerState, Work, check_finite, mix};
 use crate::error::{Result, RuntimeError};
 use crate::fetch::{Request, read};
 use crate::plan::is_compressed;
+use crate::probe::Probe;
 use crate::table::{Table, check_token, thread_pool};
 use crate::view::Loaded;
 
@@ -98,27 +101,43 @@ impl<'w> LayerPass<'w> {
     /// # Errors
     /// Weights that cannot be read, values that are not finite.
     pub fn step(&mut self) -> Result<Option<u32>> {
-        let spec = self.weights.spec();
-        let index = self.next;
-        let Some(layer_spec) = spec.layers.get(index as usize) else { return Ok(None) };
-        let unit = Unit::Layer(index);
-        let dense = match self.dense.take() {
-            Some(dense) => dense,
-            None => read(self.weights, Request::Unit(unit), std::mem::take(&mut self.spare))?,
-        };
-        self.bytes_read += self.weights.stored_len(unit)?;
-        self.flow.routes.clear(0);
-        let Self { pool, flow, window, .. } = self;
-        let layer = Layer::new(spec, index, dense.view());
-        pool.install(|| flow.dense(&layer, *window))?;
-        if let Ffn::Moe(moe) = &layer_spec.ffn {
-            self.experts(moe, index, dense)?;
-        } else {
-            self.spare = dense.bytes;
+        let (index, weights) = (self.next, self.weights);
+        if index as usize == weights.spec().layers.len() {
+            return Ok(None);
         }
-        check_finite(index, 0, spec.hidden_size as usize, &self.flow.x)?;
+        self.through(weights, None)?;
+        let hidden = weights.spec().hidden_size as usize;
+        check_finite(index, 0, hidden, &self.flow.x)?;
         self.next += 1;
         Ok(Some(index))
+    }
+
+    /// The next layer as `weights` have it. With a probe nothing is read ahead for the layer after.
+    pub(crate) fn through(&mut self, weights: &Weights, probe: Option<Probe<'_>>) -> Result<()> {
+        let (spec, index) = (weights.spec(), self.next);
+        let unit = Unit::Layer(index);
+        let dense = match self.dense.take_if(|_| probe.is_none()) {
+            Some(dense) => dense,
+            None => read(weights, Request::Unit(unit), std::mem::take(&mut self.spare))?,
+        };
+        self.bytes_read += weights.stored_len(unit)?;
+        self.flow.routes.clear(0);
+        self.flow.work.record.start(probe.is_some());
+        let Self { pool, flow, window, .. } = self;
+        let layer = Layer::new(spec, index, dense.view());
+        let mut probe = probe;
+        pool.install(|| flow.dense(&layer, *window, probe.as_mut()))?;
+        match &spec.layers[index as usize].ffn {
+            Ffn::Moe(moe) => self.experts(weights, moe, index, dense, probe)?,
+            Ffn::Dense(_) => self.spare = dense.bytes,
+        }
+        self.flow.work.record.start(false);
+        Ok(())
+    }
+
+    /// Puts the residual stream back.
+    pub(crate) fn restore(&mut self, x: Vec<f32>) {
+        self.flow.x = x;
     }
 
     /// The residual stream `[tokens, hidden_size]`: the embedding, or the last layer's output.
@@ -143,19 +162,29 @@ impl<'w> LayerPass<'w> {
 
     /// Every expert that a token picked, read once in ascending order while the one before computes.
     /// `dense` is done with: its buffer takes the next layer.
-    fn experts(&mut self, spec: &MoeSpec, layer: u32, dense: Loaded) -> Result<()> {
-        let visits = Visits::new(&self.flow.routes, spec.num_experts as usize);
+    fn experts(
+        &mut self,
+        weights: &Weights,
+        spec: &MoeSpec,
+        layer: u32,
+        dense: Loaded,
+        mut probe: Option<Probe<'_>>,
+    ) -> Result<()> {
+        let experts = spec.num_experts as usize;
+        let mut visits = Visits::new(&self.flow.routes, experts);
+        if let Some(probe) = &probe {
+            visits.fill_up(probe.least_rows, self.flow.work.record.scores(), experts);
+        }
         let wanted = visits
             .experts()
             .map(|expert| Unit::Expert { layer, expert });
         for unit in wanted.clone() {
-            self.bytes_read += self.weights.stored_len(unit)?;
+            self.bytes_read += weights.stored_len(unit)?;
         }
-        let following = (layer as usize + 1 < self.weights.spec().layers.len())
-            .then_some((Unit::Layer(layer + 1), dense.bytes));
-        let weights = self.weights;
+        let more = probe.is_none() && layer as usize + 1 < weights.spec().layers.len();
+        let following = more.then_some((Unit::Layer(layer + 1), dense.bytes));
         let Self { pool, flow, .. } = self;
-        self.dense = std::thread::scope(|scope| {
+        let following = std::thread::scope(|scope| {
             let (sender, arrivals) = sync_channel(AHEAD);
             let (recycle, spares) = sync_channel(AHEAD + 2);
             let wanted: Vec<Unit> = wanted.collect();
@@ -168,12 +197,13 @@ impl<'w> LayerPass<'w> {
             // Takes the channels: when it ends, however it ends, the reader ends too.
             let computed = pool.install(move || {
                 let (arrivals, recycle) = (arrivals, recycle);
-                flow.experts(spec, visits, &arrivals, &recycle)
+                flow.experts(spec, visits, &arrivals, &recycle, probe.as_mut())
             });
             let following = reader.join().map_err(|_| RuntimeError::Stopped)?;
             computed?;
             Ok::<_, RuntimeError>(following.transpose()?)
         })?;
+        self.dense = self.dense.take().or(following);
         add(&mut self.flow.x, &self.flow.sum);
         Ok(())
     }
@@ -181,26 +211,34 @@ impl<'w> LayerPass<'w> {
 
 impl Flow {
     /// The mixer, and of the feed-forward all but routed experts.
-    fn dense(&mut self, layer: &Layer<'_>, window: usize) -> Result<()> {
+    fn dense(
+        &mut self,
+        layer: &Layer<'_>,
+        window: usize,
+        mut probe: Option<&mut Probe<'_>>,
+    ) -> Result<()> {
         let hidden = layer.hidden;
         let mut state = MixerState::for_sequences(&layer.spec.mixer, window);
         let chunk = (ROWS / window).max(1) * window;
         for x in self.x.chunks_mut(chunk * hidden) {
             let batch = Batch { rows: x.len() / hidden, length: window, first: 0 };
             mix(layer, batch, &mut state, x, &mut self.work)?;
+            listen(&mut self.work, batch.rows, probe.as_deref_mut())?;
         }
-        match &layer.spec.ffn {
-            Ffn::Dense(spec) => self
-                .x
-                .chunks_mut(ROWS * hidden)
-                .try_for_each(|x| mlp::forward(layer, spec, x, &mut self.work)),
-            Ffn::Moe(spec) => self.route(layer, spec),
+        let Ffn::Dense(spec) = &layer.spec.ffn else {
+            return self.route(layer, probe);
+        };
+        for x in self.x.chunks_mut(ROWS * hidden) {
+            mlp::forward(layer, spec, x, &mut self.work)?;
+            listen(&mut self.work, x.len() / hidden, probe.as_deref_mut())?;
         }
+        Ok(())
     }
 
     /// Picks every token's experts, begins `self.sum` with the shared expert and leaves the rows in
     /// `self.x` as they are.
-    fn route(&mut self, layer: &Layer<'_>, spec: &MoeSpec) -> Result<()> {
+    fn route(&mut self, layer: &Layer<'_>, mut probe: Option<&mut Probe<'_>>) -> Result<()> {
+        let Ffn::Moe(spec) = &layer.spec.ffn else { return Ok(()) };
         self.norm = layer.unit.vector(Role::PostAttentionNorm, layer.hidden)?;
         self.sum.clear();
         self.sum.resize(self.x.len(), 0.0);
@@ -211,6 +249,7 @@ impl Flow {
             if let Some(shared) = &spec.shared_expert {
                 moe::shared(layer, shared, sum, &mut self.work)?;
             }
+            listen(&mut self.work, x.len() / layer.hidden, probe.as_deref_mut())?;
         }
         Ok(())
     }
@@ -224,11 +263,17 @@ impl Flow {
         visits: &Visits,
         arrivals: &Receiver<Result<Loaded, FormatError>>,
         recycle: &SyncSender<AlignedBuf>,
+        mut probe: Option<&mut Probe<'_>>,
     ) -> Result<()> {
         for expert in visits.experts() {
             let loaded = arrivals.recv().map_err(|_| RuntimeError::Stopped)??;
             for rows in visits.of(expert).chunks(ROWS) {
                 self.expert(spec, rows, &loaded)?;
+                if let Some(probe) = probe.as_deref_mut() {
+                    let weights: Vec<_> = rows.iter().map(|visit| visit.weight).collect();
+                    let record = &mut self.work.record;
+                    probe.pass_on(record, Some(expert), (rows.len(), &weights))?;
+                }
             }
             // A full queue means that the reader has buffers enough.
             drop(recycle.try_send(loaded.bytes));
@@ -247,12 +292,19 @@ impl Flow {
         rms_norm_in_place(backend, gathered, norm, *eps);
         let shape = (spec.moe_intermediate_size as usize, hidden);
         let view = loaded.view();
-        gated(&view, mlp::EXPERT, shape, gathered, &mut work.linear, &mut work.mlp)?;
+        work.record.note(Site::Expert, gathered);
+        let buffers = (&mut work.linear, &mut work.mlp, &mut work.record);
+        gated(&view, mlp::EXPERT, shape, gathered, buffers)?;
         for (visit, out) in rows.iter().zip(work.mlp.out.chunks_exact(hidden)) {
             axpy(backend, visit.weight, out, &mut sum[visit.token * hidden..][..hidden]);
         }
         Ok(())
     }
+}
+
+/// Hands what the layer just computed to the probe, if there is one.
+fn listen(work: &mut Work, rows: usize, probe: Option<&mut Probe<'_>>) -> Result<()> {
+    probe.map_or(Ok(()), |probe| probe.pass_on(&mut work.record, None, (rows, &[])))
 }
 
 /// A token that an expert was picked for.
@@ -287,6 +339,29 @@ impl Visits {
             *place += 1;
         }
         Self { starts, all }
+    }
+
+    /// Gives every expert at least `least` visits, as far as there are tokens: those with its
+    /// highest `scores: [tokens, experts]`, the lower token of equal ones, with weight 0.
+    fn fill_up(&mut self, least: usize, scores: &[f32], experts: usize) {
+        let (mut all, mut starts) = (Vec::with_capacity(self.all.len()), vec![0]);
+        for expert in 0..experts {
+            let mut visits = self.of(expert as u32).to_vec();
+            if visits.len() < least {
+                let picked: BTreeSet<_> = visits.iter().map(|visit| visit.token).collect();
+                let score = |token: &usize| scores[token * experts + expert];
+                let mut others: Vec<usize> = (0..scores.len() / experts).collect();
+                others.retain(|token| !picked.contains(token));
+                others.sort_by(|a, b| score(b).total_cmp(&score(a)));
+                let missing = least - visits.len();
+                let others = others.into_iter().take(missing);
+                visits.extend(others.map(|token| Visit { token, weight: 0.0 }));
+                visits.sort_by_key(|visit| visit.token);
+            }
+            all.extend(visits);
+            starts.push(all.len());
+        }
+        *self = Self { starts, all };
     }
 
     fn of(&self, expert: u32) -> &[Visit] {
@@ -334,6 +409,7 @@ fn embed(weights: &Weights, tokens: &[u32]) -> Result<(Vec<f32>, u64)> {
     while let Some(&first) = rest.first() {
         let start = u64::from(tokens[first]);
         let rows = start..table.entry.rows.min(start + EMBEDDING_ROWS);
+        let rows = table.entry.readable(&rows);
         let end = rest.partition_point(|i| u64::from(tokens[*i]) < rows.end);
         buf = embed_rows(weights, &table, rows, (tokens, &rest[..end]), &mut x, buf)?;
         bytes_read += if table.loaded.is_some() { 0 } else { buf.len() as u64 };

@@ -11,6 +11,7 @@ mod fetch;
 pub mod layerwise;
 mod linear;
 pub mod plan;
+pub mod probe;
 pub mod sample;
 mod store;
 mod table;
@@ -19,6 +20,7 @@ mod token;
 mod view;
 
 pub use block::moe::Routes;
+pub use block::record::Site;
 pub use error::{Result, RuntimeError};
 pub use plan::{MemoryPlan, Mode, Options};
 pub use table::Head;

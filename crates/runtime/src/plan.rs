@@ -4,7 +4,7 @@ use serde::Serialize;
 use shardwright_format::manifest::Codec;
 use shardwright_format::model::{Ffn, ModelSpec, MoeSpec};
 use shardwright_format::weights::Weights;
-use shardwright_format::{FormatError, Role, Unit, UnitLayout};
+use shardwright_format::{FormatError, Role, TensorEntry, Unit, UnitLayout};
 
 use crate::block::{self, MixerState};
 use crate::error::{Result, RuntimeError};
@@ -83,7 +83,8 @@ pub struct MemoryPlan {
     pub state: u64,
     /// Activations and buffers that are not weights.
     pub scratch: u64,
-    /// The embedding is in memory; otherwise a row is read per token.
+    /// The embedding is in memory; otherwise a row is read per token, with the rows it can only be
+    /// read with.
     pub embedding_resident: bool,
     /// The head is in memory; otherwise it is read in pieces for every token.
     pub head_resident: bool,
@@ -152,6 +153,7 @@ struct Sizes {
     scratch: u64,
     tied: bool,
     embedding: u64,
+    /// What reading one row of it takes.
     embedding_row: u64,
     /// Final norm, and the head unless it is tied.
     head: u64,
@@ -175,16 +177,17 @@ impl Sizes {
         options: &Options,
     ) -> Result<Self> {
         let len = |unit| -> Result<u64> { Ok(layout(unit)?.len) };
-        let embedding = len(Unit::Embedding)?;
+        let embedding = layout(Unit::Embedding)?;
+        let rows = embedding.find(Role::EmbedTokens);
+        let embedding_row = rows.map_or(Ok(0), TensorEntry::row_len)?;
         let (head_unit, head_role) = head_place(spec);
         let chunk = head_chunk(&layout(head_unit)?, head_role)?.1;
-        let embedding_row = embedding.div_ceil(u64::from(spec.vocab_size.max(1)));
         let mut sizes = Self {
             reserved: options.reserved,
             state: 0,
             scratch: scratch(spec, options.context) + buffer(embedding_row),
             tied: spec.tie_word_embeddings,
-            embedding: buffer(embedding),
+            embedding: buffer(embedding.len),
             embedding_row,
             head: buffer(len(Unit::Head)?),
             head_buffers: HEAD_BUFFERS as u64 * buffer(chunk),
@@ -345,14 +348,15 @@ pub(crate) const fn head_place(spec: &ModelSpec) -> (Unit, Role) {
     }
 }
 
-/// Rows of the head read at a time when it is streamed, and their bytes.
+/// Rows of the head read at a time when it is streamed, and their bytes at most: whole blocks of
+/// the rows that can only be read together.
 pub(crate) fn head_chunk(layout: &UnitLayout, role: Role) -> Result<(u64, u64)> {
     let Some(entry) = layout.find(role) else { return Ok((1, 0)) };
-    let row = entry.encoding.parts(1, entry.cols)?.total().max(1);
-    let rows = (HEAD_CHUNK / row)
-        .min(entry.rows.div_ceil(HEAD_PIECES))
+    let (block, len) = (entry.encoding.row_block(), entry.row_len()?.max(1));
+    let blocks = (HEAD_CHUNK / len)
+        .min(entry.rows.div_ceil(block * HEAD_PIECES))
         .max(1);
-    Ok((rows, rows * row))
+    Ok((blocks * block, blocks * len))
 }
 
 /// Memory of a buffer of `len` bytes.
@@ -367,9 +371,9 @@ fn spread(count: usize, len: usize) -> Vec<bool> {
         .collect()
 }
 
-/// Activations: everything per token, its copies with group sums, logits and their sorted copy,
-/// attention scores of every position.
+/// Activations: everything per token, its copies with group sums and in the basis of trellis codes,
+/// logits and their sorted copy, attention scores of every position.
 fn scratch(spec: &ModelSpec, context: usize) -> u64 {
     let vocab = u64::from(spec.vocab_size);
-    4 * (2 * block::buffer_len(spec) + 6 * vocab + 64 * context as u64)
+    4 * (3 * block::buffer_len(spec) + 6 * vocab + 64 * context as u64)
 }

@@ -75,10 +75,11 @@ impl Table {
             .map_or(0, |loaded| loaded.bytes.len() as u64)
     }
 
-    /// Some rows as a unit of their own, read from disk.
+    /// Some rows as a unit of their own, read from disk: rows that can be read alone, see
+    /// [`TensorEntry::readable`].
     ///
     /// # Errors
-    /// What the disk refuses.
+    /// What the disk refuses; other rows.
     pub fn read_rows(
         &self,
         weights: &Weights,

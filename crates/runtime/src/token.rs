@@ -253,14 +253,15 @@ impl Model {
             matrix.dequantize(backend, row..row + 1, &mut self.x);
             return Ok(());
         }
-        let rows = u64::from(token)..u64::from(token) + 1;
+        let rows = self.embedding.entry.readable(&(row as u64..row as u64 + 1));
+        let (first, count) = (rows.start as usize, (rows.end - rows.start) as usize);
         let loaded =
             self.embedding
                 .read_rows(&self.weights, rows, std::mem::take(&mut self.rows))?;
         loaded
             .view()
-            .matrix(role, 1, hidden)?
-            .dequantize(backend, 0..1, &mut self.x);
+            .matrix(role, count, hidden)?
+            .dequantize(backend, row - first..row - first + 1, &mut self.x);
         self.store.counts.reads += 1;
         self.store.counts.bytes_read += loaded.layout.len;
         self.rows = loaded.bytes;

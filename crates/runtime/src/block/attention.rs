@@ -7,6 +7,7 @@ use shardwright_quant::{Backend, Matrix, axpy, dot};
 
 use super::kv::KvCache;
 use super::ops::{add, add_bias, rms_norm, rms_norm_in_place, softmax};
+use super::record::Site;
 use super::rope::Rotation;
 use super::{Batch, Layer, Work};
 use crate::error::Result;
@@ -59,9 +60,10 @@ pub fn forward(
     let backend = work.linear.backend;
     let norm = layer.unit.vector(Role::InputNorm, layer.hidden)?;
     rms_norm(backend, x, &norm, layer.eps, &mut work.normed);
+    work.record.note(Site::Mixer, &work.normed);
     project(layer, spec, batch.rows, work)?;
     condition(layer, spec, batch, work)?;
-    let Work { linear, normed: out, attention: b, .. } = work;
+    let Work { linear, normed: out, attention: b, record, .. } = work;
     for (row, mixed) in b.mixed.chunks_mut(batch.length * q_width(spec)).enumerate() {
         let q = row * batch.length * q_width(spec);
         let kv = row * batch.length * cache_width(spec);
@@ -73,6 +75,7 @@ pub fn forward(
     let o = layer
         .unit
         .matrix(Role::OProj, layer.hidden, q_width(spec))?;
+    record.note(Site::MixerOut, &b.mixed);
     linear.project(&b.mixed, batch.rows, [(o, &mut *out)]);
     if spec.o_bias {
         add_bias(out, &layer.unit.vector(Role::OBias, layer.hidden)?);

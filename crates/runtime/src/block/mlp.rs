@@ -5,6 +5,7 @@ use shardwright_format::Role;
 use shardwright_format::model::DenseSpec;
 
 use super::ops::{add, add_bias, rms_norm, silu_mul};
+use super::record::{Record, Site};
 use super::{Layer, Work};
 use crate::error::Result;
 use crate::linear::Linear;
@@ -37,11 +38,18 @@ pub struct Gated {
     pub down: Role,
     /// Biases of the three, where there are any.
     pub biases: Option<[Role; 3]>,
+    /// Where its down projection's input is kept.
+    pub site: Site,
 }
 
 /// A layer's only feed-forward.
-pub const DENSE: Gated =
-    Gated { gate: Role::GateProj, up: Role::UpProj, down: Role::DownProj, biases: None };
+pub const DENSE: Gated = Gated {
+    gate: Role::GateProj,
+    up: Role::UpProj,
+    down: Role::DownProj,
+    biases: None,
+    site: Site::FfnOut,
+};
 
 /// The same with biases.
 pub const DENSE_BIASED: Gated =
@@ -53,6 +61,7 @@ pub const SHARED: Gated = Gated {
     up: Role::SharedUpProj,
     down: Role::SharedDownProj,
     biases: None,
+    site: Site::SharedOut,
 };
 
 /// A routed expert.
@@ -61,16 +70,18 @@ pub const EXPERT: Gated = Gated {
     up: Role::ExpertUpProj,
     down: Role::ExpertDownProj,
     biases: None,
+    site: Site::ExpertOut,
 };
 
 /// `x += mlp(norm(x))` for `x: [n, hidden]`.
 pub fn forward(layer: &Layer<'_>, spec: &DenseSpec, x: &mut [f32], work: &mut Work) -> Result<()> {
     let norm = layer.unit.vector(Role::PostAttentionNorm, layer.hidden)?;
-    let Work { linear, normed, mlp, .. } = work;
+    let Work { linear, normed, mlp, record, .. } = work;
     rms_norm(linear.backend, x, &norm, layer.eps, normed);
+    record.note(Site::Ffn, normed);
     let roles = if spec.bias { DENSE_BIASED } else { DENSE };
     let shape = (spec.intermediate_size as usize, layer.hidden);
-    gated(&layer.unit, roles, shape, normed, linear, mlp)?;
+    gated(&layer.unit, roles, shape, normed, (linear, mlp, record))?;
     add(x, &mlp.out);
     Ok(())
 }
@@ -81,8 +92,7 @@ pub fn gated(
     roles: Gated,
     shape: (usize, usize),
     x: &[f32],
-    linear: &mut Linear,
-    buffers: &mut Buffers,
+    (linear, buffers, record): (&mut Linear, &mut Buffers, &mut Record),
 ) -> Result<()> {
     let (width, hidden) = shape;
     let n = x.len() / hidden;
@@ -97,6 +107,7 @@ pub fn gated(
         add_bias(up, &unit.vector(up_bias, width)?);
     }
     activate(gate, up);
+    record.note(roles.site, gate);
     linear.project(gate, n, [(unit.matrix(roles.down, hidden, width)?, &mut *out)]);
     if let Some([_, _, down_bias]) = roles.biases {
         add_bias(out, &unit.vector(down_bias, hidden)?);

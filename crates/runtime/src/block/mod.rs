@@ -8,6 +8,7 @@ pub mod kv;
 pub mod mlp;
 pub mod moe;
 pub mod ops;
+pub mod record;
 pub mod rope;
 
 use shardwright_format::model::{Ffn, LayerSpec, Mixer, ModelSpec};
@@ -68,6 +69,8 @@ pub struct Work {
     pub mlp: mlp::Buffers,
     /// Of experts of one token.
     pub moe: moe::Buffers,
+    /// Inputs of matrices, where someone asks for them.
+    pub record: record::Record,
 }
 
 impl Work {
@@ -79,6 +82,7 @@ impl Work {
             attention: attention::Buffers::default(),
             mlp: mlp::Buffers::default(),
             moe: moe::Buffers::default(),
+            record: record::Record::default(),
         }
     }
 }

@@ -6,6 +6,7 @@ use shardwright_quant::{Activation, axpy};
 
 use super::mlp::{self, activate, gated};
 use super::ops::{rms_norm, sigmoid, softmax};
+use super::record::Site;
 use super::{Layer, Work};
 use crate::error::Result;
 use crate::linear::{Product, matvecs};
@@ -66,11 +67,13 @@ pub fn route(
     routes: &mut Routes,
 ) -> Result<()> {
     let norm = layer.unit.vector(Role::PostAttentionNorm, layer.hidden)?;
-    let Work { linear, normed, moe, .. } = work;
+    let Work { linear, normed, moe, record, .. } = work;
     rms_norm(linear.backend, x, &norm, layer.eps, normed);
+    record.note(Site::Ffn, normed);
     let experts = spec.num_experts as usize;
     let router = layer.unit.matrix(Role::Router, experts, layer.hidden)?;
     linear.project(normed, x.len() / layer.hidden, [(router, &mut moe.scores)]);
+    record.note_scores(&moe.scores);
     for scores in moe.scores.chunks_exact_mut(experts) {
         pick(spec, scores, routes);
     }
@@ -168,9 +171,9 @@ pub fn shared(
     work: &mut Work,
 ) -> Result<()> {
     let (unit, hidden) = (&layer.unit, layer.hidden);
-    let Work { linear, normed, mlp, moe, .. } = work;
+    let Work { linear, normed, mlp, moe, record, .. } = work;
     let shape = (spec.intermediate_size as usize, hidden);
-    gated(unit, mlp::SHARED, shape, normed, linear, mlp)?;
+    gated(unit, mlp::SHARED, shape, normed, (linear, mlp, record))?;
     if spec.gated {
         let gate = unit.matrix(Role::SharedExpertGate, 1, hidden)?;
         linear.project(normed, normed.len() / hidden, [(gate, &mut moe.scores)]);

@@ -1,0 +1,60 @@
+//! What goes into a layer's matrices, kept for those who calibrate.
+
+/// Matrices of a layer that share their input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Site {
+    /// The mixer's first projections: queries, keys and values.
+    Mixer,
+    /// The mixer's last projection.
+    MixerOut,
+    /// What the feed-forward begins with: gate and up, the router, the shared expert's gate.
+    Ffn,
+    /// The down projection of a layer's only feed-forward.
+    FfnOut,
+    /// The down projection of the shared expert.
+    SharedOut,
+    /// Gate and up of a routed expert.
+    Expert,
+    /// The down projection of a routed expert.
+    ExpertOut,
+}
+
+/// Inputs in the order of their use; nothing is kept unless asked for.
+#[derive(Debug, Default)]
+pub struct Record {
+    on: bool,
+    rows: Vec<(Site, Vec<f32>)>,
+    /// Router scores `[n, experts]` before softmax.
+    scores: Vec<f32>,
+}
+
+impl Record {
+    /// Starts with nothing kept; keeps what comes if `on`.
+    pub fn start(&mut self, on: bool) {
+        *self = Self { on, ..Self::default() };
+    }
+
+    /// Keeps the rows of `x` that matrices at `site` are multiplied with.
+    pub fn note(&mut self, site: Site, x: &[f32]) {
+        if self.on {
+            self.rows.push((site, x.to_vec()));
+        }
+    }
+
+    /// Keeps router scores.
+    pub fn note_scores(&mut self, scores: &[f32]) {
+        if self.on {
+            self.scores.extend_from_slice(scores);
+        }
+    }
+
+    /// What was kept since the last call.
+    pub fn take(&mut self) -> Vec<(Site, Vec<f32>)> {
+        std::mem::take(&mut self.rows)
+    }
+
+    /// The router scores kept, `[n, experts]`.
+    pub fn scores(&self) -> &[f32] {
+        &self.scores
+    }
+}
