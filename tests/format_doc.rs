@@ -75,6 +75,8 @@ fn constants_are_those_of_the_code() {
         ("MAX_ALIGNMENT", manifest::ALIGNMENTS.end().to_string()),
         ("TENSOR_ALIGNMENT", TENSOR_ALIGNMENT.to_string()),
         ("DENSE_FILE_LIMIT", manifest::DENSE_FILE_LIMIT.to_string()),
+        ("MAX_CALIBRATION_LINES", manifest::MAX_CALIBRATION_LINES.to_string()),
+        ("MIN_LINE", shardwright_format::text::MIN_LINE.to_string()),
         ("BITS", list(&Affine::BITS)),
         ("GROUP_SIZES", list(&Affine::GROUP_SIZES)),
     ];

@@ -213,13 +213,29 @@ def read_manifest(root):
     found = blake3(data[:start] + b"0" * HEX_LEN + data[end:])
     check(data[start:end] == found.encode(), "manifest.json has hash", found)
     manifest = json.loads(data, object_pairs_hook=refuse_repeated)
-    names = "blake3 format version generator alignment codec model recipe checkpoint files dense experts"
-    fields(manifest, names.split(), "manifest")
+    names = "blake3 format version generator alignment codec model recipe checkpoint calibration files dense experts"
+    fields(manifest, names.split(), "manifest", ("calibration",))
     check(manifest["format"] == "shardwright-bundle", "format", manifest["format"])
     check(manifest["version"] == 1, "version", manifest["version"])
     check(manifest["alignment"] in [1 << n for n in range(12, 21)], "alignment")
     check(manifest["codec"] in CODECS, "codec", manifest["codec"])
+    if manifest.get("calibration") is not None:
+        check_calibration(manifest["calibration"])
     return manifest
+
+
+def check_calibration(calibration):
+    """Line hashes are ascending and of a text that is named (§2.7)."""
+    optional = ("text_blake3", "statistics_blake3", "line_hashes")
+    fields(calibration, ("tokens", "window", *optional), "calibration", optional)
+    text, statistics = calibration.get("text_blake3"), calibration.get("statistics_blake3")
+    check(text is not None or statistics is not None, "calibration of nothing")
+    digits = calibration.get("line_hashes", "")
+    hashes = [digits[at : at + 16] for at in range(0, len(digits), 16)]
+    check(len(hashes) <= 4096 and len(digits) % 16 == 0, "line_hashes, of length", len(digits))
+    check(set(digits) <= set("0123456789abcdef"), "line_hashes, digits", set(digits))
+    check(all(a < b for a, b in zip(hashes, hashes[1:])), "line_hashes out of order", "")
+    check(not hashes or text is not None, "line_hashes of no text", "")
 
 
 def check_paths(files):

@@ -66,6 +66,7 @@ fn manifest(checkpoint: &Checkpoint, inventory: &Inventory) -> Result<Manifest> 
             files: checkpoint.files().iter().map(source).collect(),
             ignored: Vec::new(),
         },
+        calibration: None,
         files,
         dense,
         experts,

@@ -117,6 +117,7 @@ impl Maker<'_> {
             model: self.inventory.spec.clone(),
             recipe: serde_json::Value::Null,
             checkpoint: self.record(),
+            calibration: None,
             files,
             dense,
             experts: experts.into_iter().map(|(shards, _)| shards).collect(),

@@ -282,6 +282,7 @@ fn skeleton(
         recipe: serde_json::to_value(recipe)
             .map_err(|e| ConvertError::Plan(format!("recipe `{}`: {e}", recipe.name)))?,
         checkpoint: CheckpointRecord { files: files.collect(), ignored: ignored(inventory) },
+        calibration: None,
         files: Vec::new(),
         dense: Vec::new(),
         experts: Vec::new(),
