@@ -184,6 +184,8 @@ const ZERO: QuantStats = QuantStats {
     max_abs_error: 0.0,
     improved_groups: 0,
     constant_groups: 0,
+    output_error: 0.0,
+    output: 0.0,
 };
 
 fn method_of(tensor: &TensorEntry, method: Method) -> Option<Method> {

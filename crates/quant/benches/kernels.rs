@@ -8,8 +8,8 @@ use std::hint::black_box;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, main as run};
 use shardwright_quant::{
-    Activation, Affine, Backend, Encoding, Float, Matrix, Method, PartsMut, dot, matvec, narrow,
-    quantize, widen,
+    Activation, Affine, Backend, Encoding, Float, Guide, Matrix, Method, PartsMut, dot, matvec,
+    narrow, quantize, widen,
 };
 
 const ROWS: usize = 256;
@@ -88,9 +88,10 @@ fn stored(encoding: Encoding) -> Vec<u8> {
     let x = weights(ROWS * COLS);
     let mut bytes = vec![0; encoding.parts(ROWS as u64, COLS as u64).unwrap().total() as usize];
     match encoding {
-        Encoding::Affine(a) => {
-            let out = PartsMut::split(a, ROWS, COLS, &mut bytes).unwrap();
-            quantize(Backend::detect(), &x, COLS, a, Method::MinMax, out).unwrap();
+        Encoding::Affine(_) => {
+            let out = PartsMut::split(encoding, ROWS, COLS, &mut bytes).unwrap();
+            quantize(Backend::detect(), &x, COLS, encoding, Method::MinMax, Guide::Weights, out)
+                .unwrap();
         }
         _ => narrow(encoding.float().unwrap(), &x, &mut bytes),
     }
@@ -103,10 +104,11 @@ fn quantization(bencher: Bencher<'_, '_>, case: &str) {
     let (bits, method) = rest.split_once(' ').unwrap();
     let method = if method == "minmax" { Method::MinMax } else { Method::Search };
     let (a, x) = (affine(bits), weights(16 * COLS));
-    let mut bytes = vec![0; Encoding::Affine(a).parts(16, COLS as u64).unwrap().total() as usize];
+    let encoding = Encoding::Affine(a);
+    let mut bytes = vec![0; encoding.parts(16, COLS as u64).unwrap().total() as usize];
     bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
-        let out = PartsMut::split(a, 16, COLS, &mut bytes).unwrap();
-        quantize(backend, black_box(&x), COLS, a, method, out).unwrap()
+        let out = PartsMut::split(encoding, 16, COLS, &mut bytes).unwrap();
+        quantize(backend, black_box(&x), COLS, encoding, method, Guide::Weights, out).unwrap()
     });
 }
 

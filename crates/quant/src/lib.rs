@@ -6,6 +6,7 @@
 
 mod dot;
 pub mod encoding;
+mod feedback;
 mod float;
 mod kernel;
 mod matrix;
@@ -15,8 +16,9 @@ mod trellis;
 
 pub use dot::{axpy, dot};
 pub use encoding::{Affine, Encoding, EncodingError, Float, Parts, Trellis};
+pub use feedback::Feedback;
 pub use float::{narrow, widen};
 pub use kernel::{Backend, gemm};
 pub use matrix::{Activation, Matrix, MatrixError, matvec};
 pub use pack::{pack, unpack};
-pub use quantize::{Method, PartsMut, QuantError, QuantStats, quantize};
+pub use quantize::{Guide, Method, PartsMut, QuantError, QuantStats, quantize};

@@ -13,7 +13,7 @@ use shardwright_format::manifest::{
 };
 use shardwright_format::{Manifest, Unit, UnitLayout};
 use shardwright_quant::{
-    Affine, Backend, Encoding, Float, Method, PartsMut, narrow, quantize, widen,
+    Affine, Backend, Encoding, Float, Guide, Method, PartsMut, narrow, quantize, widen,
 };
 
 pub(crate) const ALIGNMENT: u64 = 4096;
@@ -232,10 +232,10 @@ impl Maker<'_> {
             let out = &mut bytes[entry.offset as usize..][..entry.byte_len().unwrap() as usize];
             let (rows, cols) = (entry.rows as usize, entry.cols as usize);
             match entry.encoding {
-                Encoding::Affine(affine) => {
-                    let parts = PartsMut::split(affine, rows, cols, out).unwrap();
-                    quantize(Backend::Scalar, &values, cols, affine, Method::MinMax, parts)
-                        .unwrap();
+                coded @ Encoding::Affine(_) => {
+                    let parts = PartsMut::split(coded, rows, cols, out).unwrap();
+                    let (method, guide) = (Method::MinMax, Guide::Weights);
+                    quantize(Backend::Scalar, &values, cols, coded, method, guide, parts).unwrap();
                 }
                 plain => narrow(plain.float().unwrap(), &values, out),
             }

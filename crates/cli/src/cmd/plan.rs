@@ -114,8 +114,7 @@ fn rules(plan: &Plan) -> Table {
         let coded = rule.encoding.starts_with('q');
         let method = match rule.method {
             _ if !coded => "",
-            Method::MinMax => "minmax",
-            Method::Search => "search",
+            method => method.name(),
         };
         let head = [rule.rule.clone(), rule.encoding.clone(), method.to_owned()];
         let numbers =

@@ -8,7 +8,7 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::{SourceView, Unit};
 use shardwright_quant::{
-    Affine, Backend, Encoding, Float, Method, Parts, PartsMut, QuantError, QuantStats, narrow,
+    Backend, Encoding, Float, Guide, Method, Parts, PartsMut, QuantError, QuantStats, narrow,
     quantize, widen,
 };
 
@@ -287,22 +287,14 @@ impl Quantizer {
         self.weights.resize(bytes.len() / dtype.size(), 0.0);
         widen(dtype, bytes, &mut self.weights);
         match encoding {
-            Encoding::Affine(affine) => self.affine(cols, affine, method, out),
-            Encoding::Trellis(_) => Err(Refusal::Shape("trellis codes".to_owned())),
+            Encoding::Affine(_) | Encoding::Trellis(_) => {
+                let guide = Guide::Weights;
+                Ok(quantize(self.backend, &self.weights, cols, encoding, method, guide, out)?)
+            }
             Encoding::F32 => self.plain(bytes, dtype, Float::F32, cols, out.weight),
             Encoding::F16 => self.plain(bytes, dtype, Float::F16, cols, out.weight),
             Encoding::Bf16 => self.plain(bytes, dtype, Float::Bf16, cols, out.weight),
         }
-    }
-
-    fn affine(
-        &self,
-        cols: usize,
-        affine: Affine,
-        method: Method,
-        out: PartsMut<'_>,
-    ) -> Result<QuantStats, Refusal> {
-        Ok(quantize(self.backend, &self.weights, cols, affine, method, out)?)
     }
 
     /// Stores plain floats: the source's bytes where the type is the same.

@@ -74,7 +74,7 @@ impl Quantize<'_> {
         let before = measure(s, grid, tile, base);
         let (pair, measured, improved) = match self.method {
             Method::MinMax => (base, before, s.splat(0.0)),
-            Method::Search => search::search(s, grid, tile, ends, (base, before)),
+            _ => search::search(s, grid, tile, ends, (base, before)),
         };
         self.write(s, groups.clone(), tile, pair);
         stats.groups += groups.len() as u64;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{Method, PartsMut, QuantError, QuantStats, quantize};
+use super::{Guide, Method, PartsMut, QuantError, QuantStats, quantize};
 use crate::Backend;
 use crate::encoding::{Affine, Encoding, EncodingError, Float};
 use crate::kernel::tests::noise;
@@ -20,8 +20,8 @@ fn run(x: &[f32], cols: usize, affine: Affine, method: Method) -> Result<Quantiz
     let (rows, encoding) = (x.len() / cols, Encoding::Affine(affine));
     let total = encoding.parts(rows as u64, cols as u64)?.total();
     let (mut bytes, mut values) = (vec![0; total as usize], vec![0.0; x.len()]);
-    let out = PartsMut::split(affine, rows, cols, &mut bytes)?;
-    let stats = quantize(Backend::detect(), x, cols, affine, method, out)?;
+    let out = PartsMut::split(encoding, rows, cols, &mut bytes)?;
+    let stats = quantize(Backend::detect(), x, cols, encoding, method, Guide::Weights, out)?;
     let matrix = Matrix::new(encoding, rows, cols, &bytes).unwrap();
     matrix.dequantize(Backend::detect(), 0..rows, &mut values);
     Ok(Quantized { stats, bytes, values })
@@ -256,9 +256,10 @@ fn shapes_that_do_not_fit_are_refused() {
     assert_eq!(run(&[0.0; 96], 96, f16(4), Method::MinMax).unwrap_err(), columns.into());
     let (mut weight, mut scales, mut biases) = ([0; 32], [0; 2], [0; 4]);
     let out = PartsMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
-    let error = quantize(Backend::Scalar, &[0.0; 64], 64, f16(4), Method::MinMax, out);
+    let (encoding, guide) = (Encoding::Affine(f16(4)), Guide::Weights);
+    let error = quantize(Backend::Scalar, &[0.0; 64], 64, encoding, Method::MinMax, guide, out);
     assert_eq!(error.unwrap_err().to_string(), "biases: expected 2 bytes, found 4");
-    assert!(PartsMut::split(f16(4), 2, 64, &mut [0; 71]).is_err());
+    assert!(PartsMut::split(encoding, 2, 64, &mut [0; 71]).is_err());
     run(&[], 64, f16(4), Method::Search).unwrap();
 }
 
