@@ -1,6 +1,8 @@
 //! Golden cases: tiny checkpoints and what transformers computes from them.
 #![allow(dead_code, clippy::unwrap_used)] // each test file uses a part; broken fixtures should stop it
 
+pub mod random;
+
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;
