@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::layout::Layout;
+use super::layout::{Layout, Spread};
 use super::{Kernel, LANES, Simd};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
@@ -89,6 +89,32 @@ impl Simd for Avx2 {
         unsafe {
             _mm256_storeu_si256(lo.as_mut_ptr().cast(), v[0]);
             _mm256_storeu_si256(hi.as_mut_ptr().cast(), v[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, v: I, out: &mut [u8; LANES]) {
+        let [a, b] = self.and(v, self.splat_bits(0xff));
+        // SAFETY: `self` proves the instructions; the array is 16 writable bytes.
+        unsafe {
+            // Packing keeps to 128-bit halves: the middle quarters are swapped back.
+            let words = _mm256_permute4x64_epi64::<0b1101_1000>(_mm256_packus_epi32(a, b));
+            let (lo, hi) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_packus_epi16(lo, hi));
+        }
+    }
+
+    #[inline(always)]
+    fn spread<const BITS: usize>(self, v: F, part: usize) -> F {
+        let (lo, hi) = Spread::<BITS>::LANE[part].split_at(8);
+        // Eight lanes come from one register: a permutation sees the lowest three bits of a number.
+        // SAFETY: `self` proves the instructions; each half of the table is 32 readable bytes.
+        unsafe {
+            let (from_lo, from_hi) = (v[lo[0] as usize / 8], v[hi[0] as usize / 8]);
+            [
+                _mm256_permutevar8x32_ps(from_lo, _mm256_loadu_si256(lo.as_ptr().cast())),
+                _mm256_permutevar8x32_ps(from_hi, _mm256_loadu_si256(hi.as_ptr().cast())),
+            ]
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::layout::Layout;
+use super::layout::{Layout, Spread};
 use super::{Kernel, LANES, Simd};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL.
@@ -81,6 +81,19 @@ impl Simd for Avx512 {
     fn store_bits(self, v: __m512i, out: &mut [u32; LANES]) {
         // SAFETY: `self` proves the instructions; the array is 64 writable bytes.
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) }
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, v: __m512i, out: &mut [u8; LANES]) {
+        // SAFETY: `self` proves the instructions; the array is 16 writable bytes.
+        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v)) }
+    }
+
+    #[inline(always)]
+    fn spread<const BITS: usize>(self, v: __m512, part: usize) -> __m512 {
+        let lanes = &Spread::<BITS>::LANE[part];
+        // SAFETY: `self` proves the instructions; the table is 64 readable bytes.
+        unsafe { _mm512_permutexvar_ps(_mm512_loadu_si512(lanes.as_ptr().cast()), v) }
     }
 
     #[inline(always)]

@@ -169,6 +169,11 @@ pub trait Simd: Copy {
     fn splat_bits(self, v: u32) -> Self::I;
     /// `out[l]` is lane `l`.
     fn store_bits(self, v: Self::I, out: &mut [u32; LANES]);
+    /// `out[l]` is the lowest byte of lane `l`.
+    fn store_bytes(self, v: Self::I, out: &mut [u8; LANES]);
+    /// Lane `l` is lane `(16 · part + l) >> BITS` of `v`: part `part` of `v` with every lane repeated
+    /// `2^BITS` times, 4 to 16, `part < 2^BITS`.
+    fn spread<const BITS: usize>(self, v: Self::F, part: usize) -> Self::F;
     /// The bits of each `f32`.
     fn to_bits(self, v: Self::F) -> Self::I;
     /// The `f32` of these bits.

@@ -107,6 +107,25 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn store_bytes(self, v: I, out: &mut [u8; LANES]) {
+        // SAFETY: `self` proves the instructions; the array is 16 writable bytes.
+        unsafe {
+            let lo = vcombine_u16(vmovn_u32(v[0]), vmovn_u32(v[1]));
+            let hi = vcombine_u16(vmovn_u32(v[2]), vmovn_u32(v[3]));
+            vst1q_u8(out.as_mut_ptr(), vcombine_u8(vmovn_u16(lo), vmovn_u16(hi)));
+        }
+    }
+
+    #[inline(always)]
+    fn spread<const BITS: usize>(self, v: F, part: usize) -> F {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        // Lanes are repeated at least four times, so each register repeats one.
+        // SAFETY: `self` proves the instructions.
+        unsafe { each!(|i| vdupq_n_f32(lanes[(LANES * part + 4 * i) >> BITS])) }
+    }
+
+    #[inline(always)]
     fn load_f32(self, v: &[u8; 64]) -> F {
         // SAFETY: `self` proves the instructions; the four loads cover the array.
         unsafe { each!(|i| vreinterpretq_f32_u8(vld1q_u8(v.as_ptr().add(16 * i)))) }

@@ -122,6 +122,16 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn store_bytes(self, v: Self::I, out: &mut [u8; LANES]) {
+        *out = map(v, |v| v as u8);
+    }
+
+    #[inline(always)]
+    fn spread<const BITS: usize>(self, v: Self::F, part: usize) -> Self::F {
+        std::array::from_fn(|l| v[(LANES * part + l) >> BITS])
+    }
+
+    #[inline(always)]
     fn to_bits(self, v: Self::F) -> Self::I {
         map(v, f32::to_bits)
     }

@@ -4,7 +4,7 @@ use crate::encoding::{Affine, Encoding, Float};
 use crate::float::{Narrow, Widen};
 use crate::matrix::{Activation, Matrix, matvec};
 use crate::quantize::tests::kinds;
-use crate::quantize::{Guide, Method, PartsMut, QuantStats, quantize};
+use crate::quantize::{Method, PartsMut, QuantStats, quantize};
 use crate::{Backend, axpy, dot};
 
 /// Lengths around the lanes, the registers and the groups.
@@ -108,8 +108,19 @@ fn stored(encoding: Encoding, rows: usize, cols: usize) -> Vec<u8> {
     let mut bytes = vec![0; encoding.parts(rows as u64, cols as u64).unwrap().total() as usize];
     match encoding {
         Encoding::Affine(affine) => {
-            let out = PartsMut::split(encoding, rows, cols, &mut bytes).unwrap();
+            let out = PartsMut::split(affine, rows, cols, &mut bytes).unwrap();
             quantize(Backend::Scalar, &x, cols, affine, Method::MinMax, out).unwrap();
+        }
+        // Any bytes are streams, any floats scales.
+        Encoding::Trellis(_) => {
+            let weight = encoding.parts(rows as u64, cols as u64).unwrap().weight as usize;
+            let (streams, scales) = bytes.split_at_mut(weight);
+            let noise = noise(streams.len(), 5);
+            streams
+                .iter_mut()
+                .zip(noise)
+                .for_each(|(byte, x)| *byte = (x * 128.0) as i8 as u8);
+            crate::narrow(Float::Bf16, &x[..rows], scales);
         }
         Encoding::F32 => crate::narrow(Float::F32, &x, &mut bytes),
         Encoding::F16 => crate::narrow(Float::F16, &x, &mut bytes),
@@ -190,8 +201,8 @@ fn quantized(backend: Backend, x: &[f32], affine: Affine, method: Method) -> (Ve
     let cols = affine.group_size();
     let rows = x.len() / cols;
     let mut bytes = vec![0; encoding.parts(rows as u64, cols as u64).unwrap().total() as usize];
-    let out = PartsMut::split(encoding, rows, cols, &mut bytes).unwrap();
-    let stats = quantize(backend, x, cols, encoding, method, Guide::Weights, out).unwrap();
+    let out = PartsMut::split(affine, rows, cols, &mut bytes).unwrap();
+    let stats = quantize(backend, x, cols, affine, method, out).unwrap();
     (bytes, stats)
 }
 

@@ -3,5 +3,6 @@
 mod read;
 pub mod rotate;
 pub mod stream;
+pub mod viterbi;
 
 pub use read::{dequantize, matvec};

@@ -88,7 +88,10 @@ pub fn matvec(m: &Matrix<'_>, trellis: Trellis, x: &[f32], rows: Range<usize>, o
         out = rest;
         let (column, sums) = (&mut column[..tile.len()], &mut sums[..tile.len()]);
         tile.fill(0.0);
-        for (x, streams) in x.chunks_exact(block).zip(part.streams.chunks_exact(block * part.stream)) {
+        for (x, streams) in x
+            .chunks_exact(block)
+            .zip(part.streams.chunks_exact(block * part.stream))
+        {
             sums.fill(0.0);
             for (x, stream) in x.iter().zip(streams.chunks_exact(part.stream)) {
                 decode(trellis, stream, part.rows.start, column);
@@ -96,7 +99,9 @@ pub fn matvec(m: &Matrix<'_>, trellis: Trellis, x: &[f32], rows: Range<usize>, o
                     *sum = value.mul_add(*x, *sum);
                 }
             }
-            tile.iter_mut().zip(&*sums).for_each(|(out, sum)| *out += sum);
+            tile.iter_mut()
+                .zip(&*sums)
+                .for_each(|(out, sum)| *out += sum);
         }
         for (row, out) in tile.iter_mut().enumerate() {
             *out *= scale(m, part.first + row);

@@ -1,0 +1,275 @@
+//! The choice of a stream: the best cyclic path through the trellis of one column of a tile.
+//!
+//! Row `i` is in state `s[i]`, and `s[i + 1] = s[i] >> bits | new << (state_bits - bits)`. The rows are
+//! gone through from last to first, for then the states that can stand behind `s` are
+//! `s >> bits | t << (state_bits - bits)`: those of a *group*, the `2^bits` states `s` that agree but
+//! for their lowest bits, are the same. So a group has one best continuation `t`, its *choice*.
+//!
+//! A stream is cyclic, which the algorithm of Viterbi is not. As in QTIP (arXiv 2406.11235, section
+//! 3.2), one run over the rows around the seam, last rows before first, finds the bits that both sides
+//! of the seam share; a second run over all rows is bound to them.
+
+use super::stream::value;
+use crate::encoding::Trellis;
+use crate::kernel::{Backend, Kernel, LANES, Simd};
+use crate::pack::pack;
+
+/// Rows on each side of the seam that the first run looks at, in lengths of a state: the paths of a
+/// trellis have merged long before.
+const REACH: usize = 6;
+
+/// Sixteen costs or values in one line of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([f32; LANES]);
+
+/// Chooses streams. It owns the buffers, about `2^state_bits` · 12 bytes and, for 256 rows,
+/// `2^(state_bits - bits)` · 256 bytes.
+pub struct Encoder {
+    trellis: Trellis,
+    /// The value of each state.
+    values: Vec<Line>,
+    /// The least cost of the rows from here to the last, for each state of this row.
+    costs: Vec<Line>,
+    /// The same for the row before.
+    next: Vec<Line>,
+    /// The choice of every group, rows in the order of a run.
+    choices: Vec<[u8; LANES]>,
+    /// The lowest bits of the states of the chosen path.
+    codes: Vec<u8>,
+}
+
+/// What one column asks for: a target and the weight of its squared error for each row.
+#[derive(Clone, Copy)]
+struct Column<'a> {
+    targets: &'a [f32],
+    weights: &'a [f32],
+}
+
+/// A stretch of rows, cyclic, and the bits that the rows around it prescribe.
+struct Run {
+    first: usize,
+    rows: usize,
+    /// The lowest `state_bits - bits` bits of the first state, and the highest of the last.
+    overlap: Option<usize>,
+}
+
+impl Encoder {
+    /// An encoder of `trellis`.
+    pub fn new(trellis: Trellis) -> Self {
+        let lines = (1 << trellis.state_bits()) / LANES;
+        let line = |i: usize| Line(std::array::from_fn(|l| value((LANES * i + l) as u32)));
+        Self {
+            trellis,
+            values: (0..lines).map(line).collect(),
+            costs: vec![Line([0.0; LANES]); lines],
+            next: vec![Line([0.0; LANES]); lines],
+            choices: Vec::new(),
+            codes: Vec::new(),
+        }
+    }
+
+    /// As [`Self::encode`], with the instructions of `backend`.
+    ///
+    /// # Panics
+    /// As [`Self::encode`].
+    pub fn encode_on(
+        &mut self,
+        backend: Backend,
+        targets: &[f32],
+        weights: &[f32],
+        stream: &mut [u8],
+        values: &mut [f32],
+    ) {
+        backend.run(Encode { encoder: self, targets, weights, stream, values });
+    }
+
+    /// Writes the stream whose values come nearest to `targets`, those in units of the rows' scales,
+    /// and its values: the sum of `weights[i] · (targets[i] - values[i])²` is the least that the two
+    /// runs find. Rows that fill up a tile have weight 0.
+    ///
+    /// # Panics
+    /// When the rows are none or not a multiple of 8, or `stream` is not their length.
+    #[inline(always)]
+    pub fn encode<S: Simd>(
+        &mut self,
+        s: S,
+        targets: &[f32],
+        weights: &[f32],
+        stream: &mut [u8],
+        values: &mut [f32],
+    ) {
+        assert_eq!(targets.len(), weights.len(), "weights of the rows of a tile");
+        assert_eq!(targets.len(), values.len(), "values of the rows of a tile");
+        let column = Column { targets, weights };
+        match self.trellis.bits() {
+            2 => self.column::<S, 2, 4>(s, column, stream, values),
+            3 => self.column::<S, 3, 8>(s, column, stream, values),
+            _ => self.column::<S, 4, 16>(s, column, stream, values),
+        }
+    }
+
+    #[inline(always)]
+    fn column<S: Simd, const BITS: usize, const CODES: usize>(
+        &mut self,
+        s: S,
+        column: Column<'_>,
+        stream: &mut [u8],
+        values: &mut [f32],
+    ) {
+        let rows = column.targets.len();
+        let reach = (REACH * self.state_bits() / BITS).min(rows / 2);
+        let seam = Run { first: rows - reach, rows: 2 * reach, overlap: None };
+        let start = self.run::<S, BITS, CODES>(s, column, &seam);
+        let last = self.path::<BITS>(start).nth(reach - 1).unwrap_or(start);
+        let whole = Run { first: 0, rows, overlap: Some(last >> BITS) };
+        let start = self.run::<S, BITS, CODES>(s, column, &whole);
+        let mut codes = std::mem::take(&mut self.codes);
+        codes.clear();
+        for (state, out) in self.path::<BITS>(start).zip(values) {
+            codes.push((state % CODES) as u8);
+            *out = value(state as u32);
+        }
+        pack(BITS as u8, &codes, stream);
+        self.codes = codes;
+    }
+
+    const fn state_bits(&self) -> usize {
+        self.trellis.state_bits() as usize
+    }
+
+    /// The states of the last run's rows from `start`, that of its first row. The number after the
+    /// last row means nothing.
+    #[inline(always)]
+    fn path<const BITS: usize>(&self, start: usize) -> impl Iterator<Item = usize> {
+        let groups_log = self.state_bits() - BITS;
+        let choices = self.choices.as_flattened().chunks_exact(1 << groups_log);
+        choices.scan(start, move |next, choices| {
+            let state = *next;
+            let group = state >> BITS;
+            *next = group | usize::from(choices[group]) << groups_log;
+            Some(state)
+        })
+    }
+
+    /// Goes through the rows of `run` from last to first; leaves the choices and returns the best
+    /// state of its first row.
+    #[inline(always)]
+    fn run<S: Simd, const BITS: usize, const CODES: usize>(
+        &mut self,
+        s: S,
+        column: Column<'_>,
+        run: &Run,
+    ) -> usize {
+        let groups = 1 << (self.state_bits() - BITS);
+        self.begin::<CODES>(run.overlap);
+        self.choices.resize(run.rows * groups / LANES, [0; LANES]);
+        let rows = self.choices.chunks_exact_mut(groups / LANES).enumerate();
+        for (row, choices) in rows.rev() {
+            let row = (run.first + row) % column.targets.len();
+            let root = column.weights[row].sqrt();
+            let line = [root, -root * column.targets[row]];
+            step::<S, BITS, CODES>(s, &self.costs, &mut self.next, &self.values, choices, line);
+            std::mem::swap(&mut self.costs, &mut self.next);
+        }
+        match run.overlap {
+            None => best(s, &self.costs),
+            Some(overlap) => self.best_of(overlap, groups),
+        }
+    }
+
+    /// The costs behind the last row: any state may follow, or those that begin with the overlap.
+    fn begin<const CODES: usize>(&mut self, overlap: Option<usize>) {
+        let Some(overlap) = overlap else {
+            self.costs.fill(Line([0.0; LANES]));
+            return;
+        };
+        self.costs.fill(Line([f32::MAX; LANES]));
+        let groups = self.costs.len() * LANES / CODES;
+        for t in 0..CODES {
+            let state = overlap + t * groups;
+            self.costs[state / LANES].0[state % LANES] = 0.0;
+        }
+    }
+
+    /// The best state that begins with `overlap`, the lowest of equals.
+    fn best_of(&self, overlap: usize, groups: usize) -> usize {
+        let cost = |state: usize| self.costs[state / LANES].0[state % LANES];
+        let states = (overlap..self.costs.len() * LANES).step_by(groups);
+        states.fold(overlap, |best, state| if cost(state) < cost(best) { state } else { best })
+    }
+}
+
+/// One row: `next[s] = min over t of costs[s >> BITS | t << (state_bits - BITS)] + error(s)²`, where
+/// `error = root · value - root · target`, `line` being the two factors.
+///
+/// The choice takes the place of a cost's lowest bits, so that one minimum finds both; of equal costs
+/// the lowest choice is taken.
+#[inline(always)]
+fn step<S: Simd, const BITS: usize, const CODES: usize>(
+    s: S,
+    costs: &[Line],
+    next: &mut [Line],
+    values: &[Line],
+    choices: &mut [[u8; LANES]],
+    line: [f32; 2],
+) {
+    let groups = choices.len();
+    let behind: [&[Line]; CODES] = std::array::from_fn(|t| &costs[t * groups..(t + 1) * groups]);
+    let (root, target) = (s.splat(line[0]), s.splat(line[1]));
+    let (code, rest) = (s.splat_bits(CODES as u32 - 1), s.splat_bits(!(CODES as u32 - 1)));
+    let next = next.as_chunks_mut::<CODES>().0.iter_mut();
+    let lines = next.zip(values.as_chunks::<CODES>().0).zip(choices);
+    for (group, ((next, values), choices)) in lines.enumerate() {
+        let mut least = s.splat(f32::INFINITY);
+        for t in 0..CODES {
+            let cost = s.and(s.to_bits(s.load(&behind[t][group].0)), rest);
+            least = s.min(s.with_bits(s.or(cost, s.splat_bits(t as u32))), least);
+        }
+        s.store_bytes(s.and(s.to_bits(least), code), choices);
+        for part in 0..CODES {
+            let error = s.mul_add(s.load(&values[part].0), root, target);
+            let before = s.spread::<BITS>(least, part);
+            s.store(s.mul_add(error, error, before), &mut next[part].0);
+        }
+    }
+}
+
+/// The state of least cost, the lowest of equals.
+#[inline(always)]
+fn best<S: Simd>(s: S, costs: &[Line]) -> usize {
+    // States are below 2^16: exact as floats.
+    let lanes: [f32; LANES] = std::array::from_fn(|l| l as f32);
+    let mut state = s.load(&lanes);
+    let (mut least, mut at) = (s.splat(f32::INFINITY), state);
+    for line in costs {
+        let cost = s.load(&line.0);
+        at = s.select_less(cost, least, state, at);
+        least = s.min(cost, least);
+        state = s.add(state, s.splat(LANES as f32));
+    }
+    let (mut least_of, mut at_of) = ([0.0; LANES], [0.0; LANES]);
+    s.store(least, &mut least_of);
+    s.store(at, &mut at_of);
+    let all = least_of.into_iter().zip(at_of);
+    let (_, at) = all.fold((f32::INFINITY, f32::INFINITY), |a, b| if b < a { b } else { a });
+    at as usize % (costs.len() * LANES)
+}
+
+struct Encode<'a> {
+    encoder: &'a mut Encoder,
+    targets: &'a [f32],
+    weights: &'a [f32],
+    stream: &'a mut [u8],
+    values: &'a mut [f32],
+}
+
+impl Kernel for Encode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.encoder
+            .encode(s, self.targets, self.weights, self.stream, self.values);
+    }
+}
