@@ -8,6 +8,7 @@ pub mod io;
 pub mod layout;
 pub mod manifest;
 pub mod model;
+pub mod report;
 pub mod role;
 mod shapes;
 pub mod text;

@@ -145,6 +145,11 @@ impl<'w> LayerPass<'w> {
         &self.flow.x
     }
 
+    /// The residual stream, for what the caller does to it between layers, such as rounding.
+    pub fn hidden_mut(&mut self) -> &mut [f32] {
+        &mut self.flow.x
+    }
+
     /// The residual stream alone, once no layer is left to come.
     pub fn into_hidden(self) -> Vec<f32> {
         self.flow.x

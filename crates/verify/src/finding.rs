@@ -37,6 +37,10 @@ pub enum Kind {
     Error,
     /// A quality limit is not kept.
     Threshold,
+    /// The text has lines of the one that the bundle was calibrated with.
+    Overlap,
+    /// The bundle predicts the text better than the original does.
+    Overfit,
 }
 
 /// One thing that is wrong: where, what was expected, what was found.

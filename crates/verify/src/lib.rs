@@ -4,6 +4,7 @@
 //! Nothing here knows the converter: provenance comes from the manifest, roles from the
 //! checkpoint's own inventory, values from the scalar definition of the encodings.
 
+mod allocation;
 mod divergence;
 mod error;
 mod fidelity;
@@ -12,6 +13,7 @@ mod hashing;
 mod html;
 mod integrity;
 mod monitor;
+mod overlap;
 mod plot;
 mod report;
 mod run;
@@ -20,12 +22,16 @@ mod testing;
 mod text;
 mod thresholds;
 
-pub use divergence::{Bin, Bucket, DP_FRACTIONS, Divergence, LayerDrift, Windows, divergence};
+pub use allocation::Allocation;
+pub use divergence::{
+    Bin, Bucket, DP_FRACTIONS, Divergence, LayerDrift, NoiseFloor, Windows, divergence,
+};
 pub use error::{Model, Result, VerifyError};
 pub use fidelity::{Fidelity, FidelityOptions, RoleFidelity, TensorFidelity, fidelity};
 pub use finding::{Finding, Kind};
 pub use integrity::{FileCheck, Integrity, integrity};
 pub use monitor::{Monitor, Progress, Stage};
+pub use overlap::CalibrationRecord;
 pub use report::{BundleSummary, Report, TextRecord, Verdict, bits_per_weight};
 pub use run::{Request, verify};
 pub use thresholds::Thresholds;

@@ -5,10 +5,12 @@ use shardwright_format::Manifest;
 use shardwright_format::manifest::{Codec, Hash};
 use shardwright_quant::Float;
 
+use crate::allocation::{Allocation, allocation};
 use crate::divergence::Divergence;
 use crate::fidelity::Fidelity;
-use crate::finding::Finding;
+use crate::finding::{Finding, Kind};
 use crate::integrity::Integrity;
+use crate::overlap::CalibrationRecord;
 use crate::thresholds::Thresholds;
 
 /// Everything a verification has to say. Serializes to the JSON of `verify --json`.
@@ -28,12 +30,21 @@ pub struct Report {
     pub fidelity: Option<Fidelity>,
     /// The text; none without one.
     pub text: Option<TextRecord>,
+    /// What the bundle was calibrated with; none when it was not, or its manifest is damaged.
+    #[serde(default)]
+    pub calibration: Option<CalibrationRecord>,
+    /// Where the bytes are: per layer, role and encoding.
+    #[serde(default)]
+    pub allocation: Vec<Allocation>,
     /// How far do the predictions drift apart? None without a text.
     pub divergence: Option<Divergence>,
     /// The limits that were asked for.
     pub thresholds: Thresholds,
     /// Everything that is wrong, from all checks.
     pub findings: Vec<Finding>,
+    /// What makes the figures doubtful, though nothing is wrong with the bundle.
+    #[serde(default)]
+    pub warnings: Vec<Finding>,
     /// What a reader should know besides.
     pub notes: Vec<String>,
 }
@@ -65,6 +76,9 @@ pub struct BundleSummary {
     pub codec: Codec,
     /// Every shard starts on a multiple of this.
     pub alignment: u64,
+    /// Names the checkpoint: a hash over the hashes of its weight files, in their order.
+    #[serde(default)]
+    pub checkpoint_blake3: Option<Hash>,
 }
 
 impl BundleSummary {
@@ -79,8 +93,17 @@ impl BundleSummary {
             bytes: manifest.files.iter().map(|f| f.size).sum(),
             codec: manifest.codec,
             alignment: manifest.alignment,
+            checkpoint_blake3: Some(checkpoint_hash(manifest)),
         }
     }
+}
+
+fn checkpoint_hash(manifest: &Manifest) -> Hash {
+    let mut hasher = blake3::Hasher::new();
+    for file in &manifest.checkpoint.files {
+        hasher.update(&file.blake3.0);
+    }
+    hasher.finalize().into()
 }
 
 /// The text that both models predicted.
@@ -135,9 +158,12 @@ impl Report {
             integrity,
             fidelity: None,
             text: None,
+            calibration: None,
+            allocation: Vec::new(),
             divergence: None,
             thresholds,
             findings: Vec::new(),
+            warnings: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -145,6 +171,7 @@ impl Report {
     pub(crate) fn describe(&mut self, manifest: &Manifest) {
         self.bundle = Some(BundleSummary::new(manifest));
         self.bits_per_weight = Some(bits_per_weight(manifest)).filter(|b| b.is_finite());
+        self.allocation = allocation(manifest);
         let compressed = manifest.codec != Codec::None;
         if compressed {
             self.notes
@@ -178,6 +205,7 @@ impl Report {
         );
         if let Some(divergence) = &self.divergence {
             findings.extend(self.thresholds.findings(divergence));
+            self.warnings.extend(overfit(divergence));
             self.notes.extend(remarks(divergence));
         }
         self.verdict = if findings.is_empty() { Verdict::Holds } else { Verdict::Found };
@@ -186,26 +214,60 @@ impl Report {
     }
 }
 
+/// A bundle that beats its original on a text was fitted to text of its kind, or was lucky.
+fn overfit(d: &Divergence) -> Option<Finding> {
+    let (ratio, error) = (d.ln_ppl_ratio, d.ln_ppl_ratio_se);
+    let why = if -ratio > 2.0 * error {
+        "more than chance explains: has the bundle been fitted to this text?"
+    } else {
+        "within what chance explains"
+    };
+    let found = format!("ln ratio {ratio:.6} ± {error:.6}, {why}");
+    let finding = Finding::new(Kind::Overfit, "perplexity below the original's");
+    (ratio < 0.0).then(|| Finding { found: Some(found), ..finding })
+}
+
 /// What the figures themselves do not say.
 fn remarks(d: &Divergence) -> Vec<String> {
     let mut notes = Vec::new();
-    if d.ln_ppl_ratio < 0.0 {
-        let (ratio, error) = (d.ln_ppl_ratio, d.ln_ppl_ratio_se);
-        let why = if -ratio > 2.0 * error {
-            "more than chance explains: has the bundle been fitted to this text?"
-        } else {
-            "within what chance explains"
-        };
-        notes.push(format!(
-            "perplexity is below the original's, ln ratio {ratio:.6} ± {error:.6}: {why}"
-        ));
-    }
     if d.tokens < 1000 {
         notes.push(format!("{} tokens are few: mind the standard errors", d.tokens));
     }
-    notes.push(
-        "noise floor: both models run the same arithmetic in f32, so unchanged weights diverge by exactly 0"
-            .to_owned(),
-    );
+    let floor = d.noise_floor.filter(|floor| d.kld_mean < floor.kld_mean);
+    if let Some(floor) = floor {
+        notes.push(format!(
+            "the mean KLD lies below {:.2e}, what 16-bit hidden states alone do to the original",
+            floor.kld_mean
+        ));
+    }
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn better_than_the_original_is_doubted() {
+        let warning = |ln_ppl_ratio, ln_ppl_ratio_se| {
+            let d = Divergence { ln_ppl_ratio, ln_ppl_ratio_se, ..Divergence::default() };
+            overfit(&d).map(|finding| finding.to_string())
+        };
+        let start = "perplexity below the original's: found ln ratio -0.010000 ± ";
+        let chance = warning(-0.01, 0.006).unwrap();
+        assert_eq!(chance, format!("{start}0.006000, within what chance explains"));
+        let fitted = warning(-0.01, 0.001).unwrap();
+        assert!(fitted.starts_with(start) && fitted.contains("fitted to this text?"), "{fitted}");
+        assert_eq!(warning(0.0, 0.001), None);
+    }
+
+    #[test]
+    fn a_divergence_below_the_floor_is_remarked() {
+        let floor = crate::NoiseFloor { kld_mean: 0.002, ..crate::NoiseFloor::default() };
+        let noise_floor = Some(floor);
+        let d =
+            |kld_mean| Divergence { tokens: 5000, kld_mean, noise_floor, ..Divergence::default() };
+        assert!(remarks(&d(0.001))[0].starts_with("the mean KLD lies below 2.00e-3"));
+        assert!(remarks(&d(0.003)).is_empty());
+    }
 }

@@ -24,6 +24,12 @@ impl Display for Report {
                 .iter()
                 .try_for_each(|finding| writeln!(f, "{finding}"))?;
         }
+        if !self.warnings.is_empty() {
+            writeln!(f, "\n====== Warnings ======")?;
+            self.warnings
+                .iter()
+                .try_for_each(|warning| writeln!(f, "{warning}"))?;
+        }
         writeln!(f)?;
         self.notes
             .iter()
@@ -68,6 +74,9 @@ impl Report {
                 "text",
                 format!("{}, {size}, {} tokens, {}", text.name, text.tokens, text.blake3),
             )?;
+        }
+        if let Some(calibration) = &self.calibration {
+            line("calibration", calibration.to_string())?;
         }
         Ok(())
     }
@@ -137,6 +146,13 @@ impl Display for Divergence {
         }
         self.perplexity(f)?;
         self.kld(f)?;
+        if let Some(floor) = &self.noise_floor {
+            let (mean, error, tokens) = (floor.kld_mean, floor.kld_mean_se, floor.tokens);
+            writeln!(
+                f,
+                "Floor   KLD: {mean:10.6} ± {error:10.6} (the original with hidden states in bf16, {tokens} tokens)"
+            )?;
+        }
         self.probabilities(f)
     }
 }

@@ -120,6 +120,9 @@ pub struct Divergence {
     pub by_confidence: Vec<Bucket>,
     /// How many tokens diverge by how much.
     pub kld_histogram: Vec<Bin>,
+    /// What the original's own arithmetic comes to in 16 bits; none where it was not measured.
+    #[serde(default)]
+    pub noise_floor: Option<super::NoiseFloor>,
     /// Drift of the residual stream: after the embedding, then after each layer.
     pub layers: Vec<super::LayerDrift>,
 }

@@ -57,6 +57,23 @@ fn fewer_bits_diverge_more() {
 }
 
 #[test]
+fn the_noise_floor_is_that_of_the_original_alone() {
+    let original = Weights::open(&golden("qwen3_moe")).unwrap();
+    let floor = |candidate: &Weights, windows| {
+        let d = compare(&original, candidate, windows, 2);
+        (d.noise_floor.unwrap(), d.kld_mean)
+    };
+    let (alone, _) = floor(&original, Windows::of(32));
+    assert_eq!((alone.windows, alone.tokens), (1, 31));
+    assert!(alone.kld_mean > 0.0 && alone.kld_mean <= alone.kld_p99, "{alone:?}");
+    let bundle = TestBundle::new("qwen3_moe", FOUR_BITS);
+    let (beside, kld) = floor(&Weights::open(bundle.root.path()).unwrap(), Windows::of(32));
+    // A four-bit bundle is far above what rounding hidden states does, and does not change it.
+    assert_eq!(beside, alone);
+    assert!(kld > 10.0 * alone.kld_mean, "{kld} {alone:?}");
+}
+
+#[test]
 fn threads_do_not_change_the_result() {
     let bundle = TestBundle::new("llama2", FOUR_BITS);
     let original = Weights::open(&bundle.checkpoint).unwrap();

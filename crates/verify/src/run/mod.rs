@@ -3,14 +3,13 @@
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::path::Path;
 
+use shardwright_format::Bundle;
 use shardwright_format::arch::{Arch, Inventory};
 use shardwright_format::bundle::read_manifest;
 use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights};
 use shardwright_format::weights::Weights;
-use shardwright_format::{Bundle, FormatError};
 use shardwright_runtime::RuntimeError;
 use shardwright_runtime::text::Tokenizer;
 
@@ -20,6 +19,7 @@ use crate::fidelity::{FidelityOptions, fidelity};
 use crate::finding::{Finding, Kind};
 use crate::integrity::integrity;
 use crate::monitor::Monitor;
+use crate::overlap::{self, Text};
 use crate::report::{Report, TextRecord};
 use crate::thresholds::Thresholds;
 
@@ -64,11 +64,17 @@ impl Request<'_> {
 pub fn verify(request: &Request<'_>, monitor: &Monitor<'_>) -> Result<Report> {
     request.check()?;
     let dir = request.bundle;
+    let text = request.text.map(Text::read).transpose()?;
+    if let (Some(text), Ok(manifest)) = (&text, read_manifest(dir)) {
+        overlap::refuse_same(text, manifest.calibration.as_ref())?;
+    }
     let integrity = integrity(dir, request.threads, monitor)?;
     let readable = integrity.weights_hold();
     let mut report = Report::new(name(dir), integrity, request.thresholds);
     if report.integrity.manifest.is_some() {
-        report.describe(&read_manifest(dir)?);
+        let manifest = read_manifest(dir)?;
+        report.describe(&manifest);
+        overlap::record(&mut report, dir, &manifest, text.as_ref());
     }
     match request.checkpoint {
         Some(_) if !readable => {
@@ -76,7 +82,7 @@ pub fn verify(request: &Request<'_>, monitor: &Monitor<'_>) -> Result<Report> {
                 .notes
                 .push("not compared with the checkpoint: the bundle is damaged".to_owned());
         }
-        Some(checkpoint) => compare(request, checkpoint, &mut report, monitor)?,
+        Some(checkpoint) => compare(request, checkpoint, text.as_ref(), &mut report, monitor)?,
         None => {}
     }
     Ok(report.conclude())
@@ -85,6 +91,7 @@ pub fn verify(request: &Request<'_>, monitor: &Monitor<'_>) -> Result<Report> {
 fn compare(
     request: &Request<'_>,
     checkpoint: &Path,
+    text: Option<&Text>,
     report: &mut Report,
     monitor: &Monitor<'_>,
 ) -> Result<()> {
@@ -97,7 +104,7 @@ fn compare(
         threads: request.threads,
     };
     report.fidelity = Some(fidelity(&bundle, &checkpoint, &inventory, &options, monitor)?);
-    let Some(text) = request.text else { return Ok(()) };
+    let Some(text) = text else { return Ok(()) };
     if bundle.manifest().model != inventory.spec {
         report
             .notes
@@ -105,7 +112,7 @@ fn compare(
         return Ok(());
     }
     let original = Weights::Checkpoint(CheckpointWeights::new(checkpoint, inventory));
-    let (tokens, record) = read_text(text, &original)?;
+    let (tokens, record) = tokens(text, &original)?;
     report.text = Some(record);
     let candidate = Weights::Bundle(bundle);
     let Request { windows, threads, .. } = *request;
@@ -128,17 +135,16 @@ fn failure(error: VerifyError) -> Result<Finding> {
 }
 
 /// A text's tokens, by the original's tokenizer, without any that it puts around a text.
-fn read_text(path: &Path, original: &Weights) -> Result<(Vec<u32>, TextRecord)> {
-    let text = fs::read_to_string(path).map_err(|e| FormatError::io(path, e))?;
+fn tokens(text: &Text, original: &Weights) -> Result<(Vec<u32>, TextRecord)> {
     let tokenizer =
         Tokenizer::open(&original.tokenizer_path()).map_err(Model::Original.failed())?;
     let tokens = tokenizer
-        .encode(&text, false)
+        .encode(&text.content, false)
         .map_err(Model::Original.failed())?;
     let record = TextRecord {
-        name: name(path),
-        blake3: blake3::hash(text.as_bytes()).into(),
-        bytes: text.len() as u64,
+        name: name(text.path),
+        blake3: text.blake3,
+        bytes: text.content.len() as u64,
         tokens: tokens.len() as u64,
     };
     Ok((tokens, record))

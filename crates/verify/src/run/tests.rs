@@ -1,4 +1,6 @@
-use shardwright_format::manifest::{Codec, MANIFEST_FILE};
+use std::fs;
+
+use shardwright_format::manifest::{Calibration, Codec, LineHashes, MANIFEST_FILE};
 
 use super::*;
 use crate::report::Verdict;
@@ -177,4 +179,76 @@ fn what_cannot_run_is_said() {
     let report = run(&alone);
     assert_eq!((report.verdict, report.fidelity.is_none()), (Verdict::Holds, true));
     report.to_html();
+}
+
+fn calibrated(bundle: &TestBundle, text: &str) {
+    let calibration = Calibration {
+        text_blake3: Some(blake3::hash(text.as_bytes()).into()),
+        tokens: 1000,
+        window: 64,
+        statistics_blake3: None,
+        line_hashes: LineHashes::of(text),
+    };
+    bundle.rewrite(|manifest| manifest.calibration = Some(calibration));
+}
+
+#[test]
+fn the_calibration_text_is_no_evaluation() {
+    let bundle = TestBundle::of(&trained(), FOUR_BITS);
+    let path = text();
+    let content = fs::read_to_string(&path).unwrap();
+    calibrated(&bundle, &content);
+    let same = request(&bundle, Some(&path), Thresholds::default());
+    let error = verify(&same, &Monitor::silent()).unwrap_err().to_string();
+    let expected = "evaluation.txt: expected a text that the bundle was not calibrated with, found its \
+                    calibration text: it would be judged on what it was fitted to";
+    assert!(error.ends_with(expected), "{error}");
+    assert_eq!(run(&request(&bundle, None, Thresholds::default())).verdict, Verdict::Holds);
+}
+
+#[test]
+fn lines_of_the_calibration_text_are_a_warning() {
+    let bundle = TestBundle::of(&trained(), FOUR_BITS);
+    let path = text();
+    let content = fs::read_to_string(&path).unwrap();
+    let half = &content[..content.floor_char_boundary(content.len() / 2)];
+    calibrated(&bundle, half);
+    let report = run(&request(&bundle, Some(&path), Thresholds::default()));
+    assert_eq!(report.verdict, Verdict::Holds);
+    let record = report.calibration.as_ref().unwrap();
+    let shared = record.shared_lines.unwrap();
+    assert!((0.3..0.8).contains(&shared.fraction()), "{shared:?}");
+    let warning = report.warnings.iter().find(|w| w.kind == Kind::Overlap);
+    let warning = warning.unwrap().to_string();
+    let expected = format!(
+        "lines of the calibration text in this one: found {} of {} lines looked up",
+        shared.shared, shared.compared
+    );
+    assert!(warning.starts_with(&expected), "{warning}");
+    assert!(report.to_string().contains("====== Warnings ======"));
+    calibrated(&bundle, "nothing that the evaluation text has in any of its lines\n");
+    let report = run(&request(&bundle, Some(&path), Thresholds::default()));
+    assert!(report.warnings.iter().all(|w| w.kind != Kind::Overlap), "{:?}", report.warnings);
+}
+
+#[test]
+fn what_the_conversion_says_of_its_calibration_is_shown() {
+    let bundle = TestBundle::new("qwen3_moe", FOUR_BITS);
+    let told = r#"{"calibration": {"tokens": 1000, "window": 64, "rule": "fewer than 8 tokens: <all>",
+        "coverage": [{"layer": 0, "tokens": [500, 0, 20, 30, 7, 450], "starved": [1, 4]}],
+        "layers": [{"layer": 0, "relative_output_error": 0.0123}], "later": 1}}"#;
+    fs::write(bundle.path("report.json"), told).unwrap();
+    calibrated(&bundle, "a text");
+    let report = run(&request(&bundle, None, Thresholds::default()));
+    let told = report
+        .calibration
+        .as_ref()
+        .unwrap()
+        .conversion
+        .clone()
+        .unwrap();
+    assert_eq!(told.coverage[0].starved, [1, 4]);
+    fs::write(bundle.path("report.json"), r#"{"calibration": 7}"#).unwrap();
+    let report = run(&request(&bundle, None, Thresholds::default()));
+    assert!(report.calibration.unwrap().conversion.is_none());
 }

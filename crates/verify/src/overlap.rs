@@ -1,0 +1,121 @@
+//! Is the text one that the bundle was fitted to?
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use shardwright_format::io::{INDEX_LIMIT, read_required};
+use shardwright_format::manifest::{Calibration, Hash, REPORT_FILE, SharedLines};
+use shardwright_format::report::CalibrationReport;
+use shardwright_format::{FormatError, Manifest};
+
+use crate::error::Result;
+use crate::finding::{Finding, Kind};
+use crate::report::Report;
+
+/// A text to predict.
+pub(crate) struct Text<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) content: String,
+    pub(crate) blake3: Hash,
+}
+
+impl<'a> Text<'a> {
+    /// # Errors
+    /// What is no readable text.
+    pub(crate) fn read(path: &'a Path) -> Result<Self> {
+        let content = fs::read_to_string(path).map_err(|e| FormatError::io(path, e))?;
+        let blake3 = blake3::hash(content.as_bytes()).into();
+        Ok(Self { path, content, blake3 })
+    }
+}
+
+/// What a bundle was calibrated with, and what the evaluation has in common with it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CalibrationRecord {
+    /// Hash of the text; none when the bundle was made from statistics that do not name it.
+    pub text_blake3: Option<Hash>,
+    /// Hash of the file of statistics, where the conversion read one.
+    pub statistics_blake3: Option<Hash>,
+    /// Tokens read.
+    pub tokens: u64,
+    /// Tokens of a window.
+    pub window: u64,
+    /// Lines that the evaluation shares with it; none without a text, or where its lines are not
+    /// known.
+    pub shared_lines: Option<SharedLines>,
+    /// How the conversion says that it went; none where `report.json` does not say it.
+    pub conversion: Option<CalibrationReport>,
+}
+
+impl fmt::Display for CalibrationRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} tokens in windows of {}", self.tokens, self.window)?;
+        if let Some(hash) = self.text_blake3 {
+            write!(f, ", text {hash}")?;
+        }
+        if let Some(hash) = self.statistics_blake3 {
+            write!(f, ", statistics {hash}")?;
+        }
+        Ok(())
+    }
+}
+
+/// # Errors
+/// A text that the bundle was calibrated with: its figures would flatter.
+pub(crate) fn refuse_same(text: &Text<'_>, calibration: Option<&Calibration>) -> Result<()> {
+    if calibration.and_then(|c| c.text_blake3) != Some(text.blake3) {
+        return Ok(());
+    }
+    let detail = "expected a text that the bundle was not calibrated with, found its calibration \
+                  text: it would be judged on what it was fitted to";
+    Err(FormatError::file(text.path, detail).into())
+}
+
+/// Writes down what the bundle was calibrated with, and warns of lines that the text shares with it.
+pub(crate) fn record(
+    report: &mut Report,
+    bundle: &Path,
+    manifest: &Manifest,
+    text: Option<&Text<'_>>,
+) {
+    let Some(calibration) = &manifest.calibration else { return };
+    let known = !calibration.line_hashes.is_empty();
+    if let (Some(_), false) = (text, known) {
+        let note = "the bundle does not tell the lines that it was calibrated with: whether the \
+                    text shares any is not known";
+        report.notes.push(note.to_owned());
+    }
+    let shared = text
+        .filter(|_| known)
+        .map(|text| calibration.line_hashes.shared_with(&text.content));
+    report.warnings.extend(shared.and_then(overlap));
+    report.calibration = Some(CalibrationRecord {
+        text_blake3: calibration.text_blake3,
+        statistics_blake3: calibration.statistics_blake3,
+        tokens: calibration.tokens,
+        window: calibration.window.into(),
+        shared_lines: shared,
+        conversion: conversion(&bundle.join(REPORT_FILE)),
+    });
+}
+
+fn overlap(shared: SharedLines) -> Option<Finding> {
+    let SharedLines { shared: count, compared } = shared;
+    let percent = 100.0 * shared.fraction();
+    let found = format!("{count} of {compared} lines looked up, {percent:.2} %");
+    let finding = Finding::new(Kind::Overlap, "lines of the calibration text in this one");
+    (count > 0).then(|| Finding { found: Some(found), ..finding })
+}
+
+/// The conversion's own account. Nothing depends on it, so one that cannot be read is none.
+fn conversion(path: &Path) -> Option<CalibrationReport> {
+    #[derive(Deserialize)]
+    struct Conversion {
+        calibration: Option<CalibrationReport>,
+    }
+    let bytes = read_required(path, INDEX_LIMIT).ok()?;
+    let conversion: Conversion = serde_json::from_slice(&bytes).ok()?;
+    conversion.calibration
+}
