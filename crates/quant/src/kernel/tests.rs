@@ -4,7 +4,7 @@ use crate::encoding::{Affine, Encoding, Float};
 use crate::float::{Narrow, Widen};
 use crate::matrix::{Activation, Matrix, matvec};
 use crate::quantize::tests::kinds;
-use crate::quantize::{Method, PartsMut, QuantStats, quantize};
+use crate::quantize::{Guide, Method, PartsMut, QuantStats, quantize};
 use crate::{Backend, axpy, dot};
 
 /// Lengths around the lanes, the registers and the groups.
@@ -107,9 +107,10 @@ fn stored(encoding: Encoding, rows: usize, cols: usize) -> Vec<u8> {
     let x = noise(rows * cols, 3);
     let mut bytes = vec![0; encoding.parts(rows as u64, cols as u64).unwrap().total() as usize];
     match encoding {
-        Encoding::Affine(affine) => {
-            let out = PartsMut::split(affine, rows, cols, &mut bytes).unwrap();
-            quantize(Backend::Scalar, &x, cols, affine, Method::MinMax, out).unwrap();
+        Encoding::Affine(_) => {
+            let out = PartsMut::split(encoding, rows, cols, &mut bytes).unwrap();
+            let (method, guide) = (Method::MinMax, Guide::Weights);
+            quantize(Backend::Scalar, &x, cols, encoding, method, guide, out).unwrap();
         }
         // Any bytes are streams, any floats scales.
         Encoding::Trellis(_) => {
@@ -201,8 +202,8 @@ fn quantized(backend: Backend, x: &[f32], affine: Affine, method: Method) -> (Ve
     let cols = affine.group_size();
     let rows = x.len() / cols;
     let mut bytes = vec![0; encoding.parts(rows as u64, cols as u64).unwrap().total() as usize];
-    let out = PartsMut::split(affine, rows, cols, &mut bytes).unwrap();
-    let stats = quantize(backend, x, cols, affine, method, out).unwrap();
+    let out = PartsMut::split(encoding, rows, cols, &mut bytes).unwrap();
+    let stats = quantize(backend, x, cols, encoding, method, Guide::Weights, out).unwrap();
     (bytes, stats)
 }
 
