@@ -2,23 +2,49 @@
 
 use std::ops::Range;
 
-use super::lanes::{Extremes, Grid, Measure, Pair, Tile};
+use super::lanes::{Extremes, Grid, Measure, Pair, Tile, Weights};
 use super::lanes::{extremes, measure, min_max, pack, values};
-use super::{Method, PartsMut, QuantError, QuantStats, search};
-use crate::encoding::Affine;
+use super::{PartsMut, QuantError, QuantStats, search};
+use crate::encoding::{Affine, Float};
 use crate::float;
 use crate::kernel::{Kernel, LANES, Simd};
 
 /// The largest group size.
-const MAX_GROUP: usize = 128;
+pub const MAX_GROUP: usize = 128;
 
-/// [`super::quantize`] as a kernel.
+/// How the pairs of groups are chosen, each group on its own.
+#[derive(Clone, Copy)]
+pub enum Choice<'a> {
+    MinMax,
+    Search,
+    /// The search with the squared errors of column `k` weighted by value `k`: [`relative`] weights.
+    Weighted(&'a [f32]),
+}
+
+/// [`super::quantize`] as a kernel, for affine codes without feedback.
 pub struct Quantize<'a> {
     pub x: &'a [f32],
     pub cols: usize,
     pub affine: Affine,
-    pub method: Method,
+    pub choice: Choice<'a>,
     pub out: PartsMut<'a>,
+}
+
+/// The pair of each group as it is stored.
+pub struct Chosen<F> {
+    pub pair: Pair<F>,
+    pub measured: Measure<F>,
+    /// 1 where the search beat min-max.
+    pub improved: F,
+    pub ends: Extremes<F>,
+}
+
+/// Values that are not finite once stored.
+pub struct Overflow {
+    /// The min-max scales before rounding.
+    pub scale: [f32; LANES],
+    /// The min-max biases before rounding.
+    pub bias: [f32; LANES],
 }
 
 impl Kernel for Quantize<'_> {
@@ -28,11 +54,17 @@ impl Kernel for Quantize<'_> {
     fn run<S: Simd>(mut self, s: S) -> Self::Output {
         let group = self.affine.group_size();
         let mut stats = QuantStats::default();
-        let mut tile = [[0.0; LANES]; MAX_GROUP];
+        let (mut tile, mut weights) = ([[0.0; LANES]; MAX_GROUP], [[0.0; LANES]; MAX_GROUP]);
         for (i, x) in self.x.chunks(LANES * group).enumerate() {
-            transpose(x, &mut tile[..group]);
             let groups = i * LANES..i * LANES + x.len() / group;
-            self.sixteen(s, groups, &tile[..group], &mut stats)?;
+            transpose(x.chunks_exact(group), &mut tile[..group]);
+            if let Choice::Weighted(all) = self.choice {
+                let whole = groups
+                    .clone()
+                    .map(|g| &all[g * group % self.cols..][..group]);
+                transpose(whole, &mut weights[..group]);
+            }
+            self.sixteen(s, groups, (&tile[..group], &weights[..group]), &mut stats)?;
         }
         Ok(stats)
     }
@@ -40,16 +72,56 @@ impl Kernel for Quantize<'_> {
 
 /// Spreads whole groups over the lanes of `tile`; lanes without a group become zero.
 #[inline(always)]
-fn transpose(x: &[f32], tile: &mut Tile) {
-    let group = tile.len();
-    if x.len() < LANES * group {
+fn transpose<'a>(groups: impl ExactSizeIterator<Item = &'a [f32]>, tile: &mut Tile) {
+    if groups.len() < LANES {
         tile.fill([0.0; LANES]);
     }
-    for (lane, x) in x.chunks_exact(group).enumerate() {
+    for (lane, x) in groups.enumerate() {
         for (row, &x) in tile.iter_mut().zip(x) {
             row[lane] = x;
         }
     }
+}
+
+/// `weights` over their mean in each group, so that no group's errors are too small to compare; 1
+/// where all of a group are 0.
+pub fn relative(weights: &[f32], group: usize) -> Vec<f32> {
+    let mut all = Vec::with_capacity(weights.len());
+    for weights in weights.chunks(group) {
+        let sum: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+        let scale = group as f64 / sum;
+        all.extend(
+            weights
+                .iter()
+                .map(|w| if sum > 0.0 { (f64::from(*w) * scale) as f32 } else { 1.0 }),
+        );
+    }
+    all
+}
+
+/// Chooses the pairs of the groups in `tile`.
+#[inline(always)]
+pub fn choose<S: Simd>(
+    s: S,
+    grid: Grid,
+    tile: &Tile,
+    weights: Option<&Tile>,
+    choice: Choice<'_>,
+) -> Result<Chosen<S::F>, Overflow> {
+    let ends = extremes(s, tile);
+    let exact = min_max(s, grid, ends);
+    let base = exact.stored(s, grid.dtype);
+    let checked = [values(s, ends.nan_unless_finite), values(s, base.scale), values(s, base.bias)];
+    if checked.as_flattened().iter().any(|v| !v.is_finite()) {
+        return Err(Overflow { scale: values(s, exact.scale), bias: values(s, exact.bias) });
+    }
+    let weights = Weights(weights);
+    let before = measure(s, grid, tile, weights, base);
+    let (pair, measured, improved) = match choice {
+        Choice::MinMax => (base, before, s.splat(0.0)),
+        _ => search::search(s, grid, tile, weights, ends, (base, before)),
+    };
+    Ok(Chosen { pair, measured, improved, ends })
 }
 
 impl Quantize<'_> {
@@ -59,107 +131,113 @@ impl Quantize<'_> {
         &mut self,
         s: S,
         groups: Range<usize>,
-        tile: &Tile,
+        (tile, weights): (&Tile, &Tile),
         stats: &mut QuantStats,
     ) -> Result<(), QuantError> {
         let grid = Grid::new(self.affine);
-        let ends = extremes(s, tile);
-        let exact = min_max(s, grid, ends);
-        let base = exact.stored(s, grid.dtype);
-        let checked =
-            [values(s, ends.nan_unless_finite), values(s, base.scale), values(s, base.bias)];
-        if checked.as_flattened().iter().any(|v| !v.is_finite()) {
-            return Err(self.explain(groups, values(s, exact.scale), values(s, exact.bias)));
-        }
-        let before = measure(s, grid, tile, base);
-        let (pair, measured, improved) = match self.method {
-            Method::MinMax => (base, before, s.splat(0.0)),
-            _ => search::search(s, grid, tile, ends, (base, before)),
+        let chosen = match self.choice {
+            Choice::Weighted(_) => choose(s, grid, tile, Some(weights), self.choice),
+            choice => choose(s, grid, tile, None, choice),
         };
-        self.write(s, groups.clone(), tile, pair);
-        stats.groups += groups.len() as u64;
-        stats.weights += (groups.len() * tile.len()) as u64;
-        count(s, stats, groups.len(), ends, measured, improved);
+        let chosen = match chosen {
+            Ok(chosen) => chosen,
+            Err(overflow) => return Err(self.explain(&groups, tile, &overflow)),
+        };
+        let place =
+            Place { affine: self.affine, first: groups.start, step: 1, count: groups.len() };
+        place.write(s, &mut self.out, tile, chosen.pair);
+        place.count(s, stats, &chosen);
         Ok(())
-    }
-
-    /// Stores codes, scales and biases of `groups`.
-    #[inline(always)]
-    fn write<S: Simd>(&mut self, s: S, groups: Range<usize>, tile: &Tile, pair: Pair<S::F>) {
-        let mut words = [[0; LANES]; MAX_GROUP / 4];
-        pack(s, Grid::new(self.affine), tile, pair, &mut words);
-        let bytes = tile.len() / 8 * self.affine.bits() as usize;
-        let weight = &mut self.out.weight[groups.start * bytes..groups.end * bytes];
-        for (lane, weight) in weight.chunks_exact_mut(bytes).enumerate() {
-            for (word, out) in words.iter().zip(weight.as_chunks_mut::<4>().0) {
-                *out = word[lane].to_le_bytes();
-            }
-        }
-        let dtype = self.affine.scale_dtype();
-        let range = groups.start * 2..groups.end * 2;
-        store_16(s, float::encode(s, dtype, pair.scale), &mut self.out.scales[range.clone()]);
-        store_16(s, float::encode(s, dtype, pair.bias), &mut self.out.biases[range]);
     }
 
     /// Names the first weight of `groups` that is not finite, else the first group whose scale or
     /// bias overflows.
     #[cold]
-    fn explain(&self, groups: Range<usize>, scale: [f32; LANES], bias: [f32; LANES]) -> QuantError {
+    fn explain(&self, groups: &Range<usize>, tile: &Tile, overflow: &Overflow) -> QuantError {
         let group = self.affine.group_size();
-        let place = |i: usize| ((i / self.cols) as u64, (i % self.cols) as u64);
         let first = groups.start * group;
         let weights = &self.x[first..groups.end * group];
-        if let Some(i) = weights.iter().position(|x| !x.is_finite()) {
-            let (row, col) = place(first + i);
-            return QuantError::NotFinite { row, col, value: weights[i] };
+        if let Some(error) = not_finite(weights, first, self.cols) {
+            return error;
         }
-        let dtype = self.affine.scale_dtype();
+        let (lane, value) = overflow.first(tile, self.affine.scale_dtype(), groups.len());
+        let at = first + lane * group;
+        let (row, col) = ((at / self.cols) as u64, (at % self.cols) as u64);
+        QuantError::ScaleRange { row, col, value, dtype: self.affine.scale_dtype() }
+    }
+}
+
+/// The first of `weights` that is not finite, if any; they begin `first` weights after row 0.
+pub fn not_finite(weights: &[f32], first: usize, cols: usize) -> Option<QuantError> {
+    let i = weights.iter().position(|x| !x.is_finite())?;
+    let (row, col) = (((first + i) / cols) as u64, ((first + i) % cols) as u64);
+    Some(QuantError::NotFinite { row, col, value: weights[i] })
+}
+
+impl Overflow {
+    /// The first of `count` lanes that overflows, and its least weight or its scale.
+    pub fn first(&self, tile: &Tile, dtype: Float, count: usize) -> (usize, f32) {
         let overflows = |v: f32| !dtype.round(v).is_finite();
-        let lane = (0..groups.len()).find(|&l| overflows(scale[l]) || overflows(bias[l]));
+        let lane = (0..count).find(|&l| overflows(self.scale[l]) || overflows(self.bias[l]));
         let lane = lane.unwrap_or(0);
-        let (row, col) = place(first + lane * group);
-        let min = weights[lane * group..][..group]
+        let min = tile
             .iter()
-            .copied()
+            .map(|row| row[lane])
             .fold(f32::INFINITY, f32::min);
-        let value = if overflows(bias[lane]) { min } else { scale[lane] };
-        QuantError::ScaleRange { row, col, value, dtype }
+        (lane, if overflows(self.bias[lane]) { min } else { self.scale[lane] })
     }
 }
 
-/// Adds the first `count` lanes to `stats`, in order.
-#[inline(always)]
-fn count<S: Simd>(
-    s: S,
-    stats: &mut QuantStats,
-    count: usize,
-    ends: Extremes<S::F>,
-    measured: Measure<S::F>,
-    improved: S::F,
-) {
-    let [min, max, error, square, worst, improved] = [
-        values(s, ends.min),
-        values(s, ends.max),
-        values(s, measured.sum_sq_error),
-        values(s, measured.sum_sq),
-        values(s, measured.max_abs_error),
-        values(s, improved),
-    ];
-    for lane in 0..count {
-        stats.sum_sq_error += f64::from(error[lane]);
-        stats.sum_sq += f64::from(square[lane]);
-        stats.max_abs_error = stats.max_abs_error.max(worst[lane]);
-        stats.improved_groups += u64::from(improved[lane] != 0.0);
-        stats.constant_groups += u64::from(min[lane] == max[lane]);
-    }
+/// Where the groups of a tile are stored: lane `l` is group `first + step · l` of the matrix.
+pub struct Place {
+    pub affine: Affine,
+    pub first: usize,
+    pub step: usize,
+    /// Lanes that hold a group.
+    pub count: usize,
 }
 
-/// Stores the low halves of the first `out.len() / 2` lanes.
-#[inline(always)]
-fn store_16<S: Simd>(s: S, bits: S::I, out: &mut [u8]) {
-    let mut lanes = [0; LANES];
-    s.store_bits(bits, &mut lanes);
-    for (lane, out) in lanes.iter().zip(out.as_chunks_mut::<2>().0) {
-        *out = (*lane as u16).to_le_bytes();
+impl Place {
+    /// Stores codes, scales and biases.
+    #[inline(always)]
+    pub fn write<S: Simd>(&self, s: S, out: &mut PartsMut<'_>, tile: &Tile, pair: Pair<S::F>) {
+        let mut words = [[0; LANES]; MAX_GROUP / 4];
+        pack(s, Grid::new(self.affine), tile, pair, &mut words);
+        let bytes = tile.len() / 8 * self.affine.bits() as usize;
+        let dtype = self.affine.scale_dtype();
+        let (mut scales, mut biases) = ([0; LANES], [0; LANES]);
+        s.store_bits(float::encode(s, dtype, pair.scale), &mut scales);
+        s.store_bits(float::encode(s, dtype, pair.bias), &mut biases);
+        for lane in 0..self.count {
+            let at = self.first + self.step * lane;
+            let weight = &mut out.weight[at * bytes..(at + 1) * bytes];
+            for (word, out) in words.iter().zip(weight.as_chunks_mut::<4>().0) {
+                *out = word[lane].to_le_bytes();
+            }
+            out.scales[2 * at..2 * at + 2].copy_from_slice(&(scales[lane] as u16).to_le_bytes());
+            out.biases[2 * at..2 * at + 2].copy_from_slice(&(biases[lane] as u16).to_le_bytes());
+        }
+    }
+
+    /// Adds the groups to `stats`, in order.
+    #[inline(always)]
+    pub fn count<S: Simd>(&self, s: S, stats: &mut QuantStats, chosen: &Chosen<S::F>) {
+        let [min, max, error, square, worst, improved] = [
+            values(s, chosen.ends.min),
+            values(s, chosen.ends.max),
+            values(s, chosen.measured.sum_sq_error),
+            values(s, chosen.measured.sum_sq),
+            values(s, chosen.measured.max_abs_error),
+            values(s, chosen.improved),
+        ];
+        stats.groups += self.count as u64;
+        stats.weights += (self.count * self.affine.group_size()) as u64;
+        for lane in 0..self.count {
+            stats.sum_sq_error += f64::from(error[lane]);
+            stats.sum_sq += f64::from(square[lane]);
+            stats.max_abs_error = stats.max_abs_error.max(worst[lane]);
+            stats.improved_groups += u64::from(improved[lane] != 0.0);
+            stats.constant_groups += u64::from(min[lane] == max[lane]);
+        }
     }
 }

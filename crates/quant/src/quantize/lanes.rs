@@ -47,6 +47,8 @@ pub struct Extremes<F> {
 /// The error of each group as a reader sees it.
 #[derive(Clone, Copy)]
 pub struct Measure<F> {
+    /// The squared error, weighted: what the choice of a pair lowers.
+    pub cost: F,
     pub sum_sq_error: F,
     pub sum_sq: F,
     pub max_abs_error: F,
@@ -125,19 +127,64 @@ pub fn code<S: Simd>(s: S, nearest: S::F) -> S::F {
     s.sub(nearest, s.splat(ROUND))
 }
 
+impl<F: Copy> Measure<F> {
+    #[inline(always)]
+    pub fn none<S: Simd<F = F>>(s: S) -> Self {
+        let zero = s.splat(0.0);
+        Self { cost: zero, sum_sq_error: zero, sum_sq: zero, max_abs_error: zero }
+    }
+
+    /// Adds a weight `x` that a reader sees `error` less of.
+    #[inline(always)]
+    pub fn add<S: Simd<F = F>>(&mut self, s: S, x: F, error: F) {
+        self.sum_sq_error = s.mul_add(error, error, self.sum_sq_error);
+        self.sum_sq = s.mul_add(x, x, self.sum_sq);
+        self.max_abs_error = s.max(float::magnitude(s, error), self.max_abs_error);
+    }
+}
+
+/// What a squared error counts in row `j` of a tile: 1 everywhere when nothing is known.
+#[derive(Clone, Copy)]
+pub struct Weights<'a>(pub Option<&'a Tile>);
+
+impl Weights<'_> {
+    /// `x`, weighted.
+    #[inline(always)]
+    pub fn weigh<S: Simd>(self, s: S, j: usize, x: S::F) -> S::F {
+        match self.0 {
+            Some(weights) => s.mul(s.load(&weights[j]), x),
+            None => x,
+        }
+    }
+
+    /// The sum over the `len` rows of a tile.
+    #[inline(always)]
+    pub fn sum<S: Simd>(self, s: S, len: usize) -> S::F {
+        let add = |sum, weights| s.add(sum, s.load(weights));
+        match self.0 {
+            Some(weights) => weights[..len].iter().fold(s.splat(0.0), add),
+            None => s.splat(len as f32),
+        }
+    }
+}
+
 /// The error of `pair`, with weights rebuilt exactly as dequantization does.
 #[inline(always)]
-pub fn measure<S: Simd>(s: S, grid: Grid, tile: &Tile, pair: Pair<S::F>) -> Measure<S::F> {
-    let zero = s.splat(0.0);
+pub fn measure<S: Simd>(
+    s: S,
+    grid: Grid,
+    tile: &Tile,
+    weights: Weights<'_>,
+    pair: Pair<S::F>,
+) -> Measure<S::F> {
     let inverse = pair.inverse(s);
-    let mut m = Measure { sum_sq_error: zero, sum_sq: zero, max_abs_error: zero };
-    for x in tile {
+    let mut m = Measure::none(s);
+    for (j, x) in tile.iter().enumerate() {
         let x = s.load(x);
         let q = code(s, nearest(s, grid, x, pair.bias, inverse));
         let error = s.sub(x, s.mul_add(pair.scale, q, pair.bias));
-        m.sum_sq_error = s.mul_add(error, error, m.sum_sq_error);
-        m.sum_sq = s.mul_add(x, x, m.sum_sq);
-        m.max_abs_error = s.max(float::magnitude(s, error), m.max_abs_error);
+        m.cost = s.mul_add(weights.weigh(s, j, error), error, m.cost);
+        m.add(s, x, error);
     }
     m
 }

@@ -1,8 +1,10 @@
 //! Quantization: `f32` rows to codes, scales and biases.
 
 mod error;
+mod gptq;
 mod group;
 mod lanes;
+mod output;
 mod search;
 mod stats;
 #[cfg(test)]
@@ -10,9 +12,11 @@ pub mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use crate::encoding::Encoding;
+use crate::encoding::{Affine, Encoding};
 use crate::feedback::Feedback;
 use crate::kernel::Backend;
+
+use group::Choice;
 
 pub use error::QuantError;
 pub use stats::QuantStats;
@@ -76,6 +80,18 @@ impl Guide<'_> {
             Self::Feedback(feedback) => feedback.check(cols, encoding),
         }
     }
+
+    /// The second moment of each input.
+    fn moments(&self) -> Result<&[f32], QuantError> {
+        match self {
+            Self::Weights => {
+                let needs = "the second moments of the inputs";
+                Err(QuantError::Guide { method: Method::Importance.name(), needs })
+            }
+            Self::Importance(moments) => Ok(moments),
+            Self::Feedback(feedback) => Ok(feedback.moments()),
+        }
+    }
 }
 
 /// Where a quantized matrix goes.
@@ -105,6 +121,11 @@ impl<'a> PartsMut<'a> {
         let (weight, rest) = bytes.split_at_mut(parts.weight as usize);
         let (scales, biases) = rest.split_at_mut(parts.scales as usize);
         Ok(Self { weight, scales, biases })
+    }
+
+    /// The same parts, for a shorter time.
+    const fn reborrow(&mut self) -> PartsMut<'_> {
+        PartsMut { weight: self.weight, scales: self.scales, biases: self.biases }
     }
 }
 
@@ -143,11 +164,50 @@ pub fn quantize(
     check("scales", parts.scales, out.scales.len())?;
     check("biases", parts.biases, out.biases.len())?;
     guide.check(cols, encoding)?;
-    match (encoding, method) {
-        (Encoding::Affine(affine), Method::MinMax | Method::Search) => {
-            backend.run(group::Quantize { x, cols, affine, method, out })
+    match encoding {
+        Encoding::Affine(affine) => {
+            quantize_affine(Target { backend, x, cols, guide }, affine, method, out)
         }
-        (Encoding::Affine(_), _) => Err(QuantError::Guide { method: method.name(), needs: "" }),
-        (plain, _) => Err(QuantError::NoCodes(plain)),
+        plain => Err(QuantError::NoCodes(plain)),
     }
+}
+
+/// Weights and what an error in them costs.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    backend: Backend,
+    x: &'a [f32],
+    cols: usize,
+    guide: Guide<'a>,
+}
+
+/// Each group on its own, unless the method is GPTQ.
+fn quantize_affine(
+    target: Target<'_>,
+    affine: Affine,
+    method: Method,
+    mut out: PartsMut<'_>,
+) -> Result<QuantStats, QuantError> {
+    let Target { backend, x, cols, guide } = target;
+    let weights;
+    let choice = match (method, guide) {
+        (Method::MinMax, _) => Choice::MinMax,
+        (Method::Search, _) => Choice::Search,
+        (Method::Importance, _) => {
+            weights = group::relative(guide.moments()?, affine.group_size());
+            Choice::Weighted(&weights)
+        }
+        (Method::Gptq, Guide::Feedback(feedback)) => {
+            group::not_finite(x, 0, cols).map_or(Ok(()), Err)?;
+            return backend.run(gptq::Gptq { x, cols, affine, feedback, out });
+        }
+        (Method::Gptq, _) => {
+            let needs = "the factored Gram of the inputs";
+            return Err(QuantError::Guide { method: method.name(), needs });
+        }
+    };
+    let mut stats =
+        backend.run(group::Quantize { x, cols, affine, choice, out: out.reborrow() })?;
+    output::measure(backend, x, cols, Encoding::Affine(affine), guide, &out, &mut stats);
+    Ok(stats)
 }

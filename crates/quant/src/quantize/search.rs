@@ -1,6 +1,6 @@
 //! The least squared error among clipped ranges, each refined by least squares.
 
-use super::lanes::{Extremes, Grid, Measure, Pair, Tile, code, measure, nearest};
+use super::lanes::{Extremes, Grid, Measure, Pair, Tile, Weights, code, measure, nearest};
 use crate::kernel::Simd;
 
 /// Where to start and how far to go.
@@ -102,12 +102,24 @@ const STARTS_8: [(f32, f32); 16] = [
     (-0.003, -0.004),
 ];
 
-/// What least squares needs to know about the codes of each group.
+/// What least squares needs to know about the codes of each group, all of it weighted.
 struct Sums<F> {
-    sum_sq_error: F,
+    cost: F,
     q: F,
     qq: F,
     qx: F,
+}
+
+/// A tile, what its errors count, and what least squares needs of it beside the codes.
+struct Target<'a, F> {
+    tile: &'a Tile,
+    weights: Weights<'a>,
+    /// What `x` is counted from.
+    origin: F,
+    /// The sum of the weights.
+    count: F,
+    /// `Σ (x - origin)`, weighted.
+    sum_x: F,
 }
 
 /// The best pair of each group: `base`, the min-max pair, unless another is clearly better.
@@ -117,27 +129,28 @@ pub fn search<S: Simd>(
     s: S,
     grid: Grid,
     tile: &Tile,
+    weights: Weights<'_>,
     ends: Extremes<S::F>,
     (base, before): (Pair<S::F>, Measure<S::F>),
 ) -> (Pair<S::F>, Measure<S::F>, S::F) {
     let plan = plan(grid.bits);
     let range = s.sub(ends.max, ends.min);
-    let sum_x = sum(s, tile, ends.min);
-    let (mut best, mut least) = (base, before.sum_sq_error);
+    let target = Target::new(s, tile, weights, ends.min);
+    let (mut best, mut least) = (base, before.cost);
     for &(low, high) in plan.starts {
         let bias = s.mul_add(range, s.splat(low), ends.min);
         let scale = s.mul(range, s.splat((1.0 - low - high) / grid.max_code));
         let mut pair = Pair { scale, bias }.stored(s, grid.dtype);
         for _ in 0..plan.rounds {
-            let sums = assign(s, grid, tile, ends.min, pair);
-            let e = sums.sum_sq_error;
+            let sums = target.assign(s, grid, pair);
+            let e = sums.cost;
             best.scale = s.select_less(e, least, pair.scale, best.scale);
             best.bias = s.select_less(e, least, pair.bias, best.bias);
             least = s.min(e, least);
-            pair = refit(s, grid, tile.len(), sum_x, &sums, ends.min);
+            pair = target.refit(s, grid, &sums);
         }
     }
-    keep_better(s, grid, tile, (base, before), best)
+    keep_better(s, grid, (tile, weights), (base, before), best)
 }
 
 /// `best` where it is clearly better than `base`, measured alike.
@@ -145,75 +158,66 @@ pub fn search<S: Simd>(
 fn keep_better<S: Simd>(
     s: S,
     grid: Grid,
-    tile: &Tile,
+    (tile, weights): (&Tile, Weights<'_>),
     (base, before): (Pair<S::F>, Measure<S::F>),
     best: Pair<S::F>,
 ) -> (Pair<S::F>, Measure<S::F>, S::F) {
-    let after = measure(s, grid, tile, best);
+    let after = measure(s, grid, tile, weights, best);
     // The margin covers the rounding of the sums: what is called better is better.
-    let limit = s.mul(before.sum_sq_error, s.splat(1.0 - 1.0 / 4096.0));
+    let limit = s.mul(before.cost, s.splat(1.0 - 1.0 / 4096.0));
     // Outside these bounds squares lose bits or overflow, and sums say nothing.
     let limit = s.select_less(limit, s.splat(1e-30), s.splat(0.0), limit);
-    let error = after.sum_sq_error;
-    let pair = Pair {
-        scale: s.select_less(error, limit, best.scale, base.scale),
-        bias: s.select_less(error, limit, best.bias, base.bias),
-    };
-    let max = s.select_less(error, limit, after.max_abs_error, before.max_abs_error);
+    let choose = |new, old| s.select_less(after.cost, limit, new, old);
+    let pair = Pair { scale: choose(best.scale, base.scale), bias: choose(best.bias, base.bias) };
     let measured = Measure {
-        sum_sq_error: s.select_less(error, limit, error, before.sum_sq_error),
-        max_abs_error: max,
+        cost: choose(after.cost, before.cost),
+        sum_sq_error: choose(after.sum_sq_error, before.sum_sq_error),
+        max_abs_error: choose(after.max_abs_error, before.max_abs_error),
         ..before
     };
-    (pair, measured, s.select_less(error, limit, s.splat(1.0), s.splat(0.0)))
+    (pair, measured, choose(s.splat(1.0), s.splat(0.0)))
 }
 
-/// `Σ (x - origin)`.
-#[inline(always)]
-fn sum<S: Simd>(s: S, tile: &Tile, origin: S::F) -> S::F {
-    let mut sum = s.splat(0.0);
-    for x in tile {
-        sum = s.add(sum, s.sub(s.load(x), origin));
+impl<'a, F: Copy> Target<'a, F> {
+    #[inline(always)]
+    fn new<S: Simd<F = F>>(s: S, tile: &'a Tile, weights: Weights<'a>, origin: F) -> Self {
+        let mut sum_x = s.splat(0.0);
+        for (j, x) in tile.iter().enumerate() {
+            sum_x = s.add(sum_x, weights.weigh(s, j, s.sub(s.load(x), origin)));
+        }
+        Self { tile, weights, origin, count: weights.sum(s, tile.len()), sum_x }
     }
-    sum
-}
 
-/// Gives each weight its nearest code and sums what [`refit`] needs, with `x` from `origin`.
-#[inline(always)]
-fn assign<S: Simd>(s: S, grid: Grid, tile: &Tile, origin: S::F, pair: Pair<S::F>) -> Sums<S::F> {
-    let zero = s.splat(0.0);
-    let inverse = pair.inverse(s);
-    let down = s.sub(zero, pair.scale);
-    let mut sums = Sums { sum_sq_error: zero, q: zero, qq: zero, qx: zero };
-    for x in tile {
-        let x = s.load(x);
-        let q = code(s, nearest(s, grid, x, pair.bias, inverse));
-        let error = s.mul_add(down, q, s.sub(x, pair.bias));
-        sums.sum_sq_error = s.mul_add(error, error, sums.sum_sq_error);
-        sums.q = s.add(sums.q, q);
-        sums.qq = s.mul_add(q, q, sums.qq);
-        sums.qx = s.mul_add(q, s.sub(x, origin), sums.qx);
+    /// Gives each weight its nearest code and sums what [`Self::refit`] needs.
+    #[inline(always)]
+    fn assign<S: Simd<F = F>>(&self, s: S, grid: Grid, pair: Pair<F>) -> Sums<F> {
+        let zero = s.splat(0.0);
+        let inverse = pair.inverse(s);
+        let down = s.sub(zero, pair.scale);
+        let mut sums = Sums { cost: zero, q: zero, qq: zero, qx: zero };
+        for (j, x) in self.tile.iter().enumerate() {
+            let x = s.load(x);
+            let q = code(s, nearest(s, grid, x, pair.bias, inverse));
+            let error = s.mul_add(down, q, s.sub(x, pair.bias));
+            let weighted = self.weights.weigh(s, j, q);
+            sums.cost = s.mul_add(self.weights.weigh(s, j, error), error, sums.cost);
+            sums.q = s.add(sums.q, weighted);
+            sums.qq = s.mul_add(weighted, q, sums.qq);
+            sums.qx = s.mul_add(weighted, s.sub(x, self.origin), sums.qx);
+        }
+        sums
     }
-    sums
-}
 
-/// The pair with the least squared error for these codes: the scale is rounded to storage before
-/// the bias is chosen for it.
-#[inline(always)]
-fn refit<S: Simd>(
-    s: S,
-    grid: Grid,
-    group: usize,
-    sum_x: S::F,
-    sums: &Sums<S::F>,
-    origin: S::F,
-) -> Pair<S::F> {
-    let count = s.splat(group as f32);
-    let negative_q = s.sub(s.splat(0.0), sums.q);
-    let covariance = s.mul_add(count, sums.qx, s.mul(negative_q, sum_x));
-    let variance = s.mul_add(count, sums.qq, s.mul(negative_q, sums.q));
-    let exact = Pair { scale: s.div(covariance, variance), bias: origin };
-    let scale = exact.stored(s, grid.dtype).scale;
-    let mean = s.div(s.mul_add(scale, negative_q, sum_x), count);
-    Pair { scale, bias: s.add(mean, origin) }.stored(s, grid.dtype)
+    /// The pair with the least squared error for these codes: the scale is rounded to storage before
+    /// the bias is chosen for it.
+    #[inline(always)]
+    fn refit<S: Simd<F = F>>(&self, s: S, grid: Grid, sums: &Sums<F>) -> Pair<F> {
+        let negative_q = s.sub(s.splat(0.0), sums.q);
+        let covariance = s.mul_add(self.count, sums.qx, s.mul(negative_q, self.sum_x));
+        let variance = s.mul_add(self.count, sums.qq, s.mul(negative_q, sums.q));
+        let exact = Pair { scale: s.div(covariance, variance), bias: self.origin };
+        let scale = exact.stored(s, grid.dtype).scale;
+        let mean = s.div(s.mul_add(scale, negative_q, self.sum_x), self.count);
+        Pair { scale, bias: s.add(mean, self.origin) }.stored(s, grid.dtype)
+    }
 }

@@ -1,0 +1,170 @@
+//! Affine codes column by column, with feedback: GPTQ (arXiv 2210.17323).
+//!
+//! Columns come in their natural order, in blocks of one group. The scale and bias of a group are
+//! searched for its weights as the feedback has left them, each column weighted by what its error
+//! costs (see [`Feedback`]); as everywhere, they are rounded to storage before codes are chosen.
+
+use super::group::{Choice, Chosen, MAX_GROUP, Place, choose, relative};
+use super::lanes::{Grid, Measure, Tile, code, extremes, nearest};
+use super::output::CHUNK;
+use super::{PartsMut, QuantError, QuantStats};
+use crate::encoding::Affine;
+use crate::feedback::{Feedback, Line, Product, Rows, Sweep};
+use crate::kernel::{Kernel, LANES, Simd};
+
+/// [`super::quantize`] as a kernel. The weights are finite.
+pub struct Gptq<'a> {
+    pub x: &'a [f32],
+    pub cols: usize,
+    pub affine: Affine,
+    pub feedback: &'a Feedback,
+    pub out: PartsMut<'a>,
+}
+
+/// What a chunk of rows is computed in.
+#[derive(Default)]
+struct Work {
+    weights: Rows,
+    /// Weights and feedback; at the end, what of it is lost.
+    targets: Rows,
+    /// Weights less what a reader sees.
+    errors: Rows,
+    /// The weights times the factor.
+    outputs: Rows,
+}
+
+impl Kernel for Gptq<'_> {
+    type Output = Result<QuantStats, QuantError>;
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) -> Self::Output {
+        let (mut stats, mut work) = (QuantStats::default(), Work::default());
+        let (x, mut first) = (self.x, 0);
+        for x in x.chunks(CHUNK * self.cols) {
+            work.weights.set(x, self.cols);
+            work.targets.copy(&work.weights);
+            work.errors.copy(&work.weights);
+            let rows = x.len() / self.cols;
+            self.chunk(s, &mut work, first, rows, &mut stats)?;
+            let Work { weights, targets, errors, outputs } = &mut work;
+            stats.output_error += self.feedback.energy(errors, targets);
+            Product { feedback: self.feedback, x: weights, y: outputs }.run(s);
+            stats.output += self.feedback.energy(weights, outputs);
+            first += rows;
+        }
+        Ok(stats)
+    }
+}
+
+impl Gptq<'_> {
+    /// Quantizes the rows of `work`, which begin with row `first`.
+    #[inline(always)]
+    fn chunk<S: Simd>(
+        &mut self,
+        s: S,
+        work: &mut Work,
+        first: usize,
+        rows: usize,
+        stats: &mut QuantStats,
+    ) -> Result<(), QuantError> {
+        let (group, mut sweep) = (self.affine.group_size(), Sweep::new(self.feedback));
+        let costs = relative(self.feedback.costs(), group);
+        for start in (0..self.cols).step_by(group) {
+            let block = start..start + group;
+            sweep.before(s, &block, &work.errors, &mut work.targets);
+            let mut weights = [[0.0; LANES]; MAX_GROUP];
+            for (line, cost) in weights.iter_mut().zip(&costs[block.clone()]) {
+                *line = [*cost; LANES];
+            }
+            let strips = work.targets.strips_mut().zip(work.errors.strips_mut());
+            for (i, (targets, errors)) in strips.enumerate() {
+                let row = first + LANES * i;
+                let count = LANES.min(first + rows - row);
+                let strip = Strip { start, row, count, weights: &weights[..group] };
+                self.strip(s, &sweep, &strip, (targets, errors), stats)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Quantizes one group of sixteen rows.
+    #[inline(always)]
+    fn strip<S: Simd>(
+        &mut self,
+        s: S,
+        sweep: &Sweep<'_>,
+        strip: &Strip<'_>,
+        (targets, errors): (&mut [Line], &mut [Line]),
+        stats: &mut QuantStats,
+    ) -> Result<(), QuantError> {
+        let (group, grid) = (self.affine.group_size(), Grid::new(self.affine));
+        let block = strip.start..strip.start + group;
+        let tile = &targets[block.clone()];
+        let chosen = choose(s, grid, tile, Some(strip.weights), Choice::Search);
+        let mut chosen = chosen.map_err(|overflow| {
+            let dtype = self.affine.scale_dtype();
+            let (lane, value) = overflow.first(tile, dtype, strip.count);
+            let (row, col) = ((strip.row + lane) as u64, strip.start as u64);
+            QuantError::ScaleRange { row, col, value, dtype }
+        })?;
+        // Still the weights: errors take their place below.
+        chosen.ends = extremes(s, &errors[block.clone()]);
+        let mut rounded = [[0.0; LANES]; MAX_GROUP];
+        feed_back(
+            s,
+            grid,
+            sweep,
+            strip.start,
+            &mut chosen,
+            (targets, errors),
+            &mut rounded[..group],
+        );
+        let (first, step) = (strip.row * (self.cols / group), self.cols / group);
+        let first = first + strip.start / group;
+        let place = Place { affine: self.affine, first, step, count: strip.count };
+        place.write(s, &mut self.out, &rounded[..group], chosen.pair);
+        place.count(s, stats, &chosen);
+        Ok(())
+    }
+}
+
+/// Sixteen rows of a group.
+struct Strip<'a> {
+    /// The group's first column.
+    start: usize,
+    /// The first row.
+    row: usize,
+    /// Lanes that hold a row.
+    count: usize,
+    /// What a squared error counts, `[group_size]`.
+    weights: &'a Tile,
+}
+
+/// Rounds the columns `start ..` of sixteen rows one after the other to the grid of `chosen`, whose
+/// errors it measures. `targets` become what is lost of them, `errors`, until then the weights, what
+/// is lost of those; `rounded` are the values whose nearest codes are stored.
+#[inline(always)]
+fn feed_back<S: Simd>(
+    s: S,
+    grid: Grid,
+    sweep: &Sweep<'_>,
+    start: usize,
+    chosen: &mut Chosen<S::F>,
+    (targets, errors): (&mut [Line], &mut [Line]),
+    rounded: &mut Tile,
+) {
+    let (pair, mut measured) = (chosen.pair, Measure::none(s));
+    let inverse = pair.inverse(s);
+    for (k, rounded) in (start..).zip(rounded) {
+        let target = sweep.inside(s, start, k, errors, &targets[k]);
+        let q = code(s, nearest(s, grid, target, pair.bias, inverse));
+        let value = s.mul_add(pair.scale, q, pair.bias);
+        let weight = s.load(&errors[k]);
+        let error = s.sub(weight, value);
+        measured.add(s, weight, error);
+        s.store(target, rounded);
+        s.store(s.sub(target, value), &mut targets[k]);
+        s.store(error, &mut errors[k]);
+    }
+    chosen.measured = measured;
+}

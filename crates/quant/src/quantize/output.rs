@@ -1,0 +1,63 @@
+//! What the error of stored weights does to the outputs, as far as a guide knows the inputs.
+
+use super::{Guide, PartsMut, QuantStats};
+use crate::encoding::Encoding;
+use crate::feedback::{Feedback, Product, Rows};
+use crate::kernel::Backend;
+use crate::matrix::Matrix;
+
+/// Rows that are looked at together: sixteen strips share what is loaded of a factor.
+pub const CHUNK: usize = 256;
+
+/// Adds to `stats` what reading `out`, affine codes, does to the outputs of `x`.
+pub fn measure(
+    backend: Backend,
+    x: &[f32],
+    cols: usize,
+    encoding: Encoding,
+    guide: Guide<'_>,
+    out: &PartsMut<'_>,
+    stats: &mut QuantStats,
+) {
+    if matches!(guide, Guide::Weights) || x.is_empty() {
+        return;
+    }
+    let rows = x.len() / cols;
+    let parts = [&*out.weight, &*out.scales, &*out.biases];
+    let mut values = vec![0.0; CHUNK.min(rows) * cols];
+    for (i, x) in x.chunks(CHUNK * cols).enumerate() {
+        let count = x.len() / cols;
+        let few = |part: &[u8]| {
+            let len = part.len() / rows;
+            part[i * CHUNK * len..(i * CHUNK + count) * len].to_vec()
+        };
+        let bytes = parts.map(few).concat();
+        let errors = &mut values[..x.len()];
+        // The lengths were checked; codes of other lengths would have no values to compare.
+        let Ok(matrix) = Matrix::new(encoding, count, cols, &bytes) else { return };
+        matrix.dequantize(backend, 0..count, errors);
+        errors.iter_mut().zip(x).for_each(|(v, x)| *v = x - *v);
+        stats.output_error += energy(backend, errors, cols, guide);
+        stats.output += energy(backend, x, cols, guide);
+    }
+}
+
+/// `Σ X H Xᵀ`.
+fn energy(backend: Backend, x: &[f32], cols: usize, guide: Guide<'_>) -> f64 {
+    match guide {
+        Guide::Weights => 0.0,
+        Guide::Importance(moments) => x
+            .chunks_exact(cols)
+            .flat_map(|row| row.iter().zip(moments))
+            .map(|(x, moment)| f64::from(*x) * f64::from(*x) * f64::from(*moment))
+            .sum(),
+        Guide::Feedback(feedback) => product_energy(backend, x, feedback),
+    }
+}
+
+fn product_energy(backend: Backend, x: &[f32], feedback: &Feedback) -> f64 {
+    let (mut rows, mut products) = (Rows::default(), Rows::default());
+    rows.set(x, feedback.cols());
+    backend.run(Product { feedback, x: &rows, y: &mut products });
+    feedback.energy(&rows, &products)
+}
