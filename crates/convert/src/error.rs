@@ -16,6 +16,9 @@ pub enum ConvertError {
     /// A checkpoint, a bundle or the operating system.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// The model, computed for calibration.
+    #[error(transparent)]
+    Runtime(#[from] shardwright_runtime::RuntimeError),
     /// A recipe that does not fit the checkpoint, or an option that cannot be.
     #[error("{0}")]
     Plan(String),
@@ -35,6 +38,9 @@ pub enum ConvertError {
         /// What differs.
         detail: String,
     },
+    /// The caller asked to stop, and nothing is kept.
+    #[error("stopped")]
+    Stopped,
     /// The caller asked to stop.
     #[error("stopped after {done} of {total} shards; --resume continues from {}", path.display())]
     Cancelled {

@@ -4,6 +4,7 @@
 //! carries it out in a directory beside the output, unit by unit, so that a killed conversion
 //! goes on where it was. [`to_hf`] turns a bundle back into a checkpoint.
 
+pub mod calibrate;
 mod convert;
 mod error;
 mod export;
@@ -11,7 +12,7 @@ mod plan;
 pub mod recipe;
 mod report;
 
-pub use convert::{ConvertOptions, Phase, Progress, convert, partial_path};
+pub use convert::{Calibration, ConvertOptions, Phase, Progress, convert, partial_path};
 pub use error::{ConvertError, Result};
 pub use export::{ExportDtype, ExportOptions, to_hf};
 pub use plan::{
@@ -19,7 +20,7 @@ pub use plan::{
     SkippedFile, Summary,
 };
 pub use recipe::Recipe;
-pub use report::{ConversionReport, ExpertReport, TensorReport};
+pub use report::{CalibrationReport, ConversionReport, ExpertReport, TensorReport};
 
 #[cfg(test)]
 mod tests;

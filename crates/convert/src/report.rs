@@ -7,6 +7,8 @@ use shardwright_format::manifest::Ignored;
 use shardwright_format::unit::TensorEntry;
 use shardwright_quant::{Method, QuantStats};
 
+use crate::calibrate::collect::LEAST_ROWS;
+use crate::calibrate::streams::{Coverage, Drift, Streamed};
 use crate::plan::{FallbackUsed, Leftover, Plan, RuleMatch, SkippedFile, Summary};
 
 /// What a conversion did. The same for every machine, thread count and interruption.
@@ -29,10 +31,32 @@ pub struct ConversionReport {
     pub ignored: Vec<Ignored>,
     /// Files of the checkpoint that are not in the bundle.
     pub skipped: Vec<SkippedFile>,
+    /// What a text showed of the conversion; none without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationReport>,
     /// What each tensor lost, experts apart.
     pub tensors: Vec<TensorReport>,
     /// What the experts lost, per layer and role.
     pub experts: Vec<ExpertReport>,
+}
+
+/// What a text showed of the conversion that it calibrated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationReport {
+    /// Tokens of the text that were used.
+    pub tokens: u64,
+    /// Tokens of a window.
+    pub window: u32,
+    /// Rows that an expert is given at least.
+    pub least_rows: u64,
+    /// Mean Kullback-Leibler divergence of the predictions over this very text, nats per token.
+    /// Another text gives an honest figure.
+    pub divergence: f64,
+    /// How far the residual stream is off, after the embedding and after each layer.
+    pub drift: Vec<Drift>,
+    /// How often experts were picked, per layer that has some.
+    pub coverage: Vec<Coverage>,
 }
 
 /// What one tensor lost.
@@ -55,6 +79,9 @@ pub struct TensorReport {
     pub sqnr_db: Option<f64>,
     /// The largest error of a weight.
     pub max_abs_error: f32,
+    /// Root of the squared error of the outputs over the squared outputs, where inputs are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relative_output_error: Option<f64>,
     /// Groups in all, those where search beat min-max, those of equal weights.
     pub groups: [u64; 3],
 }
@@ -79,6 +106,9 @@ pub struct ExpertReport {
     pub sqnr_db: Option<f64>,
     /// The largest error of a weight.
     pub max_abs_error: f32,
+    /// Root of the squared error of the outputs over the squared outputs, where inputs are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relative_output_error: Option<f64>,
     /// Groups in all, those where search beat min-max, those of equal weights.
     pub groups: [u64; 3],
     /// The expert that lost most.
@@ -92,7 +122,11 @@ const LONGEST: f64 = -1.797_693_134_862_315_7e-308;
 
 impl ConversionReport {
     /// The report of a finished conversion; `stats` gives what each tensor of a unit lost.
-    pub(crate) fn new<'a>(plan: &Plan, stats: impl Fn(Unit) -> &'a [QuantStats]) -> Self {
+    pub(crate) fn new<'a>(
+        plan: &Plan,
+        stats: impl Fn(Unit) -> &'a [QuantStats],
+        streamed: Option<Streamed>,
+    ) -> Self {
         let dense = plan.manifest.dense.iter().zip(&plan.dense_methods);
         let tensors = dense.flat_map(|(shard, methods)| {
             let unit = shard.unit;
@@ -112,7 +146,18 @@ impl ConversionReport {
             })
             .collect::<Vec<_>>()
         });
-        Self { tensors, experts: experts.collect(), ..Self::frame(plan) }
+        let record = plan.manifest.calibration.as_ref();
+        let calibration = record
+            .zip(streamed)
+            .map(|(record, seen)| CalibrationReport {
+                tokens: record.tokens,
+                window: record.window,
+                least_rows: LEAST_ROWS as u64,
+                divergence: seen.divergence,
+                drift: seen.drift,
+                coverage: seen.coverage,
+            });
+        Self { tensors, experts: experts.collect(), calibration, ..Self::frame(plan) }
     }
 
     /// The report without what tensors lost.
@@ -126,6 +171,7 @@ impl ConversionReport {
             leftovers: plan.leftovers.clone(),
             ignored: plan.ignored.clone(),
             skipped: plan.skipped.clone(),
+            calibration: None,
             tensors: Vec::new(),
             experts: Vec::new(),
         }
@@ -133,26 +179,32 @@ impl ConversionReport {
 
     /// Bytes of the file, whatever the conversion finds: every number as long as can be.
     pub(crate) fn padded_len(plan: &Plan) -> u64 {
-        let mut report = Self::new(plan, |unit| {
-            // As many as any unit has tensors; zipped, the rest is left.
-            static ZEROS: [QuantStats; 64] = [ZERO; 64];
-            debug_assert!(
-                plan.layout(unit)
-                    .is_some_and(|l| l.tensors.len() <= ZEROS.len())
-            );
-            &ZEROS
-        });
+        let mut report = Self::new(
+            plan,
+            |unit| {
+                // As many as any unit has tensors; zipped, the rest is left.
+                static ZEROS: [QuantStats; 64] = [ZERO; 64];
+                debug_assert!(
+                    plan.layout(unit)
+                        .is_some_and(|l| l.tensors.len() <= ZEROS.len())
+                );
+                &ZEROS
+            },
+            longest_streamed(plan),
+        );
         report.summary.bundle_bytes = u64::MAX;
         for tensor in &mut report.tensors {
             tensor.relative_rmse = LONGEST;
             tensor.sqnr_db = Some(LONGEST);
             tensor.max_abs_error = f32::MIN;
+            tensor.relative_output_error = Some(LONGEST);
             tensor.groups = [u64::MAX; 3];
         }
         for experts in &mut report.experts {
             experts.relative_rmse = LONGEST;
             experts.sqnr_db = Some(LONGEST);
             experts.max_abs_error = f32::MIN;
+            experts.relative_output_error = Some(LONGEST);
             experts.groups = [u64::MAX; 3];
             experts.worst_expert = u32::MAX;
             experts.worst_relative_rmse = LONGEST;
@@ -188,6 +240,38 @@ const ZERO: QuantStats = QuantStats {
     output: 0.0,
 };
 
+/// What a text can show at most, in digits.
+fn longest_streamed(plan: &Plan) -> Option<Streamed> {
+    let record = plan.manifest.calibration.as_ref()?;
+    let model = &plan.manifest.model;
+    let layers = 0..model.layers.len() as u32;
+    let drift = |layer| Drift { layer, relative_error: LONGEST };
+    let coverage = |(layer, experts): (u32, u32)| Coverage {
+        layer,
+        picks: vec![record.tokens * u64::from(experts); experts as usize],
+        starved: (0..experts).collect(),
+    };
+    let counts = layers
+        .clone()
+        .map(|layer| (layer, model.layers[layer as usize].num_experts()));
+    record.statistics_blake3.is_none().then(|| Streamed {
+        drift: [None]
+            .into_iter()
+            .chain(layers.map(Some))
+            .map(drift)
+            .collect(),
+        divergence: LONGEST,
+        coverage: counts
+            .filter(|(_, experts)| *experts > 0)
+            .map(coverage)
+            .collect(),
+    })
+}
+
+fn output_error(stats: &QuantStats) -> Option<f64> {
+    (stats.output > 0.0).then(|| (stats.output_error.max(0.0) / stats.output).sqrt())
+}
+
 fn method_of(tensor: &TensorEntry, method: Method) -> Option<Method> {
     tensor.encoding.float().is_none().then_some(method)
 }
@@ -215,6 +299,7 @@ fn tensor_report(
         relative_rmse: stats.relative_rmse(),
         sqnr_db: sqnr(stats),
         max_abs_error: stats.max_abs_error,
+        relative_output_error: output_error(stats),
         groups: groups(stats),
     }
 }
@@ -243,6 +328,7 @@ fn expert_report<'a>(
         relative_rmse: all.relative_rmse(),
         sqnr_db: sqnr(&all),
         max_abs_error: all.max_abs_error,
+        relative_output_error: output_error(&all),
         groups: groups(&all),
         worst_expert: worst.0,
         worst_relative_rmse: worst.1,

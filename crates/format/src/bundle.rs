@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::{FormatError, Result};
 use crate::io::{AlignedBuf, INDEX_LIMIT, ReadFile, read_limited};
-use crate::manifest::{Codec, Extent, FileKind, MANIFEST_FILE, Manifest};
+use crate::manifest::{Codec, Extent, FileEntry, FileKind, MANIFEST_FILE, Manifest};
 use crate::unit::{TensorEntry, Unit, UnitLayout};
 
 /// No Zstandard frame decodes to more: a block takes at least 4 bytes and gives at most 128 KiB
@@ -21,6 +22,8 @@ pub struct Bundle {
     root: PathBuf,
     manifest: Manifest,
     files: BTreeMap<String, ReadFile>,
+    /// Stored bytes of shards that the manifest, being a plan, does not know yet.
+    made: Mutex<BTreeMap<Unit, u64>>,
 }
 
 impl Bundle {
@@ -46,7 +49,27 @@ impl Bundle {
             }
             files.insert(entry.path.clone(), file);
         }
-        Ok(Self { root: dir.to_owned(), manifest, files })
+        Ok(Self { root: dir.to_owned(), manifest, files, made: Mutex::default() })
+    }
+
+    /// The bundle that `plan` describes, being written to `dir`: a shard can be read once it is
+    /// there and [`Self::note_made`] was told of it.
+    ///
+    /// # Errors
+    /// A shard file that is missing.
+    pub fn unfinished(dir: &Path, plan: Manifest) -> Result<Self> {
+        let shards = plan.files.iter().filter(|f| f.kind == FileKind::Shards);
+        let open = |f: &FileEntry| Ok((f.path.clone(), ReadFile::open(&dir.join(&f.path))?));
+        let files = shards.map(open).collect::<Result<_>>()?;
+        Ok(Self { root: dir.to_owned(), manifest: plan, files, made: Mutex::default() })
+    }
+
+    /// A unit of an unfinished bundle takes `stored` bytes from where it was planned.
+    pub fn note_made(&self, unit: Unit, stored: u64) {
+        self.made
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(unit, stored);
     }
 
     /// The directory.
@@ -183,12 +206,14 @@ impl Bundle {
     }
 
     fn locate(&self, unit: Unit) -> Result<Shard<'_>> {
-        let (name, extent, tensors, len) = self.find(unit).ok_or_else(|| {
+        let (name, mut extent, tensors, len) = self.find(unit).ok_or_else(|| {
             FormatError::file(&self.root.join(MANIFEST_FILE), format!("the model has no {unit}"))
         })?;
         let file = self.files.get(name).ok_or_else(|| {
             FormatError::file(&self.root.join(name), "is not a shard file of the bundle")
         })?;
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        extent.stored = made.get(&unit).copied().unwrap_or(extent.stored);
         Ok(Shard { file, extent, layout: UnitLayout { tensors: tensors.clone(), len } })
     }
 

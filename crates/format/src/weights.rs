@@ -1,14 +1,17 @@
 //! Where a runtime's weights come from: a bundle or a checkpoint, behind the same calls.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::arch::Inventory;
 use crate::bundle::Bundle;
 use crate::checkpoint::{Checkpoint, CheckpointWeights};
-use crate::error::Result;
+use crate::error::{FormatError, Result};
 use crate::io::AlignedBuf;
 use crate::model::ModelSpec;
+use crate::role::Role;
 use crate::unit::{TensorEntry, Unit, UnitLayout};
 
 /// A model's weights, read unit by unit.
@@ -18,6 +21,52 @@ pub enum Weights {
     Bundle(Bundle),
     /// As they were, from checkpoint files.
     Checkpoint(CheckpointWeights),
+    /// Those of another source, some tensors put in place of its own.
+    Overlay(Overlay),
+}
+
+/// Weights of which some tensors are others, as long as those and stored alike.
+#[derive(Debug)]
+pub struct Overlay {
+    base: Arc<Weights>,
+    /// Bytes of whole tensors, in the encoding that `base` has them in.
+    tensors: BTreeMap<(Unit, Role), Vec<u8>>,
+}
+
+impl Overlay {
+    /// `base` with `tensors` in place of its own.
+    pub const fn new(base: Arc<Weights>, tensors: BTreeMap<(Unit, Role), Vec<u8>>) -> Self {
+        Self { base, tensors }
+    }
+
+    /// Reads a unit and puts what replaces its tensors over them.
+    fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<()> {
+        self.base.read(unit, buf)?;
+        for entry in self.base.layout(unit)?.tensors.iter() {
+            let Some(bytes) = self.tensors.get(&(unit, entry.role)) else { continue };
+            let place = buf.as_mut_slice().get_mut(entry.offset as usize..);
+            let place = place.and_then(|place| place.get_mut(..bytes.len()));
+            let wrong = || FormatError::file(self.base.root(), format!("{unit}: too short"));
+            place.ok_or_else(wrong)?.copy_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    /// Reads rows of a tensor of plain floats, the only ones that this is used with.
+    fn read_rows(
+        &self,
+        unit: Unit,
+        entry: &TensorEntry,
+        rows: Range<u64>,
+        buf: &mut AlignedBuf,
+    ) -> Result<()> {
+        self.base.read_rows(unit, entry, rows.clone(), buf)?;
+        let Some(bytes) = self.tensors.get(&(unit, entry.role)) else { return Ok(()) };
+        let row = bytes.len() as u64 / entry.rows.max(1);
+        let range = (rows.start * row) as usize..(rows.end * row) as usize;
+        buf.as_mut_slice().copy_from_slice(&bytes[range]);
+        Ok(())
+    }
 }
 
 impl Weights {
@@ -39,6 +88,7 @@ impl Weights {
         match self {
             Self::Bundle(bundle) => &bundle.manifest().model,
             Self::Checkpoint(weights) => &weights.inventory().spec,
+            Self::Overlay(overlay) => overlay.base.spec(),
         }
     }
 
@@ -50,6 +100,7 @@ impl Weights {
         match self {
             Self::Bundle(bundle) => bundle.layout(unit),
             Self::Checkpoint(weights) => weights.layout(unit),
+            Self::Overlay(overlay) => overlay.base.layout(unit),
         }
     }
 
@@ -61,6 +112,7 @@ impl Weights {
         match self {
             Self::Bundle(bundle) => bundle.stored_len(unit),
             Self::Checkpoint(weights) => Ok(weights.layout(unit)?.len),
+            Self::Overlay(overlay) => overlay.base.stored_len(unit),
         }
     }
 
@@ -72,6 +124,7 @@ impl Weights {
         match self {
             Self::Bundle(bundle) => bundle.read(unit, buf),
             Self::Checkpoint(weights) => weights.read(unit, buf),
+            Self::Overlay(overlay) => overlay.read(unit, buf),
         }
     }
 
@@ -89,6 +142,7 @@ impl Weights {
         match self {
             Self::Bundle(bundle) => bundle.read_rows(unit, entry, rows, buf),
             Self::Checkpoint(weights) => weights.read_rows(entry, rows, buf),
+            Self::Overlay(overlay) => overlay.read_rows(unit, entry, rows, buf),
         }
     }
 
@@ -96,7 +150,7 @@ impl Weights {
     pub fn is_direct(&self) -> bool {
         match self {
             Self::Bundle(bundle) => bundle.is_direct(),
-            Self::Checkpoint(_) => false,
+            Self::Checkpoint(_) | Self::Overlay(_) => false,
         }
     }
 
@@ -105,6 +159,7 @@ impl Weights {
         match self {
             Self::Bundle(bundle) => bundle.root(),
             Self::Checkpoint(weights) => weights.checkpoint().root(),
+            Self::Overlay(overlay) => overlay.base.root(),
         }
     }
 

@@ -83,7 +83,17 @@ impl<'w> LayerPass<'w> {
         if window == 0 || !tokens.len().is_multiple_of(window) {
             return Err(RuntimeError::Windows { tokens: tokens.len(), window });
         }
-        let (x, bytes_read) = embed(weights, tokens)?;
+        Self::at(weights, embed(weights, tokens)?, window, 0, threads)
+    }
+
+    /// Before layer `next`, with the residual stream `x` and the bytes read for it.
+    pub(crate) fn at(
+        weights: &'w Weights,
+        (x, bytes_read): (Vec<f32>, u64),
+        window: usize,
+        next: u32,
+        threads: usize,
+    ) -> Result<Self> {
         Ok(Self {
             weights,
             window,
@@ -91,7 +101,7 @@ impl<'w> LayerPass<'w> {
             flow: Flow::new(x, weights.spec().rms_norm_eps),
             dense: None,
             spare: AlignedBuf::default(),
-            next: 0,
+            next,
             bytes_read,
         })
     }
@@ -133,6 +143,11 @@ impl<'w> LayerPass<'w> {
         }
         self.flow.work.record.start(false);
         Ok(())
+    }
+
+    /// Adds rows to the residual stream.
+    pub(crate) fn extend(&mut self, x: &[f32]) {
+        self.flow.x.extend_from_slice(x);
     }
 
     /// Puts the residual stream back.

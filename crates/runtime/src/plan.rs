@@ -335,7 +335,7 @@ impl Sizes {
 pub(crate) fn is_compressed(weights: &Weights) -> bool {
     match weights {
         Weights::Bundle(bundle) => bundle.manifest().codec != Codec::None,
-        Weights::Checkpoint(_) => false,
+        Weights::Checkpoint(_) | Weights::Overlay(_) => false,
     }
 }
 

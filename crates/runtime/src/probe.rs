@@ -51,7 +51,41 @@ impl Probe<'_> {
     }
 }
 
-impl LayerPass<'_> {
+impl<'w> LayerPass<'w> {
+    /// A text that starts before layer `next` with the residual stream `x: [tokens, hidden]`, in
+    /// windows of `window` tokens.
+    ///
+    /// # Errors
+    /// When the operating system has no more threads.
+    pub fn resume(
+        weights: &'w Weights,
+        (x, window): (Vec<f32>, usize),
+        next: u32,
+        threads: usize,
+    ) -> Result<Self> {
+        Self::at(weights, (x, 0), window, next, threads)
+    }
+
+    /// Where the next layer, as `weights` have it, would take the stream, `[tokens, hidden]`; the
+    /// stream stays where it was.
+    ///
+    /// # Errors
+    /// As [`LayerPass::step`].
+    pub fn look_ahead(&mut self, weights: &Weights) -> Result<Vec<f32>> {
+        let before = self.hidden().to_vec();
+        // With a probe, even a deaf one, nothing is read ahead that other weights would need.
+        let probe = Probe { least_rows: 0, sink: &mut |_| Ok(()) };
+        let done = self.through(weights, Some(probe));
+        let after = self.hidden().to_vec();
+        self.restore(before);
+        done.map(|()| after)
+    }
+
+    /// Adds whole windows that stand before the same layer.
+    pub fn append(&mut self, x: &[f32]) {
+        self.extend(x);
+    }
+
     /// Takes the stream through the next layer as `weights` have it and leaves it as it was: only
     /// `probe` learns of it.
     ///

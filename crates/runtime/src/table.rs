@@ -156,6 +156,13 @@ impl Head {
         Ok(())
     }
 
+    /// What the head is multiplied with: `norm(hidden)`, `[n, hidden_size]` both.
+    pub fn normed(&self, hidden: &[f32]) -> Vec<f32> {
+        let mut normed = Vec::new();
+        rms_norm(self.linear.backend, hidden, &self.norm, self.eps, &mut normed);
+        normed
+    }
+
     /// Values per row of the logits.
     pub const fn vocab_size(&self) -> usize {
         self.table.entry.rows as usize

@@ -258,10 +258,11 @@ impl Model {
         let loaded =
             self.embedding
                 .read_rows(&self.weights, rows, std::mem::take(&mut self.rows))?;
-        loaded
-            .view()
-            .matrix(role, count, hidden)?
-            .dequantize(backend, row - first..row - first + 1, &mut self.x);
+        loaded.view().matrix(role, count, hidden)?.dequantize(
+            backend,
+            row - first..row - first + 1,
+            &mut self.x,
+        );
         self.store.counts.reads += 1;
         self.store.counts.bytes_read += loaded.layout.len;
         self.rows = loaded.bytes;

@@ -32,11 +32,20 @@ pub const CONVERT: &str = "\
 Examples:
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --recipe q3 --threads 4
+  shardwright convert Qwen3-30B-A3B -o qwen3.bundle --calibrate calibration.txt
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --resume       after ctrl-c or a crash
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --codec zstd   for transport
 
 Nothing is left under the bundle's name until it is whole. Memory does not grow with the model.
 `shardwright plan` takes the same options and writes nothing.";
+
+pub const CALIBRATE: &str = "\
+Examples:
+  shardwright calibrate Qwen3-30B-A3B calibration.txt -o qwen3.statistics
+  shardwright convert Qwen3-30B-A3B -o qwen3.bundle --statistics qwen3.statistics
+
+Conversions with the same statistics give the same bytes on any machine. `convert --calibrate TEXT`
+needs no file and knows more: there each layer is observed behind the layers quantized before it.";
 
 pub const RUN: &str = "\
 Examples:

@@ -1,5 +1,6 @@
 //! The command line: every command, option and example.
 
+mod calibrate;
 mod help;
 mod recipe;
 mod verify;
@@ -9,7 +10,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bytes;
-pub use recipe::{PlanArgs, RecipeArgs};
+pub use calibrate::CalibrateArgs;
+pub use recipe::{CalibrationArgs, CalibrationTextArgs, PlanArgs, RecipeArgs};
 pub use verify::{ThresholdArgs, VerifyArgs};
 
 /// Turns Hugging Face checkpoints of any size into bundles a phone can stream from flash, and proves
@@ -44,6 +46,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Convert a checkpoint into a bundle
     Convert(ConvertArgs),
+    /// Observe a checkpoint on a text, for conversions to come
+    Calibrate(CalibrateArgs),
     /// Check a bundle: its bytes, its error against the original, its divergence on a text
     Verify(VerifyArgs),
     /// Generate text with a bundle or a checkpoint, inside a memory budget

@@ -25,6 +25,35 @@ pub struct PlanArgs {
     pub threads: ThreadArgs,
     #[command(flatten)]
     pub recipe: RecipeArgs,
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+}
+
+/// What codes are chosen by, besides the weights.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Calibration")]
+pub struct CalibrationArgs {
+    /// Text that goes through the model while it is converted, so that codes are chosen by what
+    /// their errors cost; never the text that the bundle will be judged on
+    #[arg(long, value_name = "TEXT", conflicts_with = "statistics")]
+    pub calibrate: Option<PathBuf>,
+    /// Statistics of an earlier text: a file of `shardwright calibrate`, or llama.cpp's imatrix
+    #[arg(long, value_name = "FILE")]
+    pub statistics: Option<PathBuf>,
+    #[command(flatten)]
+    pub text: CalibrationTextArgs,
+}
+
+/// How much of a text is used, and how.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Calibration")]
+pub struct CalibrationTextArgs {
+    /// Tokens of the text to use, in whole windows from its start
+    #[arg(long, value_name = "N", default_value_t = 131_072)]
+    pub calibration_tokens: usize,
+    /// Tokens of a window, each read from an empty context
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..=65536))]
+    pub calibration_window: u32,
 }
 
 /// Which recipe, and what to change in it.
@@ -58,6 +87,10 @@ pub enum MethodArg {
     Search,
     /// The group's range divided evenly: fast
     Minmax,
+    /// Smallest squared error weighted by the second moments of the inputs; needs calibration
+    Importance,
+    /// Column by column, later columns making up for earlier ones; needs calibration
+    Gptq,
 }
 
 /// Type of scales and biases.
@@ -90,6 +123,8 @@ impl From<MethodArg> for shardwright_quant::Method {
         match arg {
             MethodArg::Search => Self::Search,
             MethodArg::Minmax => Self::MinMax,
+            MethodArg::Importance => Self::Importance,
+            MethodArg::Gptq => Self::Gptq,
         }
     }
 }

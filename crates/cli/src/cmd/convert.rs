@@ -35,9 +35,13 @@ struct Report<'a> {
 pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     let cancel = signal::stop_flag()?;
     let started = Instant::now();
-    let Planned { checkpoint, plan } = plan::make(&args.plan)?;
-    let options =
-        ConvertOptions { threads: args.plan.threads.count(), resume: args.resume, cancel: &cancel };
+    let Planned { checkpoint, plan, calibration } = plan::make(&args.plan)?;
+    let options = ConvertOptions {
+        threads: args.plan.threads.count(),
+        resume: args.resume,
+        cancel: &cancel,
+        calibration: calibration.calibration(),
+    };
     let converting = Stage::new(output, "converting", Count::Bytes);
     let complete = Cell::new(false);
     let show = |progress: Progress| match progress.phase {

@@ -137,7 +137,9 @@ impl Report {
         let tensor_bytes = census.values().map(|row| row.bytes).sum::<u64>();
         let (kind, checkpoint, bundle) = match weights {
             Weights::Bundle(b) => ("bundle", None, Some(BundlePart::new(b.manifest(), list))),
-            Weights::Checkpoint(_) => ("checkpoint", CheckpointPart::new(weights), None),
+            Weights::Checkpoint(_) | Weights::Overlay(_) => {
+                ("checkpoint", CheckpointPart::new(weights), None)
+            }
         };
         Ok(Self {
             kind,

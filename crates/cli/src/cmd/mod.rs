@@ -1,5 +1,7 @@
 //! One module per command: options in, report out.
 
+mod calibrate;
+mod calibration;
 mod convert;
 mod export;
 mod inspect;
@@ -30,6 +32,7 @@ pub fn run(command: &Command, output: Output) -> Outcome {
         Command::Inspect(args) => done(inspect::run(args, output)),
         Command::Plan(args) => done(plan::run(args, output)),
         Command::Convert(args) => done(convert::run(args, output)),
+        Command::Calibrate(args) => done(calibrate::run(args, output)),
         Command::Verify(args) => verify::run(args, output),
         Command::Run(args) => run::run(args, output),
         Command::Export(args) => done(export::run(args, output)),

@@ -9,10 +9,9 @@ use shardwright_convert::{Plan, PlanOptions};
 use shardwright_format::FormatError;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::Codec;
-use shardwright_quant::Method;
 use shardwright_runtime::{MemoryPlan, Options as RuntimeOptions};
 
-use super::recipes;
+use super::{calibration, recipes};
 use crate::args::PlanArgs;
 use crate::bytes;
 use crate::failure::Failure;
@@ -44,6 +43,7 @@ struct RuntimeMemory {
 pub struct Planned {
     pub checkpoint: Checkpoint,
     pub plan: Plan,
+    pub calibration: calibration::Opened,
 }
 
 /// Runs the command.
@@ -64,13 +64,15 @@ pub fn run(args: &PlanArgs, output: Output) -> Result<(), Failure> {
 pub fn make(args: &PlanArgs) -> Result<Planned, Failure> {
     let (checkpoint, inventory) = super::open_checkpoint(&args.checkpoint, &args.arch)?;
     let recipe = recipes::choose(&args.recipe, &inventory.spec)?;
+    let calibration = calibration::open(&args.checkpoint, &args.arch, &args.calibration)?;
     let options = PlanOptions {
         alignment: args.align,
         codec: args.codec.into(),
         threads: args.threads.count(),
+        calibration: calibration.record(),
     };
     let plan = Plan::new(&checkpoint, &inventory, &recipe, &options)?;
-    Ok(Planned { checkpoint, plan })
+    Ok(Planned { checkpoint, plan, calibration })
 }
 
 impl RuntimeMemory {
@@ -111,11 +113,8 @@ fn heading(plan: &Plan) -> String {
 fn rules(plan: &Plan) -> Table {
     let mut table = Table::new(&["rule", "encoding", "method", ">tensors", ">weights", ">size"]);
     for rule in &plan.rules {
-        let coded = rule.encoding.starts_with('q');
-        let method = match rule.method {
-            _ if !coded => "",
-            method => method.name(),
-        };
+        let coded = rule.encoding.starts_with(['q', 't']);
+        let method = if coded { rule.method.name() } else { "" };
         let head = [rule.rule.clone(), rule.encoding.clone(), method.to_owned()];
         let numbers =
             [rule.tensors.to_string(), bytes::count(rule.weights), bytes::disk(rule.bytes)];

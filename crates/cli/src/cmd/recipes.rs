@@ -6,7 +6,6 @@ use serde::Serialize;
 use shardwright_convert::recipe::{Recipe, Wish};
 use shardwright_format::ModelSpec;
 use shardwright_format::io::{CONFIG_LIMIT, read_required};
-use shardwright_quant::Method;
 
 use crate::args::{RecipeArgs, RecipesArgs};
 use crate::failure::Failure;
@@ -53,7 +52,7 @@ pub fn choose(args: &RecipeArgs, spec: &ModelSpec) -> Result<Recipe, Failure> {
         (None, Some(bits)) => {
             let group = args.group_size.unwrap_or(DEFAULT_GROUP_SIZE);
             let wish: Wish = format!("q{bits}g{group}").parse().map_err(Failure::new)?;
-            Recipe::uniform(wish, Method::default())
+            Recipe::uniform(wish, None)
         }
         (None, None) => {
             let sparse = spec.layers.iter().any(|layer| layer.num_experts() > 0);

@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use shardwright_format::checkpoint::Checkpoint;
-use shardwright_format::manifest::{Codec, Hash};
+use shardwright_format::manifest::{Calibration, Codec, Hash};
 use shardwright_format::{FormatError, Unit};
 use shardwright_quant::QuantStats;
 
@@ -38,6 +38,9 @@ pub struct Fingerprint {
     /// Bytes of a hashed block of the checkpoint files.
     source_block: u64,
     files: Vec<SourceHeader>,
+    /// What codes are chosen by besides the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    calibration: Option<Calibration>,
     /// Hash of the planned manifest: the model and every file's size.
     plan: Hash,
 }
@@ -69,6 +72,7 @@ impl Fingerprint {
             codec: plan.manifest.codec,
             source_block,
             files: files?,
+            calibration: plan.manifest.calibration.clone(),
             plan: blake3::hash(&plan.manifest.to_bytes()).into(),
         })
     }
@@ -104,6 +108,9 @@ impl Fingerprint {
         }
         if (self.alignment, self.codec) != (other.alignment, other.codec) {
             return Some("it was begun with another alignment or codec".to_owned());
+        }
+        if self.calibration != other.calibration {
+            return Some("it was begun with another calibration".to_owned());
         }
         let differs = self.files.iter().find(|file| !other.files.contains(file));
         if let Some(file) = differs {

@@ -1,5 +1,6 @@
 //! Carries out a plan: units in any order on many threads, the same bytes always.
 
+mod calibrated;
 mod finish;
 mod ledger;
 pub mod memory;
@@ -17,9 +18,13 @@ use std::time::Duration;
 use shardwright_format::bundle::read_manifest;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::{Codec, FileKind, Hash, Manifest, REPORT_FILE};
+use shardwright_format::weights::Weights;
 use shardwright_format::writer::BundleWriter;
 use shardwright_format::{FormatError, Unit};
 
+use crate::calibrate::guides::Guides;
+use crate::calibrate::streams::Streamed;
+use crate::calibrate::{Corpus, SavedStatistics};
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
 use crate::report::ConversionReport;
@@ -47,6 +52,20 @@ pub struct ConvertOptions<'a> {
     pub resume: bool,
     /// Set to stop: what is finished is kept for `resume`.
     pub cancel: &'a AtomicBool,
+    /// What is known of the inputs of matrices, or how to learn it.
+    pub calibration: Calibration<'a>,
+}
+
+/// What codes are chosen by, besides the weights.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Calibration<'a> {
+    /// Nothing.
+    #[default]
+    None,
+    /// What was observed before.
+    Statistics(&'a SavedStatistics),
+    /// A text that goes through the model as it is converted.
+    Text(&'a Corpus),
 }
 
 /// What the conversion is doing.
@@ -115,16 +134,30 @@ pub fn convert(
     check_room(plan, &partial)?;
     let (ledger, claims) = open_ledger(&partial, options.resume, &fingerprint)?;
     let writer = BundleWriter::create(&partial.join(BUNDLE_DIR), &plan.manifest)?;
-    let mut run =
-        Run { plan, source: &source, writer: &writer, ledger, progress, partial: &partial };
-    let lines = run.convert(options, &claims)?;
-    run.tell(Phase::Finish, lines.len());
+    let pool = compute_pool(options.threads)?;
+    let mut run = Run {
+        plan,
+        source: &source,
+        writer: &writer,
+        ledger,
+        progress,
+        partial: &partial,
+        options,
+        claims: &claims,
+        lines: BTreeMap::new(),
+        unsynced: 0,
+        pool: &pool,
+    };
+    let streamed = run.convert()?;
+    let lines = std::mem::take(&mut run.lines);
+    run.tell(Phase::Finish);
     source.hash_rest(options.threads)?;
-    let report = ConversionReport::new(plan, |unit| {
+    let stats = |unit| {
         lines
             .get(&unit)
             .map_or(&[][..], |line| line.stats.as_slice())
-    });
+    };
+    let report = ConversionReport::new(plan, stats, streamed);
     finish::finish(plan, &source, writer, &lines, &report)?;
     shardwright_format::writer::publish(&partial.join(BUNDLE_DIR), out)?;
     std::fs::remove_dir_all(&partial).map_err(|e| FormatError::io(&partial, e))?;
@@ -281,52 +314,91 @@ struct Run<'a> {
     ledger: Ledger,
     progress: &'a dyn Fn(Progress),
     partial: &'a Path,
+    options: &'a ConvertOptions<'a>,
+    claims: &'a BTreeMap<Unit, Line>,
+    /// Units made or confirmed.
+    lines: BTreeMap<Unit, Line>,
+    /// Bytes written since the last time that they were put on disk.
+    unsynced: u64,
+    /// Threads for what one unit computes.
+    pool: &'a rayon::ThreadPool,
 }
 
 impl Run<'_> {
-    /// Makes or confirms every unit.
-    fn convert(
-        &mut self,
-        options: &ConvertOptions<'_>,
-        claims: &BTreeMap<Unit, Line>,
-    ) -> Result<BTreeMap<Unit, Line>> {
-        let units = order(self.plan);
-        let stop = AtomicBool::new(false);
-        let next = AtomicUsize::new(0);
-        let shared = Shared { units: &units, claims, next: &next, stop: &stop };
-        let lines = std::thread::scope(|scope| {
+    /// Makes or confirms every unit; gives what was seen of a text on the way.
+    fn convert(&mut self) -> Result<Option<Streamed>> {
+        match self.options.calibration {
+            Calibration::Text(corpus) => calibrated::convert(self, corpus).map(Some),
+            Calibration::Statistics(statistics) => self
+                .make(&order(self.plan), &statistics.guides)
+                .map(|()| None),
+            Calibration::None => self
+                .make(&order(self.plan), &Guides::default())
+                .map(|()| None),
+        }
+    }
+
+    /// Makes or confirms `units`, on all threads.
+    fn make(&mut self, units: &[Unit], guides: &Guides) -> Result<()> {
+        self.work(units, Some(guides))?;
+        if units.iter().any(|unit| !self.lines.contains_key(unit)) {
+            return Err(self.cancelled());
+        }
+        Ok(())
+    }
+
+    /// Takes `units` through all threads. Without guides none is made, only confirmed.
+    fn work(&mut self, units: &[Unit], guides: Option<&Guides>) -> Result<()> {
+        let (stop, next) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let shared = Shared { units, claims: self.claims, next: &next, stop: &stop };
+        std::thread::scope(|scope| {
             let (sender, receiver) = sync_channel(BACKLOG);
-            for _ in 0..options.threads.max(1) {
+            for _ in 0..self.options.threads.max(1) {
                 let (sender, shared) = (sender.clone(), &shared);
-                let maker = Maker::new(self.plan, self.source, self.writer, self.partial, &stop);
+                let maker = Maker::new(self, guides, &stop);
                 scope.spawn(move || work(maker, shared, &sender));
             }
             drop(sender);
-            let collected = self.collect(&receiver, options.cancel, &stop);
+            let collected = self.collect(&receiver, &stop);
             // Whatever ended the loop, the others must not go on.
             stop.store(true, Ordering::Relaxed);
             collected
-        })?;
-        if lines.len() < units.len() {
-            self.writer.sync()?;
-            self.ledger.sync()?;
-            let (done, total, path) = (lines.len(), units.len(), self.partial.to_owned());
-            return Err(ConvertError::Cancelled { done, total, path });
+        })
+    }
+
+    /// Confirms those of `units` that the ledger claims; whether all of them are there.
+    fn keep(&mut self, units: &[Unit]) -> Result<bool> {
+        let claims = self.claims;
+        let claimed = units.iter().filter(|unit| claims.contains_key(unit));
+        let claimed: Vec<_> = claimed.copied().collect();
+        self.work(&claimed, None)?;
+        Ok(units.iter().all(|unit| self.lines.contains_key(unit)))
+    }
+
+    /// Tells a reader of the bundle which shards are there.
+    fn tell_bundle(&self, weights: &Weights) {
+        let Weights::Bundle(bundle) = weights else { return };
+        for line in self.lines.values() {
+            bundle.note_made(line.unit, line.stored);
         }
-        Ok(lines)
+    }
+
+    /// Puts on disk what there is, for `resume`.
+    fn cancelled(&self) -> ConvertError {
+        if let Err(error) = self.writer.sync() {
+            return error.into();
+        }
+        if let Err(error) = self.ledger.sync() {
+            return error;
+        }
+        let (done, total) = (self.lines.len(), total_shards(self.plan));
+        ConvertError::Cancelled { done, total, path: self.partial.to_owned() }
     }
 
     /// Takes finished units until there are no more, or until told to stop.
-    fn collect(
-        &mut self,
-        receiver: &Receiver<Result<Outcome>>,
-        cancel: &AtomicBool,
-        stop: &AtomicBool,
-    ) -> Result<BTreeMap<Unit, Line>> {
-        let mut lines = BTreeMap::new();
-        let mut unsynced = 0;
+    fn collect(&mut self, receiver: &Receiver<Result<Outcome>>, stop: &AtomicBool) -> Result<()> {
         loop {
-            if cancel.load(Ordering::Relaxed) {
+            if self.options.cancel.load(Ordering::Relaxed) {
                 stop.store(true, Ordering::Relaxed);
             }
             let (line, made) = match receiver.recv_timeout(TICK) {
@@ -335,28 +407,29 @@ impl Run<'_> {
                     Outcome::Kept(line) => (line, false),
                 },
                 Err(RecvTimeoutError::Timeout) => {
-                    self.tell(Phase::Convert, lines.len());
+                    self.tell(Phase::Convert);
                     continue;
                 }
-                Err(RecvTimeoutError::Disconnected) => return Ok(lines),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
             if made {
                 self.ledger.add(&line)?;
-                unsynced += line.stored;
+                self.unsynced += line.stored;
             }
-            if unsynced >= SYNC_BYTES {
+            if self.unsynced >= SYNC_BYTES {
                 self.writer.sync()?;
-                unsynced = 0;
+                self.unsynced = 0;
             }
-            lines.insert(line.unit, Line { blocks: Vec::new(), rest: Vec::new(), ..line });
-            self.tell(Phase::Convert, lines.len());
+            self.lines
+                .insert(line.unit, Line { blocks: Vec::new(), rest: Vec::new(), ..line });
+            self.tell(Phase::Convert);
         }
     }
 
-    fn tell(&self, phase: Phase, shards: usize) {
+    fn tell(&self, phase: Phase) {
         (self.progress)(Progress {
             phase,
-            shards,
+            shards: self.lines.len(),
             total_shards: total_shards(self.plan),
             source_bytes: self.source.bytes_read.load(Ordering::Relaxed),
             total_source_bytes: self.source.total,
@@ -370,6 +443,14 @@ struct Shared<'a> {
     claims: &'a BTreeMap<Unit, Line>,
     next: &'a AtomicUsize,
     stop: &'a AtomicBool,
+}
+
+/// Threads that compute, besides those that each make a unit.
+fn compute_pool(threads: usize) -> Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.max(1))
+        .build();
+    pool.map_err(|e| ConvertError::Plan(format!("threads: {e}")))
 }
 
 /// Large units first, so that no thread is left alone with one at the end.
@@ -391,10 +472,10 @@ fn work(mut maker: Maker<'_>, shared: &Shared<'_>, sender: &SyncSender<Result<Ou
         let soon = shared.units.get(shared.next.load(Ordering::Relaxed));
         let outcome = maker.make(*unit, shared.claims.get(unit), soon.copied());
         let failed = outcome.is_err();
-        let sent = match outcome.transpose() {
-            Some(outcome) => sender.send(outcome).is_ok(),
-            None => false,
-        };
+        // Nothing to send: told to stop, which the loop sees, or only to confirm.
+        let sent = outcome
+            .transpose()
+            .is_none_or(|outcome| sender.send(outcome).is_ok());
         if failed || !sent {
             return;
         }

@@ -19,6 +19,7 @@ use super::memory::{COPY_BLOCK, RECORD_LIMIT, ZSTD_LEVEL};
 use super::sink::{Sink, Target};
 use super::source::{Reader, Run, Source, extent, without};
 use super::unit::{UnitJob, Worker};
+use crate::calibrate::guides::Guides;
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
 
@@ -51,14 +52,10 @@ pub struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    pub fn new(
-        plan: &'a Plan,
-        source: &'a Source<'a>,
-        writer: &'a BundleWriter,
-        partial: &'a Path,
-        stop: &'a AtomicBool,
-    ) -> Self {
-        let worker = Worker::new(Reader::new(source), stop);
+    /// Without guides no unit is made, only confirmed.
+    pub fn new(run: &super::Run<'a>, guides: Option<&'a Guides>, stop: &'a AtomicBool) -> Self {
+        let super::Run { plan, writer, partial, source, .. } = *run;
+        let worker = Worker::new(Reader::new(source), (guides, run.pool), stop);
         Self { plan, writer, partial, worker, record: Vec::new(), part: Vec::new() }
     }
 
@@ -83,6 +80,9 @@ impl<'a> Maker<'a> {
                 self.source().restore(&runs);
                 return Ok(Some(Outcome::Kept(line.clone())));
             }
+        }
+        if self.worker.guides.is_none() {
+            return Ok(None);
         }
         if let Some(soon) = soon {
             let place = self.place(soon)?;

@@ -10,7 +10,7 @@ use shardwright_format::unit::TensorEntry;
 use shardwright_format::writer::BundleWriter;
 use shardwright_quant::{Parts, PartsMut};
 
-use crate::error::Result;
+use crate::error::{ConvertError, Result};
 
 /// Takes a unit's tensors in any order, some rows at a time.
 pub enum Sink<'a> {
@@ -50,38 +50,31 @@ impl Sink<'_> {
         rows: Range<u64>,
         fill: impl FnOnce(PartsMut<'_>) -> Result<T>,
     ) -> Result<T> {
-        let count = entry.rows.max(1);
-        let row = Parts {
-            weight: parts.weight / count,
-            scales: parts.scales / count,
-            biases: parts.biases / count,
-        };
+        let (start, end) = (leading(entry, rows.start)?, leading(entry, rows.end)?);
         match self {
             Self::Record(bytes) => {
                 let whole = &mut bytes[entry.offset as usize..][..parts.total() as usize];
                 let (weight, rest) = whole.split_at_mut(parts.weight as usize);
                 let (scales, biases) = rest.split_at_mut(parts.scales as usize);
-                let at = |row: u64| (row * rows.start) as usize..(row * rows.end) as usize;
                 fill(PartsMut {
-                    weight: &mut weight[at(row.weight)],
-                    scales: &mut scales[at(row.scales)],
-                    biases: &mut biases[at(row.biases)],
+                    weight: &mut weight[start.weight as usize..end.weight as usize],
+                    scales: &mut scales[start.scales as usize..end.scales as usize],
+                    biases: &mut biases[start.biases as usize..end.biases as usize],
                 })
             }
             Self::Pieces { target, offset, part } => {
-                let count = rows.end - rows.start;
-                part.resize((row.total() * count) as usize, 0);
-                let (weight, rest) = part.split_at_mut((row.weight * count) as usize);
-                let (scales, biases) = rest.split_at_mut((row.scales * count) as usize);
+                part.resize((end.total() - start.total()) as usize, 0);
+                let (weight, rest) = part.split_at_mut((end.weight - start.weight) as usize);
+                let (scales, biases) = rest.split_at_mut((end.scales - start.scales) as usize);
                 let value = fill(PartsMut { weight, scales, biases })?;
                 let mut base = *offset + entry.offset;
-                for (bytes, row, whole) in [
-                    (weight, row.weight, parts.weight),
-                    (scales, row.scales, parts.scales),
-                    (biases, row.biases, parts.biases),
+                for (bytes, start, whole) in [
+                    (weight, start.weight, parts.weight),
+                    (scales, start.scales, parts.scales),
+                    (biases, start.biases, parts.biases),
                 ] {
                     if whole > 0 {
-                        target.write_at(base + row * rows.start, bytes)?;
+                        target.write_at(base + start, bytes)?;
                     }
                     base += whole;
                 }
@@ -89,4 +82,10 @@ impl Sink<'_> {
             }
         }
     }
+}
+
+/// What the first `rows` rows of a tensor take of each part.
+fn leading(entry: &TensorEntry, rows: u64) -> Result<Parts> {
+    let parts = entry.encoding.parts(rows, entry.cols);
+    parts.map_err(|e| ConvertError::Plan(format!("{}: {e}", entry.role)))
 }

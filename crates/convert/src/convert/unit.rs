@@ -3,27 +3,34 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rayon::prelude::*;
 use shardwright_format::checkpoint::read_view;
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::{SourceView, Unit};
 use shardwright_quant::{
-    Backend, Encoding, Float, Guide, Method, Parts, PartsMut, QuantError, QuantStats, narrow,
-    quantize, widen,
+    Backend, Encoding, Float, Method, Parts, PartsMut, QuantError, QuantStats, narrow, quantize,
+    widen,
 };
 
 use super::memory::{GATHER_LIMIT, SOURCE_TILE, WEIGHTS_TILE};
 use super::sink::Sink;
 use super::source::{Reader, Source, extent};
+use crate::calibrate::guides::{Costs, Guides};
 use crate::error::{ConvertError, Result};
+
+/// Rows that feedback goes through together: whole tiles of a trellis.
+const FEEDBACK_ROWS: usize = 256;
 
 /// One thread's buffers and what it reads from.
 pub struct Worker<'a> {
     pub reader: Reader<'a>,
     pub stop: &'a AtomicBool,
+    /// What is known of the inputs; none where units are only confirmed.
+    pub guides: Option<&'a Guides>,
     /// A tile of the source, row-major, when it does not lie so in the file.
     gathered: AlignedBuf,
-    quantizer: Quantizer,
+    quantizer: Quantizer<'a>,
 }
 
 /// A unit's tensors, where its experts' values come from filled in.
@@ -62,10 +69,18 @@ fn is_packed(view: &SourceView, entry: &TensorEntry) -> bool {
 }
 
 impl<'a> Worker<'a> {
-    pub fn new(reader: Reader<'a>, stop: &'a AtomicBool) -> Self {
-        let backend = Backend::detect();
-        let quantizer = Quantizer { backend, weights: Vec::new(), again: Vec::new() };
-        Self { reader, stop, gathered: AlignedBuf::default(), quantizer }
+    pub fn new(
+        reader: Reader<'a>,
+        (guides, pool): (Option<&'a Guides>, &'a rayon::ThreadPool),
+        stop: &'a AtomicBool,
+    ) -> Self {
+        Self {
+            reader,
+            stop,
+            guides,
+            gathered: AlignedBuf::default(),
+            quantizer: Quantizer::new(pool),
+        }
     }
 
     /// Converts every tensor of a unit; gives what each lost, or none when asked to stop.
@@ -103,7 +118,12 @@ impl<'a> Worker<'a> {
     ) -> Result<Option<QuantStats>> {
         let (entry, view) = (&job.tensors[at], &job.views[at]);
         let row_bytes = (entry.cols * view.dtype.size() as u64).max(1);
-        let step = (SOURCE_TILE / row_bytes).clamp(1, entry.rows.max(1));
+        let block = entry.encoding.row_block();
+        let step = (SOURCE_TILE / row_bytes)
+            .min(entry.rows)
+            .next_multiple_of(block)
+            .max(block);
+        let method = self.choose(job, at)?;
         let parts = entry.encoding.parts(entry.rows, entry.cols);
         let parts =
             parts.map_err(|e| ConvertError::Plan(format!("{} {}: {e}", job.unit, entry.role)))?;
@@ -113,20 +133,31 @@ impl<'a> Worker<'a> {
                 return Ok(None);
             }
             let rows = start..(start + step).min(entry.rows);
-            stats.merge(&self.tile(job, at, parts, rows, sink)?);
+            stats.merge(&self.tile(job, at, (&method, parts), rows, sink)?);
         }
         Ok(Some(stats))
+    }
+
+    /// How the codes of a tensor are chosen, as far as its inputs are known.
+    fn choose(&self, job: &UnitJob<'_>, at: usize) -> Result<Chosen> {
+        let (entry, method) = (&job.tensors[at], job.methods[at]);
+        let costs = self
+            .guides
+            .map_or(Ok(Costs::Unknown), |g| g.costs(job.unit, entry, method));
+        let refuse = |e| ConvertError::Plan(format!("{} {}: {e}", job.unit, entry.role));
+        let costs = costs.map_err(refuse)?;
+        Ok(Chosen { encoding: entry.encoding, method: costs.method(method), costs })
     }
 
     fn tile(
         &mut self,
         job: &UnitJob<'_>,
         at: usize,
-        parts: Parts,
+        (chosen, parts): (&Chosen, Parts),
         rows: Range<u64>,
         sink: &mut Sink<'_>,
     ) -> Result<QuantStats> {
-        let (entry, view, method) = (&job.tensors[at], &job.views[at], job.methods[at]);
+        let (entry, view) = (&job.tensors[at], &job.views[at]);
         let source = self.reader.source;
         let info = source.info(view)?;
         let bytes = if is_packed(view, entry) {
@@ -151,7 +182,7 @@ impl<'a> Worker<'a> {
         };
         let quantizer = &mut self.quantizer;
         sink.rows(entry, parts, rows.clone(), |mut parts| {
-            let done = quantizer.fill(bytes, view.dtype, entry, method, &mut parts);
+            let done = quantizer.fill((bytes, view.dtype), entry.cols as usize, chosen, &mut parts);
             done.map_err(|e| refuse(source, job, at, rows.start, e))
         })
     }
@@ -237,59 +268,91 @@ impl From<QuantError> for Refusal {
     }
 }
 
-/// Turns values of the source's type into a tensor's encoding, a few rows at a time.
-struct Quantizer {
+/// How a tensor is stored, and its codes chosen.
+struct Chosen {
+    encoding: Encoding,
+    method: Method,
+    costs: Costs,
+}
+
+impl Chosen {
+    /// Rows that are worth a task of their own; none depends on others.
+    fn step(&self, cols: usize) -> usize {
+        match self.costs {
+            Costs::Feedback(_) => FEEDBACK_ROWS,
+            _ => (WEIGHTS_TILE as usize / cols.max(1)).max(1),
+        }
+        .next_multiple_of(self.encoding.row_block() as usize)
+    }
+}
+
+/// Turns values of the source's type into a tensor's encoding, some rows at a time.
+struct Quantizer<'a> {
     backend: Backend,
+    pool: &'a rayon::ThreadPool,
     weights: Vec<f32>,
     again: Vec<f32>,
 }
 
-impl Quantizer {
-    /// Fills the parts of whole rows from `bytes`, values of `dtype`.
+/// Values of whole rows, of the source's type.
+type Rows<'a> = (&'a [u8], Float);
+
+impl<'a> Quantizer<'a> {
+    fn new(pool: &'a rayon::ThreadPool) -> Self {
+        Self { backend: Backend::detect(), pool, weights: Vec::new(), again: Vec::new() }
+    }
+
+    /// Fills the parts of whole rows of `cols` values.
     fn fill(
         &mut self,
-        bytes: &[u8],
-        dtype: Float,
-        entry: &TensorEntry,
-        method: Method,
+        (bytes, dtype): Rows<'_>,
+        cols: usize,
+        chosen: &Chosen,
         out: &mut PartsMut<'_>,
     ) -> Result<QuantStats, Refusal> {
-        let cols = entry.cols as usize;
-        let step = (WEIGHTS_TILE as usize / cols.max(1)).max(1);
-        let rows = bytes.len() / (cols * dtype.size()).max(1);
-        let (weight, scales, biases) = (out.weight.len(), out.scales.len(), out.biases.len());
-        let (weight, scales, biases) =
-            (weight / rows.max(1), scales / rows.max(1), biases / rows.max(1));
+        let (step, row) = (chosen.step(cols), cols * dtype.size());
+        let rows = bytes
+            .chunks((step * row).max(1))
+            .zip(pieces(out, chosen.encoding, step, cols)?);
+        let rows = rows.enumerate();
         let mut stats = QuantStats::default();
-        for first in (0..rows).step_by(step) {
-            let last = (first + step).min(rows);
-            let part = PartsMut {
-                weight: &mut out.weight[first * weight..last * weight],
-                scales: &mut out.scales[first * scales..last * scales],
-                biases: &mut out.biases[first * biases..last * biases],
-            };
-            let bytes = &bytes[first * cols * dtype.size()..last * cols * dtype.size()];
-            let found = self.fill_few(bytes, dtype, cols, entry.encoding, method, part);
-            stats.merge(&found.map_err(|e| e.below(first as u64))?);
+        if !matches!(chosen.costs, Costs::Feedback(_)) {
+            for (at, (bytes, part)) in rows {
+                let found = self.fill_few((bytes, dtype), cols, chosen, part);
+                stats.merge(&found.map_err(|e| e.below((at * step) as u64))?);
+            }
+            return Ok(stats);
         }
+        // Feedback takes as long as everything else together: it is worth all threads.
+        let tasks: Vec<_> = rows.collect();
+        let found: Vec<_> = self.pool.install(|| {
+            let tasks = tasks.into_par_iter().with_max_len(1);
+            let one = |(at, (bytes, part)): (usize, (&[u8], PartsMut<'_>))| {
+                let found = Quantizer::new(self.pool).fill_few((bytes, dtype), cols, chosen, part);
+                found.map_err(|e| e.below((at * step) as u64))
+            };
+            tasks.map(one).collect()
+        });
+        found
+            .into_iter()
+            .try_for_each(|found| found.map(|found| stats.merge(&found)))?;
         Ok(stats)
     }
 
     fn fill_few(
         &mut self,
-        bytes: &[u8],
-        dtype: Float,
+        (bytes, dtype): Rows<'_>,
         cols: usize,
-        encoding: Encoding,
-        method: Method,
+        chosen: &Chosen,
         out: PartsMut<'_>,
     ) -> Result<QuantStats, Refusal> {
         self.weights.resize(bytes.len() / dtype.size(), 0.0);
         widen(dtype, bytes, &mut self.weights);
-        match encoding {
+        match chosen.encoding {
             Encoding::Affine(_) | Encoding::Trellis(_) => {
-                let guide = Guide::Weights;
-                Ok(quantize(self.backend, &self.weights, cols, encoding, method, guide, out)?)
+                let Chosen { encoding, method, costs } = chosen;
+                let guide = costs.guide();
+                Ok(quantize(self.backend, &self.weights, cols, *encoding, *method, guide, out)?)
             }
             Encoding::F32 => self.plain(bytes, dtype, Float::F32, cols, out.weight),
             Encoding::F16 => self.plain(bytes, dtype, Float::F16, cols, out.weight),
@@ -342,4 +405,25 @@ fn check_finite(weights: &[f32], cols: usize) -> Result<(), Refusal> {
         .unwrap_or_default();
     let (row, col) = ((at / cols) as u64, (at % cols) as u64);
     Err(QuantError::NotFinite { row, col, value: weights[at] }.into())
+}
+
+/// The parts of `out` for every `step` rows of `cols` values.
+fn pieces<'o>(
+    out: &'o mut PartsMut<'_>,
+    encoding: Encoding,
+    step: usize,
+    cols: usize,
+) -> Result<impl Iterator<Item = PartsMut<'o>> + use<'o>, Refusal> {
+    let each = encoding.parts(step as u64, cols as u64);
+    let each = each.map_err(|e| Refusal::Shape(e.to_string()))?;
+    let split = |bytes: &'o mut [u8], each: u64| {
+        let pieces = bytes.chunks_mut((each as usize).max(1)).map(Some);
+        // A part that the encoding has not is empty in every piece.
+        pieces.chain(std::iter::repeat_with(move || (each == 0).then(<&mut [u8]>::default)))
+    };
+    let weight = split(&mut *out.weight, each.weight);
+    let rest = split(&mut *out.scales, each.scales).zip(split(&mut *out.biases, each.biases));
+    Ok(weight.zip(rest).map_while(|(weight, (scales, biases))| {
+        Some(PartsMut { weight: weight?, scales: scales?, biases: biases? })
+    }))
 }

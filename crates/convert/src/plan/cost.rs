@@ -57,7 +57,7 @@ pub struct Cost {
     /// Bytes of checkpoint files, each read once.
     pub source_bytes: u64,
     /// Bytes that a token reads when nothing is cached: dense shards, the experts it visits, the
-    /// head, one row of the embedding.
+    /// head, one row of the embedding with those it can only be read with.
     pub bytes_per_token: u64,
     /// The part of them that is experts.
     pub expert_bytes_per_token: u64,
@@ -163,7 +163,7 @@ fn dense_per_token(manifest: &Manifest) -> u64 {
         .map(|shard| match (shard.unit, shard.tensors.first()) {
             // One row is read, unless the same matrix is the head or must be decompressed whole.
             (Unit::Embedding, Some(t)) if !tied && manifest.codec == Codec::None => {
-                tensor_bytes(t) / t.rows.max(1)
+                t.row_len().unwrap_or_default()
             }
             _ => shard.stored,
         });

@@ -9,8 +9,9 @@ use shardwright_format::arch::{Inventory, SourceTensor};
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::layout::{Unplaced, place_dense, place_expert};
 use shardwright_format::manifest::{
-    ALIGNMENTS, CheckpointRecord, Codec, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT,
-    FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile, VERSION,
+    ALIGNMENTS, Calibration, CheckpointRecord, Codec, DEFAULT_ALIGNMENT, DenseShard, ExpertShards,
+    FORMAT, FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile,
+    VERSION,
 };
 use shardwright_format::{FormatError, Unit, UnitLayout};
 use shardwright_quant::Method;
@@ -25,7 +26,7 @@ use resolve::Resolver;
 pub use resolve::{FallbackUsed, Leftover, RuleMatch};
 
 /// What the plan must know besides the checkpoint and the recipe.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PlanOptions {
     /// Every shard starts on a multiple of this many bytes.
     pub alignment: u64,
@@ -33,11 +34,13 @@ pub struct PlanOptions {
     pub codec: Codec,
     /// Threads of the conversion; only its memory depends on them.
     pub threads: usize,
+    /// What codes are chosen by, besides the weights.
+    pub calibration: Option<Calibration>,
 }
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { alignment: DEFAULT_ALIGNMENT, codec: Codec::None, threads: 1 }
+        Self { alignment: DEFAULT_ALIGNMENT, codec: Codec::None, threads: 1, calibration: None }
     }
 }
 
@@ -115,7 +118,11 @@ impl Plan {
         options: &PlanOptions,
     ) -> Result<Self> {
         check_alignment(options.alignment)?;
-        let mut resolver = Resolver::new(recipe, inventory.spec.layers.len() as u32);
+        let mut resolver = Resolver::new(
+            recipe,
+            inventory.spec.layers.len() as u32,
+            options.calibration.is_some(),
+        );
         let (mut dense, mut experts) = (Vec::new(), Vec::new());
         for unit in inventory.spec.units() {
             match unit {
@@ -282,7 +289,7 @@ fn skeleton(
         recipe: serde_json::to_value(recipe)
             .map_err(|e| ConvertError::Plan(format!("recipe `{}`: {e}", recipe.name)))?,
         checkpoint: CheckpointRecord { files: files.collect(), ignored: ignored(inventory) },
-        calibration: None,
+        calibration: options.calibration.clone(),
         files: Vec::new(),
         dense: Vec::new(),
         experts: Vec::new(),

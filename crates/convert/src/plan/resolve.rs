@@ -87,22 +87,24 @@ impl Chosen {
 pub struct Resolver<'a> {
     recipe: &'a Recipe,
     layers: u32,
+    /// Whether something is known of the inputs of matrices.
+    calibrated: bool,
     resolution: Resolution,
 }
 
 impl<'a> Resolver<'a> {
-    pub fn new(recipe: &'a Recipe, layers: u32) -> Self {
+    pub fn new(recipe: &'a Recipe, layers: u32, calibrated: bool) -> Self {
         let rules = recipe.rules.iter().enumerate().map(|(i, rule)| RuleMatch {
             rule: describe(i, rule),
             encoding: rule.encoding.to_string(),
-            method: rule.method,
+            method: method_of(rule, calibrated),
             tensors: 0,
             weights: 0,
             bytes: 0,
         });
         let resolution =
             Resolution { rules: rules.collect(), fallbacks: Vec::new(), leftovers: Vec::new() };
-        Self { recipe, layers, resolution }
+        Self { recipe, layers, calibrated, resolution }
     }
 
     /// Decides for a tensor, or for the tensors that `count` experts of a layer have alike.
@@ -112,18 +114,32 @@ impl<'a> Resolver<'a> {
         let rule = &self.recipe.rules[at];
         let vector = view.shape.len() < 2;
         let encoding = match rule.encoding {
-            Wish::Affine { .. } if vector => view.dtype.into(),
+            wish if vector && wish.is_codes() => view.dtype.into(),
             wish => wish.resolve(view.dtype, self.recipe.scale_dtype),
         };
         let count = u64::from(count);
         let encoding = match encoding.parts(tensor.rows, tensor.cols) {
-            Err(EncodingError::Columns { group_size, .. }) => {
-                self.fall_back(at, group_size, tensor, count)?
+            Err(EncodingError::Columns { group_size, cols }) => {
+                let reason = format!("group size {group_size} does not divide {cols} columns");
+                self.fall_back(at, reason, tensor, count)?
+            }
+            Err(EncodingError::Rotation(cols)) => {
+                let reason = format!("a trellis cannot rotate {cols} columns, no multiple of 16");
+                self.fall_back(at, reason, tensor, count)?
             }
             _ => encoding,
         };
         self.count(at, tensor, encoding, count)?;
-        Ok(Chosen { encoding, method: rule.method })
+        let method = method_of(rule, self.calibrated);
+        let needs = matches!(method, Method::Importance | Method::Gptq);
+        if needs && !self.calibrated && encoding.float().is_none() {
+            let (label, name) = (describe(at, rule), method.name());
+            return Err(self.refuse(format!(
+                "rule {label} asks for {name}, which needs calibration: add --calibrate TEXT or \
+                 --statistics FILE"
+            )));
+        }
+        Ok(Chosen { encoding, method })
     }
 
     /// The first rule that matches, the same for all `count` tensors.
@@ -161,17 +177,16 @@ impl<'a> Resolver<'a> {
     fn fall_back(
         &mut self,
         at: usize,
-        group_size: u16,
+        reason: String,
         tensor: &SourceTensor,
         count: u64,
     ) -> Result<Encoding> {
         let view = &tensor.view;
         let rule = &self.recipe.rules[at];
-        let reason = format!("group size {group_size} does not divide {} columns", tensor.cols);
         let encodings = rule.fallback.iter().map(|fallback| {
             let wish = match *fallback {
                 Fallback::Group(group) => rule.encoding.with_group(group),
-                Fallback::Plain(wish) => wish,
+                Fallback::Other(wish) => wish,
             };
             wish.resolve(view.dtype, self.recipe.scale_dtype)
         });
@@ -231,7 +246,7 @@ impl<'a> Resolver<'a> {
         match rule.encoding {
             Wish::Keep => format!("rule {label} keeps it"),
             Wish::Float(_) => format!("rule {label} asks for {}", float.name()),
-            Wish::Affine { .. } => format!("fallback of rule {label}"),
+            Wish::Affine { .. } | Wish::Trellis(_) => format!("fallback of rule {label}"),
         }
     }
 
@@ -251,6 +266,12 @@ impl<'a> Resolver<'a> {
             None => Ok(self.resolution),
         }
     }
+}
+
+/// How a rule's codes are chosen: as it says, else as well as can be.
+fn method_of(rule: &Rule, calibrated: bool) -> Method {
+    let best = if calibrated { Method::Gptq } else { Method::Search };
+    rule.method.unwrap_or(best)
 }
 
 /// A rule's position, from 1, and what it is about.

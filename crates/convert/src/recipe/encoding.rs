@@ -7,15 +7,18 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::ser::{SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};
-use shardwright_quant::{Affine, Encoding, Float};
+use shardwright_quant::{Affine, Encoding, Float, Trellis};
 
 /// Group size where text names none.
 const DEFAULT_GROUP_SIZE: u16 = 64;
+/// State width of a trellis where text names none.
+const DEFAULT_STATE_BITS: u8 = 12;
 
 /// How a recipe wants a tensor stored.
 ///
-/// In text `keep`, `f16`, `bf16`, `f32`, `q4`, `q4g32`, `q4g32:bf16`; in recipes also
-/// `{"bits": 4, "group_size": 32, "scale_dtype": "bf16"}`.
+/// In text `keep`, `f16`, `bf16`, `f32`, `q4`, `q4g32`, `q4g32:bf16`, `t3`, `t3s16`; in recipes also
+/// `{"bits": 4, "group_size": 32, "scale_dtype": "bf16"}` for affine codes and
+/// `{"bits": 3, "state_bits": 16}` for those of a trellis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
     /// In the source's type.
@@ -31,9 +34,22 @@ pub enum Wish {
         /// Type of scales and biases.
         scale_dtype: Option<Float>,
     },
+    /// In trellis codes.
+    Trellis(Trellis),
 }
 
 impl Wish {
+    /// Trellis codes, checked.
+    fn trellis(bits: u8, state_bits: u8) -> Result<Self, String> {
+        let trellis = Trellis::new(bits, state_bits).map_err(|e| e.to_string())?;
+        Ok(Self::Trellis(trellis))
+    }
+
+    /// Whether it is codes of some kind, which only matrices are stored in.
+    pub const fn is_codes(self) -> bool {
+        matches!(self, Self::Affine { .. } | Self::Trellis(_))
+    }
+
     /// Affine codes, checked.
     fn affine(bits: u8, group_size: u16, scale_dtype: Option<Float>) -> Result<Self, String> {
         Affine::new(bits, group_size, scale_dtype.unwrap_or(Float::F16))
@@ -54,6 +70,7 @@ impl Wish {
                 // A wish is made only of checked parts, so the last arm is never taken.
                 Affine::new(bits, group_size, dtype).map_or(source.into(), Encoding::Affine)
             }
+            Self::Trellis(trellis) => Encoding::Trellis(trellis),
         }
     }
 
@@ -79,6 +96,7 @@ impl fmt::Display for Wish {
             Self::Affine { bits, group_size, scale_dtype: Some(dtype) } => {
                 write!(f, "q{bits}g{group_size}:{}", dtype.name())
             }
+            Self::Trellis(trellis) => write!(f, "t{}s{}", trellis.bits(), trellis.state_bits()),
         }
     }
 }
@@ -93,22 +111,30 @@ impl FromStr for Wish {
         if let Some(float) = float(text) {
             return Ok(Self::Float(float));
         }
-        let wrong =
-            || format!("encoding: expected keep, f16, bf16, f32 or like q4g64, found `{text}`");
-        let (codes, dtype) = match text.split_once(':') {
-            Some((codes, dtype)) => (codes, Some(float(dtype).ok_or_else(wrong)?)),
-            None => (text, None),
+        let wrong = || {
+            format!(
+                "encoding: expected keep, f16, bf16, f32 or like q4g64 or t3s12, found `{text}`"
+            )
         };
+        let number = |text: &str| text.parse().map_err(|_| wrong());
+        let byte = |text: &str| text.parse().map_err(|_| wrong());
+        if let Some(codes) = text.strip_prefix('t') {
+            let (bits, state) = codes.split_once('s').map_or((codes, None), split);
+            return Self::trellis(byte(bits)?, state.map_or(Ok(DEFAULT_STATE_BITS), byte)?);
+        }
+        let (codes, dtype) = text.split_once(':').map_or((text, None), split);
+        let dtype = dtype
+            .map(|name| float(name).ok_or_else(wrong))
+            .transpose()?;
         let codes = codes.strip_prefix('q').ok_or_else(wrong)?;
-        let (bits, group) = codes.split_once('g').unwrap_or((codes, ""));
-        let bits = bits.parse().map_err(|_| wrong())?;
-        let group = if codes.contains('g') {
-            group.parse().map_err(|_| wrong())?
-        } else {
-            DEFAULT_GROUP_SIZE
-        };
-        Self::affine(bits, group, dtype)
+        let (bits, group) = codes.split_once('g').map_or((codes, None), split);
+        Self::affine(byte(bits)?, group.map_or(Ok(DEFAULT_GROUP_SIZE), number)?, dtype)
     }
+}
+
+/// The parts of a text that has both.
+const fn split<'a>((head, tail): (&'a str, &'a str)) -> (&'a str, Option<&'a str>) {
+    (head, Some(tail))
 }
 
 fn float(name: &str) -> Option<Float> {
@@ -117,29 +143,55 @@ fn float(name: &str) -> Option<Float> {
         .find(|f| f.name() == name)
 }
 
+/// Fields of either kind of codes: a trellis has `state_bits`, affine codes a `group_size`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawAffine {
+struct RawCodes {
     bits: u8,
-    group_size: u16,
+    #[serde(default)]
+    group_size: Option<u16>,
     #[serde(default)]
     scale_dtype: Option<Float>,
+    #[serde(default)]
+    state_bits: Option<u8>,
+}
+
+impl RawCodes {
+    fn wish(self) -> Result<Wish, String> {
+        match self {
+            Self { bits, group_size: None, scale_dtype: None, state_bits: Some(state_bits) } => {
+                Wish::trellis(bits, state_bits)
+            }
+            Self { bits, group_size: Some(group_size), scale_dtype, state_bits: None } => {
+                Wish::affine(bits, group_size, scale_dtype)
+            }
+            Self { state_bits: Some(_), .. } => {
+                Err("a trellis has bits and state_bits and no other field".to_owned())
+            }
+            Self { .. } => {
+                Err("missing field `group_size` (or `state_bits`, for a trellis)".to_owned())
+            }
+        }
+    }
 }
 
 impl Serialize for Wish {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self::Affine { bits, group_size, scale_dtype } = self else {
-            return serializer.collect_str(self);
-        };
-        let mut map =
-            serializer.serialize_struct("Affine", 2 + usize::from(scale_dtype.is_some()))?;
-        map.serialize_field("bits", bits)?;
-        map.serialize_field("group_size", group_size)?;
-        match scale_dtype {
-            Some(dtype) => map.serialize_field("scale_dtype", dtype)?,
-            None => map.skip_field("scale_dtype")?,
+        match self {
+            Self::Keep | Self::Float(_) => serializer.collect_str(self),
+            Self::Affine { bits, group_size, scale_dtype } => {
+                let fields = 2 + usize::from(scale_dtype.is_some());
+                let mut map = serializer.serialize_struct("Affine", fields)?;
+                map.serialize_field("bits", bits)?;
+                map.serialize_field("group_size", group_size)?;
+                match scale_dtype {
+                    Some(dtype) => map.serialize_field("scale_dtype", dtype)?,
+                    None => map.skip_field("scale_dtype")?,
+                }
+                map.end()
+            }
+            Self::Trellis(trellis) => trellis.serialize(serializer),
         }
-        map.end()
     }
 }
 
@@ -150,7 +202,10 @@ impl<'de> Deserialize<'de> for Wish {
             type Value = Wish;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an encoding: keep, f16, bf16, f32, q4g64, or its bits and group_size")
+                f.write_str(
+                    "an encoding: keep, f16, bf16, f32, q4g64, t3s12, or its bits and group_size \
+                     or state_bits",
+                )
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Wish, E> {
@@ -158,29 +213,29 @@ impl<'de> Deserialize<'de> for Wish {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Wish, A::Error> {
-                let raw = RawAffine::deserialize(MapAccessDeserializer::new(map))?;
-                Wish::affine(raw.bits, raw.group_size, raw.scale_dtype).map_err(A::Error::custom)
+                let raw = RawCodes::deserialize(MapAccessDeserializer::new(map))?;
+                raw.wish().map_err(A::Error::custom)
             }
         }
         deserializer.deserialize_any(TextOrMap)
     }
 }
 
-/// What to try when the group size does not divide the columns: another group size with the same
-/// bits, or a float type.
+/// What to try when codes cannot hold a matrix, as the group size does not divide its columns, or
+/// they are not a multiple of 16 and cannot be rotated for a trellis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallback {
-    /// The same bits in groups of this many columns.
+    /// Affine codes of the same bits and scales in groups of this many columns. Nothing to a trellis.
     Group(u16),
-    /// The source's type, or the named one.
-    Plain(Wish),
+    /// Another encoding.
+    Other(Wish),
 }
 
 impl Serialize for Fallback {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Group(group) => serializer.serialize_u16(*group),
-            Self::Plain(wish) => wish.serialize(serializer),
+            Self::Other(wish) => serializer.collect_str(wish),
         }
     }
 }
@@ -192,7 +247,7 @@ impl<'de> Deserialize<'de> for Fallback {
             type Value = Fallback;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a group size, or one of keep, f16, bf16, f32")
+                f.write_str("a group size, or an encoding in text: keep, f16, q4g32")
             }
 
             fn visit_u64<E: serde::de::Error>(self, group: u64) -> Result<Fallback, E> {
@@ -207,12 +262,8 @@ impl<'de> Deserialize<'de> for Fallback {
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Fallback, E> {
-                match text.parse() {
-                    Ok(wish @ (Wish::Keep | Wish::Float(_))) => Ok(Fallback::Plain(wish)),
-                    _ => Err(E::custom(format!(
-                        "fallback: expected a group size, keep, f16, bf16 or f32, found `{text}`"
-                    ))),
-                }
+                let wish = text.parse().map(Fallback::Other);
+                wish.map_err(|wrong: String| E::custom(format!("fallback: {wrong}")))
             }
         }
         deserializer.deserialize_any(GroupOrName)

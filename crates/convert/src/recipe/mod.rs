@@ -37,11 +37,11 @@ pub struct Rule {
     /// How they are stored. Vectors (one dimension in the checkpoint) keep their type unless a
     /// float type is named here: they are never quantized.
     pub encoding: Wish,
-    /// How codes are chosen.
-    #[serde(default)]
-    pub method: Method,
-    /// What to try, in order, for a tensor whose columns the group size does not divide. Without
-    /// any that is an error.
+    /// How codes are chosen. When absent: `gptq` with calibration, `search` without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
+    /// What to try, in order, for a tensor whose columns the codes cannot hold. Without any that is
+    /// an error.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fallback: Vec<Fallback>,
     /// The rule may match nothing.
@@ -166,7 +166,7 @@ impl Recipe {
     }
 
     /// Every matrix in one encoding, written as in `--set`: `q4g64`.
-    pub fn uniform(encoding: Wish, method: Method) -> Self {
+    pub fn uniform(encoding: Wish, method: Option<Method>) -> Self {
         let rule = Rule {
             matches: Match::default(),
             encoding,
@@ -185,7 +185,9 @@ impl Recipe {
     /// Chooses codes by `method` in every rule.
     #[must_use]
     pub fn with_method(mut self, method: Method) -> Self {
-        self.rules.iter_mut().for_each(|rule| rule.method = method);
+        self.rules
+            .iter_mut()
+            .for_each(|rule| rule.method = Some(method));
         self
     }
 
@@ -230,7 +232,7 @@ impl Recipe {
         Ok(Rule {
             matches: Match { role: Some(roles), ..Match::default() },
             encoding,
-            method: like.map(|rule| rule.method).unwrap_or_default(),
+            method: like.and_then(|rule| rule.method),
             fallback: like.map(|rule| rule.fallback.clone()).unwrap_or_default(),
             optional: false,
         })
@@ -271,9 +273,29 @@ mod tests {
             ),
             (
                 r#"{"name":"x","rules":[{"encoding":"int4"}]}"#,
-                "encoding: expected keep, f16, bf16, f32 or like q4g64, found `int4`",
+                "encoding: expected keep, f16, bf16, f32 or like q4g64 or t3s12, found `int4`",
             ),
             (r#"{"name":"x","rules":[{"encoding":{"bits":4}}]}"#, "missing field `group_size`"),
+            (
+                r#"{"name":"x","rules":[{"encoding":"t6"}]}"#,
+                "bits: expected 2, 3 or 4 in a trellis, found 6",
+            ),
+            (
+                r#"{"name":"x","rules":[{"encoding":"t3s"}]}"#,
+                "encoding: expected keep, f16, bf16, f32 or like q4g64 or t3s12, found `t3s`",
+            ),
+            (
+                r#"{"name":"x","rules":[{"encoding":{"bits":3,"state_bits":11}}]}"#,
+                "state_bits: expected 10, 12, 14 or 16, found 11",
+            ),
+            (
+                r#"{"name":"x","rules":[{"encoding":{"bits":3,"state_bits":12,"group_size":64}}]}"#,
+                "a trellis has bits and state_bits and no other field",
+            ),
+            (
+                r#"{"name":"x","rules":[{"encoding":"t3","fallback":["q5"]}]}"#,
+                "fallback: bits: expected 2, 3, 4, 6 or 8, found 5",
+            ),
             (
                 r#"{"name":"x","rules":[{"encoding":{"bits":4,"group_size":48}}]}"#,
                 "group_size: expected 32, 64 or 128, found 48",
@@ -295,6 +317,34 @@ mod tests {
             let error = Recipe::parse("x.json", json).unwrap_err().to_string();
             assert!(error.starts_with("recipe `x.json`: ") && error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn trellis_codes_are_written_in_text_or_by_their_fields() {
+        let wish = |json: &str| {
+            let recipe = format!(r#"{{"name":"x","rules":[{{"encoding":{json}}}]}}"#);
+            Recipe::parse("x", &recipe).unwrap().rules[0].encoding
+        };
+        for (json, expected) in [
+            (r#""t2""#, "t2s12"),
+            (r#""t3s16""#, "t3s16"),
+            (r#"{"bits": 4, "state_bits": 10}"#, "t4s10"),
+        ] {
+            let wish = wish(json);
+            assert_eq!(wish.to_string(), expected);
+            assert_eq!(expected.parse(), Ok(wish));
+            let fields = serde_json::to_string(&wish).unwrap();
+            assert_eq!(serde_json::from_str::<Wish>(&fields).unwrap(), wish, "{fields}");
+        }
+        assert_eq!(
+            serde_json::to_string(&wish(r#""t3""#)).unwrap(),
+            r#"{"bits":3,"state_bits":12}"#
+        );
+        let json = r#"{"name":"x","rules":[{"encoding":"t3","method":"search",
+            "fallback":["q4g32:bf16",64,"t4s14","keep"]}]}"#;
+        let recipe = Recipe::parse("x", json).unwrap();
+        let again = Recipe::parse("x", &serde_json::to_string(&recipe).unwrap()).unwrap();
+        assert_eq!(again, recipe);
     }
 
     #[test]

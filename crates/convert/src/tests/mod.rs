@@ -15,7 +15,8 @@ use shardwright_format::checkpoint::{Checkpoint, header};
 use shardwright_quant::{Float, narrow};
 
 use crate::{
-    ConversionReport, ConvertOptions, Plan, PlanOptions, Progress, Recipe, Result, convert,
+    Calibration, ConversionReport, ConvertOptions, Plan, PlanOptions, Progress, Recipe, Result,
+    convert,
 };
 
 /// Checkpoints that between them have every layout: one and two files, f16, bf16 and f32, fused
@@ -58,12 +59,12 @@ impl Case {
 
     fn convert(&self, out: &Path, threads: usize) -> Result<ConversionReport> {
         let cancel = AtomicBool::new(false);
-        self.run(out, &ConvertOptions { threads, resume: false, cancel: &cancel }, &|_| {})
+        self.run(out, &options(threads, false, &cancel), &|_| {})
     }
 
     fn resume(&self, out: &Path) -> Result<ConversionReport> {
         let cancel = AtomicBool::new(false);
-        self.run(out, &ConvertOptions { threads: 2, resume: true, cancel: &cancel }, &|_| {})
+        self.run(out, &options(2, true, &cancel), &|_| {})
     }
 
     fn run(
@@ -175,4 +176,8 @@ fn noise(seed: u32, count: usize) -> Vec<f32> {
         (state >> 8) as f32 / (1 << 23) as f32 - 1.0
     };
     std::iter::repeat_with(next).take(count).collect()
+}
+
+fn options(threads: usize, resume: bool, cancel: &AtomicBool) -> ConvertOptions<'_> {
+    ConvertOptions { threads, resume, cancel, calibration: Calibration::None }
 }

@@ -4,7 +4,7 @@ use shardwright_format::manifest::Codec;
 use shardwright_format::{Role, Unit};
 use shardwright_quant::Method;
 
-use super::{CHECKPOINTS, Case, fixture};
+use super::{CHECKPOINTS, Case, Tiny, fixture};
 use crate::recipe::Wish;
 use crate::{PlanOptions, Recipe, Result};
 
@@ -45,6 +45,88 @@ fn rules_and_tensors_must_meet() {
     ] {
         assert_eq!(refusal("golden/llama3", json), expected);
     }
+}
+
+/// With an inner width of 40, `mlp.down_proj` has columns that no trellis holds, nor any group.
+#[test]
+fn a_trellis_falls_back_where_columns_cannot_be_rotated() {
+    let tiny = |intermediate, json: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        Tiny { intermediate, ..Tiny::default() }.write(dir.path());
+        let recipe = Recipe::parse("t", json)?;
+        Case::new(dir.path(), &recipe, PlanOptions::default())
+    };
+    let refusal = |json| tiny(40, json).err().unwrap().to_string();
+    let reason = "a trellis cannot rotate 40 columns, no multiple of 16";
+    for (json, why) in [
+        (r#"{"name":"t","rules":[{"encoding":"t3"}]}"#, "names no fallback"),
+        (
+            r#"{"name":"t","rules":[{"encoding":"t3","fallback":[32,"t4","q4g32"]}]}"#,
+            "names none that does",
+        ),
+    ] {
+        let expected = format!(
+            "recipe `t`: tensor `model.layers.0.mlp.down_proj.weight` (mlp.down_proj): {reason}, \
+             and rule 1 (everything) {why}"
+        );
+        assert_eq!(refusal(json), expected);
+    }
+    for (cols, used) in [(40, "f32"), (48, "t3 s16")] {
+        let json = r#"{"name":"t","rules":[{"encoding":"t3s16","fallback":["q4g32","keep"]}]}"#;
+        let case = tiny(cols, json).unwrap();
+        let layout = case.plan.layout(Unit::Layer(0)).unwrap();
+        assert_eq!(layout.find(Role::DownProj).unwrap().encoding.label(), used);
+        assert_eq!(layout.find(Role::QProj).unwrap().encoding.label(), "t3 s16");
+        assert_eq!(layout.find(Role::InputNorm).unwrap().encoding.label(), "f32");
+        let found: Vec<_> = case
+            .plan
+            .fallbacks
+            .iter()
+            .map(|f| f.reason.as_str())
+            .collect();
+        assert_eq!(found, if cols == 40 { vec![reason] } else { vec![] });
+    }
+    // Groups are not what a trellis needs: 96 columns are 3 groups of 32 and 6 rotations of 16.
+    let json = r#"{"name":"t","rules":[{"encoding":"q4g64","fallback":["t2"]}]}"#;
+    let case = plan("golden/llama3", json).unwrap();
+    let down = case
+        .plan
+        .fallbacks
+        .iter()
+        .find(|f| f.role == Role::DownProj);
+    assert_eq!(down.unwrap().used, "t2 s12");
+}
+
+/// Rows left out of the last block take whole steps of 8; a token reads a block of the embedding.
+#[test]
+fn sizes_of_trellis_codes_are_planned() {
+    let recipe = Recipe::uniform("t3".parse::<Wish>().unwrap(), Method::default());
+    let case = Case::new(&fixture("fixture-2m"), &recipe, PlanOptions::default()).unwrap();
+    let layout = case.plan.layout(Unit::Embedding).unwrap();
+    assert_eq!(layout.len, 1024 * 128 * 3 / 8 + 1024 * 2);
+    let roles = &case.plan.summary.roles;
+    let of = |role| roles.iter().find(|r| r.role == role).unwrap();
+    // 8 rows of 128: no row is left out. 4 layers.
+    assert_eq!(of(Role::Router).bytes, 4 * (8 * 128 * 3 / 8 + 8 * 2));
+    assert_eq!(of(Role::EmbedTokens).bits_per_weight, 3.125);
+    let case = plan("golden/qwen2_moe", r#"{"name":"t","rules":[{"encoding":"t3"}]}"#).unwrap();
+    let gate = case
+        .plan
+        .summary
+        .roles
+        .iter()
+        .find(|r| r.role == Role::SharedExpertGate);
+    let gate = gate.unwrap();
+    assert_eq!(gate.bytes, gate.weights * 8 * 3 / 8 + gate.tensors * 2, "one row stored as 8");
+    let experts = &case.plan.manifest.experts[0];
+    let table = &case.plan.manifest.dense[0].tensors[0];
+    let dense: u64 = case.plan.manifest.dense[1..].iter().map(|s| s.len).sum();
+    let block = table.rows.min(256) * (table.cols * 3 / 8 + 2);
+    let tied = case.plan.manifest.model.tie_word_embeddings;
+    let embedding = if tied { case.plan.manifest.dense[0].len } else { block };
+    assert!(experts.len > 0);
+    let cost = case.plan.cost;
+    assert_eq!(cost.bytes_per_token - cost.expert_bytes_per_token, dense + embedding);
 }
 
 #[test]
@@ -171,7 +253,7 @@ fn overrides_may_starve_the_rules_behind_them() {
 #[test]
 fn an_alignment_that_bundles_cannot_have_is_refused() {
     for alignment in [0, 2048, 5000, 1 << 21] {
-        let options = PlanOptions { alignment, codec: Codec::None, threads: 1 };
+        let options = PlanOptions { alignment, codec: Codec::None, threads: 1, calibration: None };
         let error = Case::new(&fixture("golden/llama3"), &Recipe::builtin("q4").unwrap(), options);
         assert_eq!(
             error.err().unwrap().to_string(),

@@ -6,12 +6,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use shardwright_format::manifest::Codec;
 
 use super::{Case, Tiny, contents, copy_dir, fixture};
-use crate::{ConvertError, ConvertOptions, Phase, PlanOptions, Progress, Recipe, partial_path};
+use crate::{
+    Calibration, ConvertError, ConvertOptions, Phase, PlanOptions, Progress, Recipe, partial_path,
+};
 
 /// Converts until `count` shards are done, then stops.
 fn interrupt(case: &Case, out: &Path, count: usize) {
     let cancel = AtomicBool::new(count == 0);
-    let options = ConvertOptions { threads: 2, resume: false, cancel: &cancel };
+    let options = ConvertOptions {
+        threads: 2,
+        resume: false,
+        cancel: &cancel,
+        calibration: Calibration::None,
+    };
     let watch = |progress: Progress| {
         if progress.shards >= count {
             cancel.store(true, Ordering::Relaxed);
@@ -231,7 +238,12 @@ fn a_complete_bundle_is_complete_again() {
         let before = contents(&out);
         let told = std::cell::Cell::new(None);
         let cancel = AtomicBool::new(false);
-        let options = ConvertOptions { threads: 1, resume: true, cancel: &cancel };
+        let options = ConvertOptions {
+            threads: 1,
+            resume: true,
+            cancel: &cancel,
+            calibration: Calibration::None,
+        };
         let again = case.run(&out, &options, &|progress| told.set(Some(progress.phase)));
         assert_eq!((again.unwrap(), told.get()), (report, Some(Phase::Complete)));
         let refused = |case: &Case| {

@@ -1,6 +1,8 @@
 //! What goes into a layer's matrices, kept for those who calibrate.
 
-/// Matrices of a layer that share their input.
+use shardwright_format::Role;
+
+/// Matrices that share their input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Site {
     /// The mixer's first projections: queries, keys and values.
@@ -17,6 +19,30 @@ pub enum Site {
     Expert,
     /// The down projection of a routed expert.
     ExpertOut,
+    /// The head, after the final norm.
+    Head,
+}
+
+impl Site {
+    /// The input of the matrices with a role; none for roles that multiply nothing.
+    pub const fn of(role: Role) -> Option<Self> {
+        Some(match role {
+            Role::QProj | Role::KProj | Role::VProj => Self::Mixer,
+            Role::OProj => Self::MixerOut,
+            Role::GateProj
+            | Role::UpProj
+            | Role::Router
+            | Role::SharedGateProj
+            | Role::SharedUpProj
+            | Role::SharedExpertGate => Self::Ffn,
+            Role::DownProj => Self::FfnOut,
+            Role::SharedDownProj => Self::SharedOut,
+            Role::ExpertGateProj | Role::ExpertUpProj => Self::Expert,
+            Role::ExpertDownProj => Self::ExpertOut,
+            Role::EmbedTokens | Role::LmHead => Self::Head,
+            _ => return None,
+        })
+    }
 }
 
 /// Inputs in the order of their use; nothing is kept unless asked for.

@@ -1,0 +1,78 @@
+//! What codes are chosen by: a text, or statistics of an earlier one.
+
+use std::path::Path;
+
+use shardwright_convert::Calibration;
+use shardwright_convert::calibrate::{Corpus, SavedStatistics};
+use shardwright_format::checkpoint::CheckpointWeights;
+use shardwright_format::io::read_required;
+use shardwright_format::manifest;
+use shardwright_format::weights::Weights;
+
+use crate::args::{ArchArgs, CalibrationArgs, CalibrationTextArgs};
+use crate::failure::Failure;
+
+/// Largest text that is read: a calibration takes a few megabytes.
+const TEXT_LIMIT: u64 = 1 << 30;
+
+/// What the options name, opened.
+#[derive(Debug)]
+pub enum Opened {
+    None,
+    Statistics(Box<SavedStatistics>),
+    Text(Box<Corpus>),
+}
+
+impl Opened {
+    /// As the conversion takes it.
+    pub const fn calibration(&self) -> Calibration<'_> {
+        match self {
+            Self::None => Calibration::None,
+            Self::Statistics(statistics) => Calibration::Statistics(statistics),
+            Self::Text(corpus) => Calibration::Text(corpus),
+        }
+    }
+
+    /// As the manifest says it.
+    pub fn record(&self) -> Option<manifest::Calibration> {
+        match self {
+            Self::None => None,
+            Self::Statistics(statistics) => Some(statistics.record.clone()),
+            Self::Text(corpus) => Some(corpus.record.clone()),
+        }
+    }
+}
+
+/// Opens what the options name, for the checkpoint at `path`.
+///
+/// # Errors
+/// A text shorter than a window, statistics of another model, files that cannot be read.
+pub fn open(path: &Path, arch: &ArchArgs, args: &CalibrationArgs) -> Result<Opened, Failure> {
+    match (&args.calibrate, &args.statistics) {
+        (Some(text), _) => Ok(Opened::Text(Box::new(corpus(path, arch, text, args.text)?))),
+        (None, Some(file)) => {
+            let (_, inventory) = super::open_checkpoint(path, arch)?;
+            Ok(Opened::Statistics(Box::new(SavedStatistics::read(file, &inventory.spec)?)))
+        }
+        (None, None) => Ok(Opened::None),
+    }
+}
+
+/// The text's first windows and the checkpoint at `path`.
+///
+/// # Errors
+/// As [`open`].
+pub fn corpus(
+    path: &Path,
+    arch: &ArchArgs,
+    text: &Path,
+    args: CalibrationTextArgs,
+) -> Result<Corpus, Failure> {
+    let (checkpoint, inventory) = super::open_checkpoint(path, arch)?;
+    let original = Weights::Checkpoint(CheckpointWeights::new(checkpoint, inventory));
+    let bytes = read_required(text, TEXT_LIMIT)?;
+    let string = String::from_utf8(bytes);
+    let string = string.map_err(|e| Failure::new(format!("{}: {e}", text.display())))?;
+    let (limit, window) = (args.calibration_tokens, args.calibration_window as usize);
+    Ok(Corpus::new(original, (text, &string), limit, window)?)
+}

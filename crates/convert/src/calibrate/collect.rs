@@ -1,0 +1,170 @@
+//! Watches a layer and hands on what each unit's matrices are given, a batch of units at a time.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::SyncSender;
+
+use shardwright_format::Unit;
+use shardwright_format::model::LayerSpec;
+use shardwright_format::weights::Weights;
+use shardwright_runtime::layerwise::LayerPass;
+use shardwright_runtime::probe::{Probe, Tap};
+use shardwright_runtime::{RuntimeError, Site};
+
+use super::gram::Gram;
+use super::statistics::{Moments, Observed, Place};
+
+/// Rows that an expert is given at least; those that its router did not send count
+/// [`EXTRA_WEIGHT`] of an average pick.
+pub const LEAST_ROWS: usize = 256;
+/// See [`LEAST_ROWS`].
+const EXTRA_WEIGHT: f32 = 0.25;
+/// Bytes of Gram matrices that wait for their units' conversion.
+const BATCH_BYTES: usize = if cfg!(test) { 64 << 10 } else { 256 << 20 };
+/// Inputs whose Gram is kept; of more, only each one's own second moment is.
+pub const GRAM_LIMIT: usize = 16 << 10;
+
+/// Units of a layer and what their matrices are given.
+pub struct Batch {
+    /// Complete units.
+    pub units: Vec<Unit>,
+    /// Their inputs.
+    pub observed: Observed,
+}
+
+/// Sums of one place.
+enum Sum {
+    Gram(Gram),
+    Diagonal { sum: Vec<f64>, weight: f64 },
+}
+
+impl Sum {
+    fn new(cols: usize) -> Self {
+        if cols <= GRAM_LIMIT {
+            return Self::Gram(Gram::new(cols));
+        }
+        Self::Diagonal { sum: vec![0.0; cols], weight: 0.0 }
+    }
+
+    fn byte_len(cols: usize) -> usize {
+        if cols <= GRAM_LIMIT { Gram::byte_len(cols) } else { 8 * cols }
+    }
+
+    fn add(&mut self, rows: &[f32], weights: &[f32]) {
+        match self {
+            Self::Gram(gram) => gram.add(rows, weights),
+            Self::Diagonal { sum, weight } => {
+                for (row, x) in rows.chunks_exact(sum.len()).enumerate() {
+                    let square = f64::from(weights.get(row).copied().unwrap_or(1.0)).powi(2);
+                    *weight += square;
+                    for (sum, x) in sum.iter_mut().zip(x) {
+                        *sum += square * f64::from(*x).powi(2);
+                    }
+                }
+            }
+        }
+    }
+
+    fn into_moments(self) -> Option<Moments> {
+        match self {
+            Self::Gram(gram) => gram.into_mean().map(Moments::Gram),
+            Self::Diagonal { sum, weight } if weight > 0.0 => {
+                Some(Moments::Diagonal(sum.iter().map(|s| (s / weight) as f32).collect()))
+            }
+            Self::Diagonal { .. } => None,
+        }
+    }
+}
+
+/// Collects one layer.
+struct Collector<'a> {
+    layer: u32,
+    /// Weight of a row that the router did not send.
+    extra: f32,
+    out: &'a SyncSender<Batch>,
+    sums: BTreeMap<Place, Sum>,
+    bytes: usize,
+    /// Complete units that wait.
+    units: Vec<Unit>,
+    current: Unit,
+}
+
+impl Collector<'_> {
+    fn tap(&mut self, tap: Tap<'_>) -> Result<(), RuntimeError> {
+        let layer = self.layer;
+        let unit = tap
+            .expert
+            .map_or(Unit::Layer(layer), |expert| Unit::Expert { layer, expert });
+        if unit != self.current {
+            self.units.push(std::mem::replace(&mut self.current, unit));
+            if self.bytes >= BATCH_BYTES {
+                self.send()?;
+            }
+        }
+        let place = Place { layer: Some(layer), expert: tap.expert, site: tap.site };
+        let bytes = &mut self.bytes;
+        let sum = self.sums.entry(place).or_insert_with(|| {
+            *bytes += Sum::byte_len(tap.cols);
+            Sum::new(tap.cols)
+        });
+        let weight = |w: &f32| if *w == 0.0 { self.extra } else { *w };
+        let weights: Vec<f32> = tap.weights.iter().map(weight).collect();
+        sum.add(tap.rows, &weights);
+        Ok(())
+    }
+
+    /// Hands on the complete units, those of the current one excepted.
+    fn send(&mut self) -> Result<(), RuntimeError> {
+        let sums = std::mem::take(&mut self.sums).into_iter();
+        let observed = sums.filter_map(|(place, sum)| Some((place, sum.into_moments()?)));
+        let batch = Batch { units: std::mem::take(&mut self.units), observed: observed.collect() };
+        self.bytes = 0;
+        // Nobody listens any more: the conversion has failed and says why.
+        self.out.send(batch).map_err(|_| RuntimeError::Stopped)
+    }
+}
+
+/// Takes the stream through layer `layer` as `original` has it and sends every unit of the layer
+/// with its inputs; the stream stays where it was.
+///
+/// # Errors
+/// As [`LayerPass::probe`].
+pub fn collect(
+    stream: &mut LayerPass<'_>,
+    original: &Weights,
+    layer: u32,
+    out: &SyncSender<Batch>,
+) -> Result<(), RuntimeError> {
+    let spec = &original.spec().layers[layer as usize];
+    let mut collector = Collector {
+        layer,
+        extra: EXTRA_WEIGHT / picks(spec) as f32,
+        out,
+        sums: BTreeMap::new(),
+        bytes: 0,
+        units: Vec::new(),
+        current: Unit::Layer(layer),
+    };
+    let mut sink = |tap: Tap<'_>| collector.tap(tap);
+    stream.probe(original, Probe { least_rows: LEAST_ROWS, sink: &mut sink })?;
+    collector.units.push(collector.current);
+    collector.send()
+}
+
+/// Experts that a token is sent to; 1 without experts.
+fn picks(spec: &LayerSpec) -> u32 {
+    match &spec.ffn {
+        shardwright_format::model::Ffn::Moe(moe) => moe.num_experts_per_tok.max(1),
+        shardwright_format::model::Ffn::Dense(_) => 1,
+    }
+}
+
+/// The inputs of the head, as rows after the final norm.
+pub fn head(rows: impl Iterator<Item = Vec<f32>>, cols: usize) -> Observed {
+    let mut sum = Sum::new(cols);
+    rows.for_each(|rows| sum.add(&rows, &[]));
+    let place = Place { layer: None, expert: None, site: Site::Head };
+    sum.into_moments()
+        .map(|moments| (place, moments))
+        .into_iter()
+        .collect()
+}

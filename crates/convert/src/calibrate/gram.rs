@@ -1,0 +1,105 @@
+//! Second moments of what goes into a matrix.
+
+use rayon::prelude::*;
+use shardwright_quant::gemm;
+
+/// Columns of a Gram matrix that one task computes.
+const TILE: usize = 128;
+
+/// `Σ ω² x xᵀ` over rows `x`, as they come.
+#[derive(Clone, Debug)]
+pub struct Gram {
+    cols: usize,
+    /// `[cols, cols]`, of which each tile of rows is filled from its own first column on.
+    sum: Vec<f32>,
+    /// `Σ ω²`.
+    weight: f64,
+    /// Transposed rows of a call, `[cols, n]`.
+    columns: Vec<f32>,
+}
+
+impl Gram {
+    /// Of rows of `cols` values, none yet.
+    pub fn new(cols: usize) -> Self {
+        Self { cols, sum: vec![0.0; cols * cols], weight: 0.0, columns: Vec::new() }
+    }
+
+    /// Bytes in memory.
+    pub const fn byte_len(cols: usize) -> usize {
+        4 * cols * cols
+    }
+
+    /// Adds `rows: [n, cols]`, each times its weight `ω`, or all as they are when there are none.
+    /// Does not depend on the number of threads; the work is spread over the current pool.
+    pub fn add(&mut self, rows: &[f32], weights: &[f32]) {
+        let (n, cols) = (rows.len() / self.cols, self.cols);
+        let weight = |row: usize| weights.get(row).copied().unwrap_or(1.0);
+        self.columns.resize(n * cols, 0.0);
+        for (row, x) in rows.chunks_exact(cols).enumerate() {
+            for (col, x) in x.iter().enumerate() {
+                self.columns[col * n + row] = weight(row) * x;
+            }
+        }
+        self.weight += (0..n)
+            .map(|row| f64::from(weight(row)).powi(2))
+            .sum::<f64>();
+        let columns = &self.columns;
+        let tiles = self.sum.par_chunks_mut(TILE * cols).enumerate();
+        tiles.for_each_init(Vec::new, |product, (tile, sum)| {
+            let first = tile * TILE;
+            let width = cols - first;
+            let height = sum.len() / cols;
+            product.resize(height * width, 0.0);
+            let left = &columns[first * n..(first + height) * n];
+            gemm(left, &columns[first * n..], n, product);
+            for (sum, product) in sum.chunks_exact_mut(cols).zip(product.chunks_exact(width)) {
+                for (sum, product) in sum[first..].iter_mut().zip(product) {
+                    *sum += product;
+                }
+            }
+        });
+    }
+
+    /// The mean, `[cols, cols]`; none without rows.
+    pub fn into_mean(mut self) -> Option<Vec<f32>> {
+        if self.weight == 0.0 {
+            return None;
+        }
+        let (cols, scale) = (self.cols, (1.0 / self.weight) as f32);
+        for row in 0..cols {
+            for col in 0..=row {
+                let mean = self.sum[col * cols + row] * scale;
+                self.sum[row * cols + col] = mean;
+                self.sum[col * cols + row] = mean;
+            }
+        }
+        Some(self.sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_is_that_of_weighted_outer_products() {
+        let cols = 160;
+        let rows: Vec<f32> = (0..5 * cols)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
+            .collect();
+        let weights = [1.0, 0.5, 0.0, 2.0, 1.5];
+        let mut gram = Gram::new(cols);
+        gram.add(&rows[..2 * cols], &weights[..2]);
+        gram.add(&rows[2 * cols..], &weights[2..]);
+        let mean = gram.into_mean().unwrap();
+        let total: f32 = weights.iter().map(|w| w * w).sum();
+        for (i, j) in [(0, 0), (3, 150), (150, 3), (129, 130), (159, 128)] {
+            let expected: f32 = (0..5)
+                .map(|r| weights[r] * weights[r] * rows[r * cols + i] * rows[r * cols + j])
+                .sum::<f32>()
+                / total;
+            assert!((mean[i * cols + j] - expected).abs() < 1e-6, "{i} {j}");
+        }
+        assert!(Gram::new(4).into_mean().is_none());
+    }
+}

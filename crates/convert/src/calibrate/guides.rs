@@ -1,0 +1,120 @@
+//! From observed inputs to what the quantizers need of them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use shardwright_format::Unit;
+use shardwright_format::unit::TensorEntry;
+use shardwright_quant::{Encoding, Feedback, Guide, Method};
+
+use super::statistics::{Moments, Observed, Place};
+
+/// Added to the diagonal, as a share of its mean: inputs are never known well enough to be
+/// trusted further.
+pub const DAMPING: f32 = 0.05;
+
+/// What an error of a tensor costs.
+#[derive(Clone, Debug)]
+pub enum Costs {
+    /// The same everywhere: nothing is known of the inputs.
+    Unknown,
+    /// By column.
+    Importance(Arc<[f32]>),
+    /// By all pairs of columns.
+    Feedback(Arc<Feedback>),
+}
+
+impl Costs {
+    /// As the quantizer takes it.
+    pub fn guide(&self) -> Guide<'_> {
+        match self {
+            Self::Unknown => Guide::Weights,
+            Self::Importance(values) => Guide::Importance(values),
+            Self::Feedback(feedback) => Guide::Feedback(feedback),
+        }
+    }
+
+    /// The best that `method` can be with what is known.
+    pub const fn method(&self, method: Method) -> Method {
+        match (self, method) {
+            (Self::Unknown, Method::Importance | Method::Gptq) => Method::Search,
+            (Self::Importance(_), Method::Gptq) => Method::Importance,
+            _ => method,
+        }
+    }
+}
+
+/// Factors are shared by the matrices of a place that are rounded in the same basis.
+type Basis = (Place, bool);
+
+/// Inputs that were observed, and the factors made of them so far.
+#[derive(Debug, Default)]
+pub struct Guides {
+    observed: Observed,
+    factors: Mutex<BTreeMap<Basis, Arc<Feedback>>>,
+}
+
+impl Guides {
+    /// Of what was observed.
+    pub fn new(observed: Observed) -> Self {
+        Self { observed, factors: Mutex::default() }
+    }
+
+    /// What is known for a tensor of `unit`, by as much as `method` can use.
+    ///
+    /// # Errors
+    /// Inputs of another width than the tensor's, or that no damping makes invertible.
+    pub fn costs(&self, unit: Unit, entry: &TensorEntry, method: Method) -> Result<Costs, String> {
+        let known = Place::of(unit, entry.role).filter(|_| entry.encoding.float().is_none());
+        let Some((place, moments)) = known.and_then(|p| Some((p, self.observed.get(&p)?))) else {
+            return Ok(Costs::Unknown);
+        };
+        if moments.cols() as u64 != entry.cols {
+            let (expected, found) = (entry.cols, moments.cols());
+            return Err(format!("statistics: expected {expected} inputs, found {found}"));
+        }
+        match (method, moments) {
+            (_, Moments::Gram(gram)) if is_rotated(entry.encoding) => {
+                self.feedback(place, gram, entry)
+            }
+            (_, Moments::Diagonal(values)) if is_rotated(entry.encoding) => {
+                self.feedback(place, &diagonal(values), entry)
+            }
+            (Method::Gptq, Moments::Gram(gram)) => self.feedback(place, gram, entry),
+            (Method::Gptq | Method::Importance, _) => {
+                Ok(Costs::Importance(moments.diagonal().into()))
+            }
+            (Method::MinMax | Method::Search, _) => Ok(Costs::Unknown),
+        }
+    }
+
+    fn feedback(&self, place: Place, gram: &[f32], entry: &TensorEntry) -> Result<Costs, String> {
+        let basis = (place, is_rotated(entry.encoding));
+        if let Some(found) = self.factors().get(&basis) {
+            return Ok(Costs::Feedback(Arc::clone(found)));
+        }
+        // Not held while the factor is made: each unit has inputs of its own.
+        let made = Feedback::new(gram, entry.cols as usize, DAMPING, entry.encoding);
+        let made = Arc::new(made.map_err(|e| format!("statistics: {e}"))?);
+        self.factors().insert(basis, Arc::clone(&made));
+        Ok(Costs::Feedback(made))
+    }
+
+    fn factors(&self) -> MutexGuard<'_, BTreeMap<Basis, Arc<Feedback>>> {
+        self.factors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const fn is_rotated(encoding: Encoding) -> bool {
+    matches!(encoding, Encoding::Trellis(_))
+}
+
+/// The matrix `[n, n]` with `values` on its diagonal.
+fn diagonal(values: &[f32]) -> Vec<f32> {
+    let n = values.len();
+    let mut matrix = vec![0.0; n * n];
+    for (at, value) in values.iter().enumerate() {
+        matrix[at * n + at] = *value;
+    }
+    matrix
+}

@@ -1,0 +1,113 @@
+//! A text through the original alone, for its statistics.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+
+use shardwright_format::weights::Weights;
+use shardwright_runtime::layerwise::LayerPass;
+use shardwright_runtime::{Head, RuntimeError};
+
+use super::Corpus;
+use super::collect::{collect, head};
+use super::statistics::{Moments, Observed};
+use super::streams::Coverage;
+use crate::error::{ConvertError, Result};
+
+/// Rows that go through the final norm together.
+const ROWS: usize = 512;
+
+/// What of the inputs is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// The products of all pairs: what `gptq` and trellis codes use.
+    Gram,
+    /// Each input's own second moment: what `importance` uses, far smaller.
+    Diagonal,
+}
+
+/// What a text showed.
+#[derive(Debug)]
+pub struct Observation {
+    /// By place.
+    pub(crate) observed: Observed,
+    /// How often experts were picked, per layer that has some.
+    pub coverage: Vec<Coverage>,
+}
+
+/// Runs the text through the original and observes the inputs of every group of matrices.
+/// `progress` is told the layers done.
+///
+/// # Errors
+/// Weights that cannot be read, values that are not finite, a stop by the caller.
+pub fn observe(
+    corpus: &Corpus,
+    keep: Keep,
+    threads: usize,
+    cancel: &AtomicBool,
+    progress: &dyn Fn(u32),
+) -> Result<Observation> {
+    let original = &corpus.original;
+    let mut pass = LayerPass::new(original, &corpus.tokens, corpus.window, threads)?;
+    let mut seen = Observation { observed: Observed::new(), coverage: Vec::new() };
+    for layer in 0..original.spec().layers.len() as u32 {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(ConvertError::Stopped);
+        }
+        let observed = one_layer(corpus, &mut pass, layer)?;
+        seen.observed.extend(
+            observed
+                .into_iter()
+                .map(|(place, moments)| (place, keep.of(moments))),
+        );
+        pass.step()?;
+        seen.coverage
+            .extend(Coverage::of(layer, original.spec(), pass.routes()));
+        progress(layer + 1);
+    }
+    let inputs = head_inputs(original, pass.hidden(), threads)?;
+    seen.observed.extend(
+        inputs
+            .into_iter()
+            .map(|(place, moments)| (place, keep.of(moments))),
+    );
+    Ok(seen)
+}
+
+impl Keep {
+    fn of(self, moments: Moments) -> Moments {
+        match self {
+            Self::Gram => moments,
+            Self::Diagonal => Moments::Diagonal(moments.diagonal()),
+        }
+    }
+}
+
+fn one_layer(corpus: &Corpus, pass: &mut LayerPass<'_>, layer: u32) -> Result<Observed> {
+    std::thread::scope(|scope| {
+        let (sender, batches) = sync_channel(0);
+        let watching = scope.spawn(move || collect(pass, &corpus.original, layer, &sender));
+        let observed = batches.iter().flat_map(|batch| batch.observed).collect();
+        watching.join().map_err(|_| RuntimeError::Stopped)??;
+        Ok(observed)
+    })
+}
+
+/// What a tied head is multiplied with, in the original: the embedding must be made before the
+/// bundle has a stream. Nothing for a head of its own.
+pub fn tied_head_inputs(corpus: &Corpus, threads: usize) -> Result<Observed> {
+    let original = &corpus.original;
+    if !original.spec().tie_word_embeddings {
+        return Ok(Observed::new());
+    }
+    let mut pass = LayerPass::new(original, &corpus.tokens, corpus.window, threads)?;
+    while pass.step()?.is_some() {}
+    head_inputs(original, pass.hidden(), threads)
+}
+
+/// What the head is multiplied with, of a residual stream after the last layer.
+pub fn head_inputs(original: &Weights, stream: &[f32], threads: usize) -> Result<Observed> {
+    let cols = original.spec().hidden_size as usize;
+    let norm = Head::new(original, threads)?;
+    let rows = stream.chunks(ROWS * cols).map(|rows| norm.normed(rows));
+    Ok(head(rows, cols))
+}

@@ -1,0 +1,59 @@
+//! What is known of the inputs of each group of matrices.
+
+use std::collections::BTreeMap;
+
+use shardwright_format::{Role, Unit};
+use shardwright_runtime::Site;
+
+/// Matrices that share their input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// The layer; none for the head.
+    pub layer: Option<u32>,
+    /// The routed expert, for those.
+    pub expert: Option<u32>,
+    /// Which of the layer's inputs.
+    pub site: Site,
+}
+
+impl Place {
+    /// Where the input of a tensor is observed; none for what multiplies nothing.
+    pub fn of(unit: Unit, role: Role) -> Option<Self> {
+        let site = Site::of(role)?;
+        let expert = match unit {
+            Unit::Expert { expert, .. } => Some(expert),
+            _ => None,
+        };
+        Some(Self { layer: unit.layer(), expert, site })
+    }
+}
+
+/// Mean products of the inputs of matrices.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Moments {
+    /// Of each input with itself, `[cols]`.
+    Diagonal(Vec<f32>),
+    /// Of each with each, `[cols, cols]`.
+    Gram(Vec<f32>),
+}
+
+impl Moments {
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Diagonal(values) => values.len(),
+            Self::Gram(values) => values.len().isqrt(),
+        }
+    }
+
+    /// Of each input with itself, `[cols]`.
+    pub fn diagonal(&self) -> Vec<f32> {
+        match self {
+            Self::Diagonal(values) => values.clone(),
+            Self::Gram(values) => values.iter().copied().step_by(self.cols() + 1).collect(),
+        }
+    }
+}
+
+/// By place.
+pub type Observed = BTreeMap<Place, Moments>;

@@ -1,0 +1,155 @@
+//! The original's residual stream and the bundle's, side by side.
+
+use serde::{Deserialize, Serialize};
+use shardwright_format::ModelSpec;
+use shardwright_format::weights::Weights;
+use shardwright_runtime::layerwise::LayerPass;
+use shardwright_runtime::{Head, Result, Routes};
+
+use super::Corpus;
+use super::collect::LEAST_ROWS;
+
+/// Logits held at once, per model: 32 MiB of them.
+const LOGITS: usize = 8 << 20;
+
+/// How far the bundle's residual stream is from the original's after a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drift {
+    /// The layer; none for the embedding.
+    pub layer: Option<u32>,
+    /// Root of the squared difference over the squared original.
+    pub relative_error: f64,
+}
+
+/// How often the experts of a layer were picked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Coverage {
+    /// The layer.
+    pub layer: u32,
+    /// Tokens of the text that the original sends to each expert.
+    pub picks: Vec<u64>,
+    /// Experts with less than [`LEAST_ROWS`] picks, which were given the tokens of their highest
+    /// router scores besides.
+    pub starved: Vec<u32>,
+}
+
+impl Coverage {
+    /// Of what a layer's router picked; none for a layer without experts.
+    pub fn of(layer: u32, spec: &ModelSpec, routes: &Routes) -> Option<Self> {
+        let experts = spec.layers[layer as usize].num_experts();
+        if experts == 0 {
+            return None;
+        }
+        let mut picks = vec![0u64; experts as usize];
+        for expert in &routes.experts {
+            picks[*expert as usize] += 1;
+        }
+        let starved = |expert: &u32| picks[*expert as usize] < LEAST_ROWS as u64;
+        Some(Self { layer, starved: (0..experts).filter(starved).collect(), picks })
+    }
+}
+
+/// What a text showed while the model was converted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Streamed {
+    /// After the embedding and after each layer.
+    pub drift: Vec<Drift>,
+    /// Mean Kullback-Leibler divergence of the predictions over the text, nats per token. Codes
+    /// were chosen on this very text: another gives an honest figure.
+    pub divergence: f64,
+    /// Per layer with experts.
+    pub coverage: Vec<Coverage>,
+}
+
+/// Both streams, after the same layer.
+pub struct Streams<'w> {
+    original: LayerPass<'w>,
+    /// The bundle's, from the shards made so far.
+    pub quantized: LayerPass<'w>,
+}
+
+impl<'w> Streams<'w> {
+    /// Embeds the text twice: as the checkpoint and as the bundle have it.
+    ///
+    /// # Errors
+    /// As [`LayerPass::new`].
+    pub fn new(corpus: &'w Corpus, bundle: &'w Weights, threads: usize) -> Result<Self> {
+        let start = |weights| LayerPass::new(weights, &corpus.tokens, corpus.window, threads);
+        Ok(Self { original: start(&corpus.original)?, quantized: start(bundle)? })
+    }
+
+    /// Takes the original through the next layer.
+    ///
+    /// # Errors
+    /// As [`LayerPass::step`].
+    pub fn step_original(&mut self) -> Result<&Routes> {
+        self.original.step()?;
+        Ok(self.original.routes())
+    }
+
+    /// Takes the bundle's stream through the next layer, whose shards must be made.
+    ///
+    /// # Errors
+    /// As [`LayerPass::step`].
+    pub fn step_quantized(&mut self) -> Result<()> {
+        self.quantized.step().map(drop)
+    }
+
+    /// How far they are apart.
+    pub fn drift(&self, layer: Option<u32>) -> Drift {
+        let (mut error, mut square) = (0.0, 0.0);
+        for (a, b) in self.original.hidden().iter().zip(self.quantized.hidden()) {
+            error += (f64::from(*a) - f64::from(*b)).powi(2);
+            square += f64::from(*a).powi(2);
+        }
+        Drift { layer, relative_error: if error == 0.0 { 0.0 } else { (error / square).sqrt() } }
+    }
+
+    /// Mean Kullback-Leibler divergence of the bundle's predictions from the original's, in nats
+    /// per token, over the whole text.
+    ///
+    /// # Errors
+    /// Heads that cannot be read.
+    pub fn divergence(&self, corpus: &Corpus, bundle: &Weights, threads: usize) -> Result<f64> {
+        let mut heads = [Head::new(&corpus.original, threads)?, Head::new(bundle, threads)?];
+        let (vocab, hidden) = (heads[0].vocab_size(), bundle.spec().hidden_size as usize);
+        let rows = (LOGITS / vocab).max(1) * hidden;
+        let mut logits = [Vec::new(), Vec::new()];
+        let mut sum = 0.0;
+        let [original, quantized] = [&self.original, &self.quantized].map(LayerPass::hidden);
+        for (a, b) in original.chunks(rows).zip(quantized.chunks(rows)) {
+            for ((head, x), logits) in heads.iter_mut().zip([a, b]).zip(&mut logits) {
+                logits.resize(x.len() / hidden * vocab, 0.0);
+                head.logits(x, x.len() / hidden, logits)?;
+            }
+            let pairs = logits[0]
+                .chunks_exact(vocab)
+                .zip(logits[1].chunks_exact(vocab));
+            sum += pairs.map(|(a, b)| divergence(a, b)).sum::<f64>();
+        }
+        Ok(sum / corpus.tokens.len() as f64)
+    }
+}
+
+/// `Σ p (ln p - ln q)` for the softmax `p` of `a` and `q` of `b`.
+fn divergence(a: &[f32], b: &[f32]) -> f64 {
+    let [norm_a, norm_b] = [a, b].map(log_sum_exp);
+    let each = a.iter().zip(b).map(|(a, b)| {
+        let log_p = f64::from(*a) - norm_a;
+        log_p.exp() * (log_p - (f64::from(*b) - norm_b))
+    });
+    each.sum()
+}
+
+fn log_sum_exp(x: &[f32]) -> f64 {
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = f64::from(max);
+    max + x
+        .iter()
+        .map(|x| (f64::from(*x) - max).exp())
+        .sum::<f64>()
+        .ln()
+}

@@ -1,0 +1,85 @@
+//! Converts layer by layer, a text going through the original and through what is made of it.
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::sync_channel;
+
+use shardwright_format::weights::Weights;
+use shardwright_format::{Bundle, Unit};
+use shardwright_runtime::RuntimeError;
+use shardwright_runtime::layerwise::LayerPass;
+
+use super::Run;
+use crate::calibrate::Corpus;
+use crate::calibrate::collect::{Batch, collect};
+use crate::calibrate::guides::Guides;
+use crate::calibrate::observe::{head_inputs, tied_head_inputs};
+use crate::calibrate::streams::{Coverage, Streamed, Streams};
+use crate::error::Result;
+
+/// Makes every unit; gives what was seen of the text.
+pub fn convert(run: &mut Run<'_>, corpus: &Corpus) -> Result<Streamed> {
+    let threads = run.options.threads;
+    let original = &corpus.original;
+    if !run.keep(&[Unit::Embedding])? {
+        let inputs = tied_head_inputs(corpus, threads)?;
+        run.make(&[Unit::Embedding], &Guides::new(inputs))?;
+    }
+    let bundle = Bundle::unfinished(run.writer.dir(), run.plan.manifest.clone())?;
+    let weights = Weights::Bundle(bundle);
+    run.tell_bundle(&weights);
+    let mut streams = Streams::new(corpus, &weights, threads)?;
+    let mut seen = Streamed { drift: vec![streams.drift(None)], ..Streamed::default() };
+    for layer in 0..original.spec().layers.len() as u32 {
+        if run.options.cancel.load(Ordering::Relaxed) {
+            return Err(run.cancelled());
+        }
+        let routes = streams.step_original()?;
+        seen.coverage
+            .extend(Coverage::of(layer, original.spec(), routes));
+        make_layer(run, &mut streams.quantized, original, layer)?;
+        run.tell_bundle(&weights);
+        streams.step_quantized()?;
+        seen.drift.push(streams.drift(Some(layer)));
+    }
+    if !run.keep(&[Unit::Head])? {
+        let inputs = head_inputs(original, streams.quantized.hidden(), threads)?;
+        run.make(&[Unit::Head], &Guides::new(inputs))?;
+    }
+    run.tell_bundle(&weights);
+    seen.divergence = streams.divergence(corpus, &weights, threads)?;
+    Ok(seen)
+}
+
+/// Makes the units of a layer from what the bundle's own stream brings to them.
+fn make_layer(
+    run: &mut Run<'_>,
+    stream: &mut LayerPass<'_>,
+    original: &Weights,
+    layer: u32,
+) -> Result<()> {
+    let units: Vec<Unit> = run
+        .plan
+        .units()
+        .filter(|unit| unit.layer() == Some(layer))
+        .collect();
+    if run.keep(&units)? {
+        return Ok(());
+    }
+    std::thread::scope(|scope| {
+        let (sender, batches) = sync_channel(0);
+        let watching = scope.spawn(move || collect(stream, original, layer, &sender));
+        let mut made = Ok(());
+        for Batch { mut units, observed } in &batches {
+            units.retain(|unit| !run.lines.contains_key(unit));
+            made = run.make(&units, &Guides::new(observed));
+            if made.is_err() {
+                break;
+            }
+        }
+        // Whoever watches is told, by a closed channel, that it was enough.
+        drop(batches);
+        let watched = watching.join().map_err(|_| RuntimeError::Stopped)?;
+        made?;
+        Ok(watched?)
+    })
+}
