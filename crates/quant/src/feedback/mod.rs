@@ -18,7 +18,7 @@ use crate::kernel::{Backend, Kernel, LANES, Simd};
 use crate::quantize::QuantError;
 use crate::trellis::rotate::rotate;
 
-pub use sweep::{Product, Rows, Sweep};
+pub use sweep::{BLOCK, Product, Rows, Sweep};
 pub use update::Line;
 
 /// How often a Gram that is not positive definite is damped ten times as much.

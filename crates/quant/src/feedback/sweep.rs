@@ -37,6 +37,11 @@ impl Rows {
         self.lines.clone_from(&other.lines);
     }
 
+    /// Columns.
+    pub const fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// Sixteen rows each.
     pub fn strips(&self) -> std::slice::ChunksExact<'_, Line> {
         self.lines.chunks_exact(self.cols)

@@ -80,7 +80,10 @@ pub enum QuantError {
         damping: f32,
     },
     /// A factored Gram is of one width and one basis.
-    #[error("a factored Gram of {found} inputs for {expected} columns of {}", .encoding.label())]
+    #[error(
+        "a factored Gram of {found} inputs for {expected} columns of {}: a Gram is of one width and basis",
+        .encoding.label()
+    )]
     OtherGram {
         /// Columns of the matrix.
         expected: u64,

@@ -3,12 +3,15 @@
 mod error;
 mod gptq;
 mod group;
+#[cfg(test)]
+mod guided;
 mod lanes;
 mod output;
 mod search;
 mod stats;
 #[cfg(test)]
 pub mod tests;
+mod trellis;
 
 use serde::{Deserialize, Serialize};
 
@@ -167,6 +170,10 @@ pub fn quantize(
     match encoding {
         Encoding::Affine(affine) => {
             quantize_affine(Target { backend, x, cols, guide }, affine, method, out)
+        }
+        Encoding::Trellis(trellis) => {
+            let feedback = trellis::feedback(guide, x, cols)?;
+            backend.run(trellis::Quantize { backend, x, cols, trellis, feedback, out })
         }
         plain => Err(QuantError::NoCodes(plain)),
     }

@@ -43,7 +43,7 @@ fn sum_sq_error(x: &[f32], values: &[f32]) -> f64 {
 }
 
 /// Bell-shaped numbers with a standard deviation of 1.
-fn gaussian(len: usize, seed: u32) -> Vec<f32> {
+pub fn gaussian(len: usize, seed: u32) -> Vec<f32> {
     let parts: Vec<_> = (0..12).map(|i| noise(len, seed + 1000 * i)).collect();
     (0..len)
         .map(|i| parts.iter().map(|p| p[i]).sum::<f32>() / 2.0)
