@@ -10,7 +10,7 @@ use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::layout::TENSOR_ALIGNMENT;
 use shardwright_format::manifest::{self, Manifest};
 use shardwright_format::{ModelSpec, Role, Unit};
-use shardwright_quant::Affine;
+use shardwright_quant::{Affine, Backend, Encoding, Matrix, Trellis};
 
 use crate::harness::{Scratch, fixture, root};
 
@@ -18,8 +18,6 @@ use crate::harness::{Scratch, fixture, root};
 const EXAMPLE: &str = "golden/qwen3_moe";
 const EXAMPLE_ARGS: &str =
     "--bits 4 --group-size 32 --method minmax --align 4KiB --set router=bf16";
-const DUMP_START: &str = "<!-- dump: remade by tests/format_doc.rs -->\n";
-const DUMP_END: &str = "<!-- end of dump -->\n";
 
 fn document() -> String {
     fs::read_to_string(root().join("docs/FORMAT.md")).unwrap()
@@ -79,6 +77,12 @@ fn constants_are_those_of_the_code() {
         ("MIN_LINE", shardwright_format::text::MIN_LINE.to_string()),
         ("BITS", list(&Affine::BITS)),
         ("GROUP_SIZES", list(&Affine::GROUP_SIZES)),
+        ("TRELLIS_BITS", list(&Trellis::BITS)),
+        ("STATE_BITS", list(&Trellis::STATE_BITS)),
+        ("TILE_ROWS", Trellis::TILE_ROWS.to_string()),
+        ("ROW_STEP", Trellis::ROW_STEP.to_string()),
+        ("MIN_ROTATION", Trellis::MIN_ROTATION.to_string()),
+        ("MAX_ROTATION", Trellis::MAX_ROTATION.to_string()),
     ];
     let expected: BTreeMap<_, _> = expected.into_iter().chain(limits).collect();
     let stated: BTreeMap<_, _> = stated
@@ -226,15 +230,75 @@ fn the_dump_is_of_a_real_bundle() {
     }
     dump.push_str("```\n");
 
+    remade("dump", &dump);
+}
+
+/// What stands between the marks of `name` is `expected`; with `SHARDWRIGHT_BLESS`, it becomes so.
+fn remade(name: &str, expected: &str) {
+    let (start, end) = (
+        format!("<!-- {name}: remade by tests/format_doc.rs -->\n"),
+        format!("<!-- end of {name} -->"),
+    );
     let text = document();
-    let (before, rest) = text.split_once(DUMP_START).unwrap();
-    let (found, after) = rest.split_once(DUMP_END).unwrap();
+    let (before, rest) = text.split_once(&start).unwrap();
+    let (found, after) = rest.split_once(&end).unwrap();
     if std::env::var_os("SHARDWRIGHT_BLESS").is_some() {
-        let text = format!("{before}{DUMP_START}{dump}{DUMP_END}{after}");
+        let text = format!("{before}{start}{expected}{end}{after}");
         fs::write(root().join("docs/FORMAT.md"), text).unwrap();
     } else {
-        assert_eq!(found, dump, "remake it with SHARDWRIGHT_BLESS=1");
+        assert_eq!(found, expected, "remake it with SHARDWRIGHT_BLESS=1");
     }
+}
+
+/// Section 12.2 is what its own words say, and its values are those of the code. States are read
+/// here bit by bit, the rotation is summed up from the matrix that the butterflies come to.
+#[test]
+fn the_worked_trellis_is_that_of_the_code() {
+    const ROWS: usize = 8;
+    const COLS: usize = 16;
+    let encoding = Encoding::Trellis(Trellis::new(2, 10).unwrap());
+    let code = |i: u32| (i * i).wrapping_mul(2_654_435_761).to_be_bytes()[0];
+    let mut bytes: Vec<u8> = (1..=32).map(code).collect();
+    bytes.extend((0..ROWS).flat_map(|r| [0x80 - 16 * r as u8, 0x3d]));
+    let mut values = [0.0; ROWS * COLS];
+    let matrix = Matrix::new(encoding, ROWS, COLS, &bytes).unwrap();
+    matrix.dequantize(Backend::detect(), 0..ROWS, &mut values);
+    let mut text = "```\n".to_owned();
+    hex(&mut text, &bytes, 0, 32, "codes");
+    hex(&mut text, &bytes, 32, 16, "scales");
+    for row in [0, ROWS - 1] {
+        let state = |col: usize| {
+            let bit = |k: usize| u32::from(bytes[2 * col + k / 8] >> (k % 8) & 1);
+            (0..10).map(|i| bit((2 * row + i) % 16) << i).sum::<u32>()
+        };
+        let value = |state: u32| {
+            let product = state.wrapping_mul(0x8E9E_37D1).to_le_bytes();
+            (product.into_iter().map(f32::from).sum::<f32>() - 510.0) / 128.0
+        };
+        let states: Vec<u32> = (0..COLS).map(state).collect();
+        let scale =
+            f32::from_bits(u32::from_le_bytes([0, 0, bytes[32 + 2 * row], bytes[33 + 2 * row]]));
+        let found = &values[row * COLS..(row + 1) * COLS];
+        for (col, found) in found.iter().enumerate() {
+            let term = |(k, s): (usize, &u32)| match (col & k).count_ones() % 2 {
+                0 => value(*s),
+                _ => -value(*s),
+            };
+            let sum: f32 = states.iter().enumerate().map(term).sum();
+            let sign = if "--++-+--+----++-".as_bytes()[col] == b'-' { -1.0 } else { 1.0 };
+            assert!((sign * scale * sum / 4.0 - found).abs() < 1e-6, "row {row}, column {col}");
+        }
+        let line = |cells: Vec<String>| cells[..8].join(" ");
+        writeln!(text, "\nrow {row}, scale {scale}, columns 0 to 7").unwrap();
+        writeln!(text, "states  {}", line(states.iter().map(|s| format!("{s:10}")).collect()))
+            .unwrap();
+        let cells = states.iter().map(|s| format!("{:10}", value(*s))).collect();
+        writeln!(text, "values  {}", line(cells)).unwrap();
+        writeln!(text, "w       {}", line(found.iter().map(|w| format!("{w:10.6}")).collect()))
+            .unwrap();
+    }
+    text.push_str("```\n");
+    remade("trellis", &text);
 }
 
 /// The first bytes of each part of the unit's first tensors, and what follows the unit.

@@ -7,6 +7,8 @@ mod cli;
 mod convert;
 mod format_doc;
 mod harness;
+#[path = "../crates/runtime/tests/common/random.rs"]
+mod random;
 mod reader;
 mod run;
 mod tidy;

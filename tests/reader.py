@@ -143,6 +143,7 @@ SIZES = {"f32": 4, "f16": 2, "bf16": 2}
 KEYS = {
     "f32": ("kind",), "f16": ("kind",), "bf16": ("kind",),
     "affine": ("kind", "bits", "group_size", "scale_dtype"),
+    "trellis": ("kind", "bits", "state_bits"),
 }  # fmt: skip
 
 
@@ -151,6 +152,11 @@ def part_sizes(encoding, rows, cols):
     kind = encoding.get("kind") if isinstance(encoding, dict) else None
     check(kind in KEYS, "unknown encoding", encoding)
     fields(encoding, KEYS[kind], "encoding")
+    if kind == "trellis":
+        check(encoding["bits"] in (2, 3, 4), "bits", encoding["bits"])
+        check(encoding["state_bits"] in (10, 12, 14, 16), "state_bits", encoding["state_bits"])
+        check(cols > 0 and cols % 16 == 0, "a trellis of", cols, "columns")
+        return -(-rows // 8) * cols * encoding["bits"], 2 * rows, 0
     if kind != "affine":
         return SIZES[kind] * rows * cols, 0, 0
     bits, group = encoding["bits"], encoding["group_size"]
@@ -163,8 +169,10 @@ def part_sizes(encoding, rows, cols):
 
 
 def dequantize(encoding, rows, cols, data):
-    """The values of a stored matrix, row-major f32 (§5.1)."""
+    """The values of a stored matrix, row-major f32 (§5.1, §5.2)."""
     weight, scales, _ = part_sizes(encoding, rows, cols)
+    if encoding["kind"] == "trellis":
+        return rotated_back(trellis_values(encoding, rows, cols, data), cols)
     if encoding["kind"] != "affine":
         return widen(encoding["kind"], data)
     bits, group = encoding["bits"], encoding["group_size"]
@@ -180,6 +188,54 @@ def dequantize(encoding, rows, cols, data):
         table, mask = tables[pair], (1 << bits) - 1
         values.extend([table[stream >> (c * bits) & mask] for c in range(group)])
     return values
+
+
+TILE_ROWS = 256
+
+
+def trellis_values(encoding, rows, cols, data):
+    """Scale times value of every state, row-major f32, still rotated (§5.2)."""
+    weight, scales, _ = part_sizes(encoding, rows, cols)
+    bits, mask = encoding["bits"], (1 << encoding["state_bits"]) - 1
+    scale = widen("bf16", data[weight : weight + scales])
+    values, known, at = array.array("f", bytes(4 * rows * cols)), {}, 0
+    for first in range(0, rows, TILE_ROWS):
+        count = min(TILE_ROWS, rows - first)
+        length = -(-count // 8) * bits
+        for c in range(cols):
+            stream = int.from_bytes(data[at : at + length], "little")
+            stream |= stream << 8 * length
+            at += length
+            for r in range(count):
+                state = stream >> bits * r & mask
+                if state not in known:
+                    product = state * 0x8E9E37D1 & MASK
+                    known[state] = (sum(product.to_bytes(4, "little")) - 510) / 128
+                values[(first + r) * cols + c] = f32(scale[first + r] * known[state])
+    return values
+
+
+def rotated_back(values, cols):
+    """Each row by blocks of columns: Hadamard, then the signs (§5.2). Sums of two f32 in a double
+    round to f32 as if they had been rounded once."""
+    block = min(cols & -cols, 256)
+    factor = f32(1 / f32(block**0.5))
+    for start in range(0, len(values), block):
+        z, half = values[start : start + block], 1
+        while half < block:
+            for j in range(block):
+                if not j & half:
+                    z[j], z[j + half] = z[j] + z[j + half], z[j] - z[j + half]
+            half *= 2
+        for j in range(block):
+            values[start + j] = f32(z[j] * factor) * sign((start + j) % cols)
+    return values
+
+
+def sign(column):
+    spread = (column + 1) * 0x9E3779B9 & MASK
+    spread = (spread ^ spread >> 15) * 0x9E3779B9 & MASK
+    return -1 if spread >> 31 else 1
 
 
 # --- Manifest (§2, §3) ---------------------------------------------------------------------------

@@ -15,16 +15,16 @@ use shardwright_format::manifest::{Codec, FileKind, Manifest};
 use shardwright_format::unit::{TensorEntry, UnitLayout};
 use shardwright_format::writer::publish;
 use shardwright_format::{FormatError, SourceView, Unit};
-use shardwright_quant::{Backend, Float, Matrix, narrow};
+use shardwright_quant::{Backend, Float, Matrix, MatrixError, narrow};
 
 use crate::convert::partial_path;
 use crate::error::{ConvertError, Result};
 use crate::plan::PlannedFile;
 
-/// Weights dequantized at a time.
-const TILE: u64 = 1 << 20;
+/// Weights dequantized at a time, and more only where a block of rows has more.
+const TILE: u64 = if cfg!(test) { 1 << 15 } else { 1 << 20 };
 /// Units up to this many bytes are read whole.
-const WHOLE_LIMIT: u64 = 64 << 20;
+const WHOLE_LIMIT: u64 = if cfg!(test) { 16 << 10 } else { 64 << 20 };
 
 /// The type that weights are exported in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -213,37 +213,11 @@ impl Export {
                 Unit::Expert { expert, .. } => entry.source.of_expert(expert),
                 _ => entry.source.clone(),
             };
-            let step = (TILE / entry.cols.max(1)).clamp(1, entry.rows.max(1));
+            let block = entry.encoding.row_block();
+            let step = (TILE / entry.cols.max(1) / block).max(1) * block;
             for start in (0..entry.rows).step_by(step as usize) {
                 let rows = start..(start + step).min(entry.rows);
-                let count = (rows.end - rows.start) as usize;
-                let mut values = vec![0.0; count * entry.cols as usize];
-                let refuse = |e: shardwright_quant::MatrixError| {
-                    FormatError::file(bundle.root(), format!("{unit} {}: {e}", entry.role))
-                };
-                if whole {
-                    let len = entry.byte_len().map_err(|e| refuse(e.into()))?;
-                    let bytes = &buf.as_slice()[entry.offset as usize..][..len as usize];
-                    let matrix = Matrix::new(
-                        entry.encoding,
-                        entry.rows as usize,
-                        entry.cols as usize,
-                        bytes,
-                    );
-                    let matrix = matrix.map_err(refuse)?;
-                    matrix.dequantize(
-                        Backend::detect(),
-                        rows.start as usize..rows.end as usize,
-                        &mut values,
-                    );
-                } else {
-                    bundle.read_rows(unit, entry, rows.clone(), buf)?;
-                    let matrix =
-                        Matrix::new(entry.encoding, count, entry.cols as usize, buf.as_slice());
-                    matrix
-                        .map_err(refuse)?
-                        .dequantize(Backend::detect(), 0..count, &mut values);
-                }
+                let values = dequantized(bundle, (unit, entry), rows.clone(), whole, buf)?;
                 self.rows(&view, rows, entry.cols, dtype.of(view.dtype), &values)?;
             }
         }
@@ -326,6 +300,35 @@ impl Export {
         }
         Ok(written)
     }
+}
+
+/// The values of `rows`, which can be read alone, row-major: from the unit in `buf` where it is
+/// `whole`, else from the bundle.
+fn dequantized(
+    bundle: &Bundle,
+    (unit, entry): (Unit, &TensorEntry),
+    rows: Range<u64>,
+    whole: bool,
+    buf: &mut AlignedBuf,
+) -> Result<Vec<f32>> {
+    let refuse =
+        |e: MatrixError| FormatError::file(bundle.root(), format!("{unit} {}: {e}", entry.role));
+    let (first, count) = (rows.start as usize, (rows.end - rows.start) as usize);
+    let mut values = vec![0.0; count * entry.cols as usize];
+    let matrix = |rows: u64, bytes| {
+        Matrix::new(entry.encoding, rows as usize, entry.cols as usize, bytes).map_err(refuse)
+    };
+    if whole {
+        let len = entry.byte_len().map_err(|e| refuse(e.into()))?;
+        let bytes = &buf.as_slice()[entry.offset as usize..][..len as usize];
+        let matrix = matrix(entry.rows, bytes)?;
+        matrix.dequantize(Backend::detect(), first..first + count, &mut values);
+    } else {
+        bundle.read_rows(unit, entry, rows, buf)?;
+        let matrix = matrix(count as u64, buf.as_slice())?;
+        matrix.dequantize(Backend::detect(), 0..count, &mut values);
+    }
+    Ok(values)
 }
 
 /// Names in order, cut before a file passes the limit.
