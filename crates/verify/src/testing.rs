@@ -13,7 +13,7 @@ use shardwright_format::manifest::{
 };
 use shardwright_format::{Manifest, Unit, UnitLayout};
 use shardwright_quant::{
-    Affine, Backend, Encoding, Float, Guide, Method, PartsMut, narrow, quantize, widen,
+    Affine, Backend, Encoding, Float, Guide, Method, PartsMut, Trellis, narrow, quantize, widen,
 };
 
 pub(crate) const ALIGNMENT: u64 = 4096;
@@ -26,14 +26,25 @@ pub(crate) fn golden(case: &str) -> PathBuf {
         .join(case)
 }
 
+/// How a test stores matrices.
+#[derive(Clone, Copy)]
+pub(crate) enum Codes {
+    /// In the source's type.
+    Plain,
+    /// At so many bits, in groups of 32.
+    Affine(u8),
+    /// At so many bits, with the smallest states.
+    Trellis(u8),
+}
+
 /// How a test stores a model.
 #[derive(Clone, Copy)]
 pub(crate) struct Storage {
-    pub(crate) bits: Option<u8>,
+    pub(crate) codes: Codes,
     pub(crate) codec: Codec,
 }
 
-pub(crate) const FOUR_BITS: Storage = Storage { bits: Some(4), codec: Codec::None };
+pub(crate) const FOUR_BITS: Storage = Storage { codes: Codes::Affine(4), codec: Codec::None };
 
 /// A bundle in a temporary directory.
 pub(crate) struct TestBundle {
@@ -207,14 +218,18 @@ impl Maker<'_> {
     }
 
     fn unplaced(&self, tensor: &SourceTensor) -> Unplaced {
-        let affine = self
-            .storage
-            .bits
-            .map(|bits| Affine::new(bits, 32, Float::Bf16).unwrap());
-        let fits = affine.filter(|_| tensor.rows > 1 && tensor.cols.is_multiple_of(32));
+        let codes = match self.storage.codes {
+            Codes::Plain => None,
+            Codes::Affine(bits) => {
+                Some(Encoding::Affine(Affine::new(bits, 32, Float::Bf16).unwrap()))
+            }
+            Codes::Trellis(bits) => Some(Encoding::Trellis(Trellis::new(bits, 10).unwrap())),
+        };
+        let fits =
+            codes.filter(|codes| tensor.rows > 1 && codes.parts(tensor.rows, tensor.cols).is_ok());
         Unplaced {
             role: tensor.role,
-            encoding: fits.map_or(Encoding::from(tensor.view.dtype), Encoding::Affine),
+            encoding: fits.unwrap_or(Encoding::from(tensor.view.dtype)),
             rows: tensor.rows,
             cols: tensor.cols,
             source: tensor.view.clone(),
@@ -232,7 +247,7 @@ impl Maker<'_> {
             let out = &mut bytes[entry.offset as usize..][..entry.byte_len().unwrap() as usize];
             let (rows, cols) = (entry.rows as usize, entry.cols as usize);
             match entry.encoding {
-                coded @ Encoding::Affine(_) => {
+                coded @ (Encoding::Affine(_) | Encoding::Trellis(_)) => {
                     let parts = PartsMut::split(coded, rows, cols, out).unwrap();
                     let (method, guide) = (Method::MinMax, Guide::Weights);
                     quantize(Backend::Scalar, &values, cols, coded, method, guide, parts).unwrap();

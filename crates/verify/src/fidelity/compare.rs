@@ -8,7 +8,7 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::{Bundle, FormatError, TensorEntry, Unit};
 use shardwright_quant::{Backend, Encoding, Float, Matrix, QuantStats, narrow, widen};
 
-use super::{FidelityOptions, by_bits};
+use super::{FidelityOptions, sanity_limit};
 use crate::error::Result;
 use crate::finding::{Finding, Kind};
 use crate::monitor::Meter;
@@ -57,23 +57,17 @@ impl Limits {
     /// In a group of `n` values, rounding to a grid over its range errs by at most half a step a
     /// value, and two values are the range's ends: a relative RMSE of at most
     /// `sqrt(n / 2) / (2^bits - 1)`, which for the largest group, 128, is twice the sanity limit.
+    ///
+    /// Nothing bounds a row in trellis codes so: feedback may put one row's error where it costs
+    /// least. Twice the sanity limit is six times what a row is expected to have.
     pub(super) fn of(encoding: Encoding, options: &FidelityOptions) -> Self {
-        match encoding {
-            Encoding::Affine(affine) => {
-                let (rmse, by_bits) = (options.rmse_limit(affine.bits()), by_bits(affine.bits()));
-                let row = 2.0 * by_bits.max(rmse) + ROUNDING;
-                Self { rmse, row_rmse: row.min(MAX_ROW_RMSE) }
-            }
-            Encoding::Trellis(trellis) => {
-                let rmse = options.rmse_limit(trellis.bits());
-                let row = 2.0 * by_bits(trellis.bits()).max(rmse) + ROUNDING;
-                Self { rmse, row_rmse: row.min(MAX_ROW_RMSE) }
-            }
+        let Some(sanity) = sanity_limit(encoding) else {
             // Exactness is the limit.
-            Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {
-                Self { rmse: f64::INFINITY, row_rmse: f64::INFINITY }
-            }
-        }
+            return Self { rmse: f64::INFINITY, row_rmse: f64::INFINITY };
+        };
+        let rmse = options.rmse_limit(encoding);
+        let row = 2.0 * sanity.max(rmse) + ROUNDING;
+        Self { rmse, row_rmse: row.min(MAX_ROW_RMSE) }
     }
 }
 
@@ -188,7 +182,8 @@ pub(super) fn tensor(
     meter: &Meter<'_>,
 ) -> Result<Comparison> {
     let tile = if entry.source.col_stride == 1 { TILE } else { TRANSPOSED_TILE };
-    let step = (tile / entry.cols.max(1)).max(1);
+    let block = entry.encoding.row_block();
+    let step = (tile / entry.cols.max(1) / block).max(1) * block;
     let tiles = (0..entry.rows.div_ceil(step)).into_par_iter();
     let compared = tiles.map_init(Tile::default, |tile, i| {
         let rows = i * step..((i + 1) * step).min(entry.rows);

@@ -14,6 +14,7 @@ use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::{Codec, Ignored};
 use shardwright_format::{Bundle, Manifest, TensorEntry, Unit};
+use shardwright_quant::Encoding;
 
 use crate::error::Result;
 use crate::finding::{Finding, Kind};
@@ -25,7 +26,7 @@ pub use summary::{RoleFidelity, TensorFidelity};
 /// How tensors are compared.
 #[derive(Clone, Copy, Debug)]
 pub struct FidelityOptions {
-    /// Largest relative RMSE of a quantized tensor; by its bits when absent:
+    /// Largest relative RMSE of a quantized tensor; by its encoding when absent:
     /// see [`FidelityOptions::rmse_limit`].
     pub max_rmse: Option<f64>,
     /// Hash the checkpoint's weight files and compare with the manifest's record. Reads the
@@ -36,18 +37,28 @@ pub struct FidelityOptions {
 }
 
 impl FidelityOptions {
-    /// Largest relative RMSE of a tensor in `bits`-bit codes: `4 / (2^bits - 1)`, at most 0.9.
+    /// Largest relative RMSE of a tensor in codes, at most 0.9; no limit for plain floats.
     ///
-    /// A grid over the range of normally distributed weights in groups of 64 has a relative RMSE
-    /// of about `1.4 / (2^bits - 1)`. A tensor filled with zeros has 1, one that was mistaken for
-    /// another about 1.4. The limit lies between: it finds mistakes, not poor methods.
-    pub fn rmse_limit(&self, bits: u8) -> f64 {
-        self.max_rmse.unwrap_or_else(|| by_bits(bits).min(0.9))
+    /// Affine: `4 / (2^bits - 1)`. A grid over the range of normally distributed weights in groups
+    /// of 64 has a relative RMSE of about `1.4 / (2^bits - 1)`. Trellis: `3 / 2^bits`. Rotated
+    /// weights are close to normal, for which no code is below `1 / 2^bits` and these come to about
+    /// 1.08 times that; fitted to the inputs they err more in the weights.
+    ///
+    /// A tensor filled with zeros has 1, one that was mistaken for another about 1.4. The limits lie
+    /// between: they find mistakes, not poor methods.
+    pub fn rmse_limit(&self, encoding: Encoding) -> f64 {
+        let limit = sanity_limit(encoding).map(|limit| limit.min(0.9));
+        limit.map_or(f64::INFINITY, |limit| self.max_rmse.unwrap_or(limit))
     }
 }
 
-fn by_bits(bits: u8) -> f64 {
-    4.0 / (f64::from(bits).exp2() - 1.0)
+/// See [`FidelityOptions::rmse_limit`].
+fn sanity_limit(encoding: Encoding) -> Option<f64> {
+    match encoding {
+        Encoding::Affine(affine) => Some(4.0 / (f64::from(affine.bits()).exp2() - 1.0)),
+        Encoding::Trellis(trellis) => Some(3.0 / f64::from(trellis.bits()).exp2()),
+        Encoding::F32 | Encoding::F16 | Encoding::Bf16 => None,
+    }
 }
 
 /// What the comparison with the checkpoint gave.

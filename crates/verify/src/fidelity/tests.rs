@@ -1,9 +1,10 @@
 use shardwright_format::Role;
 use shardwright_format::manifest::Hash;
+use shardwright_quant::{Affine, Float, Trellis};
 
 use super::*;
 use crate::integrity;
-use crate::testing::{FOUR_BITS, Storage, TestBundle};
+use crate::testing::{Codes, FOUR_BITS, Storage, TestBundle};
 
 const OPTIONS: FidelityOptions =
     FidelityOptions { max_rmse: None, hash_checkpoint: true, threads: 2 };
@@ -33,7 +34,7 @@ fn role<'a>(result: &'a Fidelity, name: &str) -> &'a RoleFidelity {
 
 #[test]
 fn an_exact_bundle_of_every_architecture_holds() {
-    let plain = Storage { bits: None, codec: Codec::None };
+    let plain = Storage { codes: Codes::Plain, codec: Codec::None };
     for case in [
         "llama2",
         "llama3-old",
@@ -60,8 +61,10 @@ fn an_exact_bundle_of_every_architecture_holds() {
 fn errors_are_those_of_the_codes() {
     let mut last = 1.0;
     for (bits, low, high) in [(2, 0.2, 0.6), (3, 0.1, 0.3), (4, 0.05, 0.12), (8, 0.001, 0.01)] {
-        let result =
-            check(&TestBundle::new("qwen3_moe", Storage { bits: Some(bits), codec: Codec::None }));
+        let result = check(&TestBundle::new(
+            "qwen3_moe",
+            Storage { codes: Codes::Affine(bits), codec: Codec::None },
+        ));
         assert_eq!(result.findings, [], "{bits}");
         assert!(result.rmse > low && result.rmse < high, "{bits}: {}", result.rmse);
         assert!(result.rmse < last);
@@ -315,6 +318,51 @@ fn a_value_that_is_not_a_number_is_named_with_its_place() {
     assert!(message.starts_with(expected), "{message}");
 }
 
+/// Each matrix is as close as its limit's reason says, in one tile of 256 rows or less.
+#[test]
+fn trellis_codes_are_as_far_as_expected() {
+    for (bits, expected) in [(2, 0.27), (3, 0.135), (4, 0.068)] {
+        let storage = Storage { codes: Codes::Trellis(bits), codec: Codec::None };
+        let bundle = TestBundle::new("qwen3_moe", storage);
+        let result = check(&bundle);
+        assert_eq!(result.findings, []);
+        let label = format!("t{bits} s10");
+        // The router's six rows are too few for a stream: its ends bind each other.
+        let long = |r: &&RoleFidelity| r.encoding == label && r.role != Role::Router;
+        let coded: Vec<_> = result.roles.iter().filter(long).collect();
+        assert!(coded.len() >= 7, "{:?}", result.roles);
+        for role in coded {
+            assert!((0.9..1.35).contains(&(role.worst_rmse / expected)), "{role:?}");
+        }
+    }
+}
+
+/// Matrices of the same shape in each other's place, and rows of nothing.
+#[test]
+fn trellis_codes_of_another_matrix_are_found() {
+    let storage = Storage { codes: Codes::Trellis(2), codec: Codec::None };
+    let mut bundle = TestBundle::new("llama2", storage);
+    exchange(&mut bundle, 1, Role::GateProj, Role::UpProj, false);
+    let found = messages(&bundle);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].contains("mlp.gate_proj: relative RMSE: expected at most 0.7500, found 1."));
+    let mut bundle = TestBundle::new("llama2", storage);
+    let shard = &bundle.manifest.dense[1];
+    let q = shard
+        .tensors
+        .iter()
+        .find(|t| t.role == Role::QProj)
+        .unwrap();
+    let parts = q.encoding.parts(q.rows, q.cols).unwrap();
+    let at = (shard.offset + q.offset + parts.weight + 5 * 2) as usize;
+    bundle.edit("dense-000.bin", |bytes| bytes[at..at + 2].fill(0));
+    exchange(&mut bundle, 1, Role::QProj, Role::QProj, false);
+    let found = messages(&bundle);
+    let expected = "dense-000.bin: layer 0: attention.q_proj: row 5: expected several values, \
+                    as in the source, found one value, at a relative RMSE of 1.0000";
+    assert_eq!(found, [expected]);
+}
+
 #[test]
 fn a_limit_of_ones_own_replaces_that_of_the_bits() {
     let bundle = TestBundle::new("llama2", FOUR_BITS);
@@ -324,8 +372,15 @@ fn a_limit_of_ones_own_replaces_that_of_the_bits() {
     assert_eq!(result.findings.len() as u64, quantized);
     assert!(result.findings.iter().all(|f| f.kind == Kind::Error));
     for (bits, limit) in [(2, 0.9), (3, 4.0 / 7.0), (4, 4.0 / 15.0), (8, 4.0 / 255.0)] {
-        assert_eq!(OPTIONS.rmse_limit(bits), limit);
+        let affine = Affine::new(bits, 64, Float::Bf16).unwrap();
+        assert_eq!(OPTIONS.rmse_limit(Encoding::Affine(affine)), limit);
     }
+    for (bits, limit) in [(2, 0.75), (3, 0.375), (4, 0.1875)] {
+        let trellis = Encoding::Trellis(Trellis::new(bits, 12).unwrap());
+        assert_eq!(OPTIONS.rmse_limit(trellis), limit);
+        assert_eq!(strict.rmse_limit(trellis), 0.001);
+    }
+    assert_eq!(strict.rmse_limit(Encoding::F16), f64::INFINITY);
 }
 
 #[test]
@@ -355,7 +410,8 @@ fn a_copy_that_differs_from_the_checkpoint_is_named() {
 
 /// Zeroes scales and biases of one row of the first layer's `up_proj`, under right hashes.
 fn with_zero_row(bits: u8, row: u64) -> TestBundle {
-    let mut bundle = TestBundle::new("llama2", Storage { bits: Some(bits), codec: Codec::None });
+    let mut bundle =
+        TestBundle::new("llama2", Storage { codes: Codes::Affine(bits), codec: Codec::None });
     let shard = &bundle.manifest.dense[1];
     let up = shard
         .tensors

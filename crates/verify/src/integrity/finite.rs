@@ -20,8 +20,8 @@ pub(super) struct Run {
     end: u64,
     /// Scales before the first bias; none in a plain tensor.
     scales: Option<u64>,
-    /// Floats of a row: columns, or groups.
-    per_row: u64,
+    /// Floats of a row, and what they are: columns or groups, or nothing where a row has one.
+    per_row: (u64, Option<&'static str>),
 }
 
 impl Run {
@@ -34,16 +34,18 @@ impl Run {
             Encoding::Affine(affine) => {
                 let (float, start) = (affine.scale_dtype(), start + parts.weight);
                 let scales = Some(parts.scales / float.size() as u64);
-                let per_row = entry.cols / affine.group_size() as u64;
+                let per_row = (entry.cols / affine.group_size() as u64, Some("group"));
                 Self { unit, role, float, start, end, scales, per_row }
             }
             Encoding::Trellis(_) => {
-                let start = start + parts.weight;
-                Self { unit, role, float: Float::Bf16, start, end, scales: Some(entry.rows), per_row: 1 }
+                let (float, start) = (Float::Bf16, start + parts.weight);
+                let (scales, per_row) = (Some(entry.rows), (1, None));
+                Self { unit, role, float, start, end, scales, per_row }
             }
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {
                 let float = entry.encoding.float()?;
-                Self { unit, role, float, start, end, scales: None, per_row: entry.cols }
+                let per_row = (entry.cols, Some("column"));
+                Self { unit, role, float, start, end, scales: None, per_row }
             }
         })
     }
@@ -53,13 +55,14 @@ impl Run {
     }
 
     pub(super) fn finding(&self, file: &str, wrong: Wrong) -> Finding {
-        let (what, index, part) = match self.scales {
-            None => ("column", wrong.index, "finite weights"),
-            Some(scales) if wrong.index < scales => ("group", wrong.index, "a finite scale"),
-            Some(scales) => ("group", wrong.index - scales, "a finite bias"),
+        let (index, part) = match self.scales {
+            None => (wrong.index, "finite weights"),
+            Some(scales) if wrong.index < scales => (wrong.index, "a finite scale"),
+            Some(scales) => (wrong.index - scales, "a finite bias"),
         };
-        let per_row = self.per_row.max(1);
-        let place = format!("row {}, {what} {}", index / per_row, index % per_row);
+        let (per_row, what) = (self.per_row.0.max(1), self.per_row.1);
+        let (row, index) = (index / per_row, index % per_row);
+        let place = what.map_or(format!("row {row}"), |what| format!("row {row}, {what} {index}"));
         Finding::file(Kind::NotFinite, file, place)
             .expected(part, wrong.value)
             .shard(self.unit)
@@ -181,7 +184,7 @@ mod tests {
     fn a_run_may_cross_blocks() {
         let run = |start, end| {
             let (unit, role, float) = (Unit::Head, Role::FinalNorm, Float::Bf16);
-            Run { unit, role, float, start, end, scales: None, per_row: 4 }
+            Run { unit, role, float, start, end, scales: None, per_row: (4, Some("column")) }
         };
         let runs = [run(4, 24), run(32, 40)];
         let mut bytes = [0xff; 48];

@@ -6,7 +6,7 @@ use shardwright_format::manifest::Codec;
 use super::*;
 use crate::VerifyError;
 use crate::monitor::Progress;
-use crate::testing::{FOUR_BITS, Storage, TestBundle};
+use crate::testing::{Codes, FOUR_BITS, Storage, TestBundle};
 
 /// The fixture's second layer is dense.
 const EXPERTS: [&str; 2] = ["experts/layer-000.bin", "experts/layer-002.bin"];
@@ -45,7 +45,7 @@ fn recorded(bundle: &TestBundle, file: &str) -> Hash {
 #[test]
 fn a_sound_bundle_holds() {
     for codec in [Codec::None, Codec::Zstd] {
-        let bundle = TestBundle::new("qwen3_moe", Storage { bits: Some(4), codec });
+        let bundle = TestBundle::new("qwen3_moe", Storage { codes: Codes::Affine(4), codec });
         let result = check(&bundle);
         assert!(result.holds() && result.weights_hold(), "{:?}", result.findings);
         assert_eq!(result.manifest, Some(bundle.manifest.blake3));
@@ -345,7 +345,7 @@ fn forge(bundle: &mut TestBundle, expert: usize, change: impl FnOnce(&mut Vec<u8
 #[test]
 fn scales_and_biases_that_are_not_finite_are_named() {
     for codec in [Codec::None, Codec::Zstd] {
-        let mut bundle = TestBundle::new("qwen3_moe", Storage { bits: Some(4), codec });
+        let mut bundle = TestBundle::new("qwen3_moe", Storage { codes: Codes::Affine(4), codec });
         let up = bundle.manifest.experts[1].tensors[1].clone();
         let parts = up.encoding.parts(up.rows, up.cols).unwrap();
         let (groups, place) = (up.cols / 32, up.offset + parts.weight);
@@ -359,6 +359,26 @@ fn scales_and_biases_that_are_not_finite_are_named() {
         let scale = (place + 5 * groups * 2) as usize;
         forge(&mut bundle, 1, |b| b[scale..scale + 2].copy_from_slice(&[0xc0, 0x7f]));
         let expected = format!("{file}: row 5, group 0: expected a finite scale, found NaN");
+        assert_eq!(messages(&bundle), [expected], "{codec:?}");
+    }
+}
+
+#[test]
+fn trellis_scales_that_are_not_finite_are_named() {
+    for codec in [Codec::None, Codec::Zstd] {
+        let storage = Storage { codes: Codes::Trellis(3), codec };
+        let mut bundle = TestBundle::new("qwen3_moe", storage);
+        assert_eq!(messages(&bundle), Vec::<String>::new());
+        let up = bundle.manifest.experts[1].tensors[1].clone();
+        let parts = up.encoding.parts(up.rows, up.cols).unwrap();
+        // Codes of all ones are codes like others; so are those before them.
+        let scales = (up.offset + parts.weight) as usize;
+        forge(&mut bundle, 1, |b| b[scales - 8..scales].fill(0xff));
+        assert_eq!(messages(&bundle), Vec::<String>::new());
+        let last = scales + 2 * (up.rows as usize - 1);
+        forge(&mut bundle, 1, |b| b[last..last + 2].copy_from_slice(&[0x80, 0x7f]));
+        let file = format!("{}: layer 2 expert 1: expert.up_proj", EXPERTS[1]);
+        let expected = format!("{file}: row {}: expected a finite scale, found inf", up.rows - 1);
         assert_eq!(messages(&bundle), [expected], "{codec:?}");
     }
 }
