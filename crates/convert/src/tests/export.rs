@@ -6,8 +6,8 @@ use shardwright_format::checkpoint::{Checkpoint, read_view};
 use shardwright_format::io::AlignedBuf;
 use shardwright_quant::{Backend, Float, Matrix, widen};
 
-use super::{CHECKPOINTS, Case, contents};
-use crate::{ExportDtype, ExportOptions, to_hf};
+use super::{CHECKPOINTS, Case, contents, fixture};
+use crate::{ExportDtype, ExportOptions, PlanOptions, Recipe, to_hf};
 
 /// The values of every tensor of a unit, by the checkpoint's view of it.
 fn check(bundle: &Bundle, exported: &Checkpoint, dtype: ExportDtype) {
@@ -36,6 +36,23 @@ fn check(bundle: &Bundle, exported: &Checkpoint, dtype: ExportDtype) {
             }
             assert_eq!(found, expected, "{unit} {}", entry.role);
         }
+    }
+}
+
+/// The fixture's embedding has four blocks of rows and is read by them: it is no unit of 16 KiB.
+#[test]
+fn trellis_codes_are_exported_by_whole_blocks_of_rows() {
+    for name in ["fixture-2m", "golden/qwen3_moe-fused-t"] {
+        let json = r#"{"name":"t","rules":[{"match":{"role":"embed_tokens"},"encoding":"t3s10"},
+            {"match":{"role":"expert.*"},"encoding":"t2s10"},{"encoding":"keep"}]}"#;
+        let recipe = Recipe::parse("t", json).unwrap();
+        let case = Case::new(&fixture(name), &recipe, PlanOptions::default()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        case.convert(&dir.path().join("b"), 2).unwrap();
+        let bundle = Bundle::open(&dir.path().join("b")).unwrap();
+        let out = dir.path().join("hf");
+        to_hf(&bundle, &out, &ExportOptions::default()).unwrap();
+        check(&bundle, &Checkpoint::open(&out).unwrap(), ExportDtype::F32);
     }
 }
 
