@@ -111,7 +111,7 @@ impl Kernel for Dequantize<'_> {
                 6 => self.affine::<S, 6, 24>(s, a),
                 _ => self.affine::<S, 8, 32>(s, a),
             },
-            Encoding::Trellis(t) => trellis::dequantize(self.matrix, t, self.rows, self.out),
+            Encoding::Trellis(t) => trellis::dequantize(s, self.matrix, t, self.rows, self.out),
         }
     }
 }
@@ -202,7 +202,7 @@ impl Kernel for MatVec<'_> {
                 _ => self.affine::<S, 8, 32>(s, a),
             },
             Encoding::Trellis(t) => {
-                trellis::matvec(self.matrix, t, self.x.rotated(), self.rows, self.out);
+                trellis::matvec(s, self.matrix, t, self.x.rotated(), self.rows, self.out);
             }
         }
     }

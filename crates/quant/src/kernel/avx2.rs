@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::layout::{Layout, Spread};
+use super::layout::{Layout, Spread, Windows};
 use super::{Kernel, LANES, Simd};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
@@ -59,6 +59,11 @@ impl Simd for Avx2 {
         with_bits(v: I) -> F = |i| _mm256_castsi256_ps(v[i]);
         add_bits(a: I, b: I) -> I = |i| _mm256_add_epi32(a[i], b[i]);
         sub_bits(a: I, b: I) -> I = |i| _mm256_sub_epi32(a[i], b[i]);
+        mul_bits(a: I, b: I) -> I = |i| _mm256_mullo_epi32(a[i], b[i]);
+        byte_sums(v: I) -> I = |i| {
+            let pairs = _mm256_maddubs_epi16(v[i], _mm256_set1_epi8(1));
+            _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+        };
         and(a: I, b: I) -> I = |i| _mm256_and_si256(a[i], b[i]);
         or(a: I, b: I) -> I = |i| _mm256_or_si256(a[i], b[i]);
         shl(a: I, n: u32) -> I = |i| _mm256_sllv_epi32(a[i], _mm256_set1_epi32(n.cast_signed()));
@@ -79,6 +84,49 @@ impl Simd for Avx2 {
         unsafe {
             _mm256_storeu_ps(lo.as_mut_ptr(), v[0]);
             _mm256_storeu_ps(hi.as_mut_ptr(), v[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn load_bits(self, v: &[u32; LANES]) -> I {
+        let (lo, hi) = v.split_at(8);
+        // SAFETY: `self` proves the instructions; each half is 32 readable bytes.
+        unsafe { [_mm256_loadu_si256(lo.as_ptr().cast()), _mm256_loadu_si256(hi.as_ptr().cast())] }
+    }
+
+    #[inline(always)]
+    fn windows<const BITS: usize, const BYTES: usize>(self, v: &[u8; BYTES]) -> I {
+        let (lo, hi) = Windows::<BITS, BYTES>::SHUFFLE.split_at(32);
+        let (lo_shift, hi_shift) = Layout::<BITS>::SHIFT[0].split_at(8);
+        // SAFETY: `self` proves the instructions; slicing checks that the loads stay in the bytes,
+        // and the halves of the tables are 32 bytes each.
+        unsafe {
+            let source = if BYTES == 16 {
+                let bytes: &[u8] = &v[..16];
+                _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast()))
+            } else {
+                let bytes: &[u8] = &v[..8];
+                _mm256_set1_epi64x(bytes.as_ptr().cast::<i64>().read_unaligned())
+            };
+            let lo = _mm256_shuffle_epi8(source, _mm256_loadu_si256(lo.as_ptr().cast()));
+            let hi = _mm256_shuffle_epi8(source, _mm256_loadu_si256(hi.as_ptr().cast()));
+            [
+                _mm256_srlv_epi32(lo, _mm256_loadu_si256(lo_shift.as_ptr().cast())),
+                _mm256_srlv_epi32(hi, _mm256_loadu_si256(hi_shift.as_ptr().cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn swap<const D: usize>(self, [a, b]: F) -> F {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            match D {
+                1 => [_mm256_permute_ps::<0b10_11_00_01>(a), _mm256_permute_ps::<0b10_11_00_01>(b)],
+                2 => [_mm256_permute_ps::<0b01_00_11_10>(a), _mm256_permute_ps::<0b01_00_11_10>(b)],
+                4 => [_mm256_permute2f128_ps::<1>(a, a), _mm256_permute2f128_ps::<1>(b, b)],
+                _ => [b, a],
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::layout::{Layout, Spread};
+use super::layout::{Layout, Spread, Windows};
 use super::{Kernel, LANES, Simd};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL.
@@ -57,6 +57,9 @@ impl Simd for Avx512 {
         with_bits(v: __m512i) -> __m512 = _mm512_castsi512_ps(v);
         add_bits(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         sub_bits(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
+        mul_bits(a: __m512i, b: __m512i) -> __m512i = _mm512_mullo_epi32(a, b);
+        byte_sums(v: __m512i) -> __m512i =
+            _mm512_madd_epi16(_mm512_maddubs_epi16(v, _mm512_set1_epi8(1)), _mm512_set1_epi16(1));
         and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
         or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
         shl(a: __m512i, n: u32) -> __m512i =
@@ -75,6 +78,43 @@ impl Simd for Avx512 {
     fn store(self, v: __m512, out: &mut [f32; LANES]) {
         // SAFETY: `self` proves the instructions; the array is 64 writable bytes.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) }
+    }
+
+    #[inline(always)]
+    fn load_bits(self, v: &[u32; LANES]) -> __m512i {
+        // SAFETY: `self` proves the instructions; the array is 64 readable bytes.
+        unsafe { _mm512_loadu_si512(v.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn windows<const BITS: usize, const BYTES: usize>(self, v: &[u8; BYTES]) -> __m512i {
+        let (shuffle, shift) = (&Windows::<BITS, BYTES>::SHUFFLE, &Layout::<BITS>::SHIFT[0]);
+        // SAFETY: `self` proves the instructions; slicing checks that the loads stay in the bytes,
+        // and the tables are 64 bytes each.
+        unsafe {
+            let source = if BYTES == 16 {
+                let bytes: &[u8] = &v[..16];
+                _mm512_broadcast_i32x4(_mm_loadu_si128(bytes.as_ptr().cast()))
+            } else {
+                let bytes: &[u8] = &v[..8];
+                _mm512_set1_epi64(bytes.as_ptr().cast::<i64>().read_unaligned())
+            };
+            let words = _mm512_shuffle_epi8(source, _mm512_loadu_si512(shuffle.as_ptr().cast()));
+            _mm512_srlv_epi32(words, _mm512_loadu_si512(shift.as_ptr().cast()))
+        }
+    }
+
+    #[inline(always)]
+    fn swap<const D: usize>(self, v: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            match D {
+                1 => _mm512_permute_ps::<0b10_11_00_01>(v),
+                2 => _mm512_permute_ps::<0b01_00_11_10>(v),
+                4 => _mm512_shuffle_f32x4::<0b10_11_00_01>(v, v),
+                _ => _mm512_shuffle_f32x4::<0b01_00_11_10>(v, v),
+            }
+        }
     }
 
     #[inline(always)]

@@ -55,6 +55,25 @@ impl<const BITS: usize> Layout<BITS> {
     }
 }
 
+/// Where [`Simd::windows`](super::Simd::windows) finds its words in `BYTES` bytes.
+pub struct Windows<const BITS: usize, const BYTES: usize>;
+
+impl<const BITS: usize, const BYTES: usize> Windows<BITS, BYTES> {
+    /// Per lane, the indices of four bytes; zeros (`128`) after the end.
+    pub const SHUFFLE: [u8; 4 * LANES] = {
+        let mut table = [128; 4 * LANES];
+        let mut i = 0;
+        while i < 4 * LANES {
+            let byte = BITS * (i / 4) / 8 + i % 4;
+            if byte < BYTES {
+                table[i] = byte as u8;
+            }
+            i += 1;
+        }
+        table
+    };
+}
+
 /// Which lanes [`Simd::spread`](super::Simd::spread) repeats.
 pub struct Spread<const BITS: usize>;
 

@@ -165,8 +165,17 @@ pub trait Simd: Copy {
     /// `if a < b { x } else { y }`.
     fn select_less(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
 
+    /// Lane `l` is lane `l ^ D` of `v`, `D` a power of two below [`LANES`].
+    fn swap<const D: usize>(self, v: Self::F) -> Self::F;
+
     /// The same value in all lanes.
     fn splat_bits(self, v: u32) -> Self::I;
+    /// Lane `l` is `v[l]`.
+    fn load_bits(self, v: &[u32; LANES]) -> Self::I;
+    /// Lane `l` is the little-endian word at byte `BITS · l / 8`, shifted right by `BITS · l % 8`: the
+    /// 25 lowest bits are those of a stream from bit `BITS · l` on. `BYTES` is 8 or 16, and bytes after
+    /// them count as zeros.
+    fn windows<const BITS: usize, const BYTES: usize>(self, v: &[u8; BYTES]) -> Self::I;
     /// `out[l]` is lane `l`.
     fn store_bits(self, v: Self::I, out: &mut [u32; LANES]);
     /// `out[l]` is the lowest byte of lane `l`.
@@ -182,6 +191,10 @@ pub trait Simd: Copy {
     fn add_bits(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a - b`, wrapping.
     fn sub_bits(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a · b`, wrapping.
+    fn mul_bits(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The sum of each lane's four bytes.
+    fn byte_sums(self, v: Self::I) -> Self::I;
     /// `a & b`.
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a | b`.

@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::layout::Layout;
+use super::layout::{Layout, Windows};
 use super::{Kernel, LANES, Simd};
 
 /// Proof that the CPU has NEON.
@@ -82,6 +82,8 @@ impl Simd for Neon {
         with_bits(v: I) -> F = |i| vreinterpretq_f32_u32(v[i]);
         add_bits(a: I, b: I) -> I = |i| vaddq_u32(a[i], b[i]);
         sub_bits(a: I, b: I) -> I = |i| vsubq_u32(a[i], b[i]);
+        mul_bits(a: I, b: I) -> I = |i| vmulq_u32(a[i], b[i]);
+        byte_sums(v: I) -> I = |i| vpaddlq_u16(vpaddlq_u8(vreinterpretq_u8_u32(v[i])));
         and(a: I, b: I) -> I = |i| vandq_u32(a[i], b[i]);
         or(a: I, b: I) -> I = |i| vorrq_u32(a[i], b[i]);
         shl(a: I, n: u32) -> I = |i| vshlq_u32(a[i], vdupq_n_s32(n.cast_signed()));
@@ -98,6 +100,46 @@ impl Simd for Neon {
     fn store(self, v: F, out: &mut [f32; LANES]) {
         // SAFETY: `self` proves the instructions; the four stores cover the array.
         unsafe { each!(|i| vst1q_f32(out.as_mut_ptr().add(4 * i), v[i])) };
+    }
+
+    #[inline(always)]
+    fn load_bits(self, v: &[u32; LANES]) -> I {
+        // SAFETY: `self` proves the instructions; the four loads cover the array.
+        unsafe { each!(|i| vld1q_u32(v.as_ptr().add(4 * i))) }
+    }
+
+    #[inline(always)]
+    fn windows<const BITS: usize, const BYTES: usize>(self, v: &[u8; BYTES]) -> I {
+        let shuffle = &Windows::<BITS, BYTES>::SHUFFLE;
+        let shift = Layout::<BITS>::SHIFT[0].map(|n| -n.cast_signed());
+        // SAFETY: `self` proves the instructions; slicing checks that the loads stay in the bytes,
+        // and the loads of the tables cover 64 bytes each.
+        unsafe {
+            let source = if BYTES == 16 {
+                let bytes: &[u8] = &v[..16];
+                vld1q_u8(bytes.as_ptr())
+            } else {
+                let bytes: &[u8] = &v[..8];
+                vcombine_u8(vld1_u8(bytes.as_ptr()), vld1_u8(bytes.as_ptr()))
+            };
+            each!(|i| {
+                let words = vqtbl1q_u8(source, vld1q_u8(shuffle.as_ptr().add(16 * i)));
+                vshlq_u32(vreinterpretq_u32_u8(words), vld1q_s32(shift.as_ptr().add(4 * i)))
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn swap<const D: usize>(self, v: F) -> F {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            match D {
+                1 => each!(|i| vrev64q_f32(v[i])),
+                2 => each!(|i| vextq_f32::<2>(v[i], v[i])),
+                4 => [v[1], v[0], v[3], v[2]],
+                _ => [v[2], v[3], v[0], v[1]],
+            }
+        }
     }
 
     #[inline(always)]

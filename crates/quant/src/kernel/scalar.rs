@@ -112,8 +112,27 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn swap<const D: usize>(self, v: Self::F) -> Self::F {
+        std::array::from_fn(|l| v[l ^ D])
+    }
+
+    #[inline(always)]
     fn splat_bits(self, v: u32) -> Self::I {
         [v; LANES]
+    }
+
+    #[inline(always)]
+    fn load_bits(self, v: &[u32; LANES]) -> Self::I {
+        *v
+    }
+
+    #[inline(always)]
+    fn windows<const BITS: usize, const BYTES: usize>(self, v: &[u8; BYTES]) -> Self::I {
+        let byte = |i: usize| v.get(i).copied().unwrap_or(0);
+        std::array::from_fn(|l| {
+            let at = BITS * l;
+            u32::from_le_bytes(std::array::from_fn(|i| byte(at / 8 + i))) >> (at % 8)
+        })
     }
 
     #[inline(always)]
@@ -149,6 +168,16 @@ impl Simd for Scalar {
     #[inline(always)]
     fn sub_bits(self, a: Self::I, b: Self::I) -> Self::I {
         zip(a, b, u32::wrapping_sub)
+    }
+
+    #[inline(always)]
+    fn mul_bits(self, a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, u32::wrapping_mul)
+    }
+
+    #[inline(always)]
+    fn byte_sums(self, v: Self::I) -> Self::I {
+        map(v, |v| v.to_le_bytes().into_iter().map(u32::from).sum())
     }
 
     #[inline(always)]

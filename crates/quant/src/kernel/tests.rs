@@ -23,7 +23,7 @@ pub fn noise(len: usize, seed: u32) -> Vec<f32> {
 }
 
 /// Runs `f` on every backend and expects what the scalar one returns.
-fn agree<T: PartialEq + std::fmt::Debug>(what: &str, f: impl Fn(Backend) -> T) {
+pub fn agree<T: PartialEq + std::fmt::Debug>(what: &str, f: impl Fn(Backend) -> T) {
     let expected = f(Backend::Scalar);
     for backend in Backend::available() {
         assert_eq!(f(backend), expected, "{what} on {}", backend.name());

@@ -6,3 +6,6 @@ pub mod stream;
 pub mod viterbi;
 
 pub use read::{dequantize, matvec};
+
+#[cfg(test)]
+mod tests;

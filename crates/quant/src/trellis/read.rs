@@ -1,16 +1,27 @@
 //! Rows of a matrix in trellis codes: as values, and times a vector.
+//!
+//! The definition is [`decode`](super::stream::decode)'s; here sixteen states are computed at once.
+//! Values are taken as whole numbers, 128 times too large, and the scales make up for it: products
+//! with powers of two are exact.
 
 use std::ops::Range;
 
 use half::bf16;
 
-use super::rotate::rotate_back;
-use super::stream::{decode, stream_len};
+use super::rotate::{Line, rotate_back, signs};
+use super::stream::{CENTER, MULTIPLIER, UNIT, stream_len};
 use crate::encoding::Trellis;
+use crate::kernel::{LANES, Simd};
 use crate::matrix::Matrix;
 
 /// Rows of a tile, as a length.
 const TILE: usize = Trellis::TILE_ROWS as usize;
+
+/// Rows of a step.
+const STEP: usize = Trellis::ROW_STEP as usize;
+
+/// Lines of the longest block of the rotation.
+const LINES: usize = Trellis::MAX_ROTATION as usize / LANES;
 
 /// A part of a tile: where its streams begin, one after the other for each column.
 struct Part<'a> {
@@ -45,66 +56,179 @@ fn parts<'a>(
     })
 }
 
-/// The scale of a row, `bf16`.
+/// The scale of a row, `bf16`, in units of whole-numbered values.
 #[inline(always)]
 fn scale(m: &Matrix<'_>, row: usize) -> f32 {
     let bytes = m.scales();
-    bf16::from_le_bytes([bytes[2 * row], bytes[2 * row + 1]]).to_f32()
+    bf16::from_le_bytes([bytes[2 * row], bytes[2 * row + 1]]).to_f32() * UNIT
 }
 
-/// The values of `rows`, row-major: `D · H · (scale · value)`.
+/// The whole-numbered values of sixteen states, the lowest bits of `windows`.
 #[inline(always)]
-pub fn dequantize(m: &Matrix<'_>, trellis: Trellis, rows: Range<usize>, out: &mut [f32]) {
-    let cols = m.cols();
+fn values<S: Simd>(s: S, trellis: Trellis, windows: S::I) -> S::F {
+    // The bits of 2^23 + n are those of 2^23 with n in the lowest.
+    const WHOLE: f32 = 8_388_608.0;
+    let mask = s.splat_bits((1 << trellis.state_bits()) - 1);
+    let products = s.mul_bits(s.and(windows, mask), s.splat_bits(MULTIPLIER));
+    let sums = s.or(s.byte_sums(products), s.splat_bits(WHOLE.to_bits()));
+    s.sub(s.with_bits(sums), s.splat(WHOLE + CENTER))
+}
+
+/// The values of `rows`, row-major: `D · H · value`, whose sums are whole numbers below 2²⁴ and so
+/// exact, times `scale / sqrt(block)`.
+#[inline(always)]
+pub fn dequantize<S: Simd>(
+    s: S,
+    m: &Matrix<'_>,
+    trellis: Trellis,
+    rows: Range<usize>,
+    out: &mut [f32],
+) {
     let mut out = out;
-    let mut column = [0.0; TILE];
     for part in parts(m, trellis, rows) {
-        let (tile, rest) = out.split_at_mut(part.rows.len() * cols);
+        let (tile, rest) = out.split_at_mut(part.rows.len() * m.cols());
         out = rest;
-        let column = &mut column[..part.rows.len()];
-        for (col, stream) in part.streams.chunks_exact(part.stream).enumerate() {
-            decode(trellis, stream, part.rows.start, column);
-            for (row, value) in column.iter().enumerate() {
-                tile[row * cols + col] = *value;
-            }
-        }
-        for (row, values) in tile.chunks_exact_mut(cols).enumerate() {
-            let scale = scale(m, part.first + row);
-            values.iter_mut().for_each(|v| *v *= scale);
-            rotate_back(values, Trellis::rotation(cols));
+        match trellis.bits() {
+            2 => dequantize_part::<S, 2>(s, m, trellis, &part, tile),
+            3 => dequantize_part::<S, 3>(s, m, trellis, &part, tile),
+            _ => dequantize_part::<S, 4>(s, m, trellis, &part, tile),
         }
     }
+}
+
+/// As [`dequantize`], block by block of the rotation, so that its streams stay in the cache.
+#[inline(always)]
+fn dequantize_part<S: Simd, const BITS: usize>(
+    s: S,
+    m: &Matrix<'_>,
+    trellis: Trellis,
+    part: &Part<'_>,
+    out: &mut [f32],
+) {
+    let (cols, block) = (m.cols(), Trellis::rotation(m.cols()));
+    let root = 1.0 / (block as f32).sqrt();
+    let mut lines = [[Line::ZERO; LINES]; STEP];
+    for (i, streams) in part.streams.chunks_exact(block * part.stream).enumerate() {
+        let signs: [Line; LINES] = signs(block * i);
+        for step in part.rows.start / STEP..part.rows.end.div_ceil(STEP) {
+            for (line, streams) in streams.chunks_exact(LANES * part.stream).enumerate() {
+                eight_rows::<S, BITS>(s, trellis, streams, step, line, &mut lines);
+            }
+            for (row, lines) in (STEP * step..).zip(&mut lines) {
+                if part.rows.contains(&row) {
+                    let row = row - part.rows.start;
+                    let factor = scale(m, part.first + row) * root;
+                    let out = &mut out[row * cols + block * i..][..block];
+                    rotate_back(s, &mut lines[..block / LANES], &signs, factor, out);
+                }
+            }
+        }
+    }
+}
+
+/// The values of the rows of a step in sixteen columns, to line `line` of each row.
+#[inline(always)]
+fn eight_rows<S: Simd, const BITS: usize>(
+    s: S,
+    trellis: Trellis,
+    streams: &[u8],
+    step: usize,
+    line: usize,
+    lines: &mut [[Line; LINES]; STEP],
+) {
+    // A word holds the states that begin in its first 17 bits.
+    let words = [words(s, streams, BITS * step), words(s, streams, BITS * step + 2)];
+    for (row, lines) in lines.iter_mut().enumerate() {
+        let bit = BITS * row;
+        let windows =
+            if bit <= 16 { s.shr(words[0], bit as u32) } else { s.shr(words[1], bit as u32 - 16) };
+        s.store(values(s, trellis, windows), &mut lines[line].0);
+    }
+}
+
+/// The little-endian words at byte `at` of sixteen cyclic streams.
+#[inline(always)]
+fn words<S: Simd>(s: S, streams: &[u8], at: usize) -> S::I {
+    let len = streams.len() / LANES;
+    let mut words = [0; LANES];
+    for (word, stream) in words.iter_mut().zip(streams.chunks_exact(len)) {
+        *word = match stream.get(at..at + 4) {
+            Some(bytes) => u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            None => u32::from_le_bytes(std::array::from_fn(|i| stream[(at + i) % len])),
+        };
+    }
+    s.load_bits(&words)
 }
 
 /// `out[i] = scale · Σ value · x` for rotated `x`: columns in order within a block of the rotation,
 /// then blocks in order.
 #[inline(always)]
-pub fn matvec(m: &Matrix<'_>, trellis: Trellis, x: &[f32], rows: Range<usize>, out: &mut [f32]) {
-    let block = Trellis::rotation(m.cols());
+pub fn matvec<S: Simd>(
+    s: S,
+    m: &Matrix<'_>,
+    trellis: Trellis,
+    x: &[f32],
+    rows: Range<usize>,
+    out: &mut [f32],
+) {
     let mut out = out;
-    let (mut column, mut sums) = ([0.0; TILE], [0.0; TILE]);
     for part in parts(m, trellis, rows) {
         let (tile, rest) = out.split_at_mut(part.rows.len());
         out = rest;
-        let (column, sums) = (&mut column[..tile.len()], &mut sums[..tile.len()]);
-        tile.fill(0.0);
-        for (x, streams) in x
-            .chunks_exact(block)
-            .zip(part.streams.chunks_exact(block * part.stream))
-        {
-            sums.fill(0.0);
+        let mut sums = [[0.0; LANES]; TILE / LANES];
+        match trellis.bits() {
+            2 => products::<S, 2, 8>(s, trellis, &part, x, &mut sums),
+            3 => products::<S, 3, 8>(s, trellis, &part, x, &mut sums),
+            _ => products::<S, 4, 16>(s, trellis, &part, x, &mut sums),
+        }
+        let sums = &sums.as_flattened()[part.rows.clone()];
+        for (row, (out, sum)) in tile.iter_mut().zip(sums).enumerate() {
+            *out = sum * scale(m, part.first + row);
+        }
+    }
+}
+
+/// Lines of a tile that a product takes together: they share `x`, and their sums overlap.
+const TOGETHER: usize = 4;
+
+/// Adds the products of all rows of a tile to `sums`.
+#[inline(always)]
+fn products<S: Simd, const BITS: usize, const BYTES: usize>(
+    s: S,
+    trellis: Trellis,
+    part: &Part<'_>,
+    x: &[f32],
+    sums: &mut [[f32; LANES]; TILE / LANES],
+) {
+    let block = Trellis::rotation(x.len());
+    let lines = (8 * part.stream / BITS).div_ceil(LANES);
+    for (x, streams) in x
+        .chunks_exact(block)
+        .zip(part.streams.chunks_exact(block * part.stream))
+    {
+        let together = sums[..lines].chunks_mut(TOGETHER).enumerate();
+        for (i, sums) in together {
+            let mut acc = [s.splat(0.0); TOGETHER];
             for (x, stream) in x.iter().zip(streams.chunks_exact(part.stream)) {
-                decode(trellis, stream, part.rows.start, column);
-                for (sum, value) in sums.iter_mut().zip(&*column) {
-                    *sum = value.mul_add(*x, *sum);
+                let x = s.splat(*x);
+                for (line, acc) in acc.iter_mut().enumerate() {
+                    let bytes = bytes(stream, 2 * BITS * (TOGETHER * i + line));
+                    let windows = s.windows::<BITS, BYTES>(&bytes);
+                    *acc = s.mul_add(values(s, trellis, windows), x, *acc);
                 }
             }
-            tile.iter_mut()
-                .zip(&*sums)
-                .for_each(|(out, sum)| *out += sum);
+            for (sums, acc) in sums.iter_mut().zip(acc) {
+                s.store(s.add(s.load(sums), acc), sums);
+            }
         }
-        for (row, out) in tile.iter_mut().enumerate() {
-            *out *= scale(m, part.first + row);
-        }
+    }
+}
+
+/// The bytes from `at` on of a cyclic stream.
+#[inline(always)]
+fn bytes<const BYTES: usize>(stream: &[u8], at: usize) -> [u8; BYTES] {
+    match stream.get(at..).and_then(|rest| rest.first_chunk()) {
+        Some(bytes) => *bytes,
+        None => std::array::from_fn(|i| stream[(at + i) % stream.len()]),
     }
 }

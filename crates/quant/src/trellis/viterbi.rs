@@ -9,19 +9,22 @@
 //! 3.2), one run over the rows around the seam, last rows before first, finds the bits that both sides
 //! of the seam share; a second run over all rows is bound to them.
 
+use super::rotate::Line;
 use super::stream::value;
 use crate::encoding::Trellis;
-use crate::kernel::{Backend, Kernel, LANES, Simd};
+use crate::kernel::{LANES, Simd};
 use crate::pack::pack;
 
 /// Rows on each side of the seam that the first run looks at, in lengths of a state: the paths of a
 /// trellis have merged long before.
 const REACH: usize = 6;
 
-/// Sixteen costs or values in one line of the cache.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line([f32; LANES]);
+/// A column is short, and its seam weighs, up to this many lengths of a state. Then the seam is moved
+/// on and the run repeated, bound to the path so far: no round makes it worse.
+const SHORT: usize = 24;
+
+/// Rows that the seam of a short column moves in a round, coprime to the rows.
+const SHIFT: usize = 3;
 
 /// Chooses streams. It owns the buffers, about `2^state_bits` · 12 bytes and, for 256 rows,
 /// `2^(state_bits - bits)` · 256 bytes.
@@ -69,21 +72,6 @@ impl Encoder {
         }
     }
 
-    /// As [`Self::encode`], with the instructions of `backend`.
-    ///
-    /// # Panics
-    /// As [`Self::encode`].
-    pub fn encode_on(
-        &mut self,
-        backend: Backend,
-        targets: &[f32],
-        weights: &[f32],
-        stream: &mut [u8],
-        values: &mut [f32],
-    ) {
-        backend.run(Encode { encoder: self, targets, weights, stream, values });
-    }
-
     /// Writes the stream whose values come nearest to `targets`, those in units of the rows' scales,
     /// and its values: the sum of `weights[i] · (targets[i] - values[i])²` is the least that the two
     /// runs find. Rows that fill up a tile have weight 0.
@@ -122,16 +110,41 @@ impl Encoder {
         let seam = Run { first: rows - reach, rows: 2 * reach, overlap: None };
         let start = self.run::<S, BITS, CODES>(s, column, &seam);
         let last = self.path::<BITS>(start).nth(reach - 1).unwrap_or(start);
-        let whole = Run { first: 0, rows, overlap: Some(last >> BITS) };
-        let start = self.run::<S, BITS, CODES>(s, column, &whole);
-        let mut codes = std::mem::take(&mut self.codes);
-        codes.clear();
-        for (state, out) in self.path::<BITS>(start).zip(values) {
-            codes.push((state % CODES) as u8);
-            *out = value(state as u32);
+        let mut run = Run { first: 0, rows, overlap: Some(last >> BITS) };
+        for round in 0..=SHORT * self.state_bits() / (rows * BITS) {
+            if round > 0 {
+                run.first = SHIFT * round % rows;
+                run.overlap = Some(self.overlap::<BITS>(run.first));
+            }
+            let start = self.run::<S, BITS, CODES>(s, column, &run);
+            self.keep::<BITS>(start, run.first, values);
         }
-        pack(BITS as u8, &codes, stream);
+        pack(BITS as u8, &self.codes, stream);
+    }
+
+    /// Takes the path of the last run, over all rows from `first` on, for the column's.
+    #[inline(always)]
+    fn keep<const BITS: usize>(&mut self, start: usize, first: usize, values: &mut [f32]) {
+        let mut codes = std::mem::take(&mut self.codes);
+        codes.resize(values.len(), 0);
+        let (before, after) = values.split_at_mut(first);
+        let (codes_before, codes_after) = codes.split_at_mut(first);
+        let values = after.iter_mut().chain(before);
+        let rows = values.zip(codes_after.iter_mut().chain(codes_before));
+        for (state, (value_of, code)) in self.path::<BITS>(start).zip(rows) {
+            *code = (state % (1 << BITS)) as u8;
+            *value_of = value(state as u32);
+        }
         self.codes = codes;
+    }
+
+    /// The bits that the states before and at row `first` of the column's path share.
+    #[inline(always)]
+    fn overlap<const BITS: usize>(&self, first: usize) -> usize {
+        let shared = self.state_bits() - BITS;
+        let codes = self.codes[first..].iter().chain(&self.codes);
+        let bits = codes.zip((0..shared).step_by(BITS));
+        bits.fold(0, |bits, (code, at)| bits | usize::from(*code) << at) % (1 << shared)
     }
 
     const fn state_bits(&self) -> usize {
@@ -222,8 +235,8 @@ fn step<S: Simd, const BITS: usize, const CODES: usize>(
     let lines = next.zip(values.as_chunks::<CODES>().0).zip(choices);
     for (group, ((next, values), choices)) in lines.enumerate() {
         let mut least = s.splat(f32::INFINITY);
-        for t in 0..CODES {
-            let cost = s.and(s.to_bits(s.load(&behind[t][group].0)), rest);
+        for (t, behind) in behind.iter().enumerate() {
+            let cost = s.and(s.to_bits(s.load(&behind[group].0)), rest);
             least = s.min(s.with_bits(s.or(cost, s.splat_bits(t as u32))), least);
         }
         s.store_bytes(s.and(s.to_bits(least), code), choices);
@@ -254,22 +267,4 @@ fn best<S: Simd>(s: S, costs: &[Line]) -> usize {
     let all = least_of.into_iter().zip(at_of);
     let (_, at) = all.fold((f32::INFINITY, f32::INFINITY), |a, b| if b < a { b } else { a });
     at as usize % (costs.len() * LANES)
-}
-
-struct Encode<'a> {
-    encoder: &'a mut Encoder,
-    targets: &'a [f32],
-    weights: &'a [f32],
-    stream: &'a mut [u8],
-    values: &'a mut [f32],
-}
-
-impl Kernel for Encode<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        self.encoder
-            .encode(s, self.targets, self.weights, self.stream, self.values);
-    }
 }
