@@ -4,7 +4,8 @@ use std::fs;
 
 use crate::harness::{Scratch, root};
 
-const COMMANDS: [&str; 7] = ["inspect", "plan", "convert", "verify", "run", "export", "recipes"];
+const COMMANDS: [&str; 8] =
+    ["inspect", "plan", "convert", "verify", "compare", "run", "export", "recipes"];
 
 /// Compares with a file under `tests/expected`, or writes it when asked to.
 fn expect(name: &str, found: &str) {
@@ -66,6 +67,8 @@ fn wrong_usage_is_exit_code_2() {
         "run out --prompt x --memory lots",
         "verify out --text x",
         "verify out --max-kld 1",
+        "verify out --beside x.json",
+        "compare x.json",
         "plan ckpt --bits 4 --recipe q4",
         "plan ckpt --group-size 64",
         "run out --prompt x --threads 0",

@@ -4,6 +4,7 @@
 mod bad_bundle;
 mod bad_checkpoint;
 mod cli;
+mod compare;
 mod convert;
 mod format_doc;
 mod harness;

@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use shardwright_format::manifest::{Calibration, LineHashes, Manifest};
 
 use crate::harness::{Scratch, fixture};
 
@@ -129,4 +130,44 @@ fn an_exported_bundle_is_a_checkpoint() {
     assert_eq!(run("out")["tokens"], run("back")["tokens"]);
     scratch.ok("export out --to hf -o narrow --dtype source");
     assert_eq!(scratch.json("inspect narrow")["tensor_bytes"], one["tensor_bytes"]);
+}
+
+/// Says in the manifest what the bundle was calibrated with, the manifest's own hash made right.
+fn calibrate(scratch: &Scratch, text: &str) {
+    let path = scratch.path("out/manifest.json");
+    let mut manifest = Manifest::from_bytes(&path, &fs::read(&path).unwrap()).unwrap();
+    manifest.calibration = Some(Calibration {
+        text_blake3: Some(blake3::hash(text.as_bytes()).into()),
+        tokens: 2048,
+        window: 256,
+        statistics_blake3: None,
+        line_hashes: LineHashes::of(text),
+    });
+    fs::write(&path, manifest.to_bytes()).unwrap();
+}
+
+#[test]
+fn the_calibration_text_is_refused_and_its_lines_are_a_warning() {
+    let scratch = scratch("--bits 4");
+    let text = fs::read_to_string(scratch.path("text.txt")).unwrap();
+    calibrate(&scratch, &text);
+    scratch.refused(
+        &format!("verify out {TEXT}"),
+        "error: text.txt: expected a text that the bundle was not calibrated with, found its \
+         calibration text: it would be judged on what it was fitted to",
+    );
+    fs::write(scratch.path("text.txt"), format!("{text}\nand one more line than that")).unwrap();
+    let report = scratch.json(&format!("verify out {TEXT} --html page.html"));
+    assert_eq!(report["verdict"], json!("holds"));
+    let shared = &report["calibration"]["shared_lines"];
+    assert_eq!(shared["shared"].as_u64().unwrap() + 1, shared["compared"].as_u64().unwrap());
+    assert_eq!(report["warnings"][0]["kind"], json!("overlap"));
+    assert!(
+        report["divergence"]["noise_floor"]["kld_mean"]
+            .as_f64()
+            .unwrap()
+            > 0.0
+    );
+    let page = fs::read_to_string(scratch.path("page.html")).unwrap();
+    assert!(page.contains("lines of the calibration text in this one"));
 }

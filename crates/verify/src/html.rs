@@ -4,14 +4,22 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment};
 use serde::Serialize;
 
+use crate::breakdown::Breakdown;
+use crate::curve::Point;
 use crate::divergence::Divergence;
 use crate::fidelity::{Fidelity, TensorFidelity};
 use crate::integrity::FileCheck;
-use crate::plot::{self, Chart, LogBar, RoleBar};
+use crate::plot::{self, Chart, Curve, LogBar};
 use crate::report::Report;
 use crate::text::{bytes, count};
 
-const TEMPLATE: &str = include_str!("report.html");
+/// The pages, and what they include.
+const TEMPLATES: [(&str, &str); 4] = [
+    ("verify.html", include_str!("html/verify.html")),
+    ("compare.html", include_str!("html/compare.html")),
+    ("parts.html", include_str!("html/parts.html")),
+    ("style.css", include_str!("html/style.css")),
+];
 
 /// Rows of the longest tables; the page says how many more there are.
 const MAX_ROWS: usize = 400;
@@ -22,13 +30,15 @@ struct Page<'a> {
     r: &'a Report,
     d: Option<&'a Divergence>,
     f: Option<&'a Fidelity>,
+    breakdown: Breakdown<'a>,
     findings: Rows<'a, String>,
+    warnings: Rows<'a, String>,
     worst: Rows<'a, TensorFidelity>,
     files: Rows<'a, FileCheck>,
+    curve: Option<Curve>,
     drift: Option<Chart>,
     histogram: Option<Chart>,
     percentiles: Vec<LogBar>,
-    roles: Vec<RoleBar<'a>>,
 }
 
 /// The first rows of a table, and how many are left out.
@@ -47,28 +57,40 @@ impl<'a, T> Rows<'a, T> {
 
 impl Report {
     /// The report as a self-contained HTML page. Everything that comes from outside is escaped.
+    /// With points `beside`, it has the curve of divergence against bits per weight.
     ///
     /// # Panics
     /// Never: the template is part of the program and tested with it.
-    pub fn to_html(&self) -> String {
+    pub fn to_html(&self, beside: &[Point]) -> String {
         let (d, f) = (self.divergence.as_ref(), self.fidelity.as_ref());
-        let findings: Vec<_> = self.findings.iter().map(ToString::to_string).collect();
+        let lines = |list: &[crate::Finding]| list.iter().map(ToString::to_string).collect();
+        let (findings, warnings): (Vec<_>, Vec<_>) = (lines(&self.findings), lines(&self.warnings));
+        let own: Vec<_> = Point::of(&self.name, self).into_iter().collect();
+        let floor = d.and_then(|d| d.noise_floor).map(|floor| floor.kld_mean);
         let page = Page {
             r: self,
             d,
             f,
+            breakdown: Breakdown::of(self),
             findings: Rows::of(&findings),
+            warnings: Rows::of(&warnings),
             worst: Rows::of(f.map_or(&[], |f| &f.worst)),
             files: Rows::of(&self.integrity.files),
+            curve: plot::curve(&own, beside, floor),
             drift: d.map(|d| plot::drift(&d.layers)),
             histogram: d.map(plot::histogram),
             percentiles: d.map(plot::percentiles).unwrap_or_default(),
-            roles: f.map(|f| plot::roles(&f.roles)).unwrap_or_default(),
         };
-        environment()
-            .render_named_str("report.html", TEMPLATE, Serde(&page))
-            .expect("the template fits the report")
+        render("verify.html", &page)
     }
+}
+
+/// A page of the program's own templates.
+pub(crate) fn render(template: &str, page: &impl Serialize) -> String {
+    environment()
+        .get_template(template)
+        .and_then(|template| template.render(Serde(page)))
+        .expect("the template fits the report")
 }
 
 fn environment() -> Environment<'static> {
@@ -79,7 +101,14 @@ fn environment() -> Environment<'static> {
     environment.add_filter("bytes", bytes);
     environment.add_filter("percent", |share: f64| format!("{:.2} %", 100.0 * share));
     environment.add_filter("plain", |value: f64| format!("{value:.6}"));
+    environment.add_filter("signed", |value: f64| format!("{value:+.6}"));
+    environment.add_filter("errors", |value: f64| format!("{value:+.1}"));
     environment.add_filter("fixed", |value: f64| format!("{value:.3}"));
     environment.add_filter("decibel", |value: f64| format!("{value:.2} dB"));
+    for (name, template) in TEMPLATES {
+        environment
+            .add_template(name, template)
+            .expect("the template is sound");
+    }
     environment
 }

@@ -5,6 +5,9 @@
 //! checkpoint's own inventory, values from the scalar definition of the encodings.
 
 mod allocation;
+mod breakdown;
+mod compare;
+mod curve;
 mod divergence;
 mod error;
 mod fidelity;
@@ -23,6 +26,8 @@ mod text;
 mod thresholds;
 
 pub use allocation::Allocation;
+pub use compare::{Comparison, Delta, Difference, DriftRow, Figures, Named, Row};
+pub use curve::Point;
 pub use divergence::{
     Bin, Bucket, DP_FRACTIONS, Divergence, LayerDrift, NoiseFloor, Windows, divergence,
 };

@@ -106,7 +106,7 @@ fn overlap(shared: SharedLines) -> Option<Finding> {
     let percent = 100.0 * shared.fraction();
     let found = format!("{count} of {compared} lines looked up, {percent:.2} %");
     let finding = Finding::new(Kind::Overlap, "lines of the calibration text in this one");
-    (count > 0).then(|| Finding { found: Some(found), ..finding })
+    (count > 0).then_some(Finding { found: Some(found), ..finding })
 }
 
 /// The conversion's own account. Nothing depends on it, so one that cannot be read is none.

@@ -1,9 +1,11 @@
 //! Geometry of the report's plots: plain numbers that the page's template draws.
 
+mod curve;
+
 use serde::Serialize;
 
 use crate::divergence::{Bin, Divergence, LayerDrift};
-use crate::fidelity::RoleFidelity;
+pub(crate) use curve::{Curve, curve};
 
 /// A drawing of `width × height` whose data lie in `left..right` and `top..bottom`.
 #[derive(Debug, Default, Serialize)]
@@ -202,32 +204,6 @@ fn occupied(bins: &[Bin]) -> &[Bin] {
     &bins[first.min(end)..end]
 }
 
-/// A role's errors as shares of the largest one.
-#[derive(Debug, Serialize)]
-pub(crate) struct RoleBar<'a> {
-    role: &'a RoleFidelity,
-    /// Pooled error, in percent of the axis.
-    width: f64,
-    /// Error of the farthest tensor, in percent of the axis.
-    worst: f64,
-}
-
-/// Bars of the roles that lost something.
-pub(crate) fn roles(roles: &[RoleFidelity]) -> Vec<RoleBar<'_>> {
-    let most = roles
-        .iter()
-        .map(|r| r.worst_rmse)
-        .fold(f64::MIN_POSITIVE, f64::max);
-    let lossy = roles.iter().filter(|r| r.sqnr_db.is_some());
-    lossy
-        .map(|role| RoleBar {
-            role,
-            width: 100.0 * role.rmse / most,
-            worst: 100.0 * role.worst_rmse / most,
-        })
-        .collect()
-}
-
 /// A figure as a share of a logarithmic axis.
 #[derive(Debug, Serialize)]
 pub(crate) struct LogBar {
@@ -278,7 +254,6 @@ mod tests {
     fn a_chart_of_nothing_is_empty() {
         assert!(histogram(&Divergence::default()).bars.is_empty());
         assert!(drift(&[]).line.is_empty());
-        assert!(roles(&[]).is_empty());
     }
 
     #[test]

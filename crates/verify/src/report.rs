@@ -224,7 +224,7 @@ fn overfit(d: &Divergence) -> Option<Finding> {
     };
     let found = format!("ln ratio {ratio:.6} ± {error:.6}, {why}");
     let finding = Finding::new(Kind::Overfit, "perplexity below the original's");
-    (ratio < 0.0).then(|| Finding { found: Some(found), ..finding })
+    (ratio < 0.0).then_some(Finding { found: Some(found), ..finding })
 }
 
 /// What the figures themselves do not say.

@@ -148,10 +148,8 @@ impl Display for Divergence {
         self.kld(f)?;
         if let Some(floor) = &self.noise_floor {
             let (mean, error, tokens) = (floor.kld_mean, floor.kld_mean_se, floor.tokens);
-            writeln!(
-                f,
-                "Floor   KLD: {mean:10.6} ± {error:10.6} (the original with hidden states in bf16, {tokens} tokens)"
-            )?;
+            let how = "the original with hidden states in bf16";
+            writeln!(f, "Floor   KLD: {mean:10.6} ± {error:10.6} ({how}, {tokens} tokens)")?;
         }
         self.probabilities(f)
     }

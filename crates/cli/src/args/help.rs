@@ -66,6 +66,17 @@ Examples:
 
 Exit codes: 0 holds, 1 found something, 2 could not run.";
 
+pub const COMPARE: &str = "\
+Examples:
+  shardwright verify q4.bundle --against Qwen3-30B-A3B --text eval.txt --json > q4.json
+  shardwright verify q3.bundle --against Qwen3-30B-A3B --text eval.txt --json > q3.json
+  shardwright compare q4.json q3.json                      sizes, figures, what differs and drift
+  shardwright compare q4.json q3.json --html curve.html    with the curve of divergence by size
+  shardwright compare q4.json q3.json --html curve.html --beside others.jsonl
+
+Warns where reports are not comparable: other checkpoints, texts or windows. Exit codes: 0 compared,
+2 could not run.";
+
 pub const EXPORT: &str = "\
 Examples:
   shardwright export qwen3.bundle --to hf -o qwen3-dequantized

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bytes;
 pub use calibrate::CalibrateArgs;
 pub use recipe::{CalibrationArgs, CalibrationTextArgs, PlanArgs, RecipeArgs};
-pub use verify::{ThresholdArgs, VerifyArgs};
+pub use verify::{CompareArgs, ThresholdArgs, VerifyArgs};
 
 /// Turns Hugging Face checkpoints of any size into bundles a phone can stream from flash, and proves
 /// what the conversion cost.
@@ -50,6 +50,8 @@ pub enum Command {
     Calibrate(CalibrateArgs),
     /// Check a bundle: its bytes, its error against the original, its divergence on a text
     Verify(VerifyArgs),
+    /// Lay reports of `verify --json` side by side
+    Compare(CompareArgs),
     /// Generate text with a bundle or a checkpoint, inside a memory budget
     Run(RunArgs),
     /// Write a bundle's weights back as a Hugging Face checkpoint

@@ -1,4 +1,4 @@
-//! Options of `verify`.
+//! Options of `verify` and `compare`.
 
 use std::path::PathBuf;
 
@@ -33,12 +33,32 @@ pub struct VerifyArgs {
     /// Also write a page to look at in a browser
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// A report of `verify --json`, or lines of {"name", "bits_per_weight", "kld_mean"}, to set
+    /// beside the bundle in the page's curve; may be repeated
+    #[arg(long, value_name = "FILE", requires = "html", requires = "text")]
+    pub beside: Vec<PathBuf>,
     #[command(flatten)]
     pub arch: ArchArgs,
     #[command(flatten)]
     pub threads: ThreadArgs,
     #[command(flatten)]
     pub thresholds: ThresholdArgs,
+}
+
+/// `compare`
+#[derive(Debug, Args)]
+#[command(after_help = help::COMPARE)]
+pub struct CompareArgs {
+    /// Reports of `verify --json`, the first being what the others are measured against
+    #[arg(value_name = "REPORT", num_args = 2.., required = true)]
+    pub reports: Vec<PathBuf>,
+    /// Another report, or lines of {"name", "bits_per_weight", "kld_mean"}, to set beside them in the
+    /// page's curve; may be repeated
+    #[arg(long, value_name = "FILE", requires = "html")]
+    pub beside: Vec<PathBuf>,
+    /// Also write a page to look at in a browser
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// Limits; beyond any of them the exit code is 1.

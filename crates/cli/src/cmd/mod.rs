@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod calibration;
+mod compare;
 mod convert;
 mod export;
 mod inspect;
@@ -34,6 +35,7 @@ pub fn run(command: &Command, output: Output) -> Outcome {
         Command::Convert(args) => done(convert::run(args, output)),
         Command::Calibrate(args) => done(calibrate::run(args, output)),
         Command::Verify(args) => verify::run(args, output),
+        Command::Compare(args) => done(compare::run(args, output)),
         Command::Run(args) => run::run(args, output),
         Command::Export(args) => done(export::run(args, output)),
         Command::Recipes(args) => done(recipes::run(args, output)),

@@ -1,14 +1,15 @@
 //! `verify`: what the checks found, as text, JSON and a page; the verdict as exit code.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Instant;
 
 use serde::Serialize;
 use shardwright_verify::{
-    Monitor, Progress, Report, Request, Stage, Thresholds, Verdict, VerifyError, Windows, verify,
+    Monitor, Point, Progress, Report, Request, Stage, Thresholds, Verdict, VerifyError, Windows,
+    verify,
 };
 
 use crate::args::{ThresholdArgs, VerifyArgs};
@@ -45,14 +46,14 @@ pub fn run(args: &VerifyArgs, output: Output) -> Outcome {
         .map(super::read_arch)
         .transpose()?;
     let request = request(args, arch.as_ref());
+    let beside = points(&args.beside)?;
     let stages = Stages { output, now: Mutex::new(None) };
     let show = |progress: Progress| stages.show(progress);
     let report = verify(&request, &Monitor { progress: &show, cancel: &cancel });
     drop(stages);
     let report = report.map_err(failure)?;
     if let Some(path) = &args.html {
-        let failed = |e| Failure::new(format!("{}: {e}", path.display()));
-        write_whole(path, &report.to_html()).map_err(failed)?;
+        write_page(path, &report.to_html(&beside))?;
     }
     let shown = Shown {
         report: &report,
@@ -64,6 +65,23 @@ pub fn run(args: &VerifyArgs, output: Output) -> Outcome {
         Verdict::Holds => ExitCode::SUCCESS,
         Verdict::Found => ExitCode::from(FOUND),
     })
+}
+
+/// The points of all files.
+///
+/// # Errors
+/// A file that holds none.
+pub fn points(files: &[PathBuf]) -> Result<Vec<Point>, Failure> {
+    let read = files.iter().map(|file| Point::read(file));
+    Ok(read.collect::<Result<Vec<_>, _>>()?.concat())
+}
+
+/// Writes a page.
+///
+/// # Errors
+/// Names the file.
+pub fn write_page(path: &Path, page: &str) -> Result<(), Failure> {
+    write_whole(path, page).map_err(|e| Failure::new(format!("{}: {e}", path.display())))
 }
 
 /// Writes a file under another name beside it, so that the name never stands for half of it. What

@@ -97,7 +97,11 @@ impl SharedLines {
 
 impl From<LineHashes> for String {
     fn from(hashes: LineHashes) -> Self {
-        hashes.0.iter().map(|hash| format!("{hash:016x}")).collect()
+        let digit = |hash: u64, at: u32| {
+            char::from_digit((hash >> (60 - 4 * at)) as u32 & 0xf, 16).unwrap_or_default()
+        };
+        let digits = |hash: u64| (0..16).map(move |at| digit(hash, at));
+        hashes.0.into_iter().flat_map(digits).collect()
     }
 }
 
@@ -112,7 +116,7 @@ impl TryFrom<String> for LineHashes {
                 "line_hashes: expected at most {MAX_CALIBRATION_LINES} times 16 digits, found {found}"
             ));
         }
-        let hashes = digits.iter().map(|digits| number(digits));
+        let hashes = digits.iter().map(number);
         let hashes = hashes.collect::<Option<Vec<_>>>();
         let hashes = hashes.ok_or("line_hashes: expected hexadecimal digits in lower case")?;
         if !hashes.is_sorted_by(|a, b| a < b) {
@@ -138,9 +142,10 @@ mod tests {
     use super::*;
 
     fn lines(range: std::ops::Range<u32>) -> String {
-        range
-            .map(|i| format!("line {i} of a text that is long\n"))
-            .collect()
+        let lines: Vec<_> = range
+            .map(|i| format!("line {i} of a text that is long"))
+            .collect();
+        lines.join("\n")
     }
 
     fn read(hex: &str) -> Result<LineHashes, String> {

@@ -73,7 +73,7 @@ fn pages_and_json(report: &Report) {
     ] {
         assert!(value["divergence"][field].is_number(), "{field}");
     }
-    let page = report.to_html();
+    let page = report.to_html(&[]);
     assert_eq!(page.matches("<svg").count(), 2);
     for alien in ["http:", "https:", "<script", "src=", "url(", "NaN", "none</td>"] {
         assert!(!page.contains(alien), "{alien}");
@@ -124,14 +124,14 @@ fn a_damaged_bundle_is_not_compared() {
     bundle.edit(MANIFEST_FILE, |bytes| bytes.truncate(100));
     let report = run(&request(&bundle, None, Thresholds::default()));
     assert_eq!((report.verdict, report.bundle.is_none()), (Verdict::Found, true));
-    assert!(report.to_html().contains("1 finding<"));
+    assert!(report.to_html(&[]).contains("1 finding<"));
 }
 
 #[test]
 fn names_from_outside_are_escaped() {
     let bundle = TestBundle::new("llama2", FOUR_BITS);
     fs::write(bundle.path("<img src=x onerror=alert(1)>&\"'"), "").unwrap();
-    let page = run(&request(&bundle, None, Thresholds::default())).to_html();
+    let page = run(&request(&bundle, None, Thresholds::default())).to_html(&[]);
     assert!(!page.contains("<img") && page.contains("&lt;img src"));
 }
 
@@ -179,7 +179,7 @@ fn what_cannot_run_is_said() {
     let alone = Request { checkpoint: None, ..request(&bundle, None, Thresholds::default()) };
     let report = run(&alone);
     assert_eq!((report.verdict, report.fidelity.is_none()), (Verdict::Holds, true));
-    report.to_html();
+    report.to_html(&[]);
 }
 
 fn calibrated(bundle: &TestBundle, text: &str) {
@@ -249,6 +249,10 @@ fn what_the_conversion_says_of_its_calibration_is_shown() {
         .clone()
         .unwrap();
     assert_eq!(told.coverage[0].starved, [1, 4]);
+    let page = report.to_html(&[]);
+    for part in ["fewer than 8 tokens: &lt;all&gt;", "2 of 6", "0.0123"] {
+        assert!(page.contains(part), "{part}");
+    }
     fs::write(bundle.path("report.json"), r#"{"calibration": 7}"#).unwrap();
     let report = run(&request(&bundle, None, Thresholds::default()));
     assert!(report.calibration.unwrap().conversion.is_none());
