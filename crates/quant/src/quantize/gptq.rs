@@ -144,7 +144,7 @@ struct Strip<'a> {
 /// errors it measures. `targets` become what is lost of them, `errors`, until then the weights, what
 /// is lost of those; `rounded` are the values whose nearest codes are stored.
 #[inline(always)]
-fn feed_back<S: Simd>(
+pub fn feed_back<S: Simd>(
     s: S,
     grid: Grid,
     sweep: &Sweep<'_>,

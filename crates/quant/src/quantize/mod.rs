@@ -7,6 +7,8 @@ mod group;
 mod guided;
 mod lanes;
 mod output;
+#[cfg(test)]
+mod reference;
 mod search;
 mod stats;
 #[cfg(test)]
