@@ -11,8 +11,8 @@ use shardwright_format::manifest::{
     CheckpointRecord, Codec, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT, FileEntry,
     FileKind, Hash, Manifest, SourceFile, VERSION,
 };
-use shardwright_format::{SourceView, Unit, UnitLayout};
-use shardwright_quant::{Affine, Encoding, Float};
+use shardwright_format::{Unit, UnitLayout};
+use shardwright_quant::{Affine, Encoding, Float, Trellis};
 
 type Result<T = (), E = Box<dyn Error>> = std::result::Result<T, E>;
 
@@ -35,16 +35,22 @@ fn seed_checkpoint(dir: &Path) -> Result {
         let header = &bytes[8..file.header_len as usize];
         write("safetensors_header", &format!("{}-{}", name(dir), file.name), header)?;
     }
-    let manifest = manifest(&checkpoint, &Inventory::new(&checkpoint, None)?)?;
-    manifest.validate()?;
-    write("manifest", &name(dir), &manifest.to_bytes())
+    let inventory = Inventory::new(&checkpoint, None)?;
+    let affine = Encoding::Affine(Affine::new(4, 32, Float::Bf16)?);
+    let trellis = Encoding::Trellis(Trellis::new(3, 12)?);
+    for (codes, kind) in [(affine, ""), (trellis, "-trellis")] {
+        let manifest = manifest(&checkpoint, &inventory, codes)?;
+        manifest.validate()?;
+        write("manifest", &format!("{}{kind}", name(dir)), &manifest.to_bytes())?;
+    }
+    Ok(())
 }
 
-/// The manifest of a bundle with every matrix at 4 bits, its hashes those of nothing.
-fn manifest(checkpoint: &Checkpoint, inventory: &Inventory) -> Result<Manifest> {
+/// The manifest of a bundle with every matrix in `codes` that can be, its hashes those of nothing.
+fn manifest(checkpoint: &Checkpoint, inventory: &Inventory, codes: Encoding) -> Result<Manifest> {
     let mut files = Vec::new();
-    let dense = dense(inventory, &mut files)?;
-    let experts = experts(inventory, &mut files)?;
+    let dense = dense(inventory, codes, &mut files)?;
+    let experts = experts(inventory, codes, &mut files)?;
     files.push(file("tokenizer.json", FileKind::Copy, 1000));
     files.push(file("report.json", FileKind::Report, 1000));
     files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -73,14 +79,18 @@ fn manifest(checkpoint: &Checkpoint, inventory: &Inventory) -> Result<Manifest> 
     })
 }
 
-fn dense(inventory: &Inventory, files: &mut Vec<FileEntry>) -> Result<Vec<DenseShard>> {
+fn dense(
+    inventory: &Inventory,
+    codes: Encoding,
+    files: &mut Vec<FileEntry>,
+) -> Result<Vec<DenseShard>> {
     let (mut shards, mut end) = (Vec::new(), 0u64);
     let units = inventory
         .spec
         .units()
         .filter(|unit| !matches!(unit, Unit::Expert { .. }));
     for unit in units {
-        let UnitLayout { tensors, len } = place_dense(unplaced(&inventory.units[&unit]))?;
+        let UnitLayout { tensors, len } = place_dense(unplaced(&inventory.units[&unit], codes))?;
         let offset = end.next_multiple_of(DEFAULT_ALIGNMENT);
         end = offset + len;
         let file = "dense-000.bin".to_owned();
@@ -99,11 +109,15 @@ fn dense(inventory: &Inventory, files: &mut Vec<FileEntry>) -> Result<Vec<DenseS
     Ok(shards)
 }
 
-fn experts(inventory: &Inventory, files: &mut Vec<FileEntry>) -> Result<Vec<ExpertShards>> {
+fn experts(
+    inventory: &Inventory,
+    codes: Encoding,
+    files: &mut Vec<FileEntry>,
+) -> Result<Vec<ExpertShards>> {
     let mut sparse = Vec::new();
     for (layer, spec) in (0..).zip(&inventory.spec.layers) {
         let Some(tensors) = inventory.expert_tensors(layer) else { continue };
-        let UnitLayout { tensors, len } = place_expert(unplaced(tensors))?;
+        let UnitLayout { tensors, len } = place_expert(unplaced(tensors, codes))?;
         let count = u64::from(spec.num_experts());
         let stride = len.next_multiple_of(DEFAULT_ALIGNMENT);
         let path = format!("experts/layer-{layer:03}.bin");
@@ -122,22 +136,18 @@ fn experts(inventory: &Inventory, files: &mut Vec<FileEntry>) -> Result<Vec<Expe
     Ok(sparse)
 }
 
-fn unplaced(tensors: &[SourceTensor]) -> Vec<Unplaced> {
+fn unplaced(tensors: &[SourceTensor], codes: Encoding) -> Vec<Unplaced> {
     let one = |SourceTensor { role, rows, cols, view }: &SourceTensor| Unplaced {
         role: *role,
-        encoding: encoding(view, *cols),
+        encoding: match codes.parts(*rows, *cols) {
+            Ok(_) if view.shape.len() > 1 => codes,
+            _ => view.dtype.into(),
+        },
         rows: *rows,
         cols: *cols,
         source: view.clone(),
     };
     tensors.iter().map(one).collect()
-}
-
-fn encoding(view: &SourceView, cols: u64) -> Encoding {
-    match Affine::new(4, 32, Float::Bf16) {
-        Ok(affine) if view.shape.len() > 1 && cols % 32 == 0 => Encoding::Affine(affine),
-        _ => view.dtype.into(),
-    }
 }
 
 fn file(path: &str, kind: FileKind, size: u64) -> FileEntry {
