@@ -8,8 +8,8 @@ use std::hint::black_box;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, main as run};
 use shardwright_quant::{
-    Activation, Affine, Backend, Encoding, Float, Guide, Matrix, Method, PartsMut, dot, matvec,
-    narrow, quantize, widen,
+    Activation, Affine, Backend, Encoding, Float, Guide, Matrix, Method, PartsMut, Trellis, dot,
+    matvec, narrow, quantize, widen,
 };
 
 const ROWS: usize = 256;
@@ -40,7 +40,7 @@ fn methods() -> Vec<String> {
 }
 
 fn encodings() -> Vec<String> {
-    cases(&["2", "3", "4", "6", "8", "f16", "bf16", "f32"])
+    cases(&["2", "3", "4", "6", "8", "t2", "t3", "t4", "f16", "bf16", "f32"])
 }
 
 /// The backend and the rest of a case.
@@ -61,12 +61,19 @@ fn encoding(name: &str) -> Encoding {
         "f32" => Encoding::F32,
         "f16" => Encoding::F16,
         "bf16" => Encoding::Bf16,
-        bits => Encoding::Affine(affine(bits)),
+        name => match name.strip_prefix('t') {
+            Some(bits) => trellis(bits, "14"),
+            None => Encoding::Affine(affine(name)),
+        },
     }
 }
 
 fn affine(bits: &str) -> Affine {
     Affine::new(bits.parse().unwrap(), 64, Float::Bf16).unwrap()
+}
+
+fn trellis(bits: &str, state_bits: &str) -> Encoding {
+    Encoding::Trellis(Trellis::new(bits.parse().unwrap(), state_bits.parse().unwrap()).unwrap())
 }
 
 /// Numbers with the bell shape of trained weights.
@@ -93,6 +100,13 @@ fn stored(encoding: Encoding) -> Vec<u8> {
             quantize(Backend::detect(), &x, COLS, encoding, Method::MinMax, Guide::Weights, out)
                 .unwrap();
         }
+        // Any bytes are streams; two of them are a scale.
+        Encoding::Trellis(_) => {
+            let noise = x.iter().map(|x| (x * 5000.0) as i32 as u8);
+            bytes.iter_mut().zip(noise).for_each(|(byte, x)| *byte = x);
+            let scales = bytes.len() - 2 * ROWS;
+            narrow(Float::Bf16, &x[..ROWS], &mut bytes[scales..]);
+        }
         _ => narrow(encoding.float().unwrap(), &x, &mut bytes),
     }
     bytes
@@ -109,6 +123,30 @@ fn quantization(bencher: Bencher<'_, '_>, case: &str) {
     bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
         let out = PartsMut::split(encoding, 16, COLS, &mut bytes).unwrap();
         quantize(backend, black_box(&x), COLS, encoding, method, Guide::Weights, out).unwrap()
+    });
+}
+
+/// The states and codes of a trellis, each with the fastest backend and the one before.
+fn trellises() -> Vec<String> {
+    let backends: Vec<_> = backends().into_iter().rev().take(2).collect();
+    let with = |s: u8| Trellis::BITS.map(|bits| format!("{bits} {s}"));
+    let all = Trellis::STATE_BITS.into_iter().flat_map(with);
+    all.flat_map(|t| backends.iter().map(move |b| format!("{b} {t}")))
+        .collect()
+}
+
+/// A tile of trellis codes, without feedback: the time is that of the encoder.
+#[divan::bench(args = trellises(), sample_count = 5, sample_size = 1)]
+fn trellis_codes(bencher: Bencher<'_, '_>, case: &str) {
+    let (backend, rest) = parse(case);
+    let (bits, state_bits) = rest.split_once(' ').unwrap();
+    let (encoding, cols) = (trellis(bits, state_bits), 32);
+    let x = weights(ROWS * cols);
+    let mut bytes = vec![0; encoding.parts(ROWS as u64, cols as u64).unwrap().total() as usize];
+    let (method, guide) = (Method::Search, Guide::Weights);
+    bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
+        let out = PartsMut::split(encoding, ROWS, cols, &mut bytes).unwrap();
+        quantize(backend, black_box(&x), cols, encoding, method, guide, out).unwrap()
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::layout::{Layout, Windows};
+use super::layout::{Layout, Spread, Windows};
 use super::{Kernel, LANES, Simd};
 
 /// Proof that the CPU has NEON.
@@ -164,7 +164,7 @@ impl Simd for Neon {
         self.store(v, &mut lanes);
         // Lanes are repeated at least four times, so each register repeats one.
         // SAFETY: `self` proves the instructions.
-        unsafe { each!(|i| vdupq_n_f32(lanes[(LANES * part + 4 * i) >> BITS])) }
+        unsafe { each!(|i| vdupq_n_f32(lanes[Spread::<BITS>::LANE[part][4 * i] as usize])) }
     }
 
     #[inline(always)]
