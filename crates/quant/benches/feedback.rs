@@ -5,9 +5,8 @@
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use shardwright_quant::Backend;
 use shardwright_quant::{
-    Affine, Encoding, Feedback, Float, Guide, Method, PartsMut, Trellis, quantize,
+    Affine, Backend, Encoding, Feedback, Float, Guide, Method, PartsMut, Trellis, quantize,
 };
 
 const ROWS: usize = 256;
@@ -18,7 +17,8 @@ fn main() {
 
 /// Inputs that are the more alike the nearer they are: `0.9^|i - j|`.
 fn gram(cols: usize) -> Vec<f32> {
-    let powers: Vec<f32> = (0..cols as i32).map(|d| 0.9f32.powi(d)).collect();
+    let power = std::iter::successors(Some(1.0f32), |power| Some(0.9 * power));
+    let powers: Vec<f32> = power.take(cols).collect();
     (0..cols * cols)
         .map(|at| powers[(at / cols).abs_diff(at % cols)])
         .collect()

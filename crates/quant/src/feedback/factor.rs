@@ -29,7 +29,7 @@ impl Kernel for Factor<'_> {
             let block = &mut above[start * width..];
             let floor = floor(block, width, start);
             subtract(s, &mut panels, block, below, width, start);
-            if !corner.factor(block, width, start, floor) {
+            if !corner.factor(block, width, start, &floor) {
                 return false;
             }
             for strip in 0..start / LANES {
@@ -94,7 +94,7 @@ impl Corner {
         block: &mut [Line],
         width: usize,
         start: usize,
-        floor: [f32; BLOCK],
+        floor: &[f32; BLOCK],
     ) -> bool {
         let rows = block.len() / width;
         self.rows = rows;

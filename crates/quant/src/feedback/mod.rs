@@ -1,7 +1,7 @@
 //! What an error in one column costs the others: the Gram of the inputs, factored.
 //!
 //! GPTQ (arXiv 2210.17323) rounds one column after the other and corrects those that follow with the
-//! rows of a Cholesky factor of `H⁻¹`. QuIP (arXiv 2307.13304, section 3 and theorem 6) shows that
+//! rows of a Cholesky factor of `H⁻¹`. `QuIP` (arXiv 2307.13304, section 3 and theorem 6) shows that
 //! this is the same as feedback from the errors so far through the factor of `H` itself,
 //! `H = (F + I) · D · (F + I)ᵀ`, `F` strictly upper triangular, `D` diagonal. So `H` is neither inverted
 //! nor factored twice, and the squared error of the outputs is a sum over columns:
@@ -44,8 +44,8 @@ impl Feedback {
     /// Factors `gram`, `[cols, cols]`, the mean of `x xᵀ` over inputs `x`, for matrices that are
     /// stored in `encoding`. Only the lower triangle of `gram` is read, both where `encoding` rotates.
     ///
-    /// `damping` times the mean of the diagonal is added to the diagonal, ten times as much for each
-    /// time that the Gram is not positive definite, four times at most. An input that was always 0
+    /// `damping` times the mean of the diagonal is added to the diagonal; ten times as much, and at
+    /// least 0.001, each time that the Gram is not positive definite, four times at most. An input that was always 0
     /// costs what damping adds, and neither gives nor takes feedback.
     ///
     /// The result is the same on every CPU. It takes `cols²` values of memory beside `gram`.

@@ -102,10 +102,9 @@ impl Gptq<'_> {
         let tile = &targets[block.clone()];
         let chosen = choose(s, grid, tile, Some(strip.weights), Choice::Search);
         let mut chosen = chosen.map_err(|overflow| {
+            let (row, col) = ((strip.row + overflow.lane) as u64, strip.start as u64);
             let dtype = self.affine.scale_dtype();
-            let (lane, value) = overflow.first(tile, dtype, strip.count);
-            let (row, col) = ((strip.row + lane) as u64, strip.start as u64);
-            QuantError::ScaleRange { row, col, value, dtype }
+            QuantError::ScaleRange { row, col, value: overflow.value, dtype }
         })?;
         // Still the weights: errors take their place below.
         chosen.ends = extremes(s, &errors[block.clone()]);

@@ -39,12 +39,12 @@ pub struct Chosen<F> {
     pub ends: Extremes<F>,
 }
 
-/// Values that are not finite once stored.
+/// A group whose scale or bias is not finite once stored.
 pub struct Overflow {
-    /// The min-max scales before rounding.
-    pub scale: [f32; LANES],
-    /// The min-max biases before rounding.
-    pub bias: [f32; LANES],
+    /// Its lane.
+    pub lane: usize,
+    /// Its least weight, or its min-max scale before rounding.
+    pub value: f32,
 }
 
 impl Kernel for Quantize<'_> {
@@ -113,7 +113,7 @@ pub fn choose<S: Simd>(
     let base = exact.stored(s, grid.dtype);
     let checked = [values(s, ends.nan_unless_finite), values(s, base.scale), values(s, base.bias)];
     if checked.as_flattened().iter().any(|v| !v.is_finite()) {
-        return Err(Overflow { scale: values(s, exact.scale), bias: values(s, exact.bias) });
+        return Err(Overflow::new(tile, grid.dtype, values(s, exact.scale), values(s, exact.bias)));
     }
     let weights = Weights(weights);
     let before = measure(s, grid, tile, weights, base);
@@ -141,7 +141,7 @@ impl Quantize<'_> {
         };
         let chosen = match chosen {
             Ok(chosen) => chosen,
-            Err(overflow) => return Err(self.explain(&groups, tile, &overflow)),
+            Err(overflow) => return Err(self.explain(&groups, &overflow)),
         };
         let place =
             Place { affine: self.affine, first: groups.start, step: 1, count: groups.len() };
@@ -153,17 +153,17 @@ impl Quantize<'_> {
     /// Names the first weight of `groups` that is not finite, else the first group whose scale or
     /// bias overflows.
     #[cold]
-    fn explain(&self, groups: &Range<usize>, tile: &Tile, overflow: &Overflow) -> QuantError {
+    fn explain(&self, groups: &Range<usize>, overflow: &Overflow) -> QuantError {
         let group = self.affine.group_size();
         let first = groups.start * group;
         let weights = &self.x[first..groups.end * group];
         if let Some(error) = not_finite(weights, first, self.cols) {
             return error;
         }
-        let (lane, value) = overflow.first(tile, self.affine.scale_dtype(), groups.len());
-        let at = first + lane * group;
+        let at = first + overflow.lane * group;
         let (row, col) = ((at / self.cols) as u64, (at % self.cols) as u64);
-        QuantError::ScaleRange { row, col, value, dtype: self.affine.scale_dtype() }
+        let dtype = self.affine.scale_dtype();
+        QuantError::ScaleRange { row, col, value: overflow.value, dtype }
     }
 }
 
@@ -175,16 +175,15 @@ pub fn not_finite(weights: &[f32], first: usize, cols: usize) -> Option<QuantErr
 }
 
 impl Overflow {
-    /// The first of `count` lanes that overflows, and its least weight or its scale.
-    pub fn first(&self, tile: &Tile, dtype: Float, count: usize) -> (usize, f32) {
+    /// The first lane of `tile` whose min-max scale or bias overflows.
+    #[cold]
+    fn new(tile: &Tile, dtype: Float, scale: [f32; LANES], bias: [f32; LANES]) -> Self {
         let overflows = |v: f32| !dtype.round(v).is_finite();
-        let lane = (0..count).find(|&l| overflows(self.scale[l]) || overflows(self.bias[l]));
+        let lane = (0..LANES).find(|&l| overflows(scale[l]) || overflows(bias[l]));
         let lane = lane.unwrap_or(0);
-        let min = tile
-            .iter()
-            .map(|row| row[lane])
-            .fold(f32::INFINITY, f32::min);
-        (lane, if overflows(self.bias[lane]) { min } else { self.scale[lane] })
+        let weights = tile.iter().map(|row| row[lane]);
+        let min = weights.fold(f32::INFINITY, f32::min);
+        Self { lane, value: if overflows(bias[lane]) { min } else { scale[lane] } }
     }
 }
 

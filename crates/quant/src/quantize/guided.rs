@@ -94,7 +94,7 @@ fn ratios(encoding: Encoding, ways: &[(Method, Guide<'_>)], gram: &[f32], cols: 
                 assert!((output - 1.0).abs() < 1e-3, "{encoding:?} {method:?}: {output}");
             }
             assert_eq!(stats.weights, x.len() as u64);
-            let plain = lost(&x, &values, &vec![1.0; 1], 1);
+            let plain = lost(&x, &values, &[1.0], 1);
             assert!((stats.sum_sq_error / plain - 1.0).abs() < 1e-4, "{encoding:?} {method:?}");
             found / base
         })
@@ -272,6 +272,10 @@ fn a_guide_that_does_not_fit_is_refused() {
         let found = error(&x, encoding, Method::Gptq, Guide::Feedback(&feedback));
         assert_eq!(found, "row 0, column 7: expected a finite weight, found inf");
     }
+    x[7] = 1e6;
+    let feedback = Feedback::new(&gram, cols, 0.01, affine(2)).unwrap();
+    let found = error(&x, affine(2), Method::Gptq, Guide::Feedback(&feedback));
+    assert!(found.starts_with("row 0, column 0: 333"), "{found}");
     assert!(matches!(
         run_on(Backend::detect(), &x, cols, Encoding::F16, Method::Search, none),
         Err(QuantError::NoCodes(Encoding::F16))

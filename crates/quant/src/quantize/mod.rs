@@ -169,6 +169,9 @@ pub fn quantize(
     check("scales", parts.scales, out.scales.len())?;
     check("biases", parts.biases, out.biases.len())?;
     guide.check(cols, encoding)?;
+    if x.is_empty() {
+        return Ok(QuantStats::default());
+    }
     match encoding {
         Encoding::Affine(affine) => {
             quantize_affine(Target { backend, x, cols, guide }, affine, method, out)

@@ -1,4 +1,4 @@
-//! Trellis codes column by column, with feedback: LDLQ of QuIP (arXiv 2307.13304) with the trellis of
+//! Trellis codes column by column, with feedback: LDLQ of `QuIP` (arXiv 2307.13304) with the trellis of
 //! QTIP (arXiv 2406.11235) for the rows of a tile.
 //!
 //! All of it happens in the rotated basis. A tile is quantized for scales that its rows suggest; once
