@@ -16,6 +16,7 @@ use crate::unit::{TensorEntry, Unit, UnitLayout};
 
 /// A model's weights, read unit by unit.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // a process has one or two
 pub enum Weights {
     /// Quantized, from shards.
     Bundle(Bundle),
