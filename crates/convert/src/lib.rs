@@ -4,6 +4,7 @@
 //! carries it out in a directory beside the output, unit by unit, so that a killed conversion
 //! goes on where it was. [`to_hf`] turns a bundle back into a checkpoint.
 
+pub mod allocate;
 pub mod calibrate;
 mod convert;
 mod error;

@@ -163,6 +163,11 @@ impl Head {
         normed
     }
 
+    /// Values per row of the residual stream.
+    pub const fn hidden_size(&self) -> usize {
+        self.norm.len()
+    }
+
     /// Values per row of the logits.
     pub const fn vocab_size(&self) -> usize {
         self.table.entry.rows as usize

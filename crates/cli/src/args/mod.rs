@@ -11,7 +11,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bytes;
 pub use calibrate::CalibrateArgs;
-pub use recipe::{CalibrationArgs, CalibrationTextArgs, PlanArgs, RecipeArgs};
+pub use recipe::{
+    CalibrationArgs, CalibrationTextArgs, EncodingsArg, PlanArgs, RecipeArgs, TargetArgs,
+};
 pub use verify::{CompareArgs, ThresholdArgs, VerifyArgs};
 
 /// Turns Hugging Face checkpoints of any size into bundles a phone can stream from flash, and proves

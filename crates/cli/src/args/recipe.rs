@@ -27,6 +27,48 @@ pub struct PlanArgs {
     pub recipe: RecipeArgs,
     #[command(flatten)]
     pub calibration: CalibrationArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+/// A total, for which the recipe is found.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Total size")]
+pub struct TargetArgs {
+    /// Find the recipe with at most this many bits per weight, scales included; needs --calibrate
+    #[arg(long, value_name = "BITS", requires = "calibrate", conflicts_with_all = ["recipe", "bits", "target_size"])]
+    pub target_bpw: Option<f64>,
+    /// Find the recipe whose bundle takes at most this much, such as 120GB; needs --calibrate
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse, requires = "calibrate", conflicts_with_all = ["recipe", "bits"])]
+    pub target_size: Option<u64>,
+    /// Encodings to choose from: affine alone runs on MLX kernels, trellis codes are better below
+    /// 5 bits
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = EncodingsArg::All)]
+    pub encodings: EncodingsArg,
+    /// Bits of a trellis state: more are better, take longer to make, and are as fast to read
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = state_bits)]
+    pub state_bits: u8,
+    /// Tokens on which each role of each layer is tried
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub probe_tokens: usize,
+    /// Write the recipe that was found to this file
+    #[arg(long, value_name = "FILE")]
+    pub save_recipe: Option<PathBuf>,
+}
+
+/// Encodings that a recipe for a total is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum EncodingsArg {
+    /// Grouped affine codes
+    Affine,
+    /// Trellis codes, and affine ones above 4 bits
+    All,
+}
+
+fn state_bits(text: &str) -> Result<u8, String> {
+    let known = |bits: &u8| shardwright_quant::Trellis::STATE_BITS.contains(bits);
+    let bits = text.parse().ok().filter(known);
+    bits.ok_or_else(|| "expected 10, 12, 14 or 16".to_owned())
 }
 
 /// What codes are chosen by, besides the weights.

@@ -35,7 +35,7 @@ struct Report<'a> {
 pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     let cancel = signal::stop_flag()?;
     let started = Instant::now();
-    let Planned { checkpoint, plan, calibration } = plan::make(&args.plan)?;
+    let Planned { checkpoint, plan, calibration } = plan::make(&args.plan, output)?;
     let options = ConvertOptions {
         threads: args.plan.threads.count(),
         resume: args.resume,

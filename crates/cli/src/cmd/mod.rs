@@ -9,6 +9,7 @@ mod inspect;
 mod plan;
 mod recipes;
 mod run;
+mod target;
 mod verify;
 
 use std::path::Path;

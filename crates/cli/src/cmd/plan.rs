@@ -11,7 +11,7 @@ use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::Codec;
 use shardwright_runtime::{MemoryPlan, Options as RuntimeOptions};
 
-use super::{calibration, recipes};
+use super::{calibration, recipes, target};
 use crate::args::PlanArgs;
 use crate::bytes;
 use crate::failure::Failure;
@@ -51,7 +51,7 @@ pub struct Planned {
 /// # Errors
 /// A checkpoint or recipe that is refused.
 pub fn run(args: &PlanArgs, output: Output) -> Result<(), Failure> {
-    let planned = make(args)?;
+    let planned = make(args, output)?;
     let plan = &planned.plan;
     let report = Report { plan, runtime: RuntimeMemory::of(plan)? };
     output.report(&report, &text(&report))
@@ -61,9 +61,8 @@ pub fn run(args: &PlanArgs, output: Output) -> Result<(), Failure> {
 ///
 /// # Errors
 /// A checkpoint or recipe that is refused.
-pub fn make(args: &PlanArgs) -> Result<Planned, Failure> {
+pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
     let (checkpoint, inventory) = super::open_checkpoint(&args.checkpoint, &args.arch)?;
-    let recipe = recipes::choose(&args.recipe, &inventory.spec)?;
     let calibration = calibration::open(&args.checkpoint, &args.arch, &args.calibration)?;
     let options = PlanOptions {
         alignment: args.align,
@@ -71,6 +70,16 @@ pub fn make(args: &PlanArgs) -> Result<Planned, Failure> {
         threads: args.threads.count(),
         calibration: calibration.record(),
     };
+    let recipe = match (target::wanted(&args.target), &calibration) {
+        (Some(target), calibration::Opened::Text(corpus)) => {
+            let model = (&checkpoint, &inventory);
+            target::recipe(target, &args.target, model, corpus, &options, output)?
+        }
+        _ => recipes::choose(&args.recipe, &inventory.spec)?,
+    };
+    if let Some(path) = &args.target.save_recipe {
+        target::save(path, &recipe)?;
+    }
     let plan = Plan::new(&checkpoint, &inventory, &recipe, &options)?;
     Ok(Planned { checkpoint, plan, calibration })
 }

@@ -10,6 +10,7 @@ pub(crate) mod statistics;
 pub(crate) mod streams;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use shardwright_format::manifest::{self, LineHashes};
 use shardwright_format::weights::Weights;
@@ -24,7 +25,7 @@ pub use streams::{Coverage, Drift};
 #[derive(Debug)]
 pub struct Corpus {
     /// The original, opened for reading unit by unit.
-    pub original: Weights,
+    pub original: Arc<Weights>,
     /// Whole windows.
     pub tokens: Vec<u32>,
     /// Tokens of a window; each starts from an empty context.
@@ -60,6 +61,7 @@ impl Corpus {
             statistics_blake3: None,
             line_hashes: LineHashes::of(text),
         };
+        let original = Arc::new(original);
         Ok(Self { original, tokens, window, record })
     }
 }

@@ -1,5 +1,6 @@
 //! The original's residual stream and the bundle's, side by side.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use shardwright_format::ModelSpec;
 use shardwright_format::weights::Weights;
@@ -115,23 +116,37 @@ impl<'w> Streams<'w> {
     /// Heads that cannot be read.
     pub fn divergence(&self, corpus: &Corpus, bundle: &Weights, threads: usize) -> Result<f64> {
         let mut heads = [Head::new(&corpus.original, threads)?, Head::new(bundle, threads)?];
-        let (vocab, hidden) = (heads[0].vocab_size(), bundle.spec().hidden_size as usize);
-        let rows = (LOGITS / vocab).max(1) * hidden;
-        let mut logits = [Vec::new(), Vec::new()];
-        let mut sum = 0.0;
-        let [original, quantized] = [&self.original, &self.quantized].map(LayerPass::hidden);
-        for (a, b) in original.chunks(rows).zip(quantized.chunks(rows)) {
-            for ((head, x), logits) in heads.iter_mut().zip([a, b]).zip(&mut logits) {
-                logits.resize(x.len() / hidden * vocab, 0.0);
-                head.logits(x, x.len() / hidden, logits)?;
-            }
-            let pairs = logits[0]
-                .chunks_exact(vocab)
-                .zip(logits[1].chunks_exact(vocab));
-            sum += pairs.map(|(a, b)| divergence(a, b)).sum::<f64>();
-        }
-        Ok(sum / corpus.tokens.len() as f64)
+        let [original, quantized] = &mut heads;
+        let streams = (self.original.hidden(), self.quantized.hidden());
+        mean_divergence(original, Some(quantized), streams.0, streams.1)
     }
+}
+
+/// Mean Kullback-Leibler divergence, in nats per token, of the predictions that `other` and the
+/// stream `b` make from those of `head` and the stream `a`; without `other`, `head` makes both.
+///
+/// # Errors
+/// Heads that are not what the spec says.
+pub fn mean_divergence(
+    head: &mut Head,
+    mut other: Option<&mut Head>,
+    a: &[f32],
+    b: &[f32],
+) -> Result<f64> {
+    let (vocab, hidden) = (head.vocab_size(), head.hidden_size());
+    let rows = (LOGITS / vocab).max(1) * hidden;
+    let (mut from, mut to, mut sum) = (Vec::new(), Vec::new(), 0.0);
+    for (a, b) in a.chunks(rows).zip(b.chunks(rows)) {
+        let n = a.len() / hidden;
+        from.resize(n * vocab, 0.0);
+        to.resize(n * vocab, 0.0);
+        head.logits(a, n, &mut from)?;
+        other.as_deref_mut().unwrap_or(head).logits(b, n, &mut to)?;
+        let pairs = from.par_chunks_exact(vocab).zip(to.par_chunks_exact(vocab));
+        let each: Vec<f64> = pairs.map(|(a, b)| divergence(a, b)).collect();
+        sum += each.iter().sum::<f64>();
+    }
+    Ok(sum / (a.len() / hidden) as f64)
 }
 
 /// `Σ p (ln p - ln q)` for the softmax `p` of `a` and `q` of `b`.

@@ -47,6 +47,9 @@ pub struct Rule {
     /// The rule may match nothing.
     #[serde(default, skip_serializing_if = "is_default")]
     pub optional: bool,
+    /// Why it is so, for readers.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -173,6 +176,7 @@ impl Recipe {
             method,
             fallback: Vec::new(),
             optional: false,
+            note: String::new(),
         };
         Self {
             name: format!("uniform {encoding}"),
@@ -235,6 +239,7 @@ impl Recipe {
             method: like.and_then(|rule| rule.method),
             fallback: like.map(|rule| rule.fallback.clone()).unwrap_or_default(),
             optional: false,
+            note: String::new(),
         })
     }
 }

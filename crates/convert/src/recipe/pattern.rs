@@ -63,6 +63,11 @@ pub struct Roles {
 }
 
 impl Roles {
+    /// One role.
+    pub fn of(role: Role) -> Self {
+        Self { globs: vec![role.name().to_owned()], roles: vec![role] }
+    }
+
     /// The roles that any of `globs` names.
     ///
     /// # Errors
@@ -114,6 +119,19 @@ impl From<Roles> for OneOrMany {
 pub struct Layers(Vec<LayerRange>);
 
 impl Layers {
+    /// These layers, ascending, as few ranges as hold them.
+    pub fn of(layers: &[u32]) -> Self {
+        let mut ranges = Vec::new();
+        for run in layers.chunk_by(|a, b| a + 1 == *b) {
+            ranges.extend(match *run {
+                [one] => Some(LayerRange::One(one)),
+                [first, .., last] => Some(LayerRange::Between(first, last + 1)),
+                [] => None,
+            });
+        }
+        Self(ranges)
+    }
+
     /// Whether layer `layer` of `count` is among them.
     pub fn contains(&self, layer: u32, count: u32) -> bool {
         self.0.iter().any(|range| range.contains(layer, count))

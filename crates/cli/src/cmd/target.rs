@@ -1,0 +1,68 @@
+//! A recipe for a total: `--target-bpw`, `--target-size`.
+
+use std::path::Path;
+
+use shardwright_convert::allocate::{Allocation, Palette, Target};
+use shardwright_convert::calibrate::Corpus;
+use shardwright_convert::{ConvertError, PlanOptions, Recipe};
+use shardwright_format::FormatError;
+use shardwright_format::arch::Inventory;
+use shardwright_format::checkpoint::Checkpoint;
+
+use crate::args::{EncodingsArg, TargetArgs};
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::progress::{Count, Stage};
+use crate::signal;
+
+/// The total that the options ask for.
+pub fn wanted(args: &TargetArgs) -> Option<Target> {
+    let bits = args.target_bpw.map(Target::BitsPerWeight);
+    bits.or(args.target_size.map(Target::Bytes))
+}
+
+/// The recipe that fits `target` and costs least on the first windows of the text.
+///
+/// # Errors
+/// A target that nothing fits, what probing the model refuses, a stop by the user.
+pub fn recipe(
+    target: Target,
+    args: &TargetArgs,
+    (checkpoint, inventory): (&Checkpoint, &Inventory),
+    corpus: &Corpus,
+    options: &PlanOptions,
+    output: Output,
+) -> Result<Recipe, Failure> {
+    let cancel = signal::stop_flag()?;
+    let windows = args.probe_tokens.div_ceil(corpus.window) * corpus.window;
+    let palette = match args.encodings {
+        EncodingsArg::Affine => Palette::Affine,
+        EncodingsArg::All => Palette::All { state_bits: args.state_bits },
+    };
+    let allocation = Allocation {
+        original: &corpus.original,
+        checkpoint,
+        inventory,
+        tokens: &corpus.tokens[..windows.min(corpus.tokens.len())],
+        window: corpus.window,
+        palette,
+        options,
+        cancel: &cancel,
+    };
+    let layers = inventory.spec.layers.len() as u64;
+    let stage = Stage::new(output, "probing", Count::Of("layers"));
+    let found = allocation.recipe(target, &|done| stage.set(u64::from(done), layers));
+    found.map_err(|error| match error {
+        ConvertError::Stopped => Failure::interrupted(error.to_string()),
+        other => other.into(),
+    })
+}
+
+/// Writes a recipe to a file of its own.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn save(path: &Path, recipe: &Recipe) -> Result<(), Failure> {
+    let json = serde_json::to_string_pretty(recipe).map_err(|e| Failure::new(e.to_string()))?;
+    Ok(std::fs::write(path, json + "\n").map_err(|e| FormatError::io(path, e))?)
+}

@@ -1,0 +1,295 @@
+//! Bits where they count: a recipe for a total, from what each role of each layer costs.
+
+pub mod probe;
+pub mod solve;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use shardwright_format::arch::Inventory;
+use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::weights::Weights;
+use shardwright_format::{Role, Unit};
+use shardwright_quant::Float;
+
+use crate::error::{ConvertError, Result};
+use crate::plan::{Plan, PlanOptions};
+use crate::recipe::{Fallback, LayerRange, Layers, Match, Recipe, Roles, Rule, Wish};
+use probe::{Probing, REFERENCE_BITS, Sensitivity, is_coded};
+use solve::{Choice, solve};
+
+/// What the bundle may take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// Bits per weight of all matrices together, scales included.
+    BitsPerWeight(f64),
+    /// Bytes of the whole bundle.
+    Bytes(u64),
+}
+
+/// Encodings to choose from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Palette {
+    /// Affine codes alone: what MLX kernels run on.
+    Affine,
+    /// Trellis codes with states of this many bits, and affine codes above 4 bits.
+    All {
+        /// Bits of a state.
+        state_bits: u8,
+    },
+}
+
+/// How an encoding's cost compares with that of the reference, `q3g64`: ratios of the divergence
+/// that all matrices of `dense-6m` but the embedding cause together when they are stored so and
+/// rounded with feedback. `docs/decisions/` has the runs.
+const AFFINE: [(&str, f64); 11] = [
+    ("q2g128", 5.9),
+    ("q2g64", 4.6),
+    ("q2g32", 3.5),
+    ("q3g128", 1.2),
+    ("q3g64", 1.0),
+    ("q3g32", 0.8),
+    ("q4g128", 0.29),
+    ("q4g64", 0.23),
+    ("q4g32", 0.19),
+    ("q6g64", 0.015),
+    ("q8g64", 0.001),
+];
+
+/// As [`AFFINE`].
+const TRELLIS: [(&str, f64); 3] = [("t2", 2.1), ("t3", 0.45), ("t4", 0.115)];
+
+impl Palette {
+    /// Encodings and what they cost beside the reference.
+    fn wishes(self) -> Result<Vec<(Wish, f64)>> {
+        let parse = |text: String, cost| {
+            let wish = text
+                .parse()
+                .map_err(|e| ConvertError::Plan(format!("{text}: {e}")))?;
+            Ok((wish, cost))
+        };
+        match self {
+            Self::Affine => AFFINE
+                .iter()
+                .map(|(text, cost)| parse((*text).to_owned(), *cost))
+                .collect(),
+            Self::All { state_bits } => {
+                let trellis = TRELLIS
+                    .iter()
+                    .map(|(text, cost)| (format!("{text}s{state_bits}"), *cost));
+                let above = |text: &str| text.starts_with("q6") || text.starts_with("q8");
+                let above = AFFINE.iter().filter(|(text, _)| above(text));
+                let above = above.map(|(text, cost)| ((*text).to_owned(), *cost));
+                trellis
+                    .chain(above)
+                    .map(|(text, cost)| parse(text, cost))
+                    .collect()
+            }
+        }
+    }
+}
+
+/// A role of a layer, what it costs, and how it may be stored.
+struct Item {
+    sensitivity: Sensitivity,
+    wishes: Vec<Wish>,
+    choices: Vec<Choice>,
+}
+
+/// What decides over a recipe for a total.
+pub struct Allocation<'a> {
+    /// The original, for running it.
+    pub original: &'a Arc<Weights>,
+    /// The same, for planning.
+    pub checkpoint: &'a Checkpoint,
+    /// What its tensors are for.
+    pub inventory: &'a Inventory,
+    /// Tokens of the probe, in whole windows.
+    pub tokens: &'a [u32],
+    /// Tokens of a window.
+    pub window: usize,
+    /// Encodings to choose from.
+    pub palette: Palette,
+    /// The bundle's other options.
+    pub options: &'a PlanOptions,
+    /// Set to stop.
+    pub cancel: &'a AtomicBool,
+}
+
+/// Rounds of planning with less until the bundle fits.
+const ROUNDS: usize = 8;
+
+impl Allocation<'_> {
+    /// The recipe that fits `target` and, by the probe, costs least.
+    ///
+    /// # Errors
+    /// A target below what the smallest encodings take, and all that probing and planning refuse.
+    pub fn recipe(&self, target: Target, progress: &dyn Fn(u32)) -> Result<Recipe> {
+        let probing = Probing {
+            original: self.original,
+            tokens: self.tokens,
+            window: self.window,
+            threads: self.options.threads,
+            cancel: self.cancel,
+        };
+        let measured = probing.measure(progress)?;
+        let items = self.items(&measured)?;
+        let mut budget = self.budget(target);
+        for _ in 0..ROUNDS {
+            let choices: Vec<_> = items.iter().map(|item| item.choices.clone()).collect();
+            let Some(chosen) = solve(&choices, budget) else { break };
+            let recipe = recipe(target, &items, &chosen);
+            let plan = Plan::new(self.checkpoint, self.inventory, &recipe, self.options)?;
+            let over = excess(&plan, target);
+            if over == 0 {
+                return Ok(recipe);
+            }
+            budget = budget.saturating_sub(over);
+        }
+        self.refuse(target, &items)
+    }
+
+    /// Each measured role with the encodings that can hold it.
+    fn items(&self, measured: &[Sensitivity]) -> Result<Vec<Item>> {
+        let wishes = self.palette.wishes()?;
+        measured
+            .iter()
+            .map(|sensitivity| self.item(*sensitivity, &wishes))
+            .collect()
+    }
+
+    fn item(&self, sensitivity: Sensitivity, wishes: &[(Wish, f64)]) -> Result<Item> {
+        let Sensitivity { layer, role, divergence } = sensitivity;
+        let (unit, count) = place(self.inventory, layer, role);
+        let tensors = self
+            .inventory
+            .units
+            .get(&unit)
+            .map_or(&[][..], Vec::as_slice);
+        let missing = || ConvertError::Plan(format!("the inventory has no {role} in {unit}"));
+        let tensor = tensors
+            .iter()
+            .find(|tensor| tensor.role == role)
+            .ok_or_else(missing)?;
+        let mut item = Item { sensitivity, wishes: Vec::new(), choices: Vec::new() };
+        for (wish, cost) in wishes {
+            let encoding = wish.resolve(tensor.view.dtype, None);
+            // What cannot hold the shape is no choice.
+            let Ok(parts) = encoding.parts(tensor.rows, tensor.cols) else { continue };
+            item.wishes.push(*wish);
+            item.choices
+                .push(Choice { bytes: parts.total() * count, cost: divergence.max(0.0) * cost });
+        }
+        item.wishes.push(Wish::Keep);
+        let kept = Float::size(tensor.view.dtype) as u64 * tensor.rows * tensor.cols;
+        item.choices.push(Choice { bytes: kept * count, cost: 0.0 });
+        Ok(item)
+    }
+
+    /// Bytes for the items alone, before anything is known of the rest.
+    fn budget(&self, target: Target) -> u64 {
+        match target {
+            Target::Bytes(bytes) => bytes,
+            Target::BitsPerWeight(bits) => {
+                let matrices = self.inventory.units.values().flatten();
+                let matrices = matrices.filter(|tensor| tensor.view.shape.len() > 1);
+                let weights: u64 = matrices.map(|tensor| tensor.rows * tensor.cols).sum();
+                (weights as f64 * bits / 8.0) as u64
+            }
+        }
+    }
+
+    fn refuse(&self, target: Target, items: &[Item]) -> Result<Recipe> {
+        let least: Vec<_> = items
+            .iter()
+            .map(|item| {
+                (0..item.choices.len())
+                    .min_by_key(|at| item.choices[*at].bytes)
+                    .unwrap_or(0)
+            })
+            .collect();
+        let recipe = recipe(target, items, &least);
+        let plan = Plan::new(self.checkpoint, self.inventory, &recipe, self.options)?;
+        let (bits, bytes) = (plan.summary.bits_per_weight, plan.summary.bundle_bytes);
+        Err(ConvertError::Plan(match target {
+            Target::BitsPerWeight(target) => format!(
+                "--target-bpw: expected at least {bits:.3}, what the smallest encodings take, found {target}"
+            ),
+            Target::Bytes(target) => format!(
+                "--target-size: expected at least {bytes} bytes, what the smallest encodings take, found {target}"
+            ),
+        }))
+    }
+}
+
+/// Bytes by which a plan misses the target.
+fn excess(plan: &Plan, target: Target) -> u64 {
+    match target {
+        Target::Bytes(bytes) => plan.summary.bundle_bytes.saturating_sub(bytes),
+        Target::BitsPerWeight(bits) => {
+            let over = plan.summary.bits_per_weight - bits;
+            let weights: u64 = plan.summary.roles.iter().map(|role| role.weights).sum();
+            if over <= 0.0 { 0 } else { ((over * weights as f64 / 8.0) as u64).max(1) }
+        }
+    }
+}
+
+/// A unit that has a role, and how many such tensors the layer has.
+fn place(inventory: &Inventory, layer: Option<u32>, role: Role) -> (Unit, u64) {
+    let Some(layer) = layer else {
+        return (if role == Role::LmHead { Unit::Head } else { Unit::Embedding }, 1);
+    };
+    let expert = Unit::Expert { layer, expert: 0 };
+    let routed = inventory
+        .units
+        .get(&expert)
+        .is_some_and(|t| t.iter().any(|t| t.role == role));
+    let experts = inventory.spec.layers[layer as usize].num_experts();
+    if routed { (expert, u64::from(experts)) } else { (Unit::Layer(layer), 1) }
+}
+
+/// Rules for what was chosen, one per role and encoding; all else stays as it is.
+fn recipe(target: Target, items: &[Item], chosen: &[usize]) -> Recipe {
+    let mut layers = BTreeMap::<(Role, String), Vec<(Option<u32>, f64)>>::new();
+    for (item, at) in items.iter().zip(chosen) {
+        let Sensitivity { layer, role, divergence } = item.sensitivity;
+        let key = (role, item.wishes[*at].to_string());
+        layers.entry(key).or_default().push((layer, divergence));
+    }
+    let rules = layers.into_iter().filter_map(|((role, wish), found)| {
+        let wish: Wish = wish.parse().ok()?;
+        let numbers: Vec<u32> = found.iter().filter_map(|(layer, _)| *layer).collect();
+        let cost: f64 = found.iter().map(|(_, cost)| cost).sum();
+        Some(Rule {
+            matches: Match {
+                role: Some(Roles::of(role)),
+                layer: (!numbers.is_empty()).then(|| Layers::of(&numbers)),
+                name: None,
+            },
+            encoding: wish,
+            method: None,
+            fallback: vec![Fallback::Other(Wish::Keep)],
+            optional: false,
+            note: format!("alone at {REFERENCE_BITS} bits these cost {cost:.2e} nats per token"),
+        })
+    });
+    let keep = Rule {
+        matches: Match::default(),
+        encoding: Wish::Keep,
+        method: None,
+        fallback: Vec::new(),
+        optional: true,
+        note: String::new(),
+    };
+    let total = match target {
+        Target::BitsPerWeight(bits) => format!("{bits} bits per weight"),
+        Target::Bytes(bytes) => format!("{bytes} bytes"),
+    };
+    Recipe {
+        name: format!("at most {total}"),
+        description: format!("Bits where they count, at most {total} in all."),
+        scale_dtype: None,
+        rules: rules.chain([keep]).collect(),
+    }
+}
