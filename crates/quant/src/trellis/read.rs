@@ -212,8 +212,8 @@ fn products<S: Simd, const BITS: usize, const BYTES: usize>(
             for (x, stream) in x.iter().zip(streams.chunks_exact(part.stream)) {
                 let x = s.splat(*x);
                 for (line, acc) in acc.iter_mut().enumerate() {
-                    let bytes = bytes(stream, 2 * BITS * (TOGETHER * i + line));
-                    let windows = s.windows::<BITS, BYTES>(&bytes);
+                    let at = 2 * BITS * (TOGETHER * i + line);
+                    let windows = s.windows::<BITS, BYTES>(bytes(stream, at, &mut [0; BYTES]));
                     *acc = s.mul_add(values(s, trellis, windows), x, *acc);
                 }
             }
@@ -224,11 +224,25 @@ fn products<S: Simd, const BITS: usize, const BYTES: usize>(
     }
 }
 
-/// The bytes from `at` on of a cyclic stream.
+/// The bytes from `at` on of a cyclic stream; `end` holds those that go around it.
 #[inline(always)]
-fn bytes<const BYTES: usize>(stream: &[u8], at: usize) -> [u8; BYTES] {
-    match stream.get(at..).and_then(|rest| rest.first_chunk()) {
-        Some(bytes) => *bytes,
-        None => std::array::from_fn(|i| stream[(at + i) % stream.len()]),
+fn bytes<'a, const BYTES: usize>(
+    stream: &'a [u8],
+    at: usize,
+    end: &'a mut [u8; BYTES],
+) -> &'a [u8; BYTES] {
+    if let Some(bytes) = stream.get(at..).and_then(|rest| rest.first_chunk()) {
+        return bytes;
     }
+    match (stream.first_chunk(), stream.last_chunk()) {
+        // Sixteen bytes of either end, without a loop: most columns come by here.
+        (Some(first), Some(last)) if at < stream.len() => {
+            let rest = 8 * (stream.len() - at);
+            let last = u128::from_le_bytes(*last) >> (128 - rest);
+            let all = last | u128::from_le_bytes(*first) << rest;
+            end.copy_from_slice(&all.to_le_bytes()[..BYTES]);
+        }
+        _ => *end = std::array::from_fn(|i| stream[(at + i) % stream.len()]),
+    }
+    end
 }
