@@ -33,7 +33,7 @@ pub struct VerifyArgs {
     /// Also write a page to look at in a browser
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// A report of `verify --json`, or lines of {"name", "bits_per_weight", "kld_mean"}, to set
+    /// A report of `verify --json`, or lines of `{"name", "bits_per_weight", "kld_mean"}`, to set
     /// beside the bundle in the page's curve; may be repeated
     #[arg(long, value_name = "FILE", requires = "html", requires = "text")]
     pub beside: Vec<PathBuf>,
@@ -52,7 +52,7 @@ pub struct CompareArgs {
     /// Reports of `verify --json`, the first being what the others are measured against
     #[arg(value_name = "REPORT", num_args = 2.., required = true)]
     pub reports: Vec<PathBuf>,
-    /// Another report, or lines of {"name", "bits_per_weight", "kld_mean"}, to set beside them in the
+    /// Another report, or lines of `{"name", "bits_per_weight", "kld_mean"}`, to set beside them in the
     /// page's curve; may be repeated
     #[arg(long, value_name = "FILE", requires = "html")]
     pub beside: Vec<PathBuf>,
