@@ -172,7 +172,8 @@ def dequantize(encoding, rows, cols, data):
     """The values of a stored matrix, row-major f32 (§5.1, §5.2)."""
     weight, scales, _ = part_sizes(encoding, rows, cols)
     if encoding["kind"] == "trellis":
-        return rotated_back(trellis_values(encoding, rows, cols, data), cols)
+        scale = widen("bf16", data[weight : weight + scales])
+        return rotated_back(trellis_values(encoding, rows, cols, data), scale, cols)
     if encoding["kind"] != "affine":
         return widen(encoding["kind"], data)
     bits, group = encoding["bits"], encoding["group_size"]
@@ -194,10 +195,8 @@ TILE_ROWS = 256
 
 
 def trellis_values(encoding, rows, cols, data):
-    """Scale times value of every state, row-major f32, still rotated (§5.2)."""
-    weight, scales, _ = part_sizes(encoding, rows, cols)
+    """The value of every state, row-major f32, still rotated (§5.2)."""
     bits, mask = encoding["bits"], (1 << encoding["state_bits"]) - 1
-    scale = widen("bf16", data[weight : weight + scales])
     values, known, at = array.array("f", bytes(4 * rows * cols)), {}, 0
     for first in range(0, rows, TILE_ROWS):
         count = min(TILE_ROWS, rows - first)
@@ -211,16 +210,16 @@ def trellis_values(encoding, rows, cols, data):
                 if state not in known:
                     product = state * 0x8E9E37D1 & MASK
                     known[state] = (sum(product.to_bytes(4, "little")) - 510) / 128
-                values[(first + r) * cols + c] = f32(scale[first + r] * known[state])
+                values[(first + r) * cols + c] = known[state]
     return values
 
 
-def rotated_back(values, cols):
-    """Each row by blocks of columns: Hadamard, then the signs (§5.2). Sums of two f32 in a double
-    round to f32 as if they had been rounded once."""
+def rotated_back(values, scale, cols):
+    """Each row by blocks of columns: Hadamard, then scales and signs (§5.2). The sums are exact."""
     block = min(cols & -cols, 256)
     factor = f32(1 / f32(block**0.5))
     for start in range(0, len(values), block):
+        row_factor = f32(scale[start // cols] * factor)
         z, half = values[start : start + block], 1
         while half < block:
             for j in range(block):
@@ -228,7 +227,7 @@ def rotated_back(values, cols):
                     z[j], z[j + half] = z[j] + z[j + half], z[j] - z[j + half]
             half *= 2
         for j in range(block):
-            values[start + j] = f32(z[j] * factor) * sign((start + j) % cols)
+            values[start + j] = f32(z[j] * row_factor) * sign((start + j) % cols)
     return values
 
 
