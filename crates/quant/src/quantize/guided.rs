@@ -240,6 +240,37 @@ fn importance_is_never_worse_than_min_max_on_any_group() {
 }
 
 #[test]
+fn the_scale_of_a_row_is_the_best_for_its_codes() {
+    let cols = 256;
+    let x = gaussian(16 * cols, 9);
+    let found = run(&x, cols, trellis(2), Method::Gptq, Guide::Weights);
+    for (x, values) in x.chunks(cols).zip(found.values.chunks(cols)) {
+        let sum = |f: fn(f32, f32) -> f32| -> f64 {
+            x.iter()
+                .zip(values)
+                .map(|(x, v)| f64::from(f(*x, *v)))
+                .sum()
+        };
+        // Least squares, but for the rounding to bf16.
+        let ratio = sum(|x, v| x * v) / sum(|_, v| v * v);
+        assert!((ratio - 1.0).abs() < 0.004, "{ratio}");
+    }
+}
+
+#[test]
+fn importance_lowers_the_weighted_error() {
+    let x = gaussian(64 * 200, 10);
+    let moments: Vec<f32> = noise(64, 11).iter().map(|v| (v * 4.0).exp()).collect();
+    for (bits, at_most) in [(2, 0.76), (3, 0.73), (4, 0.77)] {
+        let encoding = Encoding::Affine(Affine::new(bits, 64, Float::F16).unwrap());
+        let guide = Guide::Importance(&moments);
+        let error = |method| run(&x, 64, encoding, method, guide).stats.output_error;
+        let ratio = error(Method::Importance) / error(Method::Search);
+        assert!(ratio < at_most, "{bits} bits: {ratio}");
+    }
+}
+
+#[test]
 fn a_guide_that_does_not_fit_is_refused() {
     let (cols, x) = (32, gaussian(32, 1));
     let gram = gram(cols, 100, 1);
