@@ -21,7 +21,7 @@ pub use plan::{
     SkippedFile, Summary,
 };
 pub use recipe::Recipe;
-pub use report::{CalibrationReport, ConversionReport, ExpertReport, TensorReport};
+pub use report::{ConversionReport, ExpertReport, TensorReport};
 
 #[cfg(test)]
 mod tests;

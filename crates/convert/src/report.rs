@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 use shardwright_format::Role;
 use shardwright_format::Unit;
 use shardwright_format::manifest::Ignored;
+use shardwright_format::report::{CalibrationReport, LayerCoverage, LayerOutput};
 use shardwright_format::unit::TensorEntry;
 use shardwright_quant::{Method, QuantStats};
 
-use crate::calibrate::collect::LEAST_ROWS;
-use crate::calibrate::streams::{Coverage, Drift, Streamed};
+use crate::calibrate::streams::{RULE, Streamed};
 use crate::plan::{FallbackUsed, Leftover, Plan, RuleMatch, SkippedFile, Summary};
 
 /// What a conversion did. The same for every machine, thread count and interruption.
@@ -38,25 +38,6 @@ pub struct ConversionReport {
     pub tensors: Vec<TensorReport>,
     /// What the experts lost, per layer and role.
     pub experts: Vec<ExpertReport>,
-}
-
-/// What a text showed of the conversion that it calibrated.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CalibrationReport {
-    /// Tokens of the text that were used.
-    pub tokens: u64,
-    /// Tokens of a window.
-    pub window: u32,
-    /// Rows that an expert is given at least.
-    pub least_rows: u64,
-    /// Mean Kullback-Leibler divergence of the predictions over this very text, nats per token.
-    /// Another text gives an honest figure.
-    pub divergence: f64,
-    /// How far the residual stream is off, after the embedding and after each layer.
-    pub drift: Vec<Drift>,
-    /// How often experts were picked, per layer that has some.
-    pub coverage: Vec<Coverage>,
 }
 
 /// What one tensor lost.
@@ -152,10 +133,10 @@ impl ConversionReport {
             .map(|(record, seen)| CalibrationReport {
                 tokens: record.tokens,
                 window: record.window,
-                least_rows: LEAST_ROWS as u64,
                 divergence: seen.divergence,
-                drift: seen.drift,
+                rule: if seen.coverage.is_empty() { String::new() } else { RULE.to_owned() },
                 coverage: seen.coverage,
+                layers: seen.layers,
             });
         Self { tensors, experts: experts.collect(), calibration, ..Self::frame(plan) }
     }
@@ -245,21 +226,17 @@ fn longest_streamed(plan: &Plan) -> Option<Streamed> {
     let record = plan.manifest.calibration.as_ref()?;
     let model = &plan.manifest.model;
     let layers = 0..model.layers.len() as u32;
-    let drift = |layer| Drift { layer, relative_error: LONGEST };
-    let coverage = |(layer, experts): (u32, u32)| Coverage {
+    let output = |layer| LayerOutput { layer, relative_output_error: LONGEST };
+    let coverage = |(layer, experts): (u32, u32)| LayerCoverage {
         layer,
-        picks: vec![record.tokens * u64::from(experts); experts as usize],
+        tokens: vec![record.tokens * u64::from(experts); experts as usize],
         starved: (0..experts).collect(),
     };
     let counts = layers
         .clone()
         .map(|layer| (layer, model.layers[layer as usize].num_experts()));
     record.statistics_blake3.is_none().then(|| Streamed {
-        drift: [None]
-            .into_iter()
-            .chain(layers.map(Some))
-            .map(drift)
-            .collect(),
+        layers: layers.map(output).collect(),
         divergence: LONGEST,
         coverage: counts
             .filter(|(_, experts)| *experts > 0)

@@ -10,6 +10,9 @@ pub struct CalibrationReport {
     pub tokens: u64,
     /// Tokens of a window.
     pub window: u32,
+    /// Mean Kullback-Leibler divergence of the bundle's predictions from the original's over this
+    /// very text, nats per token. Another text gives an honest figure.
+    pub divergence: f64,
     /// What is done for experts that too few tokens reach, in words.
     pub rule: String,
     /// Per layer with experts, how many tokens reached each.

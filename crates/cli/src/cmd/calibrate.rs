@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 use shardwright_convert::ConvertError;
-use shardwright_convert::calibrate::{Coverage, Keep, observe};
+use shardwright_convert::calibrate::{Keep, observe};
+use shardwright_format::report::LayerCoverage;
 
 use super::calibration;
 use crate::args::CalibrateArgs;
@@ -25,7 +26,7 @@ struct Report<'a> {
     window: u32,
     seconds: f64,
     peak_memory_bytes: Option<u64>,
-    coverage: &'a [Coverage],
+    coverage: &'a [LayerCoverage],
 }
 
 /// Runs the command.
@@ -81,11 +82,11 @@ fn text(report: &Report<'_>) -> String {
 }
 
 /// How often the experts of each layer were picked.
-pub fn coverage(layers: &[Coverage]) -> Table {
+pub fn coverage(layers: &[LayerCoverage]) -> Table {
     let mut table =
         Table::new(&["layer", ">least picks", ">median", ">most", ">experts", ">starved"]);
     for layer in layers {
-        let mut picks = layer.picks.clone();
+        let mut picks = layer.tokens.clone();
         picks.sort_unstable();
         let at = |i: usize| picks.get(i).copied().unwrap_or_default().to_string();
         let count = picks.len();

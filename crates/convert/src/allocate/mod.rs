@@ -15,8 +15,8 @@ use shardwright_quant::Float;
 
 use crate::error::{ConvertError, Result};
 use crate::plan::{Plan, PlanOptions};
-use crate::recipe::{Fallback, LayerRange, Layers, Match, Recipe, Roles, Rule, Wish};
-use probe::{Probing, REFERENCE_BITS, Sensitivity, is_coded};
+use crate::recipe::{Fallback, Layers, Match, Recipe, Roles, Rule, Wish};
+use probe::{Probing, REFERENCE_BITS, Sensitivity};
 use solve::{Choice, solve};
 
 /// What the bundle may take.
@@ -44,21 +44,21 @@ pub enum Palette {
 /// that all matrices of `dense-6m` but the embedding cause together when they are stored so and
 /// rounded with feedback. `docs/decisions/` has the runs.
 const AFFINE: [(&str, f64); 11] = [
-    ("q2g128", 5.9),
-    ("q2g64", 4.6),
-    ("q2g32", 3.5),
+    ("q2g128", 6.8),
+    ("q2g64", 5.5),
+    ("q2g32", 4.3),
     ("q3g128", 1.2),
     ("q3g64", 1.0),
-    ("q3g32", 0.8),
-    ("q4g128", 0.29),
+    ("q3g32", 0.76),
+    ("q4g128", 0.28),
     ("q4g64", 0.23),
-    ("q4g32", 0.19),
+    ("q4g32", 0.164),
     ("q6g64", 0.015),
     ("q8g64", 0.001),
 ];
 
 /// As [`AFFINE`].
-const TRELLIS: [(&str, f64); 3] = [("t2", 2.1), ("t3", 0.45), ("t4", 0.115)];
+const TRELLIS: [(&str, f64); 3] = [("t2", 2.6), ("t3", 0.57), ("t4", 0.13)];
 
 impl Palette {
     /// Encodings and what they cost beside the reference.

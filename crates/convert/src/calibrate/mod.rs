@@ -19,7 +19,6 @@ use shardwright_runtime::text::Tokenizer;
 use crate::error::{ConvertError, Result};
 pub use observe::{Keep, Observation, observe};
 pub use saved::SavedStatistics;
-pub use streams::{Coverage, Drift};
 
 /// A text to calibrate with, and the checkpoint to run it through.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 
+use shardwright_format::report::LayerCoverage;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Head, RuntimeError};
@@ -10,7 +11,7 @@ use shardwright_runtime::{Head, RuntimeError};
 use super::Corpus;
 use super::collect::{collect, head};
 use super::statistics::{Moments, Observed};
-use super::streams::Coverage;
+use super::streams::coverage;
 use crate::error::{ConvertError, Result};
 
 /// Rows that go through the final norm together.
@@ -31,7 +32,7 @@ pub struct Observation {
     /// By place.
     pub(crate) observed: Observed,
     /// How often experts were picked, per layer that has some.
-    pub coverage: Vec<Coverage>,
+    pub coverage: Vec<LayerCoverage>,
 }
 
 /// Runs the text through the original and observes the inputs of every group of matrices.
@@ -61,7 +62,7 @@ pub fn observe(
         );
         pass.step()?;
         seen.coverage
-            .extend(Coverage::of(layer, original.spec(), pass.routes()));
+            .extend(coverage(layer, original.spec(), pass.routes()));
         progress(layer + 1);
     }
     let inputs = head_inputs(original, pass.hidden(), threads)?;

@@ -1,8 +1,8 @@
 //! The original's residual stream and the bundle's, side by side.
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use shardwright_format::ModelSpec;
+use shardwright_format::report::{LayerCoverage, LayerOutput};
 use shardwright_format::weights::Weights;
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Head, Result, Routes};
@@ -13,56 +13,33 @@ use super::collect::LEAST_ROWS;
 /// Logits held at once, per model: 32 MiB of them.
 const LOGITS: usize = 8 << 20;
 
-/// How far the bundle's residual stream is from the original's after a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Drift {
-    /// The layer; none for the embedding.
-    pub layer: Option<u32>,
-    /// Root of the squared difference over the squared original.
-    pub relative_error: f64,
-}
+/// What is done for experts that too few tokens reach.
+pub const RULE: &str = "experts with fewer than 256 tokens are given those of their highest router \
+                        scores besides, up to 256, at a quarter of an average pick's weight";
 
-/// How often the experts of a layer were picked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Coverage {
-    /// The layer.
-    pub layer: u32,
-    /// Tokens of the text that the original sends to each expert.
-    pub picks: Vec<u64>,
-    /// Experts with less than [`LEAST_ROWS`] picks, which were given the tokens of their highest
-    /// router scores besides.
-    pub starved: Vec<u32>,
-}
-
-impl Coverage {
-    /// Of what a layer's router picked; none for a layer without experts.
-    pub fn of(layer: u32, spec: &ModelSpec, routes: &Routes) -> Option<Self> {
-        let experts = spec.layers[layer as usize].num_experts();
-        if experts == 0 {
-            return None;
-        }
-        let mut picks = vec![0u64; experts as usize];
-        for expert in &routes.experts {
-            picks[*expert as usize] += 1;
-        }
-        let starved = |expert: &u32| picks[*expert as usize] < LEAST_ROWS as u64;
-        Some(Self { layer, starved: (0..experts).filter(starved).collect(), picks })
+/// How often the experts of a layer were picked; none for a layer without experts.
+pub fn coverage(layer: u32, spec: &ModelSpec, routes: &Routes) -> Option<LayerCoverage> {
+    let experts = spec.layers[layer as usize].num_experts();
+    if experts == 0 {
+        return None;
     }
+    let mut tokens = vec![0u64; experts as usize];
+    for expert in &routes.experts {
+        tokens[*expert as usize] += 1;
+    }
+    let starved = |expert: &u32| tokens[*expert as usize] < LEAST_ROWS as u64;
+    Some(LayerCoverage { layer, starved: (0..experts).filter(starved).collect(), tokens })
 }
 
 /// What a text showed while the model was converted.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Streamed {
-    /// After the embedding and after each layer.
-    pub drift: Vec<Drift>,
-    /// Mean Kullback-Leibler divergence of the predictions over the text, nats per token. Codes
-    /// were chosen on this very text: another gives an honest figure.
+    /// After each layer.
+    pub layers: Vec<LayerOutput>,
+    /// Mean Kullback-Leibler divergence of the predictions over the text, nats per token.
     pub divergence: f64,
     /// Per layer with experts.
-    pub coverage: Vec<Coverage>,
+    pub coverage: Vec<LayerCoverage>,
 }
 
 /// Both streams, after the same layer.
@@ -99,14 +76,15 @@ impl<'w> Streams<'w> {
         self.quantized.step().map(drop)
     }
 
-    /// How far they are apart.
-    pub fn drift(&self, layer: Option<u32>) -> Drift {
+    /// How far they are apart after a layer.
+    pub fn output(&self, layer: u32) -> LayerOutput {
         let (mut error, mut square) = (0.0, 0.0);
         for (a, b) in self.original.hidden().iter().zip(self.quantized.hidden()) {
             error += (f64::from(*a) - f64::from(*b)).powi(2);
             square += f64::from(*a).powi(2);
         }
-        Drift { layer, relative_error: if error == 0.0 { 0.0 } else { (error / square).sqrt() } }
+        let relative_output_error = if error == 0.0 { 0.0 } else { (error / square).sqrt() };
+        LayerOutput { layer, relative_output_error }
     }
 
     /// Mean Kullback-Leibler divergence of the bundle's predictions from the original's, in nats

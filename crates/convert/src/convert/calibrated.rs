@@ -13,7 +13,7 @@ use crate::calibrate::Corpus;
 use crate::calibrate::collect::{Batch, collect};
 use crate::calibrate::guides::Guides;
 use crate::calibrate::observe::{head_inputs, tied_head_inputs};
-use crate::calibrate::streams::{Coverage, Streamed, Streams};
+use crate::calibrate::streams::{Streamed, Streams, coverage};
 use crate::error::Result;
 
 /// Makes every unit; gives what was seen of the text.
@@ -28,18 +28,18 @@ pub fn convert(run: &mut Run<'_>, corpus: &Corpus) -> Result<Streamed> {
     let weights = Weights::Bundle(bundle);
     run.tell_bundle(&weights);
     let mut streams = Streams::new(corpus, &weights, threads)?;
-    let mut seen = Streamed { drift: vec![streams.drift(None)], ..Streamed::default() };
+    let mut seen = Streamed::default();
     for layer in 0..original.spec().layers.len() as u32 {
         if run.options.cancel.load(Ordering::Relaxed) {
             return Err(run.cancelled());
         }
         let routes = streams.step_original()?;
         seen.coverage
-            .extend(Coverage::of(layer, original.spec(), routes));
+            .extend(coverage(layer, original.spec(), routes));
         make_layer(run, &mut streams.quantized, original, layer)?;
         run.tell_bundle(&weights);
         streams.step_quantized()?;
-        seen.drift.push(streams.drift(Some(layer)));
+        seen.layers.push(streams.output(layer));
     }
     if !run.keep(&[Unit::Head])? {
         let inputs = head_inputs(original, streams.quantized.hidden(), threads)?;
