@@ -31,7 +31,9 @@ const fn plan(bits: u8) -> Plan {
     }
 }
 
-const STARTS_2: [(f32, f32); 8] = [
+/// The last two hold ternary groups, and those of two values, exactly: steps of half the range and
+/// of all of it.
+const STARTS_2: [(f32, f32); 10] = [
     (0.16, 0.16),
     (0.10, 0.24),
     (0.24, 0.10),
@@ -40,6 +42,8 @@ const STARTS_2: [(f32, f32); 8] = [
     (0.06, 0.30),
     (0.30, 0.06),
     (0.26, 0.22),
+    (0.0, -0.5),
+    (0.0, -2.0),
 ];
 
 const STARTS_3: [(f32, f32); 8] = [

@@ -108,6 +108,24 @@ fn search_lowers_the_error_of_bell_shaped_weights() {
 }
 
 #[test]
+fn ternary_weights_and_those_of_two_values_are_exact_in_two_bits() {
+    for (dtype, step) in [(Float::F16, 0.0371_f32), (Float::Bf16, 0.0129)] {
+        let step = dtype.round(step);
+        let codes = noise(64 * 48, 11);
+        let ternary: Vec<f32> = codes.iter().map(|c| (c * 1.499).round() * step).collect();
+        let two: Vec<f32> = codes
+            .iter()
+            .map(|c| if *c < 0.0 { -step } else { 0.0 })
+            .collect();
+        for x in [ternary, two] {
+            let found = run(&x, 64, affine(2, 64, dtype), Method::Search).unwrap();
+            assert_eq!(found.values, x);
+            assert_eq!(found.stats.sum_sq_error, 0.0);
+        }
+    }
+}
+
+#[test]
 fn statistics_are_those_of_the_dequantized_weights() {
     for affine in [f16(2), f16(4), affine(3, 32, Float::Bf16), affine(8, 128, Float::F16)] {
         for method in [Method::MinMax, Method::Search] {
