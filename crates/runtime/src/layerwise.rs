@@ -42,6 +42,8 @@ pub struct LayerPass<'w> {
     /// The dense part of the next layer, when it was read ahead.
     dense: Option<Loaded>,
     spare: AlignedBuf,
+    /// Whether the next layer may be read before its turn.
+    reads_ahead: bool,
     next: u32,
     bytes_read: u64,
 }
@@ -101,9 +103,16 @@ impl<'w> LayerPass<'w> {
             flow: Flow::new(x, weights.spec().rms_norm_eps),
             dense: None,
             spare: AlignedBuf::default(),
+            reads_ahead: true,
             next,
             bytes_read,
         })
+    }
+
+    /// Reads no layer before its turn: what a later one holds may not have been written yet.
+    #[must_use]
+    pub fn reading_in_turn(self) -> Self {
+        Self { reads_ahead: false, ..self }
     }
 
     /// Takes all tokens through the next layer and gives its number; nothing after the last.
@@ -201,7 +210,8 @@ impl<'w> LayerPass<'w> {
         for unit in wanted.clone() {
             self.bytes_read += weights.stored_len(unit)?;
         }
-        let more = probe.is_none() && layer as usize + 1 < weights.spec().layers.len();
+        let ahead = self.reads_ahead && probe.is_none();
+        let more = ahead && layer as usize + 1 < weights.spec().layers.len();
         let following = more.then_some((Unit::Layer(layer + 1), dense.bytes));
         let Self { pool, flow, .. } = self;
         let following = std::thread::scope(|scope| {

@@ -56,7 +56,8 @@ impl<'w> Streams<'w> {
     /// As [`LayerPass::new`].
     pub fn new(corpus: &'w Corpus, bundle: &'w Weights, threads: usize) -> Result<Self> {
         let start = |weights| LayerPass::new(weights, &corpus.tokens, corpus.window, threads);
-        Ok(Self { original: start(&corpus.original)?, quantized: start(bundle)? })
+        let quantized = start(bundle)?.reading_in_turn();
+        Ok(Self { original: start(&corpus.original)?, quantized })
     }
 
     /// Takes the original through the next layer.
