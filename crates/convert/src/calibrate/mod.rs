@@ -4,6 +4,7 @@
 pub(crate) mod collect;
 pub(crate) mod gram;
 pub(crate) mod guides;
+pub(crate) mod imatrix;
 pub(crate) mod observe;
 pub(crate) mod saved;
 pub(crate) mod statistics;

@@ -4,13 +4,15 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use shardwright_format::io::read_required;
 use shardwright_format::manifest;
-use shardwright_format::{FormatError, ModelSpec};
+use shardwright_format::{FormatError, ModelSpec, Unit};
 use shardwright_runtime::Site;
 
 use super::guides::Guides;
+use super::imatrix::{self, Imatrix};
 use super::observe::Observation;
 use super::statistics::{Moments, Observed, Place};
 use crate::error::Result;
@@ -19,6 +21,9 @@ use crate::error::Result;
 const LIMIT: u64 = 64 << 30;
 /// Key of the record among the file's metadata.
 const RECORD: &str = "shardwright.calibration";
+/// What is said of a file of none of the kinds.
+const NEITHER: &str = "expected statistics of `shardwright calibrate` (safetensors), or an \
+    importance matrix of llama.cpp (GGUF, or the older imatrix.dat), found none of these";
 
 /// What was observed before, as a file of statistics has it.
 #[derive(Debug)]
@@ -27,6 +32,10 @@ pub struct SavedStatistics {
     pub(crate) guides: Guides,
     /// What the manifest says of it.
     pub record: manifest::Calibration,
+    /// What of the file is of no use: names that the model has no matrix for.
+    pub ignored: Vec<String>,
+    /// Experts that the text did not reach: converted as without statistics.
+    pub unseen: Vec<Unit>,
 }
 
 /// Names of the sites in files.
@@ -42,7 +51,7 @@ const SITES: [(Site, &str); 8] = [
 ];
 
 /// `head`, `layers.3.mixer`, `layers.3.experts.7.expert_out`.
-fn name(place: Place) -> String {
+pub(super) fn name(place: Place) -> String {
     let site = SITES
         .iter()
         .find(|(site, _)| *site == place.site)
@@ -106,51 +115,103 @@ impl From<&Moments> for Stored {
 }
 
 impl SavedStatistics {
-    /// Reads what [`Observation::write`] wrote.
+    /// Reads what [`Observation::write`] wrote, or an importance matrix of llama.cpp.
     ///
     /// # Errors
     /// A file that cannot be read, is no file of statistics, or of another model.
     pub fn read(path: &Path, spec: &ModelSpec) -> Result<Self> {
-        let bytes = read_required(path, LIMIT)?;
+        Self::parse(path, &read_required(path, LIMIT)?, spec)
+    }
+
+    /// As [`Self::read`], of the bytes of the file at `path`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(path: &Path, bytes: &[u8], spec: &ModelSpec) -> Result<Self> {
         let refuse = |detail: String| FormatError::file(path, detail);
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| refuse(e.to_string()))?;
-        let record = header.metadata().as_ref().and_then(|m| m.get(RECORD));
-        let record = record.ok_or_else(|| refuse(format!("expected `{RECORD}`, found none")))?;
-        let record: manifest::Calibration =
-            serde_json::from_str(record).map_err(|e| refuse(format!("{RECORD}: {e}")))?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| refuse(e.to_string()))?;
-        let mut observed = Observed::new();
-        for (name, view) in tensors.iter() {
-            let wrong = |detail: &str| FormatError::tensor(path, name, detail);
-            let place = parse(name).ok_or_else(|| wrong("is no place of a model"))?;
-            if place
-                .layer
-                .is_some_and(|layer| layer as usize >= spec.layers.len())
-            {
-                return Err(wrong("the model has no such layer").into());
-            }
-            let values = view
-                .data()
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b));
-            let values: Vec<f32> = values.collect();
-            if view.dtype() != Dtype::F32 || values.iter().any(|v| !v.is_finite()) {
-                return Err(wrong("expected finite values of F32").into());
-            }
-            let moments = match *view.shape() {
-                [_] => Moments::Diagonal(values),
-                [rows, cols] if rows == cols => Moments::Gram(values),
-                _ => return Err(wrong("expected a vector or a square matrix").into()),
-            };
-            observed.insert(place, moments);
-        }
-        let record = manifest::Calibration {
-            statistics_blake3: Some(blake3::hash(&bytes).into()),
-            ..record
+        let found = match Kind::of(bytes).ok_or_else(|| refuse(NEITHER.to_owned()))? {
+            Kind::Own => own(path, bytes, spec)?,
+            Kind::Gguf => other(path, &Imatrix::gguf(bytes).map_err(refuse)?, spec)?,
+            Kind::Older => other(path, &Imatrix::older(bytes).map_err(refuse)?, spec)?,
         };
-        Ok(Self { guides: Guides::new(observed), record })
+        let hash = Some(blake3::hash(bytes).into());
+        let record = manifest::Calibration { statistics_blake3: hash, ..found.record };
+        Ok(Self { record, ..found })
+    }
+}
+
+/// Files of statistics.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Own,
+    Gguf,
+    Older,
+}
+
+impl Kind {
+    /// By how a file begins.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        // Of safetensors: JSON after its length.
+        let own = bytes.get(8) == Some(&b'{');
+        match () {
+            () if bytes.starts_with(imatrix::MAGIC) => Some(Self::Gguf),
+            () if own => Some(Self::Own),
+            () if imatrix::is_older(bytes) => Some(Self::Older),
+            () => None,
+        }
+    }
+}
+
+/// Of an importance matrix.
+fn other(path: &Path, imatrix: &Imatrix<'_>, spec: &ModelSpec) -> Result<SavedStatistics> {
+    let mapped = imatrix.map(path, spec)?;
+    Ok(SavedStatistics {
+        guides: Guides::new(mapped.observed),
+        record: manifest::Calibration {
+            tokens: imatrix.tokens,
+            window: imatrix.window,
+            ..manifest::Calibration::default()
+        },
+        ignored: mapped.ignored,
+        unseen: mapped.unseen.into_iter().collect(),
+    })
+}
+
+/// Of a file of our own.
+fn own(path: &Path, bytes: &[u8], spec: &ModelSpec) -> Result<SavedStatistics> {
+    let refuse = |detail: String| FormatError::file(path, detail);
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| refuse(e.to_string()))?;
+    let record = header.metadata().as_ref().and_then(|m| m.get(RECORD));
+    let record = record.ok_or_else(|| refuse(format!("expected `{RECORD}`, found none")))?;
+    let record: manifest::Calibration =
+        serde_json::from_str(record).map_err(|e| refuse(format!("{RECORD}: {e}")))?;
+    let tensors = SafeTensors::deserialize(bytes).map_err(|e| refuse(e.to_string()))?;
+    let mut observed = Observed::new();
+    for (name, view) in tensors.iter() {
+        let wrong = |detail: &str| FormatError::tensor(path, name, detail);
+        let place = parse(name).ok_or_else(|| wrong("is no place of a model"))?;
+        if place
+            .layer
+            .is_some_and(|layer| layer as usize >= spec.layers.len())
+        {
+            return Err(wrong("the model has no such layer").into());
+        }
+        observed.insert(place, moments(&view).map_err(wrong)?);
+    }
+    let (ignored, unseen) = (Vec::new(), Vec::new());
+    Ok(SavedStatistics { guides: Guides::new(observed), record, ignored, unseen })
+}
+
+fn moments(view: &TensorView<'_>) -> Result<Moments, &'static str> {
+    let values = view.data().as_chunks().0.iter();
+    let values: Vec<f32> = values.map(|b| f32::from_le_bytes(*b)).collect();
+    if view.dtype() != Dtype::F32 || values.iter().any(|v| !v.is_finite()) {
+        return Err("expected finite values of F32");
+    }
+    match *view.shape() {
+        [_] => Ok(Moments::Diagonal(values)),
+        [rows, cols] if rows == cols => Ok(Moments::Gram(values)),
+        _ => Err("expected a vector or a square matrix"),
     }
 }
 
@@ -163,7 +224,12 @@ impl Observation {
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = Path::new(&partial);
-        write(partial, &self.observed, record)?;
+        let written = write(partial, &self.observed, record);
+        if written.is_err() {
+            // The error that matters is the one above.
+            let _ = std::fs::remove_file(partial);
+        }
+        written?;
         Ok(std::fs::rename(partial, path).map_err(|e| FormatError::io(path, e))?)
     }
 }
@@ -177,5 +243,8 @@ fn write(path: &Path, observed: &Observed, record: &manifest::Calibration) -> Re
     let record = record.map_err(|e| FormatError::file(path, e.to_string()))?;
     let metadata = HashMap::from([(RECORD.to_owned(), record)]);
     let written = safetensors::serialize_to_file(tensors, Some(metadata), path);
-    Ok(written.map_err(|e| FormatError::file(path, e.to_string()))?)
+    Ok(written.map_err(|error| match error {
+        SafeTensorError::IoError(source) => FormatError::io(path, source),
+        other => FormatError::file(path, other.to_string()),
+    })?)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use shardwright_format::{Role, Unit};
+use shardwright_format::{ModelSpec, Role, Unit};
 use shardwright_runtime::Site;
 
 /// Matrices that share their input.
@@ -25,6 +25,21 @@ impl Place {
             _ => None,
         };
         Some(Self { layer: unit.layer(), expert, site })
+    }
+
+    /// How many inputs a model has there; none where it has no such matrix.
+    pub fn inputs(self, spec: &ModelSpec) -> Option<u64> {
+        let unit = match (self.layer, self.expert) {
+            (Some(layer), Some(expert)) => Unit::Expert { layer, expert },
+            (Some(layer), None) => Unit::Layer(layer),
+            // As wide as the head, and there whether or not they are one.
+            (None, _) => Unit::Embedding,
+        };
+        let tensors = spec.tensors(unit);
+        let tensor = tensors
+            .iter()
+            .find(|t| Self::of(unit, t.role) == Some(self));
+        tensor.map(|t| t.cols)
     }
 }
 
