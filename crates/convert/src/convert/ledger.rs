@@ -110,7 +110,9 @@ impl Fingerprint {
             return Some("it was begun with another alignment or codec".to_owned());
         }
         if self.calibration != other.calibration {
-            return Some("it was begun with another calibration".to_owned());
+            let detail = "it was begun with another calibration; give the same text or statistics, \
+                          tokens and window, or remove it";
+            return Some(detail.to_owned());
         }
         let differs = self.files.iter().find(|file| !other.files.contains(file));
         if let Some(file) = differs {

@@ -1,5 +1,6 @@
 //! Whole conversions of small checkpoints.
 
+mod calibrated;
 mod export;
 mod failures;
 mod plans;

@@ -1,0 +1,302 @@
+//! Conversions with a text: the same bytes whatever happens on the way.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use shardwright_format::arch::Inventory;
+use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights};
+use shardwright_format::io::AlignedBuf;
+use shardwright_format::manifest::{self, Codec, LineHashes};
+use shardwright_format::weights::Weights;
+use shardwright_format::{Bundle, Role};
+use shardwright_quant::Method;
+
+use super::{Case, contents, copy_dir, fixture, noise};
+use crate::calibrate::streams::Streams;
+use crate::calibrate::{Corpus, Keep, SavedStatistics, observe};
+use crate::{
+    Calibration, ConversionReport, ConvertError, ConvertOptions, PlanOptions, Recipe, Result,
+    partial_path,
+};
+
+/// A dense model in two files with a tied head, and one with experts, a shared one among them.
+const MODELS: [&str; 2] = ["golden/llama3", "golden/qwen2_moe"];
+const WINDOW: usize = 16;
+
+/// A checkpoint, a plan that says it is calibrated, and the text.
+struct Calibrated {
+    case: Case,
+    corpus: Corpus,
+}
+
+/// Everything but norms and routers in one encoding.
+fn recipe(encoding: &str) -> Recipe {
+    let json = format!(
+        r#"{{"name": "{encoding}", "rules": [
+          {{"match": {{"role": ["router", "shared_expert_gate"]}}, "encoding": "keep", "optional": true}},
+          {{"encoding": "{encoding}", "fallback": [32, "keep"]}}]}}"#
+    );
+    Recipe::parse(encoding, &json).unwrap()
+}
+
+fn inventory(dir: &Path) -> Inventory {
+    Inventory::new(&Checkpoint::open(dir).unwrap(), None).unwrap()
+}
+
+/// Tokens that look random, as a text of the model in `dir`.
+fn corpus(dir: &Path, seed: u32, tokens: usize) -> Corpus {
+    let (checkpoint, inventory) = (Checkpoint::open(dir).unwrap(), inventory(dir));
+    let vocab = inventory.spec.vocab_size as f32;
+    let original = Weights::Checkpoint(CheckpointWeights::new(checkpoint, inventory));
+    let token = |x: f32| ((x + 1.0) / 2.0 * vocab).min(vocab - 1.0) as u32;
+    let tokens: Vec<u32> = noise(seed, tokens).into_iter().map(token).collect();
+    let text = format!("{tokens:?}");
+    let record = manifest::Calibration {
+        text_blake3: Some(blake3::hash(text.as_bytes()).into()),
+        tokens: tokens.len() as u64,
+        window: WINDOW as u32,
+        statistics_blake3: None,
+        line_hashes: LineHashes::of(&text),
+    };
+    Corpus { original: Arc::new(original), tokens, window: WINDOW, record }
+}
+
+fn plan(dir: &Path, recipe: &Recipe, codec: Codec, record: &manifest::Calibration) -> Case {
+    let calibration = Some(record.clone());
+    let options = PlanOptions { codec, calibration, ..PlanOptions::default() };
+    Case::new(dir, recipe, options).unwrap()
+}
+
+impl Calibrated {
+    fn of(dir: &Path, encoding: &str, codec: Codec) -> Self {
+        let corpus = corpus(dir, 7, 6 * WINDOW);
+        Self { case: plan(dir, &recipe(encoding), codec, &corpus.record), corpus }
+    }
+
+    fn convert(&self, out: &Path, threads: usize) -> Result<ConversionReport> {
+        run(&self.case, Calibration::Text(&self.corpus), out, threads, false)
+    }
+
+    fn resume(&self, out: &Path) -> Result<ConversionReport> {
+        run(&self.case, Calibration::Text(&self.corpus), out, 2, true)
+    }
+
+    /// Converts until `count` shards are done, then stops.
+    fn interrupt(&self, out: &Path, count: usize, resume: bool) {
+        let cancel = AtomicBool::new(count == 0);
+        let calibration = Calibration::Text(&self.corpus);
+        let options = ConvertOptions { threads: 2, resume, cancel: &cancel, calibration };
+        let stopped = self.case.run(out, &options, &|progress| {
+            if progress.shards >= count {
+                cancel.store(true, Ordering::Relaxed);
+            }
+        });
+        match stopped {
+            Err(ConvertError::Cancelled { done, total, .. }) => assert!(done < total),
+            // The last shards may be done before the flag is seen.
+            other => assert!(other.is_ok(), "{other:?}"),
+        }
+    }
+}
+
+fn run(
+    case: &Case,
+    calibration: Calibration<'_>,
+    out: &Path,
+    threads: usize,
+    resume: bool,
+) -> Result<ConversionReport> {
+    let cancel = AtomicBool::new(false);
+    case.run(out, &ConvertOptions { threads, resume, cancel: &cancel, calibration }, &|_| {})
+}
+
+/// What `corpus` shows, by way of a file.
+fn saved(corpus: &Corpus, keep: Keep, threads: usize, path: &Path) -> SavedStatistics {
+    let seen = observe(corpus, keep, threads, &AtomicBool::new(false), &|_| {}).unwrap();
+    seen.write(path, &corpus.record).unwrap();
+    let statistics = SavedStatistics::read(path, corpus.original.spec()).unwrap();
+    let inventory = inventory(corpus.original.root());
+    statistics.check(path, &inventory).unwrap();
+    statistics
+}
+
+#[test]
+fn threads_do_not_change_a_byte() {
+    for name in MODELS {
+        for encoding in ["q2g32", "t2s10"] {
+            let dir = tempfile::tempdir().unwrap();
+            let made = Calibrated::of(&fixture(name), encoding, Codec::None);
+            let [one, two] = [1, 2].map(|threads| {
+                let out = dir.path().join(threads.to_string());
+                made.convert(&out, threads).unwrap();
+                contents(&out)
+            });
+            assert!(one == two, "{name} {encoding}");
+            for file in &made.case.plan.files {
+                assert_eq!(one[&file.path].len() as u64, file.size, "{name} {}", file.path);
+            }
+        }
+    }
+}
+
+#[test]
+fn statistics_and_what_is_made_of_them_do_not_depend_on_threads() {
+    for (name, keep) in MODELS.into_iter().zip([Keep::Gram, Keep::Diagonal]) {
+        let dir = tempfile::tempdir().unwrap();
+        let corpus = corpus(&fixture(name), 7, 6 * WINDOW);
+        let [one, two] = [1, 2].map(|threads| {
+            let path = dir.path().join(format!("{threads}.safetensors"));
+            let statistics = saved(&corpus, keep, threads, &path);
+            let case = plan(&fixture(name), &recipe("q2g32"), Codec::None, &statistics.record);
+            let out = dir.path().join(threads.to_string());
+            run(&case, Calibration::Statistics(&statistics), &out, threads, false).unwrap();
+            (std::fs::read(path).unwrap(), contents(&out))
+        });
+        assert!(one.0 == two.0, "{name}: statistics");
+        assert!(one.1 == two.1, "{name}: bundle");
+    }
+}
+
+#[test]
+fn an_interruption_anywhere_changes_nothing() {
+    for (name, encoding, codec, step) in [
+        ("golden/llama3", "q2g32", Codec::None, 1),
+        ("golden/qwen2_moe", "q3g32", Codec::Zstd, 4),
+        ("golden/qwen2_moe", "t2s10", Codec::None, 11),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Calibrated::of(&fixture(name), encoding, codec);
+        let whole = dir.path().join("whole");
+        made.convert(&whole, 2).unwrap();
+        let expected = contents(&whole);
+        for count in (0..made.case.plan.units().count()).step_by(step) {
+            let out = dir.path().join(count.to_string());
+            made.interrupt(&out, count, false);
+            if !out.exists() {
+                made.interrupt(&out, count + 2, true);
+            }
+            if !out.exists() {
+                made.resume(&out).unwrap();
+            }
+            assert!(contents(&out) == expected, "{name} {encoding} {codec:?} {count}");
+            assert!(!partial_path(&out).exists());
+        }
+    }
+}
+
+#[test]
+fn a_damaged_shard_is_made_again_from_the_same_inputs() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    copy_dir(&fixture("golden/qwen2_moe"), &source);
+    let note = |text: &str| std::fs::write(source.join("note.txt"), text).unwrap();
+    note("a");
+    let made = Calibrated::of(&source, "q2g32", Codec::None);
+    let whole = dir.path().join("whole");
+    made.convert(&whole, 2).unwrap();
+    // A copied file that is not what was planned stops the conversion after its last shard.
+    let out = dir.path().join("out");
+    note("ab");
+    made.convert(&out, 2).unwrap_err();
+    note("a");
+    let bundle = partial_path(&out).join("bundle");
+    for file in ["dense-000.bin", "experts/layer-003.bin"] {
+        let mut bytes = std::fs::read(bundle.join(file)).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle..middle + 512].fill(0xa5);
+        std::fs::write(bundle.join(file), bytes).unwrap();
+    }
+    made.resume(&out).unwrap();
+    assert!(contents(&out) == contents(&whole));
+}
+
+#[test]
+fn what_was_begun_with_one_text_is_not_finished_with_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = fixture("golden/llama3");
+    let made = Calibrated::of(&source, "q2g32", Codec::None);
+    let out = dir.path().join("out");
+    made.interrupt(&out, 2, false);
+    let message = format!(
+        "{}: cannot resume: it was begun with another calibration; give the same text or \
+         statistics, tokens and window, or remove it",
+        partial_path(&out).display()
+    );
+    let other = corpus(&source, 8, 6 * WINDOW);
+    let shorter = corpus(&source, 7, 5 * WINDOW);
+    for other in [other, shorter] {
+        let case = plan(&source, &recipe("q2g32"), Codec::None, &other.record);
+        let error = run(&case, Calibration::Text(&other), &out, 2, true).unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
+    let statistics = saved(&made.corpus, Keep::Gram, 2, &dir.path().join("s.safetensors"));
+    let case = plan(&source, &recipe("q2g32"), Codec::None, &statistics.record);
+    let error = run(&case, Calibration::Statistics(&statistics), &out, 2, true).unwrap_err();
+    assert_eq!(error.to_string(), message);
+    let case = Case::new(&source, &recipe("q2g32"), PlanOptions::default()).unwrap();
+    assert_eq!(case.resume(&out).unwrap_err().to_string(), message);
+    made.resume(&out).unwrap();
+}
+
+#[test]
+fn compressed_shards_hold_the_same_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    let [plain, packed] = [Codec::None, Codec::Zstd].map(|codec| {
+        let made = Calibrated::of(&fixture("golden/qwen2_moe"), "q3g32", codec);
+        let out = dir.path().join(format!("{codec:?}"));
+        let report = made.convert(&out, 2).unwrap();
+        (Bundle::open(&out).unwrap(), report)
+    });
+    assert_eq!(plain.1.calibration, packed.1.calibration);
+    assert_eq!(plain.1.tensors, packed.1.tensors);
+    let mut bufs = [AlignedBuf::default(), AlignedBuf::default()];
+    for unit in plain.0.manifest().model.units() {
+        plain.0.read(unit, &mut bufs[0]).unwrap();
+        packed.0.read(unit, &mut bufs[1]).unwrap();
+        assert!(bufs[0].as_slice() == bufs[1].as_slice(), "{unit}");
+    }
+}
+
+#[test]
+fn feedback_lowers_the_error_of_outputs() {
+    for name in MODELS {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Calibrated::of(&fixture(name), "q2g32", Codec::None);
+        let [gptq, search] = [Method::Gptq, Method::Search].map(|method| {
+            let recipe = recipe("q2g32").with_method(method);
+            let case = plan(&fixture(name), &recipe, Codec::None, &made.corpus.record);
+            let out = dir.path().join(method.name());
+            run(&case, Calibration::Text(&made.corpus), &out, 2, false).unwrap()
+        });
+        let [a, b] = [&gptq, &search].map(|report| report.calibration.as_ref().unwrap());
+        assert!(a.divergence < b.divergence, "{name}: {} {}", a.divergence, b.divergence);
+        let coded = |r: &&crate::TensorReport| r.method.is_some() && r.role != Role::EmbedTokens;
+        for tensor in gptq.tensors.iter().filter(coded) {
+            let error = tensor.relative_output_error;
+            assert!(error.is_some_and(|e| e > 0.0 && e < 1.0), "{}: {error:?}", tensor.tensor);
+        }
+        for experts in &gptq.experts {
+            let error = experts.relative_output_error;
+            assert!(error.is_some_and(|e| e > 0.0 && e < 1.0), "{}: {error:?}", experts.tensor);
+        }
+    }
+}
+
+#[test]
+fn the_report_says_what_the_finished_bundle_does() {
+    for name in MODELS {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Calibrated::of(&fixture(name), "q2g32", Codec::None);
+        let out = dir.path().join("out");
+        let seen = made.convert(&out, 2).unwrap().calibration.unwrap();
+        let bundle = Weights::Bundle(Bundle::open(&out).unwrap());
+        let mut streams = Streams::new(&made.corpus, &bundle, 2).unwrap();
+        for layer in 0..bundle.spec().layers.len() as u32 {
+            streams.step_original().unwrap();
+            streams.step_quantized().unwrap();
+            assert_eq!(seen.layers[layer as usize], streams.output(layer), "{name}");
+        }
+        assert_eq!(seen.divergence, streams.divergence(&made.corpus, &bundle, 2).unwrap());
+    }
+}
