@@ -53,6 +53,14 @@ bench-decode *args:
 bench-quality *args:
     benches/quality.sh {{ args }}
 
+# divergence against bits per weight of calibrated conversions
+bench-curve *args:
+    benches/curve.sh {{ args }}
+
+# what each step of quality gives at the same size
+bench-ladder *args:
+    benches/ladder.sh {{ args }}
+
 # peak memory of a conversion as the model grows
 bench-memory *args:
     benches/memory.sh {{ args }}
