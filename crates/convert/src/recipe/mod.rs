@@ -133,6 +133,9 @@ const BUILTIN: &[(&str, &str)] = &[
     ("moe-q2", include_str!("../../../../configs/recipes/moe-q2.json")),
     ("moe-mixed", include_str!("../../../../configs/recipes/moe-mixed.json")),
     ("dense-mixed", include_str!("../../../../configs/recipes/dense-mixed.json")),
+    ("t4", include_str!("../../../../configs/recipes/t4.json")),
+    ("t3", include_str!("../../../../configs/recipes/t3.json")),
+    ("t2", include_str!("../../../../configs/recipes/t2.json")),
 ];
 
 impl Recipe {
@@ -264,7 +267,7 @@ mod tests {
         assert_eq!(
             error,
             "unknown recipe `q5`: expected one of q4, q3, q2, moe-q4, moe-q3, moe-q2, moe-mixed, \
-             dense-mixed, or a path"
+             dense-mixed, t4, t3, t2, or a path"
         );
     }
 
