@@ -56,6 +56,13 @@ pub struct TargetArgs {
     pub save_recipe: Option<PathBuf>,
 }
 
+impl TargetArgs {
+    /// Whether there is a total.
+    pub const fn is_given(&self) -> bool {
+        self.target_bpw.is_some() || self.target_size.is_some()
+    }
+}
+
 /// Encodings that a recipe for a total is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum EncodingsArg {

@@ -59,6 +59,9 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
         conversion: &conversion,
     };
     let mut text = text(&report);
+    if args.plan.target.is_given() {
+        let _ = write!(text, "\n{}", plan::rules(&plan));
+    }
     if complete.get() {
         let _ = writeln!(text, "\n{} is already complete; nothing was written", report.bundle);
     }
@@ -87,6 +90,7 @@ fn text(report: &Report<'_>) -> String {
         .peak_memory_bytes
         .map_or_else(String::new, |peak| format!(", at most {} of memory", bytes::memory(peak)));
     let _ = writeln!(out, "took {}{memory}\n", duration(report.seconds));
+    out.extend(calibrated(report.conversion).map(|text| text + "\n"));
     let mut table = Table::new(&["role", "stored", ">size", ">relative RMSE"]);
     for role in &summary.roles {
         let stored = role.encodings.join(", ");
@@ -95,6 +99,28 @@ fn text(report: &Report<'_>) -> String {
     }
     let _ = write!(out, "{table}");
     out
+}
+
+/// What a text showed of the conversion that it calibrated.
+fn calibrated(report: &ConversionReport) -> Option<String> {
+    let seen = report.calibration.as_ref()?;
+    let worst = seen
+        .layers
+        .iter()
+        .map(|layer| layer.relative_output_error)
+        .fold(0.0, f64::max);
+    let experts: usize = seen.coverage.iter().map(|layer| layer.tokens.len()).sum();
+    let starved: usize = seen.coverage.iter().map(|layer| layer.starved.len()).sum();
+    let mut out = format!(
+        "calibrated on {} tokens; on those, {:.5} nats per token of divergence, layers off by at most {:.1} %\n",
+        seen.tokens,
+        seen.divergence,
+        100.0 * worst
+    );
+    if starved > 0 {
+        let _ = writeln!(out, "{starved} of {experts} experts are starved: {}", seen.rule);
+    }
+    Some(out)
 }
 
 /// The range of errors over the tensors of a role.

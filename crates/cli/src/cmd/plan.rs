@@ -119,15 +119,20 @@ fn heading(plan: &Plan) -> String {
     )
 }
 
-fn rules(plan: &Plan) -> Table {
-    let mut table = Table::new(&["rule", "encoding", "method", ">tensors", ">weights", ">size"]);
-    for rule in &plan.rules {
-        let coded = rule.encoding.starts_with(['q', 't']);
-        let method = if coded { rule.method.name() } else { "" };
-        let head = [rule.rule.clone(), rule.encoding.clone(), method.to_owned()];
+/// Every rule and what it matched; of a recipe found for a total also why.
+pub fn rules(plan: &Plan) -> Table {
+    let mut head = vec!["rule", "encoding", "method", ">tensors", ">weights", ">size"];
+    let explained = plan.recipe.rules.iter().any(|rule| !rule.note.is_empty());
+    head.extend(explained.then_some("why"));
+    let mut table = Table::new(&head);
+    for (found, rule) in plan.rules.iter().zip(&plan.recipe.rules) {
+        let coded = found.encoding.starts_with(['q', 't']);
+        let method = if coded { found.method.name() } else { "" };
+        let head = [found.rule.clone(), found.encoding.clone(), method.to_owned()];
         let numbers =
-            [rule.tensors.to_string(), bytes::count(rule.weights), bytes::disk(rule.bytes)];
-        table.row(head.into_iter().chain(numbers));
+            [found.tensors.to_string(), bytes::count(found.weights), bytes::disk(found.bytes)];
+        let why = explained.then(|| rule.note.clone());
+        table.row(head.into_iter().chain(numbers).chain(why));
     }
     table
 }
