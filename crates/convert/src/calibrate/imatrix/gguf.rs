@@ -75,9 +75,15 @@ impl<'a> Gguf<'a> {
         for _ in 0..tensors {
             infos.push(info(&mut bytes)?);
         }
-        let data = gguf.data(file, bytes)?;
+        let alignment = gguf.alignment()?;
+        let start = ((file.len() - bytes.0.len()) as u64).next_multiple_of(alignment);
+        let mut data = Bytes(file);
+        data.take(start)?;
+        let mut end = 0;
         for info in infos {
-            let values = info.values(data)?;
+            // One after the other: no byte is read twice, however many tensors claim it.
+            let values = info.values(data, end)?;
+            end = (info.offset + info.byte_len).next_multiple_of(alignment);
             if gguf.tensors.insert(info.name, values).is_some() {
                 return Err(format!("expected one tensor `{}`, found two", info.name));
             }
@@ -99,17 +105,13 @@ impl<'a> Gguf<'a> {
         Ok(())
     }
 
-    /// What follows the header, of which `rest` is left.
-    fn data(&self, file: &'a [u8], rest: Bytes<'_>) -> Result<&'a [u8], String> {
-        let alignment = self.numbers.get("general.alignment").copied();
-        let alignment = alignment.map_or(ALIGNMENT, u64::from);
-        if !alignment.is_power_of_two() {
-            return Err(format!("general.alignment: expected a power of two, found {alignment}"));
+    fn alignment(&self) -> Result<u64, String> {
+        let found = self.numbers.get("general.alignment").copied();
+        let found = found.map_or(ALIGNMENT, u64::from);
+        if !found.is_power_of_two() {
+            return Err(format!("general.alignment: expected a power of two, found {found}"));
         }
-        let start = ((file.len() - rest.0.len()) as u64).next_multiple_of(alignment);
-        let mut bytes = Bytes(file);
-        bytes.take(start)?;
-        Ok(bytes.0)
+        Ok(found)
     }
 }
 
@@ -152,11 +154,12 @@ fn info<'a>(bytes: &mut Bytes<'a>) -> Result<Info<'a>, String> {
 }
 
 impl Info<'_> {
-    fn values<'a>(&self, data: &'a [u8]) -> Result<&'a [u8], String> {
-        let mut bytes = Bytes(data);
-        let found = bytes
-            .take(self.offset)
-            .and_then(|_| bytes.take(self.byte_len));
-        found.map_err(|e| format!("{}: {e}", self.name))
+    fn values<'a>(&self, mut data: Bytes<'a>, offset: u64) -> Result<&'a [u8], String> {
+        let Self { name, offset: found, byte_len } = *self;
+        if found != offset {
+            return Err(format!("{name}: expected offset {offset}, found {found}"));
+        }
+        let values = data.take(offset).and_then(|_| data.take(byte_len));
+        values.map_err(|e| format!("{name}: {e}"))
     }
 }
