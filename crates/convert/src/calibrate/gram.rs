@@ -5,6 +5,9 @@ use shardwright_quant::gemm;
 
 /// Columns of a Gram matrix that one task computes.
 const TILE: usize = 128;
+/// Added to the diagonal, as a share of its mean, where there are as many columns as rows: what
+/// few rows happen to have in common says little about others. It falls with the number of rows.
+const SHRINKAGE: f64 = 0.5;
 
 /// `Σ ω² x xᵀ` over rows `x`, as they come.
 #[derive(Clone, Debug)]
@@ -14,6 +17,8 @@ pub struct Gram {
     sum: Vec<f32>,
     /// `Σ ω²`.
     weight: f64,
+    /// `Σ ω⁴`: with [`Self::weight`], how many rows of equal weight tell as much.
+    weight_sq: f64,
     /// Transposed rows of a call, `[cols, n]`.
     columns: Vec<f32>,
 }
@@ -21,7 +26,7 @@ pub struct Gram {
 impl Gram {
     /// Of rows of `cols` values, none yet.
     pub fn new(cols: usize) -> Self {
-        Self { cols, sum: vec![0.0; cols * cols], weight: 0.0, columns: Vec::new() }
+        Self { cols, sum: vec![0.0; cols * cols], weight: 0.0, weight_sq: 0.0, columns: Vec::new() }
     }
 
     /// Bytes in memory.
@@ -40,9 +45,10 @@ impl Gram {
                 self.columns[col * n + row] = weight(row) * x;
             }
         }
-        self.weight += (0..n)
-            .map(|row| f64::from(weight(row)).powi(2))
-            .sum::<f64>();
+        for square in (0..n).map(|row| f64::from(weight(row)).powi(2)) {
+            self.weight += square;
+            self.weight_sq += square * square;
+        }
         let columns = &self.columns;
         let tiles = self.sum.par_chunks_mut(TILE * cols).enumerate();
         tiles.for_each_init(Vec::new, |product, (tile, sum)| {
@@ -60,7 +66,7 @@ impl Gram {
         });
     }
 
-    /// The mean, `[cols, cols]`; none without rows.
+    /// The mean, `[cols, cols]`, its diagonal raised by what [`SHRINKAGE`] says; none without rows.
     pub fn into_mean(mut self) -> Option<Vec<f32>> {
         if self.weight == 0.0 {
             return None;
@@ -73,6 +79,12 @@ impl Gram {
                 self.sum[col * cols + row] = mean;
             }
         }
+        let trace: f64 = (0..cols).map(|i| f64::from(self.sum[i * (cols + 1)])).sum();
+        // Mean of the diagonal, times columns per row.
+        let raise = SHRINKAGE * trace * self.weight_sq / (self.weight * self.weight);
+        for i in 0..cols {
+            self.sum[i * (cols + 1)] += raise as f32;
+        }
         Some(self.sum)
     }
 }
@@ -82,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mean_is_that_of_weighted_outer_products() {
+    fn the_mean_is_that_of_weighted_outer_products_with_a_raised_diagonal() {
         let cols = 160;
         let rows: Vec<f32> = (0..5 * cols)
             .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
@@ -93,12 +105,23 @@ mod tests {
         gram.add(&rows[2 * cols..], &weights[2..]);
         let mean = gram.into_mean().unwrap();
         let total: f32 = weights.iter().map(|w| w * w).sum();
-        for (i, j) in [(0, 0), (3, 150), (150, 3), (129, 130), (159, 128)] {
+        for (i, j) in [(0, 1), (3, 150), (150, 3), (129, 130), (159, 128)] {
             let expected: f32 = (0..5)
                 .map(|r| weights[r] * weights[r] * rows[r * cols + i] * rows[r * cols + j])
                 .sum::<f32>()
                 / total;
             assert!((mean[i * cols + j] - expected).abs() < 1e-6, "{i} {j}");
+        }
+        let squares: f32 = weights.iter().map(|w| w.powi(4)).sum();
+        let second = |i: usize| {
+            let each = weights.iter().zip(rows.chunks(cols));
+            each.map(|(w, row)| (w * row[i]).powi(2)).sum::<f32>() / total
+        };
+        let trace: f32 = (0..cols).map(second).sum();
+        let raise = SHRINKAGE as f32 * trace * squares / (total * total);
+        for i in [0, 77, 159] {
+            let (found, expected) = (mean[i * (cols + 1)], second(i) + raise);
+            assert!((found / expected - 1.0).abs() < 1e-5, "{i}: {found} {expected}");
         }
         assert!(Gram::new(4).into_mean().is_none());
     }
