@@ -52,7 +52,9 @@ pub fn open(path: &Path, arch: &ArchArgs, args: &CalibrationArgs) -> Result<Open
         (Some(text), _) => Ok(Opened::Text(Box::new(corpus(path, arch, text, args.text)?))),
         (None, Some(file)) => {
             let (_, inventory) = super::open_checkpoint(path, arch)?;
-            Ok(Opened::Statistics(Box::new(SavedStatistics::read(file, &inventory.spec)?)))
+            let statistics = SavedStatistics::read(file, &inventory.spec)?;
+            statistics.check(file, &inventory)?;
+            Ok(Opened::Statistics(Box::new(statistics)))
         }
         (None, None) => Ok(Opened::None),
     }

@@ -60,6 +60,11 @@ impl Guides {
         Self { observed, factors: Mutex::default() }
     }
 
+    /// By place.
+    pub const fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
     /// What is known for a tensor of `unit`, by as much as `method` can use.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! are chosen by what their errors cost.
 
 pub(crate) mod collect;
+pub(crate) mod fit;
 pub(crate) mod gram;
 pub(crate) mod guides;
 pub(crate) mod imatrix;
