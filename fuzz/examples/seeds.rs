@@ -24,6 +24,9 @@ fn main() -> Result {
     for recipe in entries(&root.join("configs/recipes"))? {
         write("recipe", &name(&recipe), &fs::read(&recipe)?)?;
     }
+    for statistics in entries(&root.join("fixtures/imatrix"))? {
+        write("statistics", &name(&statistics), &fs::read(&statistics)?)?;
+    }
     Ok(())
 }
 
