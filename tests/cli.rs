@@ -4,8 +4,8 @@ use std::fs;
 
 use crate::harness::{Scratch, root};
 
-const COMMANDS: [&str; 8] =
-    ["inspect", "plan", "convert", "verify", "compare", "run", "export", "recipes"];
+const COMMANDS: [&str; 9] =
+    ["inspect", "plan", "convert", "calibrate", "verify", "compare", "run", "export", "recipes"];
 
 /// Compares with a file under `tests/expected`, or writes it when asked to.
 fn expect(name: &str, found: &str) {
@@ -71,6 +71,11 @@ fn wrong_usage_is_exit_code_2() {
         "compare x.json",
         "plan ckpt --bits 4 --recipe q4",
         "plan ckpt --group-size 64",
+        "plan ckpt --calibrate x --statistics y",
+        "plan ckpt --target-bpw 3",
+        "plan ckpt --encodings affine",
+        "plan ckpt --calibrate x --calibration-window 1",
+        "calibrate ckpt text",
         "run out --prompt x --threads 0",
     ] {
         let ran = scratch.run(args);

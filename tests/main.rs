@@ -3,6 +3,7 @@
 
 mod bad_bundle;
 mod bad_checkpoint;
+mod calibrate;
 mod cli;
 mod compare;
 mod convert;

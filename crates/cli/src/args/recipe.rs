@@ -36,20 +36,20 @@ pub struct PlanArgs {
 #[command(next_help_heading = "Total size")]
 pub struct TargetArgs {
     /// Find the recipe with at most this many bits per weight, scales included; needs --calibrate
-    #[arg(long, value_name = "BITS", requires = "calibrate", conflicts_with_all = ["recipe", "bits", "target_size"])]
+    #[arg(long, value_name = "BITS", group = "total", requires = "calibrate", conflicts_with_all = ["recipe", "bits", "target_size"])]
     pub target_bpw: Option<f64>,
     /// Find the recipe whose bundle takes at most this much, such as 120GB; needs --calibrate
-    #[arg(long, value_name = "BYTES", value_parser = bytes::parse, requires = "calibrate", conflicts_with_all = ["recipe", "bits"])]
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse, group = "total", requires = "calibrate", conflicts_with_all = ["recipe", "bits"])]
     pub target_size: Option<u64>,
     /// Encodings to choose from: affine alone runs on MLX kernels, trellis codes are better below
     /// 5 bits
-    #[arg(long, value_enum, value_name = "WHICH", default_value_t = EncodingsArg::All)]
+    #[arg(long, value_enum, value_name = "WHICH", requires = "total", default_value_t = EncodingsArg::All)]
     pub encodings: EncodingsArg,
     /// Bits of a trellis state: more are better, take longer to make, and are as fast to read
-    #[arg(long, value_name = "N", default_value_t = 12, value_parser = state_bits)]
+    #[arg(long, value_name = "N", requires = "total", default_value_t = 12, value_parser = state_bits)]
     pub state_bits: u8,
     /// Tokens on which each role of each layer is tried
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    #[arg(long, value_name = "N", requires = "total", default_value_t = 4096)]
     pub probe_tokens: usize,
     /// Write the recipe that was found to this file
     #[arg(long, value_name = "FILE")]

@@ -42,6 +42,7 @@ pub fn run(args: &CalibrateArgs, output: Output) -> Result<(), Failure> {
             "{out}: already exists; remove it or choose another name"
         )));
     }
+    super::check_parent(&args.out)?;
     let corpus = calibration::corpus(&args.checkpoint, &args.arch, &args.text, args.amount)?;
     let layers = corpus.original.spec().layers.len() as u64;
     let stage = Stage::new(output, "calibrating", Count::Of("layers"));

@@ -74,7 +74,13 @@ pub fn corpus(
     let original = Weights::Checkpoint(CheckpointWeights::new(checkpoint, inventory));
     let bytes = read_required(text, TEXT_LIMIT)?;
     let string = String::from_utf8(bytes);
-    let string = string.map_err(|e| Failure::new(format!("{}: {e}", text.display())))?;
+    let string = string
+        .map_err(|e| Failure::new(format!("{}: expected text in UTF-8: {e}", text.display())))?;
     let (limit, window) = (args.calibration_tokens, args.calibration_window as usize);
+    if limit < window {
+        return Err(Failure::new(format!(
+            "--calibration-tokens: expected at least {window}, one window, found {limit}"
+        )));
+    }
     Ok(Corpus::new(original, (text, &string), limit, window)?)
 }

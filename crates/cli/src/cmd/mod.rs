@@ -89,6 +89,17 @@ fn read_arch(path: &Path) -> Result<Arch, Failure> {
     Ok(Arch::parse(path, &json)?)
 }
 
+/// Refuses a file to write where it cannot be, before the work that leads to it.
+///
+/// # Errors
+/// A directory that does not exist.
+fn check_parent(path: &Path) -> Result<(), Failure> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => check_directory(parent),
+        _ => Ok(()),
+    }
+}
+
 /// # Errors
 /// A path that is no directory, in plainer words than the file inside it that would be missed.
 fn check_directory(path: &Path) -> Result<(), Failure> {

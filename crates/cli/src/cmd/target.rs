@@ -33,6 +33,9 @@ pub fn recipe(
     options: &PlanOptions,
     output: Output,
 ) -> Result<Recipe, Failure> {
+    if let Some(path) = &args.save_recipe {
+        super::check_parent(path)?;
+    }
     let cancel = signal::stop_flag()?;
     let windows = args.probe_tokens.div_ceil(corpus.window) * corpus.window;
     let palette = match args.encodings {

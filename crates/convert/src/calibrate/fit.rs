@@ -26,7 +26,9 @@ impl SavedStatistics {
             let cols = expected.get(place);
             let cols = *cols.ok_or_else(|| refuse(format!("the model has no `{label}`")))?;
             if cols != found {
-                return Err(refuse(format!("`{label}`: expected {cols} inputs, found {found}")).into());
+                return Err(
+                    refuse(format!("`{label}`: expected {cols} inputs, found {found}")).into()
+                );
             }
         }
         let unknown = |layer: &u32| !observed.keys().any(|place| place.layer == Some(*layer));
