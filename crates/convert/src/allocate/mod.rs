@@ -117,8 +117,8 @@ pub struct Allocation<'a> {
     pub cancel: &'a AtomicBool,
 }
 
-/// Rounds of planning with less until the bundle fits.
-const ROUNDS: usize = 8;
+/// Budgets that are planned at most.
+const ROUNDS: usize = 20;
 
 impl Allocation<'_> {
     /// The recipe that fits `target` and, by the probe, costs least.
@@ -135,19 +135,41 @@ impl Allocation<'_> {
         };
         let measured = probing.measure(progress)?;
         let items = self.items(&measured)?;
-        let mut budget = self.budget(target);
-        for _ in 0..ROUNDS {
-            let choices: Vec<_> = items.iter().map(|item| item.choices.clone()).collect();
-            let Some(chosen) = solve(&choices, budget) else { break };
-            let recipe = recipe(target, &items, &chosen);
-            let plan = Plan::new(self.checkpoint, self.inventory, &recipe, self.options)?;
-            let over = excess(&plan, target);
-            if over == 0 {
-                return Ok(recipe);
-            }
-            budget = budget.saturating_sub(over);
+        match self.largest(target, &items)? {
+            Some(recipe) => Ok(recipe),
+            None => self.smallest(target, &items),
         }
-        self.refuse(target, &items)
+    }
+
+    /// The recipe of the largest budget whose plan fits; none when no budget was found.
+    fn largest(&self, target: Target, items: &[Item]) -> Result<Option<Recipe>> {
+        let choices: Vec<_> = items.iter().map(|item| item.choices.clone()).collect();
+        // The plan of a budget takes more than it: norms, files, padding, which comes in steps. So
+        // the largest budget whose plan fits is searched between these.
+        let (mut low, mut high) = (0, self.budget(target));
+        let (mut budget, mut best) = (high, None);
+        for round in 0..ROUNDS {
+            let mut over = 0;
+            if let Some(chosen) = solve(&choices, budget) {
+                let recipe = recipe(target, items, &chosen);
+                let plan = Plan::new(self.checkpoint, self.inventory, &recipe, self.options)?;
+                over = excess(&plan, target);
+                if over == 0 {
+                    (low, best) = (budget, Some(recipe));
+                } else {
+                    high = budget;
+                }
+            } else {
+                low = budget;
+            }
+            if high - low <= high / 2048 {
+                break;
+            }
+            let guess = high.saturating_sub(over);
+            budget =
+                if round < 2 && guess > low && guess < high { guess } else { low.midpoint(high) };
+        }
+        Ok(best)
     }
 
     /// Each measured role with the encodings that can hold it.
@@ -200,7 +222,8 @@ impl Allocation<'_> {
         }
     }
 
-    fn refuse(&self, target: Target, items: &[Item]) -> Result<Recipe> {
+    /// The smallest encodings, where even those are too large a refusal.
+    fn smallest(&self, target: Target, items: &[Item]) -> Result<Recipe> {
         let least: Vec<_> = items
             .iter()
             .map(|item| {
@@ -211,6 +234,10 @@ impl Allocation<'_> {
             .collect();
         let recipe = recipe(target, items, &least);
         let plan = Plan::new(self.checkpoint, self.inventory, &recipe, self.options)?;
+        // Padding that no budget foresees can leave room for nothing but these.
+        if excess(&plan, target) == 0 {
+            return Ok(recipe);
+        }
         let (bits, bytes) = (plan.summary.bits_per_weight, plan.summary.bundle_bytes);
         Err(ConvertError::Plan(match target {
             Target::BitsPerWeight(target) => format!(
