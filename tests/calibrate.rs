@@ -143,14 +143,28 @@ fn files_that_are_no_statistics_of_this_model() {
         t.data[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     });
     refused("tensor `layers.1.ffn`: expected finite values of F32");
+    scratch.edit_tensors("s", |t| {
+        let range = t.range("layers.1.ffn");
+        t.header["layers.1.ffn"]["shape"] = json!([64]);
+        t.data.drain(range.start..range.end - 256);
+        for (_, entry) in t
+            .header
+            .iter_mut()
+            .filter(|(name, _)| *name != "__metadata__")
+        {
+            for offset in entry["data_offsets"].as_array_mut().unwrap() {
+                let at = offset.as_u64().unwrap() as usize;
+                if at >= range.end {
+                    *offset = json!(at - (range.len() - 256));
+                }
+            }
+        }
+    });
+    refused("`layers.1.ffn`: expected 128 inputs, found 64: these are statistics of another model");
     copy_dir(&fixture("golden/qwen3_moe"), &scratch.path("other"));
     let ran = scratch.run("convert other -o out --bits 4 --group-size 32 --statistics s --quiet");
     assert_eq!(ran.code, Some(2), "{ran:?}");
-    assert!(
-        ran.stderr
-            .ends_with(": these are statistics of another model\n"),
-        "{ran:?}"
-    );
+    assert!(ran.stderr.contains("the model has no such layer"), "{ran:?}");
     assert!(!scratch.path("out.partial").exists());
 }
 
@@ -170,7 +184,7 @@ fn totals() {
     let options = format!("{TEXT} --target-size 1200KB {probe}");
     let plan = scratch.json(&format!("plan ckpt {options}"));
     let bytes = plan["summary"]["bundle_bytes"].as_u64().unwrap();
-    assert!(bytes > 1_000_000 && bytes <= 1_200_000, "{bytes}");
+    assert!(bytes > 1_150_000 && bytes <= 1_200_000, "{bytes}");
     scratch
         .ok(&format!("plan ckpt {TEXT} --target-bpw 2.5 --probe-tokens 64 --save-recipe t.json"));
     assert!(
