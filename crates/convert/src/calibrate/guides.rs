@@ -51,13 +51,22 @@ type Basis = (Place, bool);
 #[derive(Debug, Default)]
 pub struct Guides {
     observed: Observed,
+    /// Whether the embedding is only looked up, and multiplied with nothing.
+    untied: bool,
     factors: Mutex<BTreeMap<Basis, Arc<Feedback>>>,
 }
 
 impl Guides {
     /// Of what was observed.
     pub fn new(observed: Observed) -> Self {
-        Self { observed, factors: Mutex::default() }
+        Self { observed, untied: false, factors: Mutex::default() }
+    }
+
+    /// The same for a model whose head is, or is not, the embedding.
+    #[must_use]
+    pub const fn tied(mut self, tied: bool) -> Self {
+        self.untied = !tied;
+        self
     }
 
     /// By place.
@@ -70,7 +79,9 @@ impl Guides {
     /// # Errors
     /// Inputs of another width than the tensor's, or that no damping makes invertible.
     pub fn costs(&self, unit: Unit, entry: &TensorEntry, method: Method) -> Result<Costs, String> {
-        let known = Place::of(unit, entry.role).filter(|_| entry.encoding.float().is_none());
+        let looked_up = self.untied && unit == Unit::Embedding;
+        let coded = entry.encoding.float().is_none();
+        let known = Place::of(unit, entry.role).filter(|_| coded && !looked_up);
         let Some((place, moments)) = known.and_then(|p| Some((p, self.observed.get(&p)?))) else {
             return Ok(Costs::Unknown);
         };

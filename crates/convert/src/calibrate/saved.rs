@@ -166,7 +166,7 @@ impl Kind {
 fn other(path: &Path, imatrix: &Imatrix<'_>, spec: &ModelSpec) -> Result<SavedStatistics> {
     let mapped = imatrix.map(path, spec)?;
     Ok(SavedStatistics {
-        guides: Guides::new(mapped.observed),
+        guides: Guides::new(mapped.observed).tied(spec.tie_word_embeddings),
         record: manifest::Calibration {
             tokens: imatrix.tokens,
             window: imatrix.window,
@@ -199,7 +199,12 @@ fn own(path: &Path, bytes: &[u8], spec: &ModelSpec) -> Result<SavedStatistics> {
         observed.insert(place, moments(&view).map_err(wrong)?);
     }
     let (ignored, unseen) = (Vec::new(), Vec::new());
-    Ok(SavedStatistics { guides: Guides::new(observed), record, ignored, unseen })
+    Ok(SavedStatistics {
+        guides: Guides::new(observed).tied(spec.tie_word_embeddings),
+        record,
+        ignored,
+        unseen,
+    })
 }
 
 fn moments(view: &TensorView<'_>) -> Result<Moments, &'static str> {
