@@ -21,9 +21,9 @@ pub struct CalibrateArgs {
     #[arg(long)]
     pub importance_only: bool,
     #[command(flatten)]
-    pub amount: CalibrationTextArgs,
-    #[command(flatten)]
     pub arch: ArchArgs,
     #[command(flatten)]
     pub threads: ThreadArgs,
+    #[command(flatten)]
+    pub amount: CalibrationTextArgs,
 }

@@ -23,16 +23,17 @@ Examples:
   shardwright plan Qwen3-30B-A3B --recipe q3               a built-in one
   shardwright plan Qwen3-30B-A3B --bits 4 --group-size 32  every matrix alike
   shardwright plan Qwen3-30B-A3B --set 'expert.*=q2' --set lm_head=q8
+  shardwright plan Qwen3-30B-A3B --calibrate calibration.txt --target-bpw 2.6 --save-recipe r.json
 
 Encodings of --set: keep, f32, f16, bf16, q2, q3, q4, q6, q8; with a group size q4g32, and with the
-type of its scales q4g32:bf16. Sizes in the plan are those that `convert` writes, to the byte; with
+type of its scales q4g32:bf16; trellis codes t2, t3, t4, with bits of state t3s16. Sizes in the plan are those that `convert` writes, to the byte; with
 `--codec zstd`, which depends on the weights, they are the most that it writes.";
 
 pub const CONVERT: &str = "\
 Examples:
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --recipe q3 --threads 4
-  shardwright convert Qwen3-30B-A3B -o qwen3.bundle --calibrate calibration.txt
+  shardwright convert Qwen3-30B-A3B -o qwen3.bundle --calibrate calibration.txt --target-bpw 2.6
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --resume       after ctrl-c or a crash
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --codec zstd   for transport
 

@@ -85,7 +85,9 @@ impl Probing<'_> {
             }
             others.step()?;
             base.step()?;
-            after.iter().for_each(|x| others.append(x));
+            for x in &after {
+                others.append(x);
+            }
             progress(layer + 1);
         }
         self.score(base.hidden(), others.hidden(), &variants)

@@ -49,7 +49,7 @@ fn corpus(dir: &Path, seed: u32, tokens: usize) -> Corpus {
     let (checkpoint, inventory) = (Checkpoint::open(dir).unwrap(), inventory(dir));
     let vocab = inventory.spec.vocab_size as f32;
     let original = Weights::Checkpoint(CheckpointWeights::new(checkpoint, inventory));
-    let token = |x: f32| ((x + 1.0) / 2.0 * vocab).min(vocab - 1.0) as u32;
+    let token = |x: f32| (f32::midpoint(x, 1.0) * vocab).min(vocab - 1.0) as u32;
     let tokens: Vec<u32> = noise(seed, tokens).into_iter().map(token).collect();
     let text = format!("{tokens:?}");
     let record = manifest::Calibration {

@@ -46,6 +46,7 @@ struct Case {
 }
 
 impl Case {
+    #[allow(clippy::needless_pass_by_value)] // made for the call
     fn new(dir: &Path, recipe: &Recipe, options: PlanOptions) -> Result<Self> {
         let checkpoint = Checkpoint::open(dir)?;
         let inventory = Inventory::new(&checkpoint, None)?;
