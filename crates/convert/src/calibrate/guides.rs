@@ -134,3 +134,41 @@ fn diagonal(values: &[f32]) -> Vec<f32> {
     }
     matrix
 }
+
+#[cfg(test)]
+mod tests {
+    use shardwright_format::{Role, SourceView};
+    use shardwright_quant::{Affine, Float};
+    use shardwright_runtime::Site;
+
+    use super::*;
+
+    fn entry(role: Role) -> TensorEntry {
+        let encoding = Encoding::Affine(Affine::new(4, 32, Float::F16).unwrap());
+        let source = SourceView {
+            tensor: role.name().to_owned(),
+            dtype: Float::F16,
+            shape: vec![8, 32],
+            start: 0,
+            row_stride: 32,
+            col_stride: 1,
+            expert_stride: 0,
+        };
+        TensorEntry { role, encoding, rows: 8, cols: 32, offset: 0, source }
+    }
+
+    #[test]
+    fn an_embedding_is_guided_by_the_heads_inputs_only_where_it_is_the_head() {
+        let place = Place { layer: None, expert: None, site: Site::Head };
+        let observed = || Observed::from([(place, Moments::Diagonal(vec![1.0; 32]))]);
+        let embed = entry(Role::EmbedTokens);
+        let costs = |tied, unit, entry: &TensorEntry| {
+            let guides = Guides::new(observed()).tied(tied);
+            guides.costs(unit, entry, Method::Importance).unwrap()
+        };
+        assert!(matches!(costs(true, Unit::Embedding, &embed), Costs::Importance(_)));
+        assert!(matches!(costs(false, Unit::Embedding, &embed), Costs::Unknown));
+        let head = entry(Role::LmHead);
+        assert!(matches!(costs(false, Unit::Head, &head), Costs::Importance(_)));
+    }
+}
