@@ -191,7 +191,7 @@ fn a_manifest_of_another_kind_or_version() {
     );
     hostile(
         |m| drop(m.insert("surprise".to_owned(), json!(1))),
-        "unknown field `surprise`, expected one of `blake3`, `format`, `version`, `generator`, `alignment`, `codec`, `model`, `recipe`, `checkpoint`, `files`, `dense`, `experts` at line 1447 column 12",
+        "unknown field `surprise`, expected one of `blake3`, `format`, `version`, `generator`, `alignment`, `codec`, `model`, `recipe`, `checkpoint`, `calibration`, `files`, `dense`, `experts` at line 1446 column 12",
     );
 }
 
@@ -280,7 +280,7 @@ fn shapes_that_are_not_the_models() {
     );
     hostile(
         |m| m["dense"][1]["tensors"][0]["role"] = json!("unheard_of"),
-        "unknown variant `unheard_of`, expected one of `embed_tokens`, `norm.input`, `attention.q_proj`, `attention.q_bias`, `attention.k_proj`, `attention.k_bias`, `attention.v_proj`, `attention.v_bias`, `norm.q`, `norm.k`, `attention.o_proj`, `attention.o_bias`, `norm.post_attention`, `mlp.gate_proj`, `mlp.gate_bias`, `mlp.up_proj`, `mlp.up_bias`, `mlp.down_proj`, `mlp.down_bias`, `router`, `expert.gate_proj`, `expert.up_proj`, `expert.down_proj`, `shared_expert_gate`, `shared_expert.gate_proj`, `shared_expert.up_proj`, `shared_expert.down_proj`, `norm.final`, `lm_head` at line 266 column 30",
+        "unknown variant `unheard_of`, expected one of `embed_tokens`, `norm.input`, `attention.q_proj`, `attention.q_bias`, `attention.k_proj`, `attention.k_bias`, `attention.v_proj`, `attention.v_bias`, `norm.q`, `norm.k`, `attention.o_proj`, `attention.o_bias`, `norm.post_attention`, `mlp.gate_proj`, `mlp.gate_bias`, `mlp.up_proj`, `mlp.up_bias`, `mlp.down_proj`, `mlp.down_bias`, `router`, `expert.gate_proj`, `expert.up_proj`, `expert.down_proj`, `shared_expert_gate`, `shared_expert.gate_proj`, `shared_expert.up_proj`, `shared_expert.down_proj`, `norm.final`, `lm_head` at line 265 column 30",
     );
 }
 
