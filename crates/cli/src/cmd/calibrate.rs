@@ -4,11 +4,10 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use serde::Serialize;
-use shardwright_convert::ConvertError;
 use shardwright_convert::calibrate::{Keep, observe};
 use shardwright_format::report::LayerCoverage;
 
-use super::calibration;
+use super::{calibration, convert};
 use crate::args::CalibrateArgs;
 use crate::bytes;
 use crate::failure::Failure;
@@ -50,10 +49,7 @@ pub fn run(args: &CalibrateArgs, output: Output) -> Result<(), Failure> {
     let show = |done: u32| stage.set(u64::from(done), layers);
     let seen = observe(&corpus, keep, args.threads.count(), &cancel, &show);
     drop(stage);
-    let seen = seen.map_err(|error| match error {
-        ConvertError::Stopped => Failure::interrupted(error.to_string()),
-        other => other.into(),
-    })?;
+    let seen = seen.map_err(convert::failure)?;
     seen.write(&args.out, &corpus.record)?;
     let report = Report {
         statistics: args.out.display().to_string(),

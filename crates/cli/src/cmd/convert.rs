@@ -69,9 +69,12 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     output.report(&report, &text)
 }
 
-fn failure(error: ConvertError) -> Failure {
+/// A stop by the user is no failure of the input.
+pub fn failure(error: ConvertError) -> Failure {
     match error {
-        ConvertError::Cancelled { .. } => Failure::interrupted(error.to_string()),
+        ConvertError::Cancelled { .. } | ConvertError::Stopped => {
+            Failure::interrupted(error.to_string())
+        }
         other => other.into(),
     }
 }

@@ -4,11 +4,12 @@ use std::path::Path;
 
 use shardwright_convert::allocate::{Allocation, Palette, Target};
 use shardwright_convert::calibrate::Corpus;
-use shardwright_convert::{ConvertError, PlanOptions, Recipe};
+use shardwright_convert::{PlanOptions, Recipe};
 use shardwright_format::FormatError;
 use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
 
+use super::convert;
 use crate::args::{EncodingsArg, TargetArgs};
 use crate::failure::Failure;
 use crate::output::Output;
@@ -55,10 +56,7 @@ pub fn recipe(
     let layers = inventory.spec.layers.len() as u64;
     let stage = Stage::new(output, "probing", Count::Of("layers"));
     let found = allocation.recipe(target, &|done| stage.set(u64::from(done), layers));
-    found.map_err(|error| match error {
-        ConvertError::Stopped => Failure::interrupted(error.to_string()),
-        other => other.into(),
-    })
+    found.map_err(convert::failure)
 }
 
 /// Writes a recipe to a file of its own.

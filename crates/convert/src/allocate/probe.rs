@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
 
 use rayon::prelude::*;
 use shardwright_format::io::AlignedBuf;
@@ -17,11 +16,10 @@ use shardwright_quant::{
     Affine, Backend, Encoding, Float, Matrix, Method, PartsMut, narrow, quantize, widen,
 };
 use shardwright_runtime::layerwise::LayerPass;
-use shardwright_runtime::{Head, RuntimeError, Site};
+use shardwright_runtime::{Head, Site};
 
-use crate::calibrate::collect::collect;
 use crate::calibrate::guides::Guides;
-use crate::calibrate::observe::head_inputs;
+use crate::calibrate::observe::{head_inputs, layer_inputs};
 use crate::calibrate::streams::mean_divergence;
 use crate::error::{ConvertError, Result};
 
@@ -76,7 +74,7 @@ impl Probing<'_> {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(ConvertError::Stopped);
             }
-            let guides = self.guides(&mut base, layer)?;
+            let guides = Guides::new(layer_inputs(&mut base, original, layer)?);
             let mut after = Vec::new();
             for role in self.roles(layer)? {
                 let overlay = self.quantized(&units(original, layer, role), role, &guides)?;
@@ -115,18 +113,6 @@ impl Probing<'_> {
             variants.push(Variant { layer: None, role: Role::LmHead, head: Some(head) });
         }
         Ok(variants)
-    }
-
-    /// Inputs of the next layer's matrices.
-    fn guides(&self, base: &mut LayerPass<'_>, layer: u32) -> Result<Guides> {
-        std::thread::scope(|scope| {
-            let (sender, batches) = sync_channel(0);
-            let original: &Weights = self.original;
-            let watching = scope.spawn(move || collect(base, original, layer, &sender));
-            let observed = batches.iter().flat_map(|batch| batch.observed).collect();
-            watching.join().map_err(|_| RuntimeError::Stopped)??;
-            Ok(Guides::new(observed))
-        })
     }
 
     /// Roles of a layer that are worth quantizing, in order of use.

@@ -54,7 +54,7 @@ pub fn observe(
         if cancel.load(Ordering::Relaxed) {
             return Err(ConvertError::Stopped);
         }
-        let observed = one_layer(corpus, &mut pass, layer)?;
+        let observed = layer_inputs(&mut pass, original, layer)?;
         seen.observed.extend(
             observed
                 .into_iter()
@@ -83,10 +83,11 @@ impl Keep {
     }
 }
 
-fn one_layer(corpus: &Corpus, pass: &mut LayerPass<'_>, layer: u32) -> Result<Observed> {
+/// What the next layer's matrices are given, all of it at once; the stream stays where it was.
+pub fn layer_inputs(pass: &mut LayerPass<'_>, original: &Weights, layer: u32) -> Result<Observed> {
     std::thread::scope(|scope| {
         let (sender, batches) = sync_channel(0);
-        let watching = scope.spawn(move || collect(pass, &corpus.original, layer, &sender));
+        let watching = scope.spawn(move || collect(pass, original, layer, &sender));
         let observed = batches.iter().flat_map(|batch| batch.observed).collect();
         watching.join().map_err(|_| RuntimeError::Stopped)??;
         Ok(observed)
