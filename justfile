@@ -30,6 +30,14 @@ golden:
     python3 fixtures/make_vectors.py
     git diff --stat fixtures
 
+# write a checkpoint of a published model's true size, without weights; see fixtures/skeletons
+skeleton model dir=("skeleton-" + model):
+    python3 fixtures/make_skeleton.py {{ model }} {{ dir }}
+
+# count the skeletons' tensors and parameters against what was published
+skeleton-check *model:
+    python3 fixtures/make_skeleton.py --check {{ model }}
+
 # rewrite the expected output of help texts and reports, then show what changed
 bless:
     SHARDWRIGHT_BLESS=1 cargo test -p shardwright --test e2e
