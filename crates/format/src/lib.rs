@@ -2,6 +2,7 @@
 
 pub mod arch;
 pub mod bundle;
+pub mod bytes;
 pub mod checkpoint;
 pub mod error;
 pub mod io;

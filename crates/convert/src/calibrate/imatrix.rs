@@ -5,23 +5,21 @@
 //! each input and how many were added. llama.cpp permutes the rows of some queries and keys, never
 //! columns, so inputs are in our order.
 
-mod bytes;
-mod gguf;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use shardwright_format::bytes::Bytes;
+use shardwright_format::checkpoint::gguf::{self, Header, MAGIC};
 use shardwright_format::model::LayerSpec;
 use shardwright_format::{FormatError, ModelSpec, Unit};
+use shardwright_quant::Ggml;
 use shardwright_runtime::Site;
 
 use super::statistics::{Moments, Observed, Place};
 use crate::error::Result;
-use bytes::Bytes;
-use gguf::Gguf;
-pub use gguf::MAGIC;
 
 /// Names of a layer's matrices, after `blk.N.`, and which of its inputs they have.
 const LAYER: [(&str, Site); 18] = [
@@ -89,9 +87,14 @@ pub struct Mapped {
     pub unseen: BTreeSet<Unit>,
 }
 
+/// Whether a file begins like one of the newer format.
+pub fn is_gguf(file: &[u8]) -> bool {
+    file.starts_with(MAGIC)
+}
+
 /// Whether a file begins like the older format: a number of entries, then a name.
 pub fn is_older(file: &[u8]) -> bool {
-    let mut bytes = Bytes(file);
+    let mut bytes = Bytes::new(file);
     let mut name = || {
         bytes.positive("entries")?;
         let len = bytes.positive("letters")?.min(LONGEST_NAME + 1);
@@ -110,7 +113,7 @@ impl<'a> Imatrix<'a> {
     /// # Errors
     /// What contradicts the layout, expected and found.
     pub fn older(file: &'a [u8]) -> Result<Self, String> {
-        let mut bytes = Bytes(file);
+        let mut bytes = Bytes::new(file);
         let count = bytes.positive("entries")?;
         bytes.check_room(u64::from(count), LEAST_ENTRY, "entries")?;
         let mut read = Self::default();
@@ -121,14 +124,14 @@ impl<'a> Imatrix<'a> {
                 return Err(format!("expected one entry `{name}`, found two"));
             }
         }
-        if !bytes.0.is_empty() {
+        if bytes.left() > 0 {
             bytes.u32()?;
         }
-        if !bytes.0.is_empty() {
+        if bytes.left() > 0 {
             let len = bytes.u32()?;
             bytes.take(u64::from(len))?;
         }
-        match bytes.0.len() {
+        match bytes.left() {
             0 => Ok(read),
             more => Err(format!("expected the end of the file, found {more} bytes more")),
         }
@@ -139,21 +142,20 @@ impl<'a> Imatrix<'a> {
     /// # Errors
     /// What contradicts the layout, expected and found.
     pub fn gguf(file: &'a [u8]) -> Result<Self, String> {
-        let gguf = Gguf::parse(file)?;
-        let found = gguf.texts.get("general.type").copied().unwrap_or("none");
+        let header = Header::parse(file, 0)?;
+        let found = header.text("general.type").unwrap_or("none");
         if found != "imatrix" {
             return Err(format!("general.type: expected imatrix, found {found}"));
         }
-        let number = |key| gguf.numbers.get(key).copied().unwrap_or_default();
-        let window = number("imatrix.chunk_size");
-        let tokens = u64::from(number("imatrix.chunk_count")) * u64::from(window);
+        let number = |key| header.whole(key).and_then(|n| u32::try_from(n).ok());
+        let window = number("imatrix.chunk_size").unwrap_or_default();
+        let chunks = number("imatrix.chunk_count").unwrap_or_default();
+        let tokens = u64::from(chunks) * u64::from(window);
+        let tensors = tensors(file, &header)?;
         let mut read = Self { tokens, window, ..Self::default() };
-        for (&tensor, &bytes) in &gguf.tensors {
+        for (&tensor, &bytes) in &tensors {
             let other = |name: &str, suffix| {
-                let other = gguf
-                    .tensors
-                    .get(format!("{name}{suffix}").as_str())
-                    .copied();
+                let other = tensors.get(format!("{name}{suffix}").as_str()).copied();
                 other.ok_or_else(|| format!("{tensor}: expected {name}{suffix} too, found none"))
             };
             if let Some(name) = tensor.strip_suffix(SUMS) {
@@ -193,6 +195,20 @@ impl<'a> Imatrix<'a> {
         }
         Ok(mapped)
     }
+}
+
+/// The bytes of each tensor, little-endian `f32`.
+fn tensors<'a>(file: &'a [u8], header: &Header<'a>) -> Result<BTreeMap<&'a str, &'a [u8]>, String> {
+    let values = |tensor: &gguf::Tensor<'a>| {
+        let (name, found) = (tensor.name, tensor.kind);
+        if found != Ggml::F32 {
+            return Err(format!("{name}: expected F32, found {}", found.name()));
+        }
+        let mut bytes = Bytes::new(file);
+        bytes.take(tensor.offset)?;
+        Ok((name, bytes.take(tensor.len)?))
+    };
+    header.tensors.iter().map(values).collect()
 }
 
 fn older_entry<'a>(bytes: &mut Bytes<'a>) -> Result<(&'a str, Entry<'a>), String> {

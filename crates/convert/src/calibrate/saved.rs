@@ -154,7 +154,7 @@ impl Kind {
         // Of safetensors: JSON after its length.
         let own = bytes.get(8) == Some(&b'{');
         match () {
-            () if bytes.starts_with(imatrix::MAGIC) => Some(Self::Gguf),
+            () if imatrix::is_gguf(bytes) => Some(Self::Gguf),
             () if own => Some(Self::Own),
             () if imatrix::is_older(bytes) => Some(Self::Older),
             () => None,

@@ -2,6 +2,7 @@
 //! belongs to the model. Opening it reads headers only.
 
 mod entries;
+pub mod gguf;
 pub mod header;
 mod index;
 mod listing;

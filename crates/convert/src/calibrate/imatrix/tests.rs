@@ -42,7 +42,7 @@ fn spec() -> ModelSpec {
 }
 
 fn imatrix(bytes: &[u8]) -> Result<Imatrix<'_>, String> {
-    if bytes.starts_with(super::MAGIC) { Imatrix::gguf(bytes) } else { Imatrix::older(bytes) }
+    if super::is_gguf(bytes) { Imatrix::gguf(bytes) } else { Imatrix::older(bytes) }
 }
 
 fn mapped(kind: &str) -> Mapped {
