@@ -141,8 +141,8 @@ fn a_shape_that_is_not_the_models() {
 #[test]
 fn an_unknown_dtype() {
     refused_tensors(
-        |t| t.header[NORM]["dtype"] = json!("F8_E4M3"),
-        "error: ckpt/model.safetensors: tensor `model.layers.0.input_layernorm.weight`: unsupported dtype: expected F32, F16 or BF16, found `F8_E4M3`",
+        |t| t.header[NORM]["dtype"] = json!("F4"),
+        "error: ckpt/model.safetensors: tensor `model.layers.0.input_layernorm.weight`: unsupported dtype: expected one of F32, F16, BF16, F64, F8_E4M3, F8_E5M2, F8_E8M0, BOOL, U8, I8, U16, I16, U32, I32, U64, I64, found `F4`",
     );
 }
 
@@ -235,8 +235,8 @@ fn unsupported_settings() {
     );
     refused_config(
         "quantization_config",
-        json!({"quant_method": "fp8"}),
-        "error: ckpt/config.json: `quantization_config`: expected none (16- or 32-bit weights), found \"fp8\"",
+        json!({"quant_method": "bitsandbytes"}),
+        "error: ckpt/config.json: `quantization_config`: `quant_method`: expected one of fp8, found \"bitsandbytes\"",
     );
 }
 

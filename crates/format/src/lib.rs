@@ -4,6 +4,7 @@ pub mod arch;
 pub mod bundle;
 pub mod bytes;
 pub mod checkpoint;
+pub mod decoder;
 pub mod error;
 pub mod io;
 pub mod layout;
@@ -19,6 +20,7 @@ pub mod weights;
 pub mod writer;
 
 pub use bundle::Bundle;
+pub use decoder::Decoder;
 pub use error::{FormatError, Result};
 pub use manifest::Manifest;
 pub use model::ModelSpec;

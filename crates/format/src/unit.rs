@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::decoder::Decoder;
 use crate::role::Role;
 use shardwright_quant::{Encoding, EncodingError, Float};
 
@@ -88,6 +89,10 @@ pub struct SourceView {
     /// Values from one expert to the next; 0 when experts are tensors of their own.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub expert_stride: u64,
+    /// How its values are made, if the checkpoint holds it quantized; `dtype` and `shape` are then
+    /// those of the decoded tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder: Option<Decoder>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
@@ -100,8 +105,10 @@ impl SourceView {
     /// valid manifest has, becomes the last one: it lies in no tensor.
     #[must_use]
     pub fn of_expert(&self, expert: u32) -> Self {
+        let named = |name: &str| name.replace("{expert}", &expert.to_string());
         Self {
-            tensor: self.tensor.replace("{expert}", &expert.to_string()),
+            tensor: named(&self.tensor),
+            decoder: self.decoder.as_ref().map(|decoder| decoder.renamed(named)),
             start: u64::from(expert)
                 .saturating_mul(self.expert_stride)
                 .saturating_add(self.start),

@@ -153,6 +153,7 @@ mod tests {
             row_stride: 32,
             col_stride: 1,
             expert_stride: 0,
+            decoder: None,
         };
         TensorEntry { role, encoding, rows: 8, cols: 32, offset: 0, source }
     }

@@ -54,6 +54,8 @@ pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
         .map(|t| t.cols * 4)
         .max()
         .unwrap_or_default();
+    let decoded = tensors.clone().any(|t| t.source.decoder.is_some());
+    let decode = if decoded { SOURCE_TILE * 4 } else { 0 };
     let strided = tensors
         .filter(|t| t.source.col_stride != 1)
         .map(|t| t.rows * t.cols * t.source.dtype.size() as u64 * 2)
@@ -66,7 +68,7 @@ pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
     let tile = SOURCE_TILE.max(row) * 2 + source_block(source_bytes) + (WEIGHTS_TILE * 4).max(row);
     let shards: u64 = manifest.experts.iter().map(|s| s.blake3.len() as u64).sum();
     let blocks = source_bytes / source_block(source_bytes);
-    BASE + (tile + record + strided + compress) * threads as u64
+    BASE + (tile + record + strided + decode + compress) * threads as u64
         + shards * SHARD_BOOKS
         + blocks * 40
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use shardwright_format::checkpoint::view_extents;
 use shardwright_format::manifest::{Codec, Hash};
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::writer::BundleWriter;
@@ -17,7 +18,7 @@ use shardwright_quant::{Method, QuantStats};
 use super::ledger::{Blocks, Line, Rest};
 use super::memory::{COPY_BLOCK, RECORD_LIMIT, ZSTD_LEVEL};
 use super::sink::{Sink, Target};
-use super::source::{Reader, Run, Source, extent, without};
+use super::source::{Reader, Run, Source, without};
 use super::unit::{UnitJob, Worker};
 use crate::calibrate::guides::Guides;
 use crate::error::{ConvertError, Result};
@@ -239,9 +240,10 @@ impl<'a> Maker<'a> {
         let source = self.source();
         let mut extents = BTreeMap::<usize, Vec<Range<u64>>>::new();
         for (entry, view) in job.tensors.iter().zip(&job.views) {
-            let info = source.info(view)?;
-            let range = extent(info, view, 0..entry.rows, entry.cols);
-            extents.entry(info.file).or_default().push(range);
+            let found = view_extents(source.checkpoint, view, 0..entry.rows, entry.cols)?;
+            for (file, range) in found {
+                extents.entry(file).or_default().push(range);
+            }
         }
         let rest = |(file, extents)| {
             let hashed = runs.iter().filter(|run| run.file == file);

@@ -10,7 +10,7 @@ use shardwright_format::checkpoint::{Checkpoint, TensorInfo};
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::manifest::Hash;
 use shardwright_format::treehash::{TreeHash, chaining_value};
-use shardwright_format::{FormatError, SourceView};
+use shardwright_format::{FormatError, Result as FormatResult, SourceView};
 
 use super::memory::{COPY_BLOCK, source_block};
 use crate::error::Result;
@@ -53,7 +53,7 @@ impl<'a> Source<'a> {
         let trees = trees
             .map(|f| Mutex::new(TreeHash::new(f.file.len(), block)))
             .collect();
-        let total = checkpoint.tensors().values().map(|info| info.len).sum();
+        let total = checkpoint.stored().values().map(|stored| stored.len).sum();
         Ok(Self { checkpoint, files: files?, trees, block, total, bytes_read: AtomicU64::new(0) })
     }
 
@@ -83,12 +83,11 @@ impl<'a> Source<'a> {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn read_at(&self, file: usize, offset: u64, out: &mut [u8]) -> Result<()> {
+    pub fn read_at(&self, file: usize, offset: u64, out: &mut [u8]) -> FormatResult<()> {
         let path = self.checkpoint.files()[file].file.path();
         self.files[file]
             .read_exact_at(out, offset)
-            .map_err(|e| FormatError::io(path, e))?;
-        Ok(())
+            .map_err(|e| FormatError::io(path, e))
     }
 
     /// Tells the system what will be read soon; a hint that may be ignored.
@@ -266,7 +265,7 @@ pub fn without(mut of: Vec<Range<u64>>, mut holes: Vec<Range<u64>>) -> Vec<Range
     left
 }
 
-/// Bytes of the file that some rows of a view lie between.
+/// Bytes of the file that some rows of a view of a plain tensor lie between.
 pub fn extent(info: &TensorInfo, view: &SourceView, rows: Range<u64>, cols: u64) -> Range<u64> {
     let size = info.dtype.size() as u64;
     let first = view.start + rows.start * view.row_stride;
@@ -302,7 +301,7 @@ impl<'a> Reader<'a> {
     ///
     /// Reads on to the end of the block in which the range ends, so that each block is hashed by
     /// the one range that holds its first byte.
-    pub fn read(&mut self, file: usize, range: Range<u64>) -> Result<&[u8]> {
+    pub fn read(&mut self, file: usize, range: Range<u64>) -> FormatResult<&[u8]> {
         let inside = self.window.start <= range.start && range.end <= self.window.end;
         if file != self.file || !inside {
             self.load(file, &range)?;
@@ -311,7 +310,18 @@ impl<'a> Reader<'a> {
         Ok(&self.bytes.as_slice()[from..from + (range.end - range.start) as usize])
     }
 
-    fn load(&mut self, file: usize, range: &Range<u64>) -> Result<()> {
+    /// Fills `out`; long pieces are hashed as by [`Self::read`], short ones are not worth reading on.
+    pub fn fetch(&mut self, file: usize, offset: u64, out: &mut [u8]) -> FormatResult<()> {
+        let len = out.len() as u64;
+        if len < self.source.block / 4 {
+            self.source.bytes_read.fetch_add(len, Ordering::Relaxed);
+            return self.source.read_at(file, offset, out);
+        }
+        out.copy_from_slice(self.read(file, offset..offset + len)?);
+        Ok(())
+    }
+
+    fn load(&mut self, file: usize, range: &Range<u64>) -> FormatResult<()> {
         let end = range
             .end
             .next_multiple_of(self.source.block)

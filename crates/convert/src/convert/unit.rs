@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
-use shardwright_format::checkpoint::read_view;
+use shardwright_format::checkpoint::{read_view, read_view_through, view_extents};
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::{SourceView, Unit};
@@ -102,10 +102,12 @@ impl<'a> Worker<'a> {
     /// Asks for the bytes of a unit that will be read soon.
     pub fn prefetch(&self, job: &UnitJob<'_>) -> Result<()> {
         for (entry, view) in job.tensors.iter().zip(&job.views) {
-            let info = self.reader.source.info(view)?;
-            let mut range = extent(info, view, 0..entry.rows, entry.cols);
-            range.end = range.end.min(range.start + 4 * SOURCE_TILE);
-            self.reader.source.prefetch(info.file, &range);
+            let source = self.reader.source;
+            let extents = view_extents(source.checkpoint, view, 0..entry.rows, entry.cols)?;
+            for (file, mut range) in extents {
+                range.end = range.end.min(range.start + 4 * SOURCE_TILE);
+                source.prefetch(file, &range);
+            }
         }
         Ok(())
     }
@@ -160,7 +162,13 @@ impl<'a> Worker<'a> {
         let (entry, view) = (&job.tensors[at], &job.views[at]);
         let source = self.reader.source;
         let info = source.info(view)?;
-        let bytes = if is_packed(view, entry) {
+        let bytes = if view.decoder.is_some() {
+            let reader = &mut self.reader;
+            let mut fetch = |file, offset, out: &mut [u8]| reader.fetch(file, offset, out);
+            let (checkpoint, out) = (source.checkpoint, &mut self.gathered);
+            read_view_through(checkpoint, view, rows.clone(), entry.cols, out, &mut fetch)?;
+            self.gathered.as_slice()
+        } else if is_packed(view, entry) {
             let range = extent(info, view, rows.clone(), entry.cols);
             let ahead = range.end + SOURCE_TILE;
             let last = extent(info, view, 0..entry.rows, entry.cols).end;

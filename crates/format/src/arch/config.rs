@@ -24,7 +24,7 @@ impl<'a> Config<'a> {
         Self { arch, path, object }
     }
 
-    /// Refuses values that the table does not support, and quantized weights.
+    /// Refuses values that the table does not support.
     pub(super) fn check_supported(&self) -> Result<()> {
         for (key, allowed) in &self.arch.table.supported {
             match self.object.get(key) {
@@ -35,13 +35,7 @@ impl<'a> Config<'a> {
                 _ => {}
             }
         }
-        match self.object.get("quantization_config") {
-            None | Some(Value::Null) => Ok(()),
-            Some(found) => {
-                let method = found.get("quant_method").or(Some(found));
-                Err(self.unexpected("quantization_config", "none (16- or 32-bit weights)", method))
-            }
-        }
+        Ok(())
     }
 
     /// A key that is no parameter.

@@ -93,6 +93,7 @@ impl Fused<'_> {
                 row_stride,
                 col_stride,
                 expert_stride,
+                decoder: self.info.decoder.clone(),
             };
             first_row += shape.rows;
             for expert in 0..parts.experts.unwrap_or(1) as u32 {

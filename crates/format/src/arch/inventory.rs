@@ -95,7 +95,7 @@ struct Matching<'a> {
 impl<'a> Matching<'a> {
     fn new(checkpoint: &'a Checkpoint, arch: &'a Arch) -> Result<Self> {
         let spec = arch.spec(checkpoint)?;
-        let (claims, ignored) = (BTreeMap::new(), Vec::new());
+        let (claims, ignored) = (BTreeMap::new(), spare(checkpoint));
         let mut matching = Self { checkpoint, arch, spec, claims, ignored, tied_head: None };
         let mut fused: BTreeMap<(u32, bool), Vec<Fused<'a>>> = BTreeMap::new();
         for (name, info) in checkpoint.tensors() {
@@ -121,7 +121,31 @@ impl<'a> Matching<'a> {
         fused
             .values()
             .try_for_each(|beside| matching.claim_fused(beside))?;
+        matching.pass_undecoded()?;
         Ok(matching)
+    }
+
+    /// Lets pass what is neither a float nor decoded, if the model does not use it.
+    fn pass_undecoded(&mut self) -> Result<()> {
+        for (name, stored) in self.checkpoint.undecoded() {
+            let pattern = split(name).0;
+            let target = pattern.and_then(|pattern| self.arch.table.targets.get(&pattern));
+            let Some(Target::Ignored(reason)) = target else {
+                let path = self.checkpoint.files()[stored.file].file.path();
+                let scheme = self.checkpoint.quantization().map(|q| q.method.as_str());
+                let detail = format!(
+                    "unsupported dtype: expected F32, F16 or BF16, or what the quantization_config \
+                     of config.json ({}) makes weights of, found {}",
+                    scheme.unwrap_or("none"),
+                    stored.dtype
+                );
+                return Err(FormatError::tensor(path, name, detail));
+            };
+            self.ignored
+                .push(Ignored { tensor: name.to_owned(), reason: reason.clone() });
+        }
+        self.ignored.sort_by(|a, b| a.tensor.cmp(&b.tensor));
+        Ok(())
     }
 
     fn refused(&self, tensor: &str, info: &TensorInfo, detail: impl Into<String>) -> FormatError {
@@ -165,6 +189,10 @@ impl<'a> Matching<'a> {
             row_stride: shape.cols,
             col_stride: 1,
             expert_stride: 0,
+            decoder: info
+                .decoder
+                .as_ref()
+                .map(|d| d.renamed(|part| template_name(part, unit))),
         };
         self.insert(Claim { unit, shape, template })
     }
@@ -248,12 +276,16 @@ impl<'a> Matching<'a> {
             Some(first) => {
                 let name = claim.view().tensor;
                 let info = &self.checkpoint.tensors()[&name];
+                let stored = |view: &SourceView| match &view.decoder {
+                    Some(decoder) => decoder.label(),
+                    None => view.dtype.name().to_owned(),
+                };
                 let detail = format!(
                     "expected expert {expert} stored as expert 0: `{}` in {}, found `{}` in {}",
                     first.view.tensor,
-                    first.view.dtype.name(),
+                    stored(&first.view),
                     own.view.tensor,
-                    own.view.dtype.name(),
+                    stored(&own.view),
                 );
                 return Err(self.refused(&name, info, detail));
             }
@@ -281,6 +313,14 @@ impl<'a> Matching<'a> {
         let detail = format!("{role} of {unit} {dims:?}: expected tensor {names}, found none");
         FormatError::file(self.checkpoint.root(), detail)
     }
+}
+
+/// Tensors that belong to quantized ones and that their values do not need.
+fn spare(checkpoint: &Checkpoint) -> Vec<Ignored> {
+    let spare = checkpoint.quantization().into_iter().flat_map(|q| &q.spare);
+    spare
+        .map(|(tensor, reason)| Ignored { tensor: tensor.clone(), reason: reason.clone() })
+        .collect()
 }
 
 impl Claim {

@@ -7,8 +7,8 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize as Derive, Serialize};
-use shardwright_quant::Float;
 
+use super::dtype::{Dtype, unknown};
 use super::entries::Entries;
 use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
@@ -35,7 +35,7 @@ pub struct Header {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderTensor {
     /// Type of its values.
-    pub dtype: Float,
+    pub dtype: Dtype,
     /// Outermost dimension first; a scalar has none.
     pub shape: Vec<u64>,
     /// First byte, from the end of the header.
@@ -110,21 +110,20 @@ pub fn parse(path: &Path, json: &[u8], file_len: u64) -> Result<Header> {
 ///
 /// # Errors
 /// A header above [`MAX_HEADER_LEN`] or data above 64 bits.
-pub fn encode<'a>(
+pub fn encode<'a, D: Into<Dtype>>(
     path: &Path,
     metadata: &[(String, String)],
-    tensors: impl IntoIterator<Item = (&'a str, Float, &'a [u64])>,
+    tensors: impl IntoIterator<Item = (&'a str, D, &'a [u64])>,
 ) -> Result<Vec<u8>> {
     let mut laid_out = Vec::new();
     let mut begin = 0_u64;
     for (name, dtype, shape) in tensors {
+        let dtype = dtype.into();
         let end = byte_len(dtype, shape).and_then(|len| begin.checked_add(len));
         let end = end.ok_or_else(|| FormatError::tensor(path, name, overflow(shape)))?;
         let data_offsets = [begin, end];
-        laid_out.push((
-            name,
-            RawTensor { dtype: label(dtype).into(), shape: shape.into(), data_offsets },
-        ));
+        let dtype = dtype.label().to_owned();
+        laid_out.push((name, RawTensor { dtype, shape: shape.into(), data_offsets }));
         begin = end;
     }
     let mut json = to_json(metadata, &laid_out)
@@ -138,15 +137,6 @@ pub fn encode<'a>(
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.append(&mut json);
     Ok(bytes)
-}
-
-/// The format's name of a dtype.
-pub const fn label(dtype: Float) -> &'static str {
-    match dtype {
-        Float::F32 => "F32",
-        Float::F16 => "F16",
-        Float::Bf16 => "BF16",
-    }
 }
 
 fn to_json(
@@ -167,7 +157,7 @@ fn to_json(
 }
 
 /// Bytes of a tensor; none above 64 bits.
-fn byte_len(dtype: Float, shape: &[u64]) -> Option<u64> {
+fn byte_len(dtype: Dtype, shape: &[u64]) -> Option<u64> {
     shape
         .iter()
         .try_fold(dtype.size() as u64, |len, &dim| len.checked_mul(dim))
@@ -178,12 +168,7 @@ fn overflow(shape: &[u64]) -> String {
 }
 
 fn check_tensor(raw: &RawTensor, data_len: u64) -> Result<HeaderTensor, String> {
-    let dtype = [Float::F32, Float::F16, Float::Bf16]
-        .into_iter()
-        .find(|d| label(*d) == raw.dtype);
-    let dtype = dtype.ok_or_else(|| {
-        format!("unsupported dtype: expected F32, F16 or BF16, found `{}`", raw.dtype)
-    })?;
+    let dtype = Dtype::parse(&raw.dtype).ok_or_else(|| unknown(&raw.dtype))?;
     let [begin, end] = raw.data_offsets;
     let len = byte_len(dtype, &raw.shape).ok_or_else(|| overflow(&raw.shape))?;
     let Some(held) = end.checked_sub(begin) else {

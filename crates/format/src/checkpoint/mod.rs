@@ -1,8 +1,11 @@
 //! A Hugging Face checkpoint: a directory of `config.json`, `.safetensors` files and whatever else
 //! belongs to the model. Opening it reads headers only.
 
+mod decode;
+mod dtype;
 mod entries;
 pub mod gguf;
+mod group;
 pub mod header;
 mod index;
 mod listing;
@@ -16,14 +19,18 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use shardwright_quant::Float;
 
+use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, INDEX_LIMIT, ReadFile, read_limited, read_required};
 use index::Index;
 
+pub use decode::Fetch;
+pub use dtype::Dtype;
 pub(crate) use entries::Entries;
+pub use group::Quantization;
 pub use index::INDEX_NAME;
 pub use listing::Skipped;
-pub use view::read_view;
+pub use view::{read_view, read_view_through, view_extents};
 pub use weights::CheckpointWeights;
 
 /// The model's configuration.
@@ -40,7 +47,9 @@ pub struct Checkpoint {
     config_path: PathBuf,
     config: Value,
     files: Vec<CheckpointFile>,
+    stored: BTreeMap<String, StoredTensor>,
     tensors: BTreeMap<String, TensorInfo>,
+    quantization: Option<Quantization>,
 }
 
 /// One `.safetensors` file.
@@ -54,19 +63,44 @@ pub struct CheckpointFile {
     pub header_len: u64,
 }
 
-/// Where one tensor lies.
+/// A tensor as a file holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorInfo {
+pub struct StoredTensor {
     /// Position in [`Checkpoint::files`].
     pub file: usize,
     /// Type of its values.
-    pub dtype: Float,
+    pub dtype: Dtype,
     /// Outermost dimension first.
     pub shape: Vec<u64>,
     /// First byte, from the start of the file.
     pub offset: u64,
     /// Bytes.
     pub len: u64,
+}
+
+/// A tensor of weights: as stored, or decoded from several stored ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Position in [`Checkpoint::files`]; of the part with the values or codes if it is decoded.
+    pub file: usize,
+    /// Type of its values, once decoded.
+    pub dtype: Float,
+    /// Outermost dimension first, once decoded.
+    pub shape: Vec<u64>,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Bytes there.
+    pub len: u64,
+    /// How its values are made, if it is quantized.
+    pub decoder: Option<Decoder>,
+}
+
+impl TensorInfo {
+    /// Values.
+    pub fn values(&self) -> u64 {
+        // No overflow: the header's check, or that of grouping, has multiplied them.
+        self.shape.iter().product()
+    }
 }
 
 impl Checkpoint {
@@ -77,7 +111,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A missing or malformed `config.json`, index or header; an index and files that disagree;
-    /// a tensor that two files hold.
+    /// a tensor that two files hold; quantized tensors of an unknown scheme, or whose parts are
+    /// missing, left over or disagree.
     pub fn open(dir: &Path) -> Result<Self> {
         let config_path = dir.join(CONFIG_NAME);
         let config = read_config(&config_path)?;
@@ -91,7 +126,9 @@ impl Checkpoint {
             config_path,
             config,
             files: Vec::with_capacity(names.len()),
+            stored: BTreeMap::new(),
             tensors: BTreeMap::new(),
+            quantization: None,
         };
         for name in names {
             opened.add_file(name, index.as_ref())?;
@@ -99,6 +136,8 @@ impl Checkpoint {
         if let Some(index) = &index {
             opened.check_complete(index)?;
         }
+        let (tensors, quantization) = group::group(&opened)?;
+        (opened.tensors, opened.quantization) = (tensors, quantization);
         Ok(opened)
     }
 
@@ -122,32 +161,81 @@ impl Checkpoint {
         &self.files
     }
 
-    /// Every tensor by name.
+    /// Every tensor of weights by name, quantized ones as they are once decoded.
     pub const fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
     }
 
-    /// The path of the file that holds a tensor of this checkpoint.
+    /// Every tensor by name as the files hold it.
+    pub const fn stored(&self) -> &BTreeMap<String, StoredTensor> {
+        &self.stored
+    }
+
+    /// Stored tensors that are neither weights nor parts of any: integers that no scheme reads.
+    pub fn undecoded(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
+        let parts = self
+            .tensors
+            .values()
+            .filter_map(|info| info.decoder.as_ref());
+        let parts: BTreeSet<_> = parts.flat_map(Decoder::parts).collect();
+        let part = move |name: &str| parts.contains(name) || self.is_spare(name);
+        let stored = self
+            .stored
+            .iter()
+            .map(|(name, stored)| (name.as_str(), stored));
+        stored.filter(move |(name, _)| !self.tensors.contains_key(*name) && !part(name))
+    }
+
+    /// What is quantized and how; none for a checkpoint of plain floats.
+    pub const fn quantization(&self) -> Option<&Quantization> {
+        self.quantization.as_ref()
+    }
+
+    fn is_spare(&self, name: &str) -> bool {
+        let spare = self.quantization.as_ref().map(|q| &q.spare);
+        spare.is_some_and(|spare| spare.contains_key(name))
+    }
+
+    /// The path of the file that holds a tensor of this checkpoint, or its values or codes.
     pub fn path_of(&self, tensor: &TensorInfo) -> &Path {
         self.files[tensor.file].file.path()
     }
 
-    /// Whether two tensors hold the same bytes. Reads both, piece by piece.
+    /// Whether two tensors hold the same bytes, decoded alike. Reads both, piece by piece.
     ///
     /// # Errors
     /// What the operating system refuses.
     pub fn same_bytes(&self, a: &TensorInfo, b: &TensorInfo) -> Result<bool> {
+        let nameless =
+            |info: &TensorInfo| info.decoder.as_ref().map(|d| d.renamed(|_| String::new()));
+        if a.shape != b.shape || a.dtype != b.dtype || nameless(a) != nameless(b) {
+            return Ok(false);
+        }
+        let (Some(x), Some(y)) = (&a.decoder, &b.decoder) else {
+            return self.same_range((a.file, a.offset, a.len), (b.file, b.offset, b.len));
+        };
+        for (x, y) in x.parts().into_iter().zip(y.parts()) {
+            let (x, y) = (&self.stored[x], &self.stored[y]);
+            if !self.same_range((x.file, x.offset, x.len), (y.file, y.offset, y.len))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether two ranges hold the same bytes: file, first byte, length.
+    fn same_range(&self, a: (usize, u64, u64), b: (usize, u64, u64)) -> Result<bool> {
         const PIECE: u64 = 1 << 20;
-        if a.len != b.len || a.dtype != b.dtype {
+        if a.2 != b.2 {
             return Ok(false);
         }
         let (mut left, mut right) = (Vec::new(), Vec::new());
-        for at in (0..a.len).step_by(PIECE as usize) {
-            let len = PIECE.min(a.len - at) as usize;
+        for at in (0..a.2).step_by(PIECE as usize) {
+            let len = PIECE.min(a.2 - at) as usize;
             left.resize(len, 0);
             right.resize(len, 0);
-            self.files[a.file].file.read_at(a.offset + at, &mut left)?;
-            self.files[b.file].file.read_at(b.offset + at, &mut right)?;
+            self.files[a.0].file.read_at(a.1 + at, &mut left)?;
+            self.files[b.0].file.read_at(b.1 + at, &mut right)?;
             if left != right {
                 return Ok(false);
             }
@@ -169,8 +257,9 @@ impl Checkpoint {
         for (tensor, found) in header.tensors {
             self.check_place(&path, &name, &tensor, index)?;
             let (offset, len) = (header_len + found.begin, found.end - found.begin);
-            let info = TensorInfo { file: at, dtype: found.dtype, shape: found.shape, offset, len };
-            self.tensors.insert(tensor, info);
+            let stored =
+                StoredTensor { file: at, dtype: found.dtype, shape: found.shape, offset, len };
+            self.stored.insert(tensor, stored);
         }
         self.files.push(CheckpointFile { name, file, header_len });
         Ok(())
@@ -184,7 +273,7 @@ impl Checkpoint {
         tensor: &str,
         index: Option<&Index>,
     ) -> Result<()> {
-        if let Some(other) = self.tensors.get(tensor) {
+        if let Some(other) = self.stored.get(tensor) {
             let detail = format!("`{}` holds it too", self.files[other.file].name);
             return Err(FormatError::tensor(path, tensor, detail));
         }
@@ -206,7 +295,7 @@ impl Checkpoint {
         let missing = index
             .files
             .iter()
-            .find(|(tensor, _)| !self.tensors.contains_key(*tensor));
+            .find(|(tensor, _)| !self.stored.contains_key(*tensor));
         missing.map_or(Ok(()), |(tensor, file)| {
             let detail = format!("{INDEX_NAME} places it here, the file does not hold it");
             Err(FormatError::tensor(&self.root.join(file), tensor, detail))

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use shardwright_quant::Float;
 
-use super::{Checkpoint, header};
+use super::{CONFIG_NAME, Checkpoint, Dtype, SINGLE_NAME, header};
 use crate::error::FormatError;
 
 /// Name, dtype and shape of a tensor.
@@ -47,4 +47,19 @@ pub(crate) fn message<T: std::fmt::Debug>(dir: &Path, result: Result<T, FormatEr
         .unwrap_err()
         .to_string()
         .replace(&dir.display().to_string(), "DIR")
+}
+
+/// Name, dtype, shape and bytes of a stored tensor.
+pub(crate) type Held = (&'static str, Dtype, Vec<u64>, Vec<u8>);
+
+/// Writes a checkpoint of one file with a configuration.
+pub(crate) fn write_held(dir: &Path, config: &serde_json::Value, tensors: &[Held]) {
+    fs::write(dir.join(CONFIG_NAME), config.to_string()).unwrap();
+    let path = dir.join(SINGLE_NAME);
+    let listed = tensors
+        .iter()
+        .map(|(name, dtype, shape, _)| (*name, *dtype, &shape[..]));
+    let mut bytes = header::encode(&path, &[], listed).unwrap();
+    tensors.iter().for_each(|(.., held)| bytes.extend(held));
+    fs::write(path, bytes).unwrap();
 }

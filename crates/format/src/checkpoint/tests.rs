@@ -50,8 +50,8 @@ fn without_an_index_every_file_counts() {
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     assert_eq!(file_names(&checkpoint), ["a.safetensors", "b.safetensors"]);
     let header_len = checkpoint.files()[1].header_len;
-    let x =
-        TensorInfo { file: 1, dtype: Float::F16, shape: vec![2], offset: header_len + 4, len: 4 };
+    let (offset, len) = (header_len + 4, 4);
+    let x = TensorInfo { file: 1, dtype: Float::F16, shape: vec![2], offset, len, decoder: None };
     assert_eq!(checkpoint.tensors()["x"], x);
     assert_eq!(checkpoint.tensors().keys().collect::<Vec<_>>(), ["x", "y", "z"]);
 }
@@ -291,7 +291,16 @@ fn counting(shape: &[u64]) -> (TempDir, Checkpoint) {
 fn view(shape: &[u64], start: u64, row_stride: u64, col_stride: u64) -> SourceView {
     let (tensor, shape) = ("a".to_owned(), shape.to_vec());
     let dtype = Float::F16;
-    SourceView { tensor, dtype, shape, start, row_stride, col_stride, expert_stride: 0 }
+    SourceView {
+        tensor,
+        dtype,
+        shape,
+        start,
+        row_stride,
+        col_stride,
+        expert_stride: 0,
+        decoder: None,
+    }
 }
 
 fn read(

@@ -2,9 +2,13 @@
 
 use std::ops::Range;
 
+use shardwright_quant::Float;
+
+use super::decode::{Decoding, Fetch};
 use super::{Checkpoint, TensorInfo};
+use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
-use crate::io::{AlignedBuf, ReadFile};
+use crate::io::AlignedBuf;
 use crate::unit::SourceView;
 
 /// Most bytes held of a source that is gathered.
@@ -25,17 +29,52 @@ pub fn read_view(
     cols: u64,
     out: &mut AlignedBuf,
 ) -> Result<()> {
+    read_view_through(checkpoint, view, rows, cols, out, &mut fetch_from(checkpoint))
+}
+
+/// As [`read_view`], with the files' bytes from `fetch`.
+///
+/// # Errors
+/// As [`read_view`], and what `fetch` refuses.
+pub fn read_view_through(
+    checkpoint: &Checkpoint,
+    view: &SourceView,
+    rows: Range<u64>,
+    cols: u64,
+    out: &mut AlignedBuf,
+    fetch: &mut Fetch<'_>,
+) -> Result<()> {
     let place = Place::new(checkpoint, view, rows, cols)?;
     out.resize(place.byte_len());
-    place.read(out.as_mut_slice())
+    place.read(out.as_mut_slice(), fetch)
+}
+
+/// Where the bytes lie that some rows of a `view` are made of, and others of the same matrices:
+/// files by number and ranges in them.
+///
+/// # Errors
+/// As [`read_view`].
+pub fn view_extents(
+    checkpoint: &Checkpoint,
+    view: &SourceView,
+    rows: Range<u64>,
+    cols: u64,
+) -> Result<Vec<(usize, Range<u64>)>> {
+    Ok(Place::new(checkpoint, view, rows, cols)?.extents())
+}
+
+/// Reads a checkpoint's files through the page cache.
+pub(super) fn fetch_from(
+    checkpoint: &Checkpoint,
+) -> impl FnMut(usize, u64, &mut [u8]) -> Result<()> {
+    |file, offset, out| checkpoint.files()[file].file.read_at(offset, out)
 }
 
 /// A checked set of rows of a view: element `(r, c)` is the value at
 /// `first + r * row_stride + c * col_stride` of the file's tensor, inside it for every element.
 pub(super) struct Place<'a> {
-    file: &'a ReadFile,
-    /// First byte of the tensor in the file.
-    base: u64,
+    info: &'a TensorInfo,
+    decoding: Option<Decoding<'a>>,
     size: usize,
     first: u64,
     rows: u64,
@@ -68,9 +107,11 @@ impl<'a> Place<'a> {
                 format!("rows {rows:?} of {cols} columns lie outside shape {:?}", info.shape);
             return Err(refuse(detail));
         };
+        let decoding = info.decoder.as_ref();
+        let decoding = decoding.map(|decoder| Decoding::new(checkpoint, info, decoder));
         Ok(Self {
-            file: &checkpoint.files()[info.file].file,
-            base: info.offset,
+            info,
+            decoding: decoding.transpose()?,
             size: info.dtype.size(),
             first,
             rows: count,
@@ -86,34 +127,57 @@ impl<'a> Place<'a> {
     }
 
     /// Fills `out`, [`Self::byte_len`] bytes.
-    pub(super) fn read(&self, out: &mut [u8]) -> Result<()> {
+    pub(super) fn read(&self, out: &mut [u8], fetch: &mut Fetch<'_>) -> Result<()> {
         if out.is_empty() {
             return Ok(());
         }
         if self.col_stride == 1 && (self.row_stride == self.cols || self.rows == 1) {
-            return self.file.read_at(self.at(self.first), out);
+            return self.values(self.first, out, fetch);
         }
         if self.col_stride == 1 {
             let row_len = self.cols as usize * self.size;
             for (r, row) in (0..).zip(out.chunks_exact_mut(row_len)) {
-                self.file
-                    .read_at(self.at(self.first + r * self.row_stride), row)?;
+                self.values(self.first + r * self.row_stride, row, fetch)?;
             }
             return Ok(());
         }
         match self.size {
-            2 => self.gather::<2>(out.as_chunks_mut().0),
-            _ => self.gather::<4>(out.as_chunks_mut().0),
+            2 => self.gather::<2>(out.as_chunks_mut().0, fetch),
+            _ => self.gather::<4>(out.as_chunks_mut().0, fetch),
         }
     }
 
-    /// The byte in the file at which value `index` of the tensor starts.
+    /// Fills `out` with values of the tensor from number `first` on.
+    fn values(&self, first: u64, out: &mut [u8], fetch: &mut Fetch<'_>) -> Result<()> {
+        match &self.decoding {
+            Some(decoding) => decoding.values(first, out, fetch),
+            None => fetch(self.info.file, self.at(first), out),
+        }
+    }
+
+    /// The byte in the file at which value `index` of a plain tensor starts.
     const fn at(&self, index: u64) -> u64 {
-        self.base + index * self.size as u64
+        self.info.offset + index * self.size as u64
+    }
+
+    /// Files and bytes between which the rows lie.
+    fn extents(&self) -> Vec<(usize, Range<u64>)> {
+        let (Some(rows), Some(cols)) = (self.rows.checked_sub(1), self.cols.checked_sub(1)) else {
+            return Vec::new();
+        };
+        let end = self.first + rows * self.row_stride + cols * self.col_stride + 1;
+        match &self.decoding {
+            Some(decoding) => decoding.extents(self.first, end),
+            None => vec![(self.info.file, self.at(self.first)..self.at(end))],
+        }
     }
 
     /// Transposes: the values of one column lie together, those of one row far apart.
-    fn gather<const SIZE: usize>(&self, out: &mut [[u8; SIZE]]) -> Result<()> {
+    fn gather<const SIZE: usize>(
+        &self,
+        out: &mut [[u8; SIZE]],
+        fetch: &mut Fetch<'_>,
+    ) -> Result<()> {
         let run = (self.rows - 1) * self.row_stride + 1;
         let dense = run.saturating_mul(SPARSE_STEP) >= self.col_stride;
         let room = (GATHER_LEN / SIZE) as u64;
@@ -123,8 +187,8 @@ impl<'a> Place<'a> {
         for first_col in (0..self.cols).step_by(step as usize) {
             let cols = step.min(self.cols - first_col);
             let block = &mut block[..((cols - 1) * self.col_stride + run) as usize];
-            let start = self.at(self.first + first_col * self.col_stride);
-            self.file.read_at(start, block.as_flattened_mut())?;
+            let start = self.first + first_col * self.col_stride;
+            self.values(start, block.as_flattened_mut(), fetch)?;
             self.scatter(block, out, first_col as usize, cols as usize);
         }
         Ok(())
@@ -148,11 +212,16 @@ impl<'a> Place<'a> {
 }
 
 fn check_same(info: &TensorInfo, view: &SourceView) -> Result<(), String> {
-    if (info.dtype, &info.shape) == (view.dtype, &view.shape) {
+    if (info.dtype, &info.shape, &info.decoder) == (view.dtype, &view.shape, &view.decoder) {
         return Ok(());
     }
-    let (expected, found) = (view.dtype.name(), info.dtype.name());
-    Err(format!("expected {expected} {:?}, found {found} {:?}", view.shape, info.shape))
+    let describe = |dtype: Float, shape: &[u64], decoder: Option<&Decoder>| {
+        let decoder = decoder.map_or_else(String::new, |d| format!(" from {}", d.label()));
+        format!("{} {shape:?}{decoder}", dtype.name())
+    };
+    let expected = describe(view.dtype, &view.shape, view.decoder.as_ref());
+    let found = describe(info.dtype, &info.shape, info.decoder.as_ref());
+    Err(format!("expected {expected}, found {found}"))
 }
 
 /// The first value of `count` rows from `row`; none unless all of them lie inside the tensor and
@@ -164,7 +233,7 @@ fn first_value(
     count: u64,
     cols: u64,
 ) -> Option<u64> {
-    let values = info.len / info.dtype.size() as u64;
+    let values = info.values();
     if count.checked_mul(cols)? > values {
         return None;
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use shardwright_quant::Encoding;
 
 use super::Checkpoint;
-use super::view::{Place, read_view};
+use super::view::{Place, fetch_from, read_view};
 use crate::arch::{Inventory, SourceTensor};
 use crate::error::{FormatError, Result};
 use crate::io::AlignedBuf;
@@ -59,7 +59,8 @@ impl CheckpointWeights {
         for entry in layout.tensors.iter() {
             let place = Place::new(&self.checkpoint, &entry.source, 0..entry.rows, entry.cols)?;
             let start = entry.offset as usize;
-            place.read(&mut buf.as_mut_slice()[start..start + place.byte_len()])?;
+            let out = &mut buf.as_mut_slice()[start..start + place.byte_len()];
+            place.read(out, &mut fetch_from(&self.checkpoint))?;
         }
         Ok(())
     }

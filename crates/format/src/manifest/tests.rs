@@ -69,6 +69,7 @@ fn layout(model: &ModelSpec, unit: Unit, codes: Encoding) -> UnitLayout {
             row_stride: t.cols,
             col_stride: 1,
             expert_stride: 0,
+            decoder: None,
         },
     });
     match unit {

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shardwright_format::checkpoint::{Checkpoint, TensorInfo};
-use shardwright_format::{Manifest, SourceView, TensorEntry};
+use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::{Decoder, Manifest, SourceView, TensorEntry};
 
 use super::{Piece, of_source};
 use crate::finding::{Finding, Kind};
@@ -26,17 +26,19 @@ pub(super) fn provenance(checkpoint: &Checkpoint, entry: &TensorEntry) -> Option
         let (expected, found) = (format!("{:?}", view.shape), format!("{:?}", info.shape));
         return Some(finding(": shape").expected(expected, found));
     }
+    if info.decoder != view.decoder {
+        let label =
+            |d: Option<&Decoder>| d.map_or_else(|| "plain floats".to_owned(), Decoder::label);
+        let (expected, found) = (label(view.decoder.as_ref()), label(info.decoder.as_ref()));
+        return Some(finding(": decoder").expected(expected, found));
+    }
     let last = Grid::of(entry).last();
-    if last.is_none_or(|last| last >= values(info)) {
-        let expected = format!("values below {}", values(info));
+    if last.is_none_or(|last| last >= info.values()) {
+        let expected = format!("values below {}", info.values());
         let found = last.map_or("more than 64 bits".to_owned(), |last| last.to_string());
         return Some(finding(": range").expected(expected, found));
     }
     None
-}
-
-const fn values(info: &TensorInfo) -> u64 {
-    info.len / info.dtype.size() as u64
 }
 
 /// Findings for every tensor of the checkpoint that is not used exactly once or left out with a
@@ -61,7 +63,7 @@ pub(super) fn check(
         .collect();
     let mut findings: Vec<_> = ignored
         .iter()
-        .filter(|name| !checkpoint.tensors().contains_key(**name))
+        .filter(|name| !checkpoint.stored().contains_key(**name))
         .map(|name| {
             coverage(name, "left out").expected("a tensor of the checkpoint", "none by that name")
         })
@@ -74,7 +76,9 @@ pub(super) fn check(
             (None, false) => {
                 Err(coverage(name, "use").expected("once, or left out with a reason", "none"))
             }
-            (Some(grids), false) => cover(values(info), grids).map_err(|wrong| wrong.finding(name)),
+            (Some(grids), false) => {
+                cover(info.values(), grids).map_err(|wrong| wrong.finding(name))
+            }
             (None, true) => Ok(()),
         };
         findings.extend(found.err());

@@ -64,7 +64,11 @@ fn describe(expected: Option<&SourceView>, found: &SourceView) -> (String, Strin
     let place = |v: &SourceView| {
         let SourceView { tensor, dtype, shape, start, row_stride, col_stride, .. } = v;
         let dtype = dtype.name();
-        format!("{tensor} {dtype} {shape:?} from value {start} by {row_stride} and {col_stride}")
+        let decoder = v.decoder.as_ref();
+        let decoder = decoder.map_or_else(String::new, |d| format!(" from {}", d.label()));
+        format!(
+            "{tensor} {dtype} {shape:?}{decoder} from value {start} by {row_stride} and {col_stride}"
+        )
     };
     (place(expected), place(found))
 }

@@ -1,0 +1,98 @@
+//! `fp8`: `X.weight` in FP8 beside `X.weight_scale_inv`, the scale of each block of rows and
+//! columns, as DeepSeek-V3, MiniMax-M2 and Qwen store it. A fused tensor `N` has `N_scale_inv`.
+
+use serde_json::Value;
+use shardwright_quant::Float;
+
+use super::Grouping;
+use super::scheme::shown;
+use crate::checkpoint::{Dtype, StoredTensor};
+use crate::decoder::Decoder;
+use crate::error::Result;
+
+/// What the names of scales end in.
+pub(super) const SCALES: &str = "_scale_inv";
+/// Types that scales may have.
+pub(super) const SCALE_TYPES: &[Dtype] =
+    &[Dtype::Float(Float::F32), Dtype::Float(Float::Bf16), Dtype::Float(Float::F16), Dtype::F8E8m0];
+/// What the names of scales of activations, which nothing here needs, end in.
+const ACTIVATIONS: &[&str] = &["activation_scale", "input_scale", "activation_scale_inv"];
+
+/// Its parameters.
+pub(super) struct Fp8 {
+    /// Rows and columns of a block; none for one scale per tensor.
+    block: Option<[u64; 2]>,
+}
+
+impl Fp8 {
+    pub(super) fn parse(config: &Value) -> Result<Self, String> {
+        let block = match config.get("weight_block_size") {
+            None | Some(Value::Null) => None,
+            Some(found) => Some(block_size(found).ok_or_else(|| {
+                let found = shown(Some(found));
+                format!("`weight_block_size`: expected two numbers above 0, found {found}")
+            })?),
+        };
+        Ok(Self { block })
+    }
+
+    pub(super) fn take(
+        &self,
+        grouping: &mut Grouping<'_>,
+        name: &str,
+        stored: &StoredTensor,
+    ) -> Result<()> {
+        grouping.spare_activations(name, ACTIVATIONS);
+        if !matches!(stored.dtype, Dtype::F8E4m3 | Dtype::F8E5m2) || stored.shape.len() < 2 {
+            return Ok(());
+        }
+        let scales = format!("{name}{SCALES}");
+        grouping.add_scaled(name, stored, scales, self.block)
+    }
+}
+
+/// Two numbers above 0.
+pub(super) fn block_size(value: &Value) -> Option<[u64; 2]> {
+    let list = value.as_array()?;
+    let sizes: Vec<_> = list.iter().map(|n| n.as_u64().filter(|n| *n > 0)).collect();
+    match sizes[..] {
+        [Some(rows), Some(cols)] => Some([rows, cols]),
+        _ => None,
+    }
+}
+
+impl Grouping<'_> {
+    /// Sets aside a scale of activations.
+    pub(super) fn spare_activations(&mut self, name: &str, endings: &[&str]) {
+        let last = name.rsplit('.').next().unwrap_or(name);
+        if endings.iter().any(|ending| last.ends_with(ending)) {
+            let reason = "scale of quantized activations; activations are not quantized";
+            self.spare.insert(name.to_owned(), reason.to_owned());
+        }
+    }
+
+    /// Takes in a tensor with a scale per block, or without blocks per tensor.
+    pub(super) fn add_scaled(
+        &mut self,
+        name: &str,
+        stored: &StoredTensor,
+        scales: String,
+        block: Option<[u64; 2]>,
+    ) -> Result<()> {
+        let [lead @ .., rows, cols] = &stored.shape[..] else { return Ok(()) };
+        let found = self.part(name, &scales, SCALE_TYPES)?;
+        let block = block.unwrap_or([(*rows).max(1), (*cols).max(1)]);
+        let grid = [rows.div_ceil(block[0]), cols.div_ceil(block[1])];
+        let mut shapes = vec![[lead, &grid].concat()];
+        if grid[1] == 1 {
+            shapes.push([lead, &grid[..1]].concat());
+        }
+        if grid == [1, 1] && lead.is_empty() {
+            shapes.push(Vec::new());
+        }
+        self.check_shape(name, &scales, &found.shape, &shapes)?;
+        let weight = name.to_owned();
+        let decoder = Decoder::Scaled { weight, values: stored.dtype, scales, block };
+        self.add(name.to_owned(), Float::F32, stored.shape.clone(), decoder)
+    }
+}

@@ -1,0 +1,201 @@
+//! Groups the stored tensors of a quantized checkpoint into tensors of weights.
+
+mod fp8;
+mod ignore;
+mod scheme;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use shardwright_quant::Float;
+
+use super::{Checkpoint, Dtype, StoredTensor, TensorInfo};
+use crate::decoder::Decoder;
+use crate::error::{FormatError, Result};
+use scheme::Scheme;
+
+/// What of a checkpoint is quantized and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Quantization {
+    /// The `quant_method` of `config.json`, or `mlx`.
+    pub method: String,
+    /// Quantized tensors, by how they are decoded.
+    pub tensors: BTreeMap<String, u64>,
+    /// The modules that the configuration says are not quantized.
+    pub ignore: Vec<String>,
+    /// Matrices of plain floats that [`Self::ignore`] names, numbers in their names as `*`.
+    pub kept: BTreeMap<String, u64>,
+    /// Matrices of plain floats that it does not name.
+    pub unnamed: BTreeMap<String, u64>,
+    /// Entries of [`Self::ignore`] that are no pattern known here, and so were not held against
+    /// any tensor.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<String>,
+    /// Tensors beside quantized ones that their values do not need, and why.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub spare: BTreeMap<String, String>,
+}
+
+/// The tensors of weights of a checkpoint, quantized ones as they are once decoded.
+///
+/// # Errors
+/// An unknown scheme; a part of a quantized tensor that is missing, left over, or of another dtype
+/// or shape; a quantized tensor of a module that the configuration says is not.
+pub(super) fn group(
+    checkpoint: &Checkpoint,
+) -> Result<(BTreeMap<String, TensorInfo>, Option<Quantization>)> {
+    let scheme = Scheme::of(checkpoint)?;
+    let mut grouping = Grouping {
+        checkpoint,
+        used: BTreeSet::new(),
+        spare: BTreeMap::new(),
+        tensors: BTreeMap::new(),
+    };
+    if let Some(scheme) = &scheme {
+        for (name, stored) in checkpoint.stored() {
+            scheme.take(&mut grouping, name, stored)?;
+        }
+        grouping.refuse_left_over(scheme)?;
+    }
+    grouping.add_floats()?;
+    let quantization = scheme.map(|scheme| grouping.facts(scheme)).transpose()?;
+    Ok((grouping.tensors, quantization))
+}
+
+/// The work of grouping.
+struct Grouping<'a> {
+    checkpoint: &'a Checkpoint,
+    /// Stored tensors that are parts of quantized ones.
+    used: BTreeSet<String>,
+    spare: BTreeMap<String, String>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl<'a> Grouping<'a> {
+    fn refused(&self, name: &str, detail: impl Into<String>) -> FormatError {
+        let stored = self.checkpoint.stored().get(name);
+        let path = stored.map_or(self.checkpoint.root(), |stored| {
+            self.checkpoint.files()[stored.file].file.path()
+        });
+        FormatError::tensor(path, name, detail)
+    }
+
+    /// The stored tensor `name`, a part of `of`.
+    fn part(&self, of: &str, name: &str, dtypes: &[Dtype]) -> Result<&'a StoredTensor> {
+        let found = self.checkpoint.stored().get(name);
+        let found = found
+            .ok_or_else(|| self.refused(of, format!("expected `{name}` with it, found none")))?;
+        if dtypes.contains(&found.dtype) {
+            return Ok(found);
+        }
+        let labels: Vec<_> = dtypes.iter().map(|dtype| dtype.label()).collect();
+        let detail = format!("expected {} with `{of}`, found {}", labels.join(" or "), found.dtype);
+        Err(self.refused(name, detail))
+    }
+
+    /// Refuses a part of `of` that has none of the shapes.
+    fn check_shape(&self, of: &str, name: &str, found: &[u64], shapes: &[Vec<u64>]) -> Result<()> {
+        if shapes.iter().any(|shape| shape == found) {
+            return Ok(());
+        }
+        let shapes: Vec<_> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
+        let whole = self.checkpoint.stored().get(of);
+        let whole = whole.map_or_else(String::new, |s| format!(" of shape {:?}", s.shape));
+        let shapes = shapes.join(" or ");
+        let detail = format!("expected shape {shapes} with `{of}`{whole}, found {found:?}");
+        Err(self.refused(name, detail))
+    }
+
+    /// Takes in a quantized tensor.
+    fn add(&mut self, name: String, dtype: Float, shape: Vec<u64>, decoder: Decoder) -> Result<()> {
+        let main = &self.checkpoint.stored()[decoder.main()];
+        let values = shape
+            .iter()
+            .try_fold(4_u64, |len, dim| len.checked_mul(*dim));
+        if values.is_none() {
+            let detail = format!("decoded shape {shape:?}: its size in bytes leaves 64 bits");
+            return Err(self.refused(decoder.main(), detail));
+        }
+        if name != decoder.main() && self.checkpoint.stored().contains_key(&name) {
+            let detail = format!("it gives `{name}`, which the checkpoint holds too");
+            return Err(self.refused(decoder.main(), detail));
+        }
+        self.used
+            .extend(decoder.parts().into_iter().map(str::to_owned));
+        let StoredTensor { file, offset, len, .. } = *main;
+        let info = TensorInfo { file, dtype, shape, offset, len, decoder: Some(decoder) };
+        self.tensors.insert(name, info);
+        Ok(())
+    }
+
+    /// Refuses parts of the scheme's tensors that belong to none.
+    fn refuse_left_over(&self, scheme: &Scheme) -> Result<()> {
+        let mut names = self.checkpoint.stored().keys();
+        let left = names.find_map(|name| {
+            let whole = scheme.whole_of(name)?;
+            let free = !self.used.contains(name) && !self.spare.contains_key(name);
+            free.then_some((name, whole))
+        });
+        left.map_or(Ok(()), |(name, whole)| {
+            let detail = format!("it belongs to a quantized `{whole}`, found none");
+            Err(self.refused(name, detail))
+        })
+    }
+
+    /// Takes in what is stored as floats and is no part of a quantized tensor.
+    fn add_floats(&mut self) -> Result<()> {
+        for (name, stored) in self.checkpoint.stored() {
+            let Dtype::Float(dtype) = stored.dtype else { continue };
+            if self.used.contains(name) || self.spare.contains_key(name) {
+                continue;
+            }
+            let StoredTensor { file, offset, len, .. } = *stored;
+            let shape = stored.shape.clone();
+            let info = TensorInfo { file, dtype, shape, offset, len, decoder: None };
+            self.tensors.insert(name.clone(), info);
+        }
+        Ok(())
+    }
+
+    /// What is quantized, held against what the configuration says is not.
+    fn facts(&mut self, scheme: Scheme) -> Result<Quantization> {
+        let mut tensors = BTreeMap::new();
+        let (mut kept, mut unnamed) = (BTreeMap::new(), BTreeMap::new());
+        for (name, info) in &self.tensors {
+            let entry = scheme.ignore.names(module(name));
+            match (&info.decoder, entry) {
+                (Some(decoder), Some(entry)) => {
+                    let detail = format!(
+                        "expected plain floats, as the quantization_config says by `{entry}`, found {}",
+                        decoder.label()
+                    );
+                    return Err(self.refused(decoder.main(), detail));
+                }
+                (Some(decoder), None) => *tensors.entry(decoder.label()).or_insert(0) += 1,
+                (None, _) if info.shape.len() < 2 => {}
+                (None, Some(_)) => *kept.entry(starred(name)).or_insert(0) += 1,
+                (None, None) => *unnamed.entry(starred(name)).or_insert(0) += 1,
+            }
+        }
+        let spare = std::mem::take(&mut self.spare);
+        let (ignore, unread) = (scheme.ignore.entries, scheme.ignore.unread);
+        Ok(Quantization { method: scheme.method, tensors, ignore, kept, unnamed, unread, spare })
+    }
+}
+
+/// The module that a tensor belongs to.
+fn module(name: &str) -> &str {
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
+/// A name with `*` for its numbers.
+fn starred(name: &str) -> String {
+    let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+    let parts = name
+        .split('.')
+        .map(|part| if number(part) { "*" } else { part });
+    parts.collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+use serde_json::{Value, json};
+use shardwright_quant::Float;
+
+use super::*;
+use crate::checkpoint::testing::{Held, message, write_held};
+
+const F32: Dtype = Dtype::Float(Float::F32);
+const BF16: Dtype = Dtype::Float(Float::Bf16);
+
+/// A tensor of zeros.
+fn zeros(name: &'static str, dtype: Dtype, shape: &[u64]) -> Held {
+    let len = shape.iter().product::<u64>() as usize * dtype.size();
+    (name, dtype, shape.to_vec(), vec![0; len])
+}
+
+fn opened(config: &Value, tensors: &[Held]) -> Quantization {
+    let dir = tempfile::tempdir().unwrap();
+    write_held(dir.path(), &json!({ "quantization_config": config }), tensors);
+    Checkpoint::open(dir.path())
+        .unwrap()
+        .quantization()
+        .unwrap()
+        .clone()
+}
+
+fn refusal(config: &Value, tensors: &[Held]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    write_held(dir.path(), &json!({ "quantization_config": config }), tensors);
+    message(dir.path(), Checkpoint::open(dir.path()))
+}
+
+fn fp8() -> Value {
+    json!({ "quant_method": "fp8", "weight_block_size": [128, 128] })
+}
+
+#[test]
+fn parts_that_disagree_are_refused() {
+    let weight = || zeros("a.weight", Dtype::F8E4m3, &[256, 130]);
+    let scales = |dtype, shape: &[u64]| zeros("a.weight_scale_inv", dtype, shape);
+    opened(&fp8(), &[weight(), scales(BF16, &[2, 2])]);
+    assert_eq!(
+        refusal(&fp8(), &[weight()]),
+        "DIR/model.safetensors: tensor `a.weight`: expected `a.weight_scale_inv` with it, found none"
+    );
+    assert_eq!(
+        refusal(&fp8(), &[weight(), scales(F32, &[2, 1])]),
+        "DIR/model.safetensors: tensor `a.weight_scale_inv`: expected shape [2, 2] with `a.weight` \
+         of shape [256, 130], found [2, 1]"
+    );
+    assert_eq!(
+        refusal(&fp8(), &[weight(), scales(Dtype::I32, &[2, 2])]),
+        "DIR/model.safetensors: tensor `a.weight_scale_inv`: expected F32 or BF16 or F16 or \
+         F8_E8M0 with `a.weight`, found I32"
+    );
+    assert_eq!(
+        refusal(&fp8(), &[zeros("a.weight", BF16, &[256, 130]), scales(F32, &[2, 2])]),
+        "DIR/model.safetensors: tensor `a.weight_scale_inv`: it belongs to a quantized \
+         `a.weight`, found none"
+    );
+}
+
+#[test]
+fn what_the_list_names_must_be_floats() {
+    let listed = |list: Value| {
+        let mut config = fp8();
+        config["modules_to_not_convert"] = list;
+        config
+    };
+    let tensors = [
+        zeros("model.layers.0.q.weight", Dtype::F8E4m3, &[128, 128]),
+        zeros("model.layers.0.q.weight_scale_inv", F32, &[1, 1]),
+        zeros("model.layers.0.gate.weight", BF16, &[8, 128]),
+        zeros("model.layers.1.gate.weight", BF16, &[8, 128]),
+        zeros("model.layers.0.norm.weight", BF16, &[128]),
+        zeros("lm_head.weight", BF16, &[300, 128]),
+    ];
+    let facts = opened(&listed(json!(["gate", "re:.*nothing", "re:(?<x"])), &tensors);
+    assert_eq!(facts.method, "fp8");
+    assert_eq!(facts.tensors, BTreeMap::from([("f8_e4m3 128x128".to_owned(), 1)]));
+    assert_eq!(facts.kept, BTreeMap::from([("model.layers.*.gate.weight".to_owned(), 2)]));
+    assert_eq!(facts.unnamed, BTreeMap::from([("lm_head.weight".to_owned(), 1)]));
+    assert_eq!(facts.unread, ["re:(?<x"]);
+    let refused = |entry: &str| {
+        assert_eq!(
+            refusal(&listed(json!([entry])), &tensors),
+            format!(
+                "DIR/model.safetensors: tensor `model.layers.0.q.weight`: expected plain floats, \
+                 as the quantization_config says by `{entry}`, found f8_e4m3 128x128"
+            )
+        );
+    };
+    for entry in ["q", "model.layers.0", "re:.*q$", "model.layers.*.q"] {
+        refused(entry);
+    }
+    for other in ["layers.0", "model.layers.0.q_proj", "re:q", "model.layers.*.k"] {
+        opened(&listed(json!([other])), &tensors);
+    }
+}
+
+#[test]
+fn configurations_that_mean_nothing_known_are_refused() {
+    let refused = |config: Value| refusal(&config, &[zeros("a.weight", BF16, &[2, 2])]);
+    assert_eq!(
+        refused(json!({ "quant_method": "fp8", "weight_block_size": [0, 128] })),
+        "DIR/config.json: `quantization_config`: `weight_block_size`: expected two numbers above \
+         0, found [0,128]"
+    );
+    assert_eq!(
+        refused(json!({ "quant_method": "fp8", "modules_to_not_convert": "lm_head" })),
+        "DIR/config.json: `quantization_config`: `modules_to_not_convert`: expected a list, found \
+         \"lm_head\""
+    );
+}
