@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// A decoder-only language model. Stored in the manifest, so that a runtime needs no other config.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// The checkpoint's `model_type`.
@@ -22,8 +22,16 @@ pub struct ModelSpec {
     pub eos_token_ids: Vec<u32>,
     /// Token put before a text, where the tokenizer wants one.
     pub bos_token_id: Option<u32>,
+    /// RMS norms multiply with `1 + weight` (but for a delta net's own).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub norm_plus_one: bool,
     /// From first to last.
     pub layers: Vec<LayerSpec>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// One pre-norm residual layer: `x += mixer(norm(x)); x += ffn(norm(x))`.
@@ -42,10 +50,24 @@ pub struct LayerSpec {
 pub enum Mixer {
     /// Grouped-query attention (multi-head when `kv_heads == heads`).
     Attention(AttentionSpec),
+    /// Multi-head latent attention.
+    Latent(LatentSpec),
+    /// Gated delta net: linear attention with a state of fixed size.
+    DeltaNet(DeltaNetSpec),
+}
+
+impl Mixer {
+    /// The options of grouped-query attention, if it is that.
+    pub const fn attention(&self) -> Option<&AttentionSpec> {
+        match self {
+            Self::Attention(spec) => Some(spec),
+            Self::Latent(_) | Self::DeltaNet(_) => None,
+        }
+    }
 }
 
 /// Options of grouped-query attention.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionSpec {
     /// Query heads.
@@ -54,9 +76,10 @@ pub struct AttentionSpec {
     pub kv_heads: u32,
     /// Width of a head, even.
     pub head_dim: u32,
-    /// Rotary positions, rotate-half pairing.
-    pub rope: RopeSpec,
-    /// RMS norm of queries and keys before rotation.
+    /// Rotary positions; none in layers that know no positions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope: Option<RopeSpec>,
+    /// RMS norm of queries and keys.
     pub qk_norm: QkNorm,
     /// Biases on q, k and v.
     pub qkv_bias: bool,
@@ -66,35 +89,142 @@ pub struct AttentionSpec {
     pub sliding_window: Option<u32>,
     /// q, k and v are clamped to `[-c, c]` after projection (and after the norm, where full).
     pub clip_qkv: Option<f32>,
+    /// Position `i` sees `j` when `i / attention_chunk_size == j / attention_chunk_size`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention_chunk_size: Option<u32>,
+    /// Each head's softmax has a learned logit besides those of its keys.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub sinks: bool,
+    /// `q_proj` gives `[query, gate]` per head; `sigmoid(gate)` scales the head's output.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub output_gate: bool,
+    /// Queries grow with their position.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<TemperatureSpec>,
+}
+
+/// Queries at position `p` are scaled by `1 + attn_scale * ln(1 + floor((p + 1) / floor_scale))`
+/// (arXiv 2501.19399).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TemperatureSpec {
+    /// Positions per step.
+    pub floor_scale: f32,
+    /// Weight of the logarithm.
+    pub attn_scale: f32,
+}
+
+/// Options of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): keys and values are
+/// projections of one latent per position, which is all that is cached besides a rotary key that
+/// all heads share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatentSpec {
+    /// Heads.
+    pub heads: u32,
+    /// Width of the latent of queries; queries are projected directly when absent.
+    pub q_lora_rank: Option<u32>,
+    /// Width of the latent of keys and values.
+    pub kv_lora_rank: u32,
+    /// Width of a head's query and key without position.
+    pub qk_nope_head_dim: u32,
+    /// Width of a head's query with position, and of the shared key.
+    pub qk_rope_head_dim: u32,
+    /// Width of a head's value.
+    pub v_head_dim: u32,
+    /// Rotary positions.
+    pub rope: RopeSpec,
+    /// Scores are scaled by this before softmax.
+    pub softmax_scale: f32,
+    /// Biases on `q_a`, `kv_a` and `o`.
+    pub bias: bool,
+}
+
+/// Options of a gated delta net (arXiv 2412.06464) behind a short convolution.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeltaNetSpec {
+    /// Heads of queries and keys; divides `value_heads`.
+    pub key_heads: u32,
+    /// Heads of values.
+    pub value_heads: u32,
+    /// Width of a query and a key.
+    pub key_head_dim: u32,
+    /// Width of a value.
+    pub value_head_dim: u32,
+    /// Positions that the convolution sees.
+    pub conv_kernel: u32,
+    /// How its inputs are projected.
+    pub projection: DeltaProjection,
+}
+
+/// How the inputs of a delta net are projected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeltaProjection {
+    /// Two matrices whose rows are grouped by key head: `[query, key, values, gates]` and
+    /// `[strengths, decays]`.
+    Grouped,
+    /// Matrices for queries, keys and values, for gates, for strengths and for decays.
+    Split,
 }
 
 /// Where queries and keys are normed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QkNorm {
     /// Nowhere.
+    #[default]
     None,
     /// Each head alone, weight `[head_dim]`.
     PerHead,
     /// Across all heads, weight `[heads * head_dim]`.
     Full,
+    /// Each head alone after rotation, without weight, in layers with rotation.
+    Weightless,
 }
 
 /// Rotary position embedding: angle of pair `i` at position `p` is `p * frequency(i)`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RopeSpec {
     /// Base of the frequencies `theta^(-2i/head_dim)`.
     pub theta: f32,
     /// Change of the frequencies for longer contexts.
     pub scaling: RopeScaling,
+    /// The first values of a head that are rotated (it is `head_dim` in the formula); all when
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotary_dim: Option<u32>,
+    /// Which values are rotated together.
+    #[serde(default, skip_serializing_if = "Pairing::is_half")]
+    pub pairing: Pairing,
+}
+
+/// Which values of a head are rotated together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pairing {
+    /// `i` and `i + rotary_dim / 2`.
+    #[default]
+    Half,
+    /// `2i` and `2i + 1`.
+    Interleaved,
+}
+
+impl Pairing {
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+    fn is_half(&self) -> bool {
+        *self == Self::Half
+    }
 }
 
 /// Change of rotary frequencies for longer contexts.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RopeScaling {
     /// None.
+    #[default]
     #[serde(deserialize_with = "shardwright_quant::encoding::no_fields")]
     None,
     /// Every frequency divided by `factor`.
@@ -113,13 +243,29 @@ pub enum RopeScaling {
         /// Context length before scaling.
         original_max_position_embeddings: u32,
     },
+    /// YaRN (arXiv 2309.00071): pairs of few turns divided by `factor`, those of many kept, a ramp
+    /// over the pairs between.
+    Yarn {
+        /// Divisor of the lowest frequencies.
+        factor: f32,
+        /// Pairs with more turns in the original context are kept.
+        beta_fast: f32,
+        /// Pairs with fewer turns in the original context are divided.
+        beta_slow: f32,
+        /// Context length before scaling.
+        original_max_position_embeddings: u32,
+        /// Rotated values are scaled by this.
+        attention_factor: f32,
+        /// The ramp begins and ends at whole pairs.
+        truncate: bool,
+    },
 }
 
 /// What a layer does to each position.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Ffn {
-    /// `down(silu(gate(x)) * up(x))`.
+    /// `down(activation(gate(x), up(x)))`.
     Dense(DenseSpec),
     /// The same, in experts picked by a router.
     Moe(MoeSpec),
@@ -135,8 +281,30 @@ pub struct DenseSpec {
     pub bias: bool,
 }
 
-/// Options of a mixture of experts with softmax routing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What a feed-forward does to gate and up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateActivation {
+    /// `silu(gate) * up`.
+    #[default]
+    Silu,
+    /// `(up + 1) * gate * sigmoid(alpha * gate)`, gate at most `limit`, up within `±limit`.
+    ClampedSwiglu {
+        /// Largest value.
+        limit: f32,
+        /// Steepness of the gate.
+        alpha: f32,
+    },
+}
+
+impl GateActivation {
+    fn is_silu(&self) -> bool {
+        *self == Self::Silu
+    }
+}
+
+/// Options of a mixture of experts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MoeSpec {
     /// Routed experts.
@@ -149,6 +317,58 @@ pub struct MoeSpec {
     pub norm_topk_prob: bool,
     /// An expert that every token visits.
     pub shared_expert: Option<SharedExpertSpec>,
+    /// How router scores become weights.
+    #[serde(default, skip_serializing_if = "Scoring::is_softmax")]
+    pub scoring: Scoring,
+    /// A bias is added to the router's scores.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub router_bias: bool,
+    /// Another is added to the weights for picking, not for use.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub correction_bias: bool,
+    /// Experts are picked from the best groups only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<GroupLimit>,
+    /// Weights are multiplied with this in the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routed_scaling_factor: Option<f32>,
+    /// Weights scale the experts' inputs, not their outputs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub weights_on_input: bool,
+    /// Biases on the experts' gate, up and down.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub expert_bias: bool,
+    /// Inside the routed experts.
+    #[serde(default, skip_serializing_if = "GateActivation::is_silu")]
+    pub activation: GateActivation,
+}
+
+/// How router scores become weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scoring {
+    /// Probabilities over all experts.
+    #[default]
+    Softmax,
+    /// Each score's own sigmoid.
+    Sigmoid,
+}
+
+impl Scoring {
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+    fn is_softmax(&self) -> bool {
+        *self == Self::Softmax
+    }
+}
+
+/// Experts lie in equal groups; a group counts as the sum of its two best experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupLimit {
+    /// Groups of all experts.
+    pub groups: u32,
+    /// Groups that experts are picked from.
+    pub picked: u32,
 }
 
 /// Options of a shared expert.

@@ -30,7 +30,24 @@ roles! {
     EmbedTokens = "embed_tokens",
     /// RMS norm before the mixer, `[hidden_size]`.
     InputNorm = "norm.input",
-    /// `[heads * head_dim, hidden_size]`.
+    /// Down to the latent of queries, `[q_lora_rank, hidden_size]`.
+    QAProj = "attention.q_a_proj",
+    /// `[q_lora_rank]`.
+    QABias = "attention.q_a_bias",
+    /// RMS norm of the latent of queries, `[q_lora_rank]`.
+    QANorm = "norm.q_a",
+    /// Up from it, `[heads * (qk_nope_head_dim + qk_rope_head_dim), q_lora_rank]`.
+    QBProj = "attention.q_b_proj",
+    /// Down to the latent of keys and values and the shared rotary key,
+    /// `[kv_lora_rank + qk_rope_head_dim, hidden_size]`.
+    KvAProj = "attention.kv_a_proj",
+    /// `[kv_lora_rank + qk_rope_head_dim]`.
+    KvABias = "attention.kv_a_bias",
+    /// RMS norm of the latent of keys and values, `[kv_lora_rank]`.
+    KvANorm = "norm.kv_a",
+    /// Up from it, `[heads * (qk_nope_head_dim + v_head_dim), kv_lora_rank]`.
+    KvBProj = "attention.kv_b_proj",
+    /// `[heads * head_dim, hidden_size]`; twice the rows where it also gives the output gate.
     QProj = "attention.q_proj",
     /// `[heads * head_dim]`.
     QBias = "attention.q_bias",
@@ -46,10 +63,34 @@ roles! {
     QNorm = "norm.q",
     /// RMS norm of keys, `[head_dim]` or `[kv_heads * head_dim]`.
     KNorm = "norm.k",
+    /// What each head's softmax has besides its keys, `[heads]`.
+    Sinks = "attention.sinks",
     /// `[hidden_size, heads * head_dim]`.
     OProj = "attention.o_proj",
     /// `[hidden_size]`.
     OBias = "attention.o_bias",
+    /// Queries, keys, values and gates of a delta net, grouped by key head, `[qkvz, hidden_size]`.
+    DeltaQkvz = "delta_net.in_proj_qkvz",
+    /// Write strengths and decays, grouped by key head, `[2 * value_heads, hidden_size]`.
+    DeltaBa = "delta_net.in_proj_ba",
+    /// Queries, keys and values one after the other, `[qkv, hidden_size]`.
+    DeltaQkv = "delta_net.in_proj_qkv",
+    /// Output gates, `[value_heads * value_head_dim, hidden_size]`.
+    DeltaZ = "delta_net.in_proj_z",
+    /// Write strengths, `[value_heads, hidden_size]`.
+    DeltaB = "delta_net.in_proj_b",
+    /// Decays, `[value_heads, hidden_size]`.
+    DeltaA = "delta_net.in_proj_a",
+    /// Depthwise causal convolution of queries, keys and values, `[qkv, conv_kernel]`.
+    DeltaConv = "delta_net.conv1d",
+    /// Logarithm of the decay's rate, `[value_heads]`.
+    DeltaALog = "delta_net.a_log",
+    /// Added to the decays before softplus, `[value_heads]`.
+    DeltaDtBias = "delta_net.dt_bias",
+    /// RMS norm of each head's output, `[value_head_dim]`.
+    DeltaNorm = "norm.delta_net",
+    /// `[hidden_size, value_heads * value_head_dim]`.
+    DeltaOutProj = "delta_net.out_proj",
     /// RMS norm before the feed-forward, `[hidden_size]`.
     PostAttentionNorm = "norm.post_attention",
     /// `[intermediate_size, hidden_size]`.
@@ -66,12 +107,22 @@ roles! {
     DownBias = "mlp.down_bias",
     /// Scores of the experts, `[num_experts, hidden_size]`.
     Router = "router",
+    /// Added to the scores, `[num_experts]`.
+    RouterBias = "router.bias",
+    /// Added to the scores for picking only, `[num_experts]`.
+    CorrectionBias = "router.correction_bias",
     /// `[moe_intermediate_size, hidden_size]`.
     ExpertGateProj = "expert.gate_proj",
+    /// `[moe_intermediate_size]`.
+    ExpertGateBias = "expert.gate_bias",
     /// `[moe_intermediate_size, hidden_size]`.
     ExpertUpProj = "expert.up_proj",
+    /// `[moe_intermediate_size]`.
+    ExpertUpBias = "expert.up_bias",
     /// `[hidden_size, moe_intermediate_size]`.
     ExpertDownProj = "expert.down_proj",
+    /// `[hidden_size]`.
+    ExpertDownBias = "expert.down_bias",
     /// `[1, hidden_size]`: its sigmoid scales the shared expert's output.
     SharedExpertGate = "shared_expert_gate",
     /// `[shared_expert_intermediate_size, hidden_size]`.
@@ -84,6 +135,12 @@ roles! {
     FinalNorm = "norm.final",
     /// `[vocab_size, hidden_size]`.
     LmHead = "lm_head",
+    /// Any tensor of a vision tower or of what joins it to the text model.
+    Vision = "vision",
+    /// Any tensor of layers that predict further tokens.
+    Mtp = "mtp",
+    /// Any tensor that chooses which positions a sparse attention sees.
+    Indexer = "indexer",
 }
 
 impl Role {
@@ -92,9 +149,22 @@ impl Role {
         Self::ALL.iter().copied().find(|role| role.name() == name)
     }
 
+    /// Whether the tensor is part of something else than the text model.
+    pub const fn is_extra(self) -> bool {
+        matches!(self, Self::Vision | Self::Mtp | Self::Indexer)
+    }
+
     /// Whether the tensor belongs to one routed expert.
     pub const fn is_expert(self) -> bool {
-        matches!(self, Self::ExpertGateProj | Self::ExpertUpProj | Self::ExpertDownProj)
+        matches!(
+            self,
+            Self::ExpertGateProj
+                | Self::ExpertGateBias
+                | Self::ExpertUpProj
+                | Self::ExpertUpBias
+                | Self::ExpertDownProj
+                | Self::ExpertDownBias
+        )
     }
 }
 

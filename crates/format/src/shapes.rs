@@ -1,7 +1,8 @@
 //! Which tensors a model has, and of what shape: derived from the [`ModelSpec`] alone.
 
 use crate::model::{
-    AttentionSpec, DenseSpec, Ffn, LayerSpec, Mixer, ModelSpec, MoeSpec, QkNorm, RopeScaling,
+    AttentionSpec, DeltaNetSpec, DeltaProjection, DenseSpec, Ffn, GateActivation, GroupLimit,
+    LatentSpec, LayerSpec, Mixer, ModelSpec, MoeSpec, QkNorm, RopeScaling, RopeSpec,
 };
 use crate::role::Role;
 use crate::unit::Unit;
@@ -81,8 +82,11 @@ impl ModelSpec {
 
 impl LayerSpec {
     fn validate(&self) -> Result<(), String> {
-        let Mixer::Attention(attention) = &self.mixer;
-        attention.validate()?;
+        match &self.mixer {
+            Mixer::Attention(attention) => attention.validate()?,
+            Mixer::Latent(latent) => latent.validate()?,
+            Mixer::DeltaNet(delta) => delta.validate()?,
+        }
         match &self.ffn {
             Ffn::Dense(dense) => within("intermediate_size", dense.intermediate_size, 1, MAX_WIDTH),
             Ffn::Moe(moe) => moe.validate(),
@@ -95,22 +99,87 @@ impl AttentionSpec {
         within("heads", self.heads, 1, MAX_EXPERTS)?;
         within("kv_heads", self.kv_heads, 1, self.heads)?;
         within("head_dim", self.head_dim, 2, MAX_EXPERTS)?;
-        if !self.heads.is_multiple_of(self.kv_heads) {
-            let (heads, kv) = (self.heads, self.kv_heads);
-            return Err(format!("kv_heads: expected a divisor of {heads}, found {kv}"));
-        }
+        divides("kv_heads", self.kv_heads, self.heads)?;
         if !self.head_dim.is_multiple_of(2) {
             return Err(format!("head_dim: expected an even number, found {}", self.head_dim));
         }
-        above_zero("rope theta", self.rope.theta)?;
-        self.rope.scaling.validate()?;
+        if let Some(rope) = &self.rope {
+            rope.validate(self.head_dim)?;
+        }
         if let Some(clip) = self.clip_qkv {
             above_zero("clip_qkv", clip)?;
         }
         if self.sliding_window == Some(0) {
             return Err("sliding_window: expected above 0, found 0".to_owned());
         }
-        Ok(())
+        if self.attention_chunk_size == Some(0) {
+            return Err("attention_chunk_size: expected above 0, found 0".to_owned());
+        }
+        self.temperature
+            .map_or(Ok(()), |t| above_zero("floor_scale", t.floor_scale))
+    }
+}
+
+impl LatentSpec {
+    fn validate(&self) -> Result<(), String> {
+        within("heads", self.heads, 1, MAX_EXPERTS)?;
+        for (field, size) in [
+            ("q_lora_rank", self.q_lora_rank.unwrap_or(1)),
+            ("kv_lora_rank", self.kv_lora_rank),
+            ("qk_nope_head_dim", self.qk_nope_head_dim),
+            ("qk_rope_head_dim", self.qk_rope_head_dim),
+            ("v_head_dim", self.v_head_dim),
+        ] {
+            within(field, size, 1, MAX_EXPERTS)?;
+        }
+        above_zero("softmax_scale", self.softmax_scale)?;
+        self.rope.validate(self.qk_rope_head_dim)
+    }
+}
+
+impl DeltaNetSpec {
+    fn validate(&self) -> Result<(), String> {
+        within("value_heads", self.value_heads, 1, MAX_EXPERTS)?;
+        within("key_heads", self.key_heads, 1, self.value_heads)?;
+        divides("key_heads", self.key_heads, self.value_heads)?;
+        within("key_head_dim", self.key_head_dim, 1, MAX_EXPERTS)?;
+        within("value_head_dim", self.value_head_dim, 1, MAX_EXPERTS)?;
+        within("conv_kernel", self.conv_kernel, 1, 64)
+    }
+
+    /// Values of all queries, or of all keys.
+    pub const fn key_width(&self) -> u64 {
+        self.key_heads as u64 * self.key_head_dim as u64
+    }
+
+    /// Values of all heads, or of their gates.
+    pub const fn value_width(&self) -> u64 {
+        self.value_heads as u64 * self.value_head_dim as u64
+    }
+
+    /// Channels of the convolution: queries, keys and values.
+    pub const fn conv_width(&self) -> u64 {
+        2 * self.key_width() + self.value_width()
+    }
+}
+
+impl RopeSpec {
+    /// Values of a head of `head_dim` that are rotated.
+    pub const fn width(&self, head_dim: u32) -> u32 {
+        match self.rotary_dim {
+            Some(dim) => dim,
+            None => head_dim,
+        }
+    }
+
+    fn validate(&self, head_dim: u32) -> Result<(), String> {
+        above_zero("rope theta", self.theta)?;
+        let width = self.width(head_dim);
+        if !width.is_multiple_of(2) || !(2..=head_dim).contains(&width) {
+            let expected = format!("an even number up to {head_dim}");
+            return Err(format!("rotary_dim: expected {expected}, found {width}"));
+        }
+        self.scaling.validate()
     }
 }
 
@@ -128,6 +197,12 @@ impl RopeScaling {
                 }
                 Err(format!("rope low_freq_factor: expected below {high}, found {low}"))
             }
+            Self::Yarn { factor, beta_fast, beta_slow, attention_factor, .. } => {
+                above_zero("rope factor", factor)?;
+                above_zero("rope beta_fast", beta_fast)?;
+                above_zero("rope beta_slow", beta_slow)?;
+                above_zero("rope attention_factor", attention_factor)
+            }
         }
     }
 }
@@ -137,13 +212,35 @@ impl MoeSpec {
         within("num_experts", self.num_experts, 1, MAX_EXPERTS)?;
         within("num_experts_per_tok", self.num_experts_per_tok, 1, self.num_experts)?;
         within("moe_intermediate_size", self.moe_intermediate_size, 1, MAX_WIDTH)?;
-        match &self.shared_expert {
-            Some(shared) => {
-                within("shared intermediate_size", shared.intermediate_size, 1, MAX_WIDTH)
-            }
-            None => Ok(()),
+        if let Some(shared) = &self.shared_expert {
+            within("shared intermediate_size", shared.intermediate_size, 1, MAX_WIDTH)?;
         }
+        if let Some(groups) = self.groups {
+            self.validate_groups(groups)?;
+        }
+        if let GateActivation::ClampedSwiglu { limit, alpha } = self.activation {
+            above_zero("swiglu limit", limit)?;
+            above_zero("swiglu alpha", alpha)?;
+        }
+        self.routed_scaling_factor
+            .map_or(Ok(()), |scale| above_zero("routed_scaling_factor", scale))
     }
+
+    /// Every pick must lie in a picked group, and a group has two experts at least.
+    fn validate_groups(&self, limit: GroupLimit) -> Result<(), String> {
+        within("groups", limit.groups, 1, self.num_experts / 2)?;
+        divides("groups", limit.groups, self.num_experts)?;
+        within("picked groups", limit.picked, 1, limit.groups)?;
+        let open = self.num_experts / limit.groups * limit.picked;
+        within("num_experts_per_tok", self.num_experts_per_tok, 1, open)
+    }
+}
+
+fn divides(field: &str, found: u32, whole: u32) -> Result<(), String> {
+    if whole.is_multiple_of(found) {
+        return Ok(());
+    }
+    Err(format!("{field}: expected a divisor of {whole}, found {found}"))
 }
 
 fn above_zero(field: &str, found: f32) -> Result<(), String> {
@@ -180,8 +277,11 @@ impl List {
 
     fn layer(&mut self, layer: &LayerSpec, hidden: u64) {
         self.vector(Role::InputNorm, hidden);
-        let Mixer::Attention(attention) = &layer.mixer;
-        self.attention(attention, hidden);
+        match &layer.mixer {
+            Mixer::Attention(attention) => self.attention(attention, hidden),
+            Mixer::Latent(latent) => self.latent(latent, hidden),
+            Mixer::DeltaNet(delta) => self.delta_net(delta, hidden),
+        }
         self.vector(Role::PostAttentionNorm, hidden);
         match &layer.ffn {
             Ffn::Dense(dense) => self.dense(dense, hidden),
@@ -192,22 +292,74 @@ impl List {
     fn attention(&mut self, spec: &AttentionSpec, hidden: u64) {
         let dim = u64::from(spec.head_dim);
         let (q, kv) = (u64::from(spec.heads) * dim, u64::from(spec.kv_heads) * dim);
+        let gated = if spec.output_gate { 2 * q } else { q };
         for (weight, bias, rows) in [
-            (Role::QProj, Role::QBias, q),
+            (Role::QProj, Role::QBias, gated),
             (Role::KProj, Role::KBias, kv),
             (Role::VProj, Role::VBias, kv),
         ] {
             self.matrix(weight, rows, hidden);
             self.vector_if(spec.qkv_bias, bias, rows);
         }
-        let (q_norm, k_norm) = match spec.qk_norm {
-            QkNorm::None | QkNorm::PerHead => (dim, dim),
-            QkNorm::Full => (q, kv),
+        let norms = match spec.qk_norm {
+            QkNorm::None | QkNorm::Weightless => None,
+            QkNorm::PerHead => Some((dim, dim)),
+            QkNorm::Full => Some((q, kv)),
         };
-        self.vector_if(spec.qk_norm != QkNorm::None, Role::QNorm, q_norm);
-        self.vector_if(spec.qk_norm != QkNorm::None, Role::KNorm, k_norm);
+        if let Some((q_norm, k_norm)) = norms {
+            self.vector(Role::QNorm, q_norm);
+            self.vector(Role::KNorm, k_norm);
+        }
+        self.vector_if(spec.sinks, Role::Sinks, u64::from(spec.heads));
         self.matrix(Role::OProj, hidden, q);
         self.vector_if(spec.o_bias, Role::OBias, hidden);
+    }
+
+    fn latent(&mut self, spec: &LatentSpec, hidden: u64) {
+        let [heads, latent, nope, rope, value] = [
+            spec.heads,
+            spec.kv_lora_rank,
+            spec.qk_nope_head_dim,
+            spec.qk_rope_head_dim,
+            spec.v_head_dim,
+        ]
+        .map(u64::from);
+        if let Some(rank) = spec.q_lora_rank.map(u64::from) {
+            self.matrix(Role::QAProj, rank, hidden);
+            self.vector_if(spec.bias, Role::QABias, rank);
+            self.vector(Role::QANorm, rank);
+            self.matrix(Role::QBProj, heads * (nope + rope), rank);
+        }
+        self.matrix(Role::KvAProj, latent + rope, hidden);
+        self.vector_if(spec.bias, Role::KvABias, latent + rope);
+        self.vector(Role::KvANorm, latent);
+        self.matrix(Role::KvBProj, heads * (nope + value), latent);
+        if spec.q_lora_rank.is_none() {
+            self.matrix(Role::QProj, heads * (nope + rope), hidden);
+        }
+        self.matrix(Role::OProj, hidden, heads * value);
+        self.vector_if(spec.bias, Role::OBias, hidden);
+    }
+
+    fn delta_net(&mut self, spec: &DeltaNetSpec, hidden: u64) {
+        let (heads, gates) = (u64::from(spec.value_heads), spec.value_width());
+        match spec.projection {
+            DeltaProjection::Grouped => {
+                self.matrix(Role::DeltaQkvz, spec.conv_width() + gates, hidden);
+                self.matrix(Role::DeltaBa, 2 * heads, hidden);
+            }
+            DeltaProjection::Split => {
+                self.matrix(Role::DeltaQkv, spec.conv_width(), hidden);
+                self.matrix(Role::DeltaZ, gates, hidden);
+                self.matrix(Role::DeltaB, heads, hidden);
+                self.matrix(Role::DeltaA, heads, hidden);
+            }
+        }
+        self.matrix(Role::DeltaConv, spec.conv_width(), u64::from(spec.conv_kernel));
+        self.vector(Role::DeltaALog, heads);
+        self.vector(Role::DeltaDtBias, heads);
+        self.vector(Role::DeltaNorm, u64::from(spec.value_head_dim));
+        self.matrix(Role::DeltaOutProj, hidden, gates);
     }
 
     fn dense(&mut self, spec: &DenseSpec, hidden: u64) {
@@ -221,7 +373,10 @@ impl List {
     }
 
     fn moe(&mut self, spec: &MoeSpec, hidden: u64) {
-        self.matrix(Role::Router, u64::from(spec.num_experts), hidden);
+        let experts = u64::from(spec.num_experts);
+        self.matrix(Role::Router, experts, hidden);
+        self.vector_if(spec.router_bias, Role::RouterBias, experts);
+        self.vector_if(spec.correction_bias, Role::CorrectionBias, experts);
         let Some(shared) = &spec.shared_expert else { return };
         let width = u64::from(shared.intermediate_size);
         if shared.gated {
@@ -234,8 +389,12 @@ impl List {
 
     fn expert(&mut self, spec: &MoeSpec, hidden: u64) {
         let width = u64::from(spec.moe_intermediate_size);
+        let bias = spec.expert_bias;
         self.matrix(Role::ExpertGateProj, width, hidden);
+        self.vector_if(bias, Role::ExpertGateBias, width);
         self.matrix(Role::ExpertUpProj, width, hidden);
+        self.vector_if(bias, Role::ExpertUpBias, width);
         self.matrix(Role::ExpertDownProj, hidden, width);
+        self.vector_if(bias, Role::ExpertDownBias, hidden);
     }
 }

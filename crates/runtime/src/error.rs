@@ -37,6 +37,12 @@ pub enum RuntimeError {
         /// What there is.
         found: String,
     },
+    /// What was remembered of the positions before is of another kind of layer.
+    #[error("layer {layer}: its state is that of another kind of layer")]
+    State {
+        /// Which layer.
+        layer: u32,
+    },
     /// The budget is below what one token needs.
     #[error("a memory budget of {budget} bytes is too small: this model needs at least {floor}")]
     Floor {

@@ -269,7 +269,7 @@ impl Flow {
     /// `self.x` as they are.
     fn route(&mut self, layer: &Layer<'_>, mut probe: Option<&mut Probe<'_>>) -> Result<()> {
         let Ffn::Moe(spec) = &layer.spec.ffn else { return Ok(()) };
-        self.norm = layer.unit.vector(Role::PostAttentionNorm, layer.hidden)?;
+        self.norm = layer.norm(Role::PostAttentionNorm, layer.hidden)?;
         self.sum.clear();
         self.sum.resize(self.x.len(), 0.0);
         self.routes.clear(spec.num_experts_per_tok as usize);
@@ -320,13 +320,20 @@ impl Flow {
         }
         let backend = work.linear.backend;
         rms_norm_in_place(backend, gathered, norm, *eps);
+        if spec.weights_on_input {
+            for (visit, x) in rows.iter().zip(gathered.chunks_exact_mut(hidden)) {
+                let scale = visit.on_input();
+                x.iter_mut().for_each(|x| *x *= scale);
+            }
+        }
         let shape = (spec.moe_intermediate_size as usize, hidden);
         let view = loaded.view();
         work.record.note(Site::Expert, gathered);
         let buffers = (&mut work.linear, &mut work.mlp, &mut work.record);
-        gated(&view, mlp::EXPERT, shape, gathered, buffers)?;
+        gated(&view, mlp::expert(spec), shape, gathered, buffers)?;
         for (visit, out) in rows.iter().zip(work.mlp.out.chunks_exact(hidden)) {
-            axpy(backend, visit.weight, out, &mut sum[visit.token * hidden..][..hidden]);
+            let weight = if spec.weights_on_input { visit.picked() } else { visit.weight };
+            axpy(backend, weight, out, &mut sum[visit.token * hidden..][..hidden]);
         }
         Ok(())
     }
@@ -342,6 +349,18 @@ fn listen(work: &mut Work, rows: usize, probe: Option<&mut Probe<'_>>) -> Result
 struct Visit {
     token: usize,
     weight: f32,
+}
+
+impl Visit {
+    /// 1 for a token that the router sent here, 0 for one that only makes up the number.
+    fn picked(&self) -> f32 {
+        if self.weight > 0.0 { 1.0 } else { 0.0 }
+    }
+
+    /// What its input is scaled by where weights are for inputs.
+    fn on_input(&self) -> f32 {
+        if self.weight > 0.0 { self.weight } else { 1.0 }
+    }
 }
 
 /// Who visits which expert.

@@ -8,6 +8,7 @@ use shardwright_format::model::ModelSpec;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, TensorEntry, Unit};
 
+use crate::block::ops::complete_norm;
 use crate::block::ops::rms_norm;
 use crate::error::{Result, RuntimeError};
 use crate::fetch::{Request, read};
@@ -107,9 +108,11 @@ pub fn final_norm(weights: &Weights) -> Result<Vec<f32>> {
             found: "none".to_owned(),
         })?;
     let request = Request::Rows(Unit::Head, entry, 0..1);
-    read(weights, request, AlignedBuf::default())?
+    let mut norm = read(weights, request, AlignedBuf::default())?
         .view()
-        .vector(Role::FinalNorm, hidden)
+        .vector(Role::FinalNorm, hidden)?;
+    complete_norm(weights.spec().norm_plus_one, &mut norm);
+    Ok(norm)
 }
 
 /// Final norm and head, for many rows at a time. Holds the weights as they are stored.

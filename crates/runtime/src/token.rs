@@ -297,14 +297,14 @@ impl Model {
         loop {
             let here = |pick: &usize| Some((*pick, store.expert(places[*pick])?));
             let ready: Vec<_> = waiting.iter().filter_map(here).collect();
-            moe::experts(spec, layer.hidden, &ready, work)?;
+            moe::experts(spec, layer.hidden, &routes.weights, &ready, work)?;
             waiting.retain(|pick| store.expert(places[*pick]).is_none());
             if waiting.is_empty() {
                 break;
             }
             store.wait()?;
         }
-        moe::combine(layer.hidden, &routes.weights, sum, work);
+        moe::combine(spec, layer.hidden, &routes.weights, sum, work);
         add(x, sum);
         Ok(())
     }

@@ -182,7 +182,7 @@ impl Report {
             let _ = write!(out, ", {} active per token", bytes::count(active));
         }
         let _ = writeln!(out, "\n  layers           {}", layers(&self.model));
-        let _ = writeln!(out, "  attention        {}", attention(&self.model));
+        let _ = writeln!(out, "  attention        {}", mixers(&self.model));
         if let Some(experts) = experts(&self.model) {
             let _ = writeln!(out, "  experts          {experts}");
         }
@@ -237,24 +237,50 @@ fn layers(spec: &ModelSpec) -> String {
     format!("{count} ({kind}), hidden size {hidden}, vocabulary {vocab}{tied}")
 }
 
-fn attention(spec: &ModelSpec) -> String {
-    let windows = spec
-        .layers
-        .iter()
-        .filter(|l| attention_of(&l.mixer).sliding_window.is_some())
-        .count();
-    let Some(first) = spec.layers.first() else { return String::new() };
-    let AttentionSpec { heads, kv_heads, head_dim, .. } = attention_of(&first.mixer);
-    let sliding = match windows {
-        0 => String::new(),
-        n => format!(", sliding window in {n} layers"),
-    };
-    format!("{heads} heads of {head_dim} over {kv_heads} key/value heads{sliding}")
+/// The mixers, kind by kind in the order of their first layers.
+fn mixers(spec: &ModelSpec) -> String {
+    let mut kinds: Vec<(String, usize)> = Vec::new();
+    for layer in &spec.layers {
+        let kind = mixer(&layer.mixer);
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((kind, 1)),
+        }
+    }
+    let alone = kinds.len() == 1;
+    let shown = kinds
+        .into_iter()
+        .map(|(kind, count)| if alone { kind } else { format!("{kind} in {count} layers") });
+    shown.collect::<Vec<_>>().join("; ")
 }
 
-const fn attention_of(mixer: &Mixer) -> &AttentionSpec {
-    let Mixer::Attention(attention) = mixer;
-    attention
+fn mixer(mixer: &Mixer) -> String {
+    match mixer {
+        Mixer::Attention(spec) => attention(spec),
+        Mixer::Latent(spec) => format!(
+            "latent attention, {} heads of {} over latents of {}",
+            spec.heads,
+            spec.qk_nope_head_dim + spec.qk_rope_head_dim,
+            spec.kv_lora_rank
+        ),
+        Mixer::DeltaNet(spec) => format!(
+            "gated delta net, {} value heads of {} over {} key heads of {}",
+            spec.value_heads, spec.value_head_dim, spec.key_heads, spec.key_head_dim
+        ),
+    }
+}
+
+fn attention(spec: &AttentionSpec) -> String {
+    let AttentionSpec { heads, kv_heads, head_dim, .. } = spec;
+    let limit = match (spec.sliding_window, spec.attention_chunk_size) {
+        (Some(window), _) => format!(", sliding window of {window}"),
+        (None, Some(chunk)) => format!(", chunks of {chunk}"),
+        (None, None) => String::new(),
+    };
+    let rope = if spec.rope.is_none() { ", no positions" } else { "" };
+    let sinks = if spec.sinks { ", sinks" } else { "" };
+    let gate = if spec.output_gate { ", gated" } else { "" };
+    format!("{heads} heads of {head_dim} over {kv_heads} key/value heads{limit}{rope}{sinks}{gate}")
 }
 
 fn experts(spec: &ModelSpec) -> Option<String> {

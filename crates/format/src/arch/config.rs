@@ -11,23 +11,33 @@ use crate::error::{FormatError, Result};
 
 /// Widest matrix that is believed.
 pub(super) const MAX_SIZE: u32 = 1 << 24;
+/// Most heads, experts and head widths that are believed.
+pub(super) const MAX_COUNT: u32 = 1 << 16;
 
 /// `config.json` seen through a table's parameters.
 pub(super) struct Config<'a> {
     arch: &'a Arch,
     path: &'a Path,
     object: &'a Value,
+    /// The object inside that describes the text model: what it lacks is looked for outside.
+    inner: Option<&'a Value>,
 }
 
 impl<'a> Config<'a> {
-    pub(super) const fn new(arch: &'a Arch, path: &'a Path, object: &'a Value) -> Self {
-        Self { arch, path, object }
+    pub(super) fn new(arch: &'a Arch, path: &'a Path, object: &'a Value) -> Self {
+        let inner = arch.table.config.as_ref().and_then(|key| object.get(key));
+        Self { arch, path, object, inner }
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        let inner = self.inner.and_then(|inner| inner.get(key));
+        inner.or_else(|| self.object.get(key))
     }
 
     /// Refuses values that the table does not support.
     pub(super) fn check_supported(&self) -> Result<()> {
         for (key, allowed) in &self.arch.table.supported {
-            match self.object.get(key) {
+            match self.get(key) {
                 Some(found) if !allowed.contains(found) => {
                     let allowed: Vec<_> = allowed.iter().map(Value::to_string).collect();
                     return Err(self.unexpected(key, &allowed.join(" or "), Some(found)));
@@ -40,7 +50,7 @@ impl<'a> Config<'a> {
 
     /// A key that is no parameter.
     pub(super) fn raw(&self, key: &str) -> Option<&'a Value> {
-        self.object.get(key).filter(|value| !value.is_null())
+        self.get(key).filter(|value| !value.is_null())
     }
 
     /// An error about `key`.
@@ -154,7 +164,7 @@ impl<'a> Config<'a> {
         };
         let derived = value.filter(|_| found.is_none_or(Value::is_null));
         Ok(match derived {
-            Some(Value::String(quotient)) => (key, Some(self.quotient(name, quotient)?)),
+            Some(Value::String(text)) => (key, Some(self.quotient(name, text)?)),
             _ => (key, value.cloned()),
         })
     }
@@ -163,9 +173,7 @@ impl<'a> Config<'a> {
     fn find(&self, name: &str, parameter: &Parameter) -> Result<(String, Option<&'a Value>)> {
         let own = [name.to_owned()];
         let keys = if parameter.keys.is_empty() { &own[..] } else { &parameter.keys };
-        let mut found = keys
-            .iter()
-            .filter_map(|key| Some((key, self.object.get(key)?)));
+        let mut found = keys.iter().filter_map(|key| Some((key, self.get(key)?)));
         let Some((key, value)) = found.next() else { return Ok((keys[0].clone(), None)) };
         match found.find(|(_, other)| *other != value) {
             Some((other, found)) => {

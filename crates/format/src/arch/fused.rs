@@ -15,9 +15,11 @@ pub(super) struct Fused<'a> {
     pub(super) layer: u32,
 }
 
-/// Its parts: `[experts] × ([sum of rows, cols] or [cols, sum of rows])`.
+/// Its parts: `[experts] × ([sum of rows, cols] or [cols, sum of rows])`; for vectors
+/// `[experts] × [sum of lengths]`, as if each were a column.
 struct Parts {
     shapes: Vec<TensorShape>,
+    vectors: bool,
     experts: Option<u64>,
     rows: u64,
     cols: u64,
@@ -77,25 +79,38 @@ impl Fused<'_> {
     /// When the model has no such parts.
     pub(super) fn claims(&self, spec: &ModelSpec, layout: Layout) -> Result<Vec<Claim>, String> {
         let parts = self.parts(spec)?;
-        let (row_stride, col_stride) = match layout {
+        let (mut row_stride, col_stride) = match layout {
+            _ if parts.vectors => (1, 1),
             Layout::OutIn => (parts.cols, 1),
             Layout::InOut => (1, parts.rows),
         };
+        let next = row_stride;
+        let turns = parts.shapes.len() as u64;
+        if self.row.interleaved {
+            row_stride *= turns;
+        }
         let expert_stride = if parts.experts.is_some() { parts.rows * parts.cols } else { 0 };
         let mut claims = Vec::new();
         let mut first_row = 0;
         for shape in &parts.shapes {
+            // A vector's values are the rows of a column.
+            let (row_stride, col_stride) =
+                if parts.vectors { (shape.cols, row_stride) } else { (row_stride, col_stride) };
             let template = SourceView {
                 tensor: self.name.to_owned(),
                 dtype: self.info.dtype,
                 shape: self.info.shape.clone(),
-                start: first_row * row_stride,
+                start: first_row * next,
                 row_stride,
                 col_stride,
                 expert_stride,
                 decoder: self.info.decoder.clone(),
             };
-            first_row += shape.rows;
+            first_row += match self.row.interleaved {
+                true => 1,
+                false if parts.vectors => shape.cols,
+                false => shape.rows,
+            };
             for expert in 0..parts.experts.unwrap_or(1) as u32 {
                 let unit = unit_of(shape.role, self.layer, expert);
                 claims.push(Claim { unit, shape: *shape, template: template.clone() });
@@ -120,8 +135,13 @@ impl Fused<'_> {
             .map(of_role)
             .collect::<Result<_, _>>()?;
         let [first, ..] = &shapes[..] else { return Err("the table gives it no role".to_owned()) };
-        let (role, cols) = (first.role, first.cols);
-        if shapes.iter().any(|shape| shape.cols != cols) {
+        let (role, vectors) = (first.role, first.rows == 1);
+        let cols = if vectors { 1 } else { first.cols };
+        let same = |shape: &TensorShape| match vectors {
+            true => shape.rows == 1,
+            false => shape.cols == cols,
+        };
+        if !shapes.iter().all(same) {
             return Err("its roles have different numbers of columns".to_owned());
         }
         let experts = || {
@@ -130,8 +150,12 @@ impl Fused<'_> {
                 .map(|l| u64::from(l.num_experts()))
         };
         Ok(Parts {
-            rows: shapes.iter().map(|shape| shape.rows).sum(),
+            rows: shapes
+                .iter()
+                .map(|shape| if vectors { shape.cols } else { shape.rows })
+                .sum(),
             cols,
+            vectors,
             experts: if role.is_expert() { experts() } else { None },
             shapes,
         })
@@ -141,10 +165,11 @@ impl Fused<'_> {
 impl Parts {
     fn shape(&self, layout: Layout) -> Vec<u64> {
         let (rows, cols) = (self.rows, self.cols);
-        let matrix = match layout {
-            Layout::OutIn => [rows, cols],
-            Layout::InOut => [cols, rows],
+        let dims = match layout {
+            _ if self.vectors => vec![rows],
+            Layout::OutIn => vec![rows, cols],
+            Layout::InOut => vec![cols, rows],
         };
-        self.experts.into_iter().chain(matrix).collect()
+        self.experts.into_iter().chain(dims).collect()
     }
 }

@@ -32,6 +32,9 @@ pub struct SourceTensor {
 pub struct Ignored {
     /// Its name.
     pub tensor: String,
+    /// What it is for, if it is part of something else than the text model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
     /// Why.
     pub reason: String,
 }
@@ -98,14 +101,22 @@ impl<'a> Matching<'a> {
         let (claims, ignored) = (BTreeMap::new(), spare(checkpoint));
         let mut matching = Self { checkpoint, arch, spec, claims, ignored, tied_head: None };
         let mut fused: BTreeMap<(u32, bool), Vec<Fused<'a>>> = BTreeMap::new();
+        let beyond = arch.beyond(checkpoint)?;
         for (name, info) in checkpoint.tensors() {
-            let (pattern, [layer, expert]) = split(name);
+            let (pattern, [layer, expert]) = split(&arch.table.plain(name));
+            let count = matching.spec.layers.len() as u32;
+            let past =
+                (pattern.as_deref().is_some_and(in_layer) && layer >= count).then(|| layer - count);
+            if let Some(extra) = arch.table.extra(name, past, &beyond) {
+                matching.ignore(name, Some(extra.role), &extra.reason);
+                continue;
+            }
             let Some(target) = pattern.and_then(|pattern| arch.table.targets.get(&pattern)) else {
                 let detail = format!("{} has no row for it", arch.path.display());
                 return Err(matching.refused(name, info, detail));
             };
             match target {
-                Target::Ignored(reason) => matching.ignore(name, reason),
+                Target::Ignored(reason) => matching.ignore(name, None, reason),
                 Target::Role(role) => {
                     let checked = matching.claim(name, info, unit_of(*role, layer, expert), *role);
                     checked.map_err(|detail| matching.refused(name, info, detail))?;
@@ -152,9 +163,9 @@ impl<'a> Matching<'a> {
         FormatError::tensor(self.checkpoint.path_of(info), tensor, detail)
     }
 
-    fn ignore(&mut self, tensor: &str, reason: &str) {
+    fn ignore(&mut self, tensor: &str, role: Option<Role>, reason: &str) {
         self.ignored
-            .push(Ignored { tensor: tensor.to_owned(), reason: reason.to_owned() });
+            .push(Ignored { tensor: tensor.to_owned(), role, reason: reason.to_owned() });
     }
 
     /// Takes in a tensor that holds one role's matrix and nothing else.
@@ -178,7 +189,7 @@ impl<'a> Matching<'a> {
         check_shape(shape, info)?;
         if tied {
             self.tied_head = Some(name.to_owned());
-            self.ignore(name, "tied to embed_tokens");
+            self.ignore(name, None, "tied to embed_tokens");
             return Ok(());
         }
         let template = SourceView {
@@ -347,7 +358,12 @@ fn dimensions(shape: TensorShape) -> Vec<u64> {
 
 /// Refuses another shape; a single row may be one-dimensional or two-dimensional.
 fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), String> {
-    if info.shape == dimensions(shape) || info.shape == [shape.rows, shape.cols] {
+    let TensorShape { rows, cols, .. } = shape;
+    // The inner dimension of a depthwise convolution says nothing.
+    if info.shape == dimensions(shape)
+        || info.shape == [rows, cols]
+        || (shape.role == Role::DeltaConv && info.shape == [rows, 1, cols])
+    {
         return Ok(());
     }
     let expected = dimensions(shape);
@@ -374,6 +390,13 @@ fn split(name: &str) -> (Option<String>, [u32; 2]) {
         });
     }
     (Some(parts.join(".")), numbers)
+}
+
+/// Whether the first number in a pattern is that of a layer.
+fn in_layer(pattern: &str) -> bool {
+    pattern
+        .split_once(LAYER)
+        .is_some_and(|(before, _)| before.ends_with("layers."))
 }
 
 /// The number that `part` is when written plainly: no sign, no leading zeros.

@@ -5,14 +5,19 @@
 //! |---|---|
 //! | `parameters` | name: `keys` in `config.json` (its name if absent), the `default` without a key, the value for `null`; a text as value is a parameter or a quotient of two |
 //! | `supported` | keys that may be absent or have one of these values, nothing else |
-//! | `attention`, `mlp`, `moe` | options of the blocks, fixed or by the name of a parameter |
+//! | `aliases` | other values of `model_type` that mean the same |
+//! | `config`, `prefixes` | where `config.json` and tensor names hold the text model inside another |
+//! | `layer_kinds` | which layers are not full attention |
+//! | `attention`, `latent`, `delta_net`, `mlp`, `moe` | options of the blocks, fixed or by the name of a parameter |
 //! | `tensors` | role: the tensor's name or alternatives, with `{layer}` and `{expert}` |
 //! | `fused` | tensors that hold several roles one after the other, for all experts at once |
 //! | `ignored` | names of tensors that no runtime needs, and why |
 
 mod config;
+mod ffns;
 mod fused;
 mod inventory;
+mod mixers;
 mod rope;
 mod spec;
 mod table;
@@ -37,7 +42,10 @@ macro_rules! builtin {
     };
 }
 
-builtin! { "llama", "mistral", "mixtral", "olmoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", }
+builtin! {
+    "deepseek_v3", "glm4_moe", "gpt_oss", "llama", "llama4", "minimax_m2", "mistral", "mixtral",
+    "olmoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "qwen3_next",
+}
 
 /// The table of one architecture.
 #[derive(Debug)]
@@ -47,11 +55,18 @@ pub struct Arch {
 }
 
 impl Arch {
-    /// The built-in table for a `model_type`.
+    /// The built-in table for a `model_type`, by its own name or another that means the same.
     pub fn builtin(model_type: &str) -> Option<Self> {
-        let (name, json) = BUILTIN.iter().find(|(name, _)| *name == model_type)?;
+        let named = BUILTIN.iter().find(|(name, _)| *name == model_type);
+        named.map(Self::of_builtin).or_else(|| {
+            let mut all = BUILTIN.iter().map(Self::of_builtin);
+            all.find(|arch| arch.table.aliases.iter().any(|alias| alias == model_type))
+        })
+    }
+
+    fn of_builtin((name, json): &(&str, &str)) -> Self {
         let path = PathBuf::from(format!("configs/arch/{name}.json"));
-        Some(Self::parse(&path, json).expect("built-in tables are tested"))
+        Self::parse(&path, json).expect("built-in tables are tested")
     }
 
     /// The model types that have a built-in table, sorted.
@@ -90,7 +105,7 @@ impl Arch {
     /// Refuses a configuration of another `model_type`.
     fn check_model_type(&self, path: &Path, config: &Value) -> Result<()> {
         let found = model_type(path, config)?;
-        if found == self.model_type() {
+        if found == self.model_type() || self.table.aliases.iter().any(|alias| alias == found) {
             return Ok(());
         }
         let (expected, table) = (self.model_type(), self.path.display());

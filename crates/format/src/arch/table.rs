@@ -1,12 +1,13 @@
 //! The JSON of an architecture table, checked.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::checkpoint::Entries;
-use crate::model::QkNorm;
+use crate::model::{DeltaProjection, Pairing, QkNorm, Scoring};
 use crate::role::Role;
 use crate::unit::Unit;
 
@@ -19,13 +20,24 @@ pub(super) const EXPERT: &str = "{expert}";
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) model_type: String,
+    /// Other values of `model_type` that mean the same.
+    pub(super) aliases: Vec<String>,
+    /// Key of the object that describes the text model, where `config.json` describes more.
+    pub(super) config: Option<String>,
+    /// Beginnings of tensor names and what the table has instead of them.
+    pub(super) prefixes: BTreeMap<String, String>,
     pub(super) parameters: BTreeMap<String, Parameter>,
     /// Keys of `config.json` and the only values they may have if present.
     pub(super) supported: BTreeMap<String, Vec<Value>>,
-    pub(super) attention: AttentionRow,
+    pub(super) norm_plus_one: bool,
+    pub(super) layer_kinds: Option<KindsRow>,
+    pub(super) attention: Option<AttentionRow>,
+    pub(super) latent: Option<LatentRow>,
+    pub(super) delta_net: Option<DeltaRow>,
     pub(super) mlp: Option<MlpRow>,
     pub(super) moe: Option<MoeRow>,
     pub(super) fused: Vec<FusedRow>,
+    pub(super) extras: Vec<ExtraRow>,
     /// Alternative names of each role's tensor.
     pub(super) names: BTreeMap<Role, Vec<String>>,
     /// What a name, its numbers replaced by placeholders, stands for.
@@ -74,36 +86,129 @@ pub(super) enum Flag {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AttentionRow {
-    pub(super) qk_norm: QkNorm,
+    pub(super) qk_norm: QkNormRow,
     pub(super) qkv_bias: Flag,
     pub(super) o_bias: Flag,
     pub(super) clip_qkv: Option<String>,
-    pub(super) sliding_window: Option<SlidingRow>,
+    #[serde(default)]
+    pub(super) rotary: RotaryRow,
+    #[serde(default)]
+    pub(super) sinks: bool,
+    #[serde(default)]
+    pub(super) output_gate: bool,
+    /// Layers of full attention know no positions.
+    #[serde(default)]
+    pub(super) full_without_rope: bool,
+    /// Queries of layers without positions grow with theirs.
+    pub(super) temperature: Option<TemperatureRow>,
 }
 
-/// Which layers see only the last `sliding_window` positions.
+/// The norm of queries and keys, or none where a parameter says so.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum QkNormRow {
+    Fixed(QkNorm),
+    If(QkNormIf),
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct SlidingRow {
-    /// Parameter that must be true for any layer to slide.
-    pub(super) switch: Option<String>,
-    /// Parameter that lists the kind of each layer; when null, `layers` decides.
-    pub(super) layer_types: Option<String>,
-    pub(super) layers: SlidingLayers,
+pub(super) struct QkNormIf {
+    pub(super) kind: QkNorm,
+    #[serde(rename = "if")]
+    pub(super) flag: Flag,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+/// Which values of a head are rotated, where it is not simply all in halves.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RotaryRow {
+    /// Parameter with their number.
+    pub(super) dim: Option<String>,
+    /// Parameter with their share of the head, if the former is null.
+    pub(super) factor: Option<String>,
+    #[serde(default)]
+    pub(super) pairing: Pairing,
+    /// Members that divide pairs among axes of an image: all alike for text.
+    #[serde(default)]
+    pub(super) axes: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TemperatureRow {
+    pub(super) switch: Flag,
+    pub(super) floor_scale: String,
+    pub(super) attn_scale: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LatentRow {
+    pub(super) bias: Flag,
+    pub(super) rotary: RotaryRow,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeltaRow {
+    pub(super) projection: DeltaProjection,
+}
+
+/// What a layer's mixer is, by its name in `layer_types` or its number in `no_rope_layers`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum SlidingLayers {
+pub(super) enum Kind {
+    FullAttention,
+    SlidingAttention,
+    ChunkedAttention,
+    LinearAttention,
+}
+
+impl Kind {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::FullAttention => "full_attention",
+            Self::SlidingAttention => "sliding_attention",
+            Self::ChunkedAttention => "chunked_attention",
+            Self::LinearAttention => "linear_attention",
+        }
+    }
+}
+
+/// Which layers are not full attention.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KindsRow {
+    /// What they are instead.
+    pub(super) other: Kind,
+    pub(super) layers: KindLayers,
+    /// Parameter that must be true for any layer to be so.
+    pub(super) switch: Option<String>,
+    /// Parameter that lists the kind of each layer; when null, `layers` decides.
+    pub(super) list: Option<String>,
+    /// Parameter that lists 1 for other layers, 0 for those of full attention; when empty, `layers`
+    /// decides.
+    pub(super) flags: Option<String>,
+}
+
+/// A rule for layers that no list describes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum KindLayers {
     All,
     FromMaxWindowLayers,
     EvenBelowMaxWindowLayers,
+    /// All but every n-th, by the name of a parameter.
+    ButEvery(String),
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MlpRow {
     pub(super) bias: Flag,
+    /// Parameter with its width, if not `intermediate_size`.
+    pub(super) intermediate_size: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -114,21 +219,56 @@ pub(super) struct MoeRow {
     pub(super) intermediate_size: String,
     pub(super) norm_topk_prob: Flag,
     pub(super) shared_expert: Option<SharedRow>,
+    #[serde(default)]
+    pub(super) scoring: Scoring,
+    #[serde(default)]
+    pub(super) router_bias: bool,
+    #[serde(default)]
+    pub(super) correction_bias: bool,
+    pub(super) groups: Option<GroupsRow>,
+    pub(super) routed_scaling_factor: Option<String>,
+    #[serde(default)]
+    pub(super) weights_on_input: bool,
+    #[serde(default)]
+    pub(super) expert_bias: bool,
+    pub(super) clamped_swiglu: Option<ClampRow>,
+}
+
+/// Parameters of a limit to some groups of experts.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GroupsRow {
+    pub(super) groups: String,
+    pub(super) picked: String,
+}
+
+/// Parameters of a clamped activation.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClampRow {
+    pub(super) limit: String,
+    pub(super) alpha: String,
 }
 
 /// Which layers have experts.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum SparseLayers {
     All,
     /// Every `decoder_sparse_step`-th but those in `mlp_only_layers`.
     SparseStep,
+    /// From the number that a parameter gives.
+    From(String),
+    /// Those in `moe_layers`; every `interleave_moe_layer_step`-th where it is null.
+    Interleaved,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SharedRow {
     pub(super) intermediate_size: String,
+    /// Parameter with the number of shared experts, side by side as one.
+    pub(super) count: Option<String>,
     pub(super) gated: bool,
 }
 
@@ -141,6 +281,9 @@ pub(super) struct FusedRow {
     pub(super) roles: Vec<Role>,
     /// Order of the last two dimensions, where shapes alone cannot tell.
     pub(super) layout: Option<Layout>,
+    /// The roles' rows take turns.
+    #[serde(default)]
+    pub(super) interleaved: bool,
 }
 
 /// Order of the last two dimensions of a fused tensor.
@@ -149,6 +292,21 @@ pub(super) struct FusedRow {
 pub(super) enum Layout {
     OutIn,
     InOut,
+}
+
+/// Tensors of a part of the checkpoint that is not the text model.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExtraRow {
+    /// What they are for.
+    pub(super) role: Role,
+    /// Beginnings of their names.
+    #[serde(default)]
+    pub(super) beginnings: Vec<String>,
+    /// Parameter with the number of layers beyond `num_hidden_layers` that are theirs.
+    pub(super) layers: Option<String>,
+    /// Why a bundle works without them.
+    pub(super) reason: String,
 }
 
 /// One name or several alternatives.
@@ -172,30 +330,61 @@ impl Names {
 #[serde(deny_unknown_fields)]
 struct RawTable {
     model_type: String,
+    #[serde(default)]
+    aliases: Vec<String>,
+    config: Option<String>,
+    #[serde(default)]
+    prefixes: BTreeMap<String, String>,
     parameters: BTreeMap<String, Parameter>,
     #[serde(default)]
     supported: BTreeMap<String, Vec<Value>>,
-    attention: AttentionRow,
+    #[serde(default)]
+    norm_plus_one: bool,
+    layer_kinds: Option<KindsRow>,
+    attention: Option<AttentionRow>,
+    latent: Option<LatentRow>,
+    delta_net: Option<DeltaRow>,
     mlp: Option<MlpRow>,
     moe: Option<MoeRow>,
     tensors: Entries<Names>,
     #[serde(default)]
     fused: Vec<FusedRow>,
     #[serde(default)]
+    extras: Vec<ExtraRow>,
+    #[serde(default)]
     ignored: BTreeMap<String, String>,
 }
 
 impl Table {
+    /// A tensor's name without what `prefixes` replace.
+    pub(super) fn plain<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        let prefixes = self.prefixes.iter();
+        let rest =
+            |(from, to): (&String, &String)| Some(format!("{to}{}", name.strip_prefix(from)?));
+        prefixes
+            .filter_map(rest)
+            .next()
+            .map_or(Cow::Borrowed(name), Cow::Owned)
+    }
+
     pub(super) fn parse(json: &str) -> Result<Self, String> {
         let raw: RawTable = serde_json::from_str(json).map_err(|e| e.to_string())?;
         let mut table = Self {
             model_type: raw.model_type,
+            aliases: raw.aliases,
+            config: raw.config,
+            prefixes: raw.prefixes,
             parameters: raw.parameters,
             supported: raw.supported,
+            norm_plus_one: raw.norm_plus_one,
+            layer_kinds: raw.layer_kinds,
             attention: raw.attention,
+            latent: raw.latent,
+            delta_net: raw.delta_net,
             mlp: raw.mlp,
             moe: raw.moe,
             fused: raw.fused,
+            extras: raw.extras,
             names: BTreeMap::new(),
             targets: HashMap::new(),
         };
@@ -209,7 +398,20 @@ impl Table {
         if table.mlp.is_none() && table.moe.is_none() {
             return Err("expected `mlp`, `moe` or both, found neither".to_owned());
         }
+        if table.attention.is_some() == table.latent.is_some() {
+            return Err("expected either `attention` or `latent`".to_owned());
+        }
         Ok(table)
+    }
+
+    /// The part besides the text model that a tensor is of, if it is. `past` counts layers from
+    /// the first that the text model does not have, `beyond` those that each row says there are.
+    pub(super) fn extra(&self, name: &str, past: Option<u32>, beyond: &[u32]) -> Option<&ExtraRow> {
+        let mut rows = self.extras.iter().zip(beyond);
+        let begins = |row: &ExtraRow| row.beginnings.iter().any(|b| name.starts_with(b));
+        let found =
+            rows.find(|(row, count)| begins(row) || past.is_some_and(|past| past < **count));
+        found.map(|(row, _)| row)
     }
 
     fn add_role(&mut self, role: &str, names: &Names) -> Result<(), String> {

@@ -14,24 +14,21 @@ use crate::unit::{SourceView, UnitLayout};
 const ALIGNMENT: u64 = 4096;
 
 fn model() -> ModelSpec {
-    let rope = RopeSpec { theta: 10_000.0, scaling: RopeScaling::None };
+    let rope = Some(RopeSpec { theta: 10_000.0, ..RopeSpec::default() });
     let attention = AttentionSpec {
         heads: 2,
         kv_heads: 1,
         head_dim: 32,
         rope,
         qk_norm: QkNorm::PerHead,
-        qkv_bias: false,
-        o_bias: false,
-        sliding_window: None,
-        clip_qkv: None,
+        ..AttentionSpec::default()
     };
     let moe = MoeSpec {
         num_experts: 3,
         num_experts_per_tok: 2,
         moe_intermediate_size: 64,
         norm_topk_prob: true,
-        shared_expert: None,
+        ..MoeSpec::default()
     };
     ModelSpec {
         model_type: "qwen3_moe".to_owned(),
@@ -42,6 +39,7 @@ fn model() -> ModelSpec {
         max_position_embeddings: 128,
         eos_token_ids: vec![0],
         bos_token_id: None,
+        norm_plus_one: false,
         layers: vec![LayerSpec { mixer: Mixer::Attention(attention), ffn: Ffn::Moe(moe) }],
     }
 }
@@ -212,8 +210,8 @@ const LLAMA3: RopeScaling = RopeScaling::Llama3 {
 };
 
 fn scaling(manifest: &mut Manifest, scaling: RopeScaling) {
-    let Mixer::Attention(attention) = &mut manifest.model.layers[0].mixer;
-    attention.rope.scaling = scaling;
+    let Mixer::Attention(attention) = &mut manifest.model.layers[0].mixer else { unreachable!() };
+    attention.rope.as_mut().unwrap().scaling = scaling;
 }
 
 #[test]

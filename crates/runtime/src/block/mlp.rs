@@ -1,10 +1,10 @@
-//! The gated feed-forward `down(silu(gate(x)) * up(x))`: dense, shared and routed alike.
+//! The gated feed-forward `down(activation(gate(x), up(x)))`: dense, shared and routed alike.
 
 use rayon::prelude::*;
 use shardwright_format::Role;
-use shardwright_format::model::DenseSpec;
+use shardwright_format::model::{DenseSpec, GateActivation, MoeSpec};
 
-use super::ops::{add, add_bias, rms_norm, silu_mul};
+use super::ops::{add, add_bias, clamped_swiglu, rms_norm, silu_mul};
 use super::record::{Record, Site};
 use super::{Layer, Work};
 use crate::error::Result;
@@ -40,6 +40,8 @@ pub struct Gated {
     pub biases: Option<[Role; 3]>,
     /// Where its down projection's input is kept.
     pub site: Site,
+    /// What is done to gate and up.
+    pub activation: GateActivation,
 }
 
 /// A layer's only feed-forward.
@@ -49,6 +51,7 @@ pub const DENSE: Gated = Gated {
     down: Role::DownProj,
     biases: None,
     site: Site::FfnOut,
+    activation: GateActivation::Silu,
 };
 
 /// The same with biases.
@@ -62,20 +65,32 @@ pub const SHARED: Gated = Gated {
     down: Role::SharedDownProj,
     biases: None,
     site: Site::SharedOut,
+    activation: GateActivation::Silu,
 };
 
 /// A routed expert.
-pub const EXPERT: Gated = Gated {
+const EXPERT: Gated = Gated {
     gate: Role::ExpertGateProj,
     up: Role::ExpertUpProj,
     down: Role::ExpertDownProj,
     biases: None,
     site: Site::ExpertOut,
+    activation: GateActivation::Silu,
 };
+
+/// The biases of a routed expert.
+pub const EXPERT_BIASES: [Role; 3] =
+    [Role::ExpertGateBias, Role::ExpertUpBias, Role::ExpertDownBias];
+
+/// A routed expert of a layer.
+pub fn expert(spec: &MoeSpec) -> Gated {
+    let biases = spec.expert_bias.then_some(EXPERT_BIASES);
+    Gated { biases, activation: spec.activation, ..EXPERT }
+}
 
 /// `x += mlp(norm(x))` for `x: [n, hidden]`.
 pub fn forward(layer: &Layer<'_>, spec: &DenseSpec, x: &mut [f32], work: &mut Work) -> Result<()> {
-    let norm = layer.unit.vector(Role::PostAttentionNorm, layer.hidden)?;
+    let norm = layer.norm(Role::PostAttentionNorm, layer.hidden)?;
     let Work { linear, normed, mlp, record, .. } = work;
     rms_norm(linear.backend, x, &norm, layer.eps, normed);
     record.note(Site::Ffn, normed);
@@ -86,7 +101,7 @@ pub fn forward(layer: &Layer<'_>, spec: &DenseSpec, x: &mut [f32], work: &mut Wo
     Ok(())
 }
 
-/// `buffers.out = down(silu(gate(x)) * up(x))` for `x: [n, hidden]` and `shape` = width, hidden.
+/// `buffers.out = down(activation(gate(x), up(x)))` for `x: [n, hidden]` and `shape` = width, hidden.
 pub fn gated(
     unit: &UnitView<'_>,
     roles: Gated,
@@ -106,7 +121,7 @@ pub fn gated(
         add_bias(gate, &unit.vector(gate_bias, width)?);
         add_bias(up, &unit.vector(up_bias, width)?);
     }
-    activate(gate, up);
+    activate(roles.activation, gate, up);
     record.note(roles.site, gate);
     linear.project(gate, n, [(unit.matrix(roles.down, hidden, width)?, &mut *out)]);
     if let Some([_, _, down_bias]) = roles.biases {
@@ -115,11 +130,16 @@ pub fn gated(
     Ok(())
 }
 
-/// `gate = silu(gate) * up`, over threads where that pays.
-pub fn activate(gate: &mut [f32], up: &[f32]) {
+/// `gate = activation(gate, up)`, over threads where that pays.
+pub fn activate(activation: GateActivation, gate: &mut [f32], up: &[f32]) {
     const VALUES_PER_TASK: usize = 2048;
     let up = up.par_chunks(VALUES_PER_TASK);
     gate.par_chunks_mut(VALUES_PER_TASK)
         .zip(up)
-        .for_each(|(gate, up)| silu_mul(gate, up));
+        .for_each(|(gate, up)| match activation {
+            GateActivation::Silu => silu_mul(gate, up),
+            GateActivation::ClampedSwiglu { limit, alpha } => {
+                clamped_swiglu((limit, alpha), gate, up);
+            }
+        });
 }

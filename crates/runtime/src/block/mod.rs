@@ -4,13 +4,16 @@
 //! A new mixer is one file here, one variant of [`Mixer`] and one of [`MixerState`].
 
 pub mod attention;
+pub mod delta_net;
 pub mod kv;
+pub mod latent;
 pub mod mlp;
 pub mod moe;
 pub mod ops;
 pub mod record;
 pub mod rope;
 
+use shardwright_format::Role;
 use shardwright_format::model::{Ffn, LayerSpec, Mixer, ModelSpec};
 
 use crate::error::{Result, RuntimeError};
@@ -28,6 +31,8 @@ pub struct Layer<'a> {
     pub hidden: usize,
     /// Added to the mean square inside its norms.
     pub eps: f32,
+    /// Its norms multiply with `1 + weight`.
+    pub norm_plus_one: bool,
     /// Its dense weights.
     pub unit: UnitView<'a>,
 }
@@ -40,8 +45,19 @@ impl<'a> Layer<'a> {
             spec: &spec.layers[index as usize],
             hidden: spec.hidden_size as usize,
             eps: spec.rms_norm_eps,
+            norm_plus_one: spec.norm_plus_one,
             unit,
         }
+    }
+
+    /// What the norm with a role multiplies with.
+    ///
+    /// # Errors
+    /// As [`UnitView::vector`].
+    pub fn norm(&self, role: Role, len: usize) -> Result<Vec<f32>> {
+        let mut weight = self.unit.vector(role, len)?;
+        ops::complete_norm(self.norm_plus_one, &mut weight);
+        Ok(weight)
     }
 }
 
@@ -65,6 +81,10 @@ pub struct Work {
     pub normed: Vec<f32>,
     /// Of attention.
     pub attention: attention::Buffers,
+    /// Of latent attention.
+    pub latent: latent::Buffers,
+    /// Of delta nets.
+    pub delta_net: delta_net::Buffers,
     /// Of feed-forwards.
     pub mlp: mlp::Buffers,
     /// Of experts of one token.
@@ -80,6 +100,8 @@ impl Work {
             linear: Linear::new(),
             normed: Vec::new(),
             attention: attention::Buffers::default(),
+            latent: latent::Buffers::default(),
+            delta_net: delta_net::Buffers::default(),
             mlp: mlp::Buffers::default(),
             moe: moe::Buffers::default(),
             record: record::Record::default(),
@@ -92,6 +114,10 @@ impl Work {
 pub enum MixerState {
     /// Keys and values.
     Attention(kv::KvCache),
+    /// Latents and rotary keys.
+    Latent(latent::LatentCache),
+    /// The state of a delta net and the inputs its convolution still sees.
+    DeltaNet(delta_net::State),
 }
 
 impl MixerState {
@@ -102,6 +128,8 @@ impl MixerState {
                 let capacity = attention::cache_capacity(spec, context);
                 Self::Attention(kv::KvCache::new(capacity, attention::cache_width(spec)))
             }
+            Mixer::Latent(spec) => Self::Latent(latent::LatentCache::new(spec, context)),
+            Mixer::DeltaNet(spec) => Self::DeltaNet(delta_net::State::new(spec)),
         }
     }
 
@@ -111,6 +139,7 @@ impl MixerState {
             Mixer::Attention(spec) => {
                 Self::Attention(kv::KvCache::new(length, attention::cache_width(spec)))
             }
+            Mixer::Latent(_) | Mixer::DeltaNet(_) => Self::for_tokens(mixer, length),
         }
     }
 
@@ -121,6 +150,8 @@ impl MixerState {
                 attention::cache_capacity(spec, context) as u64,
                 attention::cache_width(spec) as u64,
             ),
+            Mixer::Latent(spec) => latent::LatentCache::byte_len(spec, context),
+            Mixer::DeltaNet(spec) => delta_net::State::byte_len(spec),
         }
     }
 }
@@ -140,6 +171,13 @@ pub fn mix(
         (Mixer::Attention(spec), MixerState::Attention(cache)) => {
             attention::forward(layer, spec, batch, cache, x, work)
         }
+        (Mixer::Latent(spec), MixerState::Latent(cache)) => {
+            latent::forward(layer, spec, batch, cache, x, work)
+        }
+        (Mixer::DeltaNet(spec), MixerState::DeltaNet(state)) => {
+            delta_net::forward(layer, spec, batch, state, x, work)
+        }
+        _ => Err(RuntimeError::State { layer: layer.index }),
     }
 }
 
@@ -147,12 +185,16 @@ pub fn mix(
 pub fn buffer_len(spec: &ModelSpec) -> u64 {
     let hidden = u64::from(spec.hidden_size);
     let layer = |layer: &LayerSpec| {
-        let Mixer::Attention(attention) = &layer.mixer;
+        let mixer = match &layer.mixer {
+            Mixer::Attention(spec) => attention::buffer_len(spec),
+            Mixer::Latent(spec) => latent::buffer_len(spec),
+            Mixer::DeltaNet(spec) => delta_net::buffer_len(spec),
+        };
         let ffn = match &layer.ffn {
             Ffn::Dense(dense) => mlp::buffer_len(dense.intermediate_size),
             Ffn::Moe(moe) => moe::buffer_len(moe, hidden),
         };
-        attention::buffer_len(attention) + ffn
+        mixer + ffn
     };
     8 * hidden + spec.layers.iter().map(layer).max().unwrap_or(0)
 }

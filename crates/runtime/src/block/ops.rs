@@ -20,6 +20,13 @@ pub fn rms_norm_in_place(backend: Backend, x: &mut [f32], weight: &[f32], eps: f
     }
 }
 
+/// Turns a stored norm weight into the factor it stands for.
+pub fn complete_norm(plus_one: bool, weight: &mut [f32]) {
+    if plus_one {
+        weight.iter_mut().for_each(|w| *w += 1.0);
+    }
+}
+
 /// `x / (1 + e^-x)`.
 pub fn silu(x: f32) -> f32 {
     x / (1.0 + (-x).exp())
@@ -30,9 +37,32 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
+/// `ln(1 + e^x)`; `x` itself where nothing is lost.
+pub fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
+/// `[heads, rows, dim]` to `[rows, heads, dim]`.
+pub fn join_heads(by_head: &[f32], dim: usize, rows: usize, out: &mut [f32]) {
+    let width = out.len() / rows.max(1);
+    for (head, values) in by_head.chunks_exact(rows * dim).enumerate() {
+        for (row, values) in values.chunks_exact(dim).enumerate() {
+            out[row * width + head * dim..][..dim].copy_from_slice(values);
+        }
+    }
+}
+
 /// `gate = silu(gate) * up`.
 pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     gate.iter_mut().zip(up).for_each(|(g, u)| *g = silu(*g) * u);
+}
+
+/// `gate = (up + 1) * gate * sigmoid(alpha * gate)`, gate at most `limit`, up within `±limit`.
+pub fn clamped_swiglu((limit, alpha): (f32, f32), gate: &mut [f32], up: &[f32]) {
+    gate.iter_mut().zip(up).for_each(|(g, u)| {
+        let (x, u) = (g.min(limit), u.clamp(-limit, limit));
+        *g = (u + 1.0) * (x * sigmoid(alpha * x));
+    });
 }
 
 /// Turns scores into probabilities.

@@ -7,6 +7,10 @@ use shardwright_format::Role;
 pub enum Site {
     /// The mixer's first projections: queries, keys and values.
     Mixer,
+    /// The second projection of queries, behind their latent.
+    QueryLatent,
+    /// The second projection of keys and values, behind their latent.
+    KvLatent,
     /// The mixer's last projection.
     MixerOut,
     /// What the feed-forward begins with: gate and up, the router, the shared expert's gate.
@@ -27,8 +31,20 @@ impl Site {
     /// The input of the matrices with a role; none for roles that multiply nothing.
     pub const fn of(role: Role) -> Option<Self> {
         Some(match role {
-            Role::QProj | Role::KProj | Role::VProj => Self::Mixer,
-            Role::OProj => Self::MixerOut,
+            Role::QProj
+            | Role::KProj
+            | Role::VProj
+            | Role::QAProj
+            | Role::KvAProj
+            | Role::DeltaQkvz
+            | Role::DeltaBa
+            | Role::DeltaQkv
+            | Role::DeltaZ
+            | Role::DeltaB
+            | Role::DeltaA => Self::Mixer,
+            Role::QBProj => Self::QueryLatent,
+            Role::KvBProj => Self::KvLatent,
+            Role::OProj | Role::DeltaOutProj => Self::MixerOut,
             Role::GateProj
             | Role::UpProj
             | Role::Router

@@ -2,13 +2,15 @@
 
 use std::f64::consts::PI;
 
-use shardwright_format::model::{RopeScaling, RopeSpec};
+use shardwright_format::model::{Pairing, RopeScaling, RopeSpec};
 
-/// Cosines and sines of the angles at some positions, `[positions, head_dim / 2]` each.
+/// Cosines and sines of the angles at some positions, `[positions, rotary_dim / 2]` each.
 #[derive(Debug, Default)]
 pub struct Rotation {
     key: Option<(RopeSpec, usize, usize, usize)>,
+    head_dim: usize,
     half: usize,
+    pairing: Pairing,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -20,49 +22,113 @@ impl Rotation {
         if self.key == key {
             return;
         }
-        let frequencies = frequencies(spec, head_dim);
-        self.half = frequencies.len();
+        let frequencies = frequencies(spec, spec.width(head_dim as u32) as usize);
+        let scale = attention_factor(&spec.scaling);
+        (self.head_dim, self.half, self.pairing) = (head_dim, frequencies.len(), spec.pairing);
         self.cos.clear();
         self.sin.clear();
         for position in first..first + count {
             for frequency in &frequencies {
                 // The angle rounds to f32, as in the models' training.
                 let angle = f64::from(position as f32 * frequency);
-                self.cos.push(angle.cos() as f32);
-                self.sin.push(angle.sin() as f32);
+                self.cos.push(angle.cos() as f32 * scale);
+                self.sin.push(angle.sin() as f32 * scale);
             }
         }
         self.key = key;
     }
 
-    /// Rotates every head of `x: [heads, head_dim]` to position `first + index`; element `i` pairs
-    /// with `i + head_dim / 2`.
+    /// Rotates every head of `x: [heads, head_dim]` to position `first + index`; what lies beyond
+    /// its rotary values stays.
     pub fn apply(&self, index: usize, x: &mut [f32]) {
         let range = index * self.half..(index + 1) * self.half;
         let (cos, sin) = (&self.cos[range.clone()], &self.sin[range]);
-        for head in x.chunks_exact_mut(2 * self.half) {
-            let (a, b) = head.split_at_mut(self.half);
-            for i in 0..self.half {
-                let (x, y) = (a[i], b[i]);
-                a[i] = x * cos[i] - y * sin[i];
-                b[i] = y * cos[i] + x * sin[i];
+        for head in x.chunks_exact_mut(self.head_dim) {
+            let head = &mut head[..2 * self.half];
+            match self.pairing {
+                Pairing::Half => {
+                    let (a, b) = head.split_at_mut(self.half);
+                    for i in 0..self.half {
+                        (a[i], b[i]) = turned((a[i], b[i]), cos[i], sin[i]);
+                    }
+                }
+                Pairing::Interleaved => {
+                    let pairs = head.as_chunks_mut::<2>().0.iter_mut();
+                    for ([a, b], (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+                        (*a, *b) = turned((*a, *b), *cos, *sin);
+                    }
+                }
             }
         }
     }
 }
 
-/// Radians per position of each pair: `theta^(-2i / head_dim)`, scaled.
-fn frequencies(spec: &RopeSpec, head_dim: usize) -> Vec<f32> {
-    let pairs = (0..head_dim).step_by(2);
-    let plain = pairs.map(|i| f64::from(spec.theta).powf(-(i as f64) / head_dim as f64));
-    plain.map(|f| scaled(f, &spec.scaling) as f32).collect()
+fn turned((x, y): (f32, f32), cos: f32, sin: f32) -> (f32, f32) {
+    (x * cos - y * sin, y * cos + x * sin)
 }
 
-/// The `llama3` formula is that of Llama 3.1's reference code.
-fn scaled(frequency: f64, scaling: &RopeScaling) -> f64 {
+/// Radians per position of each pair: `theta^(-2i / rotary_dim)`, scaled.
+fn frequencies(spec: &RopeSpec, rotary_dim: usize) -> Vec<f32> {
+    let pairs = (0..rotary_dim).step_by(2);
+    let plain = pairs.map(|i| f64::from(spec.theta).powf(-(i as f64) / rotary_dim as f64));
+    let ramp = Ramp::new(spec, rotary_dim);
+    plain
+        .enumerate()
+        .map(|(i, f)| scaled(f, &spec.scaling, ramp.kept(i)) as f32)
+        .collect()
+}
+
+/// What YaRN scales rotated values by.
+const fn attention_factor(scaling: &RopeScaling) -> f32 {
+    match *scaling {
+        RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+        _ => 1.0,
+    }
+}
+
+/// YaRN's ramp: pairs before `low` are kept, those from `high` on are divided.
+struct Ramp {
+    low: f64,
+    high: f64,
+}
+
+impl Ramp {
+    fn new(spec: &RopeSpec, rotary_dim: usize) -> Self {
+        let RopeScaling::Yarn {
+            beta_fast,
+            beta_slow,
+            original_max_position_embeddings: original,
+            truncate,
+            ..
+        } = spec.scaling
+        else {
+            return Self { low: 0.0, high: 0.0 };
+        };
+        let dim = rotary_dim as f64;
+        // The pair that turns this often in the original context.
+        let pair = |turns: f32| {
+            let wavelength = f64::from(original) / (f64::from(turns) * 2.0 * PI);
+            dim * wavelength.ln() / (2.0 * f64::from(spec.theta).ln())
+        };
+        let (low, high) = (pair(beta_fast), pair(beta_slow));
+        let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+        let (low, high) = (low.max(0.0), high.min(dim - 1.0));
+        // As the reference code does, lest the ramp have no width.
+        Self { low, high: if low == high { high + 0.001 } else { high } }
+    }
+
+    /// Share of pair `i`'s frequency that is kept.
+    fn kept(&self, i: usize) -> f64 {
+        1.0 - ((i as f64 - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
+    }
+}
+
+/// The `llama3` formula is that of Llama 3.1's reference code; `kept` is YaRN's ramp.
+fn scaled(frequency: f64, scaling: &RopeScaling, kept: f64) -> f64 {
     match *scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / f64::from(factor),
+        RopeScaling::Yarn { factor, .. } => frequency * (kept + (1.0 - kept) / f64::from(factor)),
         RopeScaling::Llama3 {
             factor,
             low_freq_factor,
@@ -90,17 +156,22 @@ mod tests {
             high_freq_factor: 4.0,
             original_max_position_embeddings: 8192,
         };
-        assert_eq!(scaled(1.0, &scaling), 1.0);
+        assert_eq!(scaled(1.0, &scaling, 1.0), 1.0);
         let long = 2.0 * PI / 10_000.0;
-        assert_eq!(scaled(long, &scaling), long / 8.0);
+        assert_eq!(scaled(long, &scaling, 1.0), long / 8.0);
         // Two turns and a half: half-way between the two.
         let middle = 2.5 * 2.0 * PI / 8192.0;
-        assert!((scaled(middle, &scaling) / middle - 0.5625).abs() < 1e-12);
+        assert!((scaled(middle, &scaling, 1.0) / middle - 0.5625).abs() < 1e-12);
     }
 
     #[test]
     fn rotation_keeps_lengths_and_position_zero() {
-        let spec = RopeSpec { theta: 10000.0, scaling: RopeScaling::None };
+        let spec = RopeSpec {
+            theta: 10000.0,
+            scaling: RopeScaling::None,
+            rotary_dim: None,
+            pairing: Pairing::Half,
+        };
         let mut rotation = Rotation::default();
         rotation.set(&spec, 4, 0, 3);
         let mut x = [1.0, 2.0, 3.0, 4.0];

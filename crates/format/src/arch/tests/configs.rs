@@ -1,13 +1,10 @@
 use serde_json::json;
 
 use super::*;
-use crate::model::{Ffn, Mixer, ModelSpec, QkNorm, RopeScaling};
+use crate::model::{Ffn, ModelSpec, QkNorm, RopeScaling};
 
 fn windows(spec: &ModelSpec) -> Vec<Option<u32>> {
-    let window = |layer: &crate::model::LayerSpec| {
-        let Mixer::Attention(attention) = &layer.mixer;
-        attention.sliding_window
-    };
+    let window = |layer: &crate::model::LayerSpec| layer.mixer.attention().unwrap().sliding_window;
     spec.layers.iter().map(window).collect()
 }
 
@@ -15,8 +12,9 @@ fn windows(spec: &ModelSpec) -> Vec<Option<u32>> {
 fn unknown_architectures_name_the_known_ones() {
     assert_eq!(
         config_refusal("llama2", &[("model_type", json!("gpt2"))]),
-        "DIR/config.json: `model_type`: expected one of llama, mistral, mixtral, olmoe, qwen2, \
-         qwen2_moe, qwen3, qwen3_moe, or a table of your own, found `gpt2`"
+        "DIR/config.json: `model_type`: expected one of deepseek_v3, glm4_moe, gpt_oss, llama, \
+         llama4, minimax_m2, mistral, mixtral, olmoe, qwen2, qwen2_moe, qwen3, qwen3_5, \
+         qwen3_5_moe, qwen3_moe, qwen3_next, or a table of your own, found `gpt2`"
     );
     assert_eq!(
         config_refusal("llama2", &[("model_type", json!(7))]),
@@ -140,9 +138,9 @@ fn missing_and_contradictory_keys_are_refused() {
 fn unsupported_rotations_are_refused() {
     let refusal = |key, value| config_refusal("llama2", &[(key, value)]);
     assert_eq!(
-        refusal("rope_scaling", json!({"type": "yarn", "factor": 4.0})),
-        "DIR/config.json: `rope_scaling.type`: expected `default`, `linear` or `llama3`, found \
-         \"yarn\""
+        refusal("rope_scaling", json!({"type": "longrope", "factor": 4.0})),
+        "DIR/config.json: `rope_scaling.type`: expected `default`, `linear`, `llama3` or `yarn`, \
+         found \"longrope\""
     );
     assert_eq!(
         refusal("rope_scaling", json!({"rope_type": "linear"})),
@@ -174,8 +172,9 @@ fn unsupported_rotations_are_refused() {
 fn rotations_of_both_generations_are_read() {
     let rope = |change: &dyn Fn(&mut Value)| {
         let spec = spec("llama2", |config| change(config));
-        let Mixer::Attention(attention) = &spec.layers[0].mixer;
-        (attention.rope.theta, attention.rope.scaling)
+        let attention = spec.layers[0].mixer.attention().unwrap();
+        let rope = attention.rope.unwrap();
+        (rope.theta, rope.scaling)
     };
     let linear = RopeScaling::Linear { factor: 2.0 };
     assert_eq!(rope(&|c| c["rope_theta"] = json!(5000)), (5000.0, RopeScaling::None));
@@ -262,8 +261,8 @@ fn absent_keys_take_the_defaults_of_transformers() {
         "rope_scaling",
     ];
     let numbers = |spec: &ModelSpec| {
-        let Mixer::Attention(attention) = &spec.layers[0].mixer;
-        (spec.rms_norm_eps, attention.rope.theta, spec.max_position_embeddings)
+        let attention = spec.layers[0].mixer.attention().unwrap();
+        (spec.rms_norm_eps, attention.rope.unwrap().theta, spec.max_position_embeddings)
     };
     let tokens = |spec: &ModelSpec| (spec.eos_token_ids.clone(), spec.bos_token_id);
     let llama = bare("llama2", &common);
@@ -287,13 +286,13 @@ fn absent_keys_take_the_defaults_of_transformers() {
     assert_eq!(picks(&mixtral), (2, true));
     assert_eq!(picks(&olmoe), (8, false));
     assert_eq!(picks(&bare("qwen2_moe", &common)), (4, false));
-    let mut eight = spec("qwen3_moe", |config| {
+    let eight = spec("qwen3_moe", |config| {
         without(config, &["num_experts_per_tok", "norm_topk_prob"]);
         config["num_experts"] = json!(128);
     });
     assert_eq!(picks(&eight), (8, false));
-    let Mixer::Attention(attention) = eight.layers.remove(0).mixer;
-    assert_eq!(attention.qk_norm, QkNorm::PerHead);
+    let attention = eight.layers[0].mixer.attention();
+    assert_eq!(attention.unwrap().qk_norm, QkNorm::PerHead);
 }
 
 #[test]
@@ -304,7 +303,7 @@ fn heads_take_the_defaults_of_transformers() {
             config["num_attention_heads"] = json!(32);
             change(config);
         });
-        let Mixer::Attention(attention) = &spec.layers[0].mixer;
+        let attention = spec.layers[0].mixer.attention().unwrap();
         (attention.kv_heads, attention.head_dim)
     };
     let null = |config: &mut Value| config["num_key_value_heads"] = Value::Null;

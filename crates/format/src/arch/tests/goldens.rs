@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::checkpoint::CheckpointWeights;
 use crate::io::AlignedBuf;
-use crate::model::{AttentionSpec, Ffn, Mixer, ModelSpec, MoeSpec, QkNorm, RopeScaling, RopeSpec};
+use crate::model::{AttentionSpec, Ffn, ModelSpec, MoeSpec, QkNorm, RopeScaling, RopeSpec};
 use crate::role::Role;
 use crate::unit::Unit;
 
@@ -106,8 +106,7 @@ fn rows_are_read_alone() {
 }
 
 fn attention(spec: &ModelSpec, layer: usize) -> &AttentionSpec {
-    let Mixer::Attention(attention) = &spec.layers[layer].mixer;
-    attention
+    spec.layers[layer].mixer.attention().unwrap()
 }
 
 fn moe(spec: &ModelSpec, layer: usize) -> &MoeSpec {
@@ -131,12 +130,8 @@ fn llama2_has_heads_of_its_own_and_ignores_frequencies() {
         heads: 4,
         kv_heads: 4,
         head_dim: 16,
-        rope: RopeSpec { theta: 10000.0, scaling: RopeScaling::None },
-        qk_norm: QkNorm::None,
-        qkv_bias: false,
-        o_bias: false,
-        sliding_window: None,
-        clip_qkv: None,
+        rope: Some(RopeSpec { theta: 10000.0, ..RopeSpec::default() }),
+        ..AttentionSpec::default()
     };
     assert_eq!(*attention(spec, 0), expected);
     assert_eq!((spec.rms_norm_eps, spec.max_position_embeddings), (1e-6, 256));
@@ -157,7 +152,8 @@ fn llama3_scales_its_rotation_and_ties_its_head() {
             high_freq_factor: 4.0,
             original_max_position_embeddings: 32,
         };
-        assert_eq!(attention(spec, 2).rope, RopeSpec { theta: 500_000.0, scaling }, "{case}");
+        let expected = RopeSpec { theta: 500_000.0, scaling, ..RopeSpec::default() };
+        assert_eq!(attention(spec, 2).rope, Some(expected), "{case}");
         assert!(spec.tie_word_embeddings, "{case}");
     }
 }

@@ -30,10 +30,10 @@ fn every_builtin_table_parses_and_is_for_its_name() {
 fn unknown_words_are_refused() {
     let refused = spoiled(r#""norm.input""#, r#""norm.inpt""#);
     assert!(refused.starts_with("own.json: tensors: expected one of embed_tokens, norm.input,"));
-    assert!(refused.ends_with("lm_head, found role `norm.inpt`"), "{refused}");
+    assert!(refused.ends_with("indexer, found role `norm.inpt`"), "{refused}");
     assert_eq!(
         spoiled(r#""mlp": {"bias""#, r#""mlp": {"bais""#),
-        "own.json: unknown field `bais`, expected `bias`"
+        "own.json: unknown field `bais`, expected `bias` or `intermediate_size`"
     );
     assert_eq!(spoiled("{", "["), "own.json: expected `,` or `]`");
 }

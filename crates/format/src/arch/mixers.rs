@@ -1,0 +1,247 @@
+//! What mixes the positions in each layer.
+
+use serde_json::Value;
+
+use super::Arch;
+use super::config::{Config, MAX_COUNT};
+use super::rope;
+use super::table::{
+    AttentionRow, DeltaRow, Flag, Kind, KindLayers, KindsRow, LatentRow, QkNormRow, TemperatureRow,
+};
+use crate::error::{FormatError, Result};
+use crate::model::{
+    AttentionSpec, DeltaNetSpec, LatentSpec, Mixer, QkNorm, RopeSpec, TemperatureSpec,
+};
+
+impl Arch {
+    /// The mixer of each layer.
+    pub(super) fn mixers(&self, config: &Config<'_>, count: u32) -> Result<Vec<Mixer>> {
+        if let Some(row) = &self.table.latent {
+            let mixer = Mixer::Latent(latent(config, row)?);
+            return Ok(vec![mixer; count as usize]);
+        }
+        let kinds = self.kinds(config, count)?;
+        let row = self.table.attention.as_ref();
+        let row = row.ok_or_else(|| FormatError::file(&self.path, "expected `attention`"))?;
+        let attention = attention(config, row)?;
+        let delta = match &self.table.delta_net {
+            Some(row) if kinds.contains(&Kind::LinearAttention) => Some(delta_net(config, row)?),
+            _ => None,
+        };
+        kinds
+            .into_iter()
+            .map(|kind| mixer(config, row, &attention, delta.as_ref(), kind))
+            .collect()
+    }
+
+    /// The kind of each layer.
+    fn kinds(&self, config: &Config<'_>, count: u32) -> Result<Vec<Kind>> {
+        let Some(row) = &self.table.layer_kinds else {
+            return Ok(vec![Kind::FullAttention; count as usize]);
+        };
+        let switch = row.switch.as_ref();
+        let on = switch.map_or(Ok(true), |name| config.flag(&Flag::Parameter(name.clone())))?;
+        let sliding = row.other == Kind::SlidingAttention;
+        let on = on && (!sliding || window(config)?.is_some());
+        if let Some(kinds) = listed(config, row, count, on)? {
+            return Ok(kinds);
+        }
+        if !on {
+            return Ok(vec![Kind::FullAttention; count as usize]);
+        }
+        let other = other_layers(config, &row.layers)?;
+        let kind = |layer| if other(layer) { row.other } else { Kind::FullAttention };
+        Ok((0..count).map(kind).collect())
+    }
+}
+
+/// The kinds that `config.json` lists, if it does. Other than full attention only if `on`.
+fn listed(config: &Config<'_>, row: &KindsRow, count: u32, on: bool) -> Result<Option<Vec<Kind>>> {
+    let list = |name: &Option<String>| name.as_ref().map_or(Ok(None), |name| config.list(name));
+    let other = row.other.name();
+    let names = list(&row.list)?.map(|list| {
+        let kind = |value: &Value| match value.as_str() {
+            Some("full_attention") => Some(Kind::FullAttention),
+            Some(name) if name == other && on => Some(row.other),
+            _ => None,
+        };
+        let expected = match on {
+            true => format!("`full_attention` or `{other}`"),
+            false => "`full_attention`, as no sliding_window is in use".to_owned(),
+        };
+        each(config, "layer_types", &list, count, &expected, kind)
+    });
+    let flags = list(&row.flags)?
+        .filter(|list| !list.is_empty())
+        .map(|list| {
+            let kind = |value: &Value| match value.as_u64() {
+                Some(0) => Some(Kind::FullAttention),
+                Some(1) => Some(row.other),
+                _ => None,
+            };
+            let key = row.flags.as_deref().unwrap_or_default();
+            each(config, key, &list, count, "0 or 1", kind)
+        });
+    match (names.transpose()?, flags.transpose()?) {
+        (Some(names), Some(flags)) if names != flags => {
+            let detail =
+                "`layer_types`: expected the kinds that no_rope_layers gives, found others";
+            Err(config.refused(detail))
+        }
+        (names, flags) => Ok(names.or(flags)),
+    }
+}
+
+/// One kind for each entry of `list`, which must have one per layer.
+fn each(
+    config: &Config<'_>,
+    key: &str,
+    list: &[Value],
+    count: u32,
+    expected: &str,
+    kind: impl Fn(&Value) -> Option<Kind>,
+) -> Result<Vec<Kind>> {
+    if list.len() != count as usize {
+        let found = Value::from(list.len());
+        let expected = format!("{count} entries, as num_hidden_layers says");
+        return Err(config.unexpected(key, &expected, Some(&found)));
+    }
+    let entry = |(layer, value): (usize, &Value)| {
+        let refused = || config.unexpected(&format!("{key}[{layer}]"), expected, Some(value));
+        kind(value).ok_or_else(refused)
+    };
+    list.iter().enumerate().map(entry).collect()
+}
+
+/// The rule that a table gives for layers without a list.
+fn other_layers(config: &Config<'_>, rule: &KindLayers) -> Result<impl Fn(u32) -> bool> {
+    let bound = match rule {
+        KindLayers::All => 0,
+        KindLayers::FromMaxWindowLayers | KindLayers::EvenBelowMaxWindowLayers => {
+            config.size("max_window_layers", 0..=u32::MAX)?
+        }
+        KindLayers::ButEvery(name) => config.size(name, 1..=u32::MAX)?,
+    };
+    let rule = rule.clone();
+    Ok(move |layer: u32| match rule {
+        KindLayers::All => true,
+        KindLayers::FromMaxWindowLayers => layer >= bound,
+        KindLayers::EvenBelowMaxWindowLayers => layer < bound && layer.is_multiple_of(2),
+        KindLayers::ButEvery(_) => !(layer + 1).is_multiple_of(bound),
+    })
+}
+
+fn window(config: &Config<'_>) -> Result<Option<u32>> {
+    config.optional_size("sliding_window", 1..=u32::MAX)
+}
+
+/// A layer's mixer, from what all layers of its kind have in common.
+fn mixer(
+    config: &Config<'_>,
+    row: &AttentionRow,
+    attention: &AttentionSpec,
+    delta: Option<&DeltaNetSpec>,
+    kind: Kind,
+) -> Result<Mixer> {
+    let mut spec = attention.clone();
+    match kind {
+        Kind::LinearAttention => {
+            let delta = delta.ok_or_else(|| config.refused("the table has no `delta_net`"))?;
+            return Ok(Mixer::DeltaNet(delta.clone()));
+        }
+        Kind::SlidingAttention => spec.sliding_window = window(config)?,
+        Kind::ChunkedAttention => {
+            spec.attention_chunk_size =
+                config.optional_size("attention_chunk_size", 1..=u32::MAX)?;
+        }
+        Kind::FullAttention if row.full_without_rope => {
+            spec.rope = None;
+            let tuned = row.temperature.as_ref();
+            spec.temperature = tuned.map_or(Ok(None), |row| temperature(config, row))?;
+            if spec.qk_norm == QkNorm::Weightless {
+                spec.qk_norm = QkNorm::None;
+            }
+        }
+        Kind::FullAttention => {}
+    }
+    Ok(Mixer::Attention(spec))
+}
+
+/// What attention has in common in all layers.
+fn attention(config: &Config<'_>, row: &AttentionRow) -> Result<AttentionSpec> {
+    let heads = config.size("num_attention_heads", 1..=MAX_COUNT)?;
+    let kv_heads = config.size("num_key_value_heads", 1..=MAX_COUNT)?;
+    if !heads.is_multiple_of(kv_heads) {
+        let expected = format!("a divisor of num_attention_heads {heads}");
+        let found = Value::from(kv_heads);
+        return Err(config.unexpected("num_key_value_heads", &expected, Some(&found)));
+    }
+    let head_dim = config.size("head_dim", 1..=MAX_COUNT)?;
+    if !head_dim.is_multiple_of(2) {
+        let found = Value::from(head_dim);
+        return Err(config.unexpected("head_dim", "an even number", Some(&found)));
+    }
+    let clip = row.clip_qkv.as_ref();
+    Ok(AttentionSpec {
+        heads,
+        kv_heads,
+        head_dim,
+        rope: Some(rope::read(config, &row.rotary, head_dim)?),
+        qk_norm: qk_norm(config, &row.qk_norm)?,
+        qkv_bias: config.flag(&row.qkv_bias)?,
+        o_bias: config.flag(&row.o_bias)?,
+        sliding_window: None,
+        clip_qkv: clip.map_or(Ok(None), |name| config.optional_number(name))?,
+        attention_chunk_size: None,
+        sinks: row.sinks,
+        output_gate: row.output_gate,
+        temperature: None,
+    })
+}
+
+fn qk_norm(config: &Config<'_>, row: &QkNormRow) -> Result<QkNorm> {
+    Ok(match row {
+        QkNormRow::Fixed(kind) => *kind,
+        QkNormRow::If(row) if config.flag(&row.flag)? => row.kind,
+        QkNormRow::If(_) => QkNorm::None,
+    })
+}
+
+fn temperature(config: &Config<'_>, row: &TemperatureRow) -> Result<Option<TemperatureSpec>> {
+    if !config.flag(&row.switch)? {
+        return Ok(None);
+    }
+    let (floor_scale, attn_scale) =
+        (config.number(&row.floor_scale)?, config.number(&row.attn_scale)?);
+    Ok(Some(TemperatureSpec { floor_scale, attn_scale }))
+}
+
+fn latent(config: &Config<'_>, row: &LatentRow) -> Result<LatentSpec> {
+    let size = |name| config.size(name, 1..=MAX_COUNT);
+    let (nope, rope_dim) = (size("qk_nope_head_dim")?, size("qk_rope_head_dim")?);
+    let rope: RopeSpec = rope::read(config, &row.rotary, rope_dim)?;
+    let mscale = rope::softmax_mscale(config)?;
+    Ok(LatentSpec {
+        heads: size("num_attention_heads")?,
+        q_lora_rank: config.optional_size("q_lora_rank", 1..=MAX_COUNT)?,
+        kv_lora_rank: size("kv_lora_rank")?,
+        qk_nope_head_dim: nope,
+        qk_rope_head_dim: rope_dim,
+        v_head_dim: size("v_head_dim")?,
+        rope,
+        softmax_scale: (mscale * mscale / f64::from(nope + rope_dim).sqrt()) as f32,
+        bias: config.flag(&row.bias)?,
+    })
+}
+
+fn delta_net(config: &Config<'_>, row: &DeltaRow) -> Result<DeltaNetSpec> {
+    let size = |name| config.size(name, 1..=MAX_COUNT);
+    Ok(DeltaNetSpec {
+        key_heads: size("linear_num_key_heads")?,
+        value_heads: size("linear_num_value_heads")?,
+        key_head_dim: size("linear_key_head_dim")?,
+        value_head_dim: size("linear_value_head_dim")?,
+        conv_kernel: size("linear_conv_kernel_dim")?,
+        projection: row.projection,
+    })
+}

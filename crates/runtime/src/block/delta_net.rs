@@ -1,0 +1,342 @@
+//! A gated delta net behind a short causal convolution (arXiv 2412.06464), as Qwen3-Next has it.
+
+use rayon::prelude::*;
+use shardwright_format::Role;
+use shardwright_format::model::{DeltaNetSpec, DeltaProjection};
+use shardwright_quant::{Backend, axpy};
+
+use super::ops::{add, join_heads, rms_norm, rms_norm_in_place, sigmoid, silu, softplus};
+use super::record::Site;
+use super::{Batch, Layer, Work};
+use crate::error::Result;
+
+/// Added to the squared length of queries and keys before they are divided by it.
+const LENGTH_EPS: f32 = 1e-6;
+
+/// Multiplications below which a second thread costs more than it brings.
+const WORK_PER_TASK: usize = 32 * 1024;
+
+/// Sizes in values.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    key_heads: usize,
+    heads: usize,
+    key: usize,
+    value: usize,
+    kernel: usize,
+}
+
+impl Sizes {
+    const fn new(spec: &DeltaNetSpec) -> Self {
+        Self {
+            key_heads: spec.key_heads as usize,
+            heads: spec.value_heads as usize,
+            key: spec.key_head_dim as usize,
+            value: spec.value_head_dim as usize,
+            kernel: spec.conv_kernel as usize,
+        }
+    }
+
+    const fn keys(self) -> usize {
+        self.key_heads * self.key
+    }
+
+    const fn values(self) -> usize {
+        self.heads * self.value
+    }
+
+    /// Queries, keys and values.
+    const fn conv(self) -> usize {
+        2 * self.keys() + self.values()
+    }
+}
+
+/// What is remembered of the positions before.
+#[derive(Debug)]
+pub struct State {
+    /// The last inputs of the convolution, oldest first, `[kernel - 1, conv]`.
+    conv: Vec<f32>,
+    /// `[heads, key, value]`.
+    recurrent: Vec<f32>,
+}
+
+impl State {
+    /// Nothing remembered.
+    pub fn new(spec: &DeltaNetSpec) -> Self {
+        let s = Sizes::new(spec);
+        let recurrent = vec![0.0; s.heads * s.key * s.value];
+        Self { conv: vec![0.0; (s.kernel - 1) * s.conv()], recurrent }
+    }
+
+    /// Bytes that [`Self::new`] takes.
+    pub const fn byte_len(spec: &DeltaNetSpec) -> u64 {
+        let s = Sizes::new(spec);
+        4 * ((s.kernel - 1) * s.conv() + s.heads * s.key * s.value) as u64
+    }
+
+    fn forget(&mut self) {
+        self.conv.fill(0.0);
+        self.recurrent.fill(0.0);
+    }
+
+    /// The last inputs of the convolution, oldest first, `[kernel - 1, channels]`.
+    pub fn conv(&self) -> &[f32] {
+        &self.conv
+    }
+
+    /// The memory of each head, `[heads, key_head_dim, value_head_dim]`.
+    pub fn recurrent(&self) -> &[f32] {
+        &self.recurrent
+    }
+}
+
+/// Buffers of this mechanism.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    /// As projected, where rows are grouped by key head.
+    grouped: Vec<f32>,
+    /// Queries, keys and values before the convolution, `[n, conv]`.
+    qkv: Vec<f32>,
+    /// After it, `[n, conv]`.
+    mixed_qkv: Vec<f32>,
+    /// Output gates, `[n, values]`.
+    z: Vec<f32>,
+    /// Write strengths before sigmoid, `[n, heads]`.
+    b: Vec<f32>,
+    /// Decays before softplus, `[n, heads]`.
+    a: Vec<f32>,
+    /// `[heads, n, value]`.
+    by_head: Vec<f32>,
+    /// `[n, heads * value]`.
+    mixed: Vec<f32>,
+}
+
+/// `f32` values that [`Buffers`] hold for one token.
+pub fn buffer_len(spec: &DeltaNetSpec) -> u64 {
+    let s = Sizes::new(spec);
+    (3 * s.conv() + 5 * s.values() + 6 * s.heads) as u64
+}
+
+/// `x += out(norm(delta(conv(in(norm(x))))) * silu(z))` for `x: [batch.rows, hidden]`.
+pub fn forward(
+    layer: &Layer<'_>,
+    spec: &DeltaNetSpec,
+    batch: Batch,
+    state: &mut State,
+    x: &mut [f32],
+    work: &mut Work,
+) -> Result<()> {
+    let (s, backend) = (Sizes::new(spec), work.linear.backend);
+    let norm = layer.norm(Role::InputNorm, layer.hidden)?;
+    rms_norm(backend, x, &norm, layer.eps, &mut work.normed);
+    work.record.note(Site::Mixer, &work.normed);
+    project(layer, spec, batch.rows, work)?;
+    let rates = Rates::new(layer, s)?;
+    let kernel = layer.unit.matrix(Role::DeltaConv, s.conv(), s.kernel)?;
+    let mut taps = vec![0.0; s.conv() * s.kernel];
+    kernel.dequantize(backend, 0..s.conv(), &mut taps);
+    let b = &mut work.delta_net;
+    b.mixed.resize(batch.rows * s.values(), 0.0);
+    b.mixed_qkv.resize(b.qkv.len(), 0.0);
+    for sequence in 0..batch.rows / batch.length {
+        if batch.first == 0 {
+            state.forget();
+        }
+        let rows = sequence * batch.length..(sequence + 1) * batch.length;
+        let conv = rows.start * s.conv()..rows.end * s.conv();
+        convolve(s, &taps, &mut state.conv, &b.qkv[conv.clone()], &mut b.mixed_qkv[conv.clone()]);
+        normalize(s, &mut b.mixed_qkv[conv.clone()]);
+        let heads = rows.start * s.heads..rows.end * s.heads;
+        let inputs =
+            Inputs { backend, s, qkv: &b.mixed_qkv[conv], b: &b.b[heads.clone()], a: &b.a[heads] };
+        b.by_head.resize(batch.length * s.values(), 0.0);
+        inputs.all_heads(&rates, &mut state.recurrent, &mut b.by_head);
+        let mixed = rows.start * s.values()..rows.end * s.values();
+        join_heads(&b.by_head, s.value, batch.length, &mut b.mixed[mixed]);
+    }
+    finish(layer, s, x, work)
+}
+
+/// Leaves the inputs of the recurrence in `work.delta_net`.
+fn project(layer: &Layer<'_>, spec: &DeltaNetSpec, rows: usize, work: &mut Work) -> Result<()> {
+    let (s, hidden, unit) = (Sizes::new(spec), layer.hidden, &layer.unit);
+    let Work { linear, normed, delta_net: b, .. } = work;
+    match spec.projection {
+        DeltaProjection::Split => {
+            let products = [
+                (unit.matrix(Role::DeltaQkv, s.conv(), hidden)?, &mut b.qkv),
+                (unit.matrix(Role::DeltaZ, s.values(), hidden)?, &mut b.z),
+                (unit.matrix(Role::DeltaB, s.heads, hidden)?, &mut b.b),
+                (unit.matrix(Role::DeltaA, s.heads, hidden)?, &mut b.a),
+            ];
+            linear.project(normed, rows, products);
+        }
+        DeltaProjection::Grouped => {
+            let qkvz = unit.matrix(Role::DeltaQkvz, s.conv() + s.values(), hidden)?;
+            linear.project(normed, rows, [(qkvz, &mut b.grouped)]);
+            ungroup_qkvz(s, b);
+            let ba = unit.matrix(Role::DeltaBa, 2 * s.heads, hidden)?;
+            linear.project(normed, rows, [(ba, &mut b.grouped)]);
+            ungroup_ba(s, b);
+        }
+    }
+    Ok(())
+}
+
+/// `[n, key_heads, query | key | values | gates]` to `[n, queries | keys | values]` and gates.
+fn ungroup_qkvz(s: Sizes, b: &mut Buffers) {
+    let values = s.values() / s.key_heads;
+    let group = 2 * s.key + 2 * values;
+    b.qkv.clear();
+    b.z.clear();
+    for row in b.grouped.chunks_exact(s.key_heads * group) {
+        for part in [0..s.key, s.key..2 * s.key, 2 * s.key..2 * s.key + values] {
+            let groups = row.chunks_exact(group);
+            groups.for_each(|group| b.qkv.extend_from_slice(&group[part.clone()]));
+        }
+        let groups = row.chunks_exact(group);
+        groups.for_each(|group| b.z.extend_from_slice(&group[2 * s.key + values..]));
+    }
+}
+
+/// `[n, key_heads, strengths | decays]` to strengths and decays.
+fn ungroup_ba(s: Sizes, b: &mut Buffers) {
+    let each = s.heads / s.key_heads;
+    b.b.clear();
+    b.a.clear();
+    for group in b.grouped.chunks_exact(2 * each) {
+        b.b.extend_from_slice(&group[..each]);
+        b.a.extend_from_slice(&group[each..]);
+    }
+}
+
+/// `out[t] = silu(Σ taps[j] * x[t - kernel + 1 + j])` for each channel of `x: [n, conv]`; keeps the
+/// last inputs in `before`.
+fn convolve(s: Sizes, taps: &[f32], before: &mut Vec<f32>, x: &[f32], out: &mut [f32]) {
+    let width = s.conv();
+    let mut inputs = std::mem::take(before);
+    inputs.extend_from_slice(x);
+    let rows = out.par_chunks_mut(width).enumerate();
+    rows.with_min_len(1 + WORK_PER_TASK / (width * s.kernel))
+        .for_each(|(t, out)| {
+            for (channel, out) in out.iter_mut().enumerate() {
+                let taps = &taps[channel * s.kernel..(channel + 1) * s.kernel];
+                let seen = (0..s.kernel).map(|j| inputs[(t + j) * width + channel]);
+                *out = silu(seen.zip(taps).map(|(x, tap)| x * tap).sum());
+            }
+        });
+    inputs.drain(..x.len());
+    *before = inputs;
+}
+
+/// Divides every query and key of `qkv: [n, conv]` by its length, queries also by `sqrt(key)`.
+fn normalize(s: Sizes, qkv: &mut [f32]) {
+    let scale = 1.0 / (s.key as f32).sqrt();
+    for row in qkv.chunks_exact_mut(s.conv()) {
+        let heads = row[..2 * s.keys()].chunks_exact_mut(s.key);
+        for (i, head) in heads.enumerate() {
+            let length: f32 = head.iter().map(|x| x * x).sum::<f32>() + LENGTH_EPS;
+            let scale = if i < s.key_heads { scale } else { 1.0 } / length.sqrt();
+            head.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+}
+
+/// What makes decays of projections, per head.
+struct Rates {
+    /// `exp(A_log)`.
+    rate: Vec<f32>,
+    dt_bias: Vec<f32>,
+}
+
+impl Rates {
+    fn new(layer: &Layer<'_>, s: Sizes) -> Result<Self> {
+        let mut rate = layer.unit.vector(Role::DeltaALog, s.heads)?;
+        rate.iter_mut().for_each(|a| *a = a.exp());
+        Ok(Self { rate, dt_bias: layer.unit.vector(Role::DeltaDtBias, s.heads)? })
+    }
+
+    /// What a head's memory is multiplied with.
+    fn decay(&self, head: usize, a: f32) -> f32 {
+        (-self.rate[head] * softplus(a + self.dt_bias[head])).exp()
+    }
+}
+
+/// The inputs of one sequence.
+struct Inputs<'a> {
+    backend: Backend,
+    s: Sizes,
+    /// `[n, queries | keys | values]`.
+    qkv: &'a [f32],
+    /// `[n, heads]`.
+    b: &'a [f32],
+    /// `[n, heads]`.
+    a: &'a [f32],
+}
+
+impl Inputs<'_> {
+    /// Runs every head over all positions: `memory: [heads, key, value]`, `out: [heads, n, value]`.
+    fn all_heads(&self, rates: &Rates, memory: &mut [f32], out: &mut [f32]) {
+        let (s, rows) = (self.s, self.qkv.len() / self.s.conv());
+        let heads = memory.par_chunks_mut(s.key * s.value);
+        heads
+            .zip(out.par_chunks_mut(rows * s.value))
+            .enumerate()
+            .with_min_len(1 + WORK_PER_TASK / (4 * rows * s.key * s.value))
+            .for_each_init(
+                || vec![0.0; s.value],
+                |delta, (head, (memory, out))| {
+                    for (row, out) in out.chunks_exact_mut(s.value).enumerate() {
+                        self.step(rates, (head, row), memory, (&mut *delta, out));
+                    }
+                },
+            );
+    }
+
+    /// The gated delta rule: `S = decay S`, `S += k (v - Sᵀ k)ᵀ strength`, `out = Sᵀ q`.
+    fn step(
+        &self,
+        rates: &Rates,
+        (head, row): (usize, usize),
+        memory: &mut [f32],
+        (delta, out): (&mut [f32], &mut [f32]),
+    ) {
+        let (s, backend) = (self.s, self.backend);
+        let qkv = &self.qkv[row * s.conv()..(row + 1) * s.conv()];
+        let key_head = head / (s.heads / s.key_heads);
+        let q = &qkv[key_head * s.key..(key_head + 1) * s.key];
+        let k = &qkv[s.keys() + key_head * s.key..][..s.key];
+        let v = &qkv[2 * s.keys() + head * s.value..][..s.value];
+        let at = row * s.heads + head;
+        let (decay, strength) = (rates.decay(head, self.a[at]), sigmoid(self.b[at]));
+        delta.fill(0.0);
+        for (k, memory) in k.iter().zip(memory.chunks_exact_mut(s.value)) {
+            memory.iter_mut().for_each(|m| *m *= decay);
+            axpy(backend, *k, memory, delta);
+        }
+        for (delta, v) in delta.iter_mut().zip(v) {
+            *delta = (v - *delta) * strength;
+        }
+        out.fill(0.0);
+        for ((k, q), memory) in k.iter().zip(q).zip(memory.chunks_exact_mut(s.value)) {
+            axpy(backend, *k, delta, memory);
+            axpy(backend, *q, memory, out);
+        }
+    }
+}
+
+/// `x += out_proj(norm(mixed) * silu(z))`, each head normed alone.
+fn finish(layer: &Layer<'_>, s: Sizes, x: &mut [f32], work: &mut Work) -> Result<()> {
+    let Work { linear, normed: out, delta_net: b, record, .. } = work;
+    let norm = layer.unit.vector(Role::DeltaNorm, s.value)?;
+    rms_norm_in_place(linear.backend, &mut b.mixed, &norm, layer.eps);
+    let gated = b.mixed.iter_mut().zip(&b.z);
+    gated.for_each(|(x, z)| *x *= silu(*z));
+    record.note(Site::MixerOut, &b.mixed);
+    let matrix = layer
+        .unit
+        .matrix(Role::DeltaOutProj, layer.hidden, s.values())?;
+    linear.project(&b.mixed, x.len() / layer.hidden, [(matrix, &mut *out)]);
+    add(x, out);
+    Ok(())
+}
