@@ -192,10 +192,10 @@ impl RopeScaling {
                 above_zero("rope factor", factor)?;
                 above_zero("rope low_freq_factor", low)?;
                 above_zero("rope high_freq_factor", high)?;
-                if low < high {
+                if low <= high {
                     return Ok(());
                 }
-                Err(format!("rope low_freq_factor: expected below {high}, found {low}"))
+                Err(format!("rope low_freq_factor: expected at most {high}, found {low}"))
             }
             Self::Yarn { factor, beta_fast, beta_slow, attention_factor, .. } => {
                 above_zero("rope factor", factor)?;

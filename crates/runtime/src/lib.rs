@@ -19,6 +19,7 @@ pub mod text;
 mod token;
 mod view;
 
+pub use block::delta_net::State as DeltaState;
 pub use block::moe::Routes;
 pub use block::record::Site;
 pub use error::{Result, RuntimeError};

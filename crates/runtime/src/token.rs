@@ -8,6 +8,7 @@ use shardwright_format::model::{Ffn, ModelSpec, MoeSpec};
 use shardwright_format::weights::Weights;
 use shardwright_quant::Activation;
 
+use crate::block::delta_net::State as DeltaState;
 use crate::block::moe::{self, Routes};
 use crate::block::ops::{add, rms_norm};
 use crate::block::{Batch, Layer, MixerState, Work, check_finite, mix, mlp};
@@ -159,6 +160,14 @@ impl Runtime {
     /// The source of the weights.
     pub fn weights(&self) -> &Weights {
         &self.weights
+    }
+
+    /// What a layer's delta net remembers of the tokens so far; none for other layers.
+    pub fn delta_state(&self, layer: usize) -> Option<&DeltaState> {
+        match self.model.state.get(layer)? {
+            MixerState::DeltaNet(state) => Some(state),
+            MixerState::Attention(_) | MixerState::Latent(_) => None,
+        }
     }
 
     /// The last token's picks per layer; empty for layers without experts.

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Case, error};
+use shardwright_format::model::Mixer;
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Head, Options, Routes, Runtime};
 
@@ -39,6 +40,26 @@ fn compare_routes(case: &Case, layer: usize, found: &Routes) -> f32 {
     weights.map_or(0.0, |expected| error(&found.weights, &expected))
 }
 
+/// Compares what delta nets remember in the end; gives the largest difference. A golden's
+/// convolution state is `[channels, kernel]` and begins with an input that is not needed any more.
+fn compare_states(case: &Case, runtime: &Runtime) -> f32 {
+    let mut worst = 0.0_f32;
+    for layer in 0..runtime.spec().layers.len() {
+        let golden = case.floats(&format!("recurrent_state.{layer}"));
+        let state = runtime.delta_state(layer);
+        assert_eq!(golden.is_some(), state.is_some(), "{}: layer {layer}", case.name);
+        let (Some(golden), Some(state)) = (golden, state) else { continue };
+        worst = worst.max(error(state.recurrent(), &golden));
+        let golden = case.floats(&format!("conv_state.{layer}")).unwrap();
+        let Mixer::DeltaNet(spec) = &runtime.spec().layers[layer].mixer else { unreachable!() };
+        let (kernel, channels) = (spec.conv_kernel as usize, spec.conv_width() as usize);
+        let at = |i: usize| golden[i % channels * kernel + i / channels + 1];
+        let expected: Vec<f32> = (0..(kernel - 1) * channels).map(at).collect();
+        worst = worst.max(error(state.conv(), &expected));
+    }
+    worst
+}
+
 #[test]
 fn token_by_token() {
     for case in Case::all() {
@@ -65,6 +86,7 @@ fn token_by_token() {
         for (i, routes) in routes.iter().enumerate() {
             worst.weights = worst.weights.max(compare_routes(&case, i, routes));
         }
+        worst.hidden = worst.hidden.max(compare_states(&case, &runtime));
         worst.check("token by token", &case.name);
     }
 }

@@ -140,8 +140,8 @@ impl<'a> Rope<'a> {
     fn llama3(&self) -> Result<RopeScaling> {
         let (low_freq_factor, high_freq_factor) =
             (self.number("low_freq_factor")?, self.number("high_freq_factor")?);
-        if low_freq_factor >= high_freq_factor {
-            let expected = format!("below high_freq_factor {high_freq_factor}");
+        if low_freq_factor > high_freq_factor {
+            let expected = format!("at most high_freq_factor {high_freq_factor}");
             let found = self.member("low_freq_factor");
             return Err(self
                 .config

@@ -138,7 +138,12 @@ fn scaled(frequency: f64, scaling: &RopeScaling, kept: f64) -> f64 {
             let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
             // Full turns of this pair within the original context.
             let turns = f64::from(original_max_position_embeddings) * frequency / (2.0 * PI);
-            let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+            // Without a ramp between them (Llama 4) the two meet at a step.
+            let kept = if low == high && turns == low {
+                1.0
+            } else {
+                ((turns - low) / (high - low)).clamp(0.0, 1.0)
+            };
             frequency * (kept + (1.0 - kept) / f64::from(factor))
         }
     }

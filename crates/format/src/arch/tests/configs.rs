@@ -157,10 +157,10 @@ fn unsupported_rotations_are_refused() {
         "DIR/config.json: `rope_scaling`: expected an object or null, found \"linear\""
     );
     let llama3 =
-        json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4});
+        json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 5, "high_freq_factor": 4});
     assert_eq!(
         refusal("rope_scaling", llama3),
-        "DIR/config.json: `rope_scaling.low_freq_factor`: expected below high_freq_factor 4, found 4"
+        "DIR/config.json: `rope_scaling.low_freq_factor`: expected at most high_freq_factor 4, found 5"
     );
     assert_eq!(
         refusal("rope_theta", json!(0)),
