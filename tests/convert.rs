@@ -58,15 +58,9 @@ fn plan_writes_nothing() {
 
 #[test]
 fn every_architecture_converts_and_holds() {
-    let golden = crate::harness::fixture("golden");
-    for entry in fs::read_dir(golden).unwrap() {
-        let path = entry.unwrap().path();
-        if !path.join("config.json").exists() {
-            continue;
-        }
-        let name = path.file_name().unwrap().to_str().unwrap();
+    for name in crate::harness::goldens() {
         let scratch = Scratch::with(&format!("golden/{name}"));
-        scratch.ok("convert ckpt -o out --bits 4 --group-size 32");
+        scratch.ok("convert ckpt -o out --recipe q4");
         let report = scratch.json("verify out --against ckpt");
         assert_eq!(report["verdict"], json!("holds"), "{name}: {report}");
     }
@@ -358,7 +352,7 @@ help: `shardwright recipes` says what each is for");
         "plan ckpt --bits 4 --group-size 48",
         "error: group_size: expected 32, 64 or 128, found 48",
     );
-    scratch.refused("plan ckpt --bits 4 --set head=q8", "error: `head=q8`: unknown role `head`: expected embed_tokens, norm.input, attention.q_proj, attention.q_bias, attention.k_proj, attention.k_bias, attention.v_proj, attention.v_bias, norm.q, norm.k, attention.o_proj, attention.o_bias, norm.post_attention, mlp.gate_proj, mlp.gate_bias, mlp.up_proj, mlp.up_bias, mlp.down_proj, mlp.down_bias, router, expert.gate_proj, expert.up_proj, expert.down_proj, shared_expert_gate, shared_expert.gate_proj, shared_expert.up_proj, shared_expert.down_proj, norm.final, lm_head");
+    scratch.refused("plan ckpt --bits 4 --set head=q8", "error: `head=q8`: unknown role `head`: expected embed_tokens, norm.input, attention.q_a_proj, attention.q_a_bias, norm.q_a, attention.q_b_proj, attention.kv_a_proj, attention.kv_a_bias, norm.kv_a, attention.kv_b_proj, attention.q_proj, attention.q_bias, attention.k_proj, attention.k_bias, attention.v_proj, attention.v_bias, norm.q, norm.k, attention.sinks, attention.o_proj, attention.o_bias, delta_net.in_proj_qkvz, delta_net.in_proj_ba, delta_net.in_proj_qkv, delta_net.in_proj_z, delta_net.in_proj_b, delta_net.in_proj_a, delta_net.conv1d, delta_net.a_log, delta_net.dt_bias, norm.delta_net, delta_net.out_proj, norm.post_attention, mlp.gate_proj, mlp.gate_bias, mlp.up_proj, mlp.up_bias, mlp.down_proj, mlp.down_bias, router, router.bias, router.correction_bias, expert.gate_proj, expert.gate_bias, expert.up_proj, expert.up_bias, expert.down_proj, expert.down_bias, shared_expert_gate, shared_expert.gate_proj, shared_expert.up_proj, shared_expert.down_proj, norm.final, lm_head, vision, mtp, indexer");
     scratch.refused(
         "plan ckpt --bits 4 --set lm_head=q7",
         "error: `lm_head=q7`: bits: expected 2, 3, 4, 6 or 8, found 7",
@@ -400,7 +394,7 @@ fn recipe_files() {
     let scratch = Scratch::with("golden/llama2");
     let write = |recipe: Value| fs::write(scratch.path("r.json"), recipe.to_string()).unwrap();
     write(json!({"name": "mine", "rules": [{"match": {"role": "lm_hed"}, "encoding": "keep"}]}));
-    scratch.refused("plan ckpt --recipe r.json", "error: recipe `r.json`: unknown role `lm_hed`: expected embed_tokens, norm.input, attention.q_proj, attention.q_bias, attention.k_proj, attention.k_bias, attention.v_proj, attention.v_bias, norm.q, norm.k, attention.o_proj, attention.o_bias, norm.post_attention, mlp.gate_proj, mlp.gate_bias, mlp.up_proj, mlp.up_bias, mlp.down_proj, mlp.down_bias, router, expert.gate_proj, expert.up_proj, expert.down_proj, shared_expert_gate, shared_expert.gate_proj, shared_expert.up_proj, shared_expert.down_proj, norm.final, lm_head at line 1 column 50");
+    scratch.refused("plan ckpt --recipe r.json", "error: recipe `r.json`: unknown role `lm_hed`: expected embed_tokens, norm.input, attention.q_a_proj, attention.q_a_bias, norm.q_a, attention.q_b_proj, attention.kv_a_proj, attention.kv_a_bias, norm.kv_a, attention.kv_b_proj, attention.q_proj, attention.q_bias, attention.k_proj, attention.k_bias, attention.v_proj, attention.v_bias, norm.q, norm.k, attention.sinks, attention.o_proj, attention.o_bias, delta_net.in_proj_qkvz, delta_net.in_proj_ba, delta_net.in_proj_qkv, delta_net.in_proj_z, delta_net.in_proj_b, delta_net.in_proj_a, delta_net.conv1d, delta_net.a_log, delta_net.dt_bias, norm.delta_net, delta_net.out_proj, norm.post_attention, mlp.gate_proj, mlp.gate_bias, mlp.up_proj, mlp.up_bias, mlp.down_proj, mlp.down_bias, router, router.bias, router.correction_bias, expert.gate_proj, expert.gate_bias, expert.up_proj, expert.up_bias, expert.down_proj, expert.down_bias, shared_expert_gate, shared_expert.gate_proj, shared_expert.up_proj, shared_expert.down_proj, norm.final, lm_head, vision, mtp, indexer at line 1 column 50");
     write(json!({"name": "mine", "rules": [{"match": {"role": "lm_head"}, "encoding": "keep"}]}));
     scratch.refused(
         "plan ckpt --recipe r.json",

@@ -130,12 +130,7 @@ fn the_table_of_tensors_is_that_of_the_code() {
     let expected: Vec<_> = Role::ALL.iter().map(|role| role.name()).collect();
     assert_eq!(roles, expected, "roles, in order");
     let mut units = 0;
-    for case in fs::read_dir(fixture("golden")).unwrap() {
-        let case = case.unwrap();
-        if !case.path().is_dir() {
-            continue;
-        }
-        let name = case.file_name().into_string().unwrap();
+    for name in crate::harness::goldens() {
         let spec = example_spec(&name);
         for unit in spec.units() {
             let found: Vec<_> = spec
@@ -178,36 +173,73 @@ fn stated_tensors(rows: &[Vec<String>], spec: &ModelSpec, unit: Unit) -> Vec<(St
         .collect()
 }
 
-/// `a * b`, each a number or a field of the model or the layer.
+/// A sum of products of numbers and of fields of the model or the layer, or of what section 4.1
+/// derives from them.
 fn product(text: &str, model: &Value, layer: &Value) -> u64 {
-    let factor = |name: &str| {
-        name.parse().unwrap_or_else(|_| {
-            let path = format!("/{}", name.replace('.', "/"));
-            let places = [model, &layer["mixer"], &layer["ffn"]];
-            places
-                .iter()
-                .find_map(|place| place.pointer(&path)?.as_u64())
-                .unwrap()
+    let derived = |name: &str| {
+        let latent = layer["mixer"]["kind"] == "latent";
+        Some(match name {
+            "q_width" if latent => "heads * qk_nope_head_dim + heads * qk_rope_head_dim",
+            "q_width" if layer["mixer"]["output_gate"] == true => "2 * heads * head_dim",
+            "o_width" if latent => "heads * v_head_dim",
+            "q_width" | "o_width" => "heads * head_dim",
+            "qk_head_dim" => "qk_nope_head_dim + qk_rope_head_dim",
+            "conv_width" => "2 * key_heads * key_head_dim + value_heads * value_head_dim",
+            _ => return None,
         })
     };
-    text.split('*').map(|name| factor(name.trim())).product()
+    let field = |name: &str| {
+        let path = format!("/{}", name.replace('.', "/"));
+        let places = [model, &layer["mixer"], &layer["ffn"]];
+        let found = places
+            .iter()
+            .find_map(|place| place.pointer(&path)?.as_u64());
+        found.unwrap_or_else(|| panic!("no field `{name}`"))
+    };
+    let factor = |name: &str| match (name.parse(), derived(name)) {
+        (Ok(number), _) => number,
+        (_, Some(text)) => product(text, model, layer),
+        _ => field(name),
+    };
+    let term = |text: &str| {
+        text.split('*')
+            .map(|name| factor(name.trim()))
+            .product::<u64>()
+    };
+    text.split('+').map(term).sum()
 }
 
 /// Whether a condition of the table's last column holds.
 fn holds(condition: &str, model: &Value, layer: &Value) -> bool {
     let (mixer, ffn) = (&layer["mixer"], &layer["ffn"]);
     let shared = &ffn["shared_expert"];
+    let (latent, ranked) = (mixer["kind"] == "latent", mixer["q_lora_rank"].is_u64());
     match condition.replace('`', "").as_str() {
         "always" => true,
-        "qkv_bias" => mixer["qkv_bias"] == true,
-        "o_bias" => mixer["o_bias"] == true,
-        "qk_norm is per_head or full" => mixer["qk_norm"] != "none",
-        "ffn is dense" | "dense" => ffn["kind"] == "dense",
+        "never: left out" => false,
+        "latent" => latent,
+        "latent with q_lora_rank" => latent && ranked,
+        "latent with q_lora_rank and bias" => latent && ranked && mixer["bias"] == true,
+        "latent with bias" => latent && mixer["bias"] == true,
+        "attention" => mixer["kind"] == "attention",
+        "attention or latent" => mixer["kind"] != "delta_net",
+        "attention, or latent without q_lora_rank" => {
+            mixer["kind"] == "attention" || latent && !ranked
+        }
+        "delta_net" => mixer["kind"] == "delta_net",
+        "projection is grouped" => mixer["projection"] == "grouped",
+        "projection is split" => mixer["projection"] == "split",
+        "o_bias, or latent with bias" => mixer["o_bias"] == true || latent && mixer["bias"] == true,
+        "qk_norm is per_head or full" => {
+            mixer["qk_norm"] == "per_head" || mixer["qk_norm"] == "full"
+        }
+        kind @ ("dense" | "moe") => ffn["kind"] == kind,
         "dense with bias" => ffn["kind"] == "dense" && ffn["bias"] == true,
-        "ffn is moe" => ffn["kind"] == "moe",
         "shared_expert" => shared.is_object(),
         "shared_expert with gated" => shared["gated"] == true,
         "not tie_word_embeddings" => model["tie_word_embeddings"] == false,
+        flag @ ("qkv_bias" | "sinks") => mixer[flag] == true,
+        flag @ ("router_bias" | "correction_bias" | "expert_bias") => ffn[flag] == true,
         other => panic!("a condition that no model is asked for: {other}"),
     }
 }

@@ -14,6 +14,16 @@ pub fn root() -> PathBuf {
         .unwrap()
 }
 
+/// The names of the golden checkpoints that are listed in `cases.json`.
+pub fn goldens() -> Vec<String> {
+    let list = fs::read(fixture("golden/cases.json")).unwrap();
+    let list: Value = serde_json::from_slice(&list).unwrap();
+    let cases = list["cases"].as_array().unwrap().iter();
+    cases
+        .map(|case| case["case"].as_str().unwrap().to_owned())
+        .collect()
+}
+
 /// A fixture of the repository.
 pub fn fixture(name: &str) -> PathBuf {
     root().join("fixtures").join(name)

@@ -20,7 +20,10 @@ PREFIX = b'{\n  "blake3": "'
 HEX_LEN = 64
 CODECS = ("none", "zstd")
 LIMIT = 1 << 64
-REALS = {"rms_norm_eps", "theta", "clip_qkv", "factor", "low_freq_factor", "high_freq_factor", "recipe"}
+REALS = set(
+    "rms_norm_eps theta clip_qkv factor low_freq_factor high_freq_factor recipe beta_fast beta_slow attention_factor softmax_scale floor_scale"
+    " attn_scale routed_scaling_factor limit alpha".split()
+)
 
 
 class Refused(Exception):
@@ -329,16 +332,28 @@ def check_files(root, manifest):
 
 MODEL = (
     "model_type vocab_size hidden_size tie_word_embeddings rms_norm_eps max_position_embeddings"
-    " eos_token_ids bos_token_id layers"
+    " eos_token_ids bos_token_id norm_plus_one layers"
 )
-ATTENTION = "kind heads kv_heads head_dim rope qk_norm qkv_bias o_bias sliding_window clip_qkv"
+ATTENTION = (
+    "kind heads kv_heads head_dim rope qk_norm qkv_bias o_bias sliding_window clip_qkv attention_chunk_size sinks output_gate temperature"
+)
 LLAMA3 = "kind factor low_freq_factor high_freq_factor original_max_position_embeddings"
-SCALINGS = {"none": "kind", "linear": "kind factor", "llama3": LLAMA3}
+YARN = "kind factor beta_fast beta_slow original_max_position_embeddings attention_factor truncate"
+SCALINGS = {"none": "kind", "linear": "kind factor", "llama3": LLAMA3, "yarn": YARN}
+MIXERS = {
+    "attention": ATTENTION,
+    "latent": "kind heads q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim rope softmax_scale bias",
+    "delta_net": "kind key_heads value_heads key_head_dim value_head_dim conv_kernel projection",
+}
 FFNS = {
     "dense": "kind intermediate_size bias",
-    "moe": "kind num_experts num_experts_per_tok moe_intermediate_size norm_topk_prob shared_expert",
+    "moe": "kind num_experts num_experts_per_tok moe_intermediate_size norm_topk_prob shared_expert scoring router_bias"
+    " correction_bias groups routed_scaling_factor weights_on_input expert_bias activation",
 }
-OPTIONAL = ("bos_token_id", "sliding_window", "clip_qkv", "shared_expert")
+OPTIONAL = (
+    "bos_token_id norm_plus_one rope sliding_window clip_qkv attention_chunk_size sinks output_gate temperature q_lora_rank rotary_dim"
+    " pairing shared_expert scoring router_bias correction_bias groups routed_scaling_factor weights_on_input expert_bias activation"
+).split()
 
 
 def check_model(model):
@@ -349,13 +364,15 @@ def check_model(model):
         place = f"layer {number}"
         fields(layer, ("mixer", "ffn"), place)
         mixer, ffn = layer["mixer"], layer["ffn"]
-        check(mixer["kind"] == "attention", place, "mixer", mixer["kind"])
-        fields(mixer, ATTENTION.split(), place, OPTIONAL)
-        check(mixer["heads"] % mixer["kv_heads"] == 0, place, "kv_heads", mixer["kv_heads"])
-        check(mixer["head_dim"] % 2 == 0, place, "head_dim", mixer["head_dim"])
-        fields(mixer["rope"], ("theta", "scaling"), place)
-        scaling = mixer["rope"]["scaling"]
-        fields(scaling, SCALINGS[scaling["kind"]].split(), place)
+        check(mixer["kind"] in MIXERS, place, "mixer", mixer["kind"])
+        fields(mixer, MIXERS[mixer["kind"]].split(), place, OPTIONAL)
+        if mixer["kind"] == "attention":
+            check(mixer["heads"] % mixer["kv_heads"] == 0, place, "kv_heads", mixer["kv_heads"])
+            check(mixer["head_dim"] % 2 == 0, place, "head_dim", mixer["head_dim"])
+        if mixer.get("rope"):
+            fields(mixer["rope"], ("theta", "scaling", "rotary_dim", "pairing"), place, OPTIONAL)
+            scaling = mixer["rope"]["scaling"]
+            fields(scaling, SCALINGS[scaling["kind"]].split(), place)
         fields(ffn, FFNS[ffn["kind"]].split(), place, OPTIONAL)
         if ffn.get("shared_expert"):
             fields(ffn["shared_expert"], ("intermediate_size", "gated"), place)
@@ -363,17 +380,57 @@ def check_model(model):
 
 def attention_shapes(spec, hidden):
     q, kv = spec["heads"] * spec["head_dim"], spec["kv_heads"] * spec["head_dim"]
-    norms = {"none": None, "per_head": (spec["head_dim"],) * 2, "full": (q, kv)}[spec["qk_norm"]]
-    for letter, rows in (("q", q), ("k", kv), ("v", kv)):
+    norms = {"per_head": (spec["head_dim"],) * 2, "full": (q, kv)}.get(spec["qk_norm"])
+    gated = 2 * q if spec.get("output_gate") else q
+    for letter, rows in (("q", gated), ("k", kv), ("v", kv)):
         yield f"attention.{letter}_proj", rows, hidden
         if spec["qkv_bias"]:
             yield f"attention.{letter}_bias", 1, rows
     if norms:
         yield "norm.q", 1, norms[0]
         yield "norm.k", 1, norms[1]
+    if spec.get("sinks"):
+        yield "attention.sinks", 1, spec["heads"]
     yield "attention.o_proj", hidden, q
     if spec["o_bias"]:
         yield "attention.o_bias", 1, hidden
+
+
+def biased(prefix, rows, cols, bias):
+    yield f"{prefix}_proj", rows, cols
+    if bias:
+        yield f"{prefix}_bias", 1, rows
+
+
+def latent_shapes(spec, hidden):
+    heads, latent, rank = spec["heads"], spec["kv_lora_rank"], spec["q_lora_rank"]
+    nope, rope, value = (spec[f"{name}_head_dim"] for name in ("qk_nope", "qk_rope", "v"))
+    if rank:
+        yield from biased("attention.q_a", rank, hidden, spec["bias"])
+        yield "norm.q_a", 1, rank
+        yield "attention.q_b_proj", heads * (nope + rope), rank
+    yield from biased("attention.kv_a", latent + rope, hidden, spec["bias"])
+    yield "norm.kv_a", 1, latent
+    yield "attention.kv_b_proj", heads * (nope + value), latent
+    if not rank:
+        yield "attention.q_proj", heads * (nope + rope), hidden
+    yield from biased("attention.o", hidden, heads * value, spec["bias"])
+
+
+def delta_net_shapes(spec, hidden):
+    heads, values = spec["value_heads"], spec["value_heads"] * spec["value_head_dim"]
+    conv = 2 * spec["key_heads"] * spec["key_head_dim"] + values
+    inputs = {"grouped": {"qkvz": conv + values, "ba": 2 * heads}, "split": {"qkv": conv, "z": values, "b": heads, "a": heads}}
+    for name, rows in inputs[spec["projection"]].items():
+        yield f"delta_net.in_proj_{name}", rows, hidden
+    yield "delta_net.conv1d", conv, spec["conv_kernel"]
+    yield "delta_net.a_log", 1, heads
+    yield "delta_net.dt_bias", 1, heads
+    yield "norm.delta_net", 1, spec["value_head_dim"]
+    yield "delta_net.out_proj", hidden, values
+
+
+SHAPES = {"attention": attention_shapes, "latent": latent_shapes, "delta_net": delta_net_shapes}
 
 
 def gated_shapes(prefix, width, hidden, bias=False):
@@ -386,12 +443,16 @@ def gated_shapes(prefix, width, hidden, bias=False):
 def layer_shapes(layer, hidden):
     mixer, ffn = layer["mixer"], layer["ffn"]
     yield "norm.input", 1, hidden
-    yield from attention_shapes(mixer, hidden)
+    yield from SHAPES[mixer["kind"]](mixer, hidden)
     yield "norm.post_attention", 1, hidden
     if ffn["kind"] == "dense":
         yield from gated_shapes("mlp", ffn["intermediate_size"], hidden, ffn["bias"])
         return
     yield "router", ffn["num_experts"], hidden
+    if ffn.get("router_bias"):
+        yield "router.bias", 1, ffn["num_experts"]
+    if ffn.get("correction_bias"):
+        yield "router.correction_bias", 1, ffn["num_experts"]
     shared = ffn.get("shared_expert")
     if shared and shared["gated"]:
         yield "shared_expert_gate", 1, hidden
@@ -471,7 +532,7 @@ def expert_shards(model, entry, alignment):
     place = f"experts of layer {entry['layer']}"
     fields(entry, names, place, optional=("stored",))
     ffn = model["layers"][entry["layer"]]["ffn"]
-    shapes = list(gated_shapes("expert", ffn["moe_intermediate_size"], model["hidden_size"]))
+    shapes = list(gated_shapes("expert", ffn["moe_intermediate_size"], model["hidden_size"], ffn.get("expert_bias")))
     check_tensors(place, shapes, entry["tensors"], entry["len"], 1, ffn["num_experts"])
     stored = entry.get("stored") or [entry["len"]] * ffn["num_experts"]
     check(len(stored) == len(entry["blake3"]) == ffn["num_experts"], place, "count")

@@ -13,7 +13,7 @@ use shardwright_quant::{Backend, axpy};
 
 use crate::block::mlp::{self, gated};
 use crate::block::moe::{self, Routes};
-use crate::block::ops::{add, rms_norm_in_place};
+use crate::block::ops::{add, rms_norm_in_place, scale};
 use crate::block::record::Site;
 use crate::block::{Batch, Layer, MixerState, Work, check_finite, mix};
 use crate::error::{Result, RuntimeError};
@@ -322,8 +322,7 @@ impl Flow {
         rms_norm_in_place(backend, gathered, norm, *eps);
         if spec.weights_on_input {
             for (visit, x) in rows.iter().zip(gathered.chunks_exact_mut(hidden)) {
-                let scale = visit.on_input();
-                x.iter_mut().for_each(|x| *x *= scale);
+                scale(x, visit.on_input());
             }
         }
         let shape = (spec.moe_intermediate_size as usize, hidden);

@@ -39,13 +39,13 @@ impl Arch {
                 let dense = numbers(config, "mlp_only_layers")?.unwrap_or_default();
                 all(&|layer| (layer + 1).is_multiple_of(step) && !dense.contains(&layer))
             }
-            Some(SparseLayers::Interleaved) => match numbers(config, "moe_layers")? {
-                Some(sparse) => all(&|layer| sparse.contains(&layer)),
-                None => {
-                    let step = config.size("interleave_moe_layer_step", 1..=u32::MAX)?;
-                    all(&|layer| (layer + 1).is_multiple_of(step))
+            Some(SparseLayers::Interleaved) => {
+                if let Some(sparse) = numbers(config, "moe_layers")? {
+                    return Ok(all(&|layer| sparse.contains(&layer)));
                 }
-            },
+                let step = config.size("interleave_moe_layer_step", 1..=u32::MAX)?;
+                all(&|layer| (layer + 1).is_multiple_of(step))
+            }
         })
     }
 

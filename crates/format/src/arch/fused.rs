@@ -137,10 +137,7 @@ impl Fused<'_> {
         let [first, ..] = &shapes[..] else { return Err("the table gives it no role".to_owned()) };
         let (role, vectors) = (first.role, first.rows == 1);
         let cols = if vectors { 1 } else { first.cols };
-        let same = |shape: &TensorShape| match vectors {
-            true => shape.rows == 1,
-            false => shape.cols == cols,
-        };
+        let same = |shape: &TensorShape| if vectors { shape.rows == 1 } else { shape.cols == cols };
         if !shapes.iter().all(same) {
             return Err("its roles have different numbers of columns".to_owned());
         }

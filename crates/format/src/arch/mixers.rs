@@ -25,7 +25,7 @@ impl Arch {
         let row = row.ok_or_else(|| FormatError::file(&self.path, "expected `attention`"))?;
         let attention = attention(config, row)?;
         let delta = match &self.table.delta_net {
-            Some(row) if kinds.contains(&Kind::LinearAttention) => Some(delta_net(config, row)?),
+            Some(row) if kinds.contains(&Kind::Linear) => Some(delta_net(config, row)?),
             _ => None,
         };
         kinds
@@ -37,20 +37,20 @@ impl Arch {
     /// The kind of each layer.
     fn kinds(&self, config: &Config<'_>, count: u32) -> Result<Vec<Kind>> {
         let Some(row) = &self.table.layer_kinds else {
-            return Ok(vec![Kind::FullAttention; count as usize]);
+            return Ok(vec![Kind::Full; count as usize]);
         };
         let switch = row.switch.as_ref();
         let on = switch.map_or(Ok(true), |name| config.flag(&Flag::Parameter(name.clone())))?;
-        let sliding = row.other == Kind::SlidingAttention;
+        let sliding = row.other == Kind::Sliding;
         let on = on && (!sliding || window(config)?.is_some());
         if let Some(kinds) = listed(config, row, count, on)? {
             return Ok(kinds);
         }
         if !on {
-            return Ok(vec![Kind::FullAttention; count as usize]);
+            return Ok(vec![Kind::Full; count as usize]);
         }
         let other = other_layers(config, &row.layers)?;
-        let kind = |layer| if other(layer) { row.other } else { Kind::FullAttention };
+        let kind = |layer| if other(layer) { row.other } else { Kind::Full };
         Ok((0..count).map(kind).collect())
     }
 }
@@ -61,13 +61,14 @@ fn listed(config: &Config<'_>, row: &KindsRow, count: u32, on: bool) -> Result<O
     let other = row.other.name();
     let names = list(&row.list)?.map(|list| {
         let kind = |value: &Value| match value.as_str() {
-            Some("full_attention") => Some(Kind::FullAttention),
+            Some("full_attention") => Some(Kind::Full),
             Some(name) if name == other && on => Some(row.other),
             _ => None,
         };
-        let expected = match on {
-            true => format!("`full_attention` or `{other}`"),
-            false => "`full_attention`, as no sliding_window is in use".to_owned(),
+        let expected = if on {
+            format!("`full_attention` or `{other}`")
+        } else {
+            "`full_attention`, as no sliding_window is in use".to_owned()
         };
         each(config, "layer_types", &list, count, &expected, kind)
     });
@@ -75,7 +76,7 @@ fn listed(config: &Config<'_>, row: &KindsRow, count: u32, on: bool) -> Result<O
         .filter(|list| !list.is_empty())
         .map(|list| {
             let kind = |value: &Value| match value.as_u64() {
-                Some(0) => Some(Kind::FullAttention),
+                Some(0) => Some(Kind::Full),
                 Some(1) => Some(row.other),
                 _ => None,
             };
@@ -145,16 +146,16 @@ fn mixer(
 ) -> Result<Mixer> {
     let mut spec = attention.clone();
     match kind {
-        Kind::LinearAttention => {
+        Kind::Linear => {
             let delta = delta.ok_or_else(|| config.refused("the table has no `delta_net`"))?;
             return Ok(Mixer::DeltaNet(delta.clone()));
         }
-        Kind::SlidingAttention => spec.sliding_window = window(config)?,
-        Kind::ChunkedAttention => {
+        Kind::Sliding => spec.sliding_window = window(config)?,
+        Kind::Chunked => {
             spec.attention_chunk_size =
                 config.optional_size("attention_chunk_size", 1..=u32::MAX)?;
         }
-        Kind::FullAttention if row.full_without_rope => {
+        Kind::Full if row.full_without_rope => {
             spec.rope = None;
             let tuned = row.temperature.as_ref();
             spec.temperature = tuned.map_or(Ok(None), |row| temperature(config, row))?;
@@ -162,7 +163,7 @@ fn mixer(
                 spec.qk_norm = QkNorm::None;
             }
         }
-        Kind::FullAttention => {}
+        Kind::Full => {}
     }
     Ok(Mixer::Attention(spec))
 }

@@ -51,7 +51,7 @@ pub(super) fn softmax_mscale(config: &Config<'_>) -> Result<f64> {
         return Ok(1.0);
     }
     let all = rope.optional("mscale_all_dim")?;
-    Ok(all.map_or(Ok(1.0), |all| Ok(mscale(rope.factor()?, all)))?)
+    all.map_or(Ok(1.0), |all| Ok(mscale(rope.factor()?, all)))
 }
 
 /// The growth of scores with a context that is `factor` times longer (YaRN, section 3.4).

@@ -157,21 +157,24 @@ pub(super) struct DeltaRow {
 
 /// What a layer's mixer is, by its name in `layer_types` or its number in `no_rope_layers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
-    FullAttention,
-    SlidingAttention,
-    ChunkedAttention,
-    LinearAttention,
+    #[serde(rename = "full_attention")]
+    Full,
+    #[serde(rename = "sliding_attention")]
+    Sliding,
+    #[serde(rename = "chunked_attention")]
+    Chunked,
+    #[serde(rename = "linear_attention")]
+    Linear,
 }
 
 impl Kind {
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::FullAttention => "full_attention",
-            Self::SlidingAttention => "sliding_attention",
-            Self::ChunkedAttention => "chunked_attention",
-            Self::LinearAttention => "linear_attention",
+            Self::Full => "full_attention",
+            Self::Sliding => "sliding_attention",
+            Self::Chunked => "chunked_attention",
+            Self::Linear => "linear_attention",
         }
     }
 }
@@ -358,12 +361,11 @@ struct RawTable {
 impl Table {
     /// A tensor's name without what `prefixes` replace.
     pub(super) fn plain<'a>(&self, name: &'a str) -> Cow<'a, str> {
-        let prefixes = self.prefixes.iter();
+        let mut prefixes = self.prefixes.iter();
         let rest =
             |(from, to): (&String, &String)| Some(format!("{to}{}", name.strip_prefix(from)?));
         prefixes
-            .filter_map(rest)
-            .next()
+            .find_map(rest)
             .map_or(Cow::Borrowed(name), Cow::Owned)
     }
 

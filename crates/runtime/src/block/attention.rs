@@ -6,7 +6,7 @@ use shardwright_format::model::{AttentionSpec, QkNorm, TemperatureSpec};
 use shardwright_quant::{Backend, Matrix, axpy, dot};
 
 use super::kv::KvCache;
-use super::ops::{add, add_bias, rms_norm, rms_norm_in_place, sigmoid, softmax};
+use super::ops::{add, add_bias, rms_norm, rms_norm_in_place, scale, sigmoid, softmax};
 use super::record::Site;
 use super::rope::Rotation;
 use super::{Batch, Layer, Work};
@@ -68,10 +68,8 @@ pub fn forward(
     work.record.note(Site::Mixer, &work.normed);
     project(layer, spec, batch.rows, work)?;
     condition(layer, spec, batch, work)?;
-    let sinks = match spec.sinks {
-        true => Some(layer.unit.vector(Role::Sinks, spec.heads as usize)?),
-        false => None,
-    };
+    let sinks = || layer.unit.vector(Role::Sinks, spec.heads as usize);
+    let sinks = spec.sinks.then(sinks).transpose()?;
     let Work { linear, normed: out, attention: b, record, .. } = work;
     for (row, mixed) in b.mixed.chunks_mut(batch.length * q_width(spec)).enumerate() {
         let q = row * batch.length * q_width(spec);
@@ -169,14 +167,14 @@ fn condition(layer: &Layer<'_>, spec: &AttentionSpec, batch: Batch, work: &mut W
     }
     if let Some(temperature) = &spec.temperature {
         for (row, q) in b.q.chunks_exact_mut(q_width(spec)).enumerate() {
-            let scale = temperature_at(temperature, batch.first + row % batch.length);
-            q.iter_mut().for_each(|q| *q *= scale);
+            let factor = temperature_at(*temperature, batch.first + row % batch.length);
+            scale(q, factor);
         }
     }
     Ok(())
 }
 
-fn temperature_at(spec: &TemperatureSpec, position: usize) -> f32 {
+fn temperature_at(spec: TemperatureSpec, position: usize) -> f32 {
     let steps = ((position as f32 + 1.0) / spec.floor_scale).floor();
     steps.ln_1p() * spec.attn_scale + 1.0
 }

@@ -5,7 +5,7 @@ use shardwright_format::Role;
 use shardwright_format::model::{DeltaNetSpec, DeltaProjection};
 use shardwright_quant::{Backend, axpy};
 
-use super::ops::{add, join_heads, rms_norm, rms_norm_in_place, sigmoid, silu, softplus};
+use super::ops::{add, join_heads, rms_norm, rms_norm_in_place, scale, sigmoid, silu, softplus};
 use super::record::Site;
 use super::{Batch, Layer, Work};
 use crate::error::Result;
@@ -231,13 +231,12 @@ fn convolve(s: Sizes, taps: &[f32], before: &mut Vec<f32>, x: &[f32], out: &mut 
 
 /// Divides every query and key of `qkv: [n, conv]` by its length, queries also by `sqrt(key)`.
 fn normalize(s: Sizes, qkv: &mut [f32]) {
-    let scale = 1.0 / (s.key as f32).sqrt();
     for row in qkv.chunks_exact_mut(s.conv()) {
         let heads = row[..2 * s.keys()].chunks_exact_mut(s.key);
         for (i, head) in heads.enumerate() {
             let length: f32 = head.iter().map(|x| x * x).sum::<f32>() + LENGTH_EPS;
-            let scale = if i < s.key_heads { scale } else { 1.0 } / length.sqrt();
-            head.iter_mut().for_each(|x| *x *= scale);
+            let by = if i < s.key_heads { 1.0 / (s.key as f32).sqrt() } else { 1.0 };
+            scale(head, by / length.sqrt());
         }
     }
 }
@@ -252,7 +251,9 @@ struct Rates {
 impl Rates {
     fn new(layer: &Layer<'_>, s: Sizes) -> Result<Self> {
         let mut rate = layer.unit.vector(Role::DeltaALog, s.heads)?;
-        rate.iter_mut().for_each(|a| *a = a.exp());
+        for rate in &mut rate {
+            *rate = rate.exp();
+        }
         Ok(Self { rate, dt_bias: layer.unit.vector(Role::DeltaDtBias, s.heads)? })
     }
 
@@ -311,7 +312,7 @@ impl Inputs<'_> {
         let (decay, strength) = (rates.decay(head, self.a[at]), sigmoid(self.b[at]));
         delta.fill(0.0);
         for (k, memory) in k.iter().zip(memory.chunks_exact_mut(s.value)) {
-            memory.iter_mut().for_each(|m| *m *= decay);
+            scale(memory, decay);
             axpy(backend, *k, memory, delta);
         }
         for (delta, v) in delta.iter_mut().zip(v) {

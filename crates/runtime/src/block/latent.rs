@@ -17,6 +17,10 @@ use crate::error::Result;
 /// Threads whose buffers [`buffer_len`] counts.
 const THREADS: u64 = 8;
 
+/// Inside the norms of latents, whatever the model's other norms have: the published models leave
+/// their constructor's default.
+const LATENT_EPS: f32 = 1e-6;
+
 /// Sizes in values.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
@@ -142,7 +146,7 @@ fn queries(layer: &Layer<'_>, spec: &LatentSpec, rows: usize, work: &mut Work) -
         add_bias(&mut b.q_latent, &unit.vector(Role::QABias, rank)?);
     }
     let norm = layer.norm(Role::QANorm, rank)?;
-    rms_norm_in_place(linear.backend, &mut b.q_latent, &norm, layer.eps);
+    rms_norm_in_place(linear.backend, &mut b.q_latent, &norm, LATENT_EPS);
     record.note(Site::QueryLatent, &b.q_latent);
     let up = unit.matrix(Role::QBProj, width, rank)?;
     linear.project(&b.q_latent, rows, [(up, &mut b.q)]);
@@ -162,7 +166,7 @@ fn latents(layer: &Layer<'_>, spec: &LatentSpec, rows: usize, work: &mut Work) -
     b.latents.clear();
     for row in b.kept.chunks_exact_mut(s.kept()) {
         let latent = &mut row[..s.latent];
-        rms_norm_in_place(linear.backend, latent, &norm, layer.eps);
+        rms_norm_in_place(linear.backend, latent, &norm, LATENT_EPS);
         b.latents.extend_from_slice(latent);
     }
     record.note(Site::KvLatent, &b.latents);

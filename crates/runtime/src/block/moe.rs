@@ -79,12 +79,10 @@ pub fn route(
         add_bias(&mut moe.scores, &layer.unit.vector(Role::RouterBias, experts)?);
     }
     record.note_scores(&moe.scores);
-    let correction = match spec.correction_bias {
-        true => layer.unit.vector(Role::CorrectionBias, experts)?,
-        false => Vec::new(),
-    };
+    let correction = || layer.unit.vector(Role::CorrectionBias, experts);
+    let correction = spec.correction_bias.then(correction).transpose()?;
     for scores in moe.scores.chunks_exact_mut(experts) {
-        pick(spec, scores, &correction, routes);
+        pick(spec, scores, correction.as_deref().unwrap_or_default(), routes);
     }
     Ok(())
 }

@@ -23,7 +23,9 @@ pub fn rms_norm_in_place(backend: Backend, x: &mut [f32], weight: &[f32], eps: f
 /// Turns a stored norm weight into the factor it stands for.
 pub fn complete_norm(plus_one: bool, weight: &mut [f32]) {
     if plus_one {
-        weight.iter_mut().for_each(|w| *w += 1.0);
+        for w in weight {
+            *w += 1.0;
+        }
     }
 }
 
@@ -83,6 +85,13 @@ pub fn softmax(x: &mut [f32]) {
 pub fn add_bias(x: &mut [f32], bias: &[f32]) {
     for row in x.chunks_exact_mut(bias.len()) {
         add(row, bias);
+    }
+}
+
+/// `x *= factor`.
+pub fn scale(x: &mut [f32], factor: f32) {
+    for x in x {
+        *x *= factor;
     }
 }
 
