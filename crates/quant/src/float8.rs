@@ -42,7 +42,7 @@ fn small(byte: u8, mantissa: u32, bias: i32) -> f32 {
         0 => (fraction, 1),
         _ => (fraction + (1 << mantissa) as f32, exponent),
     };
-    let power = 127 + exponent - bias - mantissa as i32;
+    let power = 127 + exponent - bias - mantissa.cast_signed();
     let value = fraction * f32::from_bits((power as u32) << 23);
     if byte & 0x80 == 0 { value } else { -value }
 }

@@ -103,25 +103,20 @@ impl<'a> Matching<'a> {
         let mut fused: BTreeMap<(u32, bool), Vec<Fused<'a>>> = BTreeMap::new();
         let beyond = arch.beyond(checkpoint)?;
         for (name, info) in checkpoint.tensors() {
-            let (pattern, [layer, expert]) = split(&arch.table.plain(name));
-            let count = matching.spec.layers.len() as u32;
-            let past =
-                (pattern.as_deref().is_some_and(in_layer) && layer >= count).then(|| layer - count);
-            if let Some(extra) = arch.table.extra(name, past, &beyond) {
-                matching.ignore(name, Some(extra.role), &extra.reason);
+            if matching.passes(name, &beyond) {
                 continue;
             }
-            let Some(target) = pattern.and_then(|pattern| arch.table.targets.get(&pattern)) else {
-                let detail = format!("{} has no row for it", arch.path.display());
-                return Err(matching.refused(name, info, detail));
-            };
-            match target {
-                Target::Ignored(reason) => matching.ignore(name, None, reason),
-                Target::Role(role) => {
+            let (pattern, [layer, expert]) = split(&arch.table.plain(name));
+            match pattern.and_then(|pattern| arch.table.targets.get(&pattern)) {
+                None | Some(Target::Ignored(_)) => {
+                    let detail = format!("{} has no row for it", arch.path.display());
+                    return Err(matching.refused(name, info, detail));
+                }
+                Some(Target::Role(role)) => {
                     let checked = matching.claim(name, info, unit_of(*role, layer, expert), *role);
                     checked.map_err(|detail| matching.refused(name, info, detail))?;
                 }
-                Target::Fused(row) => {
+                Some(Target::Fused(row)) => {
                     let row = &arch.table.fused[*row];
                     let expert = row.roles.iter().any(|role| role.is_expert());
                     let tensor = Fused { name, info, row, layer };
@@ -132,28 +127,42 @@ impl<'a> Matching<'a> {
         fused
             .values()
             .try_for_each(|beside| matching.claim_fused(beside))?;
-        matching.pass_undecoded()?;
+        matching.pass_undecoded(&beyond)?;
         Ok(matching)
     }
 
+    /// Whether the model needs no such tensor; if so it is listed with the reason.
+    fn passes(&mut self, name: &str, beyond: &[u32]) -> bool {
+        let table = &self.arch.table;
+        let (pattern, [layer, _]) = split(&table.plain(name));
+        let count = self.spec.layers.len() as u32;
+        let past =
+            (pattern.as_deref().is_some_and(in_layer) && layer >= count).then(|| layer - count);
+        if let Some(extra) = table.extra(name, past, beyond) {
+            self.ignore(name, Some(extra.role), &extra.reason);
+            return true;
+        }
+        let target = pattern.and_then(|pattern| table.targets.get(&pattern));
+        let Some(Target::Ignored(reason)) = target else { return false };
+        self.ignore(name, None, reason);
+        true
+    }
+
     /// Lets pass what is neither a float nor decoded, if the model does not use it.
-    fn pass_undecoded(&mut self) -> Result<()> {
+    fn pass_undecoded(&mut self, beyond: &[u32]) -> Result<()> {
         for (name, stored) in self.checkpoint.undecoded() {
-            let pattern = split(name).0;
-            let target = pattern.and_then(|pattern| self.arch.table.targets.get(&pattern));
-            let Some(Target::Ignored(reason)) = target else {
-                let path = self.checkpoint.files()[stored.file].file.path();
-                let scheme = self.checkpoint.quantization().map(|q| q.method.as_str());
-                let detail = format!(
-                    "unsupported dtype: expected F32, F16 or BF16, or what the quantization_config \
-                     of config.json ({}) makes weights of, found {}",
-                    scheme.unwrap_or("none"),
-                    stored.dtype
-                );
-                return Err(FormatError::tensor(path, name, detail));
-            };
-            self.ignored
-                .push(Ignored { tensor: name.to_owned(), reason: reason.clone() });
+            if self.passes(name, beyond) {
+                continue;
+            }
+            let path = self.checkpoint.files()[stored.file].file.path();
+            let scheme = self.checkpoint.quantization().map(|q| q.method.as_str());
+            let detail = format!(
+                "unsupported dtype: expected F32, F16 or BF16, or what the quantization_config \
+                 of config.json ({}) makes weights of, found {}",
+                scheme.unwrap_or("none"),
+                stored.dtype
+            );
+            return Err(FormatError::tensor(path, name, detail));
         }
         self.ignored.sort_by(|a, b| a.tensor.cmp(&b.tensor));
         Ok(())
@@ -330,7 +339,11 @@ impl<'a> Matching<'a> {
 fn spare(checkpoint: &Checkpoint) -> Vec<Ignored> {
     let spare = checkpoint.quantization().into_iter().flat_map(|q| &q.spare);
     spare
-        .map(|(tensor, reason)| Ignored { tensor: tensor.clone(), reason: reason.clone() })
+        .map(|(tensor, reason)| Ignored {
+            tensor: tensor.clone(),
+            role: None,
+            reason: reason.clone(),
+        })
         .collect()
 }
 
