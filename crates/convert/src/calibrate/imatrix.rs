@@ -22,8 +22,12 @@ use super::statistics::{Moments, Observed, Place};
 use crate::error::Result;
 
 /// Names of a layer's matrices, after `blk.N.`, and which of its inputs they have.
-const LAYER: [(&str, Site); 18] = [
+const LAYER: [(&str, Site); 22] = [
     ("attn_q", Site::Mixer),
+    ("attn_q_a", Site::Mixer),
+    ("attn_q_b", Site::QueryLatent),
+    ("attn_kv_a_mqa", Site::Mixer),
+    ("attn_kv_b", Site::KvLatent),
     ("attn_k", Site::Mixer),
     ("attn_v", Site::Mixer),
     ("attn_qkv", Site::Mixer),

@@ -38,24 +38,9 @@ pub struct SavedStatistics {
     pub unseen: Vec<Unit>,
 }
 
-/// Names of the sites in files.
-const SITES: [(Site, &str); 8] = [
-    (Site::Mixer, "mixer"),
-    (Site::MixerOut, "mixer_out"),
-    (Site::Ffn, "ffn"),
-    (Site::FfnOut, "ffn_out"),
-    (Site::SharedOut, "shared_expert_out"),
-    (Site::Expert, "expert"),
-    (Site::ExpertOut, "expert_out"),
-    (Site::Head, "head"),
-];
-
 /// `head`, `layers.3.mixer`, `layers.3.experts.7.expert_out`.
 pub(super) fn name(place: Place) -> String {
-    let site = SITES
-        .iter()
-        .find(|(site, _)| *site == place.site)
-        .map_or("", |(_, name)| *name);
+    let site = place.site.name();
     let layer = place
         .layer
         .map_or(String::new(), |layer| format!("layers.{layer}."));
@@ -76,8 +61,8 @@ fn parse(name: &str) -> Option<Place> {
         }
         _ => return None,
     };
-    let (site, _) = SITES.iter().find(|(_, known)| *known == site)?;
-    Some(Place { layer, expert, site: *site })
+    let site = Site::ALL.into_iter().find(|known| known.name() == site)?;
+    Some(Place { layer, expert, site })
 }
 
 /// Moments as they lie in a file: little-endian `f32`.

@@ -112,7 +112,8 @@ impl<'a> Resolver<'a> {
         let view = &tensor.view;
         let at = self.rule_for(unit, tensor, count)?;
         let rule = &self.recipe.rules[at];
-        let vector = view.shape.len() < 2;
+        // All experts' vectors may lie in one tensor.
+        let vector = view.shape.len() < 2 || (tensor.rows == 1 && tensor.role.is_expert());
         let encoding = match rule.encoding {
             wish if vector && wish.is_codes() => view.dtype.into(),
             wish => wish.resolve(view.dtype, self.recipe.scale_dtype),

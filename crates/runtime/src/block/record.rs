@@ -28,6 +28,36 @@ pub enum Site {
 }
 
 impl Site {
+    /// Every site, in the order of a layer.
+    pub const ALL: [Self; 10] = [
+        Self::Mixer,
+        Self::QueryLatent,
+        Self::KvLatent,
+        Self::MixerOut,
+        Self::Ffn,
+        Self::FfnOut,
+        Self::SharedOut,
+        Self::Expert,
+        Self::ExpertOut,
+        Self::Head,
+    ];
+
+    /// Its name in files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mixer => "mixer",
+            Self::QueryLatent => "query_latent",
+            Self::KvLatent => "kv_latent",
+            Self::MixerOut => "mixer_out",
+            Self::Ffn => "ffn",
+            Self::FfnOut => "ffn_out",
+            Self::SharedOut => "shared_expert_out",
+            Self::Expert => "expert",
+            Self::ExpertOut => "expert_out",
+            Self::Head => "head",
+        }
+    }
+
     /// The input of the matrices with a role; none for roles that multiply nothing.
     pub const fn of(role: Role) -> Option<Self> {
         Some(match role {
