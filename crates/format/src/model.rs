@@ -25,6 +25,15 @@ pub struct ModelSpec {
     /// RMS norms multiply with `1 + weight` (but for a delta net's own).
     #[serde(default, skip_serializing_if = "is_false")]
     pub norm_plus_one: bool,
+    /// Embeddings are multiplied with this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding_multiplier: Option<f32>,
+    /// What a mixer or feed-forward gives is multiplied with this before it is added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual_multiplier: Option<f32>,
+    /// Logits are divided by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logits_scaling: Option<f32>,
     /// From first to last.
     pub layers: Vec<LayerSpec>,
 }
@@ -42,6 +51,9 @@ pub struct LayerSpec {
     pub mixer: Mixer,
     /// Acts on each position alone.
     pub ffn: Ffn,
+    /// What the mixer gives is normed before it is added, and so is what the feed-forward gives.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub output_norms: bool,
 }
 
 /// How a layer mixes positions.
@@ -98,6 +110,9 @@ pub struct AttentionSpec {
     /// `q_proj` gives `[query, gate]` per head; `sigmoid(gate)` scales the head's output.
     #[serde(default, skip_serializing_if = "is_false")]
     pub output_gate: bool,
+    /// Scores are scaled by this before softmax; by `1 / sqrt(head_dim)` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub softmax_scale: Option<f32>,
     /// Queries grow with their position.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<TemperatureSpec>,
@@ -279,6 +294,9 @@ pub struct DenseSpec {
     pub intermediate_size: u32,
     /// Biases on gate, up and down.
     pub bias: bool,
+    /// Between up and down.
+    #[serde(default, skip_serializing_if = "GateActivation::is_silu")]
+    pub activation: GateActivation,
 }
 
 /// What a feed-forward does to gate and up.
@@ -288,6 +306,8 @@ pub enum GateActivation {
     /// `silu(gate) * up`.
     #[default]
     Silu,
+    /// `gelu(gate) * up`, gelu by its tanh approximation (arXiv 1606.08415).
+    GeluTanh,
     /// `(up + 1) * gate * sigmoid(alpha * gate)`, gate at most `limit`, up within `±limit`.
     ClampedSwiglu {
         /// Largest value.

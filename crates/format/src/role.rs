@@ -91,6 +91,8 @@ roles! {
     DeltaNorm = "norm.delta_net",
     /// `[hidden_size, value_heads * value_head_dim]`.
     DeltaOutProj = "delta_net.out_proj",
+    /// RMS norm of what the mixer gives, `[hidden_size]`.
+    MixerOutNorm = "norm.mixer_out",
     /// RMS norm before the feed-forward, `[hidden_size]`.
     PostAttentionNorm = "norm.post_attention",
     /// `[intermediate_size, hidden_size]`.
@@ -105,6 +107,8 @@ roles! {
     DownProj = "mlp.down_proj",
     /// `[hidden_size]`.
     DownBias = "mlp.down_bias",
+    /// RMS norm of what the feed-forward gives, `[hidden_size]`.
+    FfnOutNorm = "norm.ffn_out",
     /// Scores of the experts, `[num_experts, hidden_size]`.
     Router = "router",
     /// Added to the scores, `[num_experts]`.

@@ -76,6 +76,13 @@ impl ModelSpec {
                 self.rms_norm_eps
             ));
         }
+        for (field, factor) in [
+            ("embedding_multiplier", self.embedding_multiplier),
+            ("residual_multiplier", self.residual_multiplier),
+            ("logits_scaling", self.logits_scaling),
+        ] {
+            factor.map_or(Ok(()), |factor| above_zero(field, factor))?;
+        }
         self.layers.iter().try_for_each(LayerSpec::validate)
     }
 }
@@ -86,6 +93,9 @@ impl LayerSpec {
             Mixer::Attention(attention) => attention.validate()?,
             Mixer::Latent(latent) => latent.validate()?,
             Mixer::DeltaNet(delta) => delta.validate()?,
+        }
+        if self.output_norms && self.num_experts() > 0 {
+            return Err("output_norms: expected in dense layers only, found experts".to_owned());
         }
         match &self.ffn {
             Ffn::Dense(dense) => within("intermediate_size", dense.intermediate_size, 1, MAX_WIDTH),
@@ -105,6 +115,9 @@ impl AttentionSpec {
         }
         if let Some(rope) = &self.rope {
             rope.validate(self.head_dim)?;
+        }
+        if let Some(scale) = self.softmax_scale {
+            above_zero("softmax_scale", scale)?;
         }
         if let Some(clip) = self.clip_qkv {
             above_zero("clip_qkv", clip)?;
@@ -282,11 +295,13 @@ impl List {
             Mixer::Latent(latent) => self.latent(latent, hidden),
             Mixer::DeltaNet(delta) => self.delta_net(delta, hidden),
         }
+        self.vector_if(layer.output_norms, Role::MixerOutNorm, hidden);
         self.vector(Role::PostAttentionNorm, hidden);
         match &layer.ffn {
             Ffn::Dense(dense) => self.dense(dense, hidden),
             Ffn::Moe(moe) => self.moe(moe, hidden),
         }
+        self.vector_if(layer.output_norms, Role::FfnOutNorm, hidden);
     }
 
     fn attention(&mut self, spec: &AttentionSpec, hidden: u64) {

@@ -342,8 +342,8 @@ mod tests {
             max_position_embeddings: 1,
             eos_token_ids: vec![],
             bos_token_id: None,
-            norm_plus_one: false,
             layers: vec![],
+            ..ModelSpec::default()
         };
         Manifest {
             blake3: Hash::ZERO,

@@ -13,7 +13,7 @@ use shardwright_quant::{Backend, axpy};
 
 use crate::block::mlp::{self, gated};
 use crate::block::moe::{self, Routes};
-use crate::block::ops::{add, rms_norm_in_place, scale};
+use crate::block::ops::{add_scaled, rms_norm_in_place, scale};
 use crate::block::record::Site;
 use crate::block::{Batch, Layer, MixerState, Work, check_finite, mix};
 use crate::error::{Result, RuntimeError};
@@ -234,7 +234,8 @@ impl<'w> LayerPass<'w> {
             Ok::<_, RuntimeError>(following.transpose()?)
         })?;
         self.dense = self.dense.take().or(following);
-        add(&mut self.flow.x, &self.flow.sum);
+        let factor = weights.spec().residual_multiplier;
+        add_scaled(&mut self.flow.x, factor, &self.flow.sum);
         Ok(())
     }
 }
@@ -462,6 +463,9 @@ fn embed(weights: &Weights, tokens: &[u32]) -> Result<(Vec<f32>, u64)> {
         buf = embed_rows(weights, &table, rows, (tokens, &rest[..end]), &mut x, buf)?;
         bytes_read += if table.loaded.is_some() { 0 } else { buf.len() as u64 };
         rest = &rest[end..];
+    }
+    if let Some(factor) = spec.embedding_multiplier {
+        scale(&mut x, factor);
     }
     Ok((x, bytes_read))
 }

@@ -8,8 +8,8 @@ use shardwright_format::model::ModelSpec;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, TensorEntry, Unit};
 
-use crate::block::ops::complete_norm;
 use crate::block::ops::rms_norm;
+use crate::block::ops::{complete_norm, scale};
 use crate::error::{Result, RuntimeError};
 use crate::fetch::{Request, read};
 use crate::linear::Linear;
@@ -112,6 +112,10 @@ pub fn final_norm(weights: &Weights) -> Result<Vec<f32>> {
         .view()
         .vector(Role::FinalNorm, hidden)?;
     complete_norm(weights.spec().norm_plus_one, &mut norm);
+    // What divides the logits may as well divide what the head is multiplied with.
+    if let Some(divisor) = weights.spec().logits_scaling {
+        scale(&mut norm, 1.0 / divisor);
+    }
     Ok(norm)
 }
 

@@ -10,7 +10,7 @@ use shardwright_quant::Activation;
 
 use crate::block::delta_net::State as DeltaState;
 use crate::block::moe::{self, Routes};
-use crate::block::ops::{add, rms_norm};
+use crate::block::ops::{add_scaled, rms_norm, scale};
 use crate::block::{Batch, Layer, MixerState, Work, check_finite, mix, mlp};
 use crate::error::{Result, RuntimeError};
 use crate::fetch::Request;
@@ -252,7 +252,16 @@ impl Model {
         Ok(())
     }
 
+    /// The token's row, scaled where the model does so.
     fn embed(&mut self, token: u32) -> Result<()> {
+        self.embed_row(token)?;
+        if let Some(factor) = self.spec.embedding_multiplier {
+            scale(&mut self.x, factor);
+        }
+        Ok(())
+    }
+
+    fn embed_row(&mut self, token: u32) -> Result<()> {
         let (role, hidden) = (self.embedding.entry.role, self.x.len());
         let backend = self.work.linear.backend;
         let row = token as usize;
@@ -314,7 +323,7 @@ impl Model {
             store.wait()?;
         }
         moe::combine(spec, layer.hidden, &routes.weights, sum, work);
-        add(x, sum);
+        add_scaled(x, layer.residual_multiplier, sum);
         Ok(())
     }
 

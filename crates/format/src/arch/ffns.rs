@@ -58,6 +58,7 @@ impl Arch {
         Ok(Some(Ffn::Dense(DenseSpec {
             intermediate_size: config.size(width, 1..=MAX_SIZE)?,
             bias: config.flag(&row.bias)?,
+            activation: row.activation,
         })))
     }
 

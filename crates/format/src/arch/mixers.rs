@@ -10,7 +10,7 @@ use super::table::{
 };
 use crate::error::{FormatError, Result};
 use crate::model::{
-    AttentionSpec, DeltaNetSpec, LatentSpec, Mixer, QkNorm, RopeSpec, TemperatureSpec,
+    AttentionSpec, DeltaNetSpec, LatentSpec, Mixer, QkNorm, RopeScaling, RopeSpec, TemperatureSpec,
 };
 
 impl Arch {
@@ -150,7 +150,12 @@ fn mixer(
             let delta = delta.ok_or_else(|| config.refused("the table has no `delta_net`"))?;
             return Ok(Mixer::DeltaNet(delta.clone()));
         }
-        Kind::Sliding => spec.sliding_window = window(config)?,
+        Kind::Sliding => {
+            spec.sliding_window = window(config)?;
+            if let (Some(name), Some(rope)) = (&row.sliding_rope_theta, &mut spec.rope) {
+                (rope.theta, rope.scaling) = (config.number(name)?, RopeScaling::None);
+            }
+        }
         Kind::Chunked => {
             spec.attention_chunk_size =
                 config.optional_size("attention_chunk_size", 1..=u32::MAX)?;
@@ -196,8 +201,18 @@ fn attention(config: &Config<'_>, row: &AttentionRow) -> Result<AttentionSpec> {
         attention_chunk_size: None,
         sinks: row.sinks,
         output_gate: row.output_gate,
+        softmax_scale: softmax_scale(config, row)?,
         temperature: None,
     })
+}
+
+fn softmax_scale(config: &Config<'_>, row: &AttentionRow) -> Result<Option<f32>> {
+    if let Some(name) = &row.softmax_scale {
+        return config.optional_number(name);
+    }
+    let Some(name) = &row.softmax_dim else { return Ok(None) };
+    let dim = config.number(name)?;
+    Ok(Some((1.0 / f64::from(dim).sqrt()) as f32))
 }
 
 fn qk_norm(config: &Config<'_>, row: &QkNormRow) -> Result<QkNorm> {

@@ -43,7 +43,7 @@ macro_rules! builtin {
 }
 
 builtin! {
-    "deepseek_v3", "glm4_moe", "gpt_oss", "llama", "llama4", "minimax_m2", "mistral", "mixtral",
+    "deepseek_v3", "gemma3_text", "glm4_moe", "gpt_oss", "granitemoe", "llama", "llama4", "minimax_m2", "mistral", "mixtral",
     "olmoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "qwen3_next",
 }
 

@@ -51,11 +51,22 @@ impl Arch {
             eos_token_ids: config.token_ids("eos_token_id")?,
             bos_token_id: config.optional_size("bos_token_id", 0..=u32::MAX)?,
             norm_plus_one: self.table.norm_plus_one,
+            embedding_multiplier: self.embedding_multiplier(&config)?,
+            residual_multiplier: factor(&config, self.table.scaling.residual.as_ref())?,
+            logits_scaling: factor(&config, self.table.scaling.logits.as_ref())?,
             layers: self.layers(&config, count)?,
         };
         check_experts(&config, &spec)?;
         spec.validate().map_err(|detail| config.refused(detail))?;
         Ok(spec)
+    }
+
+    fn embedding_multiplier(&self, config: &Config<'_>) -> Result<Option<f32>> {
+        if self.table.scaling.embedding_by_root {
+            let hidden = config.size("hidden_size", 1..=MAX_SIZE)?;
+            return Ok(Some((f64::from(hidden)).sqrt() as f32));
+        }
+        factor(config, self.table.scaling.embedding.as_ref())
     }
 
     /// How many layers beyond the text model's each row of `extras` has.
@@ -68,12 +79,19 @@ impl Arch {
     }
 
     fn layers(&self, config: &Config<'_>, count: u32) -> Result<Vec<LayerSpec>> {
+        let output_norms = self.table.output_norms;
         let (mixers, ffns) = (self.mixers(config, count)?, self.ffns(config, count)?);
         let layers = mixers.into_iter().zip(ffns);
         Ok(layers
-            .map(|(mixer, ffn)| LayerSpec { mixer, ffn })
+            .map(|(mixer, ffn)| LayerSpec { mixer, ffn, output_norms })
             .collect())
     }
+}
+
+/// A factor that a parameter gives; none where it changes nothing.
+fn factor(config: &Config<'_>, name: Option<&String>) -> Result<Option<f32>> {
+    let found = name.map_or(Ok(None), |name| config.optional_number(name))?;
+    Ok(found.filter(|factor| *factor != 1.0))
 }
 
 /// Refuses more experts than memory should be spent on naming.

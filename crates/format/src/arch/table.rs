@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::checkpoint::Entries;
-use crate::model::{DeltaProjection, Pairing, QkNorm, Scoring};
+use crate::model::{DeltaProjection, GateActivation, Pairing, QkNorm, Scoring};
 use crate::role::Role;
 use crate::unit::Unit;
 
@@ -30,6 +30,8 @@ pub(super) struct Table {
     /// Keys of `config.json` and the only values they may have if present.
     pub(super) supported: BTreeMap<String, Vec<Value>>,
     pub(super) norm_plus_one: bool,
+    pub(super) output_norms: bool,
+    pub(super) scaling: ScalingRow,
     pub(super) layer_kinds: Option<KindsRow>,
     pub(super) attention: Option<AttentionRow>,
     pub(super) latent: Option<LatentRow>,
@@ -83,6 +85,18 @@ pub(super) enum Flag {
     Parameter(String),
 }
 
+/// Factors on the way of the residual stream, by the names of parameters.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ScalingRow {
+    pub(super) embedding: Option<String>,
+    /// Embeddings are multiplied with the root of the hidden size.
+    #[serde(default)]
+    pub(super) embedding_by_root: bool,
+    pub(super) residual: Option<String>,
+    pub(super) logits: Option<String>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AttentionRow {
@@ -99,6 +113,12 @@ pub(super) struct AttentionRow {
     /// Layers of full attention know no positions.
     #[serde(default)]
     pub(super) full_without_rope: bool,
+    /// Parameter with the scale of scores, if it is not `1 / sqrt(head_dim)`.
+    pub(super) softmax_scale: Option<String>,
+    /// Parameter that takes the place of `head_dim` there.
+    pub(super) softmax_dim: Option<String>,
+    /// Parameter with the base of the frequencies in sliding layers, which are never scaled.
+    pub(super) sliding_rope_theta: Option<String>,
     /// Queries of layers without positions grow with theirs.
     pub(super) temperature: Option<TemperatureRow>,
 }
@@ -210,6 +230,8 @@ pub(super) enum KindLayers {
 #[serde(deny_unknown_fields)]
 pub(super) struct MlpRow {
     pub(super) bias: Flag,
+    #[serde(default)]
+    pub(super) activation: GateActivation,
     /// Parameter with its width, if not `intermediate_size`.
     pub(super) intermediate_size: Option<String>,
 }
@@ -343,6 +365,10 @@ struct RawTable {
     supported: BTreeMap<String, Vec<Value>>,
     #[serde(default)]
     norm_plus_one: bool,
+    #[serde(default)]
+    output_norms: bool,
+    #[serde(default)]
+    scaling: ScalingRow,
     layer_kinds: Option<KindsRow>,
     attention: Option<AttentionRow>,
     latent: Option<LatentRow>,
@@ -379,6 +405,8 @@ impl Table {
             parameters: raw.parameters,
             supported: raw.supported,
             norm_plus_one: raw.norm_plus_one,
+            output_norms: raw.output_norms,
+            scaling: raw.scaling,
             layer_kinds: raw.layer_kinds,
             attention: raw.attention,
             latent: raw.latent,

@@ -39,8 +39,12 @@ fn model() -> ModelSpec {
         max_position_embeddings: 128,
         eos_token_ids: vec![0],
         bos_token_id: None,
-        norm_plus_one: false,
-        layers: vec![LayerSpec { mixer: Mixer::Attention(attention), ffn: Ffn::Moe(moe) }],
+        layers: vec![LayerSpec {
+            mixer: Mixer::Attention(attention),
+            ffn: Ffn::Moe(moe),
+            output_norms: false,
+        }],
+        ..ModelSpec::default()
     }
 }
 

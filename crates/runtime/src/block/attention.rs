@@ -6,7 +6,7 @@ use shardwright_format::model::{AttentionSpec, QkNorm, TemperatureSpec};
 use shardwright_quant::{Backend, Matrix, axpy, dot};
 
 use super::kv::KvCache;
-use super::ops::{add, add_bias, rms_norm, rms_norm_in_place, scale, sigmoid, softmax};
+use super::ops::{add_bias, rms_norm, rms_norm_in_place, scale, sigmoid, softmax};
 use super::record::Site;
 use super::rope::Rotation;
 use super::{Batch, Layer, Work};
@@ -91,8 +91,7 @@ pub fn forward(
     if spec.o_bias {
         add_bias(out, &layer.unit.vector(Role::OBias, layer.hidden)?);
     }
-    add(x, out);
-    Ok(())
+    layer.join(Role::MixerOutNorm, x, out)
 }
 
 /// Queries, keys and values, and room for what is mixed from them.
@@ -194,13 +193,13 @@ fn attend(
     let group = (spec.heads / spec.kv_heads) as usize * dim;
     let task = |scores: &mut Vec<f32>, (i, (q, out)): (usize, (&[f32], &mut [f32]))| {
         let (position, kv_head) = (first + i / kv_heads, i % kv_heads);
+        let scale = spec.softmax_scale.unwrap_or(1.0 / (dim as f32).sqrt());
         let seen = first_seen(spec, position)..position + 1;
         let head = kv_head * dim..(kv_head + 1) * dim;
         let sinks = sinks.map(|sinks| &sinks[kv_head * group / dim..]);
         let heads = q.chunks_exact(dim).zip(out.chunks_exact_mut(dim));
         for (i, (q, out)) in heads.enumerate() {
             scores.clear();
-            let scale = 1.0 / (dim as f32).sqrt();
             let keys = seen.clone().map(|p| cache.key(p, head.clone()));
             scores.extend(keys.map(|key| dot(backend, q, key) * scale));
             scores.extend(sinks.map(|sinks| sinks[i]));

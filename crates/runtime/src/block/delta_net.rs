@@ -5,7 +5,7 @@ use shardwright_format::Role;
 use shardwright_format::model::{DeltaNetSpec, DeltaProjection};
 use shardwright_quant::{Backend, axpy};
 
-use super::ops::{add, join_heads, rms_norm, rms_norm_in_place, scale, sigmoid, silu, softplus};
+use super::ops::{join_heads, rms_norm, rms_norm_in_place, scale, sigmoid, silu, softplus};
 use super::record::Site;
 use super::{Batch, Layer, Work};
 use crate::error::Result;
@@ -338,6 +338,5 @@ fn finish(layer: &Layer<'_>, s: Sizes, x: &mut [f32], work: &mut Work) -> Result
         .unit
         .matrix(Role::DeltaOutProj, layer.hidden, s.values())?;
     linear.project(&b.mixed, x.len() / layer.hidden, [(matrix, &mut *out)]);
-    add(x, out);
-    Ok(())
+    layer.join(Role::MixerOutNorm, x, out)
 }

@@ -8,7 +8,7 @@ use shardwright_format::model::LatentSpec;
 use shardwright_quant::{Backend, Matrix, axpy, dot};
 
 use super::kv::Ring;
-use super::ops::{add, add_bias, join_heads, rms_norm, rms_norm_in_place, softmax};
+use super::ops::{add_bias, join_heads, rms_norm, rms_norm_in_place, softmax};
 use super::record::Site;
 use super::rope::Rotation;
 use super::{Batch, Layer, Work};
@@ -198,8 +198,7 @@ fn finish(layer: &Layer<'_>, spec: &LatentSpec, x: &mut [f32], work: &mut Work) 
     if spec.bias {
         add_bias(out, &layer.unit.vector(Role::OBias, layer.hidden)?);
     }
-    add(x, out);
-    Ok(())
+    layer.join(Role::MixerOutNorm, x, out)
 }
 
 /// The attention of one sequence.

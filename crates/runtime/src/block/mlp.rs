@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use shardwright_format::Role;
 use shardwright_format::model::{DenseSpec, GateActivation, MoeSpec};
 
-use super::ops::{add, add_bias, clamped_swiglu, rms_norm, silu_mul};
+use super::ops::{add_bias, clamped_swiglu, gelu_tanh_mul, rms_norm, silu_mul};
 use super::record::{Record, Site};
 use super::{Layer, Work};
 use crate::error::Result;
@@ -95,10 +95,10 @@ pub fn forward(layer: &Layer<'_>, spec: &DenseSpec, x: &mut [f32], work: &mut Wo
     rms_norm(linear.backend, x, &norm, layer.eps, normed);
     record.note(Site::Ffn, normed);
     let roles = if spec.bias { DENSE_BIASED } else { DENSE };
+    let roles = Gated { activation: spec.activation, ..roles };
     let shape = (spec.intermediate_size as usize, layer.hidden);
     gated(&layer.unit, roles, shape, normed, (linear, mlp, record))?;
-    add(x, &mlp.out);
-    Ok(())
+    layer.join(Role::FfnOutNorm, x, &mut mlp.out)
 }
 
 /// `buffers.out = down(activation(gate(x), up(x)))` for `x: [n, hidden]` and `shape` = width, hidden.
@@ -138,6 +138,7 @@ pub fn activate(activation: GateActivation, gate: &mut [f32], up: &[f32]) {
         .zip(up)
         .for_each(|(gate, up)| match activation {
             GateActivation::Silu => silu_mul(gate, up),
+            GateActivation::GeluTanh => gelu_tanh_mul(gate, up),
             GateActivation::ClampedSwiglu { limit, alpha } => {
                 clamped_swiglu((limit, alpha), gate, up);
             }

@@ -16,6 +16,8 @@ pub mod rope;
 use shardwright_format::Role;
 use shardwright_format::model::{Ffn, LayerSpec, Mixer, ModelSpec};
 
+use shardwright_quant::Backend;
+
 use crate::error::{Result, RuntimeError};
 use crate::linear::Linear;
 use crate::view::UnitView;
@@ -33,6 +35,8 @@ pub struct Layer<'a> {
     pub eps: f32,
     /// Its norms multiply with `1 + weight`.
     pub norm_plus_one: bool,
+    /// What it adds is multiplied with this.
+    pub residual_multiplier: Option<f32>,
     /// Its dense weights.
     pub unit: UnitView<'a>,
 }
@@ -46,8 +50,23 @@ impl<'a> Layer<'a> {
             hidden: spec.hidden_size as usize,
             eps: spec.rms_norm_eps,
             norm_plus_one: spec.norm_plus_one,
+            residual_multiplier: spec.residual_multiplier,
             unit,
         }
+    }
+
+    /// `x += out` for what the mixer or the feed-forward gives, `[n, hidden]` both; normed first
+    /// with the weights of `norm`, where the layer norms what it adds.
+    ///
+    /// # Errors
+    /// As [`UnitView::vector`].
+    pub fn join(&self, norm: Role, x: &mut [f32], out: &mut [f32]) -> Result<()> {
+        if self.spec.output_norms {
+            let weight = self.norm(norm, self.hidden)?;
+            ops::rms_norm_in_place(Backend::detect(), out, &weight, self.eps);
+        }
+        ops::add_scaled(x, self.residual_multiplier, out);
+        Ok(())
     }
 
     /// What the norm with a role multiplies with.

@@ -59,6 +59,15 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     gate.iter_mut().zip(up).for_each(|(g, u)| *g = silu(*g) * u);
 }
 
+/// `gate = gelu(gate) * up`, gelu by its tanh approximation.
+pub fn gelu_tanh_mul(gate: &mut [f32], up: &[f32]) {
+    const ROOT: f32 = 0.797_884_6; // sqrt(2 / pi)
+    gate.iter_mut().zip(up).for_each(|(g, u)| {
+        let x = *g;
+        *g = 0.5 * x * (1.0 + (ROOT * (x + 0.044_715 * x * x * x)).tanh()) * u;
+    });
+}
+
 /// `gate = (up + 1) * gate * sigmoid(alpha * gate)`, gate at most `limit`, up within `±limit`.
 pub fn clamped_swiglu((limit, alpha): (f32, f32), gate: &mut [f32], up: &[f32]) {
     gate.iter_mut().zip(up).for_each(|(g, u)| {
@@ -92,6 +101,14 @@ pub fn add_bias(x: &mut [f32], bias: &[f32]) {
 pub fn scale(x: &mut [f32], factor: f32) {
     for x in x {
         *x *= factor;
+    }
+}
+
+/// `x += factor * y`, as it is without a factor.
+pub fn add_scaled(x: &mut [f32], factor: Option<f32>, y: &[f32]) {
+    match factor {
+        None => add(x, y),
+        Some(factor) => x.iter_mut().zip(y).for_each(|(x, y)| *x += factor * y),
     }
 }
 
