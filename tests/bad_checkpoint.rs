@@ -197,7 +197,7 @@ fn an_unknown_architecture() {
     refused_config(
         "model_type",
         json!("gpt_neox"),
-        "error: ckpt/config.json: `model_type`: expected one of deepseek_v3, glm4_moe, gpt_oss, llama, llama4, minimax_m2, mistral, mixtral, olmoe, qwen2, qwen2_moe, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, qwen3_next, or a table of your own, found `gpt_neox`",
+        "error: ckpt/config.json: `model_type`: expected one of deepseek_v3, gemma3_text, glm4_moe, gpt_oss, granitemoe, llama, llama4, minimax_m2, mistral, mixtral, olmoe, qwen2, qwen2_moe, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, qwen3_next, or a table of your own, found `gpt_neox`",
     );
     refused_config(
         "model_type",
@@ -365,7 +365,7 @@ fn a_wrong_table_of_an_architecture() {
     let scratch = own_architecture(|table| {
         table["tensors"]["attention.z_proj"] = json!("model.layers.{layer}.z.weight");
     });
-    scratch.refused(&format!("{plan} mine.json"), "error: mine.json: tensors: expected one of embed_tokens, norm.input, attention.q_a_proj, attention.q_a_bias, norm.q_a, attention.q_b_proj, attention.kv_a_proj, attention.kv_a_bias, norm.kv_a, attention.kv_b_proj, attention.q_proj, attention.q_bias, attention.k_proj, attention.k_bias, attention.v_proj, attention.v_bias, norm.q, norm.k, attention.sinks, attention.o_proj, attention.o_bias, delta_net.in_proj_qkvz, delta_net.in_proj_ba, delta_net.in_proj_qkv, delta_net.in_proj_z, delta_net.in_proj_b, delta_net.in_proj_a, delta_net.conv1d, delta_net.a_log, delta_net.dt_bias, norm.delta_net, delta_net.out_proj, norm.post_attention, mlp.gate_proj, mlp.gate_bias, mlp.up_proj, mlp.up_bias, mlp.down_proj, mlp.down_bias, router, router.bias, router.correction_bias, expert.gate_proj, expert.gate_bias, expert.up_proj, expert.up_bias, expert.down_proj, expert.down_bias, shared_expert_gate, shared_expert.gate_proj, shared_expert.up_proj, shared_expert.down_proj, norm.final, lm_head, vision, mtp, indexer, found role `attention.z_proj`");
+    scratch.refused(&format!("{plan} mine.json"), "error: mine.json: tensors: expected one of embed_tokens, norm.input, attention.q_a_proj, attention.q_a_bias, norm.q_a, attention.q_b_proj, attention.kv_a_proj, attention.kv_a_bias, norm.kv_a, attention.kv_b_proj, attention.q_proj, attention.q_bias, attention.k_proj, attention.k_bias, attention.v_proj, attention.v_bias, norm.q, norm.k, attention.sinks, attention.o_proj, attention.o_bias, delta_net.in_proj_qkvz, delta_net.in_proj_ba, delta_net.in_proj_qkv, delta_net.in_proj_z, delta_net.in_proj_b, delta_net.in_proj_a, delta_net.conv1d, delta_net.a_log, delta_net.dt_bias, norm.delta_net, delta_net.out_proj, norm.mixer_out, norm.post_attention, mlp.gate_proj, mlp.gate_bias, mlp.up_proj, mlp.up_bias, mlp.down_proj, mlp.down_bias, norm.ffn_out, router, router.bias, router.correction_bias, expert.gate_proj, expert.gate_bias, expert.up_proj, expert.up_bias, expert.down_proj, expert.down_bias, shared_expert_gate, shared_expert.gate_proj, shared_expert.up_proj, shared_expert.down_proj, norm.final, lm_head, vision, mtp, indexer, found role `attention.z_proj`");
     let scratch = own_architecture(|table| {
         table["tensors"]
             .as_object_mut()

@@ -237,6 +237,7 @@ fn holds(condition: &str, model: &Value, layer: &Value) -> bool {
         "dense with bias" => ffn["kind"] == "dense" && ffn["bias"] == true,
         "shared_expert" => shared.is_object(),
         "shared_expert with gated" => shared["gated"] == true,
+        "output_norms" => layer["output_norms"] == true,
         "not tie_word_embeddings" => model["tie_word_embeddings"] == false,
         flag @ ("qkv_bias" | "sinks") => mixer[flag] == true,
         flag @ ("router_bias" | "correction_bias" | "expert_bias") => ffn[flag] == true,

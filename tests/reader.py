@@ -22,7 +22,7 @@ CODECS = ("none", "zstd")
 LIMIT = 1 << 64
 REALS = set(
     "rms_norm_eps theta clip_qkv factor low_freq_factor high_freq_factor recipe beta_fast beta_slow attention_factor softmax_scale floor_scale"
-    " attn_scale routed_scaling_factor limit alpha".split()
+    " embedding_multiplier residual_multiplier logits_scaling attn_scale routed_scaling_factor limit alpha".split()
 )
 
 
@@ -332,10 +332,11 @@ def check_files(root, manifest):
 
 MODEL = (
     "model_type vocab_size hidden_size tie_word_embeddings rms_norm_eps max_position_embeddings"
-    " eos_token_ids bos_token_id norm_plus_one layers"
+    " eos_token_ids bos_token_id norm_plus_one embedding_multiplier residual_multiplier logits_scaling layers"
 )
 ATTENTION = (
-    "kind heads kv_heads head_dim rope qk_norm qkv_bias o_bias sliding_window clip_qkv attention_chunk_size sinks output_gate temperature"
+    "kind heads kv_heads head_dim rope qk_norm qkv_bias o_bias sliding_window clip_qkv attention_chunk_size sinks output_gate"
+    " softmax_scale temperature"
 )
 LLAMA3 = "kind factor low_freq_factor high_freq_factor original_max_position_embeddings"
 YARN = "kind factor beta_fast beta_slow original_max_position_embeddings attention_factor truncate"
@@ -346,12 +347,13 @@ MIXERS = {
     "delta_net": "kind key_heads value_heads key_head_dim value_head_dim conv_kernel projection",
 }
 FFNS = {
-    "dense": "kind intermediate_size bias",
+    "dense": "kind intermediate_size bias activation",
     "moe": "kind num_experts num_experts_per_tok moe_intermediate_size norm_topk_prob shared_expert scoring router_bias"
     " correction_bias groups routed_scaling_factor weights_on_input expert_bias activation",
 }
 OPTIONAL = (
-    "bos_token_id norm_plus_one rope sliding_window clip_qkv attention_chunk_size sinks output_gate temperature q_lora_rank rotary_dim"
+    "bos_token_id norm_plus_one embedding_multiplier residual_multiplier logits_scaling output_norms rope sliding_window clip_qkv"
+    " attention_chunk_size sinks output_gate softmax_scale temperature q_lora_rank rotary_dim"
     " pairing shared_expert scoring router_bias correction_bias groups routed_scaling_factor weights_on_input expert_bias activation"
 ).split()
 
@@ -362,7 +364,7 @@ def check_model(model):
     check(1 <= len(model["layers"]) <= 4096, "layers")
     for number, layer in enumerate(model["layers"]):
         place = f"layer {number}"
-        fields(layer, ("mixer", "ffn"), place)
+        fields(layer, ("mixer", "ffn", "output_norms"), place, OPTIONAL)
         mixer, ffn = layer["mixer"], layer["ffn"]
         check(mixer["kind"] in MIXERS, place, "mixer", mixer["kind"])
         fields(mixer, MIXERS[mixer["kind"]].split(), place, OPTIONAL)
@@ -444,9 +446,13 @@ def layer_shapes(layer, hidden):
     mixer, ffn = layer["mixer"], layer["ffn"]
     yield "norm.input", 1, hidden
     yield from SHAPES[mixer["kind"]](mixer, hidden)
+    if layer.get("output_norms"):
+        yield "norm.mixer_out", 1, hidden
     yield "norm.post_attention", 1, hidden
     if ffn["kind"] == "dense":
         yield from gated_shapes("mlp", ffn["intermediate_size"], hidden, ffn["bias"])
+        if layer.get("output_norms"):
+            yield "norm.ffn_out", 1, hidden
         return
     yield "router", ffn["num_experts"], hidden
     if ffn.get("router_bias"):

@@ -12,9 +12,9 @@ fn windows(spec: &ModelSpec) -> Vec<Option<u32>> {
 fn unknown_architectures_name_the_known_ones() {
     assert_eq!(
         config_refusal("llama2", &[("model_type", json!("gpt2"))]),
-        "DIR/config.json: `model_type`: expected one of deepseek_v3, glm4_moe, gpt_oss, llama, \
-         llama4, minimax_m2, mistral, mixtral, olmoe, qwen2, qwen2_moe, qwen3, qwen3_5, \
-         qwen3_5_moe, qwen3_moe, qwen3_next, or a table of your own, found `gpt2`"
+        "DIR/config.json: `model_type`: expected one of deepseek_v3, gemma3_text, glm4_moe, \
+         gpt_oss, granitemoe, llama, llama4, minimax_m2, mistral, mixtral, olmoe, qwen2, qwen2_moe, \
+         qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, qwen3_next, or a table of your own, found `gpt2`"
     );
     assert_eq!(
         config_refusal("llama2", &[("model_type", json!(7))]),
