@@ -8,6 +8,7 @@ mod cli;
 mod compare;
 mod convert;
 mod format_doc;
+mod gguf;
 mod harness;
 #[path = "../crates/runtime/tests/common/random.rs"]
 mod random;

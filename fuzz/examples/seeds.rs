@@ -24,6 +24,11 @@ fn main() -> Result {
     for recipe in entries(&root.join("configs/recipes"))? {
         write("recipe", &name(&recipe), &fs::read(&recipe)?)?;
     }
+    for model in entries(&root.join("fixtures/gguf"))? {
+        if model.extension().is_some_and(|extension| extension == "gguf") {
+            write("gguf", &name(&model), &fs::read(&model)?)?;
+        }
+    }
     for statistics in entries(&root.join("fixtures/imatrix"))? {
         write("statistics", &name(&statistics), &fs::read(&statistics)?)?;
     }

@@ -1,6 +1,7 @@
 //! How the values of a quantized tensor are made from what a checkpoint holds.
 
 use serde::{Deserialize, Serialize};
+use shardwright_quant::Ggml;
 
 use crate::checkpoint::Dtype;
 
@@ -23,6 +24,17 @@ pub enum Decoder {
         /// Rows and columns that share a scale; the last blocks may be cut.
         block: [u64; 2],
     },
+    /// Blocks of GGUF, or floats whose rows llama.cpp interleaves.
+    Gguf {
+        /// Values, `[.., rows, cols]`.
+        tensor: String,
+        /// Their type.
+        kind: Ggml,
+        /// Heads of `d` rows, row `2 * j + t` of which is row `t * d / 2 + j` of the matrix; none
+        /// where rows are in order. A vector's values are its rows.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        heads: Option<u64>,
+    },
 }
 
 impl Decoder {
@@ -30,6 +42,7 @@ impl Decoder {
     pub fn main(&self) -> &str {
         match self {
             Self::Scaled { weight, .. } => weight,
+            Self::Gguf { tensor, .. } => tensor,
         }
     }
 
@@ -37,6 +50,7 @@ impl Decoder {
     pub fn parts(&self) -> Vec<&str> {
         match self {
             Self::Scaled { weight, scales, .. } => vec![weight, scales],
+            Self::Gguf { tensor, .. } => vec![tensor],
         }
     }
 
@@ -53,6 +67,7 @@ impl Decoder {
     fn names(&mut self) -> Vec<&mut String> {
         match self {
             Self::Scaled { weight, scales, .. } => vec![weight, scales],
+            Self::Gguf { tensor, .. } => vec![tensor],
         }
     }
 
@@ -62,6 +77,7 @@ impl Decoder {
             Self::Scaled { values, block: [rows, cols], .. } => {
                 format!("{} {rows}x{cols}", values.label().to_lowercase())
             }
+            Self::Gguf { kind, .. } => kind.name().to_lowercase(),
         }
     }
 }

@@ -62,7 +62,7 @@ fn compare_states(case: &Case, runtime: &Runtime) -> f32 {
 
 #[test]
 fn token_by_token() {
-    for case in Case::all() {
+    for case in Case::all().into_iter().chain(Case::gguf()) {
         let mut runtime = Runtime::open(case.weights(), &Options::default()).unwrap();
         let layers = runtime.spec().layers.len();
         let mut hidden = vec![Vec::new(); layers + 1];
@@ -93,7 +93,7 @@ fn token_by_token() {
 
 #[test]
 fn layer_by_layer() {
-    for case in Case::all() {
+    for case in Case::all().into_iter().chain(Case::gguf()) {
         let (weights, tokens) = (case.weights(), case.tokens());
         let mut pass = LayerPass::new(&weights, &tokens, tokens.len(), 2).unwrap();
         let mut worst = Worst::default();

@@ -301,7 +301,7 @@ impl CheckpointPart {
         let Weights::Checkpoint(weights) = weights else { return None };
         let row = |file: &shardwright_format::checkpoint::CheckpointFile| FileRow {
             path: file.name.clone(),
-            kind: "safetensors",
+            kind: if file.name.ends_with(".gguf") { "gguf" } else { "safetensors" },
             bytes: file.file.len(),
         };
         let files = weights.checkpoint().files().iter().map(row).collect();

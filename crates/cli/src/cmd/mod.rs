@@ -52,7 +52,7 @@ fn done(result: Result<(), Failure>) -> Outcome {
 /// # Errors
 /// A directory that is neither, or damaged.
 fn open_weights(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
-    check_directory(path)?;
+    check_model(path)?;
     if Bundle::is_bundle(path) {
         return Ok(Weights::Bundle(Bundle::open(path)?));
     }
@@ -75,7 +75,7 @@ fn open_checkpoint(path: &Path, arch: &ArchArgs) -> Result<(Checkpoint, Inventor
 /// # Errors
 /// A path that cannot be a checkpoint's.
 fn check_checkpoint(path: &Path) -> Result<(), Failure> {
-    check_directory(path)?;
+    check_model(path)?;
     if Bundle::is_bundle(path) {
         let message = format!("{}: expected a checkpoint, found a bundle", path.display());
         return Err(Failure::new(message));
@@ -98,6 +98,12 @@ fn check_parent(path: &Path) -> Result<(), Failure> {
         Some(parent) if !parent.as_os_str().is_empty() => check_directory(parent),
         _ => Ok(()),
     }
+}
+
+/// # Errors
+/// A path that is neither a directory nor a file, which may be a GGUF model.
+fn check_model(path: &Path) -> Result<(), Failure> {
+    if path.is_file() { Ok(()) } else { check_directory(path) }
 }
 
 /// # Errors

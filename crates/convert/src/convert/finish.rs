@@ -45,6 +45,9 @@ pub fn finish(
 
 /// Copies a file of the checkpoint that must not have changed since it was planned.
 fn copy(source: &Source<'_>, writer: &BundleWriter, path: &str, size: u64) -> Result<Hash> {
+    if let Some(made) = source.checkpoint.made(path) {
+        return Ok(writer.put(path, made)?);
+    }
     let from = source.checkpoint.root().join(path);
     let (found, hash) = writer.copy(&from, path)?;
     if found == size {

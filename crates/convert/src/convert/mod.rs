@@ -117,7 +117,9 @@ pub fn convert(
     progress: &dyn Fn(Progress),
 ) -> Result<ConversionReport> {
     let partial = partial_path(out);
-    check_place(checkpoint.root(), out)?;
+    if !checkpoint.is_alone() {
+        check_place(checkpoint.root(), out)?;
+    }
     let source = Source::new(checkpoint)?;
     let fingerprint = Fingerprint::new(plan, checkpoint, source.block)?;
     if let Some(report) = already_published(plan, out, &partial, options.resume, &fingerprint)? {

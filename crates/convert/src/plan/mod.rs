@@ -4,6 +4,8 @@ mod cost;
 mod files;
 mod resolve;
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use shardwright_format::arch::{Inventory, SourceTensor};
 use shardwright_format::checkpoint::Checkpoint;
@@ -316,13 +318,18 @@ fn copies(checkpoint: &Checkpoint) -> Result<(Vec<FileEntry>, Vec<SkippedFile>)>
             skipped.push(SkippedFile { path, reason });
             continue;
         }
-        let source = checkpoint.root().join(&path);
-        let size = std::fs::metadata(&source)
-            .map_err(|e| FormatError::io(&source, e))?
-            .len();
+        let size = match checkpoint.made(&path) {
+            Some(made) => made.len() as u64,
+            None => size_of(&checkpoint.root().join(&path))?,
+        };
         copies.push(entry(&path, FileKind::Copy, size));
     }
     Ok((copies, skipped))
+}
+
+fn size_of(path: &Path) -> Result<u64> {
+    let metadata = std::fs::metadata(path).map_err(|e| FormatError::io(path, e))?;
+    Ok(metadata.len())
 }
 
 fn resolve_dense(

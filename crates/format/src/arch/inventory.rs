@@ -385,7 +385,7 @@ fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), String> {
 
 /// A name with its first two numbers, if it has them, replaced by placeholders. No pattern for a
 /// name that could be taken for one itself.
-fn split(name: &str) -> (Option<String>, [u32; 2]) {
+pub(crate) fn split(name: &str) -> (Option<String>, [u32; 2]) {
     let mut numbers = [0; 2];
     if name.contains(['{', '}']) {
         return (None, numbers);

@@ -30,7 +30,9 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{FormatError, Result};
 use table::Table;
 
+pub(crate) use inventory::split as split_name;
 pub use inventory::{Ignored, Inventory, SourceTensor};
+pub(crate) use table::{EXPERT, LAYER};
 
 macro_rules! builtin {
     ($($model_type:literal,)*) => {

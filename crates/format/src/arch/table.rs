@@ -12,9 +12,9 @@ use crate::role::Role;
 use crate::unit::Unit;
 
 /// Stands for the number of a layer in a tensor's name.
-pub(super) const LAYER: &str = "{layer}";
+pub(crate) const LAYER: &str = "{layer}";
 /// Stands for the number of an expert in a tensor's name.
-pub(super) const EXPERT: &str = "{expert}";
+pub(crate) const EXPERT: &str = "{expert}";
 
 /// What a table says.
 #[derive(Debug)]

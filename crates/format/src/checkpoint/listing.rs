@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Checkpoint, FILE_SUFFIX, INDEX_NAME, SINGLE_NAME};
+use super::{CONFIG_NAME, Checkpoint, FILE_SUFFIX, INDEX_NAME, SINGLE_NAME};
 use crate::error::{FormatError, Result};
 
 /// Directories of tools, not of the model.
@@ -12,6 +12,20 @@ const TOOL_DIRECTORIES: &[&str] = &[".git", ".cache", "__pycache__"];
 /// Extensions of weights in other forms than safetensors.
 const OTHER_WEIGHTS: &[&str] =
     &["bin", "pt", "pth", "ckpt", "gguf", "ggml", "h5", "msgpack", "onnx", "npz", "tflite"];
+
+/// What belongs to a model that is one file, which may lie in anybody's directory.
+const COMPANIONS: &[&str] = &[
+    CONFIG_NAME,
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+];
 
 /// Something in the checkpoint's directory that is neither weights nor copied.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -31,7 +45,8 @@ enum Fate {
 }
 
 impl Checkpoint {
-    /// Every regular file besides weights, with `/` between directories, sorted.
+    /// Every regular file besides weights, with `/` between directories, sorted; beside a model
+    /// that is one file those that belong to any model; [`Self::made`] among them.
     ///
     /// # Errors
     /// What the operating system refuses.
@@ -49,6 +64,7 @@ impl Checkpoint {
 
     fn walk(&self) -> Result<(Vec<String>, Vec<Skipped>)> {
         let (mut copies, mut skipped) = (Vec::new(), Vec::new());
+        copies.extend(self.made(CONFIG_NAME).map(|_| CONFIG_NAME.to_owned()));
         let mut directories = vec![String::new()];
         while let Some(directory) = directories.pop() {
             let path = self.root().join(&directory);
@@ -58,6 +74,7 @@ impl Checkpoint {
                 let file_name = entry.file_name();
                 let name = format!("{directory}{}", file_name.to_string_lossy());
                 let fate = match file_name.to_str() {
+                    Some(name) if self.alone && !COMPANIONS.contains(&name) => continue,
                     Some(_) => self.fate(&name, &entry.path())?,
                     None => Fate::Skipped("its name is not UTF-8".to_owned()),
                 };

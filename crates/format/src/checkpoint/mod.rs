@@ -1,5 +1,5 @@
 //! A Hugging Face checkpoint: a directory of `config.json`, `.safetensors` files and whatever else
-//! belongs to the model. Opening it reads headers only.
+//! belongs to the model; or a GGUF file in place of both. Opening it reads headers only.
 
 mod decode;
 mod dtype;
@@ -46,13 +46,17 @@ pub struct Checkpoint {
     root: PathBuf,
     config_path: PathBuf,
     config: Value,
+    /// Bytes of a `config.json` that no file holds.
+    made_config: Option<Vec<u8>>,
+    /// Whether only what belongs to every model is taken from the directory.
+    alone: bool,
     files: Vec<CheckpointFile>,
     stored: BTreeMap<String, StoredTensor>,
     tensors: BTreeMap<String, TensorInfo>,
     quantization: Option<Quantization>,
 }
 
-/// One `.safetensors` file.
+/// One `.safetensors` or GGUF file.
 #[derive(Debug)]
 pub struct CheckpointFile {
     /// Path from the checkpoint's directory.
@@ -104,16 +108,20 @@ impl TensorInfo {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in `dir`, which may be a snapshot of the Hugging Face cache.
+    /// Opens the checkpoint in `dir`, which may be a snapshot of the Hugging Face cache, or a GGUF
+    /// file.
     ///
     /// The checkpoint files are those of the index; without one `model.safetensors` alone;
-    /// without that every `.safetensors` file.
+    /// without that every `.safetensors` file, or the one GGUF model.
     ///
     /// # Errors
     /// A missing or malformed `config.json`, index or header; an index and files that disagree;
     /// a tensor that two files hold; quantized tensors of an unknown scheme, or whose parts are
     /// missing, left over or disagree.
     pub fn open(dir: &Path) -> Result<Self> {
+        if let Some(file) = gguf::find(dir)? {
+            return gguf::open(&file, dir.is_file());
+        }
         let config_path = dir.join(CONFIG_NAME);
         let config = read_config(&config_path)?;
         let index = read_index(&dir.join(INDEX_NAME))?;
@@ -125,6 +133,8 @@ impl Checkpoint {
             root: dir.to_owned(),
             config_path,
             config,
+            made_config: None,
+            alone: false,
             files: Vec::with_capacity(names.len()),
             stored: BTreeMap::new(),
             tensors: BTreeMap::new(),
@@ -146,12 +156,23 @@ impl Checkpoint {
         &self.root
     }
 
+    /// The bytes of one of [`Self::copies`] that no file of the checkpoint holds: `config.json`
+    /// made from the metadata of a GGUF file.
+    pub fn made(&self, path: &str) -> Option<&[u8]> {
+        self.made_config.as_deref().filter(|_| path == CONFIG_NAME)
+    }
+
+    /// Whether the checkpoint is a file, and what else lies in its directory no part of it.
+    pub const fn is_alone(&self) -> bool {
+        self.alone
+    }
+
     /// The object of `config.json`.
     pub const fn config(&self) -> &Value {
         &self.config
     }
 
-    /// The path of `config.json`.
+    /// The path of `config.json`, or of the file that says what would be in it.
     pub fn config_path(&self) -> &Path {
         &self.config_path
     }

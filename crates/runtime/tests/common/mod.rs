@@ -6,6 +6,7 @@ pub mod random;
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;
+use serde_json::Value;
 use shardwright_format::weights::Weights;
 
 /// Where the fixtures lie.
@@ -13,23 +14,44 @@ pub fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 
+/// The entries of a folder's `cases.json`.
+fn cases(folder: &str) -> Vec<Value> {
+    let list = std::fs::read(fixtures().join(folder).join("cases.json")).unwrap();
+    let list: Value = serde_json::from_slice(&list).unwrap();
+    list["cases"].as_array().unwrap().clone()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
 /// One golden case.
 pub struct Case {
     pub name: String,
+    path: PathBuf,
     pub golden: Vec<u8>,
 }
 
 impl Case {
     /// Every case, variants included.
     pub fn all() -> Vec<Self> {
-        let list = std::fs::read(fixtures().join("golden/cases.json")).unwrap();
-        let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
-        let text = |case: &serde_json::Value, key: &str| case[key].as_str().unwrap().to_owned();
-        let case = |case: &serde_json::Value| Self {
-            name: text(case, "case"),
-            golden: std::fs::read(fixtures().join("golden").join(text(case, "golden"))).unwrap(),
+        let golden = fixtures().join("golden");
+        let case = |case: &Value| Self {
+            name: text(&case["case"]),
+            path: golden.join(text(&case["case"])),
+            golden: std::fs::read(golden.join(text(&case["golden"]))).unwrap(),
         };
-        list["cases"].as_array().unwrap().iter().map(case).collect()
+        cases("golden").iter().map(case).collect()
+    }
+
+    /// Every GGUF file.
+    pub fn gguf() -> Vec<Self> {
+        let case = |case: &Value| Self {
+            name: format!("{} (GGUF)", text(&case["case"])),
+            path: fixtures().join("gguf").join(text(&case["files"][0])),
+            golden: std::fs::read(fixtures().join(text(&case["golden"]))).unwrap(),
+        };
+        cases("gguf").iter().map(case).collect()
     }
 
     /// The case called `name`.
@@ -41,7 +63,7 @@ impl Case {
     }
 
     pub fn weights(&self) -> Weights {
-        Weights::open(&fixtures().join("golden").join(&self.name)).unwrap()
+        Weights::open(&self.path).unwrap()
     }
 
     pub fn tokens(&self) -> Vec<u32> {

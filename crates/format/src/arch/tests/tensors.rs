@@ -48,7 +48,8 @@ fn missing_tensors_are_named() {
         without("qwen3_moe", "model.layers.2.mlp.experts.5.down_proj.weight"),
         "DIR: expert.down_proj of layer 2 expert 5 [64, 96]: expected tensor \
          `model.layers.2.mlp.experts.5.down_proj.weight` or \
-         `model.layers.2.mlp.experts.down_proj`, found none"
+         `model.layers.2.mlp.experts.down_proj` or `model.layers.2.mlp.experts.down_proj.weight`, \
+         found none"
     );
     assert_eq!(
         without("llama2", "model.norm.weight"),
@@ -223,7 +224,7 @@ fn an_ambiguous_fused_tensor_is_refused_unless_the_table_decides() {
     for (layout, strides) in [("out_in", (64, 1)), ("in_out", (1, 64))] {
         let roles = r#""roles": ["expert.down_proj"]"#;
         let json = include_str!("../../../../../configs/arch/qwen3_moe.json");
-        let json = json.replace(roles, &format!(r#"{roles}, "layout": "{layout}""#));
+        let json = json.replacen(roles, &format!(r#"{roles}, "layout": "{layout}""#), 1);
         let arch = Arch::parse(Path::new("own.json"), &json).unwrap();
         let inventory = Inventory::new(&checkpoint, Some(&arch)).unwrap();
         let view = &inventory.expert_tensors(0).unwrap()[2].view;

@@ -1,5 +1,6 @@
 //! Makes the values of a quantized tensor as they are read, in 32-bit floats.
 
+mod gguf;
 mod part;
 mod scaled;
 
@@ -54,7 +55,8 @@ impl<'a> Decoding<'a> {
         info: &'a TensorInfo,
         decoder: &'a Decoder,
     ) -> Result<Self> {
-        let [lead @ .., rows, cols] = &info.shape[..] else {
+        let shape = decoder.matrices(&info.shape);
+        let [lead @ .., rows, cols] = &shape[..] else {
             let path = checkpoint.path_of(info);
             let detail = format!("expected a matrix to decode, found shape {:?}", info.shape);
             return Err(FormatError::tensor(path, decoder.main(), detail));
@@ -129,6 +131,7 @@ impl<'a> Decoding<'a> {
     fn decode_units(&self, rect: &Rect, out: &mut [f32], fetch: &mut Fetch<'_>) -> Result<()> {
         match self.decoder {
             Decoder::Scaled { values, block, .. } => self.scaled(*values, *block, rect, out, fetch),
+            Decoder::Gguf { kind, heads, .. } => self.gguf(*kind, *heads, rect, out, fetch),
         }
     }
 
@@ -145,10 +148,19 @@ impl<'a> Decoding<'a> {
 }
 
 impl Decoder {
+    /// A tensor's shape as matrices: of a vector, values that are in another order are rows.
+    fn matrices(&self, shape: &[u64]) -> Vec<u64> {
+        match (self, shape) {
+            (Self::Gguf { heads: Some(_), .. }, [values]) => vec![*values, 1],
+            _ => shape.to_vec(),
+        }
+    }
+
     /// Columns whose codes can only be read together: ranges of columns start at a multiple.
     const fn unit(&self) -> u64 {
         match self {
             Self::Scaled { .. } => 1,
+            Self::Gguf { kind, .. } => kind.block_values(),
         }
     }
 }

@@ -1,6 +1,12 @@
 //! GGUF files: what llama.cpp keeps models and importance matrices in.
 
+mod config;
 mod header;
+mod open;
+mod rope;
+mod table;
+
+pub(super) use open::{find, open};
 
 pub use header::{Header, MAGIC, Tensor, Value};
 
@@ -35,5 +41,7 @@ pub fn read_header(file: &ReadFile) -> Result<Vec<u8>> {
     }
 }
 
+#[cfg(test)]
+mod fixtures;
 #[cfg(test)]
 mod tests;

@@ -36,6 +36,30 @@ pub struct Quantization {
     pub spare: BTreeMap<String, String>,
 }
 
+impl Quantization {
+    /// Of tensors that say for themselves what is quantized; none if nothing is, or is set aside.
+    pub(super) fn decoded(
+        method: &str,
+        tensors: &BTreeMap<String, TensorInfo>,
+        spare: BTreeMap<String, String>,
+    ) -> Option<Self> {
+        let mut counts = BTreeMap::new();
+        for decoder in tensors.values().filter_map(|info| info.decoder.as_ref()) {
+            *counts.entry(decoder.label()).or_insert(0) += 1;
+        }
+        let any = !counts.is_empty() || !spare.is_empty();
+        any.then(|| Self {
+            method: method.to_owned(),
+            tensors: counts,
+            ignore: Vec::new(),
+            kept: BTreeMap::new(),
+            unnamed: BTreeMap::new(),
+            unread: Vec::new(),
+            spare,
+        })
+    }
+}
+
 /// The tensors of weights of a checkpoint, quantized ones as they are once decoded.
 ///
 /// # Errors

@@ -1,0 +1,168 @@
+//! Files that llama.cpp made: `fixtures/gguf/cases.json`, whose `_comment` says what each entry
+//! holds.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+use shardwright_quant::widen;
+
+use crate::arch::{Arch, Inventory};
+use crate::checkpoint::{Checkpoint, TensorInfo, read_view};
+use crate::decoder::Decoder;
+use crate::io::AlignedBuf;
+use crate::unit::SourceView;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+fn cases() -> Vec<Json> {
+    let json = std::fs::read(fixtures().join("gguf/cases.json")).unwrap();
+    let cases: Json = serde_json::from_slice(&json).unwrap();
+    cases["cases"].as_array().unwrap().clone()
+}
+
+fn open(case: &Json) -> Checkpoint {
+    let name = case["files"][0].as_str().unwrap();
+    Checkpoint::open(&fixtures().join("gguf").join(name)).unwrap()
+}
+
+/// Values `first..first + count` of a tensor.
+fn some(checkpoint: &Checkpoint, name: &str, first: u64, count: u64) -> Vec<f32> {
+    let info = &checkpoint.tensors()[name];
+    let view = SourceView {
+        tensor: name.to_owned(),
+        dtype: info.dtype,
+        shape: info.shape.clone(),
+        start: first,
+        row_stride: count,
+        col_stride: 1,
+        expert_stride: 0,
+        decoder: info.decoder.clone(),
+    };
+    let mut bytes = AlignedBuf::default();
+    read_view(checkpoint, &view, 0..1, count, &mut bytes).unwrap();
+    let mut values = vec![0.0; count as usize];
+    widen(info.dtype, bytes.as_slice(), &mut values);
+    values
+}
+
+fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+    some(checkpoint, name, 0, checkpoint.tensors()[name].values())
+}
+
+#[test]
+fn values_are_those_that_gguf_py_reads() {
+    for case in cases() {
+        let checkpoint = open(&case);
+        let hash = |name: &String| {
+            let bytes: Vec<_> = values(&checkpoint, name)
+                .iter()
+                .flat_map(|v| v.to_le_bytes())
+                .collect();
+            blake3::hash(&bytes).to_string()
+        };
+        let found: BTreeMap<_, _> = checkpoint
+            .tensors()
+            .keys()
+            .map(|name| (name.clone(), hash(name)))
+            .collect();
+        let expected: BTreeMap<String, String> =
+            serde_json::from_value(case["values"].clone()).unwrap();
+        assert_eq!(found, expected, "{}", case["case"]);
+    }
+}
+
+#[test]
+fn values_are_those_of_the_checkpoint() {
+    let mut seen = 0;
+    for case in cases() {
+        let Some(original) = case.get("checkpoint") else { continue };
+        let original = Checkpoint::open(&fixtures().join(original.as_str().unwrap())).unwrap();
+        let checkpoint = open(&case);
+        assert!(original.tensors().keys().eq(checkpoint.tensors().keys()));
+        for name in original.tensors().keys() {
+            assert_eq!(values(&original, name), values(&checkpoint, name), "{name}");
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 2);
+}
+
+#[test]
+fn the_model_is_that_of_the_config() {
+    for case in cases() {
+        let (checkpoint, config) = (open(&case), &case["config"]);
+        let inventory = Inventory::new(&checkpoint, None).unwrap();
+        let arch = Arch::builtin(config["model_type"].as_str().unwrap()).unwrap();
+        let expected = arch.spec_of(Path::new("config.json"), config).unwrap();
+        // Of llama3 scaling a file has the factors; its parameters are known up to a ratio.
+        if !case["case"].as_str().unwrap().starts_with("llama3") {
+            assert_eq!(inventory.spec, expected, "{}", case["case"]);
+        }
+        let scaled = checkpoint.tensors().len() != checkpoint.stored().len();
+        assert_eq!(
+            scaled,
+            inventory
+                .ignored
+                .iter()
+                .any(|i| i.tensor == "rope_freqs.weight")
+        );
+    }
+}
+
+/// Rows that llama.cpp puts elsewhere and blocks are read alone as they are together.
+#[test]
+fn pieces_are_those_of_the_whole() {
+    for case in cases() {
+        let checkpoint = open(&case);
+        let decoded = |info: &&TensorInfo| info.decoder.is_some();
+        for (name, info) in checkpoint.tensors() {
+            let Some(info) = Some(info).filter(decoded) else { continue };
+            let (whole, cols) = (values(&checkpoint, name), *info.shape.last().unwrap());
+            let last = info.values() - 1;
+            for first in [0, 1, 31, cols - 1, cols + 7, last / 2].map(|first| first.min(last)) {
+                let count = (cols + 3).min(info.values() - first);
+                let expected = &whole[first as usize..(first + count) as usize];
+                assert_eq!(some(&checkpoint, name, first, count), expected, "{name} {first}");
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_are_stored_as_bytes_under_the_name_in_the_file() {
+    let cases = cases();
+    let of = |name: &str| open(cases.iter().find(|case| case["case"] == name).unwrap());
+    let blocks = of("qwen3_moe-k");
+    let experts = &blocks.tensors()["model.layers.0.mlp.experts.gate_proj.weight"];
+    let Some(Decoder::Gguf { tensor, heads: None, .. }) = &experts.decoder else { panic!() };
+    assert_eq!(tensor, "blk.0.ffn_gate_exps.weight");
+    assert_eq!(experts.shape, [3, 256, 256]);
+    assert_eq!(blocks.stored()[tensor].shape, [3, 256, 144]);
+    assert_eq!(blocks.undecoded().count(), 0);
+    let quantized = &blocks.quantization().unwrap().tensors;
+    assert_eq!(quantized.values().sum::<u64>(), 9);
+    // Plain floats in the order of a checkpoint need no decoder.
+    assert_eq!(of("qwen3").quantization(), None);
+    let biased = of("llama-bias");
+    let bias = &biased.tensors()["model.layers.0.self_attn.q_proj.bias"];
+    assert!(matches!(bias.decoder, Some(Decoder::Gguf { heads: Some(4), .. })));
+}
+
+#[test]
+fn numbers_of_any_size_are_no_reason_to_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let mut bytes = std::fs::read(fixtures().join("gguf/llama3-q8_0.gguf")).unwrap();
+    for at in (0..2600).step_by(3) {
+        for number in [0, 0x7fff_ffff, u32::MAX] {
+            let kept: [u8; 4] = bytes[at..at + 4].try_into().unwrap();
+            bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
+            std::fs::write(&path, &bytes).unwrap();
+            let _ = Checkpoint::open(&path).map(|checkpoint| Inventory::new(&checkpoint, None));
+            bytes[at..at + 4].copy_from_slice(&kept);
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! A GGUF file, or the pieces of one, as a checkpoint.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+use shardwright_quant::Float;
+
+use super::config::{self, Facts};
+use super::header::{Header, Tensor};
+use super::read_header;
+use super::table::{Table, Target};
+use crate::arch::{EXPERT, LAYER, split_name};
+use crate::checkpoint::{
+    CONFIG_NAME, Checkpoint, CheckpointFile, Dtype, FILE_SUFFIX, INDEX_NAME, Quantization,
+    StoredTensor, TensorInfo, read_config,
+};
+use crate::decoder::Decoder;
+use crate::error::{FormatError, Result};
+use crate::io::ReadFile;
+
+/// What names of files end in.
+const SUFFIX: &str = ".gguf";
+/// Most rotary factors that are believed.
+const MOST_FACTORS: u64 = 1 << 16;
+
+/// The GGUF file that `path` is, or that the directory holds in place of safetensors: of several
+/// pieces the first.
+///
+/// # Errors
+/// A directory with several models.
+pub(in crate::checkpoint) fn find(path: &Path) -> Result<Option<PathBuf>> {
+    if path.is_file() {
+        return Ok(Some(path.to_owned()));
+    }
+    let Ok(entries) = fs::read_dir(path) else { return Ok(None) };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|e| FormatError::io(path, e))?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if name == INDEX_NAME || name.ends_with(FILE_SUFFIX) {
+            return Ok(None);
+        }
+        if name.ends_with(SUFFIX) && numbered(name).is_none_or(|(_, number)| number == "00001") {
+            found.push(name.to_owned());
+        }
+    }
+    found.sort();
+    match &found[..] {
+        [] => Ok(None),
+        [only] => Ok(Some(path.join(only))),
+        several => {
+            let names = several.join("`, `");
+            let detail = format!("expected one GGUF model, found `{names}`; name the file");
+            Err(FormatError::file(path, detail))
+        }
+    }
+}
+
+/// Stem and number of a piece's name: `STEM-00001-of-00003.gguf`.
+fn numbered(name: &str) -> Option<(&str, &str)> {
+    let (rest, count) = name.strip_suffix(SUFFIX)?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    (digits(count) && digits(number)).then_some((stem, number))
+}
+
+/// Opens a file and the pieces that belong to it.
+///
+/// # Errors
+/// Files that contradict their layout, an architecture that is not known, metadata or tensors that
+/// are not those of one.
+pub(in crate::checkpoint) fn open(path: &Path, alone: bool) -> Result<Checkpoint> {
+    let mut pieces = vec![Piece::open(path, 0)?];
+    let count = pieces[0].count()?;
+    for number in 1..count {
+        let name = pieces[0].name_of(number, count)?;
+        let piece = Piece::open(&path.with_file_name(name), number)?;
+        let found = piece.count()?;
+        if found != count {
+            return Err(piece.refused(format!("split.count: expected {count}, found {found}")));
+        }
+        pieces.push(piece);
+    }
+    let opening = Opening::new(&pieces)?;
+    let (stored, tensors, spare) = opening.tensors()?;
+    let quantization = Quantization::decoded("gguf", &tensors, spare);
+    let Opening { config, generated, .. } = opening;
+    let root = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    Ok(Checkpoint {
+        root: root.to_owned(),
+        config_path: if generated { path.to_owned() } else { root.join(CONFIG_NAME) },
+        made_config: generated.then(|| format!("{config:#}\n").into_bytes()),
+        alone,
+        config,
+        files: pieces
+            .into_iter()
+            .map(Piece::into_file)
+            .collect::<Result<_>>()?,
+        stored,
+        tensors,
+        quantization,
+    })
+}
+
+/// An open file and its first bytes.
+struct Piece {
+    file: ReadFile,
+    bytes: Vec<u8>,
+}
+
+impl Piece {
+    /// Opens the file that is piece `number` of a model.
+    fn open(path: &Path, number: u64) -> Result<Self> {
+        let file = ReadFile::open(path)?;
+        let bytes = read_header(&file)?;
+        let piece = Self { file, bytes };
+        let found = piece.header()?.whole("split.no").unwrap_or_default();
+        if found != number {
+            let detail = format!(
+                "split.no: expected {number}, found {found}; name the first file of a model"
+            );
+            return Err(piece.refused(detail));
+        }
+        Ok(piece)
+    }
+
+    fn header(&self) -> Result<Header<'_>> {
+        let unread = self.file.len() - self.bytes.len() as u64;
+        Header::parse(&self.bytes, unread).map_err(|e| self.refused(e))
+    }
+
+    /// How many pieces there are.
+    fn count(&self) -> Result<u64> {
+        Ok(self.header()?.whole("split.count").unwrap_or(1).max(1))
+    }
+
+    fn name(&self) -> String {
+        let name = self.file.path().file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// The name of piece `number`, from 0, beside this one.
+    fn name_of(&self, number: u64, count: u64) -> Result<String> {
+        let name = self.name();
+        let Some((stem, _)) = numbered(&name) else {
+            let expected = format!("expected a name like MODEL-00001-of-{count:05}{SUFFIX}");
+            return Err(self.refused(format!("split.count: {count}: {expected}")));
+        };
+        Ok(format!("{stem}-{:05}-of-{count:05}{SUFFIX}", number + 1))
+    }
+
+    fn refused(&self, detail: impl Into<String>) -> FormatError {
+        FormatError::file(self.file.path(), detail)
+    }
+
+    fn into_file(self) -> Result<CheckpointFile> {
+        let (name, header_len) = (self.name(), self.header()?.data);
+        Ok(CheckpointFile { name, header_len, file: self.file })
+    }
+}
+
+type Named<T> = BTreeMap<String, T>;
+
+/// The work of opening.
+struct Opening<'a> {
+    pieces: &'a [Piece],
+    headers: Vec<Header<'a>>,
+    table: Table,
+    config: Json,
+    /// Whether the configuration is made from metadata.
+    generated: bool,
+}
+
+impl<'a> Opening<'a> {
+    fn new(pieces: &'a [Piece]) -> Result<Self> {
+        let headers: Vec<_> = pieces.iter().map(Piece::header).collect::<Result<_>>()?;
+        let (first, header) = (&pieces[0], &headers[0]);
+        let architecture = header.text("general.architecture").unwrap_or_default();
+        let experts = header.whole(&format!("{architecture}.expert_count"));
+        let table = Table::find(architecture, experts.is_some_and(|count| count > 0));
+        let table = table.map_err(|detail| first.refused(detail))?;
+        let path = first.file.path().with_file_name(CONFIG_NAME);
+        let generated = !path.is_file();
+        let mut opening = Self { pieces, headers, table, config: Json::Null, generated };
+        opening.config = if generated { opening.made()? } else { read_config(&path)? };
+        Ok(opening)
+    }
+
+    /// The configuration that the metadata give.
+    fn made(&self) -> Result<Json> {
+        let shapes = self
+            .each()
+            .map(|(_, t)| (t.name.to_owned(), t.shape.clone()));
+        let facts = Facts {
+            table: &self.table,
+            metadata: &self.headers[0].metadata,
+            shapes: &shapes.collect(),
+        };
+        let factors = self.factors()?;
+        config::make(&facts, factors.as_deref()).map_err(|detail| self.pieces[0].refused(detail))
+    }
+
+    /// What divides the rotary frequencies, if the file says it.
+    fn factors(&self) -> Result<Option<Vec<f32>>> {
+        let Some(name) = &self.table.rope.factors else { return Ok(None) };
+        let Some((at, tensor)) = self.each().find(|(_, t)| t.name == name) else {
+            return Ok(None);
+        };
+        let values = tensor.shape.iter().product::<u64>();
+        if values > MOST_FACTORS {
+            let detail = format!("expected at most {MOST_FACTORS} factors, found {values}");
+            return Err(self.refused(at, name, detail));
+        }
+        let mut bytes = vec![0; tensor.len as usize];
+        self.pieces[at].file.read_at(tensor.offset, &mut bytes)?;
+        let mut factors = vec![0.0; values as usize];
+        tensor.kind.decode(&bytes, &mut factors);
+        Ok(Some(factors))
+    }
+
+    /// Every tensor with the number of its file.
+    fn each(&self) -> impl Iterator<Item = (usize, &Tensor<'a>)> {
+        let headers = self.headers.iter().enumerate();
+        headers.flat_map(|(at, header)| header.tensors.iter().map(move |tensor| (at, tensor)))
+    }
+
+    fn refused(&self, file: usize, tensor: &str, detail: impl Into<String>) -> FormatError {
+        FormatError::tensor(self.pieces[file].file.path(), tensor, detail)
+    }
+
+    /// Tensors as stored, those of weights by their names in a checkpoint, and those without use.
+    fn tensors(&self) -> Result<(Named<StoredTensor>, Named<TensorInfo>, Named<String>)> {
+        let (mut stored, mut spare) = (BTreeMap::new(), BTreeMap::new());
+        let mut tensors = BTreeMap::new();
+        for (at, tensor) in self.each() {
+            if self.table.rope.factors.as_deref() == Some(tensor.name) {
+                stored.insert(tensor.name.to_owned(), as_stored(at, tensor));
+                let reason = "factors of rotary frequencies, computed from the configuration";
+                spare.insert(tensor.name.to_owned(), reason.to_owned());
+                continue;
+            }
+            let weights = self.weights(at, tensor);
+            let (name, info) = weights.map_err(|detail| self.refused(at, tensor.name, detail))?;
+            // What needs no decoder is found by the name of its weights.
+            let by = if info.decoder.is_some() { tensor.name } else { &name };
+            stored.insert(by.to_owned(), as_stored(at, tensor));
+            match tensors.entry(name) {
+                Entry::Vacant(free) => drop(free.insert(info)),
+                Entry::Occupied(taken) => {
+                    let detail = format!("expected one tensor for `{}`, found two", taken.key());
+                    return Err(self.refused(at, tensor.name, detail));
+                }
+            }
+        }
+        Ok((stored, tensors, spare))
+    }
+
+    /// A tensor of weights and its name in a checkpoint.
+    fn weights(&self, file: usize, tensor: &Tensor<'_>) -> Result<(String, TensorInfo), String> {
+        let (pattern, [layer, expert]) = split_name(tensor.name);
+        let target = pattern.and_then(|pattern| self.table.tensors.get(&pattern));
+        let target = target.ok_or_else(|| format!("{} has no row for it", self.table.path))?;
+        let name = target.name().replace(LAYER, &layer.to_string());
+        let name = name.replace(EXPERT, &expert.to_string());
+        let heads = match target {
+            Target::Name(_) => None,
+            Target::Interleaved { heads, .. } => Some(self.heads(heads, &tensor.shape)?),
+        };
+        let Tensor { kind, offset, len, .. } = *tensor;
+        if kind.float().is_none() && tensor.shape.len() < 2 {
+            let name = kind.name();
+            return Err(format!("expected a matrix of {name}, found shape {:?}", tensor.shape));
+        }
+        let decoded = kind.float().is_none() || heads.is_some();
+        let stored = tensor.name.to_owned();
+        let decoder = decoded.then_some(Decoder::Gguf { tensor: stored, kind, heads });
+        let (dtype, shape) = (kind.float().unwrap_or(Float::F32), tensor.shape.clone());
+        Ok((name, TensorInfo { file, dtype, shape, offset, len, decoder }))
+    }
+
+    /// The number of heads whose rows are interleaved.
+    fn heads(&self, key: &str, shape: &[u64]) -> Result<u64, String> {
+        let number = |key| self.config.get(key).and_then(Json::as_u64);
+        let heads = number(key)
+            .or_else(|| number("num_attention_heads"))
+            .unwrap_or_default();
+        let rows = shape.first().copied().unwrap_or_default();
+        let even = rows
+            .checked_div(heads)
+            .is_some_and(|rows| rows.is_multiple_of(2));
+        if even && rows.is_multiple_of(heads) {
+            return Ok(heads);
+        }
+        Err(format!("expected rows of {heads} heads of even size, found {rows}"))
+    }
+}
+
+/// A tensor as its bytes: blocks have no type of a checkpoint's.
+fn as_stored(file: usize, tensor: &Tensor<'_>) -> StoredTensor {
+    let Tensor { kind, ref shape, offset, len, .. } = *tensor;
+    let mut shape = shape.clone();
+    let dtype = kind.float().map_or(Dtype::U8, Dtype::Float);
+    if let (None, Some(cols)) = (kind.float(), shape.last_mut()) {
+        *cols = *cols / kind.block_values() * kind.block_bytes();
+    }
+    StoredTensor { file, dtype, shape, offset, len }
+}

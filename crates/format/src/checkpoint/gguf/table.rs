@@ -1,0 +1,142 @@
+//! How a GGUF architecture becomes a Hugging Face checkpoint: `configs/gguf/*.json`.
+//!
+//! Sources: llama.cpp, `convert_hf_to_gguf.py` (what is written), `gguf-py/gguf/constants.py` and
+//! `tensor_mapping.py` (names), `src/llama-model.cpp` (what is read, and its defaults).
+//!
+//! | member of a table | says |
+//! |---|---|
+//! | `architecture`, `experts` | of which files: `general.architecture`, and whether they have experts |
+//! | `config` | key of `config.json`: see [`Origin`] |
+//! | `rope` | metadata of scaled positions, and the tensor of factors that stands for llama3 scaling |
+//! | `supported` | metadata that may be absent or have one of these values, nothing else |
+//! | `unused` | metadata that change nothing, and why |
+//! | `tensors` | name in the file, with `{layer}` and `{expert}`: name in a checkpoint, and the parameter with the number of heads where rows are interleaved |
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::checkpoint::Entries;
+
+macro_rules! builtin {
+    ($($name:literal,)*) => {
+        const BUILTIN: &[(&str, &str)] = &[$((
+            concat!("configs/gguf/", $name, ".json"),
+            include_str!(concat!("../../../../../configs/gguf/", $name, ".json")),
+        ),)*];
+    };
+}
+
+builtin! { "llama", "mixtral", "olmoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", }
+
+/// A table.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Table {
+    /// Where it lies.
+    #[serde(skip)]
+    pub(super) path: &'static str,
+    pub(super) architecture: String,
+    pub(super) experts: bool,
+    pub(super) config: Entries<Origin>,
+    pub(super) rope: RopeRow,
+    pub(super) supported: BTreeMap<String, Vec<Value>>,
+    pub(super) unused: BTreeMap<String, String>,
+    pub(super) tensors: BTreeMap<String, Target>,
+}
+
+/// Where the value of a key of `config.json` comes from.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub(super) enum Origin {
+    /// Metadata, of which those that are there must agree; one must be, unless there is a default.
+    Keys {
+        keys: Vec<String>,
+        #[serde(default, deserialize_with = "present")]
+        default: Option<Value>,
+    },
+    /// The same for all files.
+    Value { value: Value },
+    /// Whether a tensor is there.
+    With { with: String },
+    /// Whether it is not.
+    Without { without: String },
+    /// The rows of a tensor.
+    RowsOf { rows_of: String },
+}
+
+/// Tells null from nothing.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RopeRow {
+    pub(super) scaling_type: String,
+    pub(super) factor: String,
+    pub(super) factors: Option<String>,
+}
+
+/// What a tensor is called in a checkpoint.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub(super) enum Target {
+    Name(String),
+    /// Rows `h * d + 2 * j + t` of the file are rows `h * d + t * d / 2 + j` of the checkpoint, for
+    /// each head `h` of `d` rows (`LlamaModel.permute`).
+    Interleaved {
+        name: String,
+        heads: String,
+    },
+}
+
+impl Target {
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Name(name) | Self::Interleaved { name, .. } => name,
+        }
+    }
+}
+
+impl Table {
+    /// The table for an architecture.
+    ///
+    /// # Errors
+    /// When there is none: the known ones.
+    pub(super) fn find(architecture: &str, experts: bool) -> Result<Self, String> {
+        let mut known = Vec::new();
+        for (path, json) in BUILTIN {
+            let table: Self = serde_json::from_str(json).expect("built-in tables are tested");
+            if (table.architecture.as_str(), table.experts) == (architecture, experts) {
+                return Ok(Self { path, ..table });
+            }
+            known.push(table.described());
+        }
+        known.sort();
+        let found = described(architecture, experts);
+        Err(format!("general.architecture: expected one of {}, found {found}", known.join(", ")))
+    }
+
+    fn described(&self) -> String {
+        described(&self.architecture, self.experts)
+    }
+
+    /// Whether a metadatum has a use.
+    pub(super) fn knows(&self, key: &str) -> bool {
+        let read = |origin: &Origin| match origin {
+            Origin::Keys { keys, .. } => keys.iter().any(|known| known == key),
+            _ => false,
+        };
+        let RopeRow { scaling_type, factor, .. } = &self.rope;
+        self.config.0.iter().any(|(_, origin)| read(origin))
+            || [scaling_type, factor].into_iter().any(|known| known == key)
+            || self.supported.contains_key(key)
+            || self.unused.contains_key(key)
+    }
+}
+
+fn described(architecture: &str, experts: bool) -> String {
+    format!("`{architecture}`{}", if experts { " with experts" } else { "" })
+}

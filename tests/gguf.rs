@@ -1,0 +1,144 @@
+//! GGUF files in place of checkpoints.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Scratch, contents, fixture};
+
+/// A scratch directory with the files of a case as `ckpt/`; gives the first one's name too.
+fn with(case: &Value) -> (Scratch, String) {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.path("ckpt")).unwrap();
+    let names: Vec<String> = serde_json::from_value(case["files"].clone()).unwrap();
+    for name in &names {
+        let from = fixture("gguf").join(name);
+        fs::copy(from, scratch.path("ckpt").join(name)).unwrap();
+    }
+    (scratch, format!("ckpt/{}", names[0]))
+}
+
+fn cases() -> Vec<Value> {
+    let list = fs::read(fixture("gguf/cases.json")).unwrap();
+    let list: Value = serde_json::from_slice(&list).unwrap();
+    list["cases"].as_array().unwrap().clone()
+}
+
+fn named(name: &str) -> (Scratch, String) {
+    with(cases().iter().find(|case| case["case"] == name).unwrap())
+}
+
+#[test]
+fn every_file_converts_and_holds() {
+    for case in cases() {
+        let (scratch, file) = with(&case);
+        let name = &case["case"];
+        scratch.ok(&format!("convert {file} -o out --bits 4 --group-size 32"));
+        let report = scratch.json(&format!("verify out --against {file}"));
+        assert_eq!(report["verdict"], json!("holds"), "{name}: {report}");
+        // A directory that holds nothing else is the same checkpoint.
+        scratch.ok("convert ckpt -o again --bits 4 --group-size 32");
+        assert_eq!(contents(&scratch.path("out")), contents(&scratch.path("again")), "{name}");
+        let config: Value =
+            serde_json::from_slice(&contents(&scratch.path("out"))["config.json"]).unwrap();
+        assert_eq!(config["model_type"], case["config"]["model_type"]);
+    }
+}
+
+/// The same weights make the same shards, whatever file they came in.
+#[test]
+fn shards_are_those_of_the_checkpoint() {
+    for case in cases() {
+        let Some(original) = case.get("checkpoint").and_then(Value::as_str) else { continue };
+        let (scratch, file) = with(&case);
+        let options = "--bits 4 --group-size 32 --set norm.*=f32";
+        scratch.ok(&format!("convert {file} -o ours {options}"));
+        let original = fixture(original);
+        scratch.ok(&format!("convert {} -o theirs {options}", original.display()));
+        let [ours, theirs] = ["ours", "theirs"].map(|name| contents(&scratch.path(name)));
+        let shards = ours.iter().filter(|(name, _)| name.ends_with(".bin"));
+        let mut seen = 0;
+        for (name, bytes) in shards {
+            assert!(theirs[name] == *bytes, "{}: {name}", case["case"]);
+            seen += 1;
+        }
+        assert!(seen > 0);
+    }
+}
+
+#[test]
+fn what_lies_beside_a_file_is_not_copied_unless_it_belongs_to_a_model() {
+    let (scratch, file) = named("qwen3");
+    fs::write(scratch.path("ckpt/letter.txt"), "private").unwrap();
+    fs::write(scratch.path("ckpt/tokenizer_config.json"), "{}").unwrap();
+    // Beside the file is no place inside a checkpoint.
+    scratch.ok(&format!("convert {file} -o ckpt/out --bits 4 --group-size 32"));
+    let copied = contents(&scratch.path("ckpt/out"));
+    let copied: Vec<_> = copied
+        .keys()
+        .filter(|name| !name.ends_with(".bin"))
+        .collect();
+    assert_eq!(copied, ["config.json", "manifest.json", "report.json", "tokenizer_config.json"]);
+}
+
+#[test]
+fn text_needs_a_tokenizer_beside_the_file() {
+    let (scratch, file) = named("qwen3_moe-k");
+    scratch.refused(
+        &format!("run {file} --prompt q -n 4"),
+        "error: ckpt/tokenizer.json: no such file; copy the tokenizer.json of the original model there",
+    );
+    let tokenizer = fixture("fixture-2m/tokenizer.json");
+    fs::copy(tokenizer, scratch.path("ckpt/tokenizer.json")).unwrap();
+    let original = scratch.json(&format!("run {file} --prompt q -n 4"));
+    assert_eq!(original["tokens"].as_array().unwrap().len(), 4);
+    scratch.ok(&format!("convert {file} -o out --bits 8 --group-size 32"));
+    let bundle = scratch.json("run out --prompt q -n 4");
+    assert_eq!(bundle["prompt_tokens"], original["prompt_tokens"]);
+}
+
+#[test]
+fn files_are_refused_by_name() {
+    let (scratch, file) = named("llama3-q8_0");
+    scratch.edit_bytes(&file, |bytes| {
+        let name = b"blk.1.attn_q.weight";
+        let at = bytes.windows(name.len()).position(|w| w == name).unwrap();
+        bytes[at..at + name.len()].copy_from_slice(b"blk.1.attn_x.weight");
+    });
+    scratch.refused(
+        &format!("inspect {file}"),
+        "error: ckpt/llama3-q8_0.gguf: tensor `blk.1.attn_x.weight`: configs/gguf/llama.json has no \
+         row for it",
+    );
+    let (scratch, file) = named("qwen2");
+    scratch.edit_bytes(&file, |bytes| bytes.truncate(100_000));
+    let ran = scratch.run(&format!("inspect {file}"));
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.contains("bytes of data, found"), "{}", ran.stderr);
+    let (scratch, file) = named("olmoe");
+    fs::remove_file(scratch.path("ckpt/olmoe-00002-of-00003.gguf")).unwrap();
+    let ran = scratch.run(&format!("inspect {file}"));
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.contains("ckpt/olmoe-00002-of-00003.gguf: "), "{}", ran.stderr);
+    scratch.refused(
+        "inspect ckpt/olmoe-00003-of-00003.gguf",
+        "error: ckpt/olmoe-00003-of-00003.gguf: split.no: expected 0, found 2; name the first file \
+         of a model",
+    );
+    fs::write(scratch.path("other.gguf"), "GGUX").unwrap();
+    scratch.refused("inspect other.gguf", "error: other.gguf: expected GGUF first, found GGUX");
+}
+
+/// Scales that are no numbers give weights that are none.
+#[test]
+fn weights_that_are_not_finite_are_refused() {
+    let (scratch, file) = named("llama3-q8_0");
+    scratch.edit_bytes(&file, |bytes| {
+        // The scale of the last block becomes infinite.
+        let at = bytes.len() - 34;
+        bytes[at..at + 2].copy_from_slice(&0x7c00u16.to_le_bytes());
+    });
+    let ran = scratch.run(&format!("convert {file} -o out --bits 4 --group-size 32"));
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.contains("expected a finite weight, found"), "{}", ran.stderr);
+}
