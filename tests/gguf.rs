@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 
 use crate::harness::{Scratch, contents, fixture};
 
+/// What the names of files with shards end in.
+const SHARDS: &str = ".bin";
+
 /// A scratch directory with the files of a case as `ckpt/`; gives the first one's name too.
 fn with(case: &Value) -> (Scratch, String) {
     let scratch = Scratch::new();
@@ -56,7 +59,7 @@ fn shards_are_those_of_the_checkpoint() {
         let original = fixture(original);
         scratch.ok(&format!("convert {} -o theirs {options}", original.display()));
         let [ours, theirs] = ["ours", "theirs"].map(|name| contents(&scratch.path(name)));
-        let shards = ours.iter().filter(|(name, _)| name.ends_with(".bin"));
+        let shards = ours.iter().filter(|(name, _)| name.ends_with(SHARDS));
         let mut seen = 0;
         for (name, bytes) in shards {
             assert!(theirs[name] == *bytes, "{}: {name}", case["case"]);
@@ -76,7 +79,7 @@ fn what_lies_beside_a_file_is_not_copied_unless_it_belongs_to_a_model() {
     let copied = contents(&scratch.path("ckpt/out"));
     let copied: Vec<_> = copied
         .keys()
-        .filter(|name| !name.ends_with(".bin"))
+        .filter(|name| !name.ends_with(SHARDS))
         .collect();
     assert_eq!(copied, ["config.json", "manifest.json", "report.json", "tokenizer_config.json"]);
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 use shardwright_format::arch::Ignored;
+use shardwright_format::checkpoint::gguf;
 use shardwright_format::manifest::{Codec, Manifest};
 use shardwright_format::model::{AttentionSpec, Ffn, Mixer, ModelSpec};
 use shardwright_format::weights::Weights;
@@ -301,7 +302,7 @@ impl CheckpointPart {
         let Weights::Checkpoint(weights) = weights else { return None };
         let row = |file: &shardwright_format::checkpoint::CheckpointFile| FileRow {
             path: file.name.clone(),
-            kind: if file.name.ends_with(".gguf") { "gguf" } else { "safetensors" },
+            kind: if file.name.ends_with(gguf::SUFFIX) { "gguf" } else { "safetensors" },
             bytes: file.file.len(),
         };
         let files = weights.checkpoint().files().iter().map(row).collect();

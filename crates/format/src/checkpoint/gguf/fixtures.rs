@@ -156,7 +156,7 @@ fn numbers_of_any_size_are_no_reason_to_panic() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     let mut bytes = std::fs::read(fixtures().join("gguf/llama3-q8_0.gguf")).unwrap();
-    for at in (0..2600).step_by(3) {
+    for at in (0..2600).step_by(11) {
         for number in [0, 0x7fff_ffff, u32::MAX] {
             let kept: [u8; 4] = bytes[at..at + 4].try_into().unwrap();
             bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());

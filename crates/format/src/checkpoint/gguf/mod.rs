@@ -9,6 +9,7 @@ mod table;
 pub(super) use open::{find, open};
 
 pub use header::{Header, MAGIC, Tensor, Value};
+pub use open::SUFFIX;
 
 use crate::bytes::Fault;
 use crate::error::{FormatError, Result};

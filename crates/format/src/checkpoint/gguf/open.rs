@@ -22,7 +22,7 @@ use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
 
 /// What names of files end in.
-const SUFFIX: &str = ".gguf";
+pub const SUFFIX: &str = ".gguf";
 /// Most rotary factors that are believed.
 const MOST_FACTORS: u64 = 1 << 16;
 
