@@ -284,6 +284,121 @@ fn shapes_that_are_not_the_models() {
     );
 }
 
+/// A bundle that keeps a vision tower and leaves out what predicts further tokens.
+fn bundle_with_parts() -> Scratch {
+    static MADE: OnceLock<Scratch> = OnceLock::new();
+    let made = MADE.get_or_init(|| {
+        let scratch = Scratch::with("golden/qwen3_5_moe");
+        scratch.ok("convert ckpt -o out --recipe q4 --set vision=q4g32");
+        scratch
+    });
+    let scratch = Scratch::new();
+    copy_dir(&made.path("out"), &scratch.path("out"));
+    copy_dir(&made.path("ckpt"), &scratch.path("ckpt"));
+    scratch
+}
+
+/// The shard of the vision tower, and its first tensor.
+fn vision(manifest: &mut Map<String, Value>) -> &mut Value {
+    manifest["dense"]
+        .as_array_mut()
+        .unwrap()
+        .last_mut()
+        .unwrap()
+}
+
+#[test]
+fn parts_besides_the_text_model_that_lie() {
+    let lie = |edit: &dyn Fn(&mut Map<String, Value>), expected: &str| {
+        let scratch = bundle_with_parts();
+        forge(&scratch, edit);
+        found(&scratch, &[&format!("manifest.json: {expected}")]);
+        scratch.refused("inspect out", &format!("error: out/manifest.json: {expected}"));
+    };
+    let first = |m: &mut Map<String, Value>, key: &str, value: Value| {
+        vision(m)["tensors"][0][key] = value;
+    };
+    let name = "model.visual.blocks.0.attn.proj.bias";
+    lie(
+        &|m| first(m, "role", json!("mtp")),
+        &format!("vision `{name}`: role: expected \"vision\", found \"mtp\""),
+    );
+    lie(
+        &|m| vision(m)["unit"] = json!("mtp"),
+        &format!("mtp `{name}`: role: expected \"mtp\", found \"vision\""),
+    );
+    lie(
+        &|m| {
+            let again = vision(m).clone();
+            m["dense"].as_array_mut().unwrap().push(again);
+        },
+        "dense: expected vision, mtp and indexer after the head, each at most once and in this order, found vision",
+    );
+    lie(
+        &|m| first(m, "cols", json!(u64::MAX)),
+        &format!(
+            "vision `{name}`: shape: expected Some([1, 32]), found Some([1, 18446744073709551615])"
+        ),
+    );
+    lie(
+        &|m| vision(m)["tensors"][0]["source"]["shape"] = json!([1, 2, 3, u64::MAX, u64::MAX]),
+        &format!("vision `{name}`: shape: expected None, found Some([1, 32])"),
+    );
+    lie(
+        &|m| vision(m)["tensors"][0]["source"]["start"] = json!(1),
+        &format!("vision `{name}`: start and strides: expected [0, 32, 1, 0], found [1, 32, 1, 0]"),
+    );
+    lie(
+        &|m| vision(m)["tensors"].as_array_mut().unwrap().swap(0, 2),
+        &format!("vision `{name}`: is repeated or out of order")
+            .replace("proj.bias", "proj.weight"),
+    );
+    lie(&|m| vision(m)["tensors"] = json!([]), "vision: expected tensors, found none");
+    lie(&|m| first(m, "offset", json!(64)), "vision vision: offset: expected 0, found 64");
+    lie(
+        &|m| m["checkpoint"]["ignored"][0]["role"] = json!("router"),
+        "checkpoint: ignored: `mtp.fc.weight`: expected role vision, mtp or indexer, found router",
+    );
+    lie(
+        &|m| m["checkpoint"]["ignored"][0]["tensor"] = json!(name),
+        &format!("checkpoint: ignored: `{name}`: expected a tensor that no shard holds"),
+    );
+}
+
+#[test]
+fn parts_besides_the_text_model_that_are_not_the_checkpoints() {
+    let against = |edit: &dyn Fn(&mut Map<String, Value>), expected: &[&str]| {
+        let scratch = bundle_with_parts();
+        forge(&scratch, edit);
+        found_by(&scratch, "verify out --against ckpt", expected);
+    };
+    against(
+        &|m| m["checkpoint"]["ignored"][0]["role"] = json!("vision"),
+        &["mtp.fc.weight: left out of the bundle: expected mtp, found vision"],
+    );
+    against(
+        &|m| drop(m["checkpoint"]["ignored"].as_array_mut().unwrap().remove(0)),
+        &["mtp.fc.weight: use: expected once, or left out with a reason, found none"],
+    );
+    let swapped = |m: &mut Map<String, Value>| {
+        let tensors = vision(m)["tensors"].as_array_mut().unwrap();
+        let name = tensors[0]["source"]["tensor"].clone();
+        tensors[0]["source"]["tensor"] = json!(format!("{}.", name.as_str().unwrap()));
+    };
+    let name = "model.visual.blocks.0.attn.proj.bias";
+    against(
+        &swapped,
+        &[
+            &format!("dense-000.bin: vision: vision: source: expected none, found {name}."),
+            &format!("{name}: use: expected once, or left out with a reason, found none"),
+            &format!(
+                "dense-000.bin: vision: vision: source {name}.: expected a tensor of the checkpoint, \
+                 found none by that name"
+            ),
+        ],
+    );
+}
+
 #[test]
 fn a_bundle_made_from_something_else() {
     let scratch = bundle();

@@ -156,6 +156,7 @@ fn stated_tensors(rows: &[Vec<String>], spec: &ModelSpec, unit: Unit) -> Vec<(St
         Unit::Layer(_) => "layer",
         Unit::Expert { .. } => "expert",
         Unit::Head => "head",
+        Unit::Vision | Unit::Mtp | Unit::Indexer => unreachable!("{unit} in a model"),
     };
     let present = |row: &&Vec<String>| row[1] == shard && holds(&row[3], &json, &layer);
     let shape = |text: &str| {

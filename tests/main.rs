@@ -10,6 +10,7 @@ mod convert;
 mod format_doc;
 mod gguf;
 mod harness;
+mod parts;
 #[path = "../crates/runtime/tests/common/random.rs"]
 mod random;
 mod reader;

@@ -12,6 +12,7 @@ Exit status: 0 the bundle is sound, 1 it is not (or values differ), 2 wrong use.
 import array
 import hashlib
 import json
+import math
 import os
 import struct
 import sys
@@ -480,6 +481,30 @@ def dense_units(model):
     yield "head", list(head_shapes(model))
 
 
+PARTS = ["vision", "mtp", "indexer"]
+
+
+def part_units(shards):
+    """The parts besides the text model, their shapes from those in the checkpoint (§4.5)."""
+    free = list(PARTS)
+    for shard in shards:
+        unit = shard["unit"]
+        check(unit in free, "dense: found", unit, "expected one of", free)
+        free = free[free.index(unit) + 1 :]
+        names = [tensor["source"]["tensor"].encode() for tensor in shard["tensors"]]
+        check(names and all(a < b for a, b in zip(names, names[1:])), unit, "names", names)
+        yield unit, [whole(unit, tensor["source"]) for tensor in shard["tensors"]]
+
+
+def whole(role, source):
+    shape = source["shape"]
+    cut = {0: 0, 1: 0, 3: 2}.get(len(shape), 1)
+    rows, cols = math.prod(shape[:cut]), math.prod(shape[cut:])
+    steps = [source[name] for name in ("start", "row_stride", "col_stride")]
+    check(steps == [0, cols, 1] and not source.get("expert_stride"), role, "is not whole", source)
+    return role, rows, cols
+
+
 # --- Shards (§4) ---------------------------------------------------------------------------------
 
 
@@ -520,6 +545,7 @@ def shards(manifest):
     model = manifest["model"]
     check_model(model)
     units = list(dense_units(model))
+    units.extend(part_units(manifest["dense"][len(units) :]))
     check(len(units) == len(manifest["dense"]), "dense has", len(manifest["dense"]), "shards")
     for (unit, shapes), shard in zip(units, manifest["dense"]):
         fields(shard, ("unit", "file", "offset", "stored", "len", "blake3", "tensors"), "dense")

@@ -55,6 +55,7 @@ fn an_independent_reader_agrees_on_every_encoding() {
         ("llama-bias", "--align 4KiB --bits 8 --group-size 32 --scale-dtype bf16"),
         ("qwen2_moe", "--align 4KiB --bits 6 --group-size 32"),
         ("olmoe", "--align 4KiB --bits 4 --group-size 32 --set router=f32"),
+        ("qwen3_5_moe", "--align 4KiB --recipe q4 --set vision=keep --set mtp=q3g32"),
         (
             "qwen3_moe-fused-t",
             "--align 64KiB --bits 4 --group-size 32 --set attention.q_proj=q3g64 \

@@ -90,7 +90,7 @@ fn export(bundle: &Bundle, dir: &Path, options: &ExportOptions) -> Result<Vec<Pl
     let tensors = tensors(manifest, options.dtype)?;
     let files = Export::create(dir, &tensors, options.file_limit)?;
     let mut buf = AlignedBuf::default();
-    for unit in manifest.model.units() {
+    for unit in manifest.units() {
         files.unit(bundle, unit, options.dtype, &mut buf)?;
     }
     let mut written = files.finish(dir, &tensors)?;

@@ -17,7 +17,7 @@ pub use convert::{Calibration, ConvertOptions, Phase, Progress, convert, partial
 pub use error::{ConvertError, Result};
 pub use export::{ExportDtype, ExportOptions, to_hf};
 pub use plan::{
-    Cost, FallbackUsed, Leftover, Plan, PlanOptions, PlannedFile, RoleSummary, RuleMatch,
+    Cost, FallbackUsed, LeftOut, Leftover, Plan, PlanOptions, PlannedFile, RoleSummary, RuleMatch,
     SkippedFile, Summary,
 };
 pub use recipe::Recipe;

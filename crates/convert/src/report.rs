@@ -9,7 +9,7 @@ use shardwright_format::unit::TensorEntry;
 use shardwright_quant::{Method, QuantStats};
 
 use crate::calibrate::streams::{RULE, Streamed};
-use crate::plan::{FallbackUsed, Leftover, Plan, RuleMatch, SkippedFile, Summary};
+use crate::plan::{FallbackUsed, LeftOut, Leftover, Plan, RuleMatch, SkippedFile, Summary};
 
 /// What a conversion did. The same for every machine, thread count and interruption.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct ConversionReport {
     pub leftovers: Vec<Leftover>,
     /// Tensors of the checkpoint that are not in the bundle.
     pub ignored: Vec<Ignored>,
+    /// Those of them that are parts besides the text model, counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
     /// Files of the checkpoint that are not in the bundle.
     pub skipped: Vec<SkippedFile>,
     /// What a text showed of the conversion; none without one.
@@ -151,6 +154,7 @@ impl ConversionReport {
             fallbacks: plan.fallbacks.clone(),
             leftovers: plan.leftovers.clone(),
             ignored: plan.ignored.clone(),
+            left_out: plan.left_out.clone(),
             skipped: plan.skipped.clone(),
             calibration: None,
             tensors: Vec::new(),
@@ -160,19 +164,11 @@ impl ConversionReport {
 
     /// Bytes of the file, whatever the conversion finds: every number as long as can be.
     pub(crate) fn padded_len(plan: &Plan) -> u64 {
-        let mut report = Self::new(
-            plan,
-            |unit| {
-                // As many as any unit has tensors; zipped, the rest is left.
-                static ZEROS: [QuantStats; 64] = [ZERO; 64];
-                debug_assert!(
-                    plan.layout(unit)
-                        .is_some_and(|l| l.tensors.len() <= ZEROS.len())
-                );
-                &ZEROS
-            },
-            longest_streamed(plan),
-        );
+        // As many as any unit has tensors; zipped, the rest is left.
+        let dense = plan.manifest.dense.iter().map(|shard| shard.tensors.len());
+        let experts = plan.manifest.experts.iter().map(|s| s.tensors.len());
+        let zeros = vec![ZERO; dense.chain(experts).max().unwrap_or_default()];
+        let mut report = Self::new(plan, |_| &zeros, longest_streamed(plan));
         report.summary.bundle_bytes = u64::MAX;
         for tensor in &mut report.tensors {
             tensor.relative_rmse = LONGEST;

@@ -229,13 +229,7 @@ impl Bundle {
             let experts = &manifest.experts[found];
             return Some((&experts.file, experts.extent(expert)?, &experts.tensors, experts.len));
         }
-        // Validated order: embedding, layers, head.
-        let index = match unit {
-            Unit::Embedding => 0,
-            Unit::Layer(layer) => 1 + layer as usize,
-            Unit::Head | Unit::Expert { .. } => manifest.dense.len() - 1,
-        };
-        let shard = manifest.dense.get(index).filter(|s| s.unit == unit)?;
+        let shard = &manifest.dense[manifest.dense_position(unit)?];
         Some((&shard.file, shard.extent(), &shard.tensors, shard.len))
     }
 }

@@ -24,7 +24,8 @@ const MAX_EXPERTS: u32 = 1 << 16;
 const MAX_WIDTH: u32 = 1 << 24;
 
 impl ModelSpec {
-    /// The tensors of a unit, in order of use. None for a unit that the model does not have.
+    /// The tensors of a unit, in order of use. None for a unit that the model does not have, such
+    /// as the parts besides it.
     pub fn tensors(&self, unit: Unit) -> Vec<TensorShape> {
         let (vocab, hidden) = (u64::from(self.vocab_size), u64::from(self.hidden_size));
         let layer = |l: u32| self.layers.get(l as usize);
@@ -45,6 +46,8 @@ impl ModelSpec {
                     list.matrix(Role::LmHead, vocab, hidden);
                 }
             }
+            // What they hold is the checkpoint's matter, not the model's.
+            Unit::Vision | Unit::Mtp | Unit::Indexer => {}
         }
         list.0
     }

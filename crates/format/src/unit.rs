@@ -25,15 +25,41 @@ pub enum Unit {
     },
     /// The final norm, and the head unless it is tied to the embedding.
     Head,
+    /// All tensors of [`Role::Vision`] that a bundle has.
+    Vision,
+    /// All tensors of [`Role::Mtp`] that a bundle has.
+    Mtp,
+    /// All tensors of [`Role::Indexer`] that a bundle has.
+    Indexer,
 }
 
 impl Unit {
+    /// The parts besides the text model, in the order of their shards.
+    pub const PARTS: [Self; 3] = [Self::Vision, Self::Mtp, Self::Indexer];
+
     /// The layer that the unit is part of.
     pub const fn layer(self) -> Option<u32> {
         match self {
             Self::Layer(layer) | Self::Expert { layer, .. } => Some(layer),
-            Self::Embedding | Self::Head => None,
+            _ => None,
         }
+    }
+
+    /// The one role of all tensors of a part besides the text model; none for the text model's units.
+    pub const fn part_role(self) -> Option<Role> {
+        match self {
+            Self::Vision => Some(Role::Vision),
+            Self::Mtp => Some(Role::Mtp),
+            Self::Indexer => Some(Role::Indexer),
+            Self::Embedding | Self::Layer(_) | Self::Expert { .. } | Self::Head => None,
+        }
+    }
+
+    /// The part that a role is of; none for the text model's roles.
+    pub fn of_part(role: Role) -> Option<Self> {
+        Self::PARTS
+            .into_iter()
+            .find(|unit| unit.part_role() == Some(role))
     }
 }
 
@@ -44,6 +70,9 @@ impl std::fmt::Display for Unit {
             Self::Layer(layer) => write!(f, "layer {layer}"),
             Self::Expert { layer, expert } => write!(f, "layer {layer} expert {expert}"),
             Self::Head => f.write_str("head"),
+            Self::Vision => f.write_str("vision"),
+            Self::Mtp => f.write_str("mtp"),
+            Self::Indexer => f.write_str("indexer"),
         }
     }
 }
@@ -116,6 +145,19 @@ impl SourceView {
             ..self.clone()
         }
     }
+}
+
+/// A whole tensor of any rank as a matrix, `[rows, cols]`. A vector or a single value is one row;
+/// three dimensions are matrices one under another, as of experts; more are a convolution, its
+/// outputs by all else. None where rows or columns leave 64 bits.
+pub fn whole_matrix(shape: &[u64]) -> Option<[u64; 2]> {
+    let product = |dims: &[u64]| dims.iter().try_fold(1_u64, |n, dim| n.checked_mul(*dim));
+    let (rows, cols) = match shape {
+        [] | [_] => (&[][..], shape),
+        [rows @ .., _] if shape.len() == 3 => (rows, &shape[2..]),
+        [_, cols @ ..] => (&shape[..1], cols),
+    };
+    Some([product(rows)?, product(cols)?])
 }
 
 impl TensorEntry {

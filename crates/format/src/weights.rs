@@ -93,6 +93,15 @@ impl Weights {
         }
     }
 
+    /// The parts besides the text model, which no runtime reads.
+    pub fn parts(&self) -> Vec<Unit> {
+        match self {
+            Self::Bundle(bundle) => bundle.manifest().parts().iter().map(|s| s.unit).collect(),
+            Self::Checkpoint(weights) => weights.inventory().parts.keys().copied().collect(),
+            Self::Overlay(overlay) => overlay.base.parts(),
+        }
+    }
+
     /// A unit's tensors.
     ///
     /// # Errors

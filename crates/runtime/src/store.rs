@@ -84,7 +84,7 @@ impl Store {
         let wanted = |unit: &Unit| match unit {
             Unit::Layer(layer) => plan.dense_resident[*layer as usize],
             Unit::Expert { .. } => plan.expert_slots >= every,
-            Unit::Embedding | Unit::Head => false,
+            _ => false,
         };
         let mut in_flight = 0;
         for unit in spec.units().filter(wanted) {

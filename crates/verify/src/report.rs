@@ -119,7 +119,7 @@ pub struct TextRecord {
     pub tokens: u64,
 }
 
-/// Bits per weight over all tensors that have at least two dimensions in the checkpoint: scales,
+/// Bits per weight over all tensors of the text model that have at least two dimensions in the checkpoint: scales,
 /// biases and 16-bit leftovers included, compression and padding not. `NaN` of none.
 pub fn bits_per_weight(manifest: &Manifest) -> f64 {
     let (mut bytes, mut weights) = (0, 0);
@@ -132,9 +132,12 @@ pub fn bits_per_weight(manifest: &Manifest) -> f64 {
     bytes as f64 * 8.0 / weights as f64
 }
 
-/// Calls with rows, columns, bytes and source dimensions of every tensor, experts' one by one.
+/// Calls with rows, columns, bytes and source dimensions of every tensor of the text model, experts'
+/// one by one.
 fn each_tensor(manifest: &Manifest, mut call: impl FnMut(u64, u64, u64, usize)) {
-    let dense = manifest.dense.iter().map(|s| (1, &s.tensors));
+    let text = manifest.dense.iter();
+    let text = text.filter(|shard| shard.unit.part_role().is_none());
+    let dense = text.map(|s| (1, &s.tensors));
     let experts = manifest
         .experts
         .iter()

@@ -145,9 +145,15 @@ impl Maker<'_> {
             let (size, blake3) = (bytes.len() as u64, blake3::hash(&bytes).into());
             SourceFile { name: name.clone(), size, blake3 }
         };
-        let ignored = self.inventory.ignored.iter();
-        let ignored =
-            ignored.map(|i| Ignored { tensor: i.tensor.clone(), reason: i.reason.clone() });
+        let parts = self.inventory.parts.values();
+        let parts = parts.flat_map(|part| part.tensors.iter().map(|t| (t, &part.reason)));
+        let left_out = parts.map(|(tensor, reason)| Ignored {
+            tensor: tensor.view.tensor.clone(),
+            role: Some(tensor.role),
+            reason: reason.clone(),
+        });
+        let ignored = self.inventory.ignored.iter().cloned();
+        let ignored = ignored.chain(left_out);
         CheckpointRecord {
             files: self
                 .checkpoint

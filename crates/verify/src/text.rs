@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use shardwright_format::manifest::Ignored;
+
 use crate::divergence::{DP_FRACTIONS, Divergence};
 use crate::fidelity::Fidelity;
 use crate::report::{Report, Verdict};
@@ -89,8 +91,8 @@ impl Display for Fidelity {
         writeln!(f, "{tensors} tensors compared, {weights} weights, {exact} tensors exact")?;
         let (source, ignored) = (self.checkpoint_tensors, self.ignored.len());
         writeln!(f, "{source} tensors in the checkpoint, {ignored} left out")?;
-        for ignored in &self.ignored {
-            writeln!(f, "  {}: {}", ignored.tensor, ignored.reason)?;
+        for line in Ignored::lines(&self.ignored) {
+            writeln!(f, "  {line}")?;
         }
         let hashed = if self.checkpoint_hashed { "hashed" } else { "not hashed, as asked" };
         writeln!(f, "checkpoint files {hashed}\n")?;

@@ -23,10 +23,12 @@ Examples:
   shardwright plan Qwen3-30B-A3B --recipe q3               a built-in one
   shardwright plan Qwen3-30B-A3B --bits 4 --group-size 32  every matrix alike
   shardwright plan Qwen3-30B-A3B --set 'expert.*=q2' --set lm_head=q8
+  shardwright plan Qwen3.5-397B-A17B --set vision=keep --set mtp=q4
   shardwright plan Qwen3-30B-A3B --calibrate calibration.txt --target-bpw 2.6 --save-recipe r.json
 
 Encodings of --set: keep, f32, f16, bf16, q2, q3, q4, q6, q8; with a group size q4g32, and with the
-type of its scales q4g32:bf16; trellis codes t2, t3, t4, with bits of state t3s16. Sizes in the plan are those that `convert` writes, to the byte; with
+type of its scales q4g32:bf16; trellis codes t2, t3, t4, with bits of state t3s16. What is not the text model (roles vision, mtp,
+indexer) is left out and listed unless a rule or --set names its role; leave_out says so. Sizes in the plan are those that `convert` writes, to the byte; with
 `--codec zstd`, which depends on the weights, they are the most that it writes.";
 
 pub const CONVERT: &str = "\
@@ -86,4 +88,7 @@ Examples:
 pub const RECIPES: &str = "\
 Examples:
   shardwright recipes                      the built-in ones
-  shardwright recipes moe-q3 > mine.json   one as a file, to change and give to --recipe";
+  shardwright recipes moe-q3 > mine.json   one as a file, to change and give to --recipe
+
+All are about the text model. What else a checkpoint holds (roles vision, mtp, indexer) is left out
+and listed with the reason; `--set vision=keep`, or a rule that names the role, has it in the bundle.";

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use shardwright_convert::{ExportOptions, PlannedFile, to_hf};
 use shardwright_format::Bundle;
+use shardwright_format::manifest::Ignored;
 use shardwright_verify::{Monitor, integrity};
 
 use crate::args::{ExportArgs, ExportForm, ThreadArgs};
@@ -16,6 +17,9 @@ struct Report {
     checkpoint: String,
     bytes: u64,
     files: Vec<PlannedFile>,
+    /// Tensors that the bundle was made without, and the export is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left_out: Vec<Ignored>,
 }
 
 /// Runs the command.
@@ -31,7 +35,8 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
         ExportForm::Hf => to_hf(&bundle, &args.out, &options)?,
     };
     let bytes = files.iter().map(|file| file.size).sum();
-    let report = Report { checkpoint: args.out.display().to_string(), bytes, files };
+    let left_out = bundle.manifest().checkpoint.ignored.clone();
+    let report = Report { checkpoint: args.out.display().to_string(), bytes, files, left_out };
     output.report(&report, &text(&report))
 }
 
@@ -48,5 +53,9 @@ fn text(report: &Report) -> String {
     for file in &report.files {
         table.row([file.path.clone(), file.size.to_string()]);
     }
-    format!("{}: {}\n\n{table}", report.checkpoint, bytes::disk(report.bytes))
+    let mut out = format!("{}: {}\n\n{table}", report.checkpoint, bytes::disk(report.bytes));
+    let lines = Ignored::lines(&report.left_out);
+    out.extend((!lines.is_empty()).then_some("\n"));
+    out.extend(lines.iter().map(|line| format!("left out: {line}\n")));
+    out
 }

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
-use shardwright_format::arch::Ignored;
 use shardwright_format::checkpoint::gguf;
-use shardwright_format::manifest::{Codec, Manifest};
+use shardwright_format::manifest::{Codec, Ignored, Manifest};
 use shardwright_format::model::{AttentionSpec, Ffn, Mixer, ModelSpec};
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, TensorEntry, Unit};
@@ -21,10 +20,15 @@ use crate::output::{Output, Table};
 struct Report {
     kind: &'static str,
     model_type: String,
+    /// Those of the text model.
     parameters: Parameters,
-    /// Bits per weight of all tensors of two or more dimensions, scales and biases included.
+    /// What else there is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<PartRow>,
+    /// Bits per weight of the text model's tensors of two or more dimensions, scales and biases
+    /// included.
     bits_per_weight: f64,
-    /// Bytes of all tensors, without alignment.
+    /// Bytes of the text model's tensors, without alignment.
     tensor_bytes: u64,
     model: ModelSpec,
     roles: Vec<RoleRow>,
@@ -41,6 +45,18 @@ struct Parameters {
     total: u64,
     /// Those that one token's pass uses: all but the experts it does not visit.
     active: u64,
+}
+
+/// A part besides the text model.
+#[derive(Serialize)]
+struct PartRow {
+    role: Role,
+    parameters: u64,
+    bytes: u64,
+    /// Why a bundle works without it, where this is no bundle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    tensors: Vec<String>,
 }
 
 /// All tensors of one role that are stored alike.
@@ -66,6 +82,8 @@ struct BundlePart {
     alignment: u64,
     codec: Codec,
     files: Vec<FileRow>,
+    /// Tensors of the checkpoint that are not here.
+    left_out: Vec<Ignored>,
     #[serde(skip_serializing_if = "Option::is_none")]
     shards: Option<Vec<ShardRow>>,
 }
@@ -115,13 +133,16 @@ impl Report {
         let mut tensors = list.then(Vec::new);
         let mut parameters = Parameters { total: 0, active: 0 };
         let mut matrices = (0, 0);
-        for unit in spec.units() {
+        let mut tensor_bytes = 0;
+        for unit in spec.units().chain(weights.parts()) {
+            let part = unit.part_role().is_some();
             for tensor in weights.layout(unit)?.tensors.iter() {
                 let row = TensorRow::new(unit, tensor)?;
                 let count = tensor.rows * tensor.cols;
-                parameters.total += count;
-                parameters.active += if visited(spec, unit) { count } else { 0 };
-                if tensor.source.shape.len() > 1 {
+                tensor_bytes += if part { 0 } else { row.bytes };
+                parameters.total += if part { 0 } else { count };
+                parameters.active += if !part && visited(spec, unit) { count } else { 0 };
+                if tensor.source.shape.len() > 1 && !part {
                     matrices = (matrices.0 + row.bytes, matrices.1 + count);
                 }
                 let key = (tensor.role, row.stored.clone());
@@ -135,7 +156,6 @@ impl Report {
                 }
             }
         }
-        let tensor_bytes = census.values().map(|row| row.bytes).sum::<u64>();
         let (kind, checkpoint, bundle) = match weights {
             Weights::Bundle(b) => ("bundle", None, Some(BundlePart::new(b.manifest(), list))),
             Weights::Checkpoint(_) | Weights::Overlay(_) => {
@@ -147,6 +167,7 @@ impl Report {
             model_type: spec.model_type.clone(),
             bits_per_weight: matrices.0 as f64 * 8.0 / matrices.1.max(1) as f64,
             parameters,
+            parts: PartRow::all(weights)?,
             tensor_bytes,
             model: spec.clone(),
             roles: census.into_values().collect(),
@@ -182,7 +203,16 @@ impl Report {
         if active != total {
             let _ = write!(out, ", {} active per token", bytes::count(active));
         }
-        let _ = writeln!(out, "\n  layers           {}", layers(&self.model));
+        out.push('\n');
+        for part in &self.parts {
+            let (role, count, size) = (part.role, part.parameters, bytes::disk(part.bytes));
+            let (count, tensors) = (bytes::count(count), part.tensors.len());
+            let _ = writeln!(
+                out,
+                "  {role:16} {count} parameters beside those, in {tensors} tensors, {size}"
+            );
+        }
+        let _ = writeln!(out, "  layers           {}", layers(&self.model));
         let _ = writeln!(out, "  attention        {}", mixers(&self.model));
         if let Some(experts) = experts(&self.model) {
             let _ = writeln!(out, "  experts          {experts}");
@@ -210,8 +240,15 @@ impl Report {
             table.row([file.path.clone(), file.kind.to_owned(), bytes::disk(file.bytes)]);
         }
         let _ = write!(out, "\n{table}");
-        for ignored in self.checkpoint.iter().flat_map(|c| &c.ignored) {
-            let _ = writeln!(out, "ignored: {}: {}", ignored.tensor, ignored.reason);
+        for line in self
+            .checkpoint
+            .iter()
+            .flat_map(|c| Ignored::lines(&c.ignored))
+        {
+            let _ = writeln!(out, "ignored: {line}");
+        }
+        for line in self.bundle.iter().flat_map(|b| Ignored::lines(&b.left_out)) {
+            let _ = writeln!(out, "left out: {line}");
         }
     }
 }
@@ -297,6 +334,36 @@ fn experts(spec: &ModelSpec) -> Option<String> {
     ))
 }
 
+impl PartRow {
+    fn all(weights: &Weights) -> Result<Vec<Self>, Failure> {
+        let part = |(unit, role): (Unit, Role)| {
+            let layout = weights.layout(unit)?;
+            let found = match weights {
+                Weights::Checkpoint(weights) => weights.inventory().parts.get(&unit),
+                Weights::Bundle(_) | Weights::Overlay(_) => None,
+            };
+            let mut row = Self {
+                role,
+                parameters: 0,
+                bytes: 0,
+                reason: found.map(|part| part.reason.clone()),
+                tensors: Vec::new(),
+            };
+            for tensor in layout.tensors.iter() {
+                row.parameters += tensor.rows * tensor.cols;
+                row.bytes += tensor.byte_len()?;
+                row.tensors.push(tensor.source.tensor.clone());
+            }
+            Ok(row)
+        };
+        let units = weights.parts().into_iter();
+        units
+            .filter_map(|unit| Some((unit, unit.part_role()?)))
+            .map(part)
+            .collect()
+    }
+}
+
 impl CheckpointPart {
     fn new(weights: &Weights) -> Option<Self> {
         let Weights::Checkpoint(weights) = weights else { return None };
@@ -323,6 +390,7 @@ impl BundlePart {
             alignment: manifest.alignment,
             codec: manifest.codec,
             files: manifest.files.iter().map(row).collect(),
+            left_out: manifest.checkpoint.ignored.clone(),
             shards: list.then(|| ShardRow::all(manifest)),
         }
     }

@@ -169,8 +169,13 @@ pub fn notes(plan: &Plan, out: &mut String) {
     for l in &plan.leftovers {
         note(format!("kept wide: {}: {}: {}", l.role, l.encoding, l.reason), 1, l.bytes);
     }
-    for i in &plan.ignored {
+    for i in plan.ignored.iter().filter(|i| i.role.is_none()) {
         note(format!("left out: tensor {}: {}", i.tensor, i.reason), 1, 0);
+    }
+    for l in &plan.left_out {
+        let (tensors, parameters) = (l.tensors, bytes::count(l.parameters));
+        let count = format!("{tensors} tensors, {parameters} parameters, {}", bytes::disk(l.bytes));
+        note(format!("left out: {}: {count}: {}", l.role, l.reason), 1, 0);
     }
     for s in &plan.skipped {
         note(format!("left out: file {}: {}", s.path, s.reason), 1, 0);

@@ -196,7 +196,7 @@ impl Allocation<'_> {
             .ok_or_else(missing)?;
         let mut item = Item { sensitivity, wishes: Vec::new(), choices: Vec::new() };
         for (wish, cost) in wishes {
-            let encoding = wish.resolve(tensor.view.dtype, None);
+            let Some(encoding) = wish.resolve(tensor.view.dtype, None) else { continue };
             // What cannot hold the shape is no choice.
             let Ok(parts) = encoding.parts(tensor.rows, tensor.cols) else { continue };
             item.wishes.push(*wish);

@@ -47,6 +47,12 @@ pub fn convert(run: &mut Run<'_>, corpus: &Corpus) -> Result<Streamed> {
     }
     run.tell_bundle(&weights);
     seen.divergence = streams.divergence(corpus, &weights, threads)?;
+    // No text goes through what is not the text model.
+    let parts = run.plan.manifest.parts().iter();
+    let parts: Vec<_> = parts.map(|shard| shard.unit).collect();
+    if !run.keep(&parts)? {
+        run.make(&parts, &Guides::default())?;
+    }
     Ok(seen)
 }
 

@@ -19,6 +19,8 @@ pub const COPY_BLOCK: u64 = if cfg!(test) { 16 << 10 } else { 1 << 20 };
 pub const ZSTD_LEVEL: i32 = 3;
 /// What names, headers and the ledger's books of one shard take, with its three tensors.
 const SHARD_BOOKS: u64 = 2 << 10;
+/// What the books of a tensor of a part take, and its name and reason if it is left out.
+const TENSOR_BOOKS: u64 = 1 << 10;
 /// What a Zstandard encoder of that level holds.
 const ZSTD_CONTEXT: u64 = 8 << 20;
 /// Program, manifest, tables of names and headers.
@@ -70,12 +72,21 @@ pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
     let blocks = source_bytes / source_block(source_bytes);
     BASE + (tile + record + strided + decode + compress) * threads as u64
         + shards * SHARD_BOOKS
+        + (part_tensors(manifest) + manifest.checkpoint.ignored.len() as u64) * TENSOR_BOOKS
         + blocks * 40
+}
+
+/// Tensors of parts besides the text model: there may be any number of them in a shard.
+fn part_tensors(manifest: &Manifest) -> u64 {
+    let each = manifest.parts().iter().map(|s| s.tensors.len() as u64);
+    each.sum()
 }
 
 /// Bytes of the ledger: a line per shard and a chaining value per block of the source.
 pub fn ledger_bytes(manifest: &Manifest, source_bytes: u64) -> u64 {
     let experts: u64 = manifest.experts.iter().map(|s| s.blake3.len() as u64).sum();
     let shards = manifest.dense.len() as u64 + experts;
-    shards * 1024 + source_bytes.div_ceil(source_block(source_bytes)) * 67
+    shards * 1024
+        + part_tensors(manifest) * 512
+        + source_bytes.div_ceil(source_block(source_bytes)) * 67
 }

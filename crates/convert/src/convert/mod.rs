@@ -458,8 +458,8 @@ fn compute_pool(threads: usize) -> Result<rayon::ThreadPool> {
 /// Large units first, so that no thread is left alone with one at the end.
 fn order(plan: &Plan) -> Vec<Unit> {
     let ends = [Unit::Embedding, Unit::Head];
-    let layers = plan.units().filter(|unit| unit.layer().is_some());
-    ends.into_iter().chain(layers).collect()
+    let others = plan.units().filter(|unit| !ends.contains(unit));
+    ends.into_iter().chain(others).collect()
 }
 
 /// One thread: takes units until there are none left.

@@ -13,8 +13,8 @@ use crate::convert::memory;
 
 /// Sizes of a bundle.
 ///
-/// Bits per weight count the tensors of two or more dimensions, with their scales and biases and
-/// those of them that stay in 16 bits.
+/// Bits per weight count the text model's tensors of two or more dimensions, with their scales and
+/// biases and those of them that stay in 16 bits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Bytes of all files.
@@ -23,7 +23,7 @@ pub struct Summary {
     pub tensor_bytes: u64,
     /// Values in all tensors.
     pub parameters: u64,
-    /// Bits per weight of the whole bundle.
+    /// Bits per weight of the text model.
     pub bits_per_weight: f64,
     /// The same by role, in order of use.
     pub roles: Vec<RoleSummary>,
@@ -104,7 +104,7 @@ pub fn summarize(manifest: &Manifest) -> Summary {
         if !found.encodings.contains(&label) {
             found.encodings.push(label);
         }
-        if tensor.source.shape.len() > 1 {
+        if tensor.source.shape.len() > 1 && !tensor.role.is_extra() {
             matrices = (matrices.0 + bytes, matrices.1 + weights);
         }
     }
@@ -157,15 +157,16 @@ fn experts_per_token(manifest: &Manifest) -> u64 {
 
 fn dense_per_token(manifest: &Manifest) -> u64 {
     let tied = manifest.model.tie_word_embeddings;
-    let shards = manifest
+    let text = manifest
         .dense
         .iter()
-        .map(|shard| match (shard.unit, shard.tensors.first()) {
-            // One row is read, unless the same matrix is the head or must be decompressed whole.
-            (Unit::Embedding, Some(t)) if !tied && manifest.codec == Codec::None => {
-                t.row_len().unwrap_or_default()
-            }
-            _ => shard.stored,
-        });
+        .filter(|shard| shard.unit.part_role().is_none());
+    let shards = text.map(|shard| match (shard.unit, shard.tensors.first()) {
+        // One row is read, unless the same matrix is the head or must be decompressed whole.
+        (Unit::Embedding, Some(t)) if !tied && manifest.codec == Codec::None => {
+            t.row_len().unwrap_or_default()
+        }
+        _ => shard.stored,
+    });
     shards.sum()
 }

@@ -7,7 +7,7 @@ mod resolve;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use shardwright_format::arch::{Inventory, SourceTensor};
+use shardwright_format::arch::{Inventory, Part, SourceTensor};
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::layout::{Unplaced, place_dense, place_expert};
 use shardwright_format::manifest::{
@@ -15,7 +15,7 @@ use shardwright_format::manifest::{
     FORMAT, FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile,
     VERSION,
 };
-use shardwright_format::{FormatError, Unit, UnitLayout};
+use shardwright_format::{FormatError, Role, Unit, UnitLayout};
 use shardwright_quant::Method;
 
 use crate::error::{ConvertError, Result};
@@ -65,6 +65,23 @@ pub struct SkippedFile {
     pub reason: String,
 }
 
+/// A part of the checkpoint that is not the text model, or some of its tensors, as far as the bundle
+/// does not have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftOut {
+    /// Which part.
+    pub role: Role,
+    /// Tensors; [`Plan::ignored`] names them.
+    pub tensors: u64,
+    /// Values in them.
+    pub parameters: u64,
+    /// Bytes that they take in the checkpoint.
+    pub bytes: u64,
+    /// Why a bundle works without them.
+    pub reason: String,
+}
+
 /// What a conversion will do: a pure value, made from headers alone.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
@@ -78,6 +95,9 @@ pub struct Plan {
     pub leftovers: Vec<Leftover>,
     /// Tensors of the checkpoint that are not in the bundle.
     pub ignored: Vec<Ignored>,
+    /// Those of them that are parts besides the text model, counted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
     /// Files of the checkpoint that are not in the bundle.
     pub skipped: Vec<SkippedFile>,
     /// Every file of the bundle, the manifest last.
@@ -135,6 +155,18 @@ impl Plan {
                 _ => dense.push(resolve_dense(&mut resolver, inventory, unit)?),
             }
         }
+        let (mut ignored, mut left_out) = (inventory.ignored.clone(), Vec::new());
+        for (unit, part) in &inventory.parts {
+            let (stored, out) = resolve_part(&mut resolver, *unit, part)?;
+            dense.extend(stored);
+            left_out.extend(LeftOut::of(checkpoint, &out, &part.reason));
+            ignored.extend(out.iter().map(|tensor| Ignored {
+                tensor: tensor.view.tensor.clone(),
+                role: Some(tensor.role),
+                reason: part.reason.clone(),
+            }));
+        }
+        ignored.sort_by(|a, b| a.tensor.cmp(&b.tensor));
         let resolution = resolver.finish()?;
         let (copies, skipped) = copies(checkpoint)?;
         let (dense, dense_methods): (Vec<_>, _) = dense
@@ -150,12 +182,13 @@ impl Plan {
             rules: resolution.rules,
             fallbacks: resolution.fallbacks,
             leftovers: resolution.leftovers,
-            ignored: ignored(inventory),
+            left_out,
             skipped,
             files: Vec::new(),
             summary: Summary::default(),
             cost: Cost::default(),
-            manifest: skeleton(checkpoint, inventory, recipe, options)?,
+            manifest: skeleton(checkpoint, inventory, recipe, options, ignored.clone())?,
+            ignored,
             dense_methods,
             expert_methods,
         };
@@ -211,7 +244,7 @@ impl Plan {
 
     /// Every unit, in the order in which they are converted.
     pub fn units(&self) -> impl Iterator<Item = Unit> + '_ {
-        self.manifest.model.units()
+        self.manifest.units()
     }
 
     /// Bytes of a unit once decompressed; none for a unit that the model does not have.
@@ -244,15 +277,10 @@ impl Plan {
         Some((at, &self.manifest.experts[at]))
     }
 
-    /// A dense shard and its position in the manifest, which lists embedding, layers, head.
+    /// A dense shard and its position in the manifest.
     pub(crate) fn dense_shard(&self, unit: Unit) -> Option<(usize, &DenseShard)> {
-        let at = match unit {
-            Unit::Embedding => 0,
-            Unit::Layer(layer) => 1 + layer as usize,
-            Unit::Head => self.manifest.dense.len() - 1,
-            Unit::Expert { .. } => return None,
-        };
-        self.manifest.dense.get(at).map(|shard| (at, shard))
+        let at = self.manifest.dense_position(unit)?;
+        Some((at, &self.manifest.dense[at]))
     }
 }
 
@@ -276,6 +304,7 @@ fn skeleton(
     inventory: &Inventory,
     recipe: &Recipe,
     options: &PlanOptions,
+    ignored: Vec<Ignored>,
 ) -> Result<Manifest> {
     let files = checkpoint.files().iter();
     let files =
@@ -290,18 +319,12 @@ fn skeleton(
         model: inventory.spec.clone(),
         recipe: serde_json::to_value(recipe)
             .map_err(|e| ConvertError::Plan(format!("recipe `{}`: {e}", recipe.name)))?,
-        checkpoint: CheckpointRecord { files: files.collect(), ignored: ignored(inventory) },
+        checkpoint: CheckpointRecord { files: files.collect(), ignored },
         calibration: options.calibration.clone(),
         files: Vec::new(),
         dense: Vec::new(),
         experts: Vec::new(),
     })
-}
-
-fn ignored(inventory: &Inventory) -> Vec<Ignored> {
-    let each = inventory.ignored.iter();
-    each.map(|i| Ignored { tensor: i.tensor.clone(), reason: i.reason.clone() })
-        .collect()
 }
 
 /// Files copied as they are, and those left out: names that the bundle needs for its own files
@@ -341,6 +364,43 @@ fn resolve_dense(
     let (unplaced, methods) = choose_all(resolver, unit, tensors, 1)?;
     let layout = place_dense(unplaced).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
     Ok(Resolved { unit, layout, methods })
+}
+
+/// A part besides the text model: what of it is stored, if anything, and what is left out.
+fn resolve_part<'a>(
+    resolver: &mut Resolver<'_>,
+    unit: Unit,
+    part: &'a Part,
+) -> Result<(Option<Resolved>, Vec<&'a SourceTensor>)> {
+    let (mut unplaced, mut methods, mut out) = (Vec::new(), Vec::new(), Vec::new());
+    for tensor in &part.tensors {
+        match resolver.choose_part(unit, tensor)? {
+            Some(chosen) => {
+                unplaced.push(chosen.unplaced(tensor));
+                methods.push(chosen.method);
+            }
+            None => out.push(tensor),
+        }
+    }
+    if unplaced.is_empty() {
+        return Ok((None, out));
+    }
+    let layout = place_dense(unplaced).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
+    Ok((Some(Resolved { unit, layout, methods }), out))
+}
+
+impl LeftOut {
+    /// These tensors of one part counted; none of none.
+    fn of(checkpoint: &Checkpoint, tensors: &[&SourceTensor], reason: &str) -> Option<Self> {
+        let role = tensors.first()?.role;
+        Some(Self {
+            role,
+            tensors: tensors.len() as u64,
+            parameters: tensors.iter().map(|t| t.rows * t.cols).sum(),
+            bytes: tensors.iter().map(|t| checkpoint.stored_len(&t.view)).sum(),
+            reason: reason.to_owned(),
+        })
+    }
 }
 
 /// All experts of a layer at once: they differ in their sources alone.

@@ -7,7 +7,7 @@ use shardwright_format::{Role, Unit};
 use shardwright_quant::{Encoding, EncodingError, Float, Method};
 
 use crate::error::{ConvertError, Result};
-use crate::recipe::{Fallback, Recipe, Rule, Wish};
+use crate::recipe::{Fallback, Recipe, Roles, Rule, Wish};
 
 /// A rule and what it matched.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -107,18 +107,54 @@ impl<'a> Resolver<'a> {
         Self { recipe, layers, calibrated, resolution }
     }
 
-    /// Decides for a tensor, or for the tensors that `count` experts of a layer have alike.
+    /// Decides for a tensor of the text model, or for the tensors that `count` experts of a layer
+    /// have alike.
     pub fn choose(&mut self, unit: Unit, tensor: &SourceTensor, count: u32) -> Result<Chosen> {
+        let name = || tensor.view.of_expert(0).tensor;
+        let Some(at) = self.rule_for(unit, tensor, count)? else {
+            return Err(self.refuse(format!(
+                "no rule matches tensor `{}` ({})",
+                name(),
+                tensor.role
+            )));
+        };
+        self.apply(at, tensor, count)?.ok_or_else(|| {
+            let label = describe(at, &self.recipe.rules[at]);
+            self.refuse(format!(
+                "rule {label} leaves out tensor `{}` ({}), which the text model needs; only vision, \
+                 mtp and indexer can be left out",
+                name(),
+                tensor.role
+            ))
+        })
+    }
+
+    /// Decides for a tensor that is not the text model's: none where it is left out, as it is
+    /// unless a rule names its role.
+    pub fn choose_part(&mut self, unit: Unit, tensor: &SourceTensor) -> Result<Option<Chosen>> {
+        match self.rule_for(unit, tensor, 1)? {
+            Some(at) => self.apply(at, tensor, 1),
+            None => Ok(None),
+        }
+    }
+
+    /// What rule `at` makes of `count` tensors alike; none where it leaves them out.
+    fn apply(&mut self, at: usize, tensor: &SourceTensor, count: u32) -> Result<Option<Chosen>> {
         let view = &tensor.view;
-        let at = self.rule_for(unit, tensor, count)?;
         let rule = &self.recipe.rules[at];
         // All experts' vectors may lie in one tensor.
         let vector = view.shape.len() < 2 || (tensor.rows == 1 && tensor.role.is_expert());
         let encoding = match rule.encoding {
-            wish if vector && wish.is_codes() => view.dtype.into(),
+            wish if vector && wish.is_codes() => Some(view.dtype.into()),
             wish => wish.resolve(view.dtype, self.recipe.scale_dtype),
         };
         let count = u64::from(count);
+        let Some(encoding) = encoding else {
+            let found = &mut self.resolution.rules[at];
+            found.tensors += count;
+            found.weights += count * tensor.rows * tensor.cols;
+            return Ok(None);
+        };
         let encoding = match encoding.parts(tensor.rows, tensor.cols) {
             Err(EncodingError::Columns { group_size, cols }) => {
                 let reason = format!("group size {group_size} does not divide {cols} columns");
@@ -131,7 +167,10 @@ impl<'a> Resolver<'a> {
             _ => encoding,
         };
         self.count(at, tensor, encoding, count)?;
-        let method = method_of(rule, self.calibrated);
+        let method = match method_of(rule, self.calibrated) {
+            method if tensor.role.is_extra() => unguided(method),
+            method => method,
+        };
         let needs = matches!(method, Method::Importance | Method::Gptq);
         if needs && !self.calibrated && encoding.float().is_none() {
             let (label, name) = (describe(at, rule), method.name());
@@ -140,11 +179,11 @@ impl<'a> Resolver<'a> {
                  --statistics FILE"
             )));
         }
-        Ok(Chosen { encoding, method })
+        Ok(Some(Chosen { encoding, method }))
     }
 
-    /// The first rule that matches, the same for all `count` tensors.
-    fn rule_for(&self, unit: Unit, tensor: &SourceTensor, count: u32) -> Result<usize> {
+    /// The first rule that matches, the same for all `count` tensors, if any does.
+    fn rule_for(&self, unit: Unit, tensor: &SourceTensor, count: u32) -> Result<Option<usize>> {
         for (at, rule) in self.recipe.rules.iter().enumerate() {
             if !rule.matches.holds(tensor.role, unit.layer(), self.layers) {
                 continue;
@@ -155,7 +194,7 @@ impl<'a> Resolver<'a> {
                 Some(_) => (0..count).filter(holds).count() as u32,
             };
             if held == count {
-                return Ok(at);
+                return Ok(Some(at));
             }
             if held > 0 {
                 let (label, missed) = (describe(at, rule), count - held);
@@ -166,15 +205,15 @@ impl<'a> Resolver<'a> {
                 )));
             }
         }
-        let name = tensor.view.of_expert(0).tensor;
-        Err(self.refuse(format!("no rule matches tensor `{name}` ({})", tensor.role)))
+        Ok(None)
     }
 
     fn refuse(&self, detail: impl std::fmt::Display) -> ConvertError {
         ConvertError::Plan(format!("recipe `{}`: {detail}", self.recipe.name))
     }
 
-    /// The first fallback of a rule that can hold the tensor.
+    /// The first fallback of a rule that can hold the tensor. What is not the text model has all
+    /// kinds of shapes, and is kept as it is where none can.
     fn fall_back(
         &mut self,
         at: usize,
@@ -192,7 +231,8 @@ impl<'a> Resolver<'a> {
             wish.resolve(view.dtype, self.recipe.scale_dtype)
         });
         let fits = |e: &Encoding| e.parts(tensor.rows, tensor.cols).is_ok();
-        let Some(encoding) = encodings.into_iter().find(fits) else {
+        let kept = tensor.role.is_extra().then(|| view.dtype.into());
+        let Some(encoding) = encodings.flatten().find(fits).or(kept) else {
             let why =
                 if rule.fallback.is_empty() { "names no fallback" } else { "names none that does" };
             return Err(self.refuse(format!(
@@ -247,7 +287,9 @@ impl<'a> Resolver<'a> {
         match rule.encoding {
             Wish::Keep => format!("rule {label} keeps it"),
             Wish::Float(_) => format!("rule {label} asks for {}", float.name()),
-            Wish::Affine { .. } | Wish::Trellis(_) => format!("fallback of rule {label}"),
+            Wish::LeaveOut | Wish::Affine { .. } | Wish::Trellis(_) => {
+                format!("fallback of rule {label}")
+            }
         }
     }
 
@@ -272,7 +314,17 @@ impl<'a> Resolver<'a> {
 /// How a rule's codes are chosen: as it says, else as well as can be.
 fn method_of(rule: &Rule, calibrated: bool) -> Method {
     let best = if calibrated { Method::Gptq } else { Method::Search };
-    rule.method.unwrap_or(best)
+    let method = rule.method.unwrap_or(best);
+    let only_extras = rule.matches.role.as_ref().is_some_and(Roles::only_extras);
+    if only_extras { unguided(method) } else { method }
+}
+
+/// The best that `method` can be without knowing inputs, as those of what no text goes through.
+const fn unguided(method: Method) -> Method {
+    match method {
+        Method::Importance | Method::Gptq => Method::Search,
+        Method::MinMax | Method::Search => method,
+    }
 }
 
 /// A rule's position, from 1, and what it is about.

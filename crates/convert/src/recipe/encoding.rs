@@ -13,16 +13,20 @@ use shardwright_quant::{Affine, Encoding, Float, Trellis};
 const DEFAULT_GROUP_SIZE: u16 = 64;
 /// State width of a trellis where text names none.
 const DEFAULT_STATE_BITS: u8 = 12;
+/// What recipes call [`Wish::LeaveOut`].
+const LEAVE_OUT: &str = "leave_out";
 
 /// How a recipe wants a tensor stored.
 ///
-/// In text `keep`, `f16`, `bf16`, `f32`, `q4`, `q4g32`, `q4g32:bf16`, `t3`, `t3s16`; in recipes also
+/// In text `keep`, `leave_out`, `f16`, `bf16`, `f32`, `q4`, `q4g32`, `q4g32:bf16`, `t3`, `t3s16`; in recipes also
 /// `{"bits": 4, "group_size": 32, "scale_dtype": "bf16"}` for affine codes and
 /// `{"bits": 3, "state_bits": 16}` for those of a trellis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
     /// In the source's type.
     Keep,
+    /// Not at all: only for what is not the text model.
+    LeaveOut,
     /// In a float type.
     Float(Float),
     /// In grouped affine codes.
@@ -57,9 +61,11 @@ impl Wish {
         Ok(Self::Affine { bits, group_size, scale_dtype })
     }
 
-    /// The encoding for a source of type `source`, where the recipe's own scale type is `scale`.
-    pub fn resolve(self, source: Float, scale: Option<Float>) -> Encoding {
-        match self {
+    /// The encoding for a source of type `source`, where the recipe's own scale type is `scale`;
+    /// none for what is left out.
+    pub fn resolve(self, source: Float, scale: Option<Float>) -> Option<Encoding> {
+        Some(match self {
+            Self::LeaveOut => return None,
             Self::Keep => source.into(),
             Self::Float(float) => float.into(),
             Self::Affine { bits, group_size, scale_dtype } => {
@@ -71,7 +77,7 @@ impl Wish {
                 Affine::new(bits, group_size, dtype).map_or(source.into(), Encoding::Affine)
             }
             Self::Trellis(trellis) => Encoding::Trellis(trellis),
-        }
+        })
     }
 
     /// Affine codes of another group size.
@@ -89,6 +95,7 @@ impl fmt::Display for Wish {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Keep => f.write_str("keep"),
+            Self::LeaveOut => f.write_str(LEAVE_OUT),
             Self::Float(float) => f.write_str(float.name()),
             Self::Affine { bits, group_size, scale_dtype: None } => {
                 write!(f, "q{bits}g{group_size}")
@@ -108,12 +115,16 @@ impl FromStr for Wish {
         if text == "keep" {
             return Ok(Self::Keep);
         }
+        if text == LEAVE_OUT {
+            return Ok(Self::LeaveOut);
+        }
         if let Some(float) = float(text) {
             return Ok(Self::Float(float));
         }
         let wrong = || {
             format!(
-                "encoding: expected keep, f16, bf16, f32 or like q4g64 or t3s12, found `{text}`"
+                "encoding: expected keep, f16, bf16, f32 or like q4g64 or t3s12 (leave_out for what \
+                 is not the text model), found `{text}`"
             )
         };
         let number = |text: &str| text.parse().map_err(|_| wrong());
@@ -178,7 +189,7 @@ impl RawCodes {
 impl Serialize for Wish {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::Keep | Self::Float(_) => serializer.collect_str(self),
+            Self::Keep | Self::LeaveOut | Self::Float(_) => serializer.collect_str(self),
             Self::Affine { bits, group_size, scale_dtype } => {
                 let fields = 2 + usize::from(scale_dtype.is_some());
                 let mut map = serializer.serialize_struct("Affine", fields)?;
@@ -203,8 +214,8 @@ impl<'de> Deserialize<'de> for Wish {
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(
-                    "an encoding: keep, f16, bf16, f32, q4g64, t3s12, or its bits and group_size \
-                     or state_bits",
+                    "an encoding: keep, leave_out, f16, bf16, f32, q4g64, t3s12, or its bits and \
+                     group_size or state_bits",
                 )
             }
 
@@ -262,7 +273,10 @@ impl<'de> Deserialize<'de> for Fallback {
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Fallback, E> {
-                let wish = text.parse().map(Fallback::Other);
+                let wish = text.parse().and_then(|wish| match wish {
+                    Wish::LeaveOut => Err("what a rule wants stored is not left out".to_owned()),
+                    wish => Ok(Fallback::Other(wish)),
+                });
                 wish.map_err(|wrong: String| E::custom(format!("fallback: {wrong}")))
             }
         }

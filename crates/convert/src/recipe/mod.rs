@@ -60,7 +60,9 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Match {
-    /// What the tensor is for: names with `*`, one or a list.
+    /// What the tensor is for: names with `*`, one or a list. A rule without is about the text
+    /// model: what is not part of it (`vision`, `mtp`, `indexer`) is only meant where its role is
+    /// named, and left out where no rule names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Roles>,
     /// Layers: `3`, `0..4` (the end not included), `first 2`, `last 2`, one or a list. Embedding
@@ -79,7 +81,11 @@ impl Match {
 
     /// Whether role and layer hold, of `layers` in all.
     pub fn holds(&self, role: Role, layer: Option<u32>, layers: u32) -> bool {
-        self.role.as_ref().is_none_or(|roles| roles.contains(role))
+        let meant = self
+            .role
+            .as_ref()
+            .map_or(!role.is_extra(), |roles| roles.contains(role));
+        meant
             && self
                 .layer
                 .as_ref()
@@ -281,7 +287,8 @@ mod tests {
             ),
             (
                 r#"{"name":"x","rules":[{"encoding":"int4"}]}"#,
-                "encoding: expected keep, f16, bf16, f32 or like q4g64 or t3s12, found `int4`",
+                "encoding: expected keep, f16, bf16, f32 or like q4g64 or t3s12 (leave_out for \
+                 what is not the text model), found `int4`",
             ),
             (r#"{"name":"x","rules":[{"encoding":{"bits":4}}]}"#, "missing field `group_size`"),
             (
@@ -290,7 +297,8 @@ mod tests {
             ),
             (
                 r#"{"name":"x","rules":[{"encoding":"t3s"}]}"#,
-                "encoding: expected keep, f16, bf16, f32 or like q4g64 or t3s12, found `t3s`",
+                "encoding: expected keep, f16, bf16, f32 or like q4g64 or t3s12 (leave_out for \
+                 what is not the text model), found `t3s`",
             ),
             (
                 r#"{"name":"x","rules":[{"encoding":{"bits":3,"state_bits":11}}]}"#,
@@ -299,6 +307,10 @@ mod tests {
             (
                 r#"{"name":"x","rules":[{"encoding":{"bits":3,"state_bits":12,"group_size":64}}]}"#,
                 "a trellis has bits and state_bits and no other field",
+            ),
+            (
+                r#"{"name":"x","rules":[{"encoding":"t3","fallback":["leave_out"]}]}"#,
+                "fallback: what a rule wants stored is not left out",
             ),
             (
                 r#"{"name":"x","rules":[{"encoding":"t3","fallback":["q5"]}]}"#,

@@ -88,6 +88,11 @@ impl Roles {
         self.roles.contains(&role)
     }
 
+    /// Whether all of them are other than the text model's.
+    pub(crate) fn only_extras(&self) -> bool {
+        self.roles.iter().all(|role| role.is_extra())
+    }
+
     /// Whether the two sets meet.
     pub(crate) fn shares_any(&self, other: &Self) -> bool {
         other.roles.iter().any(|role| self.contains(*role))

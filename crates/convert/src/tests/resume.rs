@@ -33,10 +33,15 @@ fn interrupt(case: &Case, out: &Path, count: usize) {
 
 #[test]
 fn a_cancelled_conversion_ends_like_one_that_was_not() {
-    for codec in [Codec::None, Codec::Zstd] {
+    let parts = ["vision=keep".to_owned(), "mtp=q4g32".to_owned()];
+    for (name, sets, codec) in [
+        ("golden/qwen3_moe-fused", &[][..], Codec::None),
+        ("golden/qwen3_moe-fused", &[], Codec::Zstd),
+        ("golden/qwen3_5_moe", &parts, Codec::None),
+    ] {
         let options = PlanOptions { codec, ..PlanOptions::default() };
-        let recipe = Recipe::builtin("q4").unwrap();
-        let case = Case::new(&fixture("golden/qwen3_moe-fused"), &recipe, options).unwrap();
+        let recipe = Recipe::builtin("q4").unwrap().with_overrides(sets).unwrap();
+        let case = Case::new(&fixture(name), &recipe, options).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let whole = dir.path().join("whole");
         case.convert(&whole, 2).unwrap();

@@ -6,13 +6,14 @@ use std::collections::btree_map::Entry;
 
 use super::Arch;
 use super::fused::Fused;
-use super::table::{EXPERT, LAYER, Target, unit_of};
+use super::table::{EXPERT, ExtraRow, LAYER, Target, unit_of};
 use crate::TensorShape;
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::{FormatError, Result};
+use crate::manifest::Ignored;
 use crate::model::ModelSpec;
 use crate::role::Role;
-use crate::unit::{SourceView, Unit};
+use crate::unit::{SourceView, Unit, whole_matrix};
 
 /// One tensor of the model and where its values lie. A vector is one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,15 +28,12 @@ pub struct SourceTensor {
     pub view: SourceView,
 }
 
-/// A tensor of the checkpoint that the model does not use.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Ignored {
-    /// Its name.
-    pub tensor: String,
-    /// What it is for, if it is part of something else than the text model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub role: Option<Role>,
-    /// Why.
+/// A part of the checkpoint that is not the text model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its tensors, each whole, in the order of their names.
+    pub tensors: Vec<SourceTensor>,
+    /// Why a bundle works without them.
     pub reason: String,
 }
 
@@ -46,6 +44,8 @@ pub struct Inventory {
     pub spec: ModelSpec,
     /// The tensors of each unit, in the order of [`Role`].
     pub units: BTreeMap<Unit, Vec<SourceTensor>>,
+    /// What is not the text model, by the unit that would hold it.
+    pub parts: BTreeMap<Unit, Part>,
     /// Tensors without a use, sorted by name.
     pub ignored: Vec<Ignored>,
     /// Per layer, one view for all its experts: see [`SourceView`].
@@ -90,6 +90,7 @@ struct Matching<'a> {
     arch: &'a Arch,
     spec: ModelSpec,
     claims: BTreeMap<(Unit, Role), Claim>,
+    parts: BTreeMap<Unit, Part>,
     ignored: Vec<Ignored>,
     /// A stored head of a model whose head is tied to its embedding.
     tied_head: Option<String>,
@@ -98,12 +99,17 @@ struct Matching<'a> {
 impl<'a> Matching<'a> {
     fn new(checkpoint: &'a Checkpoint, arch: &'a Arch) -> Result<Self> {
         let spec = arch.spec(checkpoint)?;
-        let (claims, ignored) = (BTreeMap::new(), spare(checkpoint));
-        let mut matching = Self { checkpoint, arch, spec, claims, ignored, tied_head: None };
+        let (claims, parts, ignored) = (BTreeMap::new(), BTreeMap::new(), spare(checkpoint));
+        let mut matching = Self { checkpoint, arch, spec, claims, parts, ignored, tied_head: None };
         let mut fused: BTreeMap<(u32, bool), Vec<Fused<'a>>> = BTreeMap::new();
         let beyond = arch.beyond(checkpoint)?;
         for (name, info) in checkpoint.tensors() {
-            if matching.passes(name, &beyond) {
+            if let Some(row) = matching.extra(name, &beyond) {
+                let taken = matching.take_part(name, info, row);
+                taken.map_err(|detail| matching.refused(name, info, detail))?;
+                continue;
+            }
+            if matching.passes(name) {
                 continue;
             }
             let (pattern, [layer, expert]) = split(&arch.table.plain(name));
@@ -131,17 +137,20 @@ impl<'a> Matching<'a> {
         Ok(matching)
     }
 
-    /// Whether the model needs no such tensor; if so it is listed with the reason.
-    fn passes(&mut self, name: &str, beyond: &[u32]) -> bool {
+    /// The row of a tensor that is not the text model's.
+    fn extra(&self, name: &str, beyond: &[u32]) -> Option<&'a ExtraRow> {
         let table = &self.arch.table;
         let (pattern, [layer, _]) = split(&table.plain(name));
         let count = self.spec.layers.len() as u32;
         let past =
             (pattern.as_deref().is_some_and(in_layer) && layer >= count).then(|| layer - count);
-        if let Some(extra) = table.extra(name, past, beyond) {
-            self.ignore(name, Some(extra.role), &extra.reason);
-            return true;
-        }
+        table.extra(name, past, beyond)
+    }
+
+    /// Whether the model needs no such tensor; if so it is listed with the reason.
+    fn passes(&mut self, name: &str) -> bool {
+        let table = &self.arch.table;
+        let (pattern, _) = split(&table.plain(name));
         let target = pattern.and_then(|pattern| table.targets.get(&pattern));
         let Some(Target::Ignored(reason)) = target else { return false };
         self.ignore(name, None, reason);
@@ -151,7 +160,12 @@ impl<'a> Matching<'a> {
     /// Lets pass what is neither a float nor decoded, if the model does not use it.
     fn pass_undecoded(&mut self, beyond: &[u32]) -> Result<()> {
         for (name, stored) in self.checkpoint.undecoded() {
-            if self.passes(name, beyond) {
+            if let Some(row) = self.extra(name, beyond) {
+                let reason = format!("its {} values are no weights", stored.dtype);
+                self.ignore(name, Some(row.role), &reason);
+                continue;
+            }
+            if self.passes(name) {
                 continue;
             }
             let path = self.checkpoint.files()[stored.file].file.path();
@@ -175,6 +189,33 @@ impl<'a> Matching<'a> {
     fn ignore(&mut self, tensor: &str, role: Option<Role>, reason: &str) {
         self.ignored
             .push(Ignored { tensor: tensor.to_owned(), role, reason: reason.to_owned() });
+    }
+
+    /// Takes in a tensor that is not the text model's.
+    fn take_part(&mut self, name: &str, info: &TensorInfo, row: &ExtraRow) -> Result<(), String> {
+        let role = row.role;
+        let unit =
+            Unit::of_part(role).ok_or_else(|| format!("{role} is part of the text model"))?;
+        if info.values() == 0 {
+            self.ignore(name, Some(role), "it holds no values");
+            return Ok(());
+        }
+        let [rows, cols] = whole_matrix(&info.shape)
+            .ok_or_else(|| format!("shape {:?}: its columns leave 64 bits", info.shape))?;
+        let view = SourceView {
+            tensor: name.to_owned(),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            start: 0,
+            row_stride: cols,
+            col_stride: 1,
+            expert_stride: 0,
+            decoder: info.decoder.clone(),
+        };
+        let empty = || Part { tensors: Vec::new(), reason: row.reason.clone() };
+        let part = self.parts.entry(unit).or_insert_with(empty);
+        part.tensors.push(SourceTensor { role, rows, cols, view });
+        Ok(())
     }
 
     /// Takes in a tensor that holds one role's matrix and nothing else.
@@ -284,7 +325,8 @@ impl<'a> Matching<'a> {
             }
             units.insert(unit, tensors);
         }
-        Ok(Inventory { spec: self.spec, units, ignored: self.ignored, experts })
+        let Self { spec, parts, ignored, .. } = self;
+        Ok(Inventory { spec, units, parts, ignored, experts })
     }
 
     /// Keeps expert 0's template; refuses another expert's that differs from it.

@@ -11,6 +11,7 @@
 //! | `attention`, `latent`, `delta_net`, `mlp`, `moe` | options of the blocks, fixed or by the name of a parameter |
 //! | `tensors` | role: the tensor's name or alternatives, with `{layer}` and `{expert}` |
 //! | `fused` | tensors that hold several roles one after the other, for all experts at once |
+//! | `extras` | tensors that are not the text model's: their `role`, by `beginnings` of names, by what names are `containing`, or by `layers` beyond the last, and why a bundle works without them |
 //! | `ignored` | names of tensors that no runtime needs, and why |
 
 mod config;
@@ -31,7 +32,7 @@ use crate::error::{FormatError, Result};
 use table::Table;
 
 pub(crate) use inventory::split as split_name;
-pub use inventory::{Ignored, Inventory, SourceTensor};
+pub use inventory::{Inventory, Part, SourceTensor};
 pub(crate) use table::{EXPERT, LAYER};
 
 macro_rules! builtin {

@@ -328,6 +328,9 @@ pub(super) struct ExtraRow {
     /// Beginnings of their names.
     #[serde(default)]
     pub(super) beginnings: Vec<String>,
+    /// What their names contain, for those inside the text model's layers.
+    #[serde(default)]
+    pub(super) containing: Vec<String>,
     /// Parameter with the number of layers beyond `num_hidden_layers` that are theirs.
     pub(super) layers: Option<String>,
     /// Why a bundle works without them.
@@ -422,6 +425,7 @@ impl Table {
             table.add_role(&role, &names)?;
         }
         table.add_fused()?;
+        table.check_extras()?;
         for (name, reason) in raw.ignored {
             table.add_target(&name, Target::Ignored(reason))?;
         }
@@ -434,13 +438,28 @@ impl Table {
         Ok(table)
     }
 
+    /// Each part has one row, which gives it a role of its own.
+    fn check_extras(&self) -> Result<(), String> {
+        for (at, ExtraRow { role, .. }) in self.extras.iter().enumerate() {
+            if !role.is_extra() {
+                return Err(format!("extras: expected role vision, mtp or indexer, found {role}"));
+            }
+            if self.extras[..at].iter().any(|row| row.role == *role) {
+                return Err(format!("extras: expected one row for {role}, found two"));
+            }
+        }
+        Ok(())
+    }
+
     /// The part besides the text model that a tensor is of, if it is. `past` counts layers from
     /// the first that the text model does not have, `beyond` those that each row says there are.
     pub(super) fn extra(&self, name: &str, past: Option<u32>, beyond: &[u32]) -> Option<&ExtraRow> {
         let mut rows = self.extras.iter().zip(beyond);
-        let begins = |row: &ExtraRow| row.beginnings.iter().any(|b| name.starts_with(b));
-        let found =
-            rows.find(|(row, count)| begins(row) || past.is_some_and(|past| past < **count));
+        let named = |row: &ExtraRow| {
+            row.beginnings.iter().any(|b| name.starts_with(b))
+                || row.containing.iter().any(|c| name.contains(c))
+        };
+        let found = rows.find(|(row, count)| named(row) || past.is_some_and(|past| past < **count));
         found.map(|(row, _)| row)
     }
 

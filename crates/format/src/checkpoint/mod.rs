@@ -22,6 +22,7 @@ use shardwright_quant::Float;
 use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, INDEX_LIMIT, ReadFile, read_limited, read_required};
+use crate::unit::SourceView;
 use index::Index;
 
 pub use decode::Fetch;
@@ -190,6 +191,15 @@ impl Checkpoint {
     /// Every tensor by name as the files hold it.
     pub const fn stored(&self) -> &BTreeMap<String, StoredTensor> {
         &self.stored
+    }
+
+    /// Bytes that the tensor of a view takes in the checkpoint's files, all parts of a quantized one
+    /// together; 0 for one that it does not hold.
+    pub fn stored_len(&self, view: &SourceView) -> u64 {
+        let parts = view.decoder.as_ref().map(Decoder::parts);
+        let parts = parts.unwrap_or_else(|| vec![view.tensor.as_str()]);
+        let stored = parts.into_iter().filter_map(|part| self.stored.get(part));
+        stored.map(|stored| stored.len).sum()
     }
 
     /// Stored tensors that are neither weights nor parts of any: integers that no scheme reads.

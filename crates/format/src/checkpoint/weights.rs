@@ -79,7 +79,9 @@ impl CheckpointWeights {
     }
 
     fn sources(&self, unit: Unit) -> Result<&[SourceTensor]> {
-        let sources = self.inventory.units.get(&unit).map(Vec::as_slice);
+        let text = self.inventory.units.get(&unit);
+        let sources = text.or_else(|| self.inventory.parts.get(&unit).map(|part| &part.tensors));
+        let sources = sources.map(Vec::as_slice);
         sources.ok_or_else(|| self.refused(unit, "the model has no such unit"))
     }
 

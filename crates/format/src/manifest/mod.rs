@@ -7,6 +7,7 @@ mod calibration;
 mod tests;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{FormatError, Result};
 use crate::model::ModelSpec;
+use crate::role::Role;
 use crate::unit::{TensorEntry, Unit};
 pub use calibration::{Calibration, LineHashes, MAX_CALIBRATION_LINES, SharedLines};
 
@@ -114,7 +116,8 @@ pub struct Manifest {
     pub calibration: Option<Calibration>,
     /// Every file of the bundle but the manifest, sorted by path.
     pub files: Vec<FileEntry>,
-    /// Dense shards: embedding, layers in order, head.
+    /// Dense shards: embedding, layers in order, head; then parts besides the text model, where the
+    /// bundle has any, in the order of [`Unit::PARTS`].
     pub dense: Vec<DenseShard>,
     /// Experts, one entry per sparse layer, in order.
     pub experts: Vec<ExpertShards>,
@@ -148,8 +151,29 @@ pub struct SourceFile {
 pub struct Ignored {
     /// Its name.
     pub tensor: String,
+    /// What it is for, if it is part of something else than the text model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
     /// Why it is left out.
     pub reason: String,
+}
+
+impl Ignored {
+    /// What is left out, in lines: each tensor in its own, but those of a part besides the text model
+    /// together.
+    pub fn lines(ignored: &[Self]) -> Vec<String> {
+        let mut parts = BTreeMap::<(Role, &str), usize>::new();
+        let mut lines = Vec::new();
+        for Self { tensor, role, reason } in ignored {
+            match role {
+                Some(role) => *parts.entry((*role, reason)).or_default() += 1,
+                None => lines.push(format!("{tensor}: {reason}")),
+            }
+        }
+        let line = |((role, reason), count)| format!("{role}: {count} tensors: {reason}");
+        lines.extend(parts.into_iter().map(line));
+        lines
+    }
 }
 
 /// A file of the bundle.
@@ -265,6 +289,39 @@ impl DenseShard {
 const PREFIX: &str = "{\n  \"blake3\": \"";
 
 impl Manifest {
+    /// The shards of parts besides the text model.
+    pub fn parts(&self) -> &[DenseShard] {
+        self.dense
+            .get(self.model.layers.len() + 2..)
+            .unwrap_or_default()
+    }
+
+    /// Every unit in order: those of the text model, then the parts besides it.
+    pub fn units(&self) -> impl Iterator<Item = Unit> + '_ {
+        self.model
+            .units()
+            .chain(self.parts().iter().map(|shard| shard.unit))
+    }
+
+    /// The position in `dense` of a unit's shard; none for experts and for what the bundle does not
+    /// have.
+    pub fn dense_position(&self, unit: Unit) -> Option<usize> {
+        let last = self.model.layers.len() + 1;
+        let at = match unit {
+            Unit::Embedding => 0,
+            Unit::Layer(layer) => 1 + layer as usize,
+            Unit::Head => last,
+            Unit::Expert { .. } => return None,
+            Unit::Vision | Unit::Mtp | Unit::Indexer => {
+                last + 1 + self.parts().iter().position(|shard| shard.unit == unit)?
+            }
+        };
+        self.dense
+            .get(at)
+            .filter(|shard| shard.unit == unit)
+            .map(|_| at)
+    }
+
     /// The bytes of `manifest.json`, the manifest's own hash filled in.
     ///
     /// The length does not depend on any hash, so a plan knows it before the first one.

@@ -3,7 +3,7 @@
 //! What it accepts cannot make a reader leave the directory, overlap two shards, or find another
 //! shape than the model's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ALIGNMENTS, Calibration, Codec, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind,
@@ -11,7 +11,8 @@ use super::{
 };
 use crate::io::stays_inside;
 use crate::layout::{Unplaced, place_dense, place_expert};
-use crate::unit::{TensorEntry, Unit, UnitLayout};
+use crate::role::Role;
+use crate::unit::{TensorEntry, Unit, UnitLayout, whole_matrix};
 
 type Check = Result<(), String>;
 
@@ -35,6 +36,7 @@ impl Manifest {
         let files = self.check_files()?;
         self.check_dense_units()?;
         self.check_sparse_layers()?;
+        self.check_left_out()?;
         let mut claims = Claims::default();
         for shard in &self.dense {
             self.check_dense(shard, &mut claims)?;
@@ -68,10 +70,49 @@ impl Manifest {
         let expected = std::iter::once(Unit::Embedding)
             .chain((0..layers).map(Unit::Layer))
             .chain([Unit::Head]);
-        expect("dense: shards", &(layers as usize + 2), &self.dense.len())?;
+        let fewest = layers as usize + 2;
+        if self.dense.len() < fewest {
+            expect("dense: shards", &fewest, &self.dense.len())?;
+        }
         for (unit, shard) in expected.zip(&self.dense) {
             if unit != shard.unit {
                 return Err(format!("dense: expected {unit}, found {}", shard.unit));
+            }
+        }
+        let mut free = Unit::PARTS.into_iter();
+        match self
+            .parts()
+            .iter()
+            .find(|s| !free.any(|unit| unit == s.unit))
+        {
+            None => Ok(()),
+            Some(shard) => Err(format!(
+                "dense: expected vision, mtp and indexer after the head, each at most once and in \
+                 this order, found {}",
+                shard.unit
+            )),
+        }
+    }
+
+    /// Nothing of the text model is left out for its role, and nothing that a part holds.
+    fn check_left_out(&self) -> Check {
+        let parts = self.parts().iter().flat_map(|shard| shard.tensors.iter());
+        let stored: BTreeSet<_> = parts.map(|entry| entry.source.tensor.as_str()).collect();
+        for ignored in &self.checkpoint.ignored {
+            let tensor = &ignored.tensor;
+            match ignored.role {
+                Some(role) if !role.is_extra() => {
+                    return Err(format!(
+                        "checkpoint: ignored: `{tensor}`: expected role vision, mtp or indexer, \
+                         found {role}"
+                    ));
+                }
+                _ if stored.contains(tensor.as_str()) => {
+                    return Err(format!(
+                        "checkpoint: ignored: `{tensor}`: expected a tensor that no shard holds"
+                    ));
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -127,20 +168,12 @@ impl Manifest {
         }
     }
 
-    /// The tensors must be the model's, in order of use, each where the layout rule puts it.
+    /// The tensors must be the model's, in order of use, or whole tensors of the part; each where
+    /// the layout rule puts it.
     fn check_tensors(&self, unit: Unit, tensors: &[TensorEntry], len: u64) -> Check {
-        let expected = self.model.tensors(unit);
-        let names = |list: Vec<_>| format!("{list:?}");
-        let (roles, found): (Vec<_>, Vec<_>) = (
-            expected.iter().map(|t| t.role.name()).collect(),
-            tensors.iter().map(|t| t.role.name()).collect(),
-        );
-        if roles != found {
-            return Err(format!("{unit}: expected {}, found {}", names(roles), names(found)));
-        }
-        for (shape, entry) in expected.iter().zip(tensors) {
-            let place = format!("{unit} {}: shape", entry.role);
-            expect(&place, &[shape.rows, shape.cols], &[entry.rows, entry.cols])?;
+        match unit.part_role() {
+            Some(role) => check_part(unit, role, tensors)?,
+            None => self.check_shapes(unit, tensors)?,
         }
         let experts = match unit.layer() {
             Some(layer) if matches!(unit, Unit::Expert { .. }) => {
@@ -158,6 +191,44 @@ impl Manifest {
         }
         expect(&format!("{unit}: length"), &placed.len, &len)
     }
+
+    fn check_shapes(&self, unit: Unit, tensors: &[TensorEntry]) -> Check {
+        let expected = self.model.tensors(unit);
+        let names = |list: Vec<_>| format!("{list:?}");
+        let (roles, found): (Vec<_>, Vec<_>) = (
+            expected.iter().map(|t| t.role.name()).collect(),
+            tensors.iter().map(|t| t.role.name()).collect(),
+        );
+        if roles != found {
+            return Err(format!("{unit}: expected {}, found {}", names(roles), names(found)));
+        }
+        for (shape, entry) in expected.iter().zip(tensors) {
+            let place = format!("{unit} {}: shape", entry.role);
+            expect(&place, &[shape.rows, shape.cols], &[entry.rows, entry.cols])?;
+        }
+        Ok(())
+    }
+}
+
+/// A part holds whole tensors of the checkpoint, all of its role, in the order of their names.
+fn check_part(unit: Unit, role: Role, tensors: &[TensorEntry]) -> Check {
+    if tensors.is_empty() {
+        return Err(format!("{unit}: expected tensors, found none"));
+    }
+    let mut last = "";
+    for entry in tensors {
+        let source = &entry.source;
+        let place = |what: &str| format!("{unit} `{}`: {what}", source.tensor);
+        expect(&place("role"), &role.name(), &entry.role.name())?;
+        if source.tensor.as_str() <= last {
+            return Err(place("is repeated or out of order"));
+        }
+        last = &source.tensor;
+        expect(&place("shape"), &whole_matrix(&source.shape), &Some([entry.rows, entry.cols]))?;
+        let steps = [source.start, source.row_stride, source.col_stride, source.expert_stride];
+        expect(&place("start and strides"), &[0, entry.cols, 1, 0], &steps)?;
+    }
+    Ok(())
 }
 
 /// Every value that an entry claims to come from must lie inside its tensor, whose size is a number.
@@ -195,7 +266,7 @@ fn place_again(
     });
     match unit {
         Unit::Expert { .. } => place_expert(unplaced.collect()),
-        Unit::Embedding | Unit::Layer(_) | Unit::Head => place_dense(unplaced.collect()),
+        _ => place_dense(unplaced.collect()),
     }
 }
 

@@ -63,7 +63,10 @@ pub(super) fn check(
         .collect();
     let mut findings: Vec<_> = ignored
         .iter()
-        .filter(|name| !checkpoint.stored().contains_key(**name))
+        .filter(|name| {
+            let stored = checkpoint.stored().contains_key(**name);
+            !stored && !checkpoint.tensors().contains_key(**name)
+        })
         .map(|name| {
             coverage(name, "left out").expected("a tensor of the checkpoint", "none by that name")
         })

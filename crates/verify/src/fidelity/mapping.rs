@@ -1,8 +1,10 @@
 //! Does the bundle give each tensor the role that the checkpoint's own inventory gives it?
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use shardwright_format::arch::Inventory;
-use shardwright_format::manifest::MANIFEST_FILE;
+use shardwright_format::manifest::{Ignored, MANIFEST_FILE};
 use shardwright_format::{Manifest, ModelSpec, Role, SourceView, TensorEntry, Unit};
 
 use super::{Piece, of_source, place};
@@ -16,7 +18,7 @@ pub(super) fn check(
     let mut findings = models(&manifest.model, &inventory.spec);
     for piece in pieces {
         for entry in &piece.tensors {
-            let right = source(inventory, piece.unit, entry.role);
+            let right = source(inventory, piece.unit, entry);
             if right != Some(&entry.source) {
                 let finding = Finding::new(Kind::Mapping, "source");
                 let (expected, found) = describe(right, &entry.source);
@@ -31,26 +33,47 @@ pub(super) fn check(
 /// Whether all of a unit's tensors come from where the inventory has them. Only then are their
 /// shapes the checkpoint's, and no claim of the manifest decides how much is read.
 pub(super) fn holds(inventory: &Inventory, piece: &Piece<'_>) -> bool {
-    let right = |t: &TensorEntry| source(inventory, piece.unit, t.role) == Some(&t.source);
+    let right = |t: &TensorEntry| source(inventory, piece.unit, t) == Some(&t.source);
     piece.tensors.iter().all(right)
 }
 
-fn source(inventory: &Inventory, unit: Unit, role: Role) -> Option<&SourceView> {
-    let mut sources = inventory.units.get(&unit)?.iter();
-    sources.find(|s| s.role == role).map(|s| &s.view)
+/// Where the inventory has the values of an entry: by its role in the text model, by its name in a
+/// part besides it, whose tensors are in the order of names.
+fn source<'a>(inventory: &'a Inventory, unit: Unit, entry: &TensorEntry) -> Option<&'a SourceView> {
+    let found = if unit.part_role().is_some() {
+        let tensors = &inventory.parts.get(&unit)?.tensors;
+        let name = entry.source.tensor.as_str();
+        let at = tensors.binary_search_by_key(&name, |s| s.view.tensor.as_str());
+        &tensors[at.ok()?]
+    } else {
+        let mut sources = inventory.units.get(&unit)?.iter();
+        sources.find(|s| s.role == entry.role)?
+    };
+    Some(&found.view)
 }
 
-/// What the two sides leave out must be the same.
+/// What the bundle leaves out must be what it may: tensors without a use and those of parts besides
+/// the text model, each for what the checkpoint has it for.
 fn left_out(manifest: &Manifest, inventory: &Inventory) -> Vec<Finding> {
-    let listed = &manifest.checkpoint.ignored;
-    let known = &inventory.ignored;
-    let needless = listed
-        .iter()
-        .filter(|i| !known.iter().any(|k| k.tensor == i.tensor));
+    let unused = inventory.ignored.iter();
+    let unused = unused.map(|i| (i.tensor.as_str(), i.role));
+    let parts = inventory.parts.values().flat_map(|part| &part.tensors);
+    let parts = parts.map(|t| (t.view.tensor.as_str(), Some(t.role)));
+    let known: BTreeMap<_, _> = unused.chain(parts).collect();
     let finding = |tensor: &str| of_source(Kind::Mapping, tensor, "left out of the bundle");
-    needless
-        .map(|i| finding(&i.tensor).expected("a part of the model", format!("`{}`", i.reason)))
-        .collect()
+    let name = |role: Option<Role>| role.map_or("no role of its own", Role::name);
+    let wrong = |i: &Ignored| match known.get(i.tensor.as_str()) {
+        None => {
+            let found = format!("`{}`", i.reason);
+            Some(finding(&i.tensor).expected("a part of the model", found))
+        }
+        Some(role) if *role != i.role => {
+            Some(finding(&i.tensor).expected(name(*role), name(i.role)))
+        }
+        Some(_) => None,
+    };
+    let listed = &manifest.checkpoint.ignored;
+    listed.iter().filter_map(wrong).collect()
 }
 
 /// The two views, with their places where the names do not tell them apart.

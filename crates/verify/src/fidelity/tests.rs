@@ -260,7 +260,7 @@ fn values_used_twice_or_never_are_named() {
         manifest
             .checkpoint
             .ignored
-            .push(Ignored { tensor: name.to_owned(), reason });
+            .push(Ignored { tensor: name.to_owned(), role: None, reason });
     });
     assert_eq!(
         messages(&bundle),
