@@ -19,8 +19,9 @@ pub const COPY_BLOCK: u64 = if cfg!(test) { 16 << 10 } else { 1 << 20 };
 pub const ZSTD_LEVEL: i32 = 3;
 /// What names, headers and the ledger's books of one shard take, with its three tensors.
 const SHARD_BOOKS: u64 = 2 << 10;
-/// What the books of a tensor of a part take, and its name and reason if it is left out.
-const TENSOR_BOOKS: u64 = 1 << 10;
+/// What the books of a tensor of a part take, or its name and reason if it is left out: measured
+/// with 100,000 of them, 2.4 KiB and 1.3 KiB.
+const TENSOR_BOOKS: u64 = 3 << 10;
 /// What a Zstandard encoder of that level holds.
 const ZSTD_CONTEXT: u64 = 8 << 20;
 /// Program, manifest, tables of names and headers.
