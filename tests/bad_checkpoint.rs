@@ -236,7 +236,7 @@ fn unsupported_settings() {
     refused_config(
         "quantization_config",
         json!({"quant_method": "bitsandbytes"}),
-        "error: ckpt/config.json: `quantization_config`: `quant_method`: expected one of fp8, found \"bitsandbytes\"",
+        "error: ckpt/config.json: `quantization_config`: `quant_method`: expected one of fp8, mxfp4, compressed-tensors, gptq, awq, or MLX's group_size and bits, found \"bitsandbytes\"",
     );
 }
 

@@ -9,7 +9,8 @@ use crate::checkpoint::Dtype;
 /// `docs/FORMAT.md`, section "Decoders".
 ///
 /// A decoded matrix has `rows × cols` values, the last two dimensions of its shape; dimensions
-/// before them, if any, number the matrices, in the decoded tensor as in the stored ones.
+/// before them, if any, number the matrices, in the decoded tensor as in the stored ones. `groups`
+/// is `cols / group_size`, rounded up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "scheme", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Decoder {
@@ -23,6 +24,72 @@ pub enum Decoder {
         scales: String,
         /// Rows and columns that share a scale; the last blocks may be cut.
         block: [u64; 2],
+    },
+    /// Four-bit floats in groups of 32 with a power of two: the microscaling format of gpt-oss.
+    Mxfp4 {
+        /// Pairs of values, `[.., rows, groups, 16]`.
+        blocks: String,
+        /// Powers, `[.., rows, groups]`.
+        scales: String,
+    },
+    /// `pack-quantized` of compressed-tensors: integers in 32-bit words along the columns.
+    Packed {
+        /// Codes, `[.., rows, words]`.
+        codes: String,
+        /// Scales, `[.., rows, groups]`.
+        scales: String,
+        /// Zero points packed along the rows, `[words, groups]`; none means the middle code.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        zero_points: Option<String>,
+        /// The decoded shape, as numbers.
+        dims: String,
+        /// Bits of a code.
+        bits: u8,
+        /// Columns that share a scale.
+        group_size: u64,
+    },
+    /// The affine mode of MLX.
+    Mlx {
+        /// Codes, `[.., rows, words]`.
+        weight: String,
+        /// Scales, `[.., rows, groups]`.
+        scales: String,
+        /// Biases, `[.., rows, groups]`.
+        biases: String,
+        /// Bits of a code.
+        bits: u8,
+        /// Columns that share a scale and a bias.
+        group_size: u64,
+    },
+    /// GPTQ: integers in 32-bit words along the columns, stored transposed.
+    Gptq {
+        /// Codes, `[words, rows]`.
+        codes: String,
+        /// Zero points packed along the rows, `[groups, words]`.
+        zero_points: String,
+        /// Scales, `[groups, rows]`.
+        scales: String,
+        /// The group of each column; none where `group_size` columns follow one another.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        groups: Option<String>,
+        /// Bits of a code.
+        bits: u8,
+        /// Columns of a group.
+        group_size: u64,
+        /// Whether one was taken from each zero point when it was packed, as checkpoints of the
+        /// format `gptq` have it and those of `gptq_v2` do not.
+        less_one: bool,
+    },
+    /// AWQ: four-bit integers in 32-bit words along the rows, interleaved, stored transposed.
+    Awq {
+        /// Codes, `[cols, words]`.
+        codes: String,
+        /// Zero points, `[groups, words]`.
+        zero_points: String,
+        /// Scales, `[groups, rows]`.
+        scales: String,
+        /// Columns of a group.
+        group_size: u64,
     },
     /// Blocks of GGUF, or floats whose rows llama.cpp interleaves.
     Gguf {
@@ -40,18 +107,44 @@ pub enum Decoder {
 impl Decoder {
     /// The stored tensor that holds the values or codes.
     pub fn main(&self) -> &str {
-        match self {
-            Self::Scaled { weight, .. } => weight,
-            Self::Gguf { tensor, .. } => tensor,
-        }
+        self.parts()[0]
     }
 
     /// Every stored tensor that it needs, [`Self::main`] first.
     pub fn parts(&self) -> Vec<&str> {
-        match self {
-            Self::Scaled { weight, scales, .. } => vec![weight, scales],
-            Self::Gguf { tensor, .. } => vec![tensor],
-        }
+        let mut parts: Vec<&str> = Vec::with_capacity(4);
+        let optional = match self {
+            Self::Scaled { weight, scales, .. } => {
+                parts.extend([weight.as_str(), scales]);
+                None
+            }
+            Self::Mxfp4 { blocks, scales } => {
+                parts.extend([blocks.as_str(), scales]);
+                None
+            }
+            Self::Packed { codes, scales, zero_points, dims, .. } => {
+                parts.extend([codes.as_str(), scales, dims]);
+                zero_points.as_deref()
+            }
+            Self::Mlx { weight, scales, biases, .. } => {
+                parts.extend([weight.as_str(), scales, biases]);
+                None
+            }
+            Self::Gptq { codes, zero_points, scales, groups, .. } => {
+                parts.extend([codes.as_str(), zero_points, scales]);
+                groups.as_deref()
+            }
+            Self::Awq { codes, zero_points, scales, .. } => {
+                parts.extend([codes.as_str(), zero_points, scales]);
+                None
+            }
+            Self::Gguf { tensor, .. } => {
+                parts.push(tensor);
+                None
+            }
+        };
+        parts.extend(optional);
+        parts
     }
 
     /// The same with other names of stored tensors.
@@ -65,18 +158,41 @@ impl Decoder {
     }
 
     fn names(&mut self) -> Vec<&mut String> {
-        match self {
-            Self::Scaled { weight, scales, .. } => vec![weight, scales],
-            Self::Gguf { tensor, .. } => vec![tensor],
-        }
+        let (names, optional) = match self {
+            Self::Scaled { weight, scales, .. } => (vec![weight, scales], None),
+            Self::Mxfp4 { blocks, scales } => (vec![blocks, scales], None),
+            Self::Packed { codes, scales, zero_points, dims, .. } => {
+                (vec![codes, scales, dims], zero_points.as_mut())
+            }
+            Self::Mlx { weight, scales, biases, .. } => (vec![weight, scales, biases], None),
+            Self::Gptq { codes, zero_points, scales, groups, .. } => {
+                (vec![codes, zero_points, scales], groups.as_mut())
+            }
+            Self::Awq { codes, zero_points, scales, .. } => {
+                (vec![codes, zero_points, scales], None)
+            }
+            Self::Gguf { tensor, .. } => (vec![tensor], None),
+        };
+        names.into_iter().chain(optional).collect()
     }
 
-    /// A short label for tables: `f8_e4m3 128x128`.
+    /// A short label for tables: `f8_e4m3 128x128`, `int4 g32`.
     pub fn label(&self) -> String {
         match self {
             Self::Scaled { values, block: [rows, cols], .. } => {
                 format!("{} {rows}x{cols}", values.label().to_lowercase())
             }
+            Self::Mxfp4 { .. } => "mxfp4".to_owned(),
+            Self::Packed { zero_points, bits, group_size, .. } => {
+                let zero = if zero_points.is_some() { " asymmetric" } else { "" };
+                format!("int{bits} g{group_size}{zero}")
+            }
+            Self::Mlx { bits, group_size, .. } => format!("mlx q{bits} g{group_size}"),
+            Self::Gptq { bits, group_size, groups, .. } => {
+                let order = if groups.is_some() { " ordered" } else { "" };
+                format!("gptq int{bits} g{group_size}{order}")
+            }
+            Self::Awq { group_size, .. } => format!("awq int4 g{group_size}"),
             Self::Gguf { kind, .. } => kind.name().to_lowercase(),
         }
     }

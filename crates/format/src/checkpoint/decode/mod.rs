@@ -1,16 +1,21 @@
 //! Makes the values of a quantized tensor as they are read, in 32-bit floats.
 
 mod gguf;
+mod mxfp4;
+mod packed;
 mod part;
 mod scaled;
+mod transposed;
 
 use std::ops::Range;
+use std::path::Path;
 
 use shardwright_quant::{Float, narrow};
 
 use super::{Checkpoint, TensorInfo};
 use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
+pub(super) use mxfp4::GROUP as MXFP4_GROUP;
 use part::Part;
 
 /// Reads bytes of a checkpoint file: its number, the first byte, what is to be filled.
@@ -22,6 +27,9 @@ const PIECE: u64 = 512 << 10;
 /// A quantized tensor and its stored parts.
 pub(super) struct Decoding<'a> {
     decoder: &'a Decoder,
+    /// The checkpoint's directory.
+    root: &'a Path,
+    /// In the order of [`Decoder::parts`].
     parts: Vec<Part<'a>>,
     dtype: Float,
     rows: u64,
@@ -74,7 +82,14 @@ impl<'a> Decoding<'a> {
             .into_iter()
             .map(part)
             .collect::<Result<_>>()?;
-        Ok(Self { decoder, parts, dtype: info.dtype, rows: *rows, cols: *cols })
+        Ok(Self {
+            decoder,
+            root: checkpoint.root(),
+            parts,
+            dtype: info.dtype,
+            rows: *rows,
+            cols: *cols,
+        })
     }
 
     /// Fills `out` with values from number `first` on, counted row-major over all matrices.
@@ -129,9 +144,18 @@ impl<'a> Decoding<'a> {
     }
 
     fn decode_units(&self, rect: &Rect, out: &mut [f32], fetch: &mut Fetch<'_>) -> Result<()> {
-        match self.decoder {
-            Decoder::Scaled { values, block, .. } => self.scaled(*values, *block, rect, out, fetch),
-            Decoder::Gguf { kind, heads, .. } => self.gguf(*kind, *heads, rect, out, fetch),
+        match *self.decoder {
+            Decoder::Scaled { values, block, .. } => self.scaled(values, block, rect, out, fetch),
+            Decoder::Mxfp4 { .. } => self.mxfp4(rect, out, fetch),
+            Decoder::Packed { bits, group_size, .. } => {
+                self.packed(bits, group_size, rect, out, fetch)
+            }
+            Decoder::Mlx { bits, group_size, .. } => self.mlx(bits, group_size, rect, out, fetch),
+            Decoder::Gptq { bits, group_size, less_one, .. } => {
+                self.gptq((bits, less_one), group_size, rect, out, fetch)
+            }
+            Decoder::Awq { group_size, .. } => self.awq(group_size, rect, out, fetch),
+            Decoder::Gguf { kind, heads, .. } => self.gguf(kind, heads, rect, out, fetch),
         }
     }
 
@@ -159,7 +183,9 @@ impl Decoder {
     /// Columns whose codes can only be read together: ranges of columns start at a multiple.
     const fn unit(&self) -> u64 {
         match self {
-            Self::Scaled { .. } => 1,
+            Self::Scaled { .. } | Self::Awq { .. } => 1,
+            // 32 codes of any width fill whole words.
+            Self::Mxfp4 { .. } | Self::Packed { .. } | Self::Mlx { .. } | Self::Gptq { .. } => 32,
             Self::Gguf { kind, .. } => kind.block_values(),
         }
     }

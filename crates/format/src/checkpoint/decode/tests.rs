@@ -5,7 +5,7 @@ use shardwright_quant::{f8_e4m3, widen};
 
 use super::*;
 use crate::SourceView;
-use crate::checkpoint::testing::{Held, write_held};
+use crate::checkpoint::testing::{Held, message, write_held};
 use crate::checkpoint::{Dtype, read_view};
 use crate::io::AlignedBuf;
 
@@ -94,4 +94,98 @@ fn fp8_blocks_with_ragged_edges_and_several_matrices() {
     check_views(&checkpoint, "a.weight", &expected);
     let names: Vec<_> = checkpoint.tensors().keys().collect();
     assert_eq!(names, ["a.weight"], "scales are no tensors of their own");
+}
+
+fn unhex(value: &Value) -> Vec<u8> {
+    let text = value.as_str().unwrap().as_bytes();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    text.chunks_exact(2).map(byte).collect()
+}
+
+fn numbers(value: &Value) -> Vec<u64> {
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n.as_u64().unwrap())
+        .collect()
+}
+
+/// Every scheme, each with values that another implementation made.
+#[test]
+fn values_are_those_of_other_implementations() {
+    let cases = include_str!("../../../../../fixtures/vectors/sources.json");
+    let cases: Vec<Value> = serde_json::from_str(cases).unwrap();
+    assert!(cases.len() > 30);
+    for (at, case) in cases.iter().enumerate() {
+        let held: Vec<Held> = case["stored"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|stored| {
+                let name = stored["name"].as_str().unwrap().to_owned().leak();
+                let dtype = Dtype::parse(stored["dtype"].as_str().unwrap()).unwrap();
+                (&*name, dtype, numbers(&stored["shape"]), unhex(&stored["bytes"]))
+            })
+            .collect();
+        let (_dir, checkpoint) = checkpoint(&case["config"], &held);
+        let name = case["name"].as_str().unwrap();
+        let info = &checkpoint.tensors()[name];
+        eprintln!("case {at}, {}: {}", case["by"], info.decoder.as_ref().unwrap().label());
+        assert_eq!(info.shape, numbers(&case["shape"]));
+        let bytes = unhex(&case["values"]);
+        let mut expected = vec![0.0; bytes.len() / 4];
+        widen(Float::F32, &bytes, &mut expected);
+        check_views(&checkpoint, name, &expected);
+        assert_eq!(checkpoint.tensors().len(), 1, "parts are no tensors of their own");
+        assert_eq!(checkpoint.undecoded().count(), 0);
+    }
+}
+
+#[test]
+fn codes_that_are_no_numbers_stay_so() {
+    let config = json!({ "quant_method": "fp8" });
+    let scales =
+        ("a.weight_scale_inv", Dtype::Float(Float::F32), vec![1, 1], 1_f32.to_le_bytes().to_vec());
+    let weight = ("a.weight", Dtype::F8E4m3, vec![1, 8], vec![0x7f, 0xff, 0, 1, 2, 3, 4, 5]);
+    let (_dir, fp8) = checkpoint(&config, &[weight, scales]);
+    let values = read(&fp8, "a.weight", (0, 8, 1), (0..1, 8));
+    assert!(values[0].is_nan() && values[1].is_nan() && values[2..].iter().all(|v| v.is_finite()));
+    let blocks = ("a_blocks", Dtype::U8, vec![1, 2, 16], vec![0x77; 32]);
+    let powers = ("a_scales", Dtype::U8, vec![1, 2], vec![255, 253]);
+    let (_dir, mxfp4) = checkpoint(&json!({ "quant_method": "mxfp4" }), &[blocks, powers]);
+    let values = read(&mxfp4, "a_blocks", (0, 64, 1), (0..1, 64));
+    assert!(values[..32].iter().all(|v| v.is_nan()), "255 is no power");
+    assert!(values[32..].iter().all(|v| v.is_infinite()), "6 * 2^126 leaves 32 bits");
+}
+
+#[test]
+fn a_column_of_no_group_is_refused() {
+    let config = json!({ "quant_method": "gptq", "bits": 4, "group_size": 32 });
+    let index: Vec<u8> = (0..32_i32)
+        .flat_map(|i| (i / 31 * 2 - 1).to_le_bytes())
+        .collect();
+    let held = [
+        ("a.qweight", Dtype::I32, vec![4, 8], vec![0; 128]),
+        ("a.qzeros", Dtype::I32, vec![1, 1], vec![0; 4]),
+        ("a.scales", Dtype::Float(Float::F16), vec![1, 8], vec![0; 16]),
+        ("a.g_idx", Dtype::I32, vec![32], index),
+    ];
+    let (dir, checkpoint) = checkpoint(&config, &held);
+    let info = checkpoint.tensors()["a.weight"].clone();
+    let view = SourceView {
+        tensor: "a.weight".to_owned(),
+        dtype: info.dtype,
+        shape: info.shape,
+        start: 0,
+        row_stride: 32,
+        col_stride: 1,
+        expert_stride: 0,
+        decoder: info.decoder,
+    };
+    let read = read_view(&checkpoint, &view, 0..8, 32, &mut AlignedBuf::default());
+    assert_eq!(
+        message(dir.path(), read),
+        "DIR: tensor `a.g_idx`: expected groups below 1, found -1"
+    );
 }

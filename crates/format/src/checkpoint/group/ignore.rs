@@ -47,7 +47,7 @@ impl Ignore {
 
     /// An entry as compressed-tensors (`re:` and a regular expression from the start of the name)
     /// or transformers (a name, or an expression that ends where a part of the name does) reads it.
-    fn add(&mut self, entry: &str) {
+    pub(super) fn add(&mut self, entry: &str) {
         let at = self.entries.len();
         self.entries.push(entry.to_owned());
         let special = |c: char| "*+?^$()[]{}|\\".contains(c);

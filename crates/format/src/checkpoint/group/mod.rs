@@ -1,8 +1,12 @@
 //! Groups the stored tensors of a quantized checkpoint into tensors of weights.
 
+mod compressed;
 mod fp8;
 mod ignore;
+mod mlx;
+mod mxfp4;
 mod scheme;
+mod transposed;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -4,9 +4,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::Grouping;
+use super::compressed::{self, Compressed};
 use super::fp8::Fp8;
 use super::ignore::Ignore;
+use super::mlx::{self, Mlx};
+use super::transposed::{self, Transposed};
+use super::{Grouping, mxfp4};
 use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::error::{FormatError, Result};
 
@@ -21,13 +24,22 @@ pub(super) struct Scheme {
 
 enum Kind {
     Fp8(Fp8),
+    Mxfp4,
+    Compressed(Compressed),
+    Mlx(Mlx),
+    Transposed(Transposed),
 }
 
 /// Where a configuration may describe the scheme.
-const PLACES: &[&str] = &["/quantization_config", "/text_config/quantization_config"];
+const PLACES: &[&str] = &[
+    "/quantization_config",
+    "/text_config/quantization_config",
+    "/compression_config",
+    "/quantization",
+];
 
 /// The methods that are known.
-const METHODS: &[&str] = &["fp8"];
+const METHODS: &[&str] = &["fp8", "mxfp4", "compressed-tensors", "gptq", "awq"];
 
 impl Scheme {
     /// The scheme that `config.json` describes.
@@ -49,16 +61,28 @@ impl Scheme {
     }
 
     fn parse(config: &Value) -> Result<Self, String> {
-        let method = config.get("quant_method").and_then(Value::as_str);
-        let kind = match method {
+        let mut ignore = Ignore::parse(config)?;
+        let found = config.get("quant_method");
+        let kind = match found.map(|method| method.as_str().unwrap_or_default()) {
             Some("fp8") => Kind::Fp8(Fp8::parse(config)?),
+            Some("mxfp4") => Kind::Mxfp4,
+            Some("compressed-tensors") => Kind::Compressed(Compressed::parse(config)?),
+            Some("gptq") => Kind::Transposed(Transposed::gptq(config)?),
+            Some("awq") => Kind::Transposed(Transposed::awq(config)?),
+            None if config.get("group_size").is_some() => Kind::Mlx(Mlx::parse(config)?),
             _ => {
-                let (known, found) = (METHODS.join(", "), shown(config.get("quant_method")));
-                return Err(format!("`quant_method`: expected one of {known}, found {found}"));
+                let known = METHODS.join(", ");
+                return Err(format!(
+                    "`quant_method`: expected one of {known}, or MLX's group_size and bits, found {}",
+                    shown(found)
+                ));
             }
         };
-        let method = method.unwrap_or_default().to_owned();
-        Ok(Self { method, ignore: Ignore::parse(config)?, kind })
+        if let Kind::Mlx(mlx) = &kind {
+            mlx.kept.iter().for_each(|module| ignore.add(module));
+        }
+        let method = found.and_then(Value::as_str).unwrap_or("mlx").to_owned();
+        Ok(Self { method, ignore, kind })
     }
 
     /// Takes in the tensor of which `name` is the main part, if it is one.
@@ -70,6 +94,10 @@ impl Scheme {
     ) -> Result<()> {
         match &self.kind {
             Kind::Fp8(fp8) => fp8.take(grouping, name, stored),
+            Kind::Mxfp4 => mxfp4::take(grouping, name, stored),
+            Kind::Compressed(compressed) => compressed.take(grouping, name, stored),
+            Kind::Mlx(mlx) => mlx.take(grouping, name, stored),
+            Kind::Transposed(transposed) => transposed.take(grouping, name, stored),
         }
     }
 
@@ -77,8 +105,22 @@ impl Scheme {
     pub(super) fn whole_of(&self, name: &str) -> Option<String> {
         match &self.kind {
             Kind::Fp8(_) => name.strip_suffix(super::fp8::SCALES).map(str::to_owned),
+            Kind::Mxfp4 => mxfp4::whole_of(name),
+            Kind::Compressed(_) => compressed::whole_of(name),
+            Kind::Mlx(_) => mlx::whole_of(name),
+            Kind::Transposed(_) => transposed::whole_of(name),
         }
     }
+}
+
+/// The number `key` of a configuration, one of `known`.
+pub(super) fn number(config: &Value, key: &str, known: &[u64]) -> Result<u64, String> {
+    let found = config.get(key);
+    let number = found.and_then(Value::as_u64).filter(|n| known.contains(n));
+    number.ok_or_else(|| {
+        let known: Vec<_> = known.iter().map(u64::to_string).collect();
+        format!("`{key}`: expected one of {}, found {}", known.join(", "), shown(found))
+    })
 }
 
 /// A value for an error message.

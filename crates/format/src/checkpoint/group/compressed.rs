@@ -1,0 +1,265 @@
+//! compressed-tensors: `X.weight_packed` of words with `X.weight_scale` and `X.weight_shape`, or
+//! `X.weight` of one byte per value with `X.weight_scale`.
+
+use serde_json::Value;
+use shardwright_quant::Float;
+
+use super::Grouping;
+use super::fp8::{SCALE_TYPES, block_size};
+use super::scheme::shown;
+use crate::checkpoint::{Dtype, StoredTensor};
+use crate::decoder::Decoder;
+use crate::error::Result;
+
+/// What the name of packed codes ends in.
+const CODES: &str = ".weight_packed";
+/// What names of other parts end in.
+const ENDINGS: &[&str] = &[
+    ".weight_scale",
+    ".weight_shape",
+    ".weight_zero_point",
+    ".weight_g_idx",
+    ".weight_global_scale",
+];
+/// What names of scales of activations and of the KV cache end in.
+const ACTIVATIONS: &[&str] = &["input_scale", "output_scale", "k_scale", "v_scale"];
+/// Formats whose tensors are read.
+const FORMATS: &[&str] =
+    &["pack-quantized", "float-quantized", "int-quantized", "naive-quantized", "mixed-precision"];
+
+/// Its parameters.
+pub(super) struct Compressed {
+    /// Those of each group of modules; which group a tensor is of is told by its shape.
+    groups: Vec<Group>,
+}
+
+/// How the weights of a group of modules are quantized.
+struct Group {
+    bits: u8,
+    strategy: Strategy,
+}
+
+/// What shares a scale.
+#[derive(Clone, Copy)]
+enum Strategy {
+    Tensor,
+    Channel,
+    Group(u64),
+    Block([u64; 2]),
+}
+
+impl Compressed {
+    pub(super) fn parse(config: &Value) -> Result<Self, String> {
+        check_format(config.get("format"))?;
+        let sparse = config.pointer("/sparsity_config/format");
+        if sparse.is_some_and(|format| format != "dense") {
+            let found = shown(sparse);
+            return Err(format!("`sparsity_config.format`: expected \"dense\", found {found}"));
+        }
+        let rotated = config.get("transform_config");
+        if rotated.is_some_and(|t| t.as_object().is_some_and(|t| !t.is_empty())) {
+            return Err("`transform_config`: expected none, found transforms".to_owned());
+        }
+        let listed = config.get("config_groups").and_then(Value::as_object);
+        let listed = listed.ok_or_else(|| {
+            let found = shown(config.get("config_groups"));
+            format!("`config_groups`: expected groups by name, found {found}")
+        })?;
+        let mut groups = Vec::new();
+        for (name, group) in listed {
+            let parsed = Group::parse(group);
+            groups.push(parsed.map_err(|e| format!("`config_groups.{name}`: {e}"))?);
+        }
+        Ok(Self { groups })
+    }
+
+    pub(super) fn take(
+        &self,
+        grouping: &mut Grouping<'_>,
+        name: &str,
+        stored: &StoredTensor,
+    ) -> Result<()> {
+        grouping.spare_activations(name, ACTIVATIONS);
+        if let Some(module) = name.strip_suffix(CODES) {
+            return self.take_packed(grouping, name, module, stored);
+        }
+        let bytes = matches!(stored.dtype, Dtype::F8E4m3 | Dtype::F8E5m2 | Dtype::I8);
+        match name.strip_suffix(".weight") {
+            Some(module) if bytes => self.take_bytes(grouping, name, module, stored),
+            _ => Ok(()),
+        }
+    }
+
+    fn take_packed(
+        &self,
+        grouping: &mut Grouping<'_>,
+        name: &str,
+        module: &str,
+        stored: &StoredTensor,
+    ) -> Result<()> {
+        grouping.part(name, name, &[Dtype::I32])?;
+        let part = |part: &str| format!("{module}.weight_{part}");
+        let (scales, dims, zeros) = (part("scale"), part("shape"), part("zero_point"));
+        let shape = grouping.numbers(name, &dims, stored.shape.len())?;
+        let held = grouping.part(name, &scales, SCALE_TYPES)?;
+        let [lead @ .., rows, cols] = &shape[..] else {
+            return Err(
+                grouping.refused(&dims, format!("expected two or more numbers, found {shape:?}"))
+            );
+        };
+        let with = |tail: [u64; 2]| [lead, &tail].concat();
+        let fits = |group: &&Group| {
+            let words = cols.saturating_mul(u64::from(group.bits)).div_ceil(32);
+            let scales = group
+                .group_size(*cols)
+                .map(|size| with([*rows, cols.div_ceil(size)]));
+            stored.shape == with([*rows, words]) && scales.is_some_and(|shape| held.shape == shape)
+        };
+        let Some(group) = self.groups.iter().find(fits) else {
+            let detail = format!(
+                "expected codes and scales of the shape {shape:?} in `{dims}` by one of \
+                 config_groups, found {:?} and {:?}",
+                stored.shape, held.shape
+            );
+            return Err(grouping.refused(name, detail));
+        };
+        let group_size = group.group_size(*cols).unwrap_or(*cols).max(1);
+        let zero_points = grouping
+            .checkpoint
+            .stored()
+            .contains_key(&zeros)
+            .then_some(zeros);
+        if let Some(zeros) = &zero_points {
+            let found = grouping.part(name, zeros, &[Dtype::I32])?;
+            let words = rows.saturating_mul(u64::from(group.bits)).div_ceil(32);
+            let shape = vec![words, cols.div_ceil(group_size)];
+            grouping.check_shape(name, zeros, &found.shape, &[shape])?;
+        }
+        let (codes, bits) = (name.to_owned(), group.bits);
+        let decoder = Decoder::Packed { codes, scales, zero_points, dims, bits, group_size };
+        grouping.add(format!("{module}.weight"), Float::F32, shape, decoder)
+    }
+
+    fn take_bytes(
+        &self,
+        grouping: &mut Grouping<'_>,
+        name: &str,
+        module: &str,
+        stored: &StoredTensor,
+    ) -> Result<()> {
+        let scales = format!("{module}.weight_scale");
+        let held = grouping.part(name, &scales, SCALE_TYPES)?;
+        let [lead @ .., rows, cols] = &stored.shape[..] else { return Ok(()) };
+        let fits = |group: &&Group| {
+            let Some([r, c]) = group.block(*rows, *cols) else { return false };
+            let grid = [rows.div_ceil(r), cols.div_ceil(c)];
+            let short =
+                held.shape.len() < 2 && held.shape.iter().product::<u64>() == grid[0] * grid[1];
+            group.bits == 8 && (held.shape == [lead, &grid].concat() || (lead.is_empty() && short))
+        };
+        let Some(group) = self.groups.iter().find(fits) else {
+            let detail = format!(
+                "expected a scale per tensor, row, group or block of `{name}` {:?} as \
+                 config_groups says, found shape {:?}",
+                stored.shape, held.shape
+            );
+            return Err(grouping.refused(&scales, detail));
+        };
+        let block = group.block(*rows, *cols).unwrap_or([1, 1]);
+        let (weight, values) = (name.to_owned(), stored.dtype);
+        let decoder = Decoder::Scaled { weight, values, scales, block };
+        grouping.add(name.to_owned(), Float::F32, stored.shape.clone(), decoder)
+    }
+}
+
+impl Group {
+    fn parse(group: &Value) -> Result<Self, String> {
+        if group.get("format").is_some_and(|format| !format.is_null()) {
+            check_format(group.get("format"))?;
+        }
+        let weights = group.get("weights").unwrap_or(&Value::Null);
+        let bits = weights.get("num_bits").and_then(Value::as_u64);
+        let bits = bits
+            .filter(|bits| [2, 4, 8].contains(bits))
+            .ok_or_else(|| {
+                let found = shown(weights.get("num_bits"));
+                format!("`weights.num_bits`: expected 2, 4 or 8, found {found}")
+            })?;
+        let text = weights.get("strategy").and_then(Value::as_str);
+        let size = weights
+            .get("group_size")
+            .and_then(Value::as_u64)
+            .filter(|n| *n > 0);
+        let block = weights.get("block_structure").and_then(block_size);
+        let strategy = match (text, size, block) {
+            (Some("tensor"), ..) => Strategy::Tensor,
+            (Some("channel"), ..) => Strategy::Channel,
+            (Some("group"), Some(size), _) => Strategy::Group(size),
+            (Some("block"), _, Some(block)) => Strategy::Block(block),
+            _ => {
+                let found = shown(weights.get("strategy"));
+                return Err(format!(
+                    "`weights.strategy`: expected \"tensor\", \"channel\", \"group\" with its \
+                     `group_size` or \"block\" with its `block_structure`, found {found}"
+                ));
+            }
+        };
+        Ok(Self { bits: bits as u8, strategy })
+    }
+
+    /// Columns that share a scale, where no two rows do.
+    fn group_size(&self, cols: u64) -> Option<u64> {
+        match self.strategy {
+            Strategy::Channel => Some(cols.max(1)),
+            Strategy::Group(size) => Some(size),
+            Strategy::Tensor | Strategy::Block(_) => None,
+        }
+    }
+
+    /// Rows and columns that share a scale.
+    fn block(&self, rows: u64, cols: u64) -> Option<[u64; 2]> {
+        let (rows, cols) = (rows.max(1), cols.max(1));
+        Some(match self.strategy {
+            Strategy::Tensor => [rows, cols],
+            Strategy::Channel => [1, cols],
+            Strategy::Group(size) => [1, size],
+            Strategy::Block(block) => block,
+        })
+    }
+}
+
+fn check_format(format: Option<&Value>) -> Result<(), String> {
+    let known = format
+        .and_then(Value::as_str)
+        .is_some_and(|f| FORMATS.contains(&f));
+    if known {
+        return Ok(());
+    }
+    let (expected, found) = (FORMATS.join(", "), shown(format));
+    Err(format!("`format`: expected one of {expected}, found {found}"))
+}
+
+impl Grouping<'_> {
+    /// The whole numbers in the tensor `name`, a part of `of`.
+    fn numbers(&self, of: &str, name: &str, count: usize) -> Result<Vec<u64>> {
+        let held = self.part(of, name, &[Dtype::I64, Dtype::I32])?;
+        self.check_shape(of, name, &held.shape, &[vec![count as u64]])?;
+        let size = held.dtype.size();
+        let mut bytes = vec![0; count * size];
+        self.checkpoint.files()[held.file]
+            .file
+            .read_at(held.offset, &mut bytes)?;
+        let numbers = bytes.chunks_exact(size).map(|bytes| {
+            let mut wide = [0; 8];
+            wide[..size].copy_from_slice(bytes);
+            u64::from_le_bytes(wide)
+        });
+        Ok(numbers.collect())
+    }
+}
+
+/// The weights that a part of this name belongs to.
+pub(super) fn whole_of(name: &str) -> Option<String> {
+    let module = ENDINGS.iter().find_map(|ending| name.strip_suffix(ending));
+    Some(format!("{}.weight", module?))
+}
