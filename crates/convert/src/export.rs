@@ -1,7 +1,7 @@
 //! Bundles back to Hugging Face form: every weight dequantized, under the name, in the shape and
 //! in the place that it had in the checkpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use shardwright_format::bundle::Bundle;
-use shardwright_format::checkpoint::{CONFIG_NAME, INDEX_NAME, SINGLE_NAME, header};
+use shardwright_format::checkpoint::{
+    CONFIG_NAME, INDEX_NAME, QUANTIZATION_KEYS, SINGLE_NAME, header,
+};
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::manifest::{Codec, FileKind, Manifest};
 use shardwright_format::unit::{TensorEntry, UnitLayout};
 use shardwright_format::writer::publish;
-use shardwright_format::{FormatError, SourceView, Unit};
+use shardwright_format::{Decoder, FormatError, SourceView, Unit};
 use shardwright_quant::{Backend, Float, Matrix, MatrixError, narrow};
 
 use crate::convert::partial_path;
@@ -119,6 +121,7 @@ impl Exported {
 fn tensors(manifest: &Manifest, dtype: ExportDtype) -> Result<BTreeMap<String, Exported>> {
     let mut tensors = BTreeMap::<String, Exported>::new();
     let mut add = |entry: &TensorEntry, view: SourceView| {
+        let view = unquantized(view);
         let new = || Exported { dtype: dtype.of(view.dtype), shape: view.shape.clone(), filled: 0 };
         tensors
             .entry(view.tensor.clone())
@@ -186,7 +189,9 @@ impl Export {
                 base += tensor.values() * tensor.dtype.size() as u64;
             }
             let io = |e| FormatError::io(&path, e);
-            let file = File::create(&path).map_err(io)?;
+            let mut options = File::options();
+            let options = options.read(true).write(true).create_new(true);
+            let file = options.open(&path).map_err(io)?;
             file.write_all_at(&header, 0).map_err(io)?;
             file.set_len(base).map_err(io)?;
             export.files.push((path, file));
@@ -213,6 +218,7 @@ impl Export {
                 Unit::Expert { expert, .. } => entry.source.of_expert(expert),
                 _ => entry.source.clone(),
             };
+            let view = unquantized(view);
             let block = entry.encoding.row_block();
             let step = (TILE / entry.cols.max(1) / block).max(1) * block;
             for start in (0..entry.rows).step_by(step as usize) {
@@ -247,21 +253,47 @@ impl Export {
                 self.write(*spot, dtype, first + r * view.row_stride, row)
             });
         }
-        if view.row_stride != 1 {
-            let detail = "expected rows or columns that lie together, found neither";
-            return Err(FormatError::tensor(&self.files[spot.file].0, &view.tensor, detail).into());
-        }
-        let count = (rows.end - rows.start) as usize;
+        self.columns(*spot, view, (first, cols), dtype, values)
+    }
+
+    /// Puts columns of a view where they lie, among those of other views if rows are interleaved.
+    fn columns(
+        &self,
+        spot: Spot,
+        view: &SourceView,
+        (first, cols): (u64, u64),
+        dtype: Float,
+        values: &[f32],
+    ) -> Result<()> {
+        let (size, step) = (dtype.size(), view.row_stride.max(1) as usize);
+        let count = values.len() / cols.max(1) as usize;
         let mut column = vec![0.0; count];
+        let mut packed = vec![0; count * size];
+        let mut around = vec![0; (count.saturating_sub(1) * step + 1) * size];
         for c in 0..cols {
             for (r, value) in column.iter_mut().enumerate() {
                 *value = values[r * cols as usize + c as usize];
             }
-            let bytes = &mut bytes[..count * dtype.size()];
-            narrow(dtype, &column, bytes);
-            self.write(*spot, dtype, first + c * view.col_stride, bytes)?;
+            narrow(dtype, &column, &mut packed);
+            let at = first + c * view.col_stride;
+            if step == 1 {
+                self.write(spot, dtype, at, &packed)?;
+                continue;
+            }
+            self.read(spot, dtype, at, &mut around)?;
+            let places = around.chunks_mut(size).step_by(step);
+            places
+                .zip(packed.chunks(size))
+                .for_each(|(to, from)| to.copy_from_slice(from));
+            self.write(spot, dtype, at, &around)?;
         }
         Ok(())
+    }
+
+    fn read(&self, spot: Spot, dtype: Float, value: u64, bytes: &mut [u8]) -> Result<()> {
+        let (path, file) = &self.files[spot.file];
+        let read = file.read_exact_at(bytes, spot.base + value * dtype.size() as u64);
+        Ok(read.map_err(|e| FormatError::io(path, e))?)
     }
 
     fn write(&self, spot: Spot, dtype: Float, value: u64, bytes: &[u8]) -> Result<()> {
@@ -357,13 +389,48 @@ fn write_json(path: &Path, value: &Value) -> Result<u64> {
     Ok(bytes.len() as u64)
 }
 
-/// Copies a file; the configuration is told the weights' new type.
+/// How the checkpoint held the tensors of a bundle that were quantized; none of them is in an
+/// export, whose configuration does not speak of it.
+pub fn quantized_sources(manifest: &Manifest) -> BTreeSet<String> {
+    let dense = manifest.dense.iter().flat_map(|shard| shard.tensors.iter());
+    let experts = manifest
+        .experts
+        .iter()
+        .flat_map(|shards| shards.tensors.iter());
+    let decoders = dense
+        .chain(experts)
+        .filter_map(|t| t.source.decoder.as_ref());
+    decoders.map(Decoder::label).collect()
+}
+
+/// The view of a tensor in a checkpoint of plain floats. The experts of gpt-oss have inputs as rows
+/// there, and a name of their own.
+fn unquantized(view: SourceView) -> SourceView {
+    let name = match &view.decoder {
+        Some(Decoder::Mxfp4 { .. }) => view.tensor.strip_suffix("_blocks").map(str::to_owned),
+        _ => None,
+    };
+    let (Some(tensor), [lead @ .., rows, cols]) = (name, &view.shape[..]) else { return view };
+    let (rows, cols) = (*rows, (*cols).max(1));
+    let matrix = rows * cols;
+    SourceView {
+        tensor,
+        shape: [lead, &[cols, rows]].concat(),
+        start: view.start / matrix * matrix + view.start % matrix / cols,
+        row_stride: view.row_stride / cols,
+        col_stride: rows,
+        ..view
+    }
+}
+
+/// Copies a file; the configuration is told the weights' new type, and that they are floats.
 fn copy(bundle: &Bundle, dir: &Path, path: &str, dtype: ExportDtype) -> Result<()> {
     let (from, to) = (bundle.root().join(path), dir.join(path));
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent).map_err(|e| FormatError::io(parent, e))?;
     }
-    if path != CONFIG_NAME || dtype == ExportDtype::Source {
+    let quantized = !quantized_sources(bundle.manifest()).is_empty();
+    if path != CONFIG_NAME || (dtype == ExportDtype::Source && !quantized) {
         std::fs::copy(&from, &to).map_err(|e| FormatError::io(&from, e))?;
         return Ok(());
     }
@@ -371,6 +438,14 @@ fn copy(bundle: &Bundle, dir: &Path, path: &str, dtype: ExportDtype) -> Result<(
     let config = serde_json::from_slice::<Value>(&text);
     let mut config = config.map_err(|e| FormatError::file(&from, e.to_string()))?;
     for place in ["", "/text_config"] {
+        if let Some(Value::Object(config)) = config.pointer_mut(place) {
+            QUANTIZATION_KEYS
+                .iter()
+                .for_each(|key| drop(config.shift_remove(*key)));
+        }
+        if dtype == ExportDtype::Source {
+            continue;
+        }
         for key in ["torch_dtype", "dtype"] {
             if let Some(value) = config.pointer_mut(&format!("{place}/{key}")) {
                 *value = json!("float32");

@@ -15,10 +15,10 @@ mod report;
 
 pub use convert::{Calibration, ConvertOptions, Phase, Progress, convert, partial_path};
 pub use error::{ConvertError, Result};
-pub use export::{ExportDtype, ExportOptions, to_hf};
+pub use export::{ExportDtype, ExportOptions, quantized_sources, to_hf};
 pub use plan::{
-    Cost, FallbackUsed, LeftOut, Leftover, Plan, PlanOptions, PlannedFile, RoleSummary, RuleMatch,
-    SkippedFile, Summary,
+    Cost, FallbackUsed, LeftOut, Leftover, Plan, PlanOptions, PlannedFile, Repacked, RoleSummary,
+    RuleMatch, SkippedFile, Summary,
 };
 pub use recipe::Recipe;
 pub use report::{ConversionReport, ExpertReport, TensorReport};

@@ -6,10 +6,12 @@ use shardwright_format::Unit;
 use shardwright_format::manifest::Ignored;
 use shardwright_format::report::{CalibrationReport, LayerCoverage, LayerOutput};
 use shardwright_format::unit::TensorEntry;
-use shardwright_quant::{Method, QuantStats};
+use shardwright_quant::{Encoding, Method, QuantStats};
 
 use crate::calibrate::streams::{RULE, Streamed};
-use crate::plan::{FallbackUsed, LeftOut, Leftover, Plan, RuleMatch, SkippedFile, Summary};
+use crate::plan::{
+    FallbackUsed, LeftOut, Leftover, Plan, Repacked, RuleMatch, SkippedFile, Summary,
+};
 
 /// What a conversion did. The same for every machine, thread count and interruption.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +29,10 @@ pub struct ConversionReport {
     pub fallbacks: Vec<FallbackUsed>,
     /// Matrices that stay in 16 or 32 bits.
     pub leftovers: Vec<Leftover>,
+    /// Tensors whose codes were taken over from the checkpoint; where one lost anything after all,
+    /// because a bias had no exact value, its own entry says so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repacked: Vec<Repacked>,
     /// Tensors of the checkpoint that are not in the bundle.
     pub ignored: Vec<Ignored>,
     /// Those of them that are parts besides the text model, counted.
@@ -153,6 +159,7 @@ impl ConversionReport {
             rules: plan.rules.clone(),
             fallbacks: plan.fallbacks.clone(),
             leftovers: plan.leftovers.clone(),
+            repacked: plan.repacked.clone(),
             ignored: plan.ignored.clone(),
             left_out: plan.left_out.clone(),
             skipped: plan.skipped.clone(),
@@ -171,6 +178,7 @@ impl ConversionReport {
         let mut report = Self::new(plan, |_| &zeros, longest_streamed(plan));
         report.summary.bundle_bytes = u64::MAX;
         for tensor in &mut report.tensors {
+            tensor.method = longest_method(tensor.method, &tensor.encoding);
             tensor.relative_rmse = LONGEST;
             tensor.sqnr_db = Some(LONGEST);
             tensor.max_abs_error = f32::MIN;
@@ -178,6 +186,7 @@ impl ConversionReport {
             tensor.groups = [u64::MAX; 3];
         }
         for experts in &mut report.experts {
+            experts.method = longest_method(experts.method, &experts.encoding);
             experts.relative_rmse = LONGEST;
             experts.sqnr_db = Some(LONGEST);
             experts.max_abs_error = f32::MIN;
@@ -241,12 +250,20 @@ fn longest_streamed(plan: &Plan) -> Option<Streamed> {
     })
 }
 
+/// A method as long as any, where codes are taken over if they can be.
+fn longest_method(method: Option<Method>, encoding: &str) -> Option<Method> {
+    method.or_else(|| encoding.starts_with('q').then_some(Method::Importance))
+}
+
 fn output_error(stats: &QuantStats) -> Option<f64> {
     (stats.output > 0.0).then(|| (stats.output_error.max(0.0) / stats.output).sqrt())
 }
 
-fn method_of(tensor: &TensorEntry, method: Method) -> Option<Method> {
-    tensor.encoding.float().is_none().then_some(method)
+/// None for plain floats and for codes that were taken over.
+fn method_of(tensor: &TensorEntry, method: Method, stats: &QuantStats) -> Option<Method> {
+    let own = tensor.source.affine(tensor.cols).map(Encoding::Affine);
+    let copied = own == Some(tensor.encoding) && stats.sum_sq_error == 0.0;
+    (tensor.encoding.float().is_none() && !copied).then_some(method)
 }
 
 fn sqnr(stats: &QuantStats) -> Option<f64> {
@@ -268,7 +285,7 @@ fn tensor_report(
         role: tensor.role,
         tensor: tensor.source.tensor.clone(),
         encoding: tensor.encoding.label(),
-        method: method_of(tensor, method),
+        method: method_of(tensor, method, stats),
         relative_rmse: stats.relative_rmse(),
         sqnr_db: sqnr(stats),
         max_abs_error: stats.max_abs_error,
@@ -297,7 +314,7 @@ fn expert_report<'a>(
         role: tensor.role,
         tensor: tensor.source.tensor.clone(),
         encoding: tensor.encoding.label(),
-        method: method_of(tensor, method),
+        method: method_of(tensor, method, &all),
         relative_rmse: all.relative_rmse(),
         sqnr_db: sqnr(&all),
         max_abs_error: all.max_abs_error,

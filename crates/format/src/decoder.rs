@@ -1,7 +1,7 @@
 //! How the values of a quantized tensor are made from what a checkpoint holds.
 
 use serde::{Deserialize, Serialize};
-use shardwright_quant::Ggml;
+use shardwright_quant::{Affine, Float, Ggml};
 
 use crate::checkpoint::Dtype;
 
@@ -38,6 +38,8 @@ pub enum Decoder {
         codes: String,
         /// Scales, `[.., rows, groups]`.
         scales: String,
+        /// Their type.
+        scale_dtype: Float,
         /// Zero points packed along the rows, `[words, groups]`; none means the middle code.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         zero_points: Option<String>,
@@ -56,6 +58,8 @@ pub enum Decoder {
         scales: String,
         /// Biases, `[.., rows, groups]`.
         biases: String,
+        /// Their type and that of the scales.
+        scale_dtype: Float,
         /// Bits of a code.
         bits: u8,
         /// Columns that share a scale and a bias.
@@ -174,6 +178,23 @@ impl Decoder {
             Self::Gguf { tensor, .. } => (vec![tensor], None),
         };
         names.into_iter().chain(optional).collect()
+    }
+
+    /// Whether it only puts floats in order.
+    pub const fn is_plain(&self) -> bool {
+        matches!(self, Self::Gguf { kind, .. } if kind.float().is_some())
+    }
+
+    /// The affine encoding in which the codes mean the same, if there is one: with 16-bit scales,
+    /// of symmetric codes or with biases.
+    pub fn affine(&self) -> Option<Affine> {
+        match *self {
+            Self::Packed { zero_points: None, bits, group_size, scale_dtype, .. }
+            | Self::Mlx { bits, group_size, scale_dtype, .. } => {
+                Affine::new(bits, u16::try_from(group_size).ok()?, scale_dtype).ok()
+            }
+            _ => None,
+        }
     }
 
     /// A short label for tables: `f8_e4m3 128x128`, `int4 g32`.

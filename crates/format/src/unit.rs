@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decoder::Decoder;
 use crate::role::Role;
-use shardwright_quant::{Encoding, EncodingError, Float};
+use shardwright_quant::{Affine, Encoding, EncodingError, Float};
 
 /// One separately readable piece of a model; in a bundle, one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -158,6 +158,27 @@ pub fn whole_matrix(shape: &[u64]) -> Option<[u64; 2]> {
         [_, cols @ ..] => (&shape[..1], cols),
     };
     Some([product(rows)?, product(cols)?])
+}
+
+impl SourceView {
+    /// The affine encoding that the source's own codes are in, if the view of `cols` columns is
+    /// one of whole rows of codes.
+    pub fn affine(&self, cols: u64) -> Option<Affine> {
+        let affine = self.decoder.as_ref()?.affine()?;
+        let whole = self.col_stride == 1
+            && self.shape.last() == Some(&cols)
+            && cols.is_multiple_of(affine.group_size() as u64)
+            && self.start.is_multiple_of(cols)
+            && self.row_stride.is_multiple_of(cols);
+        (whole && cols > 0).then_some(affine)
+    }
+
+    /// The 16- or 32-bit type that stands for the source's: that of its values, or the upper half
+    /// of a binary32 for those decoded to 32 bits, of which few are its own.
+    pub fn kept(&self) -> Float {
+        let exact = self.decoder.as_ref().is_none_or(Decoder::is_plain);
+        if exact { self.dtype } else { Float::Bf16 }
+    }
 }
 
 impl TensorEntry {

@@ -1,7 +1,10 @@
 //! `export`: a bundle's weights, dequantized, as a Hugging Face checkpoint.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
 use serde::Serialize;
-use shardwright_convert::{ExportOptions, PlannedFile, to_hf};
+use shardwright_convert::{ExportOptions, PlannedFile, quantized_sources, to_hf};
 use shardwright_format::Bundle;
 use shardwright_format::manifest::Ignored;
 use shardwright_verify::{Monitor, integrity};
@@ -20,6 +23,9 @@ struct Report {
     /// Tensors that the bundle was made without, and the export is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     left_out: Vec<Ignored>,
+    /// How the checkpoint held tensors that are plain floats here.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    unquantized: BTreeSet<String>,
 }
 
 /// Runs the command.
@@ -36,7 +42,9 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
     };
     let bytes = files.iter().map(|file| file.size).sum();
     let left_out = bundle.manifest().checkpoint.ignored.clone();
-    let report = Report { checkpoint: args.out.display().to_string(), bytes, files, left_out };
+    let unquantized = quantized_sources(bundle.manifest());
+    let checkpoint = args.out.display().to_string();
+    let report = Report { checkpoint, bytes, files, left_out, unquantized };
     output.report(&report, &text(&report))
 }
 
@@ -57,5 +65,14 @@ fn text(report: &Report) -> String {
     let lines = Ignored::lines(&report.left_out);
     out.extend((!lines.is_empty()).then_some("\n"));
     out.extend(lines.iter().map(|line| format!("left out: {line}\n")));
+    if !report.unquantized.is_empty() {
+        let schemes: Vec<_> = report.unquantized.iter().map(String::as_str).collect();
+        let schemes = schemes.join(", ");
+        let _ = write!(
+            out,
+            "\nplain floats, where the original held {schemes}: its quantization_config is left \
+             out of config.json\n"
+        );
+    }
     out
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
-use shardwright_format::checkpoint::gguf;
+use shardwright_format::checkpoint::{Quantization, gguf};
 use shardwright_format::manifest::{Codec, Ignored, Manifest};
 use shardwright_format::model::{AttentionSpec, Ffn, Mixer, ModelSpec};
 use shardwright_format::weights::Weights;
@@ -73,6 +73,8 @@ struct RoleRow {
 struct CheckpointPart {
     files: Vec<FileRow>,
     ignored: Vec<Ignored>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantization: Option<Quantization>,
 }
 
 #[derive(Serialize)]
@@ -137,7 +139,7 @@ impl Report {
         for unit in spec.units().chain(weights.parts()) {
             let part = unit.part_role().is_some();
             for tensor in weights.layout(unit)?.tensors.iter() {
-                let row = TensorRow::new(unit, tensor)?;
+                let row = TensorRow::new(weights, unit, tensor)?;
                 let count = tensor.rows * tensor.cols;
                 tensor_bytes += if part { 0 } else { row.bytes };
                 parameters.total += if part { 0 } else { count };
@@ -223,6 +225,10 @@ impl Report {
             bytes::disk(self.tensor_bytes),
             self.bits_per_weight
         );
+        let checkpoint = self.checkpoint.as_ref();
+        if let Some(quantization) = checkpoint.and_then(|c| c.quantization.as_ref()) {
+            let _ = write!(out, "{}", quantized(quantization));
+        }
         if let Some(bundle) = &self.bundle {
             let codec = if bundle.codec == Codec::None { "as they are" } else { "zstd" };
             let align = bytes::memory(bundle.alignment);
@@ -364,6 +370,30 @@ impl PartRow {
     }
 }
 
+/// What of a checkpoint is quantized, what its configuration says is not, and what is not though
+/// the configuration does not say so.
+fn quantized(facts: &Quantization) -> String {
+    let each = |(label, count): (&String, &u64)| format!("{label} ({count} tensors)");
+    let schemes: Vec<_> = facts.tensors.iter().map(each).collect();
+    let schemes = if schemes.is_empty() { "no tensor".to_owned() } else { schemes.join(", ") };
+    let mut out = format!("  quantized        {}: {schemes}\n", facts.method);
+    let mut list = |what: &str, names: &BTreeMap<String, u64>| {
+        if !names.is_empty() {
+            let names: Vec<_> = names
+                .iter()
+                .map(|(name, n)| format!("{name} ({n})"))
+                .collect();
+            let _ = writeln!(out, "  {what:<16} {}", names.join(", "));
+        }
+    };
+    list("kept as floats", &facts.kept);
+    list("floats unnamed", &facts.unnamed);
+    if !facts.unread.is_empty() {
+        let _ = writeln!(out, "  patterns unread  {}", facts.unread.join(", "));
+    }
+    out
+}
+
 impl CheckpointPart {
     fn new(weights: &Weights) -> Option<Self> {
         let Weights::Checkpoint(weights) = weights else { return None };
@@ -373,7 +403,8 @@ impl CheckpointPart {
             bytes: file.file.len(),
         };
         let files = weights.checkpoint().files().iter().map(row).collect();
-        Some(Self { files, ignored: weights.inventory().ignored.clone() })
+        let ignored = weights.inventory().ignored.clone();
+        Some(Self { files, ignored, quantization: weights.checkpoint().quantization().cloned() })
     }
 }
 
@@ -441,19 +472,27 @@ impl ShardRow {
 }
 
 impl TensorRow {
-    fn new(unit: Unit, tensor: &TensorEntry) -> Result<Self, Failure> {
+    fn new(weights: &Weights, unit: Unit, tensor: &TensorEntry) -> Result<Self, Failure> {
         let source = match unit {
-            Unit::Expert { expert, .. } => tensor.source.of_expert(expert).tensor,
-            _ => tensor.source.tensor.clone(),
+            Unit::Expert { expert, .. } => tensor.source.of_expert(expert),
+            _ => tensor.source.clone(),
         };
+        let (mut stored, mut bytes) = (tensor.encoding.label(), tensor.byte_len()?);
+        if let (Weights::Checkpoint(weights), Some(decoder)) = (weights, &source.decoder) {
+            stored = decoder.label();
+            let held = weights
+                .checkpoint()
+                .stored_bytes(&source, tensor.rows * tensor.cols);
+            bytes = held.unwrap_or(bytes);
+        }
         Ok(Self {
             unit: unit.to_string(),
             role: tensor.role,
-            stored: tensor.encoding.label(),
+            stored,
             rows: tensor.rows,
             cols: tensor.cols,
-            bytes: tensor.byte_len()?,
-            source,
+            bytes,
+            source: source.tensor,
         })
     }
 

@@ -166,6 +166,10 @@ pub fn notes(plan: &Plan, out: &mut String) {
         let line = format!("fallback: {role}: {used} instead of {wanted}: {}", f.reason);
         note(line, f.tensors, 0);
     }
+    for r in &plan.repacked {
+        let (role, source, encoding) = (r.role, &r.source, &r.encoding);
+        note(format!("lossless repack: {role}: {encoding} from {source}"), r.tensors, 0);
+    }
     for l in &plan.leftovers {
         note(format!("kept wide: {}: {}: {}", l.role, l.encoding, l.reason), 1, l.bytes);
     }

@@ -4,6 +4,7 @@ mod calibrated;
 mod finish;
 mod ledger;
 pub mod memory;
+mod repack;
 mod shard;
 mod sink;
 mod source;

@@ -14,6 +14,7 @@ use shardwright_quant::{
 };
 
 use super::memory::{GATHER_LIMIT, SOURCE_TILE, WEIGHTS_TILE};
+use super::repack::copied;
 use super::sink::Sink;
 use super::source::{Reader, Source, extent};
 use crate::calibrate::guides::{Costs, Guides};
@@ -167,7 +168,11 @@ impl<'a> Worker<'a> {
             let mut fetch = |file, offset, out: &mut [u8]| reader.fetch(file, offset, out);
             let (checkpoint, out) = (source.checkpoint, &mut self.gathered);
             read_view_through(checkpoint, view, rows.clone(), entry.cols, out, &mut fetch)?;
-            self.gathered.as_slice()
+            let decoded = self.gathered.as_slice();
+            if let Some(copied) = copied(reader, (view, entry), rows.clone(), decoded)? {
+                return sink.rows(entry, parts, rows, |parts| Ok(copied.fill(parts)));
+            }
+            decoded
         } else if is_packed(view, entry) {
             let range = extent(info, view, rows.clone(), entry.cols);
             let ahead = range.end + SOURCE_TILE;

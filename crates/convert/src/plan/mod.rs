@@ -25,7 +25,7 @@ use crate::report::ConversionReport;
 pub use cost::{Cost, RoleSummary, Summary};
 pub(crate) use files::{shard_files, stored_bound};
 use resolve::Resolver;
-pub use resolve::{FallbackUsed, Leftover, RuleMatch};
+pub use resolve::{FallbackUsed, Leftover, Repacked, RuleMatch};
 
 /// What the plan must know besides the checkpoint and the recipe.
 #[derive(Clone, Debug)]
@@ -93,6 +93,9 @@ pub struct Plan {
     pub fallbacks: Vec<FallbackUsed>,
     /// Matrices that stay in 16 or 32 bits.
     pub leftovers: Vec<Leftover>,
+    /// Tensors whose codes are taken over from the checkpoint, without loss.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repacked: Vec<Repacked>,
     /// Tensors of the checkpoint that are not in the bundle.
     pub ignored: Vec<Ignored>,
     /// Those of them that are parts besides the text model, counted.
@@ -183,6 +186,7 @@ impl Plan {
             fallbacks: resolution.fallbacks,
             leftovers: resolution.leftovers,
             left_out,
+            repacked: resolution.repacked,
             skipped,
             files: Vec::new(),
             summary: Summary::default(),

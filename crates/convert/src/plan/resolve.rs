@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use shardwright_format::arch::SourceTensor;
 use shardwright_format::layout::Unplaced;
-use shardwright_format::{Role, Unit};
+use shardwright_format::{Decoder, Role, Unit};
 use shardwright_quant::{Encoding, EncodingError, Float, Method};
 
 use crate::error::{ConvertError, Result};
@@ -58,8 +58,25 @@ pub struct Leftover {
     pub reason: String,
 }
 
+/// A tensor whose codes the bundle takes over from the checkpoint as they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repacked {
+    /// Name in the checkpoint; `{expert}` stands for each expert's number.
+    pub tensor: String,
+    /// What it is for.
+    pub role: Role,
+    /// Tensors of that name.
+    pub tensors: u64,
+    /// How the checkpoint holds it.
+    pub source: String,
+    /// How the bundle does.
+    pub encoding: String,
+}
+
 /// What all choices together came to.
 pub struct Resolution {
+    pub repacked: Vec<Repacked>,
     pub rules: Vec<RuleMatch>,
     pub fallbacks: Vec<FallbackUsed>,
     pub leftovers: Vec<Leftover>,
@@ -102,8 +119,12 @@ impl<'a> Resolver<'a> {
             weights: 0,
             bytes: 0,
         });
-        let resolution =
-            Resolution { rules: rules.collect(), fallbacks: Vec::new(), leftovers: Vec::new() };
+        let resolution = Resolution {
+            rules: rules.collect(),
+            fallbacks: Vec::new(),
+            leftovers: Vec::new(),
+            repacked: Vec::new(),
+        };
         Self { recipe, layers, calibrated, resolution }
     }
 
@@ -144,11 +165,14 @@ impl<'a> Resolver<'a> {
         let rule = &self.recipe.rules[at];
         // All experts' vectors may lie in one tensor.
         let vector = view.shape.len() < 2 || (tensor.rows == 1 && tensor.role.is_expert());
+        let count = u64::from(count);
         let encoding = match rule.encoding {
             wish if vector && wish.is_codes() => Some(view.dtype.into()),
-            wish => wish.resolve(view.dtype, self.recipe.scale_dtype),
+            wish => match own_codes(wish, tensor) {
+                Some(encoding) => Some(self.note_repacked(tensor, encoding, count)),
+                None => wish.resolve(view.kept(), self.recipe.scale_dtype),
+            },
         };
-        let count = u64::from(count);
         let Some(encoding) = encoding else {
             let found = &mut self.resolution.rules[at];
             found.tensors += count;
@@ -180,6 +204,22 @@ impl<'a> Resolver<'a> {
             )));
         }
         Ok(Some(Chosen { encoding, method }))
+    }
+
+    fn note_repacked(&mut self, tensor: &SourceTensor, encoding: Encoding, count: u64) -> Encoding {
+        let view = &tensor.view;
+        self.resolution.repacked.push(Repacked {
+            tensor: view.tensor.clone(),
+            role: tensor.role,
+            tensors: count,
+            source: view
+                .decoder
+                .as_ref()
+                .map(Decoder::label)
+                .unwrap_or_default(),
+            encoding: encoding.label(),
+        });
+        encoding
     }
 
     /// The first rule that matches, the same for all `count` tensors, if any does.
@@ -228,7 +268,7 @@ impl<'a> Resolver<'a> {
                 Fallback::Group(group) => rule.encoding.with_group(group),
                 Fallback::Other(wish) => wish,
             };
-            wish.resolve(view.dtype, self.recipe.scale_dtype)
+            wish.resolve(view.kept(), self.recipe.scale_dtype)
         });
         let fits = |e: &Encoding| e.parts(tensor.rows, tensor.cols).is_ok();
         let kept = tensor.role.is_extra().then(|| view.dtype.into());
@@ -308,6 +348,16 @@ impl<'a> Resolver<'a> {
             }
             None => Ok(self.resolution),
         }
+    }
+}
+
+/// The encoding that the source's codes are in, where a rule wishes for codes of as many bits:
+/// they are taken over in groups of their own size, and nothing is lost.
+fn own_codes(wish: Wish, tensor: &SourceTensor) -> Option<Encoding> {
+    let affine = tensor.view.affine(tensor.cols)?;
+    match wish {
+        Wish::Affine { bits, .. } if bits == affine.bits() => Some(Encoding::Affine(affine)),
+        _ => None,
     }
 }
 

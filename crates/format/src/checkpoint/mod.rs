@@ -28,10 +28,10 @@ use index::Index;
 pub use decode::Fetch;
 pub use dtype::Dtype;
 pub(crate) use entries::Entries;
-pub use group::Quantization;
+pub use group::{QUANTIZATION_KEYS, Quantization};
 pub use index::INDEX_NAME;
 pub use listing::Skipped;
-pub use view::{read_view, read_view_through, view_extents};
+pub use view::{read_affine, read_view, read_view_through, view_extents};
 pub use weights::CheckpointWeights;
 
 /// The model's configuration.
@@ -215,6 +215,19 @@ impl Checkpoint {
             .iter()
             .map(|(name, stored)| (name.as_str(), stored));
         stored.filter(move |(name, _)| !self.tensors.contains_key(*name) && !part(name))
+    }
+
+    /// Bytes of the files that a view of so many values is made of, its share of them where the
+    /// tensor has more; none for a tensor that is not there.
+    pub fn stored_bytes(&self, view: &SourceView, values: u64) -> Option<u64> {
+        let info = self.tensors.get(&view.tensor)?;
+        let Some(decoder) = &info.decoder else { return Some(values * info.dtype.size() as u64) };
+        let parts = decoder.parts().into_iter();
+        let len: u64 = parts
+            .filter_map(|name| Some(self.stored.get(name)?.len))
+            .sum();
+        let share = u128::from(len) * u128::from(values) / u128::from(info.values().max(1));
+        u64::try_from(share).ok()
     }
 
     /// What is quantized and how; none for a checkpoint of plain floats.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use shardwright_quant::Float;
 
-use super::decode::{Decoding, Fetch};
+use super::decode::{AffineRows, Decoding, Fetch};
 use super::{Checkpoint, TensorInfo};
 use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
@@ -47,6 +47,29 @@ pub fn read_view_through(
     let place = Place::new(checkpoint, view, rows, cols)?;
     out.resize(place.byte_len());
     place.read(out.as_mut_slice(), fetch)
+}
+
+/// Rows of a view whose source has codes that mean the same in the affine encoding of
+/// [`SourceView::affine`]: a matrix in it, with biases rounded where the source has none. None if
+/// there is no such encoding.
+///
+/// # Errors
+/// As [`read_view_through`].
+pub fn read_affine(
+    checkpoint: &Checkpoint,
+    view: &SourceView,
+    rows: Range<u64>,
+    cols: u64,
+    fetch: &mut Fetch<'_>,
+) -> Result<Option<Vec<u8>>> {
+    let place = Place::new(checkpoint, view, rows, cols)?;
+    let (Some(affine), Some(decoding)) = (view.affine(cols), &place.decoding) else {
+        return Ok(None);
+    };
+    let mut out = AffineRows::default();
+    let rows = (place.first / cols, view.row_stride / cols, place.rows);
+    decoding.affine_rows(affine, rows, &mut out, fetch)?;
+    Ok(Some(out.into_bytes()))
 }
 
 /// Where the bytes lie that some rows of a `view` are made of, and others of the same matrices:

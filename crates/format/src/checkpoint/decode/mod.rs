@@ -1,5 +1,6 @@
 //! Makes the values of a quantized tensor as they are read, in 32-bit floats.
 
+mod affine;
 mod gguf;
 mod mxfp4;
 mod packed;
@@ -15,6 +16,7 @@ use shardwright_quant::{Float, narrow};
 use super::{Checkpoint, TensorInfo};
 use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
+pub(super) use affine::AffineRows;
 pub(super) use mxfp4::GROUP as MXFP4_GROUP;
 use part::Part;
 

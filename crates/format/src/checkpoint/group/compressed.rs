@@ -101,7 +101,8 @@ impl Compressed {
         let part = |part: &str| format!("{module}.weight_{part}");
         let (scales, dims, zeros) = (part("scale"), part("shape"), part("zero_point"));
         let shape = grouping.numbers(name, &dims, stored.shape.len())?;
-        let held = grouping.part(name, &scales, SCALE_TYPES)?;
+        let held = grouping.part(name, &scales, &SCALE_TYPES[..3])?;
+        let scale_dtype = held.dtype.float().unwrap_or(Float::F32);
         let [lead @ .., rows, cols] = &shape[..] else {
             return Err(
                 grouping.refused(&dims, format!("expected two or more numbers, found {shape:?}"))
@@ -136,7 +137,8 @@ impl Compressed {
             grouping.check_shape(name, zeros, &found.shape, &[shape])?;
         }
         let (codes, bits) = (name.to_owned(), group.bits);
-        let decoder = Decoder::Packed { codes, scales, zero_points, dims, bits, group_size };
+        let decoder =
+            Decoder::Packed { codes, scales, scale_dtype, zero_points, dims, bits, group_size };
         grouping.add(format!("{module}.weight"), Float::F32, shape, decoder)
     }
 

@@ -12,7 +12,7 @@ use crate::error::Result;
 
 /// What the names of scales end in.
 pub(super) const SCALES: &str = "_scale_inv";
-/// Types that scales may have.
+/// Types that scales may have, the floats first.
 pub(super) const SCALE_TYPES: &[Dtype] =
     &[Dtype::Float(Float::F32), Dtype::Float(Float::Bf16), Dtype::Float(Float::F16), Dtype::F8E8m0];
 /// What the names of scales of activations, which nothing here needs, end in.

@@ -71,12 +71,15 @@ impl Mlx {
         }
         let shape = [lead, &[*rows, cols / group_size]].concat();
         let [scales, biases] = ["scales", "biases"].map(|part| format!("{module}.{part}"));
+        let mut types = SCALE_TYPES;
         for part in [&scales, &biases] {
-            let found = grouping.part(name, part, SCALE_TYPES)?;
+            let found = grouping.part(name, part, types)?;
             grouping.check_shape(name, part, &found.shape, std::slice::from_ref(&shape))?;
+            types = std::slice::from_ref(&found.dtype);
         }
+        let scale_dtype = types[0].float().unwrap_or(Float::F32);
         let weight = name.to_owned();
-        let decoder = Decoder::Mlx { weight, scales, biases, bits, group_size };
+        let decoder = Decoder::Mlx { weight, scales, biases, scale_dtype, bits, group_size };
         grouping.add(name.to_owned(), Float::F32, [lead, &[*rows, cols]].concat(), decoder)
     }
 }

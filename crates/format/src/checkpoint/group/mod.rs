@@ -16,6 +16,7 @@ use shardwright_quant::Float;
 use super::{Checkpoint, Dtype, StoredTensor, TensorInfo};
 use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
+pub use scheme::QUANTIZATION_KEYS;
 use scheme::Scheme;
 
 /// What of a checkpoint is quantized and how.

@@ -30,13 +30,10 @@ enum Kind {
     Transposed(Transposed),
 }
 
-/// Where a configuration may describe the scheme.
-const PLACES: &[&str] = &[
-    "/quantization_config",
-    "/text_config/quantization_config",
-    "/compression_config",
-    "/quantization",
-];
+/// The keys, of `config.json` or its `text_config`, that may describe a scheme. MLX writes two, of
+/// which the first may be another's.
+pub const QUANTIZATION_KEYS: &[&str] =
+    &["quantization_config", "compression_config", "quantization"];
 
 /// The methods that are known.
 const METHODS: &[&str] = &["fp8", "mxfp4", "compressed-tensors", "gptq", "awq"];
@@ -47,17 +44,20 @@ impl Scheme {
     /// # Errors
     /// One that is not known, or parameters that it cannot have.
     pub(super) fn of(checkpoint: &Checkpoint) -> Result<Option<Self>> {
-        let found = PLACES.iter().find_map(|place| {
-            let found = checkpoint.config().pointer(place)?;
-            (!found.is_null()).then_some((place.trim_start_matches('/'), found))
+        let config = checkpoint.config();
+        let objects = [("", Some(config)), ("text_config.", config.get("text_config"))];
+        let found = objects.into_iter().find_map(|(place, object)| {
+            let keys = QUANTIZATION_KEYS.iter();
+            let mut found = keys.filter_map(|key| Some((key, object?.get(*key)?)));
+            let (key, found) = found.find(|(_, value)| !value.is_null())?;
+            Some((format!("{place}{key}"), found))
         });
         let Some((place, config)) = found else { return Ok(None) };
         let path: &Path = checkpoint.config_path();
-        let refuse = |detail: String| {
-            let place = place.replace('/', ".");
-            FormatError::file(path, format!("`{place}`: {detail}"))
-        };
-        Self::parse(config).map(Some).map_err(refuse)
+        let refuse = |detail| FormatError::file(path, format!("`{place}`: {detail}"));
+        Self::parse(config)
+            .map(Some)
+            .map_err(|detail: String| refuse(detail))
     }
 
     fn parse(config: &Value) -> Result<Self, String> {

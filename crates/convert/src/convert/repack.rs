@@ -1,0 +1,63 @@
+//! Takes over the codes of a source that has them in the bundle's own encoding.
+
+use std::ops::Range;
+
+use shardwright_format::SourceView;
+use shardwright_format::checkpoint::read_affine;
+use shardwright_format::unit::TensorEntry;
+use shardwright_quant::{Backend, Encoding, Matrix, PartsMut, QuantStats, widen};
+
+use super::source::Reader;
+use crate::error::Result;
+
+/// Some rows in the encoding of their tensor, each value of which is the source's.
+pub struct Copied {
+    bytes: Vec<u8>,
+    stats: QuantStats,
+}
+
+/// The rows of a view as its source's codes give them, if they are in the encoding of `entry` and
+/// stand for the very values that were `decoded`.
+pub fn copied(
+    reader: &mut Reader<'_>,
+    (view, entry): (&SourceView, &TensorEntry),
+    rows: Range<u64>,
+    decoded: &[u8],
+) -> Result<Option<Copied>> {
+    let own = view.affine(entry.cols).map(Encoding::Affine);
+    if own != Some(entry.encoding) {
+        return Ok(None);
+    }
+    let checkpoint = reader.source.checkpoint;
+    let (count, cols) = ((rows.end - rows.start) as usize, entry.cols as usize);
+    let mut fetch = |file, offset, out: &mut [u8]| reader.source.read_at(file, offset, out);
+    let bytes = read_affine(checkpoint, view, rows, entry.cols, &mut fetch)?;
+    let Some(bytes) = bytes else { return Ok(None) };
+    let Ok(matrix) = Matrix::new(entry.encoding, count, cols, &bytes) else { return Ok(None) };
+    let (mut wanted, mut found) = (vec![0.0; count * cols], vec![0.0; count * cols]);
+    widen(view.dtype, decoded, &mut wanted);
+    matrix.dequantize(Backend::detect(), 0..count, &mut found);
+    // Equal, not the same bits: a zero may change its sign. What is not finite equals nothing.
+    let equal = wanted
+        .iter()
+        .zip(&found)
+        .all(|(a, b)| a == b && a.is_finite());
+    let stats = QuantStats {
+        weights: wanted.len() as u64,
+        sum_sq: wanted.iter().map(|x| f64::from(*x) * f64::from(*x)).sum(),
+        ..QuantStats::default()
+    };
+    Ok(equal.then_some(Copied { bytes, stats }))
+}
+
+impl Copied {
+    /// Fills the parts of the rows; gives what they lost, nothing.
+    pub fn fill(&self, out: PartsMut<'_>) -> QuantStats {
+        let (weight, rest) = self.bytes.split_at(out.weight.len());
+        let (scales, biases) = rest.split_at(out.scales.len());
+        out.weight.copy_from_slice(weight);
+        out.scales.copy_from_slice(scales);
+        out.biases.copy_from_slice(biases);
+        self.stats
+    }
+}
