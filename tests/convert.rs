@@ -422,3 +422,33 @@ fn what_recipes_prints_is_a_recipe_file() {
         assert_eq!(named.stdout, filed.stdout, "{name}");
     }
 }
+
+/// Quantized sources: shown, converted at their own bits and at others, proved and run.
+#[test]
+fn quantized_checkpoints_are_shown_converted_proved_and_run() {
+    let cases = [
+        ("deepseek_v3-fp8", "fp8", "f8_e4m3 128x128", false),
+        ("kimi_k2-int4", "compressed-tensors", "int4 g32", true),
+        ("gpt_oss-mxfp4", "mxfp4", "mxfp4", false),
+    ];
+    for (name, method, label, repacked) in cases {
+        let scratch = Scratch::with(&format!("golden/{name}"));
+        let vocab: Value = (0..256).map(|id| (format!("w{id}"), json!(id))).collect();
+        let tokenizer = json!({ "version": "1.0", "pre_tokenizer": { "type": "Whitespace" },
+            "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "w0" } });
+        fs::write(scratch.path("ckpt/tokenizer.json"), tokenizer.to_string()).unwrap();
+        let inspect = scratch.json("inspect ckpt");
+        let quantization = &inspect["checkpoint"]["quantization"];
+        assert_eq!(quantization["method"], json!(method), "{name}");
+        assert!(quantization["tensors"][label].as_u64().unwrap() > 2, "{name}: {quantization}");
+        for recipe in ["q4", "q3"] {
+            let plan = scratch.json(&format!("plan ckpt --recipe {recipe}"));
+            let lossless = repacked && recipe == "q4";
+            assert_eq!(plan.get("repacked").is_some(), lossless, "{name} {recipe}");
+            scratch.ok(&format!("convert ckpt -o {recipe} --recipe {recipe}"));
+            let report = scratch.json(&format!("verify {recipe} --against ckpt"));
+            assert_eq!(report["verdict"], json!("holds"), "{name}: {report}");
+            scratch.ok(&format!("run {recipe} --prompt w1 -n 2"));
+        }
+    }
+}

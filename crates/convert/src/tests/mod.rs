@@ -4,6 +4,7 @@ mod calibrated;
 mod export;
 mod failures;
 mod plans;
+mod quantized;
 mod resume;
 mod sizes;
 

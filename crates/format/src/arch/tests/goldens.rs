@@ -5,7 +5,8 @@ use crate::checkpoint::CheckpointWeights;
 use crate::io::AlignedBuf;
 use crate::model::{AttentionSpec, Ffn, ModelSpec, MoeSpec, QkNorm, RopeScaling, RopeSpec};
 use crate::role::Role;
-use crate::unit::Unit;
+use crate::unit::{TensorEntry, Unit};
+use shardwright_quant::widen;
 
 fn open(case: &str) -> CheckpointWeights {
     let checkpoint = Checkpoint::open(&golden(case)).unwrap();
@@ -25,8 +26,8 @@ fn cases() -> Vec<(String, String)> {
         .collect()
 }
 
-/// The values of every tensor of the model, packed.
-fn values(weights: &CheckpointWeights) -> BTreeMap<(Unit, Role), Vec<u8>> {
+/// The values of every tensor of the model, whatever type they are read in.
+fn values(weights: &CheckpointWeights) -> BTreeMap<(Unit, Role), Vec<f32>> {
     let mut buf = AlignedBuf::default();
     let mut values = BTreeMap::new();
     for unit in weights.inventory().spec.units() {
@@ -34,9 +35,16 @@ fn values(weights: &CheckpointWeights) -> BTreeMap<(Unit, Role), Vec<u8>> {
         for entry in weights.layout(unit).unwrap().tensors.iter() {
             let start = entry.offset as usize;
             let bytes = &buf.as_slice()[start..start + entry.byte_len().unwrap() as usize];
-            values.insert((unit, entry.role), bytes.to_vec());
+            values.insert((unit, entry.role), widened(entry, bytes));
         }
     }
+    values
+}
+
+fn widened(entry: &TensorEntry, bytes: &[u8]) -> Vec<f32> {
+    let dtype = entry.encoding.float().unwrap();
+    let mut values = vec![0.0; bytes.len() / dtype.size()];
+    widen(dtype, bytes, &mut values);
     values
 }
 
@@ -102,7 +110,7 @@ fn rows_are_read_alone() {
     let all = &values(&weights)[&(unit, entry.role)];
     let (mut rows, row_len) = (AlignedBuf::default(), all.len() / entry.rows as usize);
     weights.read_rows(&entry, 5..9, &mut rows).unwrap();
-    assert_eq!(rows.as_slice(), &all[5 * row_len..9 * row_len]);
+    assert_eq!(widened(&entry, rows.as_slice()), &all[5 * row_len..9 * row_len]);
 }
 
 fn attention(spec: &ModelSpec, layer: usize) -> &AttentionSpec {

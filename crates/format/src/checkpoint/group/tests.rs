@@ -111,3 +111,83 @@ fn configurations_that_mean_nothing_known_are_refused() {
          \"lm_head\""
     );
 }
+
+#[test]
+fn every_scheme_names_what_is_missing_or_wrong() {
+    let name = |detail: &str| format!("DIR/model.safetensors: tensor {detail}");
+    let mxfp4 = json!({ "quant_method": "mxfp4" });
+    assert_eq!(
+        refusal(&mxfp4, &[zeros("a_blocks", Dtype::U8, &[2, 3, 4, 16])]),
+        name("`a_blocks`: expected `a_scales` with it, found none")
+    );
+    assert_eq!(
+        refusal(&mxfp4, &[zeros("a_blocks", Dtype::U8, &[2, 3, 4, 8])]),
+        name("`a_blocks`: expected shape [2, 3, 4, 16], found [2, 3, 4, 8]")
+    );
+    let mlx = json!({ "bits": 4, "group_size": 32, "a": { "bits": 8, "group_size": 32 } });
+    let part = |name, dtype| zeros(name, dtype, &[2, 2]);
+    let words = |name, count| zeros(name, Dtype::U32, &[2, count]);
+    opened(&mlx, &[words("a.weight", 16), part("a.scales", BF16), part("a.biases", BF16)]);
+    assert_eq!(
+        refusal(&mlx, &[words("b.weight", 16), part("b.scales", BF16), part("b.biases", BF16)]),
+        name("`b.scales`: expected shape [2, 4] with `b.weight` of shape [2, 16], found [2, 2]")
+    );
+    assert_eq!(
+        refusal(&mlx, &[words("a.weight", 16), part("a.scales", BF16), part("a.biases", F32)]),
+        name("`a.biases`: expected BF16 with `a.weight`, found F32")
+    );
+    assert_eq!(
+        refusal(&mlx, &[part("a.biases", BF16)]),
+        name("`a.biases`: it belongs to a quantized `a.weight`, found none")
+    );
+    let gptq = json!({ "quant_method": "gptq", "bits": 4, "group_size": 32 });
+    assert_eq!(
+        refusal(&gptq, &[zeros("a.qweight", Dtype::I32, &[8, 16]), part("a.scales", BF16)]),
+        name("`a.scales`: expected shape [2, 16] with `a.qweight` of shape [8, 16], found [2, 2]")
+    );
+}
+
+fn pack_quantized() -> Value {
+    let weights = json!({ "num_bits": 4, "type": "int", "strategy": "group", "group_size": 32 });
+    json!({ "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "config_groups": { "group_0": { "targets": ["Linear"], "weights": weights } } })
+}
+
+#[test]
+fn packed_integers_have_the_shape_that_is_stored_with_them() {
+    let dims = |dims: [i64; 2]| {
+        let bytes = dims.iter().flat_map(|dim| dim.to_le_bytes()).collect();
+        ("a.weight_shape", Dtype::I64, vec![2], bytes)
+    };
+    let codes = || zeros("a.weight_packed", Dtype::I32, &[4, 8]);
+    let scales = || zeros("a.weight_scale", BF16, &[4, 2]);
+    opened(&pack_quantized(), &[codes(), scales(), dims([4, 64])]);
+    for wrong in [[4, 65], [0, 0], [5, 64], [-1, 64]] {
+        let found = refusal(&pack_quantized(), &[codes(), scales(), dims(wrong)]);
+        let expected = "DIR/model.safetensors: tensor `a.weight_packed`: expected codes and scales";
+        assert!(found.starts_with(expected), "{found}");
+    }
+    assert_eq!(
+        refusal(&pack_quantized(), &[codes(), scales()]),
+        "DIR/model.safetensors: tensor `a.weight_packed`: expected `a.weight_shape` with it, found none"
+    );
+    let mut other = pack_quantized();
+    other["format"] = json!("marlin-24");
+    assert_eq!(
+        refusal(&other, &[codes()]),
+        "DIR/config.json: `quantization_config`: `format`: expected one of pack-quantized, \
+         float-quantized, int-quantized, naive-quantized, mixed-precision, found \"marlin-24\""
+    );
+}
+
+#[test]
+fn scales_of_activations_are_set_aside_with_a_reason() {
+    let tensors = [
+        zeros("a.weight", Dtype::F8E4m3, &[128, 128]),
+        zeros("a.weight_scale_inv", F32, &[1, 1]),
+        zeros("a.input_scale", F32, &[1]),
+    ];
+    let facts = opened(&fp8(), &tensors);
+    let reason = "scale of quantized activations; activations are not quantized";
+    assert_eq!(facts.spare, BTreeMap::from([("a.input_scale".to_owned(), reason.to_owned())]));
+}

@@ -1,0 +1,361 @@
+//! Checkpoints whose weights are quantized already: decoded as they are converted, or their codes
+//! taken over.
+
+use serde_json::{Value, json};
+use shardwright_format::arch::Inventory;
+use shardwright_format::checkpoint::{CheckpointWeights, Dtype, header, read_view};
+use shardwright_format::io::AlignedBuf;
+use shardwright_format::{Bundle, Unit};
+use shardwright_quant::{
+    Affine, Backend, Encoding, Float, Guide, Matrix, Method, PartsMut, f8_e4m3, narrow, quantize,
+    widen,
+};
+
+use super::*;
+use crate::{ExportDtype, ExportOptions, Repacked, to_hf};
+
+/// A stored tensor.
+type Held = (String, Dtype, Vec<u64>, Vec<u8>);
+
+/// Stores a matrix `[rows, cols]` of the given name as a scheme does.
+type Encode = fn(&str, &[f32], u64, u64) -> Vec<Held>;
+
+/// The checkpoint `golden/{name}` with the matrices of its layers, routers apart, as `encode`
+/// stores them.
+fn requantized(name: &str, dir: &Path, config: Value, encode: Encode) {
+    let original = Checkpoint::open(&fixture(name)).unwrap();
+    let mut held = Vec::new();
+    for (name, info) in original.tensors() {
+        let mut bytes = vec![0; info.len as usize];
+        let file = &original.files()[info.file].file;
+        file.read_at(info.offset, &mut bytes).unwrap();
+        let router = name.ends_with("mlp.gate.weight");
+        if info.shape.len() != 2 || !name.contains(".layers.") || router {
+            held.push((name.clone(), info.dtype.into(), info.shape.clone(), bytes));
+            continue;
+        }
+        let mut values = vec![0.0; bytes.len() / info.dtype.size()];
+        widen(info.dtype, &bytes, &mut values);
+        held.extend(encode(name, &values, info.shape[0], info.shape[1]));
+    }
+    let mut whole = original.config().clone();
+    whole["quantization_config"] = config;
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("config.json"), whole.to_string()).unwrap();
+    write(dir, &held);
+}
+
+fn write(dir: &Path, held: &[Held]) {
+    let path = dir.join("model.safetensors");
+    let listed = held
+        .iter()
+        .map(|(name, dtype, shape, _)| (name.as_str(), *dtype, &shape[..]));
+    let mut bytes = header::encode(&path, &[], listed).unwrap();
+    held.iter().for_each(|(.., held)| bytes.extend(held));
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn bf16(values: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * 2];
+    narrow(Float::Bf16, values, &mut bytes);
+    bytes
+}
+
+/// FP8 in blocks of 32 rows and 48 columns, which leaves ragged edges.
+fn fp8(name: &str, values: &[f32], rows: u64, cols: u64) -> Vec<Held> {
+    let (wide, high) = (cols.div_ceil(48), rows.div_ceil(32));
+    let mut scales = vec![0.0_f32; (wide * high) as usize];
+    let block = |i: usize| (i as u64 / cols / 32 * wide + i as u64 % cols / 48) as usize;
+    for (i, value) in values.iter().enumerate() {
+        scales[block(i)] = scales[block(i)].max(value.abs() / 448.0);
+    }
+    let nearest = |(i, value): (usize, &f32)| {
+        let error = |code: &u8| (f8_e4m3(*code) * scales[block(i)] - value).abs();
+        let codes = (0..=255_u8).filter(|code| code & 0x7f != 0x7f);
+        codes.min_by(|a, b| error(a).total_cmp(&error(b))).unwrap()
+    };
+    let codes = values.iter().enumerate().map(nearest).collect();
+    let stored = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+    vec![
+        (name.to_owned(), Dtype::F8E4m3, vec![rows, cols], codes),
+        (format!("{name}_scale_inv"), Float::F32.into(), vec![high, wide], stored),
+    ]
+}
+
+/// Symmetric four-bit codes in groups of 32, as compressed-tensors packs them.
+fn int4(name: &str, values: &[f32], rows: u64, cols: u64) -> Vec<Held> {
+    let module = name.strip_suffix(".weight").unwrap();
+    let (mut codes, mut scales) = (Vec::new(), Vec::new());
+    for group in values.chunks(32) {
+        let most = group
+            .iter()
+            .fold(0.0_f32, |most, value| most.max(value.abs()));
+        let scale = Float::Bf16.round(most / 7.0);
+        scales.push(scale);
+        let code = |value: &f32| ((value / scale).round().clamp(-8.0, 7.0) + 8.0) as u8;
+        let pairs = group
+            .chunks(2)
+            .map(|pair| code(&pair[0]) | code(&pair[1]) << 4);
+        codes.extend(pairs);
+    }
+    let dims = [rows, cols]
+        .iter()
+        .flat_map(|dim| dim.to_le_bytes())
+        .collect();
+    vec![
+        (format!("{module}.weight_packed"), Dtype::I32, vec![rows, cols / 8], codes),
+        (
+            format!("{module}.weight_scale"),
+            Float::Bf16.into(),
+            vec![rows, cols / 32],
+            bf16(&scales),
+        ),
+        (format!("{module}.weight_shape"), Dtype::I64, vec![2], dims),
+    ]
+}
+
+/// Four-bit codes in groups of 32, as MLX packs them.
+fn mlx(name: &str, values: &[f32], rows: u64, cols: u64) -> Vec<Held> {
+    let module = name.strip_suffix(".weight").unwrap();
+    let encoding = Encoding::Affine(Affine::new(4, 32, Float::Bf16).unwrap());
+    let parts = encoding.parts(rows, cols).unwrap();
+    let [mut weight, mut scales, mut biases] =
+        [parts.weight, parts.scales, parts.biases].map(|len| vec![0; len as usize]);
+    let out = PartsMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
+    let (backend, method, guide) = (Backend::detect(), Method::MinMax, Guide::Weights);
+    quantize(backend, values, cols as usize, encoding, method, guide, out).unwrap();
+    let grid = vec![rows, cols / 32];
+    vec![
+        (name.to_owned(), Dtype::U32, vec![rows, cols / 8], weight),
+        (format!("{module}.scales"), Float::Bf16.into(), grid.clone(), scales),
+        (format!("{module}.biases"), Float::Bf16.into(), grid, biases),
+    ]
+}
+
+fn fp8_config() -> Value {
+    json!({ "quant_method": "fp8", "weight_block_size": [32, 48], "modules_to_not_convert": ["gate"] })
+}
+
+fn int4_config() -> Value {
+    let weights = json!({ "num_bits": 4, "type": "int", "strategy": "group", "group_size": 32 });
+    json!({ "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "config_groups": { "group_0": { "targets": ["Linear"], "weights": weights } } })
+}
+
+fn mlx_config() -> Value {
+    json!({ "group_size": 32, "bits": 4 })
+}
+
+fn recipe(bits: u8) -> Recipe {
+    let json = format!(
+        r#"{{"name":"t","rules":[{{"match":{{"role":"router"}},"encoding":"f32"}},
+        {{"match":{{"role":"expert.*"}},"encoding":"q{bits}g32:bf16"}},
+        {{"match":{{"role":"attention.*"}},"encoding":"q{bits}g32:bf16"}},{{"encoding":"f32"}}]}}"#
+    );
+    Recipe::parse("t", &json).unwrap()
+}
+
+/// The values of every tensor, unit by unit.
+fn values(weights: &CheckpointWeights, unit: Unit) -> Vec<Vec<f32>> {
+    let mut read = AlignedBuf::default();
+    let tensors = &weights.inventory().units[&unit];
+    tensors
+        .iter()
+        .map(|tensor| {
+            let (view, rows) = (&tensor.view, 0..tensor.rows);
+            read_view(weights.checkpoint(), view, rows, tensor.cols, &mut read).unwrap();
+            let mut values = vec![0.0; (tensor.rows * tensor.cols) as usize];
+            widen(view.dtype, read.as_slice(), &mut values);
+            values
+        })
+        .collect()
+}
+
+fn opened(dir: &Path) -> CheckpointWeights {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let inventory = Inventory::new(&checkpoint, None).unwrap();
+    CheckpointWeights::new(checkpoint, inventory)
+}
+
+/// A checkpoint with the decoded values of another in 32 bits.
+fn write_decoded(weights: &CheckpointWeights, dir: &Path) {
+    let checkpoint = weights.checkpoint();
+    let mut held = Vec::new();
+    for (unit, tensors) in &weights.inventory().units {
+        for (tensor, values) in tensors.iter().zip(values(weights, *unit)) {
+            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let view = &tensor.view;
+            held.push((view.tensor.clone(), Float::F32.into(), view.shape.clone(), bytes));
+        }
+    }
+    let mut config = checkpoint.config().clone();
+    config
+        .as_object_mut()
+        .unwrap()
+        .remove("quantization_config");
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    write(dir, &held);
+}
+
+/// The shards of a bundle.
+fn shards(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = contents(dir).into_iter();
+    files.filter(|(name, _)| name.ends_with(".bin")).collect()
+}
+
+fn of(dir: &Path, bits: u8) -> Case {
+    Case::new(dir, &recipe(bits), PlanOptions::default()).unwrap()
+}
+
+#[test]
+fn decoding_on_the_way_gives_the_shards_of_the_decoded_checkpoint() {
+    let schemes: [(Value, Encode); 3] =
+        [(fp8_config(), fp8), (int4_config(), int4), (mlx_config(), mlx)];
+    for (config, encode) in schemes {
+        let dir = tempfile::tempdir().unwrap();
+        let [source, decoded] = ["source", "decoded"].map(|name| dir.path().join(name));
+        requantized("golden/qwen3_moe", &source, config, encode);
+        write_decoded(&opened(&source), &decoded);
+        let out = |name: &str| dir.path().join(name);
+        // Three bits, which no source has: nothing is taken over.
+        of(&decoded, 3).convert(&out("expected"), 1).unwrap();
+        for threads in [1, 2] {
+            let case = of(&source, 3);
+            assert!(case.plan.repacked.is_empty());
+            let found = out(&format!("found{threads}"));
+            case.convert(&found, threads).unwrap();
+            assert_eq!(shards(&found), shards(&out("expected")));
+        }
+    }
+}
+
+#[test]
+fn codes_of_the_same_width_are_taken_over_and_mean_the_same() {
+    let schemes: [(Value, Encode, &str); 2] =
+        [(int4_config(), int4, "int4 g32"), (mlx_config(), mlx, "mlx q4 g32")];
+    for (config, encode, label) in schemes {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+        requantized("golden/qwen3_moe", &source, config, encode);
+        let case = of(&source, 4);
+        let first = |r: &Repacked| (r.source.clone(), r.encoding.clone());
+        assert!(case.plan.repacked.len() > 10);
+        let expected = (label.to_owned(), "q4 g32 bf16".to_owned());
+        assert!(case.plan.repacked.iter().all(|r| first(r) == expected));
+        let report = case.convert(&out, 2).unwrap();
+        assert_eq!(report.repacked, case.plan.repacked);
+        assert!(
+            report
+                .tensors
+                .iter()
+                .all(|t| t.relative_rmse == 0.0 && t.method.is_none())
+        );
+        assert!(
+            report
+                .experts
+                .iter()
+                .all(|e| e.relative_rmse == 0.0 && e.method.is_none())
+        );
+        let (weights, bundle) = (opened(&source), Bundle::open(&out).unwrap());
+        let mut stored = AlignedBuf::default();
+        for unit in case.plan.units() {
+            bundle.read(unit, &mut stored).unwrap();
+            let layout = bundle.layout(unit).unwrap();
+            for (entry, expected) in layout.tensors.iter().zip(values(&weights, unit)) {
+                let len = entry.byte_len().unwrap() as usize;
+                let bytes = &stored.as_slice()[entry.offset as usize..][..len];
+                let (rows, cols) = (entry.rows as usize, entry.cols as usize);
+                let mut found = vec![0.0; rows * cols];
+                let matrix = Matrix::new(entry.encoding, rows, cols, bytes).unwrap();
+                matrix.dequantize(Backend::Scalar, 0..rows, &mut found);
+                assert_eq!(found, expected, "{unit} {}", entry.role);
+            }
+        }
+    }
+}
+
+/// The bias of a scale of 10000 leaves 16 bits: its rows are quantized instead, and the report
+/// says so.
+#[test]
+fn codes_without_an_exact_bias_are_not_taken_over() {
+    fn huge(name: &str, values: &[f32], rows: u64, cols: u64) -> Vec<Held> {
+        let mut held = int4(name, values, rows, cols);
+        let mut scales = vec![0.01_f32; (rows * cols / 32) as usize];
+        if name.contains("layers.2") && name.contains("experts.0.down") {
+            scales[0] = 10000.0;
+        }
+        let mut bytes = vec![0; scales.len() * 2];
+        narrow(Float::F16, &scales, &mut bytes);
+        (held[1].1, held[1].3) = (Float::F16.into(), bytes);
+        held
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    requantized("golden/qwen3_moe", &source, int4_config(), huge);
+    let report = of(&source, 4).convert(&dir.path().join("out"), 1).unwrap();
+    assert!(
+        report
+            .tensors
+            .iter()
+            .all(|t| t.relative_rmse == 0.0 && t.method.is_none())
+    );
+    for experts in &report.experts {
+        let broken = experts.layer == 2 && experts.tensor.contains("down");
+        assert_eq!(experts.relative_rmse > 0.0, broken, "{}", experts.tensor);
+        assert_eq!(experts.method, broken.then_some(Method::Search), "{}", experts.tensor);
+    }
+}
+
+#[test]
+fn a_code_that_is_no_number_is_refused_by_its_place() {
+    fn broken(name: &str, values: &[f32], rows: u64, cols: u64) -> Vec<Held> {
+        let mut held = fp8(name, values, rows, cols);
+        if name.ends_with("layers.0.self_attn.k_proj.weight") {
+            held[0].3[cols as usize + 3] = 0x7f;
+        }
+        held
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    requantized("golden/qwen3_moe", &source, fp8_config(), broken);
+    let error = of(&source, 4)
+        .convert(&dir.path().join("out"), 1)
+        .unwrap_err()
+        .to_string();
+    let expected = "tensor `model.layers.0.self_attn.k_proj.weight`: row 1, column 3: expected a \
+                    finite weight, found NaN";
+    assert!(error.ends_with(expected), "{error}");
+}
+
+#[test]
+fn an_export_is_of_plain_floats_and_says_so() {
+    let cases = [("golden/gpt_oss-mxfp4", "golden/gpt_oss"), ("golden/deepseek_v3-fp8", "")];
+    for (name, plain) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let (made, out) = (dir.path().join("made"), dir.path().join("hf"));
+        let json = r#"{"name":"t","rules":[{"encoding":"f32"}]}"#;
+        let recipe = Recipe::parse("t", json).unwrap();
+        let case = Case::new(&fixture(name), &recipe, PlanOptions::default()).unwrap();
+        case.convert(&made, 1).unwrap();
+        let bundle = Bundle::open(&made).unwrap();
+        assert!(!crate::quantized_sources(bundle.manifest()).is_empty());
+        let options = ExportOptions { dtype: ExportDtype::F32, ..ExportOptions::default() };
+        to_hf(&bundle, &out, &options).unwrap();
+        let (found, source) = (opened(&out), opened(&fixture(name)));
+        assert!(found.checkpoint().quantization().is_none());
+        for unit in source.inventory().units.keys() {
+            assert_eq!(values(&found, *unit), values(&source, *unit), "{name} {unit}");
+        }
+        if !plain.is_empty() {
+            let original = Checkpoint::open(&fixture(plain)).unwrap();
+            let shapes = |c: &Checkpoint| -> Vec<_> {
+                c.tensors()
+                    .iter()
+                    .map(|(n, t)| (n.clone(), t.shape.clone()))
+                    .collect()
+            };
+            assert_eq!(shapes(found.checkpoint()), shapes(&original));
+        }
+    }
+}
