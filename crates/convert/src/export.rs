@@ -439,9 +439,9 @@ fn copy(bundle: &Bundle, dir: &Path, path: &str, dtype: ExportDtype) -> Result<(
     let mut config = config.map_err(|e| FormatError::file(&from, e.to_string()))?;
     for place in ["", "/text_config"] {
         if let Some(Value::Object(config)) = config.pointer_mut(place) {
-            QUANTIZATION_KEYS
-                .iter()
-                .for_each(|key| drop(config.shift_remove(*key)));
+            for key in QUANTIZATION_KEYS {
+                config.shift_remove(*key);
+            }
         }
         if dtype == ExportDtype::Source {
             continue;

@@ -17,6 +17,7 @@ pub const READERS: usize = 4;
 
 /// What to read.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // a few exist at a time
 pub enum Request {
     /// A whole unit.
     Unit(Unit),

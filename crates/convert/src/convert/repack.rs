@@ -52,7 +52,7 @@ pub fn copied(
 
 impl Copied {
     /// Fills the parts of the rows; gives what they lost, nothing.
-    pub fn fill(&self, out: PartsMut<'_>) -> QuantStats {
+    pub fn fill(&self, out: &mut PartsMut<'_>) -> QuantStats {
         let (weight, rest) = self.bytes.split_at(out.weight.len());
         let (scales, biases) = rest.split_at(out.scales.len());
         out.weight.copy_from_slice(weight);

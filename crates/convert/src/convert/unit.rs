@@ -170,7 +170,7 @@ impl<'a> Worker<'a> {
             read_view_through(checkpoint, view, rows.clone(), entry.cols, out, &mut fetch)?;
             let decoded = self.gathered.as_slice();
             if let Some(copied) = copied(reader, (view, entry), rows.clone(), decoded)? {
-                return sink.rows(entry, parts, rows, |parts| Ok(copied.fill(parts)));
+                return sink.rows(entry, parts, rows, |mut parts| Ok(copied.fill(&mut parts)));
             }
             decoded
         } else if is_packed(view, entry) {

@@ -51,7 +51,9 @@ fn write(dir: &Path, held: &[Held]) {
         .iter()
         .map(|(name, dtype, shape, _)| (name.as_str(), *dtype, &shape[..]));
     let mut bytes = header::encode(&path, &[], listed).unwrap();
-    held.iter().for_each(|(.., held)| bytes.extend(held));
+    for (.., held) in held {
+        bytes.extend(held);
+    }
     std::fs::write(path, bytes).unwrap();
 }
 
@@ -201,7 +203,8 @@ fn write_decoded(weights: &CheckpointWeights, dir: &Path) {
 /// The shards of a bundle.
 fn shards(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let files = contents(dir).into_iter();
-    files.filter(|(name, _)| name.ends_with(".bin")).collect()
+    let others = |name: &str| name.ends_with("json");
+    files.filter(|(name, _)| !others(name)).collect()
 }
 
 fn of(dir: &Path, bits: u8) -> Case {

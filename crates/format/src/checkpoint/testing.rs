@@ -60,6 +60,8 @@ pub(crate) fn write_held(dir: &Path, config: &serde_json::Value, tensors: &[Held
         .iter()
         .map(|(name, dtype, shape, _)| (*name, *dtype, &shape[..]));
     let mut bytes = header::encode(&path, &[], listed).unwrap();
-    tensors.iter().for_each(|(.., held)| bytes.extend(held));
+    for (.., held) in tensors {
+        bytes.extend(held);
+    }
     fs::write(path, bytes).unwrap();
 }

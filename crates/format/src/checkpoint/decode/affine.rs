@@ -78,7 +78,9 @@ fn middle(affine: Affine, scales: &[u8]) -> Vec<u8> {
     let mut values = vec![0.0; scales.len() / dtype.size()];
     widen(dtype, scales, &mut values);
     let middle = f32::from(affine.max_code() / 2 + 1);
-    values.iter_mut().for_each(|value| *value *= -middle);
+    for value in &mut values {
+        *value *= -middle;
+    }
     let mut biases = vec![0; scales.len()];
     narrow(dtype, &values, &mut biases);
     biases

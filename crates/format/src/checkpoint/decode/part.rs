@@ -29,14 +29,11 @@ impl<'a> Part<'a> {
     /// File and bytes of some matrices.
     pub(super) fn extent(&self, matrices: &Range<u64>) -> (usize, Range<u64>) {
         let StoredTensor { file, offset, len, .. } = *self.stored;
-        let range = match self.matrices {
-            1 => offset..offset + len,
-            _ => {
-                let len = self.matrix_len();
-                offset + matrices.start * len..offset + matrices.end * len
-            }
-        };
-        (file, range)
+        if self.matrices == 1 {
+            return (file, offset..offset + len);
+        }
+        let len = self.matrix_len();
+        (file, offset + matrices.start * len..offset + matrices.end * len)
     }
 
     /// Bytes `cols` of each of `rows`, which are `row_len` bytes long, of one matrix.

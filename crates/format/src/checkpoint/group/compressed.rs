@@ -153,7 +153,7 @@ impl Compressed {
         let held = grouping.part(name, &scales, SCALE_TYPES)?;
         let [lead @ .., rows, cols] = &stored.shape[..] else { return Ok(()) };
         let fits = |group: &&Group| {
-            let Some([r, c]) = group.block(*rows, *cols) else { return false };
+            let [r, c] = group.block(*rows, *cols);
             let grid = [rows.div_ceil(r), cols.div_ceil(c)];
             let short =
                 held.shape.len() < 2 && held.shape.iter().product::<u64>() == grid[0] * grid[1];
@@ -167,7 +167,7 @@ impl Compressed {
             );
             return Err(grouping.refused(&scales, detail));
         };
-        let block = group.block(*rows, *cols).unwrap_or([1, 1]);
+        let block = group.block(*rows, *cols);
         let (weight, values) = (name.to_owned(), stored.dtype);
         let decoder = Decoder::Scaled { weight, values, scales, block };
         grouping.add(name.to_owned(), Float::F32, stored.shape.clone(), decoder)
@@ -219,14 +219,14 @@ impl Group {
     }
 
     /// Rows and columns that share a scale.
-    fn block(&self, rows: u64, cols: u64) -> Option<[u64; 2]> {
+    fn block(&self, rows: u64, cols: u64) -> [u64; 2] {
         let (rows, cols) = (rows.max(1), cols.max(1));
-        Some(match self.strategy {
+        match self.strategy {
             Strategy::Tensor => [rows, cols],
             Strategy::Channel => [1, cols],
             Strategy::Group(size) => [1, size],
             Strategy::Block(block) => block,
-        })
+        }
     }
 }
 

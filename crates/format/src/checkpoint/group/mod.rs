@@ -86,7 +86,7 @@ pub(super) fn group(
         }
         grouping.refuse_left_over(scheme)?;
     }
-    grouping.add_floats()?;
+    grouping.add_floats();
     let quantization = scheme.map(|scheme| grouping.facts(scheme)).transpose()?;
     Ok((grouping.tensors, quantization))
 }
@@ -172,7 +172,7 @@ impl<'a> Grouping<'a> {
     }
 
     /// Takes in what is stored as floats and is no part of a quantized tensor.
-    fn add_floats(&mut self) -> Result<()> {
+    fn add_floats(&mut self) {
         for (name, stored) in self.checkpoint.stored() {
             let Dtype::Float(dtype) = stored.dtype else { continue };
             if self.used.contains(name) || self.spare.contains_key(name) {
@@ -183,7 +183,6 @@ impl<'a> Grouping<'a> {
             let info = TensorInfo { file, dtype, shape, offset, len, decoder: None };
             self.tensors.insert(name.clone(), info);
         }
-        Ok(())
     }
 
     /// What is quantized, held against what the configuration says is not.

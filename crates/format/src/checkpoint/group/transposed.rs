@@ -31,11 +31,12 @@ enum Packing {
 }
 
 /// Sizes of one tensor.
-struct Size {
+struct Extent {
     rows: u64,
     cols: u64,
     groups: u64,
-    group_size: u64,
+    /// Columns of a group.
+    step: u64,
 }
 
 impl Transposed {
@@ -80,7 +81,7 @@ impl Transposed {
         let found = grouping.part(name, &zeros, &[Dtype::I32])?;
         let shape = vec![size.groups, size.rows.div_ceil(per_word)];
         grouping.check_shape(name, &zeros, &found.shape, &[shape])?;
-        let (codes, group_size) = (name.to_owned(), size.group_size);
+        let (codes, group_size) = (name.to_owned(), size.step);
         let decoder = match self.packing {
             Packing::Awq => Decoder::Awq { codes, zero_points: zeros, scales, group_size },
             Packing::Gptq { less_one } => {
@@ -100,7 +101,7 @@ impl Transposed {
         grouping.add(part("weight"), Float::F32, shape, decoder)
     }
 
-    fn size(&self, grouping: &Grouping<'_>, name: &str, stored: &StoredTensor) -> Result<Size> {
+    fn size(&self, grouping: &Grouping<'_>, name: &str, stored: &StoredTensor) -> Result<Extent> {
         let per_word = 32 / u64::from(self.bits);
         let [first, second] = stored.shape[..] else {
             let detail = format!("expected two dimensions, found {:?}", stored.shape);
@@ -111,7 +112,7 @@ impl Transposed {
             Packing::Awq => (second.saturating_mul(per_word), first),
         };
         let group_size = self.group_size.unwrap_or(cols).max(1);
-        Ok(Size { rows, cols, groups: cols.div_ceil(group_size), group_size })
+        Ok(Extent { rows, cols, groups: cols.div_ceil(group_size), step: group_size })
     }
 }
 
