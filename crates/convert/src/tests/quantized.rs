@@ -39,10 +39,31 @@ fn requantized(name: &str, dir: &Path, config: Value, encode: Encode) {
         held.extend(encode(name, &values, info.shape[0], info.shape[1]));
     }
     let mut whole = original.config().clone();
+    if config.get("quant_method").is_none() {
+        held = stack(held);
+    }
     whole["quantization_config"] = config;
     std::fs::create_dir_all(dir).unwrap();
     std::fs::write(dir.join("config.json"), whole.to_string()).unwrap();
     write(dir, &held);
+}
+
+/// Puts the experts of each layer, which follow one another by number, into one tensor, as MLX
+/// stores them.
+fn stack(held: Vec<Held>) -> Vec<Held> {
+    let mut stacked = BTreeMap::<String, Held>::new();
+    for (name, dtype, shape, bytes) in held {
+        let Some((layer, rest)) = name.split_once(".mlp.experts.") else {
+            stacked.insert(name.clone(), (name, dtype, shape, bytes));
+            continue;
+        };
+        let name = format!("{layer}.mlp.switch_mlp.{}", rest.split_once('.').unwrap().1);
+        let one = || (name.clone(), dtype, [&[0], &shape[..]].concat(), Vec::new());
+        let (.., shape, all) = stacked.entry(name.clone()).or_insert_with(one);
+        shape[0] += 1;
+        all.extend(bytes);
+    }
+    stacked.into_values().collect()
 }
 
 fn write(dir: &Path, held: &[Held]) {
@@ -186,8 +207,16 @@ fn write_decoded(weights: &CheckpointWeights, dir: &Path) {
     for (unit, tensors) in &weights.inventory().units {
         for (tensor, values) in tensors.iter().zip(values(weights, *unit)) {
             let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            let view = &tensor.view;
-            held.push((view.tensor.clone(), Float::F32.into(), view.shape.clone(), bytes));
+            // By roles: a matrix of an expert may be a part of its tensor.
+            let (name, shape) = match unit {
+                Unit::Expert { layer, expert } => {
+                    let role = tensor.role.name().trim_start_matches("expert.");
+                    let name = format!("model.layers.{layer}.mlp.experts.{expert}.{role}.weight");
+                    (name, vec![tensor.rows, tensor.cols])
+                }
+                _ => (tensor.view.tensor.clone(), tensor.view.shape.clone()),
+            };
+            held.push((name, Float::F32.into(), shape, bytes));
         }
     }
     let mut config = checkpoint.config().clone();

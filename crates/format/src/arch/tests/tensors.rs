@@ -48,8 +48,8 @@ fn missing_tensors_are_named() {
         without("qwen3_moe", "model.layers.2.mlp.experts.5.down_proj.weight"),
         "DIR: expert.down_proj of layer 2 expert 5 [64, 96]: expected tensor \
          `model.layers.2.mlp.experts.5.down_proj.weight` or \
-         `model.layers.2.mlp.experts.down_proj` or `model.layers.2.mlp.experts.down_proj.weight`, \
-         found none"
+         `model.layers.2.mlp.experts.down_proj` or `model.layers.2.mlp.experts.down_proj.weight` \
+         or `model.layers.2.mlp.switch_mlp.down_proj.weight`, found none"
     );
     assert_eq!(
         without("llama2", "model.norm.weight"),
