@@ -15,5 +15,6 @@ mod parts;
 mod random;
 mod reader;
 mod run;
+mod skeletons;
 mod tidy;
 mod verify;
