@@ -1,8 +1,10 @@
 //! GGUF files in place of checkpoints.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
+use shardwright_format::checkpoint::Checkpoint;
 
 use crate::harness::{Scratch, contents, fixture};
 
@@ -66,6 +68,29 @@ fn shards_are_those_of_the_checkpoint() {
             seen += 1;
         }
         assert!(seen > 0);
+    }
+}
+
+/// What is exported has the names of transformers: our own reader takes it for the checkpoint that
+/// the file was made from.
+#[test]
+fn an_export_has_the_names_of_transformers() {
+    for name in ["llama3", "qwen2", "qwen3", "mixtral", "olmoe", "qwen3_moe"] {
+        let (scratch, file) = named(name);
+        scratch.ok(&format!("convert {file} -o kept --recipe q4 --set *=keep"));
+        scratch.ok("export kept --to hf -o hf");
+        // The files have other sizes than the goldens, so names alone can be compared.
+        let names = |dir: &Path| {
+            let checkpoint = Checkpoint::open(dir).unwrap();
+            let names = checkpoint.tensors().keys().cloned();
+            names
+                .filter(|name| !name.contains("experts.") || name.contains("experts.0."))
+                .filter(|name| !name.contains("layers.") || name.contains("layers.0."))
+                .collect::<Vec<_>>()
+        };
+        let exported = names(&scratch.path("hf"));
+        let expected = names(&fixture(&format!("golden/{name}")));
+        assert_eq!(exported, expected, "{name}");
     }
 }
 

@@ -1,6 +1,8 @@
 //! Bundles back to Hugging Face form: every weight dequantized, under the name, in the shape and
 //! in the place that it had in the checkpoint.
 
+mod places;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
@@ -16,12 +18,13 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::manifest::{Codec, FileKind, Manifest};
 use shardwright_format::unit::{TensorEntry, UnitLayout};
 use shardwright_format::writer::publish;
-use shardwright_format::{Decoder, FormatError, SourceView, Unit};
+use shardwright_format::{Decoder, FormatError, Unit};
 use shardwright_quant::{Backend, Float, Matrix, MatrixError, narrow};
 
 use crate::convert::partial_path;
 use crate::error::{ConvertError, Result};
 use crate::plan::PlannedFile;
+use places::Places;
 
 /// Weights dequantized at a time, and more only where a block of rows has more.
 const TILE: u64 = if cfg!(test) { 1 << 15 } else { 1 << 20 };
@@ -89,11 +92,12 @@ pub fn to_hf(bundle: &Bundle, out: &Path, options: &ExportOptions) -> Result<Vec
 
 fn export(bundle: &Bundle, dir: &Path, options: &ExportOptions) -> Result<Vec<PlannedFile>> {
     let manifest = bundle.manifest();
-    let tensors = tensors(manifest, options.dtype)?;
+    let places = Places::new(manifest);
+    let tensors = tensors(manifest, &places, options.dtype)?;
     let files = Export::create(dir, &tensors, options.file_limit)?;
     let mut buf = AlignedBuf::default();
     for unit in manifest.units() {
-        files.unit(bundle, unit, options.dtype, &mut buf)?;
+        files.unit(bundle, unit, (&places, options.dtype), &mut buf)?;
     }
     let mut written = files.finish(dir, &tensors)?;
     for entry in manifest.files.iter().filter(|f| f.kind == FileKind::Copy) {
@@ -118,10 +122,14 @@ impl Exported {
 }
 
 /// Every tensor by name.
-fn tensors(manifest: &Manifest, dtype: ExportDtype) -> Result<BTreeMap<String, Exported>> {
+fn tensors(
+    manifest: &Manifest,
+    places: &Places,
+    dtype: ExportDtype,
+) -> Result<BTreeMap<String, Exported>> {
     let mut tensors = BTreeMap::<String, Exported>::new();
-    let mut add = |entry: &TensorEntry, view: SourceView| {
-        let view = unquantized(view);
+    let mut add = |unit: Unit, entry: &TensorEntry| {
+        let view = places.view(unit, entry);
         let new = || Exported { dtype: dtype.of(view.dtype), shape: view.shape.clone(), filled: 0 };
         tensors
             .entry(view.tensor.clone())
@@ -129,14 +137,12 @@ fn tensors(manifest: &Manifest, dtype: ExportDtype) -> Result<BTreeMap<String, E
             .filled += entry.rows * entry.cols;
     };
     for shard in &manifest.dense {
-        shard.tensors.iter().for_each(|t| add(t, t.source.clone()));
+        shard.tensors.iter().for_each(|t| add(shard.unit, t));
     }
     for shards in &manifest.experts {
         for expert in 0..shards.blake3.len() as u32 {
-            shards
-                .tensors
-                .iter()
-                .for_each(|t| add(t, t.source.of_expert(expert)));
+            let unit = Unit::Expert { layer: shards.layer, expert };
+            shards.tensors.iter().for_each(|t| add(unit, t));
         }
     }
     match tensors.iter().find(|(_, t)| t.filled != t.values()) {
@@ -204,7 +210,7 @@ impl Export {
         &self,
         bundle: &Bundle,
         unit: Unit,
-        dtype: ExportDtype,
+        (places, dtype): (&Places, ExportDtype),
         buf: &mut AlignedBuf,
     ) -> Result<()> {
         let layout = bundle.layout(unit)?;
@@ -214,11 +220,7 @@ impl Export {
         }
         let UnitLayout { tensors, .. } = &layout;
         for entry in tensors.iter() {
-            let view = match unit {
-                Unit::Expert { expert, .. } => entry.source.of_expert(expert),
-                _ => entry.source.clone(),
-            };
-            let view = unquantized(view);
+            let view = places.view(unit, entry);
             let block = entry.encoding.row_block();
             let step = (TILE / entry.cols.max(1) / block).max(1) * block;
             for start in (0..entry.rows).step_by(step as usize) {
@@ -233,7 +235,7 @@ impl Export {
     /// Puts rows of a view where they lie in their tensor.
     fn rows(
         &self,
-        view: &SourceView,
+        view: &shardwright_format::SourceView,
         rows: Range<u64>,
         cols: u64,
         dtype: Float,
@@ -260,7 +262,7 @@ impl Export {
     fn columns(
         &self,
         spot: Spot,
-        view: &SourceView,
+        view: &shardwright_format::SourceView,
         (first, cols): (u64, u64),
         dtype: Float,
         values: &[f32],
@@ -401,26 +403,6 @@ pub fn quantized_sources(manifest: &Manifest) -> BTreeSet<String> {
         .chain(experts)
         .filter_map(|t| t.source.decoder.as_ref());
     decoders.map(Decoder::label).collect()
-}
-
-/// The view of a tensor in a checkpoint of plain floats. The experts of gpt-oss have inputs as rows
-/// there, and a name of their own.
-fn unquantized(view: SourceView) -> SourceView {
-    let name = match &view.decoder {
-        Some(Decoder::Mxfp4 { .. }) => view.tensor.strip_suffix("_blocks").map(str::to_owned),
-        _ => None,
-    };
-    let (Some(tensor), [lead @ .., rows, cols]) = (name, &view.shape[..]) else { return view };
-    let (rows, cols) = (*rows, (*cols).max(1));
-    let matrix = rows * cols;
-    SourceView {
-        tensor,
-        shape: [lead, &[cols, rows]].concat(),
-        start: view.start / matrix * matrix + view.start % matrix / cols,
-        row_stride: view.row_stride / cols,
-        col_stride: rows,
-        ..view
-    }
 }
 
 /// Copies a file; the configuration is told the weights' new type, and that they are floats.

@@ -475,7 +475,7 @@ fn template_name(name: &str, unit: Unit) -> String {
 }
 
 /// A name of the table with the numbers of `unit`.
-fn fill(name: &str, unit: Unit) -> String {
+pub(super) fn fill(name: &str, unit: Unit) -> String {
     let layer = unit.layer().unwrap_or_default().to_string();
     let expert = match unit {
         Unit::Expert { expert, .. } => expert.to_string(),

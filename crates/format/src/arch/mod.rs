@@ -29,6 +29,8 @@ use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{FormatError, Result};
+use crate::role::Role;
+use crate::unit::Unit;
 use table::Table;
 
 pub(crate) use inventory::split as split_name;
@@ -85,6 +87,12 @@ impl Arch {
     pub fn parse(path: &Path, json: &str) -> Result<Self> {
         let table = Table::parse(json).map_err(|detail| FormatError::file(path, detail))?;
         Ok(Self { path: path.to_owned(), table })
+    }
+
+    /// The first name that a tensor of a unit goes by, if the table has one for it alone.
+    pub fn tensor_name(&self, unit: Unit, role: Role) -> Option<String> {
+        let name = self.table.names.get(&role)?.first()?;
+        Some(inventory::fill(name, unit))
     }
 
     /// The `model_type` that the table is for.
