@@ -197,7 +197,7 @@ fn an_unknown_architecture() {
     refused_config(
         "model_type",
         json!("gpt_neox"),
-        "error: ckpt/config.json: `model_type`: expected one of deepseek_v3, gemma3_text, glm4_moe, gpt_oss, granitemoe, llama, llama4, minimax_m2, mistral, mixtral, olmoe, qwen2, qwen2_moe, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, qwen3_next, or a table of your own, found `gpt_neox`",
+        "error: ckpt/config.json: `model_type`: expected one of deepseek_v3, gemma3_text, glm4_moe, gpt_oss, granitemoe, llama, llama4, minimax_m2, mistral, mixtral, olmoe, qwen2, qwen2_moe, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, qwen3_next, or a table of your own, found `gpt_neox`; its tensors and keys have names that are known; the nearest table is llama; to start one: shardwright arch draft ckpt -o gpt_neox.json",
     );
     refused_config(
         "model_type",

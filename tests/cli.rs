@@ -4,8 +4,18 @@ use std::fs;
 
 use crate::harness::{Scratch, root};
 
-const COMMANDS: [&str; 9] =
-    ["inspect", "plan", "convert", "calibrate", "verify", "compare", "run", "export", "recipes"];
+const COMMANDS: [&str; 10] = [
+    "inspect",
+    "plan",
+    "convert",
+    "calibrate",
+    "verify",
+    "compare",
+    "run",
+    "export",
+    "recipes",
+    "arch",
+];
 
 /// Compares with a file under `tests/expected`, or writes it when asked to.
 fn expect(name: &str, found: &str) {

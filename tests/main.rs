@@ -1,12 +1,14 @@
 //! End-to-end tests: the binary on real files, as a user meets it.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod arch;
 mod bad_bundle;
 mod bad_checkpoint;
 mod calibrate;
 mod cli;
 mod compare;
 mod convert;
+mod excerpt;
 mod format_doc;
 mod gguf;
 mod harness;

@@ -79,6 +79,7 @@ fn manifest(checkpoint: &Checkpoint, inventory: &Inventory, codes: Encoding) -> 
         checkpoint: CheckpointRecord {
             files: checkpoint.files().iter().map(source).collect(),
             ignored: Vec::new(),
+            excerpt: None,
         },
         calibration: None,
         files,

@@ -73,6 +73,10 @@ impl Default for ExportOptions {
 /// An output that exists, views that do not fill the checkpoint's tensors, and what the operating
 /// system refuses.
 pub fn to_hf(bundle: &Bundle, out: &Path, options: &ExportOptions) -> Result<Vec<PlannedFile>> {
+    if let Some(excerpt) = bundle.manifest().checkpoint.excerpt {
+        let detail = format!("{excerpt}: expected a bundle of all layers, as config.json says");
+        return Err(FormatError::file(bundle.root(), detail).into());
+    }
     let partial = partial_path(out);
     for path in [out, &partial] {
         if path.symlink_metadata().is_ok() {

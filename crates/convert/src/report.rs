@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use shardwright_format::Role;
 use shardwright_format::Unit;
-use shardwright_format::manifest::Ignored;
+use shardwright_format::manifest::{Excerpt, Ignored};
 use shardwright_format::report::{CalibrationReport, LayerCoverage, LayerOutput};
 use shardwright_format::unit::TensorEntry;
 use shardwright_quant::{Encoding, Method, QuantStats};
@@ -21,6 +21,9 @@ pub struct ConversionReport {
     pub generator: String,
     /// The recipe's name; the manifest has it in full.
     pub recipe: String,
+    /// The layers that the bundle has of the checkpoint, where not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excerpt: Option<Excerpt>,
     /// Sizes, as planned.
     pub summary: Summary,
     /// Every rule and what it matched.
@@ -155,6 +158,7 @@ impl ConversionReport {
         Self {
             generator: plan.manifest.generator.clone(),
             recipe: plan.recipe.name.clone(),
+            excerpt: plan.manifest.checkpoint.excerpt,
             summary: plan.summary.clone(),
             rules: plan.rules.clone(),
             fallbacks: plan.fallbacks.clone(),

@@ -175,6 +175,9 @@ impl Report {
         self.bundle = Some(BundleSummary::new(manifest));
         self.bits_per_weight = Some(bits_per_weight(manifest)).filter(|b| b.is_finite());
         self.allocation = allocation(manifest);
+        let excerpt = manifest.checkpoint.excerpt;
+        self.notes
+            .extend(excerpt.map(|excerpt| excerpt.to_string()));
         let compressed = manifest.codec != Codec::None;
         if compressed {
             self.notes

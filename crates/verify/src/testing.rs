@@ -162,6 +162,7 @@ impl Maker<'_> {
                 .map(|f| file(&f.name))
                 .collect(),
             ignored: ignored.collect(),
+            excerpt: None,
         }
     }
 

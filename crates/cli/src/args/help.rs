@@ -38,6 +38,7 @@ Examples:
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --calibrate calibration.txt --target-bpw 2.6
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --resume       after ctrl-c or a crash
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --codec zstd   for transport
+  shardwright convert Qwen3-30B-A3B -o two.bundle --layers 0..2    an excerpt to measure on
 
 Nothing is left under the bundle's name until it is whole. Memory does not grow with the model.
 `shardwright plan` takes the same options and writes nothing.";
@@ -92,3 +93,10 @@ Examples:
 
 All are about the text model. What else a checkpoint holds (roles vision, mtp, indexer) is left out
 and listed with the reason; `--set vision=keep`, or a rule that names the role, has it in the bundle.";
+
+pub const ARCH: &str = "\
+Examples:
+  shardwright arch list                             the built-in tables
+  shardwright arch show qwen3_moe > mine.json       one as a file, to change and give to --arch
+  shardwright arch draft Unknown-9B -o mine.json    a first table for a model that has none
+  shardwright convert Unknown-9B -o unknown.bundle --arch mine.json";

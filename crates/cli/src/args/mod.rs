@@ -1,5 +1,6 @@
 //! The command line: every command, option and example.
 
+mod arch;
 mod calibrate;
 mod help;
 mod recipe;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bytes;
+pub use arch::{ArchCommand, ArchCommandArgs};
 pub use calibrate::CalibrateArgs;
 pub use recipe::{
     CalibrationArgs, CalibrationTextArgs, EncodingsArg, PlanArgs, RecipeArgs, TargetArgs,
@@ -60,6 +62,8 @@ pub enum Command {
     Export(ExportArgs),
     /// List the built-in recipes, or print one
     Recipes(RecipesArgs),
+    /// List, print or draft the tables that describe architectures
+    Arch(ArchCommandArgs),
 }
 
 /// `inspect`
@@ -143,7 +147,7 @@ pub struct SamplingArgs {
 /// Where a checkpoint's architecture is described.
 #[derive(Debug, Args)]
 pub struct ArchArgs {
-    /// Table for a checkpoint whose `model_type` is not built in; see configs/arch
+    /// Table for a checkpoint whose `model_type` is not built in; `shardwright arch draft` starts one
     #[arg(long, value_name = "FILE")]
     pub arch: Option<PathBuf>,
 }

@@ -1,5 +1,6 @@
 //! Options that decide what is written: shared by `plan` and `convert`.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -19,6 +20,10 @@ pub struct PlanArgs {
     /// How shards are stored: as they are, or compressed for transport
     #[arg(long, value_enum, default_value_t = CodecArg::None)]
     pub codec: CodecArg,
+    /// Only these layers, such as 0..2, with embedding and head: an excerpt to measure on
+    #[arg(long, value_name = "FROM..TO", value_parser = layers,
+          conflicts_with_all = ["calibrate", "statistics"])]
+    pub layers: Option<Range<u32>>,
     #[command(flatten)]
     pub arch: ArchArgs,
     #[command(flatten)]
@@ -70,6 +75,15 @@ pub enum EncodingsArg {
     Affine,
     /// Trellis codes, and affine ones above 4 bits
     All,
+}
+
+/// `FROM..TO`, numbers of layers, the last one left out.
+fn layers(text: &str) -> Result<Range<u32>, String> {
+    let ends = text
+        .split_once("..")
+        .and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    let some = ends.filter(|layers: &Range<u32>| !layers.is_empty());
+    some.ok_or_else(|| "expected FROM..TO, such as 0..2 for the first two".to_owned())
 }
 
 fn state_bits(text: &str) -> Result<u8, String> {

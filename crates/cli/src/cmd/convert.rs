@@ -89,6 +89,12 @@ fn text(report: &Report<'_>) -> String {
         summary.bits_per_weight,
         report.conversion.recipe,
     );
+    out.extend(
+        report
+            .conversion
+            .excerpt
+            .map(|excerpt| format!("{excerpt}\n")),
+    );
     let memory = report
         .peak_memory_bytes
         .map_or_else(String::new, |peak| format!(", at most {} of memory", bytes::memory(peak)));

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 use shardwright_format::checkpoint::{Quantization, gguf};
-use shardwright_format::manifest::{Codec, Ignored, Manifest};
+use shardwright_format::manifest::{Codec, Excerpt, Ignored, Manifest};
 use shardwright_format::model::{AttentionSpec, Ffn, Mixer, ModelSpec};
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, TensorEntry, Unit};
@@ -83,6 +83,8 @@ struct BundlePart {
     recipe: serde_json::Value,
     alignment: u64,
     codec: Codec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    excerpt: Option<Excerpt>,
     files: Vec<FileRow>,
     /// Tensors of the checkpoint that are not here.
     left_out: Vec<Ignored>,
@@ -234,6 +236,9 @@ impl Report {
             let align = bytes::memory(bundle.alignment);
             let _ = writeln!(out, "  shards           on multiples of {align}, stored {codec}");
             let _ = writeln!(out, "  written by       {}", bundle.generator);
+            if let Some(excerpt) = bundle.excerpt {
+                let _ = writeln!(out, "  {excerpt}");
+            }
         }
         out
     }
@@ -420,6 +425,7 @@ impl BundlePart {
             recipe: manifest.recipe.clone(),
             alignment: manifest.alignment,
             codec: manifest.codec,
+            excerpt: manifest.checkpoint.excerpt,
             files: manifest.files.iter().map(row).collect(),
             left_out: manifest.checkpoint.ignored.clone(),
             shards: list.then(|| ShardRow::all(manifest)),

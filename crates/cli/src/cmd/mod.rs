@@ -1,5 +1,6 @@
 //! One module per command: options in, report out.
 
+mod arch;
 mod calibrate;
 mod calibration;
 mod compare;
@@ -40,6 +41,7 @@ pub fn run(command: &Command, output: Output) -> Outcome {
         Command::Run(args) => run::run(args, output),
         Command::Export(args) => done(export::run(args, output)),
         Command::Recipes(args) => done(recipes::run(args, output)),
+        Command::Arch(args) => done(arch::run(args, output)),
     }
 }
 

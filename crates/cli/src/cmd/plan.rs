@@ -62,7 +62,10 @@ pub fn run(args: &PlanArgs, output: Output) -> Result<(), Failure> {
 /// # Errors
 /// A checkpoint or recipe that is refused.
 pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
-    let (checkpoint, inventory) = super::open_checkpoint(&args.checkpoint, &args.arch)?;
+    let (mut checkpoint, mut inventory) = super::open_checkpoint(&args.checkpoint, &args.arch)?;
+    if let Some(layers) = &args.layers {
+        inventory = inventory.excerpt(&mut checkpoint, layers.clone())?;
+    }
     let calibration = calibration::open(&args.checkpoint, &args.arch, &args.calibration)?;
     let options = PlanOptions {
         alignment: args.align,
@@ -109,8 +112,10 @@ fn text(report: &Report<'_>) -> String {
 fn heading(plan: &Plan) -> String {
     let summary = &plan.summary;
     let most = if plan.manifest.codec == Codec::None { "" } else { "at most " };
+    let excerpt = plan.manifest.checkpoint.excerpt;
+    let excerpt = excerpt.map_or_else(String::new, |excerpt| format!("{excerpt}\n"));
     format!(
-        "{} with recipe {}: {:.3} bits per weight, {most}{} ({} bytes)\n",
+        "{} with recipe {}: {:.3} bits per weight, {most}{} ({} bytes)\n{excerpt}",
         plan.manifest.model.model_type,
         plan.recipe.name,
         summary.bits_per_weight,

@@ -143,11 +143,7 @@ impl Plan {
         options: &PlanOptions,
     ) -> Result<Self> {
         check_alignment(options.alignment)?;
-        let mut resolver = Resolver::new(
-            recipe,
-            inventory.spec.layers.len() as u32,
-            options.calibration.is_some(),
-        );
+        let mut resolver = Resolver::new(recipe, inventory, options.calibration.is_some());
         let (mut dense, mut experts) = (Vec::new(), Vec::new());
         for unit in inventory.spec.units() {
             match unit {
@@ -323,7 +319,11 @@ fn skeleton(
         model: inventory.spec.clone(),
         recipe: serde_json::to_value(recipe)
             .map_err(|e| ConvertError::Plan(format!("recipe `{}`: {e}", recipe.name)))?,
-        checkpoint: CheckpointRecord { files: files.collect(), ignored },
+        checkpoint: CheckpointRecord {
+            files: files.collect(),
+            ignored,
+            excerpt: inventory.excerpt,
+        },
         calibration: options.calibration.clone(),
         files: Vec::new(),
         dense: Vec::new(),

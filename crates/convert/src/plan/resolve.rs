@@ -1,8 +1,9 @@
 //! Which rule decides for which tensor, and what became of its wish.
 
 use serde::{Deserialize, Serialize};
-use shardwright_format::arch::SourceTensor;
+use shardwright_format::arch::{Inventory, SourceTensor};
 use shardwright_format::layout::Unplaced;
+use shardwright_format::manifest::Excerpt;
 use shardwright_format::{Decoder, Role, Unit};
 use shardwright_quant::{Encoding, EncodingError, Float, Method};
 
@@ -103,14 +104,17 @@ impl Chosen {
 /// Applies a recipe tensor by tensor and keeps the books.
 pub struct Resolver<'a> {
     recipe: &'a Recipe,
+    /// Layers of the checkpoint, by which rules count.
     layers: u32,
+    /// The layers in hand, where not all.
+    excerpt: Option<Excerpt>,
     /// Whether something is known of the inputs of matrices.
     calibrated: bool,
     resolution: Resolution,
 }
 
 impl<'a> Resolver<'a> {
-    pub fn new(recipe: &'a Recipe, layers: u32, calibrated: bool) -> Self {
+    pub fn new(recipe: &'a Recipe, inventory: &Inventory, calibrated: bool) -> Self {
         let rules = recipe.rules.iter().enumerate().map(|(i, rule)| RuleMatch {
             rule: describe(i, rule),
             encoding: rule.encoding.to_string(),
@@ -125,7 +129,9 @@ impl<'a> Resolver<'a> {
             leftovers: Vec::new(),
             repacked: Vec::new(),
         };
-        Self { recipe, layers, calibrated, resolution }
+        let excerpt = inventory.excerpt;
+        let layers = excerpt.map_or(inventory.spec.layers.len() as u32, |excerpt| excerpt.of);
+        Self { recipe, layers, excerpt, calibrated, resolution }
     }
 
     /// Decides for a tensor of the text model, or for the tensors that `count` experts of a layer
@@ -224,8 +230,10 @@ impl<'a> Resolver<'a> {
 
     /// The first rule that matches, the same for all `count` tensors, if any does.
     fn rule_for(&self, unit: Unit, tensor: &SourceTensor, count: u32) -> Result<Option<usize>> {
+        let first = self.excerpt.map_or(0, |excerpt| excerpt.first);
+        let layer = unit.layer().map(|layer| layer + first);
         for (at, rule) in self.recipe.rules.iter().enumerate() {
-            if !rule.matches.holds(tensor.role, unit.layer(), self.layers) {
+            if !rule.matches.holds(tensor.role, layer, self.layers) {
                 continue;
             }
             let holds = |e: &u32| rule.matches.holds_name(&tensor.view.of_expert(*e).tensor);
@@ -336,13 +344,13 @@ impl<'a> Resolver<'a> {
     /// The books, once every tensor is decided.
     ///
     /// # Errors
-    /// A rule that matched nothing, unless it is optional.
+    /// A rule that matched nothing, unless it is optional; an excerpt may lack what it is for.
     pub fn finish(self) -> Result<Resolution> {
         let rules = self.recipe.rules.iter().zip(&self.resolution.rules);
         let unused = rules
             .clone()
             .find(|(rule, found)| found.tensors == 0 && !rule.optional);
-        match unused {
+        match unused.filter(|_| self.excerpt.is_none()) {
             Some((_, found)) => {
                 Err(self.refuse(format!("rule {} matches nothing in this checkpoint", found.rule)))
             }

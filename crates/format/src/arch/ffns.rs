@@ -79,7 +79,7 @@ impl Arch {
             groups: row
                 .groups
                 .as_ref()
-                .map_or(Ok(None), |row| groups(config, row))?,
+                .map_or(Ok(None), |row| groups(config, row, num_experts))?,
             routed_scaling_factor: scale.filter(|scale| *scale != 1.0),
             weights_on_input: row.weights_on_input,
             expert_bias: row.expert_bias,
@@ -110,13 +110,19 @@ fn shared_expert(config: &Config<'_>, row: &MoeRow) -> Result<Option<SharedExper
 }
 
 /// A limit to some groups; none where all experts are in one or all groups are picked.
-fn groups(config: &Config<'_>, row: &GroupsRow) -> Result<Option<GroupLimit>> {
+fn groups(config: &Config<'_>, row: &GroupsRow, experts: u32) -> Result<Option<GroupLimit>> {
     let groups = config
         .optional_size(&row.groups, 1..=MAX_COUNT)?
         .unwrap_or(1);
+    if !experts.is_multiple_of(groups) {
+        let expected = format!("a divisor of the {experts} experts");
+        return Err(config.unexpected(&row.groups, &expected, Some(&Value::from(groups))));
+    }
     let picked = config
         .optional_size(&row.picked, 1..=groups)?
         .unwrap_or(groups);
+    // Every pick lies in a picked group.
+    config.size("num_experts_per_tok", 1..=experts / groups * picked)?;
     Ok((picked < groups).then_some(GroupLimit { groups, picked }))
 }
 

@@ -10,7 +10,7 @@ use super::table::{EXPERT, ExtraRow, LAYER, Target, unit_of};
 use crate::TensorShape;
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::{FormatError, Result};
-use crate::manifest::Ignored;
+use crate::manifest::{Excerpt, Ignored};
 use crate::model::ModelSpec;
 use crate::role::Role;
 use crate::unit::{SourceView, Unit, whole_matrix};
@@ -48,8 +48,10 @@ pub struct Inventory {
     pub parts: BTreeMap<Unit, Part>,
     /// Tensors without a use, sorted by name.
     pub ignored: Vec<Ignored>,
+    /// The layers that it has of the checkpoint, where not all.
+    pub excerpt: Option<Excerpt>,
     /// Per layer, one view for all its experts: see [`SourceView`].
-    experts: BTreeMap<u32, Vec<SourceTensor>>,
+    pub(super) experts: BTreeMap<u32, Vec<SourceTensor>>,
 }
 
 impl Inventory {
@@ -326,7 +328,7 @@ impl<'a> Matching<'a> {
             units.insert(unit, tensors);
         }
         let Self { spec, parts, ignored, .. } = self;
-        Ok(Inventory { spec, units, parts, ignored, experts })
+        Ok(Inventory { spec, units, parts, ignored, excerpt: None, experts })
     }
 
     /// Keeps expert 0's template; refuses another expert's that differs from it.
@@ -448,7 +450,7 @@ pub(crate) fn split(name: &str) -> (Option<String>, [u32; 2]) {
 }
 
 /// Whether the first number in a pattern is that of a layer.
-fn in_layer(pattern: &str) -> bool {
+pub(super) fn in_layer(pattern: &str) -> bool {
     pattern
         .split_once(LAYER)
         .is_some_and(|(before, _)| before.ends_with("layers."))

@@ -252,9 +252,15 @@ fn latent(config: &Config<'_>, row: &LatentRow) -> Result<LatentSpec> {
 
 fn delta_net(config: &Config<'_>, row: &DeltaRow) -> Result<DeltaNetSpec> {
     let size = |name| config.size(name, 1..=MAX_COUNT);
+    let (key_heads, value_heads) = (size("linear_num_key_heads")?, size("linear_num_value_heads")?);
+    if !value_heads.is_multiple_of(key_heads) {
+        let expected = format!("a divisor of linear_num_value_heads {value_heads}");
+        let found = Value::from(key_heads);
+        return Err(config.unexpected("linear_num_key_heads", &expected, Some(&found)));
+    }
     Ok(DeltaNetSpec {
-        key_heads: size("linear_num_key_heads")?,
-        value_heads: size("linear_num_value_heads")?,
+        key_heads,
+        value_heads,
         key_head_dim: size("linear_key_head_dim")?,
         value_head_dim: size("linear_value_head_dim")?,
         conv_kernel: size("linear_conv_kernel_dim")?,

@@ -13,11 +13,15 @@
 //! | `fused` | tensors that hold several roles one after the other, for all experts at once |
 //! | `extras` | tensors that are not the text model's: their `role`, by `beginnings` of names, by what names are `containing`, or by `layers` beyond the last, and why a bundle works without them |
 //! | `ignored` | names of tensors that no runtime needs, and why |
+//! | `_uncertain` | rows that a [`Draft`] is not certain of, and why: a table with any is refused |
 
 mod config;
+mod draft;
+mod excerpt;
 mod ffns;
 mod fused;
 mod inventory;
+mod mechanisms;
 mod mixers;
 mod rope;
 mod spec;
@@ -33,6 +37,7 @@ use crate::role::Role;
 use crate::unit::Unit;
 use table::Table;
 
+pub use draft::Draft;
 pub(crate) use inventory::split as split_name;
 pub use inventory::{Inventory, Part, SourceTensor};
 pub(crate) use table::{EXPERT, LAYER};
@@ -74,6 +79,20 @@ impl Arch {
         Self::parse(&path, json).expect("built-in tables are tested")
     }
 
+    /// The text of a built-in table, by its own name or another that means the same.
+    pub fn builtin_json(model_type: &str) -> Option<&'static str> {
+        let arch = Self::builtin(model_type)?;
+        let mut named = BUILTIN.iter();
+        named
+            .find(|(name, _)| *name == arch.model_type())
+            .map(|(_, json)| *json)
+    }
+
+    /// Other values of `model_type` that the table is for.
+    pub fn aliases(&self) -> &[String] {
+        &self.table.aliases
+    }
+
     /// The model types that have a built-in table, sorted.
     pub fn builtin_names() -> impl Iterator<Item = &'static str> {
         BUILTIN.iter().map(|(name, _)| *name)
@@ -83,9 +102,21 @@ impl Arch {
     ///
     /// # Errors
     /// Malformed JSON, an unknown field or role, a tensor name that is used twice or lacks the
-    /// `{layer}` or `{expert}` of its role.
+    /// `{layer}` or `{expert}` of its role; rows that are still marked as uncertain.
     pub fn parse(path: &Path, json: &str) -> Result<Self> {
         let table = Table::parse(json).map_err(|detail| FormatError::file(path, detail))?;
+        if !table.uncertain.is_empty() {
+            let marks: Vec<_> = table
+                .uncertain
+                .keys()
+                .map(|place| format!("`{place}`"))
+                .collect();
+            let detail = format!(
+                "`_uncertain`: expected none, found {}; see that each is right, then remove its mark",
+                marks.join(", ")
+            );
+            return Err(FormatError::file(path, detail));
+        }
         Ok(Self { path: path.to_owned(), table })
     }
 
@@ -103,14 +134,16 @@ impl Arch {
     /// The built-in table for the checkpoint's `model_type`.
     fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
         let model_type = model_type(checkpoint.config_path(), checkpoint.config())?;
-        Self::builtin(model_type).ok_or_else(|| {
-            let known: Vec<_> = Self::builtin_names().collect();
-            let detail = format!(
-                "`model_type`: expected one of {}, or a table of your own, found `{model_type}`",
-                known.join(", ")
-            );
-            FormatError::file(checkpoint.config_path(), detail)
-        })
+        if let Some(arch) = Self::builtin(model_type) {
+            return Ok(arch);
+        }
+        let known: Vec<_> = Self::builtin_names().collect();
+        let detail = format!(
+            "`model_type`: expected one of {}, or a table of your own, found `{model_type}`; {}",
+            known.join(", "),
+            draft::unknown(checkpoint)?
+        );
+        Err(FormatError::file(checkpoint.config_path(), detail))
     }
 
     /// Refuses a configuration of another `model_type`.

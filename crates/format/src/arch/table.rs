@@ -40,6 +40,8 @@ pub(super) struct Table {
     pub(super) moe: Option<MoeRow>,
     pub(super) fused: Vec<FusedRow>,
     pub(super) extras: Vec<ExtraRow>,
+    /// Rows that a draft is not certain of, by their place, and why.
+    pub(super) uncertain: BTreeMap<String, String>,
     /// Alternative names of each role's tensor.
     pub(super) names: BTreeMap<Role, Vec<String>>,
     /// What a name, its numbers replaced by placeholders, stands for.
@@ -385,6 +387,8 @@ struct RawTable {
     extras: Vec<ExtraRow>,
     #[serde(default)]
     ignored: BTreeMap<String, String>,
+    #[serde(default, rename = "_uncertain")]
+    uncertain: BTreeMap<String, String>,
 }
 
 impl Table {
@@ -418,6 +422,7 @@ impl Table {
             moe: raw.moe,
             fused: raw.fused,
             extras: raw.extras,
+            uncertain: raw.uncertain,
             names: BTreeMap::new(),
             targets: HashMap::new(),
         };
@@ -508,7 +513,7 @@ impl Table {
 }
 
 /// Refuses a name without the numbers that its role needs, or with others.
-fn check_placeholders(name: &str, role: Role, expert: bool) -> Result<(), String> {
+pub(super) fn check_placeholders(name: &str, role: Role, expert: bool) -> Result<(), String> {
     let layer = unit_of(role, 0, 0).layer().is_some();
     for (placeholder, expected) in [(LAYER, layer), (EXPERT, expert)] {
         let count = name.split('.').filter(|part| *part == placeholder).count();

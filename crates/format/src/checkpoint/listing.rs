@@ -133,6 +133,9 @@ impl Checkpoint {
         if name == INDEX_NAME || self.files().iter().any(|file| file.name == name) {
             return Fate::Weights;
         }
+        if self.left_out.contains(name) {
+            return Fate::Skipped("weights of layers outside the excerpt".to_owned());
+        }
         if name.ends_with(FILE_SUFFIX) {
             let chosen = if indexed { INDEX_NAME } else { SINGLE_NAME };
             return Fate::Skipped(format!("weights that are not part of {chosen}"));

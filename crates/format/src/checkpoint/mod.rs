@@ -55,6 +55,8 @@ pub struct Checkpoint {
     stored: BTreeMap<String, StoredTensor>,
     tensors: BTreeMap<String, TensorInfo>,
     quantization: Option<Quantization>,
+    /// Names of files whose tensors [`Self::keep`] left out.
+    left_out: BTreeSet<String>,
 }
 
 /// One `.safetensors` or GGUF file.
@@ -140,6 +142,7 @@ impl Checkpoint {
             stored: BTreeMap::new(),
             tensors: BTreeMap::new(),
             quantization: None,
+            left_out: BTreeSet::new(),
         };
         for name in names {
             opened.add_file(name, index.as_ref())?;
@@ -285,6 +288,36 @@ impl Checkpoint {
             }
         }
         Ok(true)
+    }
+
+    /// Forgets the tensors that `wanted` does not hold for, and the files that hold no others.
+    pub(crate) fn keep(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.tensors.retain(|name, _| wanted(name));
+        let decoders = self
+            .tensors
+            .values()
+            .filter_map(|info| info.decoder.as_ref());
+        let parts: BTreeSet<_> = decoders.flat_map(Decoder::parts).collect();
+        self.stored
+            .retain(|name, _| wanted(name) || parts.contains(name.as_str()));
+        if let Some(quantization) = &mut self.quantization {
+            quantization.spare.retain(|name, _| wanted(name));
+        }
+        let used: BTreeSet<_> = self.stored.values().map(|stored| stored.file).collect();
+        let number = |file| used.range(..file).count();
+        self.tensors
+            .values_mut()
+            .for_each(|info| info.file = number(info.file));
+        self.stored
+            .values_mut()
+            .for_each(|stored| stored.file = number(stored.file));
+        for (at, file) in std::mem::take(&mut self.files).into_iter().enumerate() {
+            if used.contains(&at) {
+                self.files.push(file);
+            } else {
+                self.left_out.insert(file.name);
+            }
+        }
     }
 
     /// Opens one file and takes in its tensors.

@@ -3,6 +3,7 @@
 //! `docs/FORMAT.md` is the normative text; the two change together.
 
 mod calibration;
+mod excerpt;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -18,6 +19,7 @@ use crate::model::ModelSpec;
 use crate::role::Role;
 use crate::unit::{TensorEntry, Unit};
 pub use calibration::{Calibration, LineHashes, MAX_CALIBRATION_LINES, SharedLines};
+pub use excerpt::Excerpt;
 
 /// First field of every manifest.
 pub const FORMAT: &str = "shardwright-bundle";
@@ -127,10 +129,14 @@ pub struct Manifest {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointRecord {
-    /// Its weight files, sorted by name.
+    /// Its weight files, sorted by name; of an excerpt, those that hold its tensors.
     pub files: Vec<SourceFile>,
-    /// Its tensors that are not in the bundle, and why.
+    /// Its tensors that are not in the bundle, and why; of an excerpt, among those of its layers,
+    /// the embedding and the head.
     pub ignored: Vec<Ignored>,
+    /// The layers that the bundle has, where not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excerpt: Option<Excerpt>,
 }
 
 /// A weight file of the checkpoint.

@@ -33,6 +33,9 @@ impl Manifest {
         self.calibration
             .as_ref()
             .map_or(Ok(()), Calibration::validate)?;
+        let layers = self.model.layers.len();
+        let excerpt = self.checkpoint.excerpt;
+        excerpt.map_or(Ok(()), |excerpt| excerpt.validate(layers))?;
         let files = self.check_files()?;
         self.check_dense_units()?;
         self.check_sparse_layers()?;

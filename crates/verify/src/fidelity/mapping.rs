@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use shardwright_format::arch::Inventory;
-use shardwright_format::manifest::{Ignored, MANIFEST_FILE};
+use shardwright_format::manifest::{Excerpt, Ignored, MANIFEST_FILE};
 use shardwright_format::{Manifest, ModelSpec, Role, SourceView, TensorEntry, Unit};
 
 use super::{Piece, of_source, place};
@@ -16,6 +16,14 @@ pub(super) fn check(
     pieces: &[Piece<'_>],
 ) -> Vec<Finding> {
     let mut findings = models(&manifest.model, &inventory.spec);
+    let (found, expected) = (manifest.checkpoint.excerpt, inventory.excerpt);
+    if found != expected {
+        let shown = |excerpt: Option<Excerpt>| {
+            excerpt.map_or_else(|| "all layers".to_owned(), |excerpt| excerpt.to_string())
+        };
+        let finding = Finding::file(Kind::Mapping, MANIFEST_FILE, "checkpoint.excerpt");
+        findings.push(finding.expected(shown(expected), shown(found)));
+    }
     for piece in pieces {
         for entry in &piece.tensors {
             let right = source(inventory, piece.unit, entry);

@@ -96,8 +96,11 @@ fn compare(
     monitor: &Monitor<'_>,
 ) -> Result<()> {
     let bundle = Bundle::open(request.bundle)?;
-    let checkpoint = Checkpoint::open(checkpoint)?;
-    let inventory = Inventory::new(&checkpoint, request.arch)?;
+    let mut checkpoint = Checkpoint::open(checkpoint)?;
+    let mut inventory = Inventory::new(&checkpoint, request.arch)?;
+    if let Some(excerpt) = bundle.manifest().checkpoint.excerpt {
+        inventory = inventory.excerpt(&mut checkpoint, excerpt.first..excerpt.end)?;
+    }
     let options = FidelityOptions {
         max_rmse: request.thresholds.max_rmse,
         hash_checkpoint: request.hash_checkpoint,

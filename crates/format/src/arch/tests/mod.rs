@@ -2,6 +2,7 @@
 
 mod configs;
 mod goldens;
+mod refusals;
 mod tables;
 mod tensors;
 

@@ -1,7 +1,7 @@
 //! A GGUF file, or the pieces of one, as a checkpoint.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -93,6 +93,7 @@ pub(in crate::checkpoint) fn open(path: &Path, alone: bool) -> Result<Checkpoint
         _ => Path::new("."),
     };
     Ok(Checkpoint {
+        left_out: BTreeSet::new(),
         root: root.to_owned(),
         config_path: if generated { path.to_owned() } else { root.join(CONFIG_NAME) },
         made_config: generated.then(|| format!("{config:#}\n").into_bytes()),

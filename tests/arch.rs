@@ -1,0 +1,109 @@
+//! Tables of one's own: drafts for every golden checkpoint, and what unknown ones are told.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Scratch, goldens};
+
+/// A golden checkpoint whose `model_type` no table knows.
+fn renamed(case: &str) -> Scratch {
+    let scratch = Scratch::with(&format!("golden/{case}"));
+    scratch.edit_json("ckpt/config.json", |config| {
+        config.insert("model_type".to_owned(), json!("unheard_of"));
+    });
+    scratch
+}
+
+fn drop_marks(scratch: &Scratch, table: &str) {
+    scratch.edit_json(table, |table| {
+        table.remove("_uncertain");
+    });
+}
+
+/// The model that `inspect` shows, its name apart.
+fn model(scratch: &Scratch, args: &str) -> Value {
+    let mut model = scratch.json(args)["model"].take();
+    model["model_type"] = Value::Null;
+    model
+}
+
+#[test]
+fn drafts_describe_every_golden_checkpoint_as_the_built_in_tables_do() {
+    for case in goldens() {
+        let expected = model(&Scratch::with(&format!("golden/{case}")), "inspect ckpt");
+        let scratch = renamed(&case);
+        let drafted = scratch.json("arch draft ckpt -o my.json");
+        assert_eq!(drafted["misfit"], Value::Null, "{case}");
+        drop_marks(&scratch, "my.json");
+        assert_eq!(model(&scratch, "inspect ckpt --arch my.json"), expected, "{case}");
+        scratch.ok("convert ckpt -o out --recipe q4 --arch my.json");
+        let report = scratch.json("verify out --against ckpt --arch my.json");
+        assert_eq!(report["verdict"], json!("holds"), "{case}: {report}");
+    }
+}
+
+#[test]
+fn a_table_with_marks_is_refused() {
+    let scratch = renamed("qwen3_moe");
+    scratch.ok("arch draft ckpt -o my.json");
+    let table: Value = serde_json::from_slice(&fs::read(scratch.path("my.json")).unwrap()).unwrap();
+    let marks = table["_uncertain"].as_object().unwrap();
+    let marks: Vec<_> = marks.keys().map(|place| format!("`{place}`")).collect();
+    for command in ["plan ckpt", "inspect ckpt", "convert ckpt -o out"] {
+        let expected = format!(
+            "error: my.json: `_uncertain`: expected none, found {}; see that each is right, then \
+             remove its mark",
+            marks.join(", ")
+        );
+        scratch.refused(&format!("{command} --arch my.json"), &expected);
+    }
+}
+
+#[test]
+fn unknown_architectures_are_told_what_is_unknown_and_how_to_start() {
+    let scratch = renamed("llama2");
+    scratch.edit_json("ckpt/config.json", |config| {
+        config.insert("hyper_connections".to_owned(), json!(4));
+    });
+    scratch.edit_tensors("ckpt/model.safetensors", |tensors| {
+        let renamed = tensors
+            .header
+            .remove("model.layers.0.input_layernorm.weight")
+            .unwrap();
+        tensors
+            .header
+            .insert("model.layers.0.hyper.alpha".to_owned(), renamed);
+    });
+    let ran = scratch.run("plan ckpt");
+    assert_eq!(ran.code, Some(2));
+    let end = "found `unheard_of`; no table knows the tensors `model.layers.{layer}.hyper.alpha`, \
+               nor the keys `hyper_connections`; the nearest table is llama; to start one: \
+               shardwright arch draft ckpt -o unheard_of.json";
+    assert!(ran.stderr.trim_end().ends_with(end), "{}", ran.stderr);
+    let drafted = scratch.json("arch draft ckpt -o unheard_of.json");
+    let uncertain = drafted["uncertain"].as_object().unwrap();
+    for place in ["ignored.model.layers.{layer}.hyper.alpha", "config.hyper_connections"] {
+        assert!(uncertain.contains_key(place), "{place}: {uncertain:?}");
+    }
+    assert!(
+        drafted["misfit"]
+            .as_str()
+            .unwrap()
+            .contains("norm.input of layer 0")
+    );
+}
+
+#[test]
+fn built_in_tables_are_listed_and_shown() {
+    let scratch = Scratch::new();
+    let rows = scratch.json("arch list");
+    assert!(rows.as_array().unwrap().len() > 15);
+    let shown = scratch.ok("arch show deepseek_v3").stdout;
+    let file = crate::harness::root().join("configs/arch/deepseek_v3.json");
+    assert_eq!(shown.trim_end(), fs::read_to_string(file).unwrap().trim_end());
+    scratch.refused(
+        "arch show nothing",
+        "error: there is no built-in table `nothing`\nhelp: `shardwright arch list` names them",
+    );
+}
