@@ -57,12 +57,17 @@ fn plan_writes_nothing() {
 }
 
 #[test]
-fn every_architecture_converts_and_holds() {
+fn every_architecture_converts_holds_and_runs() {
     for name in crate::harness::goldens() {
         let scratch = Scratch::with(&format!("golden/{name}"));
+        // Goldens have no text; any tokenizer whose first tokens they know will do.
+        let tokenizer = crate::harness::fixture("fixture-2m/tokenizer.json");
+        fs::copy(tokenizer, scratch.path("ckpt/tokenizer.json")).unwrap();
         scratch.ok("convert ckpt -o out --recipe q4");
         let report = scratch.json("verify out --against ckpt");
         assert_eq!(report["verdict"], json!("holds"), "{name}: {report}");
+        let ran = scratch.json("run out --prompt q -n 3");
+        assert!(!ran["tokens"].as_array().unwrap().is_empty(), "{name}: {ran}");
     }
 }
 
