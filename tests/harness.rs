@@ -14,6 +14,25 @@ pub fn root() -> PathBuf {
         .unwrap()
 }
 
+/// Runs a script of the repository in `dir`; none where there is no Python, which the gate does not
+/// allow.
+pub fn python(script: &str, args: &[&str], dir: &Path) -> Option<Output> {
+    let ran = Command::new("python3")
+        .arg("-B")
+        .arg(root().join(script))
+        .args(args)
+        .current_dir(dir)
+        .output();
+    match ran {
+        Ok(output) => Some(output),
+        Err(e) if std::env::var_os("CI").is_none() => {
+            eprintln!("skipped: python3: {e}");
+            None
+        }
+        Err(e) => panic!("python3: {e}"),
+    }
+}
+
 /// The names of the golden checkpoints that are listed in `cases.json`.
 pub fn goldens() -> Vec<String> {
     let list = fs::read(fixture("golden/cases.json")).unwrap();

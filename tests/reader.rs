@@ -3,31 +3,16 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use shardwright_format::Role;
 use shardwright_quant::{Encoding, Trellis};
 
-use crate::harness::{Scratch, fixture, root};
+use crate::harness::{Scratch, fixture, python};
 use crate::random;
 
-/// Runs the reader; none where there is no Python, which the gate does not allow.
 fn reader(dir: &Path, args: &[&str]) -> Option<Output> {
-    let script = root().join("tests/reader.py");
-    let ran = Command::new("python3")
-        .arg("-B")
-        .arg(script)
-        .args(args)
-        .current_dir(dir)
-        .output();
-    match ran {
-        Ok(output) => Some(output),
-        Err(e) if std::env::var_os("CI").is_none() => {
-            eprintln!("skipped: python3: {e}");
-            None
-        }
-        Err(e) => panic!("python3: {e}"),
-    }
+    python("tests/reader.py", args, dir)
 }
 
 #[track_caller]

@@ -1,23 +1,17 @@
 //! Headers of published models at their true size: what `inspect` counts is what their makers say.
 
 use std::fs;
-use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::{Scratch, fixture, root};
+use crate::harness::{Scratch, fixture, python};
 
-/// A skeleton of a model as `ckpt/`.
-fn skeleton(model: &str) -> Scratch {
+/// A skeleton of a model as `ckpt/`; none where there is no Python.
+fn skeleton(model: &str) -> Option<Scratch> {
     let scratch = Scratch::new();
-    let made = Command::new("python3")
-        .arg(root().join("fixtures/make_skeleton.py"))
-        .arg(model)
-        .arg(scratch.path("ckpt"))
-        .output()
-        .unwrap();
+    let made = python("fixtures/make_skeleton.py", &[model, "ckpt"], &scratch.path(""))?;
     assert!(made.status.success(), "{model}: {}", String::from_utf8_lossy(&made.stderr));
-    scratch
+    Some(scratch)
 }
 
 fn published() -> serde_json::Map<String, Value> {
@@ -69,7 +63,7 @@ impl Counted {
 #[test]
 fn parameters_are_those_published() {
     for (model, facts) in published() {
-        let scratch = skeleton(&model);
+        let Some(scratch) = skeleton(&model) else { return };
         let counted = Counted(scratch.json("inspect ckpt"));
         for stated in [&facts["total"], &facts["active"]] {
             let (expected, step) = figure(stated["published"].as_str().unwrap());
