@@ -12,7 +12,6 @@ pub mod layerwise;
 mod linear;
 pub mod plan;
 pub mod probe;
-pub mod sample;
 mod store;
 mod table;
 pub mod text;

@@ -4,7 +4,7 @@
 mod common;
 
 use common::fixtures;
-use shardwright_runtime::text::Tokenizer;
+use shardwright_runtime::text::{TextStream, Tokenizer};
 
 fn tokenizer() -> Tokenizer {
     Tokenizer::open(&fixtures().join("fixture-2m/tokenizer.json")).unwrap()
@@ -28,7 +28,7 @@ fn a_stream_gives_whole_characters_and_all_of_the_text() {
     let tokenizer = tokenizer();
     let text = "Ein Stück — 日本 🙂🙂 end";
     let tokens = tokenizer.encode(text, false).unwrap();
-    let mut stream = tokenizer.stream();
+    let mut stream = TextStream::new(&tokenizer);
     let mut pieces: Vec<String> = tokens.iter().map(|t| stream.push(*t).unwrap()).collect();
     pieces.push(stream.finish().unwrap());
     assert!(
@@ -45,7 +45,7 @@ fn an_unfinished_character_comes_at_the_end() {
     let tokenizer = tokenizer();
     let tokens = tokenizer.encode("🙂", false).unwrap();
     assert!(tokens.len() > 1, "the fixture's vocabulary has this character");
-    let mut stream = tokenizer.stream();
+    let mut stream = TextStream::new(&tokenizer);
     assert_eq!(stream.push(tokens[0]).unwrap(), "");
     assert!(
         stream

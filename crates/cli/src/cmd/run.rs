@@ -10,8 +10,7 @@ use std::time::Instant;
 use serde::Serialize;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::plan::PROGRAM_BYTES;
-use shardwright_runtime::sample::{Sampler, Sampling};
-use shardwright_runtime::text::{TextStream, Tokenizer};
+use shardwright_runtime::text::{Sampler, Sampling, TextStream, Tokenizer};
 use shardwright_runtime::{MemoryPlan, Mode, Options, Runtime, RuntimeError, Stats};
 
 use crate::args::{RunArgs, SamplingArgs};
@@ -95,7 +94,7 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
     check_fits(&weights, &options)?;
     let runtime = Runtime::open(weights, &options).map_err(|e| explain(&e))?;
     let mut session = Session {
-        stream: tokenizer.stream(),
+        stream: TextStream::new(&tokenizer),
         sampler,
         logits: blake3::Hasher::new(),
         text: String::new(),

@@ -105,7 +105,7 @@ impl Sampler {
 }
 
 /// The most likely token; of equal ones the lowest.
-pub fn greedy(logits: &[f32]) -> u32 {
+fn greedy(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (token, logit) in logits.iter().enumerate() {
         if *logit > logits[best] {

@@ -1,4 +1,4 @@
-//! Text to tokens and back.
+//! Text to tokens and back, as a `tokenizer.json` says.
 
 use std::path::{Path, PathBuf};
 
@@ -55,62 +55,7 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// Decodes token after token.
-    pub const fn stream(&self) -> TextStream<'_> {
-        TextStream { tokenizer: self, tokens: Vec::new(), shown: 0, start: 0 }
-    }
-
     fn undecodable(&self, e: &tokenizers::Error) -> RuntimeError {
         RuntimeError::tokenizer(&self.path, format!("cannot decode: {e}"))
-    }
-}
-
-/// Text as it grows. A character that takes several tokens comes with the last of them.
-#[derive(Debug)]
-pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
-    tokens: Vec<u32>,
-    /// Tokens whose text was given out.
-    shown: usize,
-    /// From here on tokens are decoded: those before `shown` are context for the ones after.
-    start: usize,
-}
-
-impl TextStream<'_> {
-    /// The text that `token` completes, possibly none.
-    ///
-    /// # Errors
-    /// A token that the tokenizer refuses.
-    pub fn push(&mut self, token: u32) -> Result<String> {
-        self.tokens.push(token);
-        let (before, all) = self.decoded()?;
-        let complete = !all.ends_with(char::REPLACEMENT_CHARACTER);
-        match all.get(before.len()..) {
-            Some(new) if complete && !new.is_empty() => {
-                self.start = self.shown;
-                self.shown = self.tokens.len();
-                Ok(new.to_owned())
-            }
-            _ => Ok(String::new()),
-        }
-    }
-
-    /// What is left: a character that was never completed.
-    ///
-    /// # Errors
-    /// As [`Self::push`].
-    pub fn finish(&mut self) -> Result<String> {
-        let (before, all) = self.decoded()?;
-        self.start = self.tokens.len();
-        self.shown = self.start;
-        Ok(all.get(before.len()..).unwrap_or_default().to_owned())
-    }
-
-    /// Text of the context, and of the context with what follows.
-    fn decoded(&self) -> Result<(String, String)> {
-        let before = self
-            .tokenizer
-            .decode(&self.tokens[self.start..self.shown])?;
-        Ok((before, self.tokenizer.decode(&self.tokens[self.start..])?))
     }
 }

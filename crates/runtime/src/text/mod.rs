@@ -1,0 +1,10 @@
+//! Text: tokens of it, text of tokens, and the choice of the next one. Nothing in the mathematics
+//! needs it.
+
+mod sampler;
+mod stream;
+mod tokenizer;
+
+pub use sampler::{Sampler, Sampling};
+pub use stream::TextStream;
+pub use tokenizer::Tokenizer;
