@@ -103,16 +103,16 @@ impl Bundle {
         Ok(self.locate(unit)?.extent.stored)
     }
 
-    /// Reads a unit, decompressed, into `buf`.
+    /// Reads a unit, decompressed, into `buf` and gives its layout.
     ///
     /// # Errors
     /// What the operating system refuses; a compressed shard that is damaged.
-    pub fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<()> {
+    pub fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<UnitLayout> {
         let shard = self.locate(unit)?;
         match self.manifest.codec {
             Codec::None => {
                 let len = self.fits(unit, shard.layout.len)?;
-                shard.file.read_aligned(shard.extent.offset, len, buf)
+                shard.file.read_aligned(shard.extent.offset, len, buf)?;
             }
             Codec::Zstd => {
                 let mut stored = AlignedBuf::default();
@@ -120,9 +120,10 @@ impl Bundle {
                 shard
                     .file
                     .read_aligned(shard.extent.offset, len, &mut stored)?;
-                self.decompress(unit, &shard, stored.as_slice(), buf)
+                self.decompress(unit, &shard, stored.as_slice(), buf)?;
             }
         }
+        Ok(shard.layout)
     }
 
     /// Reads some rows of one tensor: a matrix of their own, `weight | scales | biases`.

@@ -41,16 +41,16 @@ impl Overlay {
     }
 
     /// Reads a unit and puts what replaces its tensors over them.
-    fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<()> {
-        self.base.read(unit, buf)?;
-        for entry in self.base.layout(unit)?.tensors.iter() {
+    fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<UnitLayout> {
+        let layout = self.base.read(unit, buf)?;
+        for entry in layout.tensors.iter() {
             let Some(bytes) = self.tensors.get(&(unit, entry.role)) else { continue };
             let place = buf.as_mut_slice().get_mut(entry.offset as usize..);
             let place = place.and_then(|place| place.get_mut(..bytes.len()));
             let wrong = || FormatError::file(self.base.root(), format!("{unit}: too short"));
             place.ok_or_else(wrong)?.copy_from_slice(bytes);
         }
-        Ok(())
+        Ok(layout)
     }
 
     /// Reads rows of a tensor of plain floats, the only ones that this is used with.
@@ -126,11 +126,11 @@ impl Weights {
         }
     }
 
-    /// Reads a unit into `buf`, laid out as [`Self::layout`] says.
+    /// Reads a unit into `buf` and gives its layout.
     ///
     /// # Errors
     /// What the operating system refuses; damaged bytes.
-    pub fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<()> {
+    pub fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<UnitLayout> {
         match self {
             Self::Bundle(bundle) => bundle.read(unit, buf),
             Self::Checkpoint(weights) => weights.read(unit, buf),

@@ -24,11 +24,11 @@ use shardwright_format::io::AlignedBuf;
 use crate::error::{Result, RuntimeError};
 use crate::view::{Loaded, UnitView};
 
-/// What a use is worth relative to one a token later.
+/// What a use counts relative to one a token later.
 const DECAY: f64 = 0.98;
 
-/// Before a use is worth more than this, all worths are scaled down.
-const LARGEST_WORTH: f64 = 1e100;
+/// Before a use counts more than this, all scores are scaled down.
+const LARGEST_SCORE: f64 = 1e100;
 
 /// A place for one expert.
 #[derive(Debug, Default)]
@@ -36,10 +36,10 @@ struct Slot {
     unit: Option<Unit>,
     /// Absent while it is being read.
     loaded: Option<Loaded>,
-    /// The step that used it last.
+    /// The pin epoch that used it last.
     used: u64,
-    /// Worth of all its uses.
-    worth: f64,
+    /// Sum of its uses, each as it counts.
+    score: f64,
 }
 
 /// Experts in memory.
@@ -47,12 +47,12 @@ struct Slot {
 pub struct ExpertCache {
     slots: Vec<Slot>,
     places: HashMap<Unit, usize>,
-    /// Worth of experts that are not here any more.
+    /// Scores of experts that are not here any more.
     past: HashMap<Unit, f64>,
     slot_bytes: usize,
-    step: u64,
-    /// Worth of a use now: it grows instead of all others shrinking.
-    worth: f64,
+    pin_epoch: u64,
+    /// What a use counts now: it grows instead of all others shrinking.
+    use_score: f64,
 }
 
 /// What the cache says of an expert.
@@ -68,51 +68,57 @@ impl ExpertCache {
     pub fn new(slots: usize, slot_bytes: usize) -> Self {
         let slots = std::iter::repeat_with(Slot::default).take(slots).collect();
         let (places, past) = (HashMap::new(), HashMap::new());
-        Self { slots, places, past, slot_bytes, step: 0, worth: 1.0 }
+        Self { slots, places, past, slot_bytes, pin_epoch: 0, use_score: 1.0 }
     }
 
-    /// Begins a token: uses before it are worth less from here on.
+    /// Begins a token: uses before it count less from here on.
     pub fn begin_token(&mut self) {
-        self.worth /= DECAY;
-        if self.worth > LARGEST_WORTH {
-            let worths = self.slots.iter_mut().map(|slot| &mut slot.worth);
-            for worth in worths.chain(self.past.values_mut()) {
-                *worth /= self.worth;
+        self.use_score /= DECAY;
+        if self.use_score > LARGEST_SCORE {
+            let scores = self.slots.iter_mut().map(|slot| &mut slot.score);
+            for score in scores.chain(self.past.values_mut()) {
+                *score /= self.use_score;
             }
-            self.worth = 1.0;
+            self.use_score = 1.0;
         }
     }
 
-    /// Begins a step: experts found from here to the next step are not evicted.
-    pub const fn begin_step(&mut self) {
-        self.step += 1;
+    /// Begins a pin epoch: experts found from here to the next one are not evicted.
+    pub const fn begin_epoch(&mut self) {
+        self.pin_epoch += 1;
     }
 
-    /// Finds `unit` a place for this step.
+    /// Experts that there is room for.
+    pub const fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Finds `unit` a place for this epoch.
     ///
     /// # Errors
-    /// When every place is taken by this step, or an earlier read failed.
+    /// When every place is taken by this epoch, or an earlier read failed.
     pub fn find(&mut self, unit: Unit) -> Result<Lookup> {
         if let Some(&place) = self.places.get(&unit) {
             let slot = &mut self.slots[place];
-            slot.used = self.step;
-            slot.worth += self.worth;
+            slot.used = self.pin_epoch;
+            slot.score += self.use_score;
             return Ok(Lookup::Held(place));
         }
         let free = self.places.len();
-        let place = if free < self.slots.len() { free } else { self.least_worth()? };
+        let place = if free < self.slots.len() { free } else { self.lowest_score()? };
         let slot = &mut self.slots[place];
         let buf = match (slot.unit.take(), slot.loaded.take()) {
             (None, _) => AlignedBuf::new(self.slot_bytes),
             (Some(evicted), Some(loaded)) => {
                 self.places.remove(&evicted);
-                self.past.insert(evicted, slot.worth);
+                self.past.insert(evicted, slot.score);
                 loaded.bytes
             }
-            (Some(_), None) => return Err(RuntimeError::Stopped),
+            // Its read was lost with an earlier error.
+            (Some(_), None) => return Err(RuntimeError::Failed),
         };
-        let worth = self.worth + self.past.remove(&unit).unwrap_or(0.0);
-        *slot = Slot { unit: Some(unit), loaded: None, used: self.step, worth };
+        let score = self.use_score + self.past.remove(&unit).unwrap_or(0.0);
+        *slot = Slot { unit: Some(unit), loaded: None, used: self.pin_epoch, score };
         self.places.insert(unit, place);
         Ok(Lookup::Missing(place, buf))
     }
@@ -135,15 +141,18 @@ impl ExpertCache {
         loaded.map(|loaded| loaded.bytes.len() as u64).sum()
     }
 
-    /// Of the places that this step does not use, the one with the least worth.
-    fn least_worth(&self) -> Result<usize> {
+    /// Of the places that this epoch does not use, the one with the lowest score.
+    fn lowest_score(&self) -> Result<usize> {
         let free = self
             .slots
             .iter()
             .enumerate()
-            .filter(|(_, slot)| slot.used < self.step);
-        let least = free.min_by(|(_, a), (_, b)| a.worth.total_cmp(&b.worth));
-        least.map(|(place, _)| place).ok_or(RuntimeError::Stopped)
+            .filter(|(_, slot)| slot.used < self.pin_epoch);
+        let lowest = free.min_by(|(_, a), (_, b)| a.score.total_cmp(&b.score));
+        let slots = self.slots.len();
+        lowest
+            .map(|(place, _)| place)
+            .ok_or(RuntimeError::CacheFull { slots })
     }
 }
 
@@ -158,14 +167,14 @@ mod tests {
     /// One token with these experts of one layer; gives those that had to be read.
     fn token(cache: &mut ExpertCache, experts: &[u32]) -> Vec<u32> {
         cache.begin_token();
-        cache.begin_step();
+        cache.begin_epoch();
         let mut missing = Vec::new();
         for &expert in experts {
             let unit = Unit::Expert { layer: 0, expert };
             if let Lookup::Missing(_, bytes) = cache.find(unit).unwrap() {
                 missing.push(expert);
                 let layout = UnitLayout { tensors: [].into(), len: 0 };
-                cache.insert(Loaded { unit, layout, first_row: None, bytes });
+                cache.insert(Loaded::new(unit, layout, bytes));
             }
         }
         missing
@@ -192,15 +201,15 @@ mod tests {
             token(&mut cache, &[1]);
         }
         assert_eq!(token(&mut cache, &[2]), [2]);
-        assert_eq!(token(&mut cache, &[1]), NONE, "7 is worth less than a use now");
+        assert_eq!(token(&mut cache, &[1]), NONE, "7 counts less than a use now");
     }
 
     #[test]
-    fn a_step_keeps_its_own_and_asks_for_no_more_than_there_is() {
+    fn an_epoch_keeps_its_own_and_asks_for_no_more_than_there_is() {
         let mut cache = ExpertCache::new(3, 16);
         assert_eq!(token(&mut cache, &[0, 1, 2]), [0, 1, 2]);
         assert_eq!(token(&mut cache, &[3, 4, 5]), [3, 4, 5]);
-        cache.begin_step();
+        cache.begin_epoch();
         for expert in 0..3 {
             assert!(cache.find(Unit::Expert { layer: 0, expert }).is_ok());
         }

@@ -44,12 +44,14 @@ pub enum RuntimeError {
         layer: u32,
     },
     /// The budget is below what one token needs.
-    #[error("a memory budget of {budget} bytes is too small: this model needs at least {floor}")]
-    Floor {
+    #[error(
+        "a memory budget of {budget} bytes is too small: this model needs at least {min_bytes}"
+    )]
+    Budget {
         /// Bytes allowed.
         budget: u64,
-        /// The least that works, in bytes.
-        floor: u64,
+        /// The least that works.
+        min_bytes: u64,
     },
     /// A token that the embedding has no row for.
     #[error("token {token} is outside the vocabulary of {vocab_size}")]
@@ -102,9 +104,24 @@ pub enum RuntimeError {
     /// Threads could not be started.
     #[error("cannot start threads: {0}")]
     Threads(String),
-    /// An earlier call failed; its reads are lost.
+    /// The threads that read weights ended before their time.
+    #[error("the threads that read weights are gone")]
+    ReaderGone,
+    /// More experts are needed at once than there is room for.
+    #[error("all {slots} places for experts are in use")]
+    CacheFull {
+        /// Experts that there is room for.
+        slots: usize,
+    },
+    /// An earlier call failed; the reads that it waited for are lost.
     #[error("the runtime stopped at an earlier error")]
-    Stopped,
+    Failed,
+    /// Whoever asked for activations does not take them any more.
+    #[error("nobody takes the activations any more")]
+    HookGone,
+    /// A thread that computed panicked.
+    #[error("a thread of the computation panicked")]
+    Panicked,
 }
 
 impl RuntimeError {

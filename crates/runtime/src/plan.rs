@@ -9,6 +9,7 @@ use shardwright_format::{FormatError, Role, TensorEntry, Unit, UnitLayout};
 use crate::block::{self, MixerState};
 use crate::error::{Result, RuntimeError};
 use crate::fetch::READERS;
+use crate::vocab::head_location;
 
 /// An allowance for the program itself, its stacks and its allocator. The command line tool with a
 /// small tokenizer peaks at 12 MiB on 64-bit Linux; a large tokenizer's share is the caller's to add.
@@ -61,7 +62,7 @@ pub enum Mode {
 
 /// What is kept in memory under a budget. All sizes in bytes.
 ///
-/// The floor is what one token needs: program, state and scratch; two dense layers (the one in use
+/// The least that works is what one token needs: program, state and scratch; two dense layers (the one in use
 /// and the next), or all when they are smaller; as many experts as a token visits in one layer; and
 /// pieces of the head. Above it, memory goes first to what every token reads: the head, then dense
 /// layers, spread evenly among the streamed ones so that reading never waits; the rest holds experts.
@@ -72,7 +73,7 @@ pub struct MemoryPlan {
     /// What the process may take, if limited.
     pub budget: Option<u64>,
     /// The least budget that works.
-    pub floor: u64,
+    pub min_bytes: u64,
     /// The least budget under which nothing is read twice.
     pub resident: u64,
     /// What this plan takes.
@@ -108,17 +109,17 @@ impl MemoryPlan {
     /// The plan for weights that exist.
     ///
     /// # Errors
-    /// As [`Self::of`].
+    /// As [`Self::for_layouts`].
     pub fn new(weights: &Weights, options: &Options) -> Result<Self> {
         let layout = |unit| weights.layout(unit);
-        Self::of(weights.spec(), &layout, is_compressed(weights), options)
+        Self::for_layouts(weights.spec(), &layout, is_compressed(weights), options)
     }
 
     /// The plan for a model whose units have the given layouts, `compressed` on disk or not.
     ///
     /// # Errors
-    /// A layout that cannot be had; a budget below the floor.
-    pub fn of(
+    /// A layout that cannot be had; a budget below the least that works.
+    pub fn for_layouts(
         spec: &ModelSpec,
         layout: &dyn Fn(Unit) -> Result<UnitLayout, FormatError>,
         compressed: bool,
@@ -127,13 +128,15 @@ impl MemoryPlan {
         let sizes = Sizes::new(spec, layout, compressed, options)?;
         let (least, all) = (sizes.least(), sizes.all());
         let resident = sizes.cost(all);
-        let floor = sizes.cost(least).min(resident);
+        let min_bytes = sizes.cost(least).min(resident);
         let choice = match options.memory {
-            Some(budget) if budget < floor => return Err(RuntimeError::Floor { budget, floor }),
+            Some(budget) if budget < min_bytes => {
+                return Err(RuntimeError::Budget { budget, min_bytes });
+            }
             Some(budget) if budget < resident => sizes.spend(budget, least),
             _ => all,
         };
-        Ok(Self { floor, resident, ..sizes.describe(choice, options.memory) })
+        Ok(Self { min_bytes, resident, ..sizes.describe(choice, options.memory) })
     }
 }
 
@@ -180,7 +183,7 @@ impl Sizes {
         let embedding = layout(Unit::Embedding)?;
         let rows = embedding.find(Role::EmbedTokens);
         let embedding_row = rows.map_or(Ok(0), TensorEntry::row_len)?;
-        let (head_unit, head_role) = head_place(spec);
+        let (head_unit, head_role) = head_location(spec);
         let chunk = head_chunk(&layout(head_unit)?, head_role)?.1;
         let mut sizes = Self {
             reserved: options.reserved,
@@ -309,7 +312,7 @@ impl Sizes {
         MemoryPlan {
             mode: if complete { Mode::Resident } else { Mode::Streamed },
             budget,
-            floor: 0,
+            min_bytes: 0,
             resident: 0,
             total: self.cost(choice),
             reserved: self.reserved,
@@ -336,15 +339,6 @@ pub(crate) fn is_compressed(weights: &Weights) -> bool {
     match weights {
         Weights::Bundle(bundle) => bundle.manifest().codec != Codec::None,
         Weights::Checkpoint(_) | Weights::Overlay(_) => false,
-    }
-}
-
-/// Where the head's matrix lies.
-pub(crate) const fn head_place(spec: &ModelSpec) -> (Unit, Role) {
-    if spec.tie_word_embeddings {
-        (Unit::Embedding, Role::EmbedTokens)
-    } else {
-        (Unit::Head, Role::LmHead)
     }
 }
 

@@ -157,12 +157,17 @@ impl Store {
         self.experts.begin_token();
     }
 
+    /// Experts that there is room for.
+    pub const fn expert_slots(&self) -> usize {
+        self.experts.slots()
+    }
+
     /// Finds each picked expert a place and has the missing ones read, all at once. Gives places.
     ///
     /// # Errors
     /// When the reader is gone.
     pub fn request_experts(&mut self, layer: u32, picked: &[u32]) -> Result<Vec<usize>> {
-        self.experts.begin_step();
+        self.experts.begin_epoch();
         let mut places = Vec::with_capacity(picked.len());
         for &expert in picked {
             let unit = Unit::Expert { layer, expert };
@@ -213,19 +218,21 @@ impl Store {
     /// A read's error.
     pub fn wait(&mut self) -> Result<()> {
         self.wait_for_one()?;
-        while let Some(loaded) = self.fetcher.poll()? {
+        while let Some(loaded) = self.fetcher.queue().poll()? {
             self.accept(loaded);
         }
         Ok(())
     }
 
     fn wait_for_one(&mut self) -> Result<()> {
-        let loaded = self.fetcher.wait()?;
+        let loaded = self.fetcher.queue().wait()?;
         self.accept(loaded);
         Ok(())
     }
 
     fn accept(&mut self, loaded: Loaded) {
+        self.counts.reads += 1;
+        self.counts.bytes_read += loaded.layout.len;
         match (loaded.unit, loaded.first_row) {
             (_, Some(first)) => {
                 self.pieces.insert(first, loaded);
@@ -238,16 +245,8 @@ impl Store {
         }
     }
 
-    fn request(&mut self, request: Request, buf: AlignedBuf) -> Result<()> {
-        self.counts.reads += 1;
-        self.counts.bytes_read += match &request {
-            Request::Unit(unit) => self.weights.stored_len(*unit)?,
-            Request::Rows(_, entry, rows) => entry
-                .encoding
-                .parts(rows.end - rows.start, entry.cols)?
-                .total(),
-        };
-        self.fetcher.request(request, buf)
+    fn request(&self, request: Request, buf: AlignedBuf) -> Result<()> {
+        self.fetcher.queue().request(request, buf)
     }
 
     /// Bytes of weights in memory or on their way there.

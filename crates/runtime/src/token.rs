@@ -6,19 +6,22 @@ use shardwright_format::UnitLayout;
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::model::{Ffn, ModelSpec, MoeSpec};
 use shardwright_format::weights::Weights;
-use shardwright_quant::Activation;
 
 use crate::block::delta_net::State as DeltaState;
-use crate::block::moe::{self, Routes};
-use crate::block::ops::{add_scaled, rms_norm, scale};
-use crate::block::{Batch, Layer, MixerState, Work, check_finite, mix, mlp};
+use crate::block::mlp::Job;
+use crate::block::moe::{ExpertBatch, ExpertBatches, Experts};
+use crate::block::ops::rms_norm;
+use crate::block::router::Routes;
+use crate::block::{Layer, MixerState, check_finite};
 use crate::error::{Result, RuntimeError};
 use crate::fetch::Request;
-use crate::linear::{Product, matvecs};
+use crate::head::final_norm;
+use crate::linear::{Product, thread_pool};
+use crate::pass::{PassState, Sequences};
 use crate::plan::{HEAD_BUFFERS, MemoryPlan, Options, head_chunk};
 use crate::store::Store;
-use crate::table::{Table, check_token, final_norm, thread_pool};
 use crate::view::UnitView;
+use crate::vocab::{VocabMatrix, check_token};
 
 /// What a runtime has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -53,22 +56,22 @@ struct Model {
     spec: Arc<ModelSpec>,
     weights: Arc<Weights>,
     store: Store,
-    embedding: Table,
-    head: Table,
+    embedding: VocabMatrix,
+    head: VocabMatrix,
+    /// The final norm, `[hidden]`.
     norm: Vec<f32>,
-    state: Vec<MixerState>,
+    mixers: Vec<MixerState>,
     position: usize,
     tokens: u64,
     failed: bool,
-    work: Work,
-    /// Residual stream, `[hidden]`.
-    x: Vec<f32>,
-    /// Sum of a layer's experts, `[hidden]`.
-    sum: Vec<f32>,
+    state: PassState,
     routes: Vec<Routes>,
+    /// What each of a layer's experts gave, `[rows, hidden]`, until it can be summed.
+    outputs: Vec<Vec<f32>>,
+    /// Rows of an embedding that is not in memory.
     rows: AlignedBuf,
+    /// Pieces of a head that is not in memory.
     pieces: Vec<AlignedBuf>,
-    activation: Activation,
     logits: Vec<f32>,
 }
 
@@ -76,7 +79,7 @@ impl Runtime {
     /// Plans the memory and reads what stays in it.
     ///
     /// # Errors
-    /// A budget below the floor, with the floor; weights that cannot be read.
+    /// A budget below the least that works; weights that cannot be read.
     pub fn open(weights: Weights, options: &Options) -> Result<Self> {
         let plan = MemoryPlan::new(&weights, options)?;
         let (weights, pool) = (Arc::new(weights), thread_pool(options.threads)?);
@@ -129,7 +132,7 @@ impl Runtime {
     fn accept(&self, token: u32) -> Result<()> {
         check_token(&self.model.spec, token)?;
         if self.model.failed {
-            return Err(RuntimeError::Stopped);
+            return Err(RuntimeError::Failed);
         }
         if self.model.position >= self.context {
             return Err(RuntimeError::Context { context: self.context });
@@ -164,7 +167,7 @@ impl Runtime {
 
     /// What a layer's delta net remembers of the tokens so far; none for other layers.
     pub fn delta_state(&self, layer: usize) -> Option<&DeltaState> {
-        match self.model.state.get(layer)? {
+        match self.model.mixers.get(layer)? {
             MixerState::DeltaNet(state) => Some(state),
             MixerState::Attention(_) | MixerState::Latent(_) => None,
         }
@@ -197,26 +200,24 @@ impl Runtime {
 impl Model {
     fn new(weights: &Arc<Weights>, plan: &MemoryPlan, context: usize) -> Result<Self> {
         let spec = Arc::new(weights.spec().clone());
-        let embedding = Table::embedding(weights, plan.embedding_resident)?;
-        let state = spec
+        let embedding = VocabMatrix::embedding(weights, plan.embedding_resident)?;
+        let mixers = spec
             .layers
             .iter()
             .map(|l| MixerState::for_tokens(&l.mixer, context));
         Ok(Self {
-            head: Table::head(weights, plan.head_resident, &embedding)?,
+            head: VocabMatrix::head(weights, plan.head_resident, &embedding)?,
             norm: final_norm(weights)?,
             store: Store::new(weights, plan)?,
-            state: state.collect(),
+            mixers: mixers.collect(),
             position: 0,
             tokens: 0,
             failed: false,
-            work: Work::new(),
-            x: vec![0.0; spec.hidden_size as usize],
-            sum: Vec::new(),
+            state: PassState::new(vec![0.0; spec.hidden_size as usize]),
             routes: vec![Routes::default(); spec.layers.len()],
+            outputs: Vec::new(),
             rows: AlignedBuf::default(),
             pieces: Vec::new(),
-            activation: Activation::new(),
             logits: vec![0.0; spec.vocab_size as usize],
             weights: Arc::clone(weights),
             embedding,
@@ -231,7 +232,7 @@ impl Model {
         result
     }
 
-    /// The residual stream after the last layer, into `self.x`.
+    /// The residual stream after the last layer, into `self.state.x`.
     fn hidden(
         &mut self,
         token: u32,
@@ -239,92 +240,97 @@ impl Model {
     ) -> Result<()> {
         self.store.begin_token();
         self.embed(token)?;
-        observe(0, &self.x);
+        observe(0, &self.state.x);
         for index in 0..self.spec.layers.len() {
             let dense = self.store.take_dense(index)?;
             self.layer(index, dense.view())?;
             self.store.return_dense(index, dense)?;
-            check_finite(index as u32, self.position, self.x.len(), &self.x)?;
-            observe(index + 1, &self.x);
+            let x = &self.state.x;
+            check_finite(index as u32, self.position, self.norm.len(), x)?;
+            observe(index + 1, x);
         }
         self.position += 1;
         self.tokens += 1;
         Ok(())
     }
 
-    /// The token's row, scaled where the model does so.
     fn embed(&mut self, token: u32) -> Result<()> {
-        self.embed_row(token)?;
-        if let Some(factor) = self.spec.embedding_multiplier {
-            scale(&mut self.x, factor);
-        }
-        Ok(())
-    }
-
-    fn embed_row(&mut self, token: u32) -> Result<()> {
-        let (role, hidden) = (self.embedding.entry.role, self.x.len());
-        let backend = self.work.linear.backend;
-        let row = token as usize;
-        if let Some(loaded) = &self.embedding.loaded {
-            let rows = self.spec.vocab_size as usize;
-            let matrix = loaded.view().matrix(role, rows, hidden)?;
-            matrix.dequantize(backend, row..row + 1, &mut self.x);
-            return Ok(());
-        }
-        let rows = self.embedding.entry.readable(&(row as u64..row as u64 + 1));
-        let (first, count) = (rows.start as usize, (rows.end - rows.start) as usize);
-        let loaded =
-            self.embedding
-                .read_rows(&self.weights, rows, std::mem::take(&mut self.rows))?;
-        loaded.view().matrix(role, count, hidden)?.dequantize(
-            backend,
-            row - first..row - first + 1,
-            &mut self.x,
-        );
-        self.store.counts.reads += 1;
-        self.store.counts.bytes_read += loaded.layout.len;
-        self.rows = loaded.bytes;
+        let buf = std::mem::take(&mut self.rows);
+        let embedded = self.embedding.embed(&self.weights, &[token], 1, buf)?;
+        self.store.counts.reads += embedded.reads;
+        self.store.counts.bytes_read += embedded.bytes_read;
+        (self.state.x, self.rows) = (embedded.x, embedded.buf);
         Ok(())
     }
 
     fn layer(&mut self, index: usize, unit: UnitView<'_>) -> Result<()> {
         let spec = Arc::clone(&self.spec);
         let layer = Layer::new(&spec, index as u32, unit);
-        let batch = Batch { rows: 1, length: 1, first: self.position };
-        mix(&layer, batch, &mut self.state[index], &mut self.x, &mut self.work)?;
+        let sequences = Sequences { length: 1, first: self.position };
+        self.state
+            .mix(&layer, sequences, &mut self.mixers[index], &mut None)?;
         match &layer.spec.ffn {
-            Ffn::Dense(dense) => mlp::forward(&layer, dense, &mut self.x, &mut self.work),
+            Ffn::Dense(dense) => self.state.dense(&layer, dense, &mut None),
             Ffn::Moe(moe) => self.moe(&layer, moe),
         }
     }
 
-    /// Computes the experts that are in memory while the others are read. Each has its own output;
-    /// the sum is taken in the order of the picks, so that what was in memory makes no difference.
+    /// As many experts at a time as there is room for, ascending. Each has its own output: the sum
+    /// is taken in the order of the experts, so that what was in memory makes no difference.
     fn moe(&mut self, layer: &Layer<'_>, spec: &MoeSpec) -> Result<()> {
-        let Self { work, routes, store, x, sum, .. } = self;
-        let routes = &mut routes[layer.index as usize];
-        routes.clear(spec.num_experts_per_tok as usize);
-        moe::route(layer, spec, x, work, routes)?;
-        let places = store.request_experts(layer.index, &routes.experts)?;
-        sum.clear();
-        sum.resize(layer.hidden, 0.0);
-        if let Some(shared) = &spec.shared_expert {
-            moe::shared(layer, shared, sum, work)?;
+        self.state.route(layer, spec, &mut None)?;
+        let experts = Experts::new(layer, spec)?;
+        let batches = ExpertBatches::new(&self.state.routes, experts.count());
+        let batches: Vec<ExpertBatch<'_>> = batches.iter().collect();
+        for (i, wave) in batches.chunks(self.store.expert_slots()).enumerate() {
+            let picked: Vec<u32> = wave.iter().map(|batch| batch.expert).collect();
+            let places = self.store.request_experts(layer.index, &picked)?;
+            if i == 0 {
+                // While the first experts are read.
+                self.state.shared(layer, spec, &mut None)?;
+            }
+            self.wave(&experts, wave, &places)?;
+            let (backend, sum) = (self.state.work.linear.backend, &mut self.state.sum);
+            for (batch, out) in wave.iter().zip(&self.outputs) {
+                experts.add(backend, batch.rows, out, sum);
+            }
         }
-        let mut waiting: Vec<usize> = (0..places.len()).collect();
+        self.state.join(layer.residual_multiplier);
+        self.routes[layer.index as usize].clone_from(&self.state.routes);
+        Ok(())
+    }
+
+    /// Computes the experts that are in memory while the others are read, into `self.outputs`.
+    fn wave(
+        &mut self,
+        experts: &Experts<'_>,
+        wave: &[ExpertBatch<'_>],
+        places: &[usize],
+    ) -> Result<()> {
+        let Self { state, store, outputs, .. } = self;
+        outputs.resize_with(outputs.len().max(wave.len()), Vec::new);
+        let mut waiting: Vec<usize> = (0..wave.len()).collect();
         loop {
-            let here = |pick: &usize| Some((*pick, store.expert(places[*pick])?));
-            let ready: Vec<_> = waiting.iter().filter_map(here).collect();
-            moe::experts(spec, layer.hidden, &routes.weights, &ready, work)?;
-            waiting.retain(|pick| store.expert(places[*pick]).is_none());
+            let here = |i: &usize| {
+                let job = Job { unit: store.expert(places[*i])?, rows: wave[*i].rows.len() };
+                Some((*i, job))
+            };
+            let (ready, jobs): (Vec<usize>, Vec<Job<'_>>) = waiting.iter().filter_map(here).unzip();
+            let assigned: Vec<_> = ready.iter().flat_map(|i| wave[*i].rows).copied().collect();
+            experts.forward(&jobs, &assigned, &state.x, &mut state.work)?;
+            let mut rest = &state.work.mlp.out[..];
+            for i in &ready {
+                let (own, after) = rest.split_at(wave[*i].rows.len() * experts.hidden());
+                outputs[*i].clear();
+                outputs[*i].extend_from_slice(own);
+                rest = after;
+            }
+            waiting.retain(|i| !ready.contains(i));
             if waiting.is_empty() {
-                break;
+                return Ok(());
             }
             store.wait()?;
         }
-        moe::combine(spec, layer.hidden, &routes.weights, sum, work);
-        add_scaled(x, layer.residual_multiplier, sum);
-        Ok(())
     }
 
     fn check_logits(&self) -> Result<()> {
@@ -335,14 +341,14 @@ impl Model {
     }
 
     fn compute_logits(&mut self) -> Result<()> {
-        let backend = self.work.linear.backend;
-        rms_norm(backend, &self.x, &self.norm, self.spec.rms_norm_eps, &mut self.work.normed);
-        self.activation.set(backend, &self.work.normed);
-        let (rows, hidden) = (self.logits.len(), self.x.len());
-        let Some(loaded) = &self.head.loaded else { return self.stream_logits() };
-        let matrix = loaded.view().matrix(self.head.entry.role, rows, hidden)?;
-        let (x, out) = (&self.activation, &mut self.logits[..]);
-        matvecs(backend, [Product { matrix, x, out }]);
+        let Self { state, norm, spec, head, logits, .. } = self;
+        let (linear, normed) = (&mut state.work.linear, &mut state.work.normed);
+        rms_norm(linear.backend, &state.x, norm, spec.rms_norm_eps, normed);
+        let Some(loaded) = &head.loaded else { return self.stream_logits() };
+        let matrix = loaded
+            .view()
+            .matrix(head.entry.role, logits.len(), norm.len())?;
+        linear.compute(vec![Product { matrix, x: normed, out: logits }]);
         Ok(())
     }
 
@@ -351,22 +357,23 @@ impl Model {
         let (unit, entry) = (self.head.unit, self.head.entry.clone());
         let layout = UnitLayout { tensors: [entry.clone()].into(), len: 0 };
         let (chunk, _) = head_chunk(&layout, entry.role)?;
-        let (backend, hidden, end) = (self.work.linear.backend, self.x.len(), entry.rows);
+        let (hidden, end) = (self.norm.len(), entry.rows);
         self.pieces.resize_with(HEAD_BUFFERS, AlignedBuf::default);
         let request =
             |first: u64| Request::Rows(unit, entry.clone(), first..end.min(first + chunk));
         let mut next = 0;
-        for out in self.logits.chunks_mut(chunk as usize).enumerate() {
+        for (i, out) in self.logits.chunks_mut(chunk as usize).enumerate() {
             while next < end
                 && let Some(buf) = self.pieces.pop()
             {
                 self.store.request_piece(request(next), buf)?;
                 next += chunk;
             }
-            let (i, out) = out;
             let piece = self.store.take_piece(i as u64 * chunk)?;
             let matrix = piece.view().matrix(entry.role, out.len(), hidden)?;
-            matvecs(backend, [Product { matrix, x: &self.activation, out }]);
+            let work = &mut self.state.work;
+            work.linear
+                .compute(vec![Product { matrix, x: &work.normed, out }]);
             self.pieces.push(piece.bytes);
         }
         Ok(())

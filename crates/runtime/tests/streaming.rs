@@ -26,7 +26,7 @@ fn logits(case: &Case, options: &Options) -> (Vec<u32>, Runtime) {
 fn floor(case: &Case) -> u64 {
     MemoryPlan::new(&case.weights(), &options(None, 1))
         .unwrap()
-        .floor
+        .min_bytes
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn streamed_equals_resident_bit_for_bit() {
         let (resident, runtime) = logits(&case, &options(None, 1));
         assert_eq!(runtime.plan().mode, Mode::Resident);
         assert_eq!(runtime.stats().bytes_read, 0, "{}", case.name);
-        let (floor, top) = (runtime.plan().floor, runtime.plan().resident);
+        let (floor, top) = (runtime.plan().min_bytes, runtime.plan().resident);
         for budget in [floor, floor + (top - floor) / 3, top - 1] {
             let (streamed, runtime) = logits(&case, &options(Some(budget), 2));
             assert!(budget > floor || !runtime.plan().head_resident, "{}", case.name);
@@ -101,7 +101,7 @@ fn a_plan_needs_no_weights() {
     let weights = case.weights();
     let layout = |unit: Unit| weights.layout(unit);
     let options = options(Some(floor(&case) + 100_000), 1);
-    let planned = MemoryPlan::of(weights.spec(), &layout, false, &options).unwrap();
+    let planned = MemoryPlan::for_layouts(weights.spec(), &layout, false, &options).unwrap();
     assert_eq!(planned, *Runtime::open(case.weights(), &options).unwrap().plan());
 }
 
@@ -110,17 +110,17 @@ fn compressed_units_are_planned_with_their_tables_in_memory() {
     let case = Case::named("mixtral");
     let weights = case.weights();
     let layout = |unit: Unit| weights.layout(unit);
-    let plain = MemoryPlan::of(weights.spec(), &layout, false, &options(None, 1)).unwrap();
-    let tight = options(Some(plain.floor), 1);
+    let plain = MemoryPlan::for_layouts(weights.spec(), &layout, false, &options(None, 1)).unwrap();
+    let tight = options(Some(plain.min_bytes), 1);
     assert!(
-        !MemoryPlan::of(weights.spec(), &layout, false, &tight)
+        !MemoryPlan::for_layouts(weights.spec(), &layout, false, &tight)
             .unwrap()
             .head_resident
     );
-    let packed = MemoryPlan::of(weights.spec(), &layout, true, &options(None, 1)).unwrap();
-    assert!(packed.floor > plain.floor);
-    let tight = options(Some(packed.floor), 1);
-    let packed = MemoryPlan::of(weights.spec(), &layout, true, &tight).unwrap();
+    let packed = MemoryPlan::for_layouts(weights.spec(), &layout, true, &options(None, 1)).unwrap();
+    assert!(packed.min_bytes > plain.min_bytes);
+    let tight = options(Some(packed.min_bytes), 1);
+    let packed = MemoryPlan::for_layouts(weights.spec(), &layout, true, &tight).unwrap();
     assert!(packed.head_resident && packed.embedding_resident);
 }
 
@@ -202,7 +202,7 @@ fn a_truncated_file_is_named_and_stops_the_runtime() {
         .collect();
     let first = errors.iter().flatten().next().unwrap().to_string();
     assert!(first.contains("model.safetensors"), "{first}");
-    assert!(matches!(errors.last().unwrap(), Some(RuntimeError::Stopped)));
+    assert!(matches!(errors.last().unwrap(), Some(RuntimeError::Failed)));
 }
 
 #[test]

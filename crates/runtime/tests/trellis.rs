@@ -60,7 +60,7 @@ fn streamed_trellis_codes_equal_resident_ones_bit_for_bit() {
             let (dir, tokens) = bundle(model, encoding);
             let (resident, runtime) = run(&dir, &tokens, None);
             assert_eq!(runtime.plan().mode, Mode::Resident);
-            let (floor, top) = (runtime.plan().floor, runtime.plan().resident);
+            let (floor, top) = (runtime.plan().min_bytes, runtime.plan().resident);
             for budget in [floor, floor + (top - floor) / 2, top - 1] {
                 let (streamed, runtime) = run(&dir, &tokens, Some(budget));
                 let (plan, stats) = (runtime.plan(), runtime.stats());
@@ -83,7 +83,7 @@ fn a_token_reads_a_block_of_the_embedding() {
     let table = layout.find(Role::EmbedTokens).unwrap();
     let row = 256 * table.cols * 3 / 8 + 256 * 2;
     assert_eq!((table.rows, table.row_len().unwrap()), (1024, row));
-    let floor = run(&dir, &tokens, None).1.plan().floor;
+    let floor = run(&dir, &tokens, None).1.plan().min_bytes;
     let mut runtime = Runtime::open(weights, &options(Some(floor))).unwrap();
     let plan = runtime.plan().clone();
     assert!(!plan.embedding_resident);

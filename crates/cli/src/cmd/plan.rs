@@ -95,8 +95,12 @@ impl RuntimeMemory {
         };
         let options = RuntimeOptions { context: CONTEXT, ..RuntimeOptions::default() };
         let compressed = plan.manifest.codec != Codec::None;
-        let memory = MemoryPlan::of(&plan.manifest.model, &layout, compressed, &options)?;
-        Ok(Self { context: CONTEXT, floor_bytes: memory.floor, resident_bytes: memory.resident })
+        let memory = MemoryPlan::for_layouts(&plan.manifest.model, &layout, compressed, &options)?;
+        Ok(Self {
+            context: CONTEXT,
+            floor_bytes: memory.min_bytes,
+            resident_bytes: memory.resident,
+        })
     }
 }
 

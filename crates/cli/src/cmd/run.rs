@@ -151,7 +151,7 @@ fn check_fits(weights: &Weights, options: &Options) -> Result<(), Failure> {
         Some(available) if plan.total > available => {
             let (total, free) = (bytes::memory(plan.total), bytes::memory(available));
             let message = format!("this takes {total} of memory, and {free} are free");
-            let floor = bytes::memory(plan.floor);
+            let floor = bytes::memory(plan.min_bytes);
             Err(Failure::new(message).help(format!("a smaller --memory, at least {floor}")))
         }
         _ => Ok(()),
@@ -161,8 +161,8 @@ fn check_fits(weights: &Weights, options: &Options) -> Result<(), Failure> {
 fn explain(error: &RuntimeError) -> Failure {
     let message = error.to_string();
     match error {
-        RuntimeError::Floor { floor, .. } => {
-            let mib = floor.div_ceil(1 << 20);
+        RuntimeError::Budget { min_bytes, .. } => {
+            let mib = min_bytes.div_ceil(1 << 20);
             Failure::new(message).help(format!("--memory {mib}MiB is enough"))
         }
         _ => Failure::new(message),
@@ -292,7 +292,7 @@ impl Session<'_> {
                 mode: plan.mode,
                 budget_bytes: plan.budget,
                 planned_bytes: plan.total,
-                floor_bytes: plan.floor,
+                floor_bytes: plan.min_bytes,
                 resident_bytes: plan.resident,
                 peak_bytes: process::peak_memory(),
             },

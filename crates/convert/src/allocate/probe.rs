@@ -16,7 +16,7 @@ use shardwright_quant::{
     Affine, Backend, Encoding, Float, Matrix, Method, PartsMut, narrow, quantize, widen,
 };
 use shardwright_runtime::layerwise::LayerPass;
-use shardwright_runtime::{Head, Site};
+use shardwright_runtime::{Head, InputSite};
 
 use crate::calibrate::guides::Guides;
 use crate::calibrate::observe::{head_inputs, layer_inputs};
@@ -67,8 +67,7 @@ impl Probing<'_> {
     pub fn measure(&self, progress: &dyn Fn(u32)) -> Result<Vec<Sensitivity>> {
         let original: &Weights = self.original;
         let mut base = LayerPass::new(original, self.tokens, self.window, self.threads)?;
-        let start = (Vec::new(), self.window);
-        let mut others = LayerPass::resume(original, start, 0, self.threads)?;
+        let mut others = LayerPass::resume(original, Vec::new(), self.window, 0, self.threads)?;
         let mut variants = self.tables(&mut others)?;
         for layer in 0..original.spec().layers.len() as u32 {
             if self.cancel.load(Ordering::Relaxed) {
@@ -184,7 +183,7 @@ impl Probing<'_> {
 /// Whether a role holds matrices that recipes quantize: routers and gates are too small and decide
 /// too much.
 pub fn is_coded(role: Role) -> bool {
-    Site::of(role).is_some() && !matches!(role, Role::Router | Role::SharedExpertGate)
+    InputSite::from_role(role).is_some() && !matches!(role, Role::Router | Role::SharedExpertGate)
 }
 
 fn unit_exists(weights: &Weights, unit: Unit) -> bool {
@@ -196,11 +195,12 @@ fn unit_exists(weights: &Weights, unit: Unit) -> bool {
 
 /// Units of a layer that have a role.
 fn units(weights: &Weights, layer: u32, role: Role) -> Vec<Unit> {
-    match Site::of(role) {
-        Some(Site::Expert | Site::ExpertOut) => (0..weights.spec().layers[layer as usize]
-            .num_experts())
-            .map(|expert| Unit::Expert { layer, expert })
-            .collect(),
+    match InputSite::from_role(role) {
+        Some(InputSite::Expert | InputSite::ExpertOut) => {
+            (0..weights.spec().layers[layer as usize].num_experts())
+                .map(|expert| Unit::Expert { layer, expert })
+                .collect()
+        }
         _ => vec![Unit::Layer(layer)],
     }
 }

@@ -7,8 +7,7 @@ use shardwright_format::Unit;
 use shardwright_format::model::LayerSpec;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::layerwise::LayerPass;
-use shardwright_runtime::probe::{Probe, Tap};
-use shardwright_runtime::{RuntimeError, Site};
+use shardwright_runtime::{Activations, Hook, InputSite, RuntimeError};
 
 use super::gram::Gram;
 use super::statistics::{Moments, Observed, Place};
@@ -89,9 +88,9 @@ struct Collector<'a> {
 }
 
 impl Collector<'_> {
-    fn tap(&mut self, tap: Tap<'_>) -> Result<(), RuntimeError> {
+    fn add(&mut self, activations: Activations<'_>) -> Result<(), RuntimeError> {
         let layer = self.layer;
-        let unit = tap
+        let unit = activations
             .expert
             .map_or(Unit::Layer(layer), |expert| Unit::Expert { layer, expert });
         if unit != self.current {
@@ -100,15 +99,16 @@ impl Collector<'_> {
                 self.send()?;
             }
         }
-        let place = Place { layer: Some(layer), expert: tap.expert, site: tap.site };
+        let place =
+            Place { layer: Some(layer), expert: activations.expert, site: activations.site };
         let bytes = &mut self.bytes;
         let sum = self.sums.entry(place).or_insert_with(|| {
-            *bytes += Sum::byte_len(tap.cols);
-            Sum::new(tap.cols)
+            *bytes += Sum::byte_len(activations.cols);
+            Sum::new(activations.cols)
         });
         let weight = |w: &f32| if *w == 0.0 { self.extra } else { *w };
-        let weights: Vec<f32> = tap.weights.iter().map(weight).collect();
-        sum.add(tap.rows, &weights);
+        let weights: Vec<f32> = activations.weights.iter().map(weight).collect();
+        sum.add(activations.rows, &weights);
         Ok(())
     }
 
@@ -119,7 +119,7 @@ impl Collector<'_> {
         let batch = Batch { units: std::mem::take(&mut self.units), observed: observed.collect() };
         self.bytes = 0;
         // Nobody listens any more: the conversion has failed and says why.
-        self.out.send(batch).map_err(|_| RuntimeError::Stopped)
+        self.out.send(batch).map_err(|_| RuntimeError::HookGone)
     }
 }
 
@@ -127,7 +127,7 @@ impl Collector<'_> {
 /// with its inputs; the stream stays where it was.
 ///
 /// # Errors
-/// As [`LayerPass::probe`].
+/// As [`LayerPass::observe`].
 pub fn collect(
     stream: &mut LayerPass<'_>,
     original: &Weights,
@@ -144,8 +144,8 @@ pub fn collect(
         units: Vec::new(),
         current: Unit::Layer(layer),
     };
-    let mut sink = |tap: Tap<'_>| collector.tap(tap);
-    stream.probe(original, Probe { least_rows: LEAST_ROWS, sink: &mut sink })?;
+    let mut show = |activations: Activations<'_>| collector.add(activations);
+    stream.observe(original, Hook { least_rows: LEAST_ROWS, show: &mut show })?;
     collector.units.push(collector.current);
     collector.send()
 }
@@ -162,7 +162,7 @@ fn picks(spec: &LayerSpec) -> u32 {
 pub fn head(rows: impl Iterator<Item = Vec<f32>>, cols: usize) -> Observed {
     let mut sum = Sum::new(cols);
     rows.for_each(|rows| sum.add(&rows, &[]));
-    let place = Place { layer: None, expert: None, site: Site::Head };
+    let place = Place { layer: None, expert: None, site: InputSite::Head };
     sum.into_moments()
         .map(|moments| (place, moments))
         .into_iter()

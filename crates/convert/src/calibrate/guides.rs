@@ -139,7 +139,7 @@ fn diagonal(values: &[f32]) -> Vec<f32> {
 mod tests {
     use shardwright_format::{Role, SourceView};
     use shardwright_quant::{Affine, Float};
-    use shardwright_runtime::Site;
+    use shardwright_runtime::InputSite;
 
     use super::*;
 
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn an_embedding_is_guided_by_the_heads_inputs_only_where_it_is_the_head() {
-        let place = Place { layer: None, expert: None, site: Site::Head };
+        let place = Place { layer: None, expert: None, site: InputSite::Head };
         let observed = || Observed::from([(place, Moments::Diagonal(vec![1.0; 32]))]);
         let embed = entry(Role::EmbedTokens);
         let costs = |tied, unit, entry: &TensorEntry| {

@@ -16,35 +16,35 @@ use shardwright_format::checkpoint::gguf::{self, Header, MAGIC};
 use shardwright_format::model::LayerSpec;
 use shardwright_format::{FormatError, ModelSpec, Unit};
 use shardwright_quant::Ggml;
-use shardwright_runtime::Site;
+use shardwright_runtime::InputSite;
 
 use super::statistics::{Moments, Observed, Place};
 use crate::error::Result;
 
 /// Names of a layer's matrices, after `blk.N.`, and which of its inputs they have.
-const LAYER: [(&str, Site); 22] = [
-    ("attn_q", Site::Mixer),
-    ("attn_q_a", Site::Mixer),
-    ("attn_q_b", Site::QueryLatent),
-    ("attn_kv_a_mqa", Site::Mixer),
-    ("attn_kv_b", Site::KvLatent),
-    ("attn_k", Site::Mixer),
-    ("attn_v", Site::Mixer),
-    ("attn_qkv", Site::Mixer),
-    ("attn_output", Site::MixerOut),
-    ("ffn_gate", Site::Ffn),
-    ("ffn_up", Site::Ffn),
-    ("ffn_gate_inp", Site::Ffn),
-    ("ffn_gate_inp_shexp", Site::Ffn),
-    ("ffn_gate_shexp", Site::Ffn),
-    ("ffn_up_shexp", Site::Ffn),
-    ("ffn_gate_up_shexp", Site::Ffn),
-    ("ffn_down", Site::FfnOut),
-    ("ffn_down_shexp", Site::SharedOut),
-    ("ffn_gate_exps", Site::Expert),
-    ("ffn_up_exps", Site::Expert),
-    ("ffn_gate_up_exps", Site::Expert),
-    ("ffn_down_exps", Site::ExpertOut),
+const LAYER: [(&str, InputSite); 22] = [
+    ("attn_q", InputSite::Mixer),
+    ("attn_q_a", InputSite::Mixer),
+    ("attn_q_b", InputSite::QueryLatent),
+    ("attn_kv_a_mqa", InputSite::Mixer),
+    ("attn_kv_b", InputSite::KvLatent),
+    ("attn_k", InputSite::Mixer),
+    ("attn_v", InputSite::Mixer),
+    ("attn_qkv", InputSite::Mixer),
+    ("attn_output", InputSite::MixerOut),
+    ("ffn_gate", InputSite::Ffn),
+    ("ffn_up", InputSite::Ffn),
+    ("ffn_gate_inp", InputSite::Ffn),
+    ("ffn_gate_inp_shexp", InputSite::Ffn),
+    ("ffn_gate_shexp", InputSite::Ffn),
+    ("ffn_up_shexp", InputSite::Ffn),
+    ("ffn_gate_up_shexp", InputSite::Ffn),
+    ("ffn_down", InputSite::FfnOut),
+    ("ffn_down_shexp", InputSite::SharedOut),
+    ("ffn_gate_exps", InputSite::Expert),
+    ("ffn_up_exps", InputSite::Expert),
+    ("ffn_gate_up_exps", InputSite::Expert),
+    ("ffn_down_exps", InputSite::ExpertOut),
 ];
 /// Names of the head; the second where it is the embedding.
 const HEAD: &str = "output";
@@ -232,10 +232,10 @@ const fn floats(bytes: &[u8]) -> &[[u8; 4]] {
 }
 
 /// The layer and input of a matrix; none for names that are not known.
-fn place(name: &str, spec: &ModelSpec) -> Option<(Option<u32>, Site)> {
+fn place(name: &str, spec: &ModelSpec) -> Option<(Option<u32>, InputSite)> {
     let name = name.strip_suffix(WEIGHT)?;
     if name == HEAD || name == TIED_HEAD && spec.tie_word_embeddings {
-        return Some((None, Site::Head));
+        return Some((None, InputSite::Head));
     }
     let (layer, name) = name.strip_prefix("blk.")?.split_once('.')?;
     let (_, site) = LAYER.iter().find(|(known, _)| *known == name)?;
@@ -246,10 +246,10 @@ impl Mapped {
     fn add(
         &mut self,
         entry: &Entry<'_>,
-        (layer, site): (Option<u32>, Site),
+        (layer, site): (Option<u32>, InputSite),
         spec: &ModelSpec,
     ) -> Result<(), String> {
-        let of_experts = matches!(site, Site::Expert | Site::ExpertOut);
+        let of_experts = matches!(site, InputSite::Expert | InputSite::ExpertOut);
         let layers = layer.and_then(|layer| spec.layers.get(layer as usize));
         let experts = layers
             .filter(|_| of_experts)

@@ -89,7 +89,7 @@ pub fn layer_inputs(pass: &mut LayerPass<'_>, original: &Weights, layer: u32) ->
         let (sender, batches) = sync_channel(0);
         let watching = scope.spawn(move || collect(pass, original, layer, &sender));
         let observed = batches.iter().flat_map(|batch| batch.observed).collect();
-        watching.join().map_err(|_| RuntimeError::Stopped)??;
+        watching.join().map_err(|_| RuntimeError::Panicked)??;
         Ok(observed)
     })
 }

@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use shardwright_format::io::read_required;
 use shardwright_format::manifest;
 use shardwright_format::{FormatError, ModelSpec, Unit};
-use shardwright_runtime::Site;
+use shardwright_runtime::InputSite;
 
 use super::guides::Guides;
 use super::imatrix::{self, Imatrix};
@@ -61,7 +61,9 @@ fn parse(name: &str) -> Option<Place> {
         }
         _ => return None,
     };
-    let site = Site::ALL.into_iter().find(|known| known.name() == site)?;
+    let site = InputSite::ALL
+        .into_iter()
+        .find(|known| known.name() == site)?;
     Some(Place { layer, expert, site })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use shardwright_format::{ModelSpec, Role, Unit};
-use shardwright_runtime::Site;
+use shardwright_runtime::InputSite;
 
 /// Matrices that share their input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -13,13 +13,13 @@ pub struct Place {
     /// The routed expert, for those.
     pub expert: Option<u32>,
     /// Which of the layer's inputs.
-    pub site: Site,
+    pub site: InputSite,
 }
 
 impl Place {
     /// Where the input of a tensor is observed; none for what multiplies nothing.
     pub fn of(unit: Unit, role: Role) -> Option<Self> {
-        let site = Site::of(role)?;
+        let site = InputSite::from_role(role)?;
         let expert = match unit {
             Unit::Expert { expert, .. } => Some(expert),
             _ => None,

@@ -84,7 +84,7 @@ fn make_layer(
         }
         // Whoever watches is told, by a closed channel, that it was enough.
         drop(batches);
-        let watched = watching.join().map_err(|_| RuntimeError::Stopped)?;
+        let watched = watching.join().map_err(|_| RuntimeError::Panicked)?;
         made?;
         Ok(watched?)
     })

@@ -53,7 +53,7 @@ impl CheckpointWeights {
     ///
     /// # Errors
     /// A unit that the model does not have, and what the operating system refuses.
-    pub fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<()> {
+    pub fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<UnitLayout> {
         let layout = self.layout(unit)?;
         buf.resize(layout.len as usize);
         for entry in layout.tensors.iter() {
@@ -62,7 +62,7 @@ impl CheckpointWeights {
             let out = &mut buf.as_mut_slice()[start..start + place.byte_len()];
             place.read(out, &mut fetch_from(&self.checkpoint))?;
         }
-        Ok(())
+        Ok(layout)
     }
 
     /// Makes `buf` hold some rows of one tensor, packed.

@@ -5,9 +5,9 @@ use shardwright_format::Role;
 use shardwright_format::model::{AttentionSpec, QkNorm, TemperatureSpec};
 use shardwright_quant::{Backend, Matrix, axpy, dot};
 
+use super::capture::InputSite;
 use super::kv::KvCache;
 use super::ops::{add_bias, rms_norm, rms_norm_in_place, scale, sigmoid, softmax};
-use super::record::Site;
 use super::rope::Rotation;
 use super::{Batch, Layer, Work};
 use crate::error::Result;
@@ -51,33 +51,32 @@ pub fn cache_width(spec: &AttentionSpec) -> usize {
     spec.kv_heads as usize * spec.head_dim as usize
 }
 
-/// `x += o(attend(q(norm(x)), k(norm(x)), v(norm(x))))` for `x: [batch.rows, hidden]`.
+/// `x += o(attend(q(norm(x)), k(norm(x)), v(norm(x))))` for the rows of `batch`.
 ///
 /// When a sequence of the batch has several rows, `cache` must hold all its positions.
 pub fn forward(
     layer: &Layer<'_>,
     spec: &AttentionSpec,
-    batch: Batch,
+    batch: &mut Batch<'_>,
     cache: &mut KvCache,
-    x: &mut [f32],
     work: &mut Work,
 ) -> Result<()> {
     let backend = work.linear.backend;
     let norm = layer.norm(Role::InputNorm, layer.hidden)?;
-    rms_norm(backend, x, &norm, layer.eps, &mut work.normed);
-    work.record.note(Site::Mixer, &work.normed);
-    project(layer, spec, batch.rows, work)?;
+    rms_norm(backend, batch.x, &norm, layer.eps, &mut work.normed);
+    project(layer, spec, work)?;
     condition(layer, spec, batch, work)?;
     let sinks = || layer.unit.vector(Role::Sinks, spec.heads as usize);
     let sinks = spec.sinks.then(sinks).transpose()?;
-    let Work { linear, normed: out, attention: b, record, .. } = work;
-    for (row, mixed) in b.mixed.chunks_mut(batch.length * q_width(spec)).enumerate() {
-        let q = row * batch.length * q_width(spec);
-        let kv = row * batch.length * cache_width(spec);
-        let kv = kv..kv + batch.length * cache_width(spec);
-        cache.push(batch.first, &b.k[kv.clone()], &b.v[kv]);
-        let q = &b.q[q..q + mixed.len()];
-        attend(backend, (spec, sinks.as_deref()), batch.first, cache, q, mixed);
+    let Work { linear, normed: out, attention: b, .. } = work;
+    b.mixed.resize(b.q.len(), 0.0);
+    let (q_rows, kv_rows) = (batch.length * q_width(spec), batch.length * cache_width(spec));
+    let sequences = b.q.chunks(q_rows).zip(b.mixed.chunks_mut(q_rows));
+    let kv = b.k.chunks(kv_rows).zip(b.v.chunks(kv_rows));
+    for ((q, mixed), (k, v)) in sequences.zip(kv) {
+        cache.push(batch.first, k, v);
+        let (sinks, first) = (sinks.as_deref(), batch.first);
+        Attend { backend, spec, sinks, first, cache }.all_rows(q, mixed);
     }
     if spec.output_gate {
         let gated = b.mixed.iter_mut().zip(&b.gate);
@@ -86,18 +85,16 @@ pub fn forward(
     let o = layer
         .unit
         .matrix(Role::OProj, layer.hidden, q_width(spec))?;
-    record.note(Site::MixerOut, &b.mixed);
-    linear.project(&b.mixed, batch.rows, [(o, &mut *out)]);
+    linear.project(InputSite::MixerOut, &b.mixed, [(o, &mut *out)]);
     if spec.o_bias {
         add_bias(out, &layer.unit.vector(Role::OBias, layer.hidden)?);
     }
-    layer.join(Role::MixerOutNorm, x, out)
+    layer.join(Role::MixerOutNorm, batch.x, out)
 }
 
-/// Queries, keys and values, and room for what is mixed from them.
-fn project(layer: &Layer<'_>, spec: &AttentionSpec, rows: usize, work: &mut Work) -> Result<()> {
-    let unit = &layer.unit;
-    let (kv_width, mixed) = (cache_width(spec), rows * q_width(spec));
+/// Queries, keys and values.
+fn project(layer: &Layer<'_>, spec: &AttentionSpec, work: &mut Work) -> Result<()> {
+    let (unit, kv_width) = (&layer.unit, cache_width(spec));
     let q_width = if spec.output_gate { 2 * q_width(spec) } else { q_width(spec) };
     let matrix = |role, width| -> Result<Matrix<'_>> { unit.matrix(role, width, layer.hidden) };
     let Work { linear, normed, attention: b, .. } = work;
@@ -106,8 +103,7 @@ fn project(layer: &Layer<'_>, spec: &AttentionSpec, rows: usize, work: &mut Work
         (matrix(Role::KProj, kv_width)?, &mut b.k),
         (matrix(Role::VProj, kv_width)?, &mut b.v),
     ];
-    linear.project(normed, rows, products);
-    b.mixed.resize(mixed, 0.0);
+    linear.project(InputSite::Mixer, normed, products);
     if spec.qkv_bias {
         add_bias(&mut b.q, &unit.vector(Role::QBias, q_width)?);
         add_bias(&mut b.k, &unit.vector(Role::KBias, kv_width)?);
@@ -131,12 +127,17 @@ fn split_gate(dim: usize, q: &mut Vec<f32>, gate: &mut Vec<f32>) {
 }
 
 /// Norms, clips and rotates queries and keys, in the order of the models that do each.
-fn condition(layer: &Layer<'_>, spec: &AttentionSpec, batch: Batch, work: &mut Work) -> Result<()> {
+fn condition(
+    layer: &Layer<'_>,
+    spec: &AttentionSpec,
+    batch: &Batch<'_>,
+    work: &mut Work,
+) -> Result<()> {
     let Work { linear, attention: b, .. } = work;
     let norms = |q_len, k_len| -> Result<_> {
-        Ok((layer.norm(Role::QNorm, q_len)?, layer.norm(Role::KNorm, k_len)?))
+        Ok([layer.norm(Role::QNorm, q_len)?, layer.norm(Role::KNorm, k_len)?])
     };
-    let norm = |b: &mut Buffers, (q, k): (Vec<f32>, Vec<f32>)| {
+    let norm = |b: &mut Buffers, [q, k]: [Vec<f32>; 2]| {
         rms_norm_in_place(linear.backend, &mut b.q, &q, layer.eps);
         rms_norm_in_place(linear.backend, &mut b.k, &k, layer.eps);
     };
@@ -162,7 +163,7 @@ fn condition(layer: &Layer<'_>, spec: &AttentionSpec, batch: Batch, work: &mut W
         }
     }
     if spec.qk_norm == QkNorm::Weightless {
-        norm(b, (vec![1.0; dim], vec![1.0; dim]));
+        norm(b, [vec![1.0; dim], vec![1.0; dim]]);
     }
     if let Some(temperature) = &spec.temperature {
         for (row, q) in b.q.chunks_exact_mut(q_width(spec)).enumerate() {
@@ -178,44 +179,54 @@ fn temperature_at(spec: TemperatureSpec, position: usize) -> f32 {
     steps.ln_1p() * spec.attn_scale + 1.0
 }
 
-/// `out = softmax(q · keysᵀ / sqrt(head_dim)) · values`, for rows `q: [n, heads * head_dim]` at
-/// positions `first ..`, whose keys are in the cache. Each head's sink is one more score, of no
-/// value.
-fn attend(
+/// The attention of one sequence.
+struct Attend<'a> {
     backend: Backend,
-    (spec, sinks): (&AttentionSpec, Option<&[f32]>),
+    spec: &'a AttentionSpec,
+    /// Per head, one more score of no value.
+    sinks: Option<&'a [f32]>,
+    /// Position of the first query.
     first: usize,
-    cache: &KvCache,
-    q: &[f32],
-    out: &mut [f32],
-) {
-    let (dim, kv_heads) = (spec.head_dim as usize, spec.kv_heads as usize);
-    let group = (spec.heads / spec.kv_heads) as usize * dim;
-    let task = |scores: &mut Vec<f32>, (i, (q, out)): (usize, (&[f32], &mut [f32]))| {
-        let (position, kv_head) = (first + i / kv_heads, i % kv_heads);
-        let scale = spec.softmax_scale.unwrap_or(1.0 / (dim as f32).sqrt());
-        let seen = first_seen(spec, position)..position + 1;
-        let head = kv_head * dim..(kv_head + 1) * dim;
-        let sinks = sinks.map(|sinks| &sinks[kv_head * group / dim..]);
+    cache: &'a KvCache,
+}
+
+impl Attend<'_> {
+    /// `out = softmax(q · keysᵀ / sqrt(head_dim)) · values`, for rows `q: [n, heads * head_dim]`
+    /// at positions `first ..`, whose keys are in the cache.
+    fn all_rows(&self, q: &[f32], out: &mut [f32]) {
+        let group = (self.spec.heads / self.spec.kv_heads * self.spec.head_dim) as usize;
+        let cost = (self.first + 1) * group * 2;
+        q.par_chunks(group)
+            .zip(out.par_chunks_mut(group))
+            .enumerate()
+            .with_min_len(1 + WORK_PER_TASK / cost)
+            .for_each_init(Vec::new, |scores, (i, (q, out))| {
+                self.one_group(i, q, out, scores);
+            });
+    }
+
+    /// The heads of one row that share keys and values: group `index` of all rows' groups.
+    fn one_group(&self, index: usize, q: &[f32], out: &mut [f32], scores: &mut Vec<f32>) {
+        let (dim, kv_heads) = (self.spec.head_dim as usize, self.spec.kv_heads as usize);
+        let (position, kv_head) = (self.first + index / kv_heads, index % kv_heads);
+        let scale = self.spec.softmax_scale.unwrap_or(1.0 / (dim as f32).sqrt());
+        let seen = first_seen(self.spec, position)..position + 1;
+        let range = kv_head * dim..(kv_head + 1) * dim;
+        let sinks = self.sinks.map(|sinks| &sinks[kv_head * q.len() / dim..]);
         let heads = q.chunks_exact(dim).zip(out.chunks_exact_mut(dim));
-        for (i, (q, out)) in heads.enumerate() {
+        for (head, (q, out)) in heads.enumerate() {
             scores.clear();
-            let keys = seen.clone().map(|p| cache.key(p, head.clone()));
-            scores.extend(keys.map(|key| dot(backend, q, key) * scale));
-            scores.extend(sinks.map(|sinks| sinks[i]));
+            let keys = seen.clone().map(|p| self.cache.key(p, range.clone()));
+            scores.extend(keys.map(|key| dot(self.backend, q, key) * scale));
+            // A sink takes its share of the probability and gives nothing: it has no value below.
+            scores.extend(sinks.map(|sinks| sinks[head]));
             softmax(scores);
             out.fill(0.0);
             for (p, score) in seen.clone().zip(scores.iter()) {
-                axpy(backend, *score, cache.value(p, head.clone()), out);
+                axpy(self.backend, *score, self.cache.value(p, range.clone()), out);
             }
         }
-    };
-    let cost = (first + 1) * group * 2;
-    q.par_chunks(group)
-        .zip(out.par_chunks_mut(group))
-        .enumerate()
-        .with_min_len(1 + WORK_PER_TASK / cost)
-        .for_each_init(Vec::new, task);
+    }
 }
 
 /// The first position that `position` sees.

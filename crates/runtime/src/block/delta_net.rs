@@ -5,8 +5,8 @@ use shardwright_format::Role;
 use shardwright_format::model::{DeltaNetSpec, DeltaProjection};
 use shardwright_quant::{Backend, axpy};
 
+use super::capture::InputSite;
 use super::ops::{join_heads, rms_norm, rms_norm_in_place, scale, sigmoid, silu, softplus};
-use super::record::Site;
 use super::{Batch, Layer, Work};
 use crate::error::Result;
 
@@ -117,48 +117,44 @@ pub fn buffer_len(spec: &DeltaNetSpec) -> u64 {
     (3 * s.conv() + 5 * s.values() + 6 * s.heads) as u64
 }
 
-/// `x += out(norm(delta(conv(in(norm(x))))) * silu(z))` for `x: [batch.rows, hidden]`.
+/// `x += out(norm(delta(conv(in(norm(x))))) * silu(z))` for the rows of `batch`.
 pub fn forward(
     layer: &Layer<'_>,
     spec: &DeltaNetSpec,
-    batch: Batch,
+    batch: &mut Batch<'_>,
     state: &mut State,
-    x: &mut [f32],
     work: &mut Work,
 ) -> Result<()> {
     let (s, backend) = (Sizes::new(spec), work.linear.backend);
     let norm = layer.norm(Role::InputNorm, layer.hidden)?;
-    rms_norm(backend, x, &norm, layer.eps, &mut work.normed);
-    work.record.note(Site::Mixer, &work.normed);
-    project(layer, spec, batch.rows, work)?;
-    let rates = Rates::new(layer, s)?;
-    let kernel = layer.unit.matrix(Role::DeltaConv, s.conv(), s.kernel)?;
-    let mut taps = vec![0.0; s.conv() * s.kernel];
-    kernel.dequantize(backend, 0..s.conv(), &mut taps);
+    rms_norm(backend, batch.x, &norm, layer.eps, &mut work.normed);
+    project(layer, spec, work)?;
+    let recurrence = Recurrence::new(layer, s, backend)?;
     let b = &mut work.delta_net;
-    b.mixed.resize(batch.rows * s.values(), 0.0);
+    b.mixed.resize(b.z.len(), 0.0);
     b.mixed_qkv.resize(b.qkv.len(), 0.0);
-    for sequence in 0..batch.rows / batch.length {
+    b.by_head.resize(batch.length * s.values(), 0.0);
+    for sequence in 0..b.z.len() / b.by_head.len() {
+        // A sequence begins with nothing remembered, even of the one before it in the batch.
         if batch.first == 0 {
             state.forget();
         }
         let rows = sequence * batch.length..(sequence + 1) * batch.length;
         let conv = rows.start * s.conv()..rows.end * s.conv();
-        convolve(s, &taps, &mut state.conv, &b.qkv[conv.clone()], &mut b.mixed_qkv[conv.clone()]);
-        normalize(s, &mut b.mixed_qkv[conv.clone()]);
+        let mixed_qkv = &mut b.mixed_qkv[conv.clone()];
+        recurrence.convolve(&mut state.conv, &b.qkv[conv], mixed_qkv);
+        normalize(s, mixed_qkv);
         let heads = rows.start * s.heads..rows.end * s.heads;
-        let inputs =
-            Inputs { backend, s, qkv: &b.mixed_qkv[conv], b: &b.b[heads.clone()], a: &b.a[heads] };
-        b.by_head.resize(batch.length * s.values(), 0.0);
-        inputs.all_heads(&rates, &mut state.recurrent, &mut b.by_head);
+        let inputs = Inputs { qkv: mixed_qkv, b: &b.b[heads.clone()], a: &b.a[heads] };
+        recurrence.all_heads(&inputs, &mut state.recurrent, &mut b.by_head);
         let mixed = rows.start * s.values()..rows.end * s.values();
         join_heads(&b.by_head, s.value, batch.length, &mut b.mixed[mixed]);
     }
-    finish(layer, s, x, work)
+    finish(layer, s, batch.x, work)
 }
 
 /// Leaves the inputs of the recurrence in `work.delta_net`.
-fn project(layer: &Layer<'_>, spec: &DeltaNetSpec, rows: usize, work: &mut Work) -> Result<()> {
+fn project(layer: &Layer<'_>, spec: &DeltaNetSpec, work: &mut Work) -> Result<()> {
     let (s, hidden, unit) = (Sizes::new(spec), layer.hidden, &layer.unit);
     let Work { linear, normed, delta_net: b, .. } = work;
     match spec.projection {
@@ -169,14 +165,14 @@ fn project(layer: &Layer<'_>, spec: &DeltaNetSpec, rows: usize, work: &mut Work)
                 (unit.matrix(Role::DeltaB, s.heads, hidden)?, &mut b.b),
                 (unit.matrix(Role::DeltaA, s.heads, hidden)?, &mut b.a),
             ];
-            linear.project(normed, rows, products);
+            linear.project(InputSite::Mixer, normed, products);
         }
         DeltaProjection::Grouped => {
             let qkvz = unit.matrix(Role::DeltaQkvz, s.conv() + s.values(), hidden)?;
-            linear.project(normed, rows, [(qkvz, &mut b.grouped)]);
+            linear.project(InputSite::Mixer, normed, [(qkvz, &mut b.grouped)]);
             ungroup_qkvz(s, b);
             let ba = unit.matrix(Role::DeltaBa, 2 * s.heads, hidden)?;
-            linear.project(normed, rows, [(ba, &mut b.grouped)]);
+            linear.project(None, normed, [(ba, &mut b.grouped)]);
             ungroup_ba(s, b);
         }
     }
@@ -210,25 +206,6 @@ fn ungroup_ba(s: Sizes, b: &mut Buffers) {
     }
 }
 
-/// `out[t] = silu(Σ taps[j] * x[t - kernel + 1 + j])` for each channel of `x: [n, conv]`; keeps the
-/// last inputs in `before`.
-fn convolve(s: Sizes, taps: &[f32], before: &mut Vec<f32>, x: &[f32], out: &mut [f32]) {
-    let width = s.conv();
-    let mut inputs = std::mem::take(before);
-    inputs.extend_from_slice(x);
-    let rows = out.par_chunks_mut(width).enumerate();
-    rows.with_min_len(1 + WORK_PER_TASK / (width * s.kernel))
-        .for_each(|(t, out)| {
-            for (channel, out) in out.iter_mut().enumerate() {
-                let taps = &taps[channel * s.kernel..(channel + 1) * s.kernel];
-                let seen = (0..s.kernel).map(|j| inputs[(t + j) * width + channel]);
-                *out = silu(seen.zip(taps).map(|(x, tap)| x * tap).sum());
-            }
-        });
-    inputs.drain(..x.len());
-    *before = inputs;
-}
-
 /// Divides every query and key of `qkv: [n, conv]` by its length, queries also by `sqrt(key)`.
 fn normalize(s: Sizes, qkv: &mut [f32]) {
     for row in qkv.chunks_exact_mut(s.conv()) {
@@ -241,32 +218,8 @@ fn normalize(s: Sizes, qkv: &mut [f32]) {
     }
 }
 
-/// What makes decays of projections, per head.
-struct Rates {
-    /// `exp(A_log)`.
-    rate: Vec<f32>,
-    dt_bias: Vec<f32>,
-}
-
-impl Rates {
-    fn new(layer: &Layer<'_>, s: Sizes) -> Result<Self> {
-        let mut rate = layer.unit.vector(Role::DeltaALog, s.heads)?;
-        for rate in &mut rate {
-            *rate = rate.exp();
-        }
-        Ok(Self { rate, dt_bias: layer.unit.vector(Role::DeltaDtBias, s.heads)? })
-    }
-
-    /// What a head's memory is multiplied with.
-    fn decay(&self, head: usize, a: f32) -> f32 {
-        (-self.rate[head] * softplus(a + self.dt_bias[head])).exp()
-    }
-}
-
 /// The inputs of one sequence.
 struct Inputs<'a> {
-    backend: Backend,
-    s: Sizes,
     /// `[n, queries | keys | values]`.
     qkv: &'a [f32],
     /// `[n, heads]`.
@@ -275,10 +228,58 @@ struct Inputs<'a> {
     a: &'a [f32],
 }
 
-impl Inputs<'_> {
+/// A layer's convolution and gated delta rule.
+struct Recurrence {
+    backend: Backend,
+    s: Sizes,
+    /// Of the convolution, `[conv, kernel]`.
+    taps: Vec<f32>,
+    /// `exp(A_log)`, per head.
+    rate: Vec<f32>,
+    /// Per head.
+    dt_bias: Vec<f32>,
+}
+
+impl Recurrence {
+    fn new(layer: &Layer<'_>, s: Sizes, backend: Backend) -> Result<Self> {
+        let kernel = layer.unit.matrix(Role::DeltaConv, s.conv(), s.kernel)?;
+        let mut taps = vec![0.0; s.conv() * s.kernel];
+        kernel.dequantize(backend, 0..s.conv(), &mut taps);
+        let mut rate = layer.unit.vector(Role::DeltaALog, s.heads)?;
+        for rate in &mut rate {
+            *rate = rate.exp();
+        }
+        let dt_bias = layer.unit.vector(Role::DeltaDtBias, s.heads)?;
+        Ok(Self { backend, s, taps, rate, dt_bias })
+    }
+
+    /// What a head's memory is multiplied with.
+    fn decay(&self, head: usize, a: f32) -> f32 {
+        (-self.rate[head] * softplus(a + self.dt_bias[head])).exp()
+    }
+
+    /// `out[t] = silu(Σ taps[j] * x[t - kernel + 1 + j])` for each channel of `x: [n, conv]`; keeps
+    /// the last inputs in `before`.
+    fn convolve(&self, before: &mut Vec<f32>, x: &[f32], out: &mut [f32]) {
+        let (s, width) = (self.s, self.s.conv());
+        let mut inputs = std::mem::take(before);
+        inputs.extend_from_slice(x);
+        let rows = out.par_chunks_mut(width).enumerate();
+        rows.with_min_len(1 + WORK_PER_TASK / (width * s.kernel))
+            .for_each(|(t, out)| {
+                for (channel, out) in out.iter_mut().enumerate() {
+                    let taps = &self.taps[channel * s.kernel..(channel + 1) * s.kernel];
+                    let seen = (0..s.kernel).map(|j| inputs[(t + j) * width + channel]);
+                    *out = silu(seen.zip(taps).map(|(x, tap)| x * tap).sum());
+                }
+            });
+        inputs.drain(..x.len());
+        *before = inputs;
+    }
+
     /// Runs every head over all positions: `memory: [heads, key, value]`, `out: [heads, n, value]`.
-    fn all_heads(&self, rates: &Rates, memory: &mut [f32], out: &mut [f32]) {
-        let (s, rows) = (self.s, self.qkv.len() / self.s.conv());
+    fn all_heads(&self, inputs: &Inputs<'_>, memory: &mut [f32], out: &mut [f32]) {
+        let (s, rows) = (self.s, inputs.qkv.len() / self.s.conv());
         let heads = memory.par_chunks_mut(s.key * s.value);
         heads
             .zip(out.par_chunks_mut(rows * s.value))
@@ -288,38 +289,58 @@ impl Inputs<'_> {
                 || vec![0.0; s.value],
                 |delta, (head, (memory, out))| {
                     for (row, out) in out.chunks_exact_mut(s.value).enumerate() {
-                        self.step(rates, (head, row), memory, (&mut *delta, out));
+                        let step = self.step(inputs, head, row);
+                        step.apply(self.backend, memory, delta, out);
                     }
                 },
             );
     }
 
-    /// The gated delta rule: `S = decay S`, `S += k (v - Sᵀ k)ᵀ strength`, `out = Sᵀ q`.
-    fn step(
-        &self,
-        rates: &Rates,
-        (head, row): (usize, usize),
-        memory: &mut [f32],
-        (delta, out): (&mut [f32], &mut [f32]),
-    ) {
-        let (s, backend) = (self.s, self.backend);
-        let qkv = &self.qkv[row * s.conv()..(row + 1) * s.conv()];
+    /// A head's step at a row.
+    fn step<'a>(&self, inputs: &Inputs<'a>, head: usize, row: usize) -> Step<'a> {
+        let s = self.s;
+        let qkv = &inputs.qkv[row * s.conv()..(row + 1) * s.conv()];
         let key_head = head / (s.heads / s.key_heads);
-        let q = &qkv[key_head * s.key..(key_head + 1) * s.key];
-        let k = &qkv[s.keys() + key_head * s.key..][..s.key];
-        let v = &qkv[2 * s.keys() + head * s.value..][..s.value];
         let at = row * s.heads + head;
-        let (decay, strength) = (rates.decay(head, self.a[at]), sigmoid(self.b[at]));
+        Step {
+            q: &qkv[key_head * s.key..(key_head + 1) * s.key],
+            k: &qkv[s.keys() + key_head * s.key..][..s.key],
+            v: &qkv[2 * s.keys() + head * s.value..][..s.value],
+            decay: self.decay(head, inputs.a[at]),
+            strength: sigmoid(inputs.b[at]),
+        }
+    }
+}
+
+/// One head at one position.
+struct Step<'a> {
+    /// `[key]`.
+    q: &'a [f32],
+    /// `[key]`.
+    k: &'a [f32],
+    /// `[value]`.
+    v: &'a [f32],
+    decay: f32,
+    strength: f32,
+}
+
+impl Step<'_> {
+    /// The gated delta rule on `memory: [key, value]`: `S = decay S`,
+    /// `S += k (v - Sᵀ k)ᵀ strength`, `out = Sᵀ q`.
+    fn apply(&self, backend: Backend, memory: &mut [f32], delta: &mut [f32], out: &mut [f32]) {
+        // One sweep fades the memory and reads what it holds for this key ...
         delta.fill(0.0);
-        for (k, memory) in k.iter().zip(memory.chunks_exact_mut(s.value)) {
-            scale(memory, decay);
+        for (k, memory) in self.k.iter().zip(memory.chunks_exact_mut(out.len())) {
+            scale(memory, self.decay);
             axpy(backend, *k, memory, delta);
         }
-        for (delta, v) in delta.iter_mut().zip(v) {
-            *delta = (v - *delta) * strength;
+        for (delta, v) in delta.iter_mut().zip(self.v) {
+            *delta = (v - *delta) * self.strength;
         }
+        // ... and one writes the difference and reads for the query, which sees what was written.
         out.fill(0.0);
-        for ((k, q), memory) in k.iter().zip(q).zip(memory.chunks_exact_mut(s.value)) {
+        let rows = memory.chunks_exact_mut(out.len());
+        for ((k, q), memory) in self.k.iter().zip(self.q).zip(rows) {
             axpy(backend, *k, delta, memory);
             axpy(backend, *q, memory, out);
         }
@@ -328,15 +349,14 @@ impl Inputs<'_> {
 
 /// `x += out_proj(norm(mixed) * silu(z))`, each head normed alone.
 fn finish(layer: &Layer<'_>, s: Sizes, x: &mut [f32], work: &mut Work) -> Result<()> {
-    let Work { linear, normed: out, delta_net: b, record, .. } = work;
+    let Work { linear, normed: out, delta_net: b, .. } = work;
     let norm = layer.unit.vector(Role::DeltaNorm, s.value)?;
     rms_norm_in_place(linear.backend, &mut b.mixed, &norm, layer.eps);
     let gated = b.mixed.iter_mut().zip(&b.z);
     gated.for_each(|(x, z)| *x *= silu(*z));
-    record.note(Site::MixerOut, &b.mixed);
     let matrix = layer
         .unit
         .matrix(Role::DeltaOutProj, layer.hidden, s.values())?;
-    linear.project(&b.mixed, x.len() / layer.hidden, [(matrix, &mut *out)]);
+    linear.project(InputSite::MixerOut, &b.mixed, [(matrix, &mut *out)]);
     layer.join(Role::MixerOutNorm, x, out)
 }

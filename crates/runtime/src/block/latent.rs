@@ -7,9 +7,9 @@ use shardwright_format::Role;
 use shardwright_format::model::LatentSpec;
 use shardwright_quant::{Backend, Matrix, axpy, dot};
 
+use super::capture::InputSite;
 use super::kv::Ring;
 use super::ops::{add_bias, join_heads, rms_norm, rms_norm_in_place, softmax};
-use super::record::Site;
 use super::rope::Rotation;
 use super::{Batch, Layer, Work};
 use crate::error::Result;
@@ -96,69 +96,67 @@ impl LatentCache {
     }
 }
 
-/// `x += o(attend(norm(x)))` for `x: [batch.rows, hidden]`.
+/// `x += o(attend(norm(x)))` for the rows of `batch`.
 ///
 /// When a sequence of the batch has several rows, `cache` must hold all its positions.
 pub fn forward(
     layer: &Layer<'_>,
     spec: &LatentSpec,
-    batch: Batch,
+    batch: &mut Batch<'_>,
     cache: &mut LatentCache,
-    x: &mut [f32],
     work: &mut Work,
 ) -> Result<()> {
     let (s, unit) = (Sizes::new(spec), &layer.unit);
     let norm = layer.norm(Role::InputNorm, layer.hidden)?;
-    rms_norm(work.linear.backend, x, &norm, layer.eps, &mut work.normed);
-    work.record.note(Site::Mixer, &work.normed);
-    queries(layer, spec, batch.rows, work)?;
-    latents(layer, spec, batch.rows, work)?;
+    rms_norm(work.linear.backend, batch.x, &norm, layer.eps, &mut work.normed);
+    queries(layer, spec, work)?;
+    latents(layer, spec, work)?;
     let b = &mut work.latent;
     rotate(spec, batch, b);
     let up = unit.matrix(Role::KvBProj, s.heads * (s.nope + s.value), s.latent)?;
-    b.mixed.resize(batch.rows * s.heads * s.value, 0.0);
     let (q_rows, kept_rows) = (batch.length * s.heads * s.query(), batch.length * s.kept());
+    let mixed_rows = batch.length * s.heads * s.value;
+    b.mixed.resize(b.q.len() / q_rows * mixed_rows, 0.0);
+    b.by_head.resize(mixed_rows, 0.0);
     let sequences = b.q.chunks(q_rows).zip(b.kept.chunks(kept_rows));
-    let mixed = b.mixed.chunks_mut(batch.length * s.heads * s.value);
-    for ((q, kept), mixed) in sequences.zip(mixed) {
+    for ((q, kept), mixed) in sequences.zip(b.mixed.chunks_mut(mixed_rows)) {
         cache.0.push(batch.first, kept);
-        b.by_head.resize(mixed.len(), 0.0);
-        let attend = Attend { backend: work.linear.backend, s, spec, up, first: batch.first };
-        attend.all_heads(&cache.0, q, &mut b.by_head);
+        let (cache, backend) = (&cache.0, work.linear.backend);
+        let attend = Attend { backend, s, spec, up, first: batch.first, cache };
+        attend.all_heads(q, &mut b.by_head);
         join_heads(&b.by_head, s.value, batch.length, mixed);
     }
-    finish(layer, spec, x, work)
+    finish(layer, spec, batch.x, work)
 }
 
 /// Leaves queries in `work.latent.q`.
-fn queries(layer: &Layer<'_>, spec: &LatentSpec, rows: usize, work: &mut Work) -> Result<()> {
+fn queries(layer: &Layer<'_>, spec: &LatentSpec, work: &mut Work) -> Result<()> {
     let (s, unit) = (Sizes::new(spec), &layer.unit);
     let width = s.heads * s.query();
-    let Work { linear, normed, latent: b, record, .. } = work;
+    let Work { linear, normed, latent: b, .. } = work;
     let Some(rank) = spec.q_lora_rank.map(|rank| rank as usize) else {
         let matrix = unit.matrix(Role::QProj, width, layer.hidden)?;
-        linear.project(normed, rows, [(matrix, &mut b.q)]);
+        linear.project(InputSite::Mixer, normed, [(matrix, &mut b.q)]);
         return Ok(());
     };
     let down = unit.matrix(Role::QAProj, rank, layer.hidden)?;
-    linear.project(normed, rows, [(down, &mut b.q_latent)]);
+    linear.project(InputSite::Mixer, normed, [(down, &mut b.q_latent)]);
     if spec.bias {
         add_bias(&mut b.q_latent, &unit.vector(Role::QABias, rank)?);
     }
     let norm = layer.norm(Role::QANorm, rank)?;
     rms_norm_in_place(linear.backend, &mut b.q_latent, &norm, LATENT_EPS);
-    record.note(Site::QueryLatent, &b.q_latent);
     let up = unit.matrix(Role::QBProj, width, rank)?;
-    linear.project(&b.q_latent, rows, [(up, &mut b.q)]);
+    linear.project(InputSite::QueryLatent, &b.q_latent, [(up, &mut b.q)]);
     Ok(())
 }
 
 /// Leaves normed latents and keys in `work.latent.kept`.
-fn latents(layer: &Layer<'_>, spec: &LatentSpec, rows: usize, work: &mut Work) -> Result<()> {
+fn latents(layer: &Layer<'_>, spec: &LatentSpec, work: &mut Work) -> Result<()> {
     let (s, unit) = (Sizes::new(spec), &layer.unit);
-    let Work { linear, normed, latent: b, record, .. } = work;
+    let Work { linear, normed, latent: b, .. } = work;
     let down = unit.matrix(Role::KvAProj, s.kept(), layer.hidden)?;
-    linear.project(normed, rows, [(down, &mut b.kept)]);
+    linear.project(None, normed, [(down, &mut b.kept)]);
     if spec.bias {
         add_bias(&mut b.kept, &unit.vector(Role::KvABias, s.kept())?);
     }
@@ -169,12 +167,14 @@ fn latents(layer: &Layer<'_>, spec: &LatentSpec, rows: usize, work: &mut Work) -
         rms_norm_in_place(linear.backend, latent, &norm, LATENT_EPS);
         b.latents.extend_from_slice(latent);
     }
-    record.note(Site::KvLatent, &b.latents);
+    linear
+        .captures
+        .keep(InputSite::KvLatent, s.latent, &b.latents);
     Ok(())
 }
 
 /// Rotates the last values of every head's query, and the key that all heads share.
-fn rotate(spec: &LatentSpec, batch: Batch, b: &mut Buffers) {
+fn rotate(spec: &LatentSpec, batch: &Batch<'_>, b: &mut Buffers) {
     let s = Sizes::new(spec);
     b.rotation
         .set(&spec.rope, s.rope, batch.first, batch.length);
@@ -191,10 +191,9 @@ fn rotate(spec: &LatentSpec, batch: Batch, b: &mut Buffers) {
 /// `x += o(mixed)`.
 fn finish(layer: &Layer<'_>, spec: &LatentSpec, x: &mut [f32], work: &mut Work) -> Result<()> {
     let width = (spec.heads * spec.v_head_dim) as usize;
-    let Work { linear, normed: out, latent: b, record, .. } = work;
-    record.note(Site::MixerOut, &b.mixed);
+    let Work { linear, normed: out, latent: b, .. } = work;
     let o = layer.unit.matrix(Role::OProj, layer.hidden, width)?;
-    linear.project(&b.mixed, x.len() / layer.hidden, [(o, &mut *out)]);
+    linear.project(InputSite::MixerOut, &b.mixed, [(o, &mut *out)]);
     if spec.bias {
         add_bias(out, &layer.unit.vector(Role::OBias, layer.hidden)?);
     }
@@ -210,6 +209,7 @@ struct Attend<'a> {
     up: Matrix<'a>,
     /// Position of the first query.
     first: usize,
+    cache: &'a Ring,
 }
 
 /// What a thread needs for one head.
@@ -226,22 +226,17 @@ struct Head {
 
 impl Attend<'_> {
     /// `q: [n, heads, nope + rope]` to `out: [heads, n, value]`.
-    fn all_heads(&self, cache: &Ring, q: &[f32], out: &mut [f32]) {
+    fn all_heads(&self, q: &[f32], out: &mut [f32]) {
         let rows = out.len() / (self.s.heads * self.s.value);
         out.par_chunks_mut(rows * self.s.value)
             .enumerate()
             .for_each_init(Head::default, |head, (index, out)| {
-                self.one_head(cache, head, (index, q), out);
+                self.one_head(index, q, head, out);
             });
     }
 
-    fn one_head(
-        &self,
-        cache: &Ring,
-        head: &mut Head,
-        (index, q): (usize, &[f32]),
-        out: &mut [f32],
-    ) {
+    /// Head `index` of every row. Its part of the projection is decoded once for all of them.
+    fn one_head(&self, index: usize, q: &[f32], head: &mut Head, out: &mut [f32]) {
         let (s, each) = (self.s, self.s.nope + self.s.value);
         head.up.resize(each * s.latent, 0.0);
         let rows = index * each..(index + 1) * each;
@@ -249,26 +244,34 @@ impl Attend<'_> {
         let queries = q.chunks_exact(s.heads * s.query());
         for (row, (q, out)) in queries.zip(out.chunks_exact_mut(s.value)).enumerate() {
             let q = &q[index * s.query()..(index + 1) * s.query()];
-            self.one_query(cache, head, (self.first + row, q), out);
+            self.to_latents(q, head);
+            self.mix_latents(self.first + row, head);
+            // Behind the mix: each value is a row of the projection times the mixed latent.
+            let to_value = head.up[s.nope * s.latent..].chunks_exact(s.latent);
+            for (out, row) in out.iter_mut().zip(to_value) {
+                *out = dot(self.backend, row, &head.mixed);
+            }
         }
     }
 
-    /// `score(p) = q · key(p)` is `(upᵀ q) · latent(p)`, and the mix of values that of latents.
-    fn one_query(
-        &self,
-        cache: &Ring,
-        head: &mut Head,
-        (position, q): (usize, &[f32]),
-        out: &mut [f32],
-    ) {
+    /// `score(p) = q · key(p)` is `(upᵀ q) · latent(p)`: leaves `upᵀ q`, with what is rotated
+    /// behind it, in `head.query`.
+    fn to_latents(&self, q: &[f32], head: &mut Head) {
         let s = self.s;
-        let (to_key, to_value) = head.up.split_at(s.nope * s.latent);
         head.query.clear();
         head.query.resize(s.latent, 0.0);
-        for (q, row) in q.iter().zip(to_key.chunks_exact(s.latent)) {
+        for (q, row) in q
+            .iter()
+            .zip(head.up[..s.nope * s.latent].chunks_exact(s.latent))
+        {
             axpy(self.backend, *q, row, &mut head.query);
         }
         head.query.extend_from_slice(&q[s.nope..]);
+    }
+
+    /// The mix of all latents up to `position`, as the softmax of their scores weighs them.
+    fn mix_latents(&self, position: usize, head: &mut Head) {
+        let (s, cache) = (self.s, self.cache);
         let score = |p| dot(self.backend, &head.query, cache.at(p, 0..s.kept()));
         head.scores.clear();
         let scores = (0..=position).map(|p| score(p) * self.spec.softmax_scale);
@@ -278,9 +281,6 @@ impl Attend<'_> {
         head.mixed.resize(s.latent, 0.0);
         for (p, score) in head.scores.iter().enumerate() {
             axpy(self.backend, *score, cache.at(p, 0..s.latent), &mut head.mixed);
-        }
-        for (out, row) in out.iter_mut().zip(to_value.chunks_exact(s.latent)) {
-            *out = dot(self.backend, row, &head.mixed);
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use rayon::prelude::*;
 use shardwright_format::Role;
-use shardwright_format::model::{DenseSpec, GateActivation, MoeSpec};
+use shardwright_format::model::{DenseSpec, GateActivation, MoeSpec, SharedExpertSpec};
 
+use super::capture::InputSite;
 use super::ops::{add_bias, clamped_swiglu, gelu_tanh_mul, rms_norm, silu_mul};
-use super::record::{Record, Site};
 use super::{Layer, Work};
 use crate::error::Result;
-use crate::linear::Linear;
+use crate::linear::{Linear, Product};
 use crate::view::UnitView;
 
 /// Buffers of this mechanism.
@@ -27,111 +27,173 @@ pub fn buffer_len(width: u32) -> u64 {
     3 * u64::from(width)
 }
 
-/// Which tensors of a unit form the feed-forward.
+/// Which tensors of a unit form a feed-forward, and what it does with them.
 #[derive(Clone, Copy, Debug)]
 pub struct Gated {
     /// `[width, hidden]`.
-    pub gate: Role,
+    gate: Role,
     /// `[width, hidden]`.
-    pub up: Role,
+    up: Role,
     /// `[hidden, width]`.
-    pub down: Role,
+    down: Role,
     /// Biases of the three, where there are any.
-    pub biases: Option<[Role; 3]>,
-    /// Where its down projection's input is kept.
-    pub site: Site,
+    biases: Option<[Role; 3]>,
+    /// What its input is kept as; nothing where that was kept before.
+    input: Option<InputSite>,
+    /// What its down projection's input is kept as.
+    inner: InputSite,
     /// What is done to gate and up.
-    pub activation: GateActivation,
+    activation: GateActivation,
+    width: usize,
+    hidden: usize,
 }
 
-/// A layer's only feed-forward.
-pub const DENSE: Gated = Gated {
-    gate: Role::GateProj,
-    up: Role::UpProj,
-    down: Role::DownProj,
-    biases: None,
-    site: Site::FfnOut,
-    activation: GateActivation::Silu,
-};
+impl Gated {
+    /// A layer's only feed-forward.
+    pub fn dense(spec: &DenseSpec, hidden: usize) -> Self {
+        Self {
+            gate: Role::GateProj,
+            up: Role::UpProj,
+            down: Role::DownProj,
+            biases: spec
+                .bias
+                .then_some([Role::GateBias, Role::UpBias, Role::DownBias]),
+            input: Some(InputSite::Ffn),
+            inner: InputSite::FfnOut,
+            activation: spec.activation,
+            width: spec.intermediate_size as usize,
+            hidden,
+        }
+    }
 
-/// The same with biases.
-pub const DENSE_BIASED: Gated =
-    Gated { biases: Some([Role::GateBias, Role::UpBias, Role::DownBias]), ..DENSE };
+    /// The expert that every token visits. Its input is the router's.
+    pub const fn shared(spec: &SharedExpertSpec, hidden: usize) -> Self {
+        Self {
+            gate: Role::SharedGateProj,
+            up: Role::SharedUpProj,
+            down: Role::SharedDownProj,
+            biases: None,
+            input: None,
+            inner: InputSite::SharedOut,
+            activation: GateActivation::Silu,
+            width: spec.intermediate_size as usize,
+            hidden,
+        }
+    }
 
-/// The expert that every token visits.
-pub const SHARED: Gated = Gated {
-    gate: Role::SharedGateProj,
-    up: Role::SharedUpProj,
-    down: Role::SharedDownProj,
-    biases: None,
-    site: Site::SharedOut,
-    activation: GateActivation::Silu,
-};
+    /// A routed expert.
+    pub fn expert(spec: &MoeSpec, hidden: usize) -> Self {
+        let biases = [Role::ExpertGateBias, Role::ExpertUpBias, Role::ExpertDownBias];
+        Self {
+            gate: Role::ExpertGateProj,
+            up: Role::ExpertUpProj,
+            down: Role::ExpertDownProj,
+            biases: spec.expert_bias.then_some(biases),
+            input: Some(InputSite::Expert),
+            inner: InputSite::ExpertOut,
+            activation: spec.activation,
+            width: spec.moe_intermediate_size as usize,
+            hidden,
+        }
+    }
 
-/// A routed expert.
-const EXPERT: Gated = Gated {
-    gate: Role::ExpertGateProj,
-    up: Role::ExpertUpProj,
-    down: Role::ExpertDownProj,
-    biases: None,
-    site: Site::ExpertOut,
-    activation: GateActivation::Silu,
-};
+    /// `buffers.out = down(activation(gate(x), up(x)))` for `x: [n, hidden]`, whose first rows are
+    /// those of the first job. What a row gives depends on nothing but the row and its unit.
+    pub fn forward(
+        &self,
+        jobs: &[Job<'_>],
+        x: &[f32],
+        linear: &mut Linear,
+        buffers: &mut Buffers,
+    ) -> Result<()> {
+        let Buffers { gate, up, out } = buffers;
+        let n = x.len() / self.hidden;
+        gate.resize(n * self.width, 0.0);
+        up.resize(n * self.width, 0.0);
+        out.resize(n * self.hidden, 0.0);
+        if let Some(site) = self.input {
+            linear.captures.keep(site, self.hidden, x);
+        }
+        // All jobs' products go to the threads at once: those of one row are small.
+        let mut both = products(jobs, self.gate, x, gate)?;
+        both.extend(products(jobs, self.up, x, up)?);
+        linear.compute(both);
+        if let Some([gate_bias, up_bias, _]) = self.biases {
+            add_biases(jobs, gate_bias, gate)?;
+            add_biases(jobs, up_bias, up)?;
+        }
+        activate(self.activation, gate, up);
+        linear.captures.keep(self.inner, self.width, gate);
+        linear.compute(products(jobs, self.down, gate, out)?);
+        match self.biases {
+            Some([_, _, down_bias]) => add_biases(jobs, down_bias, out),
+            None => Ok(()),
+        }
+    }
+}
 
-/// The biases of a routed expert.
-pub const EXPERT_BIASES: [Role; 3] =
-    [Role::ExpertGateBias, Role::ExpertUpBias, Role::ExpertDownBias];
+/// A unit with a feed-forward, and the rows that go through it.
+#[derive(Clone, Copy, Debug)]
+pub struct Job<'a> {
+    /// The weights.
+    pub unit: UnitView<'a>,
+    /// How many rows.
+    pub rows: usize,
+}
 
-/// A routed expert of a layer.
-pub fn expert(spec: &MoeSpec) -> Gated {
-    let biases = spec.expert_bias.then_some(EXPERT_BIASES);
-    Gated { biases, activation: spec.activation, ..EXPERT }
+/// Each job's product of its rows of `x: [n, cols]` with the matrix of a role, into `out: [n, rows]`.
+fn products<'a>(
+    jobs: &[Job<'a>],
+    role: Role,
+    mut x: &'a [f32],
+    out: &'a mut [f32],
+) -> Result<Vec<Product<'a>>> {
+    let n: usize = jobs.iter().map(|job| job.rows).sum();
+    let (rows, cols) = (out.len() / n.max(1), x.len() / n.max(1));
+    let mut products = Vec::with_capacity(2 * jobs.len());
+    for (job, out) in by_job(jobs, out) {
+        let (own, rest) = x.split_at(job.rows * cols);
+        x = rest;
+        products.push(Product { matrix: job.unit.matrix(role, rows, cols)?, x: own, out });
+    }
+    Ok(products)
+}
+
+/// Adds each job's bias with a role to its rows of `out: [n, width]`.
+fn add_biases(jobs: &[Job<'_>], role: Role, out: &mut [f32]) -> Result<()> {
+    let width = out.len() / jobs.iter().map(|job| job.rows).sum::<usize>().max(1);
+    for (job, rows) in by_job(jobs, out) {
+        add_bias(rows, &job.unit.vector(role, width)?);
+    }
+    Ok(())
+}
+
+/// Every job with its share of `values: [n, width]`.
+fn by_job<'j, 'u, 'v>(
+    jobs: &'j [Job<'u>],
+    values: &'v mut [f32],
+) -> impl Iterator<Item = (&'j Job<'u>, &'v mut [f32])> {
+    let width = values.len() / jobs.iter().map(|job| job.rows).sum::<usize>().max(1);
+    let mut rest = values;
+    jobs.iter().map(move |job| {
+        let (own, after) = std::mem::take(&mut rest).split_at_mut(job.rows * width);
+        rest = after;
+        (job, own)
+    })
 }
 
 /// `x += mlp(norm(x))` for `x: [n, hidden]`.
 pub fn forward(layer: &Layer<'_>, spec: &DenseSpec, x: &mut [f32], work: &mut Work) -> Result<()> {
     let norm = layer.norm(Role::PostAttentionNorm, layer.hidden)?;
-    let Work { linear, normed, mlp, record, .. } = work;
+    let Work { linear, normed, mlp, .. } = work;
     rms_norm(linear.backend, x, &norm, layer.eps, normed);
-    record.note(Site::Ffn, normed);
-    let roles = if spec.bias { DENSE_BIASED } else { DENSE };
-    let roles = Gated { activation: spec.activation, ..roles };
-    let shape = (spec.intermediate_size as usize, layer.hidden);
-    gated(&layer.unit, roles, shape, normed, (linear, mlp, record))?;
+    let job = Job { unit: layer.unit, rows: x.len() / layer.hidden };
+    Gated::dense(spec, layer.hidden).forward(&[job], normed, linear, mlp)?;
     layer.join(Role::FfnOutNorm, x, &mut mlp.out)
 }
 
-/// `buffers.out = down(activation(gate(x), up(x)))` for `x: [n, hidden]` and `shape` = width, hidden.
-pub fn gated(
-    unit: &UnitView<'_>,
-    roles: Gated,
-    shape: (usize, usize),
-    x: &[f32],
-    (linear, buffers, record): (&mut Linear, &mut Buffers, &mut Record),
-) -> Result<()> {
-    let (width, hidden) = shape;
-    let n = x.len() / hidden;
-    let Buffers { gate, up, out } = buffers;
-    let products = [
-        (unit.matrix(roles.gate, width, hidden)?, &mut *gate),
-        (unit.matrix(roles.up, width, hidden)?, &mut *up),
-    ];
-    linear.project(x, n, products);
-    if let Some([gate_bias, up_bias, _]) = roles.biases {
-        add_bias(gate, &unit.vector(gate_bias, width)?);
-        add_bias(up, &unit.vector(up_bias, width)?);
-    }
-    activate(roles.activation, gate, up);
-    record.note(roles.site, gate);
-    linear.project(gate, n, [(unit.matrix(roles.down, hidden, width)?, &mut *out)]);
-    if let Some([_, _, down_bias]) = roles.biases {
-        add_bias(out, &unit.vector(down_bias, hidden)?);
-    }
-    Ok(())
-}
-
 /// `gate = activation(gate, up)`, over threads where that pays.
-pub fn activate(activation: GateActivation, gate: &mut [f32], up: &[f32]) {
+fn activate(activation: GateActivation, gate: &mut [f32], up: &[f32]) {
     const VALUES_PER_TASK: usize = 2048;
     let up = up.par_chunks(VALUES_PER_TASK);
     gate.par_chunks_mut(VALUES_PER_TASK)
@@ -140,7 +202,7 @@ pub fn activate(activation: GateActivation, gate: &mut [f32], up: &[f32]) {
             GateActivation::Silu => silu_mul(gate, up),
             GateActivation::GeluTanh => gelu_tanh_mul(gate, up),
             GateActivation::ClampedSwiglu { limit, alpha } => {
-                clamped_swiglu((limit, alpha), gate, up);
+                clamped_swiglu(limit, alpha, gate, up);
             }
         });
 }

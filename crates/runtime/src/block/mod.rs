@@ -4,14 +4,15 @@
 //! A new mixer is one file here, one variant of [`Mixer`] and one of [`MixerState`].
 
 pub mod attention;
+pub mod capture;
 pub mod delta_net;
 pub mod kv;
 pub mod latent;
 pub mod mlp;
 pub mod moe;
 pub mod ops;
-pub mod record;
 pub mod rope;
+pub mod router;
 
 use shardwright_format::Role;
 use shardwright_format::model::{Ffn, LayerSpec, Mixer, ModelSpec};
@@ -80,11 +81,11 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// Rows of a batch: sequences of equal length, one after the other.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch {
-    /// All rows.
-    pub rows: usize,
+/// Rows that go through a layer together: sequences of equal length, one after the other.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    /// The residual stream, `[n, hidden]`.
+    pub x: &'a mut [f32],
     /// Rows of one sequence.
     pub length: usize,
     /// Position of each sequence's first row.
@@ -98,6 +99,10 @@ pub struct Work {
     pub linear: Linear,
     /// Normed rows; later the output of a block, `[n, hidden]`.
     pub normed: Vec<f32>,
+    /// Rows of some experts, normed, `[n, hidden]`.
+    pub gathered: Vec<f32>,
+    /// Router scores `[n, experts]`, or the shared expert's gate `[n, 1]`.
+    pub scores: Vec<f32>,
     /// Of attention.
     pub attention: attention::Buffers,
     /// Of latent attention.
@@ -106,10 +111,6 @@ pub struct Work {
     pub delta_net: delta_net::Buffers,
     /// Of feed-forwards.
     pub mlp: mlp::Buffers,
-    /// Of experts of one token.
-    pub moe: moe::Buffers,
-    /// Inputs of matrices, where someone asks for them.
-    pub record: record::Record,
 }
 
 impl Work {
@@ -118,12 +119,12 @@ impl Work {
         Self {
             linear: Linear::new(),
             normed: Vec::new(),
+            gathered: Vec::new(),
+            scores: Vec::new(),
             attention: attention::Buffers::default(),
             latent: latent::Buffers::default(),
             delta_net: delta_net::Buffers::default(),
             mlp: mlp::Buffers::default(),
-            moe: moe::Buffers::default(),
-            record: record::Record::default(),
         }
     }
 }
@@ -175,26 +176,25 @@ impl MixerState {
     }
 }
 
-/// `x += mixer(norm(x))` for `x: [batch.rows, hidden]`.
+/// `x += mixer(norm(x))` for the rows of `batch`.
 ///
 /// # Errors
 /// Weights that are not what the spec says.
 pub fn mix(
     layer: &Layer<'_>,
-    batch: Batch,
+    batch: &mut Batch<'_>,
     state: &mut MixerState,
-    x: &mut [f32],
     work: &mut Work,
 ) -> Result<()> {
     match (&layer.spec.mixer, state) {
         (Mixer::Attention(spec), MixerState::Attention(cache)) => {
-            attention::forward(layer, spec, batch, cache, x, work)
+            attention::forward(layer, spec, batch, cache, work)
         }
         (Mixer::Latent(spec), MixerState::Latent(cache)) => {
-            latent::forward(layer, spec, batch, cache, x, work)
+            latent::forward(layer, spec, batch, cache, work)
         }
         (Mixer::DeltaNet(spec), MixerState::DeltaNet(state)) => {
-            delta_net::forward(layer, spec, batch, state, x, work)
+            delta_net::forward(layer, spec, batch, state, work)
         }
         _ => Err(RuntimeError::State { layer: layer.index }),
     }

@@ -69,7 +69,7 @@ pub fn gelu_tanh_mul(gate: &mut [f32], up: &[f32]) {
 }
 
 /// `gate = (up + 1) * gate * sigmoid(alpha * gate)`, gate at most `limit`, up within `±limit`.
-pub fn clamped_swiglu((limit, alpha): (f32, f32), gate: &mut [f32], up: &[f32]) {
+pub fn clamped_swiglu(limit: f32, alpha: f32, gate: &mut [f32], up: &[f32]) {
     gate.iter_mut().zip(up).for_each(|(g, u)| {
         let (x, u) = (g.min(limit), u.clamp(-limit, limit));
         *g = (u + 1.0) * (x * sigmoid(alpha * x));

@@ -49,13 +49,13 @@ impl Rotation {
                 Pairing::Half => {
                     let (a, b) = head.split_at_mut(self.half);
                     for i in 0..self.half {
-                        (a[i], b[i]) = turned((a[i], b[i]), cos[i], sin[i]);
+                        (a[i], b[i]) = turned(a[i], b[i], cos[i], sin[i]);
                     }
                 }
                 Pairing::Interleaved => {
                     let pairs = head.as_chunks_mut::<2>().0.iter_mut();
                     for ([a, b], (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
-                        (*a, *b) = turned((*a, *b), *cos, *sin);
+                        (*a, *b) = turned(*a, *b, *cos, *sin);
                     }
                 }
             }
@@ -63,7 +63,7 @@ impl Rotation {
     }
 }
 
-fn turned((x, y): (f32, f32), cos: f32, sin: f32) -> (f32, f32) {
+fn turned(x: f32, y: f32, cos: f32, sin: f32) -> (f32, f32) {
     (x * cos - y * sin, y * cos + x * sin)
 }
 

@@ -4,7 +4,7 @@ use shardwright_format::Role;
 
 /// Matrices that share their input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Site {
+pub enum InputSite {
     /// The mixer's first projections: queries, keys and values.
     Mixer,
     /// The second projection of queries, behind their latent.
@@ -27,8 +27,8 @@ pub enum Site {
     Head,
 }
 
-impl Site {
-    /// Every site, in the order of a layer.
+impl InputSite {
+    /// Every input, in the order of a layer.
     pub const ALL: [Self; 10] = [
         Self::Mixer,
         Self::QueryLatent,
@@ -59,7 +59,7 @@ impl Site {
     }
 
     /// The input of the matrices with a role; none for roles that multiply nothing.
-    pub const fn of(role: Role) -> Option<Self> {
+    pub const fn from_role(role: Role) -> Option<Self> {
         Some(match role {
             Role::QProj
             | Role::KProj
@@ -91,38 +91,49 @@ impl Site {
     }
 }
 
+/// Rows that matrices are multiplied with.
+#[derive(Debug)]
+pub struct Capture {
+    /// Which matrices.
+    pub site: InputSite,
+    /// Length of a row.
+    pub cols: usize,
+    /// `[n, cols]`.
+    pub rows: Vec<f32>,
+}
+
 /// Inputs in the order of their use; nothing is kept unless asked for.
 #[derive(Debug, Default)]
-pub struct Record {
+pub struct Captures {
     on: bool,
-    rows: Vec<(Site, Vec<f32>)>,
+    inputs: Vec<Capture>,
     /// Router scores `[n, experts]` before softmax.
     scores: Vec<f32>,
 }
 
-impl Record {
+impl Captures {
     /// Starts with nothing kept; keeps what comes if `on`.
     pub fn start(&mut self, on: bool) {
         *self = Self { on, ..Self::default() };
     }
 
-    /// Keeps the rows of `x` that matrices at `site` are multiplied with.
-    pub fn note(&mut self, site: Site, x: &[f32]) {
+    /// Keeps the rows of `x: [n, cols]` that matrices at `site` are multiplied with.
+    pub fn keep(&mut self, site: InputSite, cols: usize, x: &[f32]) {
         if self.on {
-            self.rows.push((site, x.to_vec()));
+            self.inputs.push(Capture { site, cols, rows: x.to_vec() });
         }
     }
 
     /// Keeps router scores.
-    pub fn note_scores(&mut self, scores: &[f32]) {
+    pub fn keep_scores(&mut self, scores: &[f32]) {
         if self.on {
             self.scores.extend_from_slice(scores);
         }
     }
 
     /// What was kept since the last call.
-    pub fn take(&mut self) -> Vec<(Site, Vec<f32>)> {
-        std::mem::take(&mut self.rows)
+    pub fn take(&mut self) -> Vec<Capture> {
+        std::mem::take(&mut self.inputs)
     }
 
     /// The router scores kept, `[n, experts]`.
