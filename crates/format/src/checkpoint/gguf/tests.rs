@@ -134,7 +134,7 @@ fn contradictions_are_refused() {
         "a: shape [2, 18446744073709551584]: expected fewer values"
     );
     assert!(refused(20, &[99]).starts_with("a: expected a type among F32 F16 Q4_0 "));
-    assert!(refused(20, &[99]).ends_with(" BF16, found type 99"));
+    assert!(refused(20, &[99]).ends_with(" NVFP4, found type 99"));
     assert_eq!(refused(24, &[32]), "a: expected offset 0, found 32");
     assert_eq!(refused(12, &[3]), "b: expected offset 128, found 96");
     assert_eq!(refusal(&with(a, 8, b"b")), "expected one tensor `b`, found two");

@@ -4,6 +4,11 @@
 //! (`dequantize_row_*`); the order of operations is that of gguf-py, `gguf/quants.py`
 //! (`dequantize_blocks`), whose values these are to the bit. Numbers are little-endian, scales `f16`.
 
+mod blocks;
+mod grids;
+mod i_quants;
+mod k_quants;
+
 use half::f16;
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +55,45 @@ pub enum Ggml {
     /// 256 codes of 6 bits; scales of 8 bits for every 16.
     #[serde(rename = "q6_k")]
     Q6K,
+    /// 256 values in eights from a grid of 256, whose signs have even parity; scales of 4 bits for every 32.
+    #[serde(rename = "iq2_xxs")]
+    Iq2Xxs,
+    /// 256 values in eights from a grid of 512, whose signs have even parity; scales of 4 bits for every 16.
+    #[serde(rename = "iq2_xs")]
+    Iq2Xs,
+    /// 256 values in fours from a grid of 256, signs of even parity for every 8; scales of 4 bits for every 32.
+    #[serde(rename = "iq3_xxs")]
+    Iq3Xxs,
+    /// 256 values in eights from a grid of 2048, moved by an eighth; scales of 3 bits for every 32.
+    #[serde(rename = "iq1_s")]
+    Iq1S,
+    /// 32 codes of 4 bits into sixteen values, and a scale.
+    #[serde(rename = "iq4_nl")]
+    Iq4Nl,
+    /// 256 values in fours from a grid of 512, with signs; scales of 4 bits for every 32.
+    #[serde(rename = "iq3_s")]
+    Iq3S,
+    /// 256 values in eights from a grid of 1024, with signs; scales of 4 bits for every 16.
+    #[serde(rename = "iq2_s")]
+    Iq2S,
+    /// 256 codes of 4 bits into sixteen values; scales of 6 bits for every 32.
+    #[serde(rename = "iq4_xs")]
+    Iq4Xs,
+    /// 256 values in eights from the grid of `Iq1S`, moved by an eighth each; scales of 3 bits for every 16.
+    #[serde(rename = "iq1_m")]
+    Iq1M,
+    /// 256 codes of three values, five in a byte, and a scale.
+    #[serde(rename = "tq1_0")]
+    Tq1_0,
+    /// 256 codes of 2 bits for three values, and a scale.
+    #[serde(rename = "tq2_0")]
+    Tq2_0,
+    /// 32 values of 4 bits and a power of two.
+    #[serde(rename = "mxfp4")]
+    Mxfp4,
+    /// 64 values of 4 bits; scales of 8 bits, floats themselves, for every 16.
+    #[serde(rename = "nvfp4")]
+    Nvfp4,
 }
 
 /// What is fixed about a type.
@@ -65,7 +109,7 @@ struct Facts {
 
 impl Ggml {
     /// Every type, by its number in a file.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 26] = [
         Self::F32,
         Self::F16,
         Self::Q4_0,
@@ -78,7 +122,20 @@ impl Ggml {
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::Iq2Xxs,
+        Self::Iq2Xs,
+        Self::Iq3Xxs,
+        Self::Iq1S,
+        Self::Iq4Nl,
+        Self::Iq3S,
+        Self::Iq2S,
+        Self::Iq4Xs,
+        Self::Iq1M,
         Self::Bf16,
+        Self::Tq1_0,
+        Self::Tq2_0,
+        Self::Mxfp4,
+        Self::Nvfp4,
     ];
 
     const fn facts(self) -> Facts {
@@ -95,7 +152,20 @@ impl Ggml {
             Self::Q4K => (12, "Q4_K", 256, 2 + 2 + 12 + 128),
             Self::Q5K => (13, "Q5_K", 256, 2 + 2 + 12 + 32 + 128),
             Self::Q6K => (14, "Q6_K", 256, 128 + 64 + 16 + 2),
+            Self::Iq2Xxs => (16, "IQ2_XXS", 256, 2 + 64),
+            Self::Iq2Xs => (17, "IQ2_XS", 256, 2 + 64 + 8),
+            Self::Iq3Xxs => (18, "IQ3_XXS", 256, 2 + 64 + 32),
+            Self::Iq1S => (19, "IQ1_S", 256, 2 + 32 + 16),
+            Self::Iq4Nl => (20, "IQ4_NL", 32, 2 + 16),
+            Self::Iq3S => (21, "IQ3_S", 256, 2 + 64 + 8 + 32 + 4),
+            Self::Iq2S => (22, "IQ2_S", 256, 2 + 32 + 32 + 8 + 8),
+            Self::Iq4Xs => (23, "IQ4_XS", 256, 2 + 2 + 4 + 128),
+            Self::Iq1M => (29, "IQ1_M", 256, 32 + 16 + 8),
             Self::Bf16 => (30, "BF16", 1, 2),
+            Self::Tq1_0 => (34, "TQ1_0", 256, 48 + 4 + 2),
+            Self::Tq2_0 => (35, "TQ2_0", 256, 64 + 2),
+            Self::Mxfp4 => (39, "MXFP4", 32, 1 + 16),
+            Self::Nvfp4 => (40, "NVFP4", 64, 4 + 32),
         };
         Facts { id, name, values, bytes }
     }
@@ -150,16 +220,29 @@ impl Ggml {
             Self::F32 => widen(Float::F32, bytes, out),
             Self::F16 => widen(Float::F16, bytes, out),
             Self::Bf16 => widen(Float::Bf16, bytes, out),
-            Self::Q4_0 => each(bytes, out, q4_0),
-            Self::Q4_1 => each(bytes, out, q4_1),
-            Self::Q5_0 => each(bytes, out, q5_0),
-            Self::Q5_1 => each(bytes, out, q5_1),
-            Self::Q8_0 => each(bytes, out, q8_0),
-            Self::Q2K => each(bytes, out, q2_k),
-            Self::Q3K => each(bytes, out, q3_k),
-            Self::Q4K => each(bytes, out, q4_k),
-            Self::Q5K => each(bytes, out, q5_k),
-            Self::Q6K => each(bytes, out, q6_k),
+            Self::Q4_0 => each(bytes, out, blocks::q4_0),
+            Self::Q4_1 => each(bytes, out, blocks::q4_1),
+            Self::Q5_0 => each(bytes, out, blocks::q5_0),
+            Self::Q5_1 => each(bytes, out, blocks::q5_1),
+            Self::Q8_0 => each(bytes, out, blocks::q8_0),
+            Self::Q2K => each(bytes, out, k_quants::q2_k),
+            Self::Q3K => each(bytes, out, k_quants::q3_k),
+            Self::Q4K => each(bytes, out, k_quants::q4_k),
+            Self::Q5K => each(bytes, out, k_quants::q5_k),
+            Self::Q6K => each(bytes, out, k_quants::q6_k),
+            Self::Iq2Xxs => each(bytes, out, i_quants::iq2_xxs),
+            Self::Iq2Xs => each(bytes, out, i_quants::iq2_xs),
+            Self::Iq3Xxs => each(bytes, out, i_quants::iq3_xxs),
+            Self::Iq1S => each(bytes, out, i_quants::iq1_s),
+            Self::Iq4Nl => each(bytes, out, blocks::iq4_nl),
+            Self::Iq3S => each(bytes, out, i_quants::iq3_s),
+            Self::Iq2S => each(bytes, out, i_quants::iq2_s),
+            Self::Iq4Xs => each(bytes, out, i_quants::iq4_xs),
+            Self::Iq1M => each(bytes, out, i_quants::iq1_m),
+            Self::Tq1_0 => each(bytes, out, blocks::tq1_0),
+            Self::Tq2_0 => each(bytes, out, blocks::tq2_0),
+            Self::Mxfp4 => each(bytes, out, blocks::mxfp4),
+            Self::Nvfp4 => each(bytes, out, blocks::nvfp4),
         }
     }
 }
@@ -192,136 +275,9 @@ fn scale(block: &mut &[u8]) -> f32 {
     f16::from_le_bytes(*take(block)).to_f32()
 }
 
-/// Codes of 4 bits: the low halves of all bytes, then the high ones.
-#[inline]
-fn nibbles(bytes: &[u8; 16]) -> [u8; 32] {
-    std::array::from_fn(|i| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 })
-}
-
-/// [`nibbles`] with a fifth bit each.
-#[inline]
-fn fives(high: [u8; 4], low: &[u8; 16]) -> [u8; 32] {
-    let (high, low) = (u32::from_le_bytes(high), nibbles(low));
-    std::array::from_fn(|i| low[i] | ((high >> i) as u8 & 1) << 4)
-}
-
-fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
-    let mut block = &block[..];
-    let d = scale(&mut block);
-    *out = nibbles(take(&mut block)).map(|q| d * f32::from(q.cast_signed() - 8));
-}
-
-fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
-    let mut block = &block[..];
-    let (d, least) = (scale(&mut block), scale(&mut block));
-    *out = nibbles(take(&mut block)).map(|q| d * f32::from(q) + least);
-}
-
-fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
-    let mut block = &block[..];
-    let (d, high) = (scale(&mut block), *take(&mut block));
-    *out = fives(high, take(&mut block)).map(|q| d * f32::from(q.cast_signed() - 16));
-}
-
-fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
-    let mut block = &block[..];
-    let (d, least, high) = (scale(&mut block), scale(&mut block), *take(&mut block));
-    *out = fives(high, take(&mut block)).map(|q| d * f32::from(q) + least);
-}
-
-fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
-    let mut block = &block[..];
-    let d = scale(&mut block);
-    let codes: &[u8; 32] = take(&mut block);
-    *out = codes.map(|q| d * f32::from(q.cast_signed()));
-}
-
-/// Bits `shift..` of code `i` among `[2, 4, 32]` codes of 2 bits: those of 128 values lie in 32
+/// Code `i` among `[2, 4, 32]` codes of 2 bits: those of 128 values lie in 32
 /// bytes, 32 values in the lowest bits, the next 32 above them.
 #[inline]
 const fn pair(bytes: &[u8; 64], i: usize) -> u8 {
     bytes[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3
-}
-
-fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
-    let mut block = &block[..];
-    let (scales, codes): (&[u8; 16], &[u8; 64]) = (take(&mut block), take(&mut block));
-    let (d, least) = (scale(&mut block), scale(&mut block));
-    for (g, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let (d, least) = (d * f32::from(scales[g] & 15), least * f32::from(scales[g] >> 4));
-        *out = std::array::from_fn(|i| d * f32::from(pair(codes, g * 16 + i)) - least);
-    }
-}
-
-fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
-    let mut block = &block[..];
-    let (high, codes): (&[u8; 32], &[u8; 64]) = (take(&mut block), take(&mut block));
-    let (scales, d) = (take::<12>(&mut block), scale(&mut block));
-    for (g, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let low = scales[g % 8] >> (g / 8 * 4) & 15;
-        let six = low | (scales[8 + g % 4] >> (g / 4 * 2) & 3) << 4;
-        let d = d * f32::from(six.cast_signed() - 32);
-        *out = std::array::from_fn(|i| {
-            let i = g * 16 + i;
-            // A set bit takes nothing off.
-            let off = 4 * (1 - (high[i % 32] >> (i / 32) & 1));
-            d * f32::from(pair(codes, i).cast_signed() - off.cast_signed())
-        });
-    }
-}
-
-/// The 6-bit scale and least value of group `g` of 8.
-#[inline]
-const fn sixes(packed: &[u8; 12], g: usize) -> (u8, u8) {
-    if g < 4 {
-        return (packed[g] & 63, packed[g + 4] & 63);
-    }
-    let (scale, least, low) = (packed[g - 4], packed[g], packed[g + 4]);
-    (low & 15 | scale >> 6 << 4, low >> 4 | least >> 6 << 4)
-}
-
-/// Code `i` among `[4, 2, 32]` codes of 4 bits: those of 64 values lie in 32 bytes.
-#[inline]
-const fn four(bytes: &[u8; 128], i: usize) -> u8 {
-    bytes[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15
-}
-
-fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
-    let mut block = &block[..];
-    let (d, least) = (scale(&mut block), scale(&mut block));
-    let (packed, codes) = (take(&mut block), take(&mut block));
-    for (g, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let six = sixes(packed, g);
-        let (d, least) = (d * f32::from(six.0), least * f32::from(six.1));
-        *out = std::array::from_fn(|i| d * f32::from(four(codes, g * 32 + i)) - least);
-    }
-}
-
-fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
-    let mut block = &block[..];
-    let (d, least) = (scale(&mut block), scale(&mut block));
-    let packed = take(&mut block);
-    let (high, codes): (&[u8; 32], _) = (take(&mut block), take(&mut block));
-    for (g, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let six = sixes(packed, g);
-        let (d, least) = (d * f32::from(six.0), least * f32::from(six.1));
-        *out = std::array::from_fn(|i| {
-            let code = four(codes, g * 32 + i) | (high[i] >> g & 1) << 4;
-            d * f32::from(code) - least
-        });
-    }
-}
-
-fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
-    let mut block = &block[..];
-    let (low, high): (&[u8; 128], &[u8; 64]) = (take(&mut block), take(&mut block));
-    let (scales, d) = (take::<16>(&mut block), scale(&mut block));
-    for (g, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let d = d * f32::from(scales[g].cast_signed());
-        *out = std::array::from_fn(|i| {
-            let i = g * 16 + i;
-            let four = low[i / 128 * 64 + i % 64] >> (i / 64 % 2 * 4) & 15;
-            d * f32::from((four | pair(high, i) << 4).cast_signed() - 32)
-        });
-    }
 }
