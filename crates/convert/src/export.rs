@@ -140,14 +140,8 @@ fn tensors(
             .or_insert_with(new)
             .filled += entry.rows * entry.cols;
     };
-    for shard in &manifest.dense {
+    for shard in manifest.shards() {
         shard.tensors.iter().for_each(|t| add(shard.unit, t));
-    }
-    for shards in &manifest.experts {
-        for expert in 0..shards.blake3.len() as u32 {
-            let unit = Unit::Expert { layer: shards.layer, expert };
-            shards.tensors.iter().for_each(|t| add(unit, t));
-        }
     }
     match tensors.iter().find(|(_, t)| t.filled != t.values()) {
         None => Ok(tensors),
@@ -398,14 +392,9 @@ fn write_json(path: &Path, value: &Value) -> Result<u64> {
 /// How the checkpoint held the tensors of a bundle that were quantized; none of them is in an
 /// export, whose configuration does not speak of it.
 pub fn quantized_sources(manifest: &Manifest) -> BTreeSet<String> {
-    let dense = manifest.dense.iter().flat_map(|shard| shard.tensors.iter());
-    let experts = manifest
-        .experts
-        .iter()
-        .flat_map(|shards| shards.tensors.iter());
-    let decoders = dense
-        .chain(experts)
-        .filter_map(|t| t.source.decoder.as_ref());
+    let decoders = manifest
+        .tensors()
+        .filter_map(|(.., tensor)| tensor.source.decoder.as_ref());
     decoders.map(Decoder::label).collect()
 }
 

@@ -176,9 +176,8 @@ impl ConversionReport {
     /// Bytes of the file, whatever the conversion finds: every number as long as can be.
     pub(crate) fn padded_len(plan: &Plan) -> u64 {
         // As many as any unit has tensors; zipped, the rest is left.
-        let dense = plan.manifest.dense.iter().map(|shard| shard.tensors.len());
-        let experts = plan.manifest.experts.iter().map(|s| s.tensors.len());
-        let zeros = vec![ZERO; dense.chain(experts).max().unwrap_or_default()];
+        let tensors = plan.manifest.layouts().map(|(.., tensors)| tensors.len());
+        let zeros = vec![ZERO; tensors.max().unwrap_or_default()];
         let mut report = Self::new(plan, |_| &zeros, longest_streamed(plan));
         report.summary.bundle_bytes = u64::MAX;
         for tensor in &mut report.tensors {

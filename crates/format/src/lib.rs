@@ -3,6 +3,7 @@
 pub mod arch;
 pub mod bundle;
 pub mod bytes;
+pub mod census;
 pub mod checkpoint;
 pub mod decoder;
 pub mod error;

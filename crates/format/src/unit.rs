@@ -182,6 +182,17 @@ impl SourceView {
 }
 
 impl TensorEntry {
+    /// The tensor of one of the units that share it: an expert's source view filled in.
+    #[must_use]
+    pub fn in_unit(&self, unit: Unit) -> Self {
+        match unit {
+            Unit::Expert { expert, .. } => {
+                Self { source: self.source.of_expert(expert), ..self.clone() }
+            }
+            _ => self.clone(),
+        }
+    }
+
     /// Bytes it takes in the unit.
     ///
     /// # Errors

@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use crate::arch::Inventory;
 use crate::bundle::Bundle;
+use crate::census::Census;
 use crate::checkpoint::{Checkpoint, CheckpointWeights};
 use crate::error::{FormatError, Result};
 use crate::io::AlignedBuf;
 use crate::model::ModelSpec;
 use crate::role::Role;
 use crate::unit::{TensorEntry, Unit, UnitLayout};
+use shardwright_quant::EncodingError;
 
 /// A model's weights, read unit by unit.
 #[derive(Debug)]
@@ -112,6 +114,41 @@ impl Weights {
             Self::Checkpoint(weights) => weights.layout(unit),
             Self::Overlay(overlay) => overlay.base.layout(unit),
         }
+    }
+
+    /// How a tensor is stored, as a label for tables, and the bytes of files that hold it: its share
+    /// of them where a checkpoint has it quantized together with others.
+    ///
+    /// # Errors
+    /// When the encoding cannot hold the shape.
+    pub fn stored_as(&self, tensor: &TensorEntry) -> Result<(String, u64), EncodingError> {
+        let bytes = tensor.byte_len()?;
+        if let (Self::Checkpoint(weights), Some(decoder)) = (self, &tensor.source.decoder) {
+            let (checkpoint, count) = (weights.checkpoint(), tensor.rows * tensor.cols);
+            let held = checkpoint.stored_bytes(&tensor.source, count);
+            return Ok((decoder.label(), held.unwrap_or(bytes)));
+        }
+        Ok((tensor.encoding.label(), bytes))
+    }
+
+    /// What the tensors add up to.
+    ///
+    /// # Errors
+    /// A tensor whose encoding cannot hold its shape.
+    pub fn census(&self) -> Result<Census> {
+        if let Self::Bundle(bundle) = self {
+            return Ok(bundle.manifest().census());
+        }
+        let mut census = Census::default();
+        for unit in self.spec().units().chain(self.parts()) {
+            for tensor in self.layout(unit)?.tensors.iter() {
+                let stored = self.stored_as(tensor);
+                let refused = |e: EncodingError| FormatError::file(self.root(), e.to_string());
+                let (label, bytes) = stored.map_err(refused)?;
+                census.add(unit, 1, tensor, label, bytes);
+            }
+        }
+        Ok(census)
     }
 
     /// Bytes that reading a unit takes from its file.

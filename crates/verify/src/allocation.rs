@@ -1,8 +1,7 @@
 //! Where a bundle's bytes are.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
+use shardwright_format::census::Tally;
 use shardwright_format::{Manifest, Role};
 
 /// Tensors of one role in one layer that are stored alike.
@@ -32,34 +31,12 @@ impl Allocation {
 /// One entry per layer, role and encoding: what belongs to no layer, then layers in order, roles in
 /// order of use.
 pub(crate) fn allocation(manifest: &Manifest) -> Vec<Allocation> {
-    let dense = manifest
-        .dense
-        .iter()
-        .map(|s| (s.unit.layer(), 1, &s.tensors));
-    let experts = manifest
-        .experts
-        .iter()
-        .map(|e| (Some(e.layer), e.blake3.len() as u64, &e.tensors));
-    let mut found = BTreeMap::new();
-    for (layer, count, tensors) in dense.chain(experts) {
-        for entry in tensors.iter() {
-            let key = (layer, entry.role, entry.encoding.label());
-            let (role, encoding) = (entry.role, key.2.clone());
-            let place = found.entry(key).or_insert(Allocation {
-                layer,
-                role,
-                encoding,
-                tensors: 0,
-                weights: 0,
-                bytes: 0,
-            });
-            place.tensors += count;
-            place.weights += count * entry.rows * entry.cols;
-            // A valid manifest's encodings hold their shapes.
-            place.bytes += count * entry.byte_len().unwrap_or(0);
-        }
-    }
-    found.into_values().collect()
+    let kinds = manifest.census();
+    let kinds = kinds.kinds().map(|(layer, role, encoding, tally)| {
+        let Tally { tensors, weights, bytes } = tally;
+        Allocation { layer, role, encoding: encoding.to_owned(), tensors, weights, bytes }
+    });
+    kinds.collect()
 }
 
 #[cfg(test)]
@@ -72,21 +49,8 @@ mod tests {
         let manifest = TestBundle::new("qwen3_moe", FOUR_BITS).manifest;
         let places = allocation(&manifest);
         assert_eq!((places[0].layer, places[0].role), (None, Role::EmbedTokens));
-        let stored: u64 = manifest
-            .experts
-            .iter()
-            .flat_map(|e| {
-                e.tensors
-                    .iter()
-                    .map(|t| t.byte_len().unwrap() * e.blake3.len() as u64)
-            })
-            .chain(
-                manifest
-                    .dense
-                    .iter()
-                    .flat_map(|s| s.tensors.iter().map(|t| t.byte_len().unwrap())),
-            )
-            .sum();
+        let lens = manifest.shards().flat_map(|s| s.tensors.iter());
+        let stored: u64 = lens.map(|t| t.byte_len().unwrap()).sum();
         assert_eq!(places.iter().map(|p| p.bytes).sum::<u64>(), stored);
         let experts: Vec<_> = places.iter().filter(|p| p.role.is_expert()).collect();
         assert!(

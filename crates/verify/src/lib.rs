@@ -37,6 +37,6 @@ pub use finding::{Finding, Kind};
 pub use integrity::{FileCheck, Integrity, integrity};
 pub use monitor::{Monitor, Progress, Stage};
 pub use overlap::CalibrationRecord;
-pub use report::{BundleSummary, Report, TextRecord, Verdict, bits_per_weight};
+pub use report::{BundleSummary, Report, TextRecord, Verdict};
 pub use run::{Request, verify};
 pub use thresholds::Thresholds;

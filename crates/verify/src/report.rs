@@ -83,8 +83,7 @@ pub struct BundleSummary {
 
 impl BundleSummary {
     pub(crate) fn new(manifest: &Manifest) -> Self {
-        let mut parameters = 0;
-        each_tensor(manifest, |rows, cols, _, _| parameters += rows * cols);
+        let parameters = manifest.census().text().weights;
         Self {
             generator: manifest.generator.clone(),
             model_type: manifest.model.model_type.clone(),
@@ -119,38 +118,6 @@ pub struct TextRecord {
     pub tokens: u64,
 }
 
-/// Bits per weight over all tensors of the text model that have at least two dimensions in the checkpoint: scales,
-/// biases and 16-bit leftovers included, compression and padding not. `NaN` of none.
-pub fn bits_per_weight(manifest: &Manifest) -> f64 {
-    let (mut bytes, mut weights) = (0, 0);
-    each_tensor(manifest, |rows, cols, stored, dimensions| {
-        if dimensions >= 2 {
-            bytes += stored;
-            weights += rows * cols;
-        }
-    });
-    bytes as f64 * 8.0 / weights as f64
-}
-
-/// Calls with rows, columns, bytes and source dimensions of every tensor of the text model, experts'
-/// one by one.
-fn each_tensor(manifest: &Manifest, mut call: impl FnMut(u64, u64, u64, usize)) {
-    let text = manifest.dense.iter();
-    let text = text.filter(|shard| shard.unit.part_role().is_none());
-    let dense = text.map(|s| (1, &s.tensors));
-    let experts = manifest
-        .experts
-        .iter()
-        .map(|e| (e.blake3.len(), &e.tensors));
-    for (count, tensors) in dense.chain(experts) {
-        for entry in tensors.iter() {
-            // A valid manifest's encodings hold their shapes.
-            let stored = entry.byte_len().unwrap_or(0);
-            (0..count).for_each(|_| call(entry.rows, entry.cols, stored, entry.source.shape.len()));
-        }
-    }
-}
-
 impl Report {
     pub(crate) fn new(name: String, integrity: Integrity, thresholds: Thresholds) -> Self {
         Self {
@@ -173,7 +140,7 @@ impl Report {
 
     pub(crate) fn describe(&mut self, manifest: &Manifest) {
         self.bundle = Some(BundleSummary::new(manifest));
-        self.bits_per_weight = Some(bits_per_weight(manifest)).filter(|b| b.is_finite());
+        self.bits_per_weight = Some(manifest.census().bits_per_weight());
         self.allocation = allocation(manifest);
         let excerpt = manifest.checkpoint.excerpt;
         self.notes

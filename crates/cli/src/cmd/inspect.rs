@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use shardwright_format::census::{Census, Tally};
 use shardwright_format::checkpoint::{Quantization, gguf};
-use shardwright_format::manifest::{Codec, Excerpt, Ignored, Manifest};
+use shardwright_format::manifest::{Codec, Excerpt, Ignored, Manifest, Shard};
 use shardwright_format::model::{AttentionSpec, Ffn, Mixer, ModelSpec};
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, TensorEntry, Unit};
@@ -133,33 +134,15 @@ pub fn run(args: &InspectArgs, output: Output) -> Result<(), Failure> {
 impl Report {
     fn new(weights: &Weights, list: bool) -> Result<Self, Failure> {
         let spec = weights.spec();
-        let mut census = BTreeMap::<(Role, String), RoleRow>::new();
-        let mut tensors = list.then(Vec::new);
-        let mut parameters = Parameters { total: 0, active: 0 };
-        let mut matrices = (0, 0);
-        let mut tensor_bytes = 0;
-        for unit in spec.units().chain(weights.parts()) {
-            let part = unit.part_role().is_some();
-            for tensor in weights.layout(unit)?.tensors.iter() {
-                let row = TensorRow::new(weights, unit, tensor)?;
-                let count = tensor.rows * tensor.cols;
-                tensor_bytes += if part { 0 } else { row.bytes };
-                parameters.total += if part { 0 } else { count };
-                parameters.active += if !part && visited(spec, unit) { count } else { 0 };
-                if tensor.source.shape.len() > 1 && !part {
-                    matrices = (matrices.0 + row.bytes, matrices.1 + count);
-                }
-                let key = (tensor.role, row.stored.clone());
-                let empty = || RoleRow::empty(tensor.role, &row.stored);
-                census
-                    .entry(key)
-                    .or_insert_with(empty)
-                    .add(count, row.bytes);
-                if let Some(rows) = &mut tensors {
-                    rows.push(row);
-                }
-            }
-        }
+        let census = weights.census()?;
+        let row = |((role, stored), tally): ((Role, &str), Tally)| RoleRow {
+            role,
+            stored: stored.to_owned(),
+            tensors: tally.tensors,
+            parameters: tally.weights,
+            bytes: tally.bytes,
+        };
+        let text = census.text();
         let (kind, checkpoint, bundle) = match weights {
             Weights::Bundle(b) => ("bundle", None, Some(BundlePart::new(b.manifest(), list))),
             Weights::Checkpoint(_) | Weights::Overlay(_) => {
@@ -169,15 +152,15 @@ impl Report {
         Ok(Self {
             kind,
             model_type: spec.model_type.clone(),
-            bits_per_weight: matrices.0 as f64 * 8.0 / matrices.1.max(1) as f64,
-            parameters,
+            bits_per_weight: census.bits_per_weight(),
+            parameters: Parameters { total: text.weights, active: active(spec, &census) },
             parts: PartRow::all(weights)?,
-            tensor_bytes,
+            tensor_bytes: text.bytes,
             model: spec.clone(),
-            roles: census.into_values().collect(),
+            roles: census.by_encoding().into_iter().map(row).collect(),
             checkpoint,
             bundle,
-            tensors,
+            tensors: if list { Some(TensorRow::all(weights)?) } else { None },
         })
     }
 
@@ -264,14 +247,23 @@ impl Report {
     }
 }
 
-/// Share of a unit's parameters that a token uses, as whether it is among the experts visited:
-/// experts are alike, so the first `num_experts_per_tok` stand for any.
-fn visited(spec: &ModelSpec, unit: Unit) -> bool {
-    let Unit::Expert { layer, expert } = unit else { return true };
-    match spec.layers.get(layer as usize).map(|l| &l.ffn) {
-        Some(Ffn::Moe(moe)) => expert < moe.num_experts_per_tok,
-        _ => false,
-    }
+/// Parameters of the text model that a token uses: experts are alike, and of each layer's it visits
+/// `num_experts_per_tok`.
+fn active(spec: &ModelSpec, census: &Census) -> u64 {
+    let used = |(layer, role, _, tally): (Option<u32>, Role, &str, Tally)| {
+        let ffn = layer
+            .and_then(|layer| spec.layers.get(layer as usize))
+            .map(|l| &l.ffn);
+        match ffn {
+            Some(Ffn::Moe(moe)) if role.is_expert() => {
+                let experts = u64::from(moe.num_experts.max(1));
+                tally.weights / experts * u64::from(moe.num_experts_per_tok)
+            }
+            _ if role.is_extra() => 0,
+            _ => tally.weights,
+        }
+    };
+    census.kinds().map(used).sum()
 }
 
 fn layers(spec: &ModelSpec) -> String {
@@ -435,32 +427,15 @@ impl BundlePart {
 
 impl ShardRow {
     fn all(manifest: &Manifest) -> Vec<Self> {
-        let dense = manifest
-            .dense
-            .iter()
-            .map(|s| (s.unit, &s.file, s.extent(), s.len));
-        let experts = manifest.experts.iter().flat_map(|layer| {
-            (0u32..).map_while(move |expert| {
-                let unit = Unit::Expert { layer: layer.layer, expert };
-                Some((unit, &layer.file, layer.extent(expert)?, layer.len))
-            })
-        });
-        let row = |(unit, file, extent, len): (
-            Unit,
-            &String,
-            shardwright_format::manifest::Extent,
-            u64,
-        )| {
-            Self {
-                shard: unit.to_string(),
-                file: file.clone(),
-                offset: extent.offset,
-                stored: extent.stored,
-                len,
-                blake3: extent.blake3.to_string(),
-            }
+        let row = |shard: Shard<'_>| Self {
+            shard: shard.unit.to_string(),
+            file: shard.file.to_owned(),
+            offset: shard.extent.offset,
+            stored: shard.extent.stored,
+            len: shard.len,
+            blake3: shard.extent.blake3.to_string(),
         };
-        dense.chain(experts).map(row).collect()
+        manifest.shards().map(row).collect()
     }
 
     fn table(rows: &[Self]) -> Table {
@@ -478,19 +453,18 @@ impl ShardRow {
 }
 
 impl TensorRow {
-    fn new(weights: &Weights, unit: Unit, tensor: &TensorEntry) -> Result<Self, Failure> {
-        let source = match unit {
-            Unit::Expert { expert, .. } => tensor.source.of_expert(expert),
-            _ => tensor.source.clone(),
-        };
-        let (mut stored, mut bytes) = (tensor.encoding.label(), tensor.byte_len()?);
-        if let (Weights::Checkpoint(weights), Some(decoder)) = (weights, &source.decoder) {
-            stored = decoder.label();
-            let held = weights
-                .checkpoint()
-                .stored_bytes(&source, tensor.rows * tensor.cols);
-            bytes = held.unwrap_or(bytes);
+    fn all(weights: &Weights) -> Result<Vec<Self>, Failure> {
+        let mut rows = Vec::new();
+        for unit in weights.spec().units().chain(weights.parts()) {
+            for tensor in weights.layout(unit)?.tensors.iter() {
+                rows.push(Self::new(weights, unit, &tensor.in_unit(unit))?);
+            }
         }
+        Ok(rows)
+    }
+
+    fn new(weights: &Weights, unit: Unit, tensor: &TensorEntry) -> Result<Self, Failure> {
+        let (stored, bytes) = weights.stored_as(tensor)?;
         Ok(Self {
             unit: unit.to_string(),
             role: tensor.role,
@@ -498,7 +472,7 @@ impl TensorRow {
             rows: tensor.rows,
             cols: tensor.cols,
             bytes,
-            source: source.tensor,
+            source: tensor.source.tensor.clone(),
         })
     }
 
@@ -511,17 +485,5 @@ impl TensorRow {
             table.row(head.into_iter().chain(numbers).chain([row.source.clone()]));
         }
         table
-    }
-}
-
-impl RoleRow {
-    fn empty(role: Role, stored: &str) -> Self {
-        Self { role, stored: stored.to_owned(), tensors: 0, parameters: 0, bytes: 0 }
-    }
-
-    fn add(&mut self, parameters: u64, bytes: u64) {
-        self.tensors += 1;
-        self.parameters += parameters;
-        self.bytes += bytes;
     }
 }

@@ -39,27 +39,16 @@ pub const fn source_block(source_bytes: u64) -> u64 {
 
 /// Bytes that the conversion holds at most.
 pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
-    let lens = || {
-        manifest
-            .dense
-            .iter()
-            .map(|s| s.len)
-            .chain(manifest.experts.iter().map(|s| s.len))
-    };
-    let record = lens()
+    let record = manifest.shards().map(|shard| shard.len);
+    let record = record
         .filter(|len| *len <= RECORD_LIMIT)
         .max()
         .unwrap_or_default();
-    let tensors = manifest.dense.iter().flat_map(|s| s.tensors.iter());
-    let tensors = tensors.chain(manifest.experts.iter().flat_map(|s| s.tensors.iter()));
-    let row = tensors
-        .clone()
-        .map(|t| t.cols * 4)
-        .max()
-        .unwrap_or_default();
-    let decoded = tensors.clone().any(|t| t.source.decoder.is_some());
+    let tensors = || manifest.tensors().map(|(.., tensor)| tensor);
+    let row = tensors().map(|t| t.cols * 4).max().unwrap_or_default();
+    let decoded = tensors().any(|t| t.source.decoder.is_some());
     let decode = if decoded { SOURCE_TILE * 4 } else { 0 };
-    let strided = tensors
+    let strided = tensors()
         .filter(|t| t.source.col_stride != 1)
         .map(|t| t.rows * t.cols * t.source.dtype.size() as u64 * 2)
         .max()
@@ -69,7 +58,7 @@ pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
         Codec::Zstd => record + ZSTD_CONTEXT,
     };
     let tile = SOURCE_TILE.max(row) * 2 + source_block(source_bytes) + (WEIGHTS_TILE * 4).max(row);
-    let shards: u64 = manifest.experts.iter().map(|s| s.blake3.len() as u64).sum();
+    let shards = (manifest.shard_count() - manifest.dense.len()) as u64;
     let blocks = source_bytes / source_block(source_bytes);
     BASE + (tile + record + strided + decode + compress) * threads as u64
         + shards * SHARD_BOOKS
@@ -85,9 +74,7 @@ fn part_tensors(manifest: &Manifest) -> u64 {
 
 /// Bytes of the ledger: a line per shard and a chaining value per block of the source.
 pub fn ledger_bytes(manifest: &Manifest, source_bytes: u64) -> u64 {
-    let experts: u64 = manifest.experts.iter().map(|s| s.blake3.len() as u64).sum();
-    let shards = manifest.dense.len() as u64 + experts;
-    shards * 1024
+    manifest.shard_count() as u64 * 1024
         + part_tensors(manifest) * 512
         + source_bytes.div_ceil(source_block(source_bytes)) * 67
 }

@@ -124,7 +124,7 @@ pub fn convert(
     let source = Source::new(checkpoint)?;
     let fingerprint = Fingerprint::new(plan, checkpoint, source.block)?;
     if let Some(report) = already_published(plan, out, &partial, options.resume, &fingerprint)? {
-        let (shards, bytes) = (total_shards(plan), source.total);
+        let (shards, bytes) = (plan.manifest.shard_count(), source.total);
         progress(Progress {
             phase: Phase::Complete,
             shards,
@@ -304,11 +304,6 @@ fn open_ledger(
     Locked::open(&path)?.resume(fingerprint, clear)
 }
 
-fn total_shards(plan: &Plan) -> usize {
-    let experts = plan.manifest.experts.iter();
-    plan.manifest.dense.len() + experts.map(|e| e.blake3.len()).sum::<usize>()
-}
-
 /// What one run works with.
 struct Run<'a> {
     plan: &'a Plan,
@@ -394,7 +389,7 @@ impl Run<'_> {
         if let Err(error) = self.ledger.sync() {
             return error;
         }
-        let (done, total) = (self.lines.len(), total_shards(self.plan));
+        let (done, total) = (self.lines.len(), self.plan.manifest.shard_count());
         ConvertError::Cancelled { done, total, path: self.partial.to_owned() }
     }
 
@@ -433,7 +428,7 @@ impl Run<'_> {
         (self.progress)(Progress {
             phase,
             shards: self.lines.len(),
-            total_shards: total_shards(self.plan),
+            total_shards: self.plan.manifest.shard_count(),
             source_bytes: self.source.bytes_read.load(Ordering::Relaxed),
             total_source_bytes: self.source.total,
         });

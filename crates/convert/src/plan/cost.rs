@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use shardwright_format::census::Tally;
 use shardwright_format::manifest::{Codec, Manifest};
 use shardwright_format::model::Ffn;
-use shardwright_format::unit::TensorEntry;
 use shardwright_format::{Role, Unit};
 
 use super::files::stored_bound;
@@ -63,57 +63,31 @@ pub struct Cost {
     pub expert_bytes_per_token: u64,
 }
 
-/// A tensor's bytes; a planned tensor always fits its encoding.
-pub fn tensor_bytes(tensor: &TensorEntry) -> u64 {
-    tensor.byte_len().unwrap_or_default()
-}
-
-fn bits(bytes: u64, weights: u64) -> f64 {
-    if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
-}
-
-/// Every tensor with the number of its copies: one, or one per expert.
-fn tensors(manifest: &Manifest) -> impl Iterator<Item = (&TensorEntry, u64)> {
-    let dense = manifest
-        .dense
-        .iter()
-        .flat_map(|s| s.tensors.iter().map(|t| (t, 1)));
-    let experts = manifest.experts.iter();
-    dense.chain(experts.flat_map(|s| s.tensors.iter().map(|t| (t, s.blake3.len() as u64))))
-}
-
 /// Adds up tensors; the bundle's own size is not known yet.
 pub fn summarize(manifest: &Manifest) -> Summary {
-    let mut roles = BTreeMap::<Role, RoleSummary>::new();
-    let mut matrices = (0, 0);
-    for (tensor, count) in tensors(manifest) {
-        let (weights, bytes) = (tensor.rows * tensor.cols * count, tensor_bytes(tensor) * count);
-        let found = roles.entry(tensor.role).or_insert_with(|| RoleSummary {
-            role: tensor.role,
-            encodings: Vec::new(),
-            tensors: 0,
-            weights: 0,
-            bytes: 0,
-            bits_per_weight: 0.0,
-        });
-        found.tensors += count;
-        found.weights += weights;
-        found.bytes += bytes;
-        found.bits_per_weight = bits(found.bytes, found.weights);
-        let label = tensor.encoding.label();
-        if !found.encodings.contains(&label) {
-            found.encodings.push(label);
-        }
-        if tensor.source.shape.len() > 1 && !tensor.role.is_extra() {
-            matrices = (matrices.0 + bytes, matrices.1 + weights);
+    let mut encodings = BTreeMap::<Role, Vec<String>>::new();
+    for (_, _, tensor) in manifest.tensors() {
+        let (labels, label) = (encodings.entry(tensor.role).or_default(), tensor.encoding.label());
+        if !labels.contains(&label) {
+            labels.push(label);
         }
     }
+    let census = manifest.census();
+    let role = |(role, tally): (Role, Tally)| RoleSummary {
+        role,
+        encodings: encodings.remove(&role).unwrap_or_default(),
+        tensors: tally.tensors,
+        weights: tally.weights,
+        bytes: tally.bytes,
+        bits_per_weight: tally.bits_per_weight(),
+    };
+    let roles: Vec<_> = census.by_role().into_iter().map(role).collect();
     Summary {
         bundle_bytes: 0,
-        tensor_bytes: roles.values().map(|r| r.bytes).sum(),
-        parameters: roles.values().map(|r| r.weights).sum(),
-        bits_per_weight: bits(matrices.0, matrices.1),
-        roles: roles.into_values().collect(),
+        tensor_bytes: roles.iter().map(|r| r.bytes).sum(),
+        parameters: roles.iter().map(|r| r.weights).sum(),
+        bits_per_weight: census.bits_per_weight(),
+        roles,
     }
 }
 
@@ -123,8 +97,9 @@ pub fn cost(manifest: &Manifest, bundle_bytes: u64, threads: usize) -> Cost {
     let expert_bytes_per_token = experts_per_token(manifest);
     let spool = match manifest.codec {
         Codec::None => 0,
-        Codec::Zstd => shard_lens(manifest)
-            .map(|len| stored_bound(Codec::Zstd, len))
+        Codec::Zstd => manifest
+            .shards()
+            .map(|shard| stored_bound(Codec::Zstd, shard.len))
             .sum(),
     };
     Cost {
@@ -134,13 +109,6 @@ pub fn cost(manifest: &Manifest, bundle_bytes: u64, threads: usize) -> Cost {
         bytes_per_token: dense_per_token(manifest) + expert_bytes_per_token,
         expert_bytes_per_token,
     }
-}
-
-/// Decoded bytes of every shard.
-pub fn shard_lens(manifest: &Manifest) -> impl Iterator<Item = u64> {
-    let experts = manifest.experts.iter();
-    let experts = experts.flat_map(|s| std::iter::repeat_n(s.len, s.blake3.len()));
-    manifest.dense.iter().map(|s| s.len).chain(experts)
 }
 
 fn experts_per_token(manifest: &Manifest) -> u64 {

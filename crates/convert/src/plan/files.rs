@@ -88,16 +88,13 @@ pub fn place_expert_shards(
 /// Every shard file with its size: the end of its last shard rounded up to the alignment.
 pub fn shard_files(manifest: &Manifest) -> Result<Vec<FileEntry>> {
     let mut ends = BTreeMap::<&str, u64>::new();
-    for shard in &manifest.dense {
-        let end = ends.entry(&shard.file).or_default();
-        *end = (*end).max(shard.offset + shard.stored);
+    if let Some(experts) = manifest.experts.iter().find(|s| s.blake3.is_empty()) {
+        let detail = format!("layer {}: expected experts, found none", experts.layer);
+        return Err(ConvertError::Plan(detail));
     }
-    for experts in &manifest.experts {
-        let last = experts.blake3.len().saturating_sub(1) as u32;
-        let extent = experts.extent(last).ok_or_else(|| {
-            ConvertError::Plan(format!("layer {}: expected experts, found none", experts.layer))
-        })?;
-        ends.insert(&experts.file, extent.offset + extent.stored);
+    for shard in manifest.shards() {
+        let end = ends.entry(shard.file).or_default();
+        *end = (*end).max(shard.extent.offset + shard.extent.stored);
     }
     let files = ends
         .into_iter()

@@ -7,6 +7,7 @@ mod excerpt;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,6 +21,7 @@ use crate::role::Role;
 use crate::unit::{TensorEntry, Unit};
 pub use calibration::{Calibration, LineHashes, MAX_CALIBRATION_LINES, SharedLines};
 pub use excerpt::Excerpt;
+pub use walk::Shard;
 
 /// First field of every manifest.
 pub const FORMAT: &str = "shardwright-bundle";

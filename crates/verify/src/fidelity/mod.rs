@@ -149,28 +149,16 @@ struct Piece<'a> {
 }
 
 fn pieces(manifest: &Manifest) -> Vec<Piece<'_>> {
-    let dense = manifest.dense.iter().map(|shard| Piece {
+    let pieces = manifest.shards().map(|shard| Piece {
         unit: shard.unit,
-        file: &shard.file,
-        tensors: shard.tensors.to_vec(),
+        file: shard.file,
+        tensors: shard
+            .tensors
+            .iter()
+            .map(|t| t.in_unit(shard.unit))
+            .collect(),
     });
-    let experts = manifest.experts.iter().flat_map(|shards| {
-        let count = shards.blake3.len() as u32;
-        (0..count).map(move |expert| Piece {
-            unit: Unit::Expert { layer: shards.layer, expert },
-            file: &shards.file,
-            tensors: shards
-                .tensors
-                .iter()
-                .map(|entry| of_expert(entry, expert))
-                .collect(),
-        })
-    });
-    dense.chain(experts).collect()
-}
-
-fn of_expert(entry: &TensorEntry, expert: u32) -> TensorEntry {
-    TensorEntry { source: entry.source.of_expert(expert), ..entry.clone() }
+    pieces.collect()
 }
 
 /// Bytes of the checkpoint that the comparison reads.
