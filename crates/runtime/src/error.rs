@@ -61,6 +61,9 @@ pub enum RuntimeError {
         /// Rows of the embedding.
         vocab_size: u32,
     },
+    /// Nothing to compute.
+    #[error("expected at least one token, found none")]
+    NoTokens,
     /// The KV cache is full.
     #[error("the context of {context} tokens is full")]
     Context {

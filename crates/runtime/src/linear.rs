@@ -1,5 +1,5 @@
 //! Products of stored matrices with activations: one row through packed codes, many rows through
-//! a GEMM on dequantized tiles. Neither depends on the number of threads.
+//! a GEMM on dequantized tiles, or each as if it were alone. None depends on the number of threads.
 
 use rayon::prelude::*;
 use shardwright_quant::{Activation, Backend, Matrix, gemm, matvec};
@@ -33,6 +33,8 @@ pub struct Linear {
     pub backend: Backend,
     /// Inputs of matrices, where someone asks for them.
     pub captures: Captures,
+    /// Many rows give what each would give alone, to the bit.
+    pub row_by_row: bool,
     activations: Vec<Activation>,
     tiles: Vec<f32>,
 }
@@ -43,6 +45,7 @@ impl Linear {
         Self {
             backend: Backend::detect(),
             captures: Captures::default(),
+            row_by_row: false,
             activations: Vec::new(),
             tiles: Vec::new(),
         }
@@ -106,10 +109,7 @@ impl Linear {
         let mut used = 0;
         for (i, product) in products.iter().enumerate() {
             if i == 0 || !std::ptr::eq(products[i - 1].x, product.x) {
-                if used == self.activations.len() {
-                    self.activations.push(Activation::new());
-                }
-                self.activations[used].set(self.backend, product.x);
+                self.set_activation(used, product.x);
                 used += 1;
             }
             places.push(used - 1);
@@ -117,14 +117,35 @@ impl Linear {
         places
     }
 
+    /// Prepares one row.
+    fn set_activation(&mut self, place: usize, x: &[f32]) {
+        if place == self.activations.len() {
+            self.activations.push(Activation::new());
+        }
+        self.activations[place].set(self.backend, x);
+    }
+
     fn many_rows(&mut self, Product { matrix, x, out }: Product<'_>) {
         let (rows, cols, backend) = (matrix.rows(), matrix.cols(), self.backend);
         let n = x.len() / cols;
+        if self.row_by_row {
+            for (place, x) in x.chunks_exact(cols).enumerate() {
+                self.set_activation(place, x);
+            }
+        }
         // By tile first, so that each thread writes one piece: [tile][n][rows of the tile].
         self.tiles.resize(n * rows, 0.0);
         let tiles = self.tiles.par_chunks_mut(n * TILE).enumerate();
+        let (row_by_row, activations) = (self.row_by_row, &self.activations[..]);
         tiles.for_each_init(Vec::new, |weights, (i, tile)| {
             let range = i * TILE..rows.min((i + 1) * TILE);
+            if row_by_row {
+                // The tile's codes stay near while all rows pass.
+                for (x, out) in activations.iter().zip(tile.chunks_exact_mut(range.len())) {
+                    matvec(backend, &matrix, x, range.clone(), out);
+                }
+                return;
+            }
             weights.resize(range.len() * cols, 0.0);
             matrix.dequantize(backend, range, weights);
             gemm(x, weights, cols, tile);

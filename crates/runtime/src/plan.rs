@@ -15,6 +15,12 @@ use crate::vocab::head_location;
 /// small tokenizer peaks at 12 MiB on 64-bit Linux; a large tokenizer's share is the caller's to add.
 pub const PROGRAM_BYTES: u64 = 20 << 20;
 
+/// Tokens of a prompt that are computed together where memory allows: more are little faster.
+pub const CHUNK: usize = 128;
+
+/// What a prompt's chunks may take of what a budget has beyond the least: one part in this many.
+const CHUNK_SHARE: u64 = 8;
+
 /// Bytes of the head read at a time when it is not resident, at most.
 const HEAD_CHUNK: u64 = 2 << 20;
 
@@ -42,11 +48,13 @@ pub struct Options {
     pub threads: usize,
     /// Positions that there is room for.
     pub context: usize,
+    /// Tokens of a prompt that are computed together at most; fewer where memory is short.
+    pub chunk: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { memory: None, reserved: PROGRAM_BYTES, threads: 1, context: 4096 }
+        Self { memory: None, reserved: PROGRAM_BYTES, threads: 1, context: 4096, chunk: CHUNK }
     }
 }
 
@@ -66,6 +74,8 @@ pub enum Mode {
 /// and the next), or all when they are smaller; as many experts as a token visits in one layer; and
 /// pieces of the head. Above it, memory goes first to what every token reads: the head, then dense
 /// layers, spread evenly among the streamed ones so that reading never waits; the rest holds experts.
+/// Up to an eighth of it is for computing tokens of a prompt together; the least computes them one by
+/// one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
     /// How the weights are held.
@@ -84,6 +94,8 @@ pub struct MemoryPlan {
     pub state: u64,
     /// Activations and buffers that are not weights.
     pub scratch: u64,
+    /// Tokens of a prompt that are computed together.
+    pub chunk: usize,
     /// The embedding is in memory; otherwise a row is read per token, with the rows it can only be
     /// read with.
     pub embedding_resident: bool,
@@ -133,8 +145,14 @@ impl MemoryPlan {
             Some(budget) if budget < min_bytes => {
                 return Err(RuntimeError::Budget { budget, min_bytes });
             }
-            Some(budget) if budget < resident => sizes.spend(budget, least),
-            _ => all,
+            Some(budget) if budget < resident => {
+                let chunk = sizes.chunk_within((budget - min_bytes) / CHUNK_SHARE);
+                sizes.spend(budget, Choice { chunk, ..least })
+            }
+            budget => {
+                let spare = budget.map_or(u64::MAX, |budget| budget - resident);
+                Choice { chunk: sizes.chunk_within(spare), ..all }
+            }
         };
         Ok(Self { min_bytes, resident, ..sizes.describe(choice, options.memory) })
     }
@@ -147,13 +165,30 @@ struct Choice {
     head: bool,
     dense: usize,
     experts: u64,
+    chunk: Chunk,
+}
+
+/// How much of a prompt is computed together.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Chunk {
+    tokens: usize,
+    /// State and scratch beyond those of one token.
+    bytes: u64,
+}
+
+impl Chunk {
+    const ONE: Self = Self { tokens: 1, bytes: 0 };
 }
 
 /// Sizes that a plan is made from, in bytes as they will lie in memory.
 struct Sizes {
     reserved: u64,
+    /// As long as tokens are computed one by one.
     state: u64,
+    /// As long as tokens are computed one by one.
     scratch: u64,
+    /// What more tokens together take, the most of them first.
+    chunks: Vec<Chunk>,
     tied: bool,
     embedding: u64,
     /// What reading one row of it takes.
@@ -187,8 +222,9 @@ impl Sizes {
         let chunk = head_chunk(&layout(head_unit)?, head_role)?.1;
         let mut sizes = Self {
             reserved: options.reserved,
-            state: 0,
-            scratch: scratch(spec, options.context) + buffer(embedding_row),
+            state: state(spec, options.context, 1),
+            scratch: scratch(spec, options.context, 1) + buffer(embedding_row),
+            chunks: chunks(spec, options),
             tied: spec.tie_word_embeddings,
             embedding: buffer(embedding.len),
             embedding_row,
@@ -202,11 +238,6 @@ impl Sizes {
             compressed,
         };
         for (layer, index) in spec.layers.iter().zip(0..) {
-            let state = MixerState::byte_len(&layer.mixer, options.context);
-            sizes.state = sizes
-                .state
-                .saturating_add(state)
-                .saturating_add(BUFFER_OVERHEAD);
             sizes.dense.push(buffer(len(Unit::Layer(index))?));
             if let Ffn::Moe(moe) = &layer.ffn {
                 sizes.add_experts(index, moe, &len)?;
@@ -248,13 +279,21 @@ impl Sizes {
     /// What one token needs.
     fn least(&self) -> Choice {
         let (embedding, head) = (self.compressed, self.compressed);
-        let least = Choice { embedding, head, dense: 0, experts: self.picks };
+        let experts = self.picks;
+        let least = Choice { embedding, head, dense: 0, experts, chunk: Chunk::ONE };
         let all = Choice { dense: self.dense.len(), ..least };
         if self.cost(all) <= self.cost(least) { all } else { least }
     }
 
     fn all(&self) -> Choice {
-        Choice { embedding: true, head: true, dense: self.dense.len(), experts: self.experts }
+        let (dense, experts) = (self.dense.len(), self.experts);
+        Choice { embedding: true, head: true, dense, experts, chunk: Chunk::ONE }
+    }
+
+    /// The most tokens together that take at most `bytes` more than one.
+    fn chunk_within(&self, bytes: u64) -> Chunk {
+        let fits = self.chunks.iter().find(|chunk| chunk.bytes <= bytes);
+        fits.copied().unwrap_or(Chunk::ONE)
     }
 
     /// Spends `budget` on what saves most reading for a byte of memory.
@@ -287,7 +326,8 @@ impl Sizes {
         [
             self.reserved
                 .saturating_add(self.state)
-                .saturating_add(self.scratch),
+                .saturating_add(self.scratch)
+                .saturating_add(choice.chunk.bytes),
             if embedding { self.embedding } else { 0 },
             if choice.head { self.head } else { self.head_buffers },
             dense.map(|(len, _)| len).sum(),
@@ -307,7 +347,7 @@ impl Sizes {
             .filter(|(_, pinned)| !**pinned);
         let head = if self.tied { self.embedding } else { self.head };
         let embedding = choice.embedding || (choice.head && self.tied);
-        let complete = choice == self.all();
+        let complete = Choice { chunk: Chunk::ONE, ..choice } == self.all();
         let experts = self.expert_bytes_per_token;
         MemoryPlan {
             mode: if complete { Mode::Resident } else { Mode::Streamed },
@@ -317,7 +357,8 @@ impl Sizes {
             total: self.cost(choice),
             reserved: self.reserved,
             state: self.state,
-            scratch: self.scratch,
+            scratch: self.scratch + choice.chunk.bytes,
+            chunk: choice.chunk.tokens,
             embedding_resident: embedding,
             head_resident: choice.head,
             dense_buffer: self.largest_dense(),
@@ -365,9 +406,31 @@ fn spread(count: usize, len: usize) -> Vec<bool> {
         .collect()
 }
 
+/// Bytes that mixers keep of the positions before, when `chunk` tokens are computed together.
+fn state(spec: &ModelSpec, context: usize, chunk: usize) -> u64 {
+    let layers = spec.layers.iter();
+    let bytes = layers.map(|layer| MixerState::byte_len(&layer.mixer, context, chunk));
+    bytes.fold(0, |sum, len| sum.saturating_add(len).saturating_add(BUFFER_OVERHEAD))
+}
+
 /// Activations: everything per token, its copies with group sums and in the basis of trellis codes,
 /// logits and their sorted copy, attention scores of every position.
-fn scratch(spec: &ModelSpec, context: usize) -> u64 {
+fn scratch(spec: &ModelSpec, context: usize, chunk: usize) -> u64 {
     let vocab = u64::from(spec.vocab_size);
-    4 * (3 * block::buffer_len(spec) + 6 * vocab + 64 * context as u64)
+    let tokens = block::buffer_len(spec).saturating_mul(3 * chunk as u64);
+    4 * (tokens.saturating_add(6 * vocab + 64 * context as u64))
+}
+
+/// What computing more tokens than one together takes: as many as `options` allows, then half of
+/// them, and so on.
+fn chunks(spec: &ModelSpec, options: &Options) -> Vec<Chunk> {
+    let context = options.context;
+    let bytes =
+        |tokens| scratch(spec, context, tokens).saturating_add(state(spec, context, tokens));
+    let most = options.chunk.min(context).max(1);
+    let halves = std::iter::successors(Some(most), |tokens| Some(tokens / 2));
+    halves
+        .take_while(|tokens| *tokens > 1)
+        .map(|tokens| Chunk { tokens, bytes: bytes(tokens) - bytes(1) })
+        .collect()
 }

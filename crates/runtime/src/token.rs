@@ -40,7 +40,10 @@ pub struct Stats {
     pub bytes_resident: u64,
 }
 
-/// A model that computes one token after the other.
+/// Who is shown the residual stream.
+pub type Observer<'a> = &'a mut (dyn FnMut(usize, &[f32]) + Send);
+
+/// A model that computes a text from its beginning: a prompt in chunks, then token after token.
 #[derive(Debug)]
 pub struct Runtime {
     weights: Arc<Weights>,
@@ -101,40 +104,59 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`Self::forward`].
-    pub fn forward_observed(
-        &mut self,
-        token: u32,
-        observe: &mut (dyn FnMut(usize, &[f32]) + Send),
-    ) -> Result<&[f32]> {
-        self.accept(token)?;
-        let model = &mut self.model;
-        self.pool.install(|| {
-            model.guarded(|model| {
-                model.hidden(token, observe)?;
-                model.compute_logits()?;
-                model.check_logits()
-            })
-        })?;
+    pub fn forward_observed(&mut self, token: u32, observe: Observer<'_>) -> Result<&[f32]> {
+        self.run(&[token], observe, true)?;
         Ok(&self.model.logits)
     }
 
-    /// Computes `token` for what later tokens need of it, without logits.
+    /// Logits `[vocab_size]` after the last of `tokens`, which are computed together, as many at a
+    /// time as [`MemoryPlan::chunk`] says. They are those of one token after the other, to the bit.
     ///
     /// # Errors
-    /// As [`Self::forward`].
-    pub fn advance(&mut self, token: u32) -> Result<()> {
-        self.accept(token)?;
-        let model = &mut self.model;
-        self.pool
-            .install(|| model.guarded(|model| model.hidden(token, &mut |_, _| {})))
+    /// As [`Self::forward`]; no tokens.
+    pub fn forward_all(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        self.run(tokens, &mut |_, _| {}, true)?;
+        Ok(&self.model.logits)
     }
 
-    fn accept(&self, token: u32) -> Result<()> {
-        check_token(&self.model.spec, token)?;
+    /// Computes `tokens` for what later ones need of them, without logits; together, as
+    /// [`Self::forward_all`] does.
+    ///
+    /// # Errors
+    /// As [`Self::forward_all`].
+    pub fn advance(&mut self, tokens: &[u32]) -> Result<()> {
+        self.run(tokens, &mut |_, _| {}, false)
+    }
+
+    fn run(&mut self, tokens: &[u32], observe: Observer<'_>, logits: bool) -> Result<()> {
+        self.accept(tokens)?;
+        let (chunk, model) = (self.plan.chunk, &mut self.model);
+        self.pool.install(|| {
+            model.guarded(|model| {
+                for tokens in tokens.chunks(chunk) {
+                    model.hidden(tokens, observe)?;
+                }
+                if logits {
+                    model.compute_logits()?;
+                    model.check_logits()?;
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// Refuses what would fail later, before anything is computed.
+    fn accept(&self, tokens: &[u32]) -> Result<()> {
+        for token in tokens {
+            check_token(&self.model.spec, *token)?;
+        }
         if self.model.failed {
             return Err(RuntimeError::Failed);
         }
-        if self.model.position >= self.context {
+        if tokens.is_empty() {
+            return Err(RuntimeError::NoTokens);
+        }
+        if self.context - self.model.position < tokens.len() {
             return Err(RuntimeError::Context { context: self.context });
         }
         Ok(())
@@ -173,7 +195,8 @@ impl Runtime {
         }
     }
 
-    /// The last token's picks per layer; empty for layers without experts.
+    /// The picks of the last tokens that were computed together, per layer; empty for layers
+    /// without experts.
     pub fn last_routes(&self) -> &[Routes] {
         &self.model.routes
     }
@@ -204,7 +227,10 @@ impl Model {
         let mixers = spec
             .layers
             .iter()
-            .map(|l| MixerState::for_tokens(&l.mixer, context));
+            .map(|l| MixerState::for_tokens(&l.mixer, context, plan.chunk));
+        let mut state = PassState::new(vec![0.0; spec.hidden_size as usize]);
+        // What is computed together must not change what it gives.
+        state.work.linear.row_by_row = true;
         Ok(Self {
             head: VocabMatrix::head(weights, plan.head_resident, &embedding)?,
             norm: final_norm(weights)?,
@@ -213,7 +239,7 @@ impl Model {
             position: 0,
             tokens: 0,
             failed: false,
-            state: PassState::new(vec![0.0; spec.hidden_size as usize]),
+            state,
             routes: vec![Routes::default(); spec.layers.len()],
             outputs: Vec::new(),
             rows: AlignedBuf::default(),
@@ -232,41 +258,39 @@ impl Model {
         result
     }
 
-    /// The residual stream after the last layer, into `self.state.x`.
-    fn hidden(
-        &mut self,
-        token: u32,
-        observe: &mut (dyn FnMut(usize, &[f32]) + Send),
-    ) -> Result<()> {
-        self.store.begin_token();
-        self.embed(token)?;
+    /// The residual stream of `tokens` after the last layer, into `self.state.x`.
+    fn hidden(&mut self, tokens: &[u32], observe: Observer<'_>) -> Result<()> {
+        for _ in tokens {
+            self.store.begin_token();
+        }
+        self.embed(tokens)?;
         observe(0, &self.state.x);
         for index in 0..self.spec.layers.len() {
             let dense = self.store.take_dense(index)?;
-            self.layer(index, dense.view())?;
+            self.layer(index, dense.view(), tokens.len())?;
             self.store.return_dense(index, dense)?;
             let x = &self.state.x;
             check_finite(index as u32, self.position, self.norm.len(), x)?;
             observe(index + 1, x);
         }
-        self.position += 1;
-        self.tokens += 1;
+        self.position += tokens.len();
+        self.tokens += tokens.len() as u64;
         Ok(())
     }
 
-    fn embed(&mut self, token: u32) -> Result<()> {
+    fn embed(&mut self, tokens: &[u32]) -> Result<()> {
         let buf = std::mem::take(&mut self.rows);
-        let embedded = self.embedding.embed(&self.weights, &[token], 1, buf)?;
+        let embedded = self.embedding.embed(&self.weights, tokens, 1, buf)?;
         self.store.counts.reads += embedded.reads;
         self.store.counts.bytes_read += embedded.bytes_read;
         (self.state.x, self.rows) = (embedded.x, embedded.buf);
         Ok(())
     }
 
-    fn layer(&mut self, index: usize, unit: UnitView<'_>) -> Result<()> {
+    fn layer(&mut self, index: usize, unit: UnitView<'_>, length: usize) -> Result<()> {
         let spec = Arc::clone(&self.spec);
         let layer = Layer::new(&spec, index as u32, unit);
-        let sequences = Sequences { length: 1, first: self.position };
+        let sequences = Sequences { length, first: self.position };
         self.state
             .mix(&layer, sequences, &mut self.mixers[index], &mut None)?;
         match &layer.spec.ffn {
@@ -340,10 +364,12 @@ impl Model {
         }
     }
 
+    /// Logits after the last row.
     fn compute_logits(&mut self) -> Result<()> {
         let Self { state, norm, spec, head, logits, .. } = self;
         let (linear, normed) = (&mut state.work.linear, &mut state.work.normed);
-        rms_norm(linear.backend, &state.x, norm, spec.rms_norm_eps, normed);
+        let last = &state.x[state.x.len() - norm.len()..];
+        rms_norm(linear.backend, last, norm, spec.rms_norm_eps, normed);
         let Some(loaded) = &head.loaded else { return self.stream_logits() };
         let matrix = loaded
             .view()

@@ -137,7 +137,7 @@ fn a_full_context_and_a_foreign_token_are_refused() {
     assert_eq!(refused.to_string(), "the context of 2 tokens is full");
     // Neither spoils the runtime.
     runtime.reset();
-    runtime.advance(1).unwrap();
+    runtime.advance(&[1]).unwrap();
     assert_eq!(runtime.forward(2).unwrap(), first);
 }
 

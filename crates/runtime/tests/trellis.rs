@@ -88,7 +88,7 @@ fn a_token_reads_a_block_of_the_embedding() {
     let plan = runtime.plan().clone();
     assert!(!plan.embedding_resident);
     let before = runtime.stats().bytes_read;
-    runtime.advance(tokens[0]).unwrap();
+    runtime.advance(&tokens[..1]).unwrap();
     let read = runtime.stats().bytes_read - before;
     // All but the head, and layers read ahead for the next token.
     assert!(

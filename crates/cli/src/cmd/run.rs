@@ -141,7 +141,7 @@ fn options(args: &RunArgs, prompt: &[u32]) -> Result<Options, Failure> {
     let memory = args.memory.or_else(process::available_memory);
     let threads = args.threads.count();
     let reserved = PROGRAM_BYTES.max(held + SLACK) + threads as u64 * THREAD_BYTES;
-    Ok(Options { memory, reserved, threads, context })
+    Ok(Options { memory, reserved, threads, context, ..Options::default() })
 }
 
 /// Refuses what the machine cannot hold: swapping would be slower than streaming.
@@ -202,24 +202,25 @@ impl Session<'_> {
         Ok((result, Phase::new(before, self.runtime.stats(), seconds)))
     }
 
-    /// All tokens of the prompt but the last, whose logits pick the first new token.
+    /// The prompt, a chunk at a time; the logits after its last token pick the first new one.
     fn read_prompt(&mut self, prompt: &[u32]) -> Result<(), Failure> {
         let stage = Stage::new(self.output, "reading the prompt", Count::Of("tokens"));
-        let [rest @ .., last] = prompt else { return Ok(()) };
-        for (done, token) in (0u64..).zip(rest) {
+        let chunk = self.runtime.plan().chunk;
+        let (rest, last) = prompt.split_at((prompt.len() - 1) / chunk * chunk);
+        for (i, tokens) in rest.chunks(chunk).enumerate() {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            self.runtime.advance(*token)?;
-            stage.set(done + 1, prompt.len() as u64);
+            self.runtime.advance(tokens)?;
+            stage.set(((i + 1) * chunk) as u64, prompt.len() as u64);
         }
         drop(stage);
-        self.step(*last)
+        self.step(last)
     }
 
-    /// Computes a token and picks the next.
-    fn step(&mut self, token: u32) -> Result<(), Failure> {
-        let logits = self.runtime.forward(token)?;
+    /// Computes tokens and picks the next.
+    fn step(&mut self, tokens: &[u32]) -> Result<(), Failure> {
+        let logits = self.runtime.forward_all(tokens)?;
         for value in logits {
             self.logits.update(&value.to_le_bytes());
         }
@@ -252,7 +253,7 @@ impl Session<'_> {
             if self.tokens.len() == wanted {
                 break;
             }
-            self.step(token)?;
+            self.step(&[token])?;
         }
         self.flush()?;
         Ok(Stop::Tokens)

@@ -38,12 +38,12 @@ pub fn buffer_len(spec: &AttentionSpec) -> u64 {
     u64::from(spec.head_dim) * (2 * heads + gates + 2 * kv + 1)
 }
 
-/// Positions that the cache must hold: a window or chunk if the layer has one, else the whole
-/// context.
-pub fn cache_capacity(spec: &AttentionSpec, context: usize) -> usize {
+/// Positions that the cache must hold when `rows` of them come at a time: what the first of these
+/// sees and the others besides. That is a window or chunk if the layer has one, else the context.
+pub fn cache_capacity(spec: &AttentionSpec, context: usize, rows: usize) -> usize {
     let limit = |size: Option<u32>| size.map_or(context, |size| size as usize);
-    let (window, chunk) = (limit(spec.sliding_window), limit(spec.attention_chunk_size));
-    context.min(window).min(chunk).max(1)
+    let seen = limit(spec.sliding_window).min(limit(spec.attention_chunk_size));
+    context.min(seen.saturating_add(rows.max(1) - 1)).max(1)
 }
 
 /// Keys (or values) per position.
@@ -53,7 +53,7 @@ pub fn cache_width(spec: &AttentionSpec) -> usize {
 
 /// `x += o(attend(q(norm(x)), k(norm(x)), v(norm(x))))` for the rows of `batch`.
 ///
-/// When a sequence of the batch has several rows, `cache` must hold all its positions.
+/// `cache` must have room for the rows of a sequence besides the positions that the first sees.
 pub fn forward(
     layer: &Layer<'_>,
     spec: &AttentionSpec,

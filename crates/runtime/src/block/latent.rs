@@ -98,7 +98,7 @@ impl LatentCache {
 
 /// `x += o(attend(norm(x)))` for the rows of `batch`.
 ///
-/// When a sequence of the batch has several rows, `cache` must hold all its positions.
+/// `cache` must have room for all positions.
 pub fn forward(
     layer: &Layer<'_>,
     spec: &LatentSpec,

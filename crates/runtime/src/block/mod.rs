@@ -141,11 +141,11 @@ pub enum MixerState {
 }
 
 impl MixerState {
-    /// For token after token, up to `context` positions.
-    pub fn for_tokens(mixer: &Mixer, context: usize) -> Self {
+    /// For one sequence up to `context` positions, at most `chunk` of them at a time.
+    pub fn for_tokens(mixer: &Mixer, context: usize, chunk: usize) -> Self {
         match mixer {
             Mixer::Attention(spec) => {
-                let capacity = attention::cache_capacity(spec, context);
+                let capacity = attention::cache_capacity(spec, context, chunk);
                 Self::Attention(kv::KvCache::new(capacity, attention::cache_width(spec)))
             }
             Mixer::Latent(spec) => Self::Latent(latent::LatentCache::new(spec, context)),
@@ -159,15 +159,15 @@ impl MixerState {
             Mixer::Attention(spec) => {
                 Self::Attention(kv::KvCache::new(length, attention::cache_width(spec)))
             }
-            Mixer::Latent(_) | Mixer::DeltaNet(_) => Self::for_tokens(mixer, length),
+            Mixer::Latent(_) | Mixer::DeltaNet(_) => Self::for_tokens(mixer, length, length),
         }
     }
 
     /// Bytes that [`Self::for_tokens`] takes.
-    pub fn byte_len(mixer: &Mixer, context: usize) -> u64 {
+    pub fn byte_len(mixer: &Mixer, context: usize, chunk: usize) -> u64 {
         match mixer {
             Mixer::Attention(spec) => kv::KvCache::byte_len(
-                attention::cache_capacity(spec, context) as u64,
+                attention::cache_capacity(spec, context, chunk) as u64,
                 attention::cache_width(spec) as u64,
             ),
             Mixer::Latent(spec) => latent::LatentCache::byte_len(spec, context),

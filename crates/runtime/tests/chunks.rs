@@ -1,0 +1,116 @@
+//! Tokens of a prompt computed together give what they give one by one, to the bit.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Case, fixtures};
+use shardwright_format::weights::Weights;
+use shardwright_runtime::text::Tokenizer;
+use shardwright_runtime::{MemoryPlan, Options, Runtime};
+
+const CHUNKS: [usize; 4] = [1, 7, 32, 1000];
+
+fn options(memory: Option<u64>, threads: usize, chunk: usize) -> Options {
+    Options { memory, threads, chunk, context: 64, ..Options::default() }
+}
+
+/// Logits after the prompt `tokens[..split]`, then after each of the others, and what was kept of
+/// the plan's chunk.
+fn logits(weights: Weights, options: &Options, tokens: &[u32], split: usize) -> (Vec<u32>, usize) {
+    let mut runtime = Runtime::open(weights, options).unwrap();
+    let (prompt, rest) = tokens.split_at(split);
+    let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let mut all = bits(runtime.forward_all(prompt).unwrap());
+    for token in rest {
+        all.extend(bits(runtime.forward(*token).unwrap()));
+    }
+    assert_eq!(runtime.stats().tokens, tokens.len() as u64);
+    (all, runtime.plan().chunk)
+}
+
+/// A golden's text twice over: longer than its windows.
+fn twice(case: &Case) -> Vec<u32> {
+    let tokens = case.tokens();
+    [&tokens[..], &tokens[..]].concat()
+}
+
+#[test]
+fn chunks_do_not_change_logits() {
+    for case in Case::all().into_iter().chain(Case::gguf()) {
+        let tokens = twice(&case);
+        let split = tokens.len() - 3;
+        let run = |memory, threads, chunk| {
+            logits(case.weights(), &options(memory, threads, chunk), &tokens, split)
+        };
+        let (one_by_one, _) = run(None, 1, 1);
+        for chunk in CHUNKS {
+            let (together, used) = run(None, 2, chunk);
+            assert_eq!(used, chunk.min(64), "{}", case.name);
+            assert!(together == one_by_one, "{}: {chunk} at a time change the logits", case.name);
+        }
+    }
+}
+
+#[test]
+fn chunks_change_nothing_under_any_budget() {
+    for name in ["qwen3_moe", "gpt_oss", "gemma3", "deepseek_v3", "qwen3_next", "mixtral"] {
+        let case = Case::named(name);
+        let tokens = twice(&case);
+        let split = tokens.len() - 3;
+        let (one_by_one, _) = logits(case.weights(), &options(None, 1, 1), &tokens, split);
+        let plan = MemoryPlan::new(&case.weights(), &options(None, 1, 1)).unwrap();
+        let (min, all) = (plan.min_bytes, plan.resident);
+        for budget in [min, min + (all - min) / 2, all - 1, all, all + (1 << 20)] {
+            let options = options(Some(budget), 2, 1000);
+            let (together, _) = logits(case.weights(), &options, &tokens, split);
+            assert!(together == one_by_one, "{name}: {budget} bytes change the logits");
+        }
+    }
+}
+
+#[test]
+fn a_budget_decides_how_many_tokens_go_together() {
+    let case = Case::named("qwen3_moe");
+    let plan = |memory| MemoryPlan::new(&case.weights(), &options(memory, 1, 64)).unwrap();
+    let (all, least) = (plan(None), plan(Some(plan(None).min_bytes)));
+    assert_eq!((all.chunk, least.chunk), (64, 1));
+    let between = plan(Some(least.total + (all.resident - least.total) / 2));
+    assert!(between.total <= between.budget.unwrap());
+    let ample = plan(Some(all.total));
+    assert_eq!(ample.chunk, 64);
+    assert_eq!(plan(Some(all.resident)).chunk, 1);
+    assert!(all.total > all.resident);
+}
+
+#[test]
+fn a_trained_model_reads_a_text_alike_in_chunks() {
+    let path = fixtures().join("fixture-2m");
+    let tokenizer = Tokenizer::open(&path.join("tokenizer.json")).unwrap();
+    let text =
+        "def parse(lines):\n    \"\"\"Split every line at its first colon.\"\"\"\n    pairs = ";
+    let tokens = tokenizer.encode(&text.repeat(2), true).unwrap();
+    let run = |threads, chunk| {
+        let options = Options { context: 256, ..options(None, threads, chunk) };
+        logits(Weights::open(&path).unwrap(), &options, &tokens, tokens.len() - 1).0
+    };
+    let one_by_one = run(1, 1);
+    for chunk in CHUNKS {
+        assert!(run(2, chunk) == one_by_one, "{chunk} at a time change the logits");
+    }
+}
+
+#[test]
+fn what_cannot_be_computed_is_refused_before_anything_is() {
+    let case = Case::named("llama2");
+    let mut runtime =
+        Runtime::open(case.weights(), &Options { context: 4, ..options(None, 1, 2) }).unwrap();
+    let refused = runtime.forward_all(&[]).unwrap_err();
+    assert_eq!(refused.to_string(), "expected at least one token, found none");
+    let refused = runtime.advance(&[1, 2, 3, 4, 5]).unwrap_err();
+    assert_eq!(refused.to_string(), "the context of 4 tokens is full");
+    let refused = runtime.advance(&[1, 256]).unwrap_err();
+    assert_eq!(refused.to_string(), "token 256 is outside the vocabulary of 256");
+    assert_eq!(runtime.position(), 0);
+    runtime.advance(&[1, 2, 3]).unwrap();
+    assert_eq!(runtime.position(), 3);
+}
