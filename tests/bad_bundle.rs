@@ -191,7 +191,7 @@ fn a_manifest_of_another_kind_or_version() {
     );
     hostile(
         |m| drop(m.insert("surprise".to_owned(), json!(1))),
-        "unknown field `surprise`, expected one of `blake3`, `format`, `version`, `generator`, `alignment`, `codec`, `model`, `recipe`, `checkpoint`, `calibration`, `files`, `dense`, `experts` at line 1446 column 12",
+        "unknown field `surprise`, expected one of `blake3`, `format`, `version`, `generator`, `alignment`, `model`, `recipe`, `checkpoint`, `calibration`, `files`, `dense`, `experts` at line 1427 column 12",
     );
 }
 

@@ -73,13 +73,11 @@ fn every_architecture_converts_holds_and_runs() {
 
 #[test]
 fn one_and_two_threads_give_the_same_bytes() {
-    for codec in ["none", "zstd"] {
-        let scratch = Scratch::with("fixture-2m");
-        for threads in [1, 2] {
-            scratch.ok(&format!("convert ckpt -o t{threads} --threads {threads} --codec {codec}"));
-        }
-        assert_eq!(digest(&scratch.path("t1")), digest(&scratch.path("t2")), "{codec}");
+    let scratch = Scratch::with("fixture-2m");
+    for threads in [1, 2] {
+        scratch.ok(&format!("convert ckpt -o t{threads} --threads {threads}"));
     }
+    assert_eq!(digest(&scratch.path("t1")), digest(&scratch.path("t2")));
 }
 
 #[test]
@@ -147,7 +145,7 @@ fn survives(signal: &str, options: &str) {
 #[test]
 fn a_killed_conversion_is_finished_to_the_byte() {
     survives("-KILL", "--threads 1");
-    survives("-KILL", "--threads 2 --codec zstd");
+    survives("-KILL", "--threads 2");
 }
 
 #[test]

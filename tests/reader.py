@@ -19,7 +19,6 @@ import sys
 
 PREFIX = b'{\n  "blake3": "'
 HEX_LEN = 64
-CODECS = ("none", "zstd")
 LIMIT = 1 << 64
 REALS = set(
     "rms_norm_eps theta clip_qkv factor low_freq_factor high_freq_factor recipe beta_fast beta_slow attention_factor softmax_scale floor_scale"
@@ -272,12 +271,11 @@ def read_manifest(root):
     found = blake3(data[:start] + b"0" * HEX_LEN + data[end:])
     check(data[start:end] == found.encode(), "manifest.json has hash", found)
     manifest = json.loads(data, object_pairs_hook=refuse_repeated)
-    names = "blake3 format version generator alignment codec model recipe checkpoint calibration files dense experts"
+    names = "blake3 format version generator alignment model recipe checkpoint calibration files dense experts"
     fields(manifest, names.split(), "manifest", ("calibration",))
     check(manifest["format"] == "shardwright-bundle", "format", manifest["format"])
     check(manifest["version"] == 1, "version", manifest["version"])
     check(manifest["alignment"] in [1 << n for n in range(12, 21)], "alignment")
-    check(manifest["codec"] in CODECS, "codec", manifest["codec"])
     if manifest.get("calibration") is not None:
         check_calibration(manifest["calibration"])
     return manifest
@@ -541,17 +539,17 @@ def check_tensors(place, shapes, tensors, length, alignment, experts=1):
 
 
 def shards(manifest):
-    """Every shard: its name, file, offset, stored and decoded length, hash, tensors, expert."""
+    """Every shard: its name, file, offset, length, hash, tensors, expert."""
     model = manifest["model"]
     check_model(model)
     units = list(dense_units(model))
     units.extend(part_units(manifest["dense"][len(units) :]))
     check(len(units) == len(manifest["dense"]), "dense has", len(manifest["dense"]), "shards")
     for (unit, shapes), shard in zip(units, manifest["dense"]):
-        fields(shard, ("unit", "file", "offset", "stored", "len", "blake3", "tensors"), "dense")
+        fields(shard, ("unit", "file", "offset", "len", "blake3", "tensors"), "dense")
         check(shard["unit"] == unit, "dense: expected", unit, "found", shard["unit"])
         check_tensors(unit, shapes, shard["tensors"], shard["len"], 64)
-        keys = ("file", "offset", "stored", "len", "blake3", "tensors")
+        keys = ("file", "offset", "len", "blake3", "tensors")
         yield (unit, *(shard[key] for key in keys), 0)
     sparse = [n for n, layer in enumerate(model["layers"]) if layer["ffn"]["kind"] == "moe"]
     check(sparse == [entry["layer"] for entry in manifest["experts"]], "experts: layers", sparse)
@@ -560,63 +558,49 @@ def shards(manifest):
 
 
 def expert_shards(model, entry, alignment):
-    names = ("layer", "file", "stride", "len", "tensors", "stored", "blake3")
+    names = ("layer", "file", "stride", "len", "tensors", "blake3")
     place = f"experts of layer {entry['layer']}"
-    fields(entry, names, place, optional=("stored",))
+    fields(entry, names, place)
     ffn = model["layers"][entry["layer"]]["ffn"]
     shapes = list(gated_shapes("expert", ffn["moe_intermediate_size"], model["hidden_size"], ffn.get("expert_bias")))
     check_tensors(place, shapes, entry["tensors"], entry["len"], 1, ffn["num_experts"])
-    stored = entry.get("stored") or [entry["len"]] * ffn["num_experts"]
-    check(len(stored) == len(entry["blake3"]) == ffn["num_experts"], place, "count")
+    check(len(entry["blake3"]) == ffn["num_experts"], place, "count")
     check(entry["stride"] % alignment == 0, place, "stride", entry["stride"])
-    for e, (size, digest) in enumerate(zip(stored, entry["blake3"])):
-        check(size <= entry["stride"], place, e, "is longer than its stride")
+    check(entry["len"] <= entry["stride"], place, "are longer than their stride")
+    for e, digest in enumerate(entry["blake3"]):
         unit = {"expert": {"layer": entry["layer"], "expert": e}}
         offset = e * entry["stride"]
-        yield unit, entry["file"], offset, size, entry["len"], digest, entry["tensors"], e
+        yield unit, entry["file"], offset, entry["len"], digest, entry["tensors"], e
 
 
 def check_ranges(manifest, listed):
     """Shards are aligned, apart, and end where their files do (§4.3)."""
     alignment, ends = manifest["alignment"], {}
     kinds = {entry["path"]: entry for entry in manifest["files"] if entry["kind"] == "shards"}
-    for unit, file, offset, stored, length, *_ in sorted(listed, key=lambda s: (s[1], s[2])):
+    for unit, file, offset, length, *_ in sorted(listed, key=lambda s: (s[1], s[2])):
         check(file in kinds, unit, "lies in", file)
         check(offset % alignment == 0 and offset >= ends.get(file, 0), unit, "offset", offset)
-        check(manifest["codec"] != "none" or stored == length, unit, "stored", stored)
-        ends[file] = offset + stored
+        ends[file] = offset + length
     check(set(ends) == set(kinds), "shard files without shards:", sorted(set(kinds) - set(ends)))
     for file, end in ends.items():
         check(-(-end // alignment) * alignment == kinds[file]["size"], file, "size")
 
 
-def decode(codec, stored, length, unit):
-    if codec == "none":
-        return stored
-    try:
-        from compression import zstd
-    except ImportError:
-        raise Refused("codec zstd needs Python 3.14") from None
-    data = zstd.decompress(stored)
-    check(len(data) == length, unit, "decodes to", len(data), "bytes")
-    return data
-
-
-def read_shard(root, codec, shard):
-    unit, file, offset, stored, length, digest, *_ = shard
+def read_shard(root, shard):
+    unit, file, offset, length, digest, *_ = shard
     with open(os.path.join(root, file), "rb") as source:
         source.seek(offset)
-        data = source.read(stored)
-    check(len(data) == stored, unit, "is cut short")
+        data = source.read(length)
+    check(len(data) == length, unit, "is cut short")
     check(blake3(data) == digest, unit, "has hash", blake3(data))
-    return decode(codec, data, length, unit)
+    return data
 
 
 def tensors_of(root, manifest, listed):
     """Every tensor: its unit, entry, expert and values."""
     for shard in listed:
-        unit, tensors, expert = shard[0], shard[6], shard[7]
-        data = read_shard(root, manifest["codec"], shard)
+        unit, tensors, expert = shard[0], shard[5], shard[6]
+        data = read_shard(root, shard)
         for entry in tensors:
             size = sum(part_sizes(entry["encoding"], entry["rows"], entry["cols"]))
             stored = data[entry["offset"] : entry["offset"] + size]

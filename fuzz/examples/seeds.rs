@@ -8,7 +8,7 @@ use shardwright_format::arch::{Inventory, SourceTensor};
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::layout::{Unplaced, place_dense, place_expert};
 use shardwright_format::manifest::{
-    CheckpointRecord, Codec, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT, FileEntry,
+    CheckpointRecord, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT, FileEntry,
     FileKind, Hash, Manifest, SourceFile, VERSION,
 };
 use shardwright_format::{Unit, UnitLayout};
@@ -73,7 +73,6 @@ fn manifest(checkpoint: &Checkpoint, inventory: &Inventory, codes: Encoding) -> 
         version: VERSION,
         generator: "seeds".to_owned(),
         alignment: DEFAULT_ALIGNMENT,
-        codec: Codec::None,
         model: inventory.spec.clone(),
         recipe: serde_json::json!({ "name": "q4" }),
         checkpoint: CheckpointRecord {
@@ -107,7 +106,6 @@ fn dense(
             unit,
             file,
             offset,
-            stored: len,
             len,
             blake3: Hash::ZERO,
             tensors,
@@ -138,7 +136,6 @@ fn experts(
             stride,
             len,
             tensors,
-            stored: Vec::new(),
             blake3,
         });
     }

@@ -55,19 +55,19 @@ fn check_places(manifest: &Manifest) {
         assert!(inside && file.path != "manifest.json", "{}", file.path);
         assert!(files.insert(&file.path, (file.size, Vec::new())).is_none(), "{}", file.path);
     }
-    let mut claim = |name: &str, offset: u64, stored: u64| {
+    let mut claim = |name: &str, offset: u64, len: u64| {
         let (size, ranges) = files.get_mut(name).expect("a listed file");
-        let end = offset.checked_add(stored).expect("a range");
-        assert!(end <= *size && offset % manifest.alignment == 0, "{name}: {offset} {stored}");
+        let end = offset.checked_add(len).expect("a range");
+        assert!(end <= *size && offset % manifest.alignment == 0, "{name}: {offset} {len}");
         ranges.push((offset, end));
     };
     for shard in &manifest.dense {
-        claim(&shard.file, shard.offset, shard.stored);
+        claim(&shard.file, shard.offset, shard.len);
     }
     for experts in &manifest.experts {
         for expert in 0..experts.blake3.len() as u32 {
             let extent = experts.extent(expert).expect("an expert");
-            claim(&experts.file, extent.offset, extent.stored);
+            claim(&experts.file, extent.offset, extent.len);
         }
     }
     for (name, (_, ranges)) in &mut files {

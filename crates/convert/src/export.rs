@@ -15,7 +15,7 @@ use shardwright_format::checkpoint::{
     CONFIG_NAME, INDEX_NAME, QUANTIZATION_KEYS, SINGLE_NAME, header,
 };
 use shardwright_format::io::AlignedBuf;
-use shardwright_format::manifest::{Codec, FileKind, Manifest};
+use shardwright_format::manifest::{FileKind, Manifest};
 use shardwright_format::unit::{TensorEntry, UnitLayout};
 use shardwright_format::writer::publish;
 use shardwright_format::{Decoder, FormatError, Unit};
@@ -67,7 +67,7 @@ impl Default for ExportOptions {
 
 /// Writes `bundle` as a checkpoint to `out`; gives the files written.
 ///
-/// Memory is one unit of at most 64 MiB, or a few rows of a larger one (with a codec one unit).
+/// Memory is one unit of at most 64 MiB, or a few rows of a larger one.
 ///
 /// # Errors
 /// An output that exists, views that do not fill the checkpoint's tensors, and what the operating
@@ -212,7 +212,7 @@ impl Export {
         buf: &mut AlignedBuf,
     ) -> Result<()> {
         let layout = bundle.layout(unit)?;
-        let whole = layout.len <= WHOLE_LIMIT || bundle.manifest().codec != Codec::None;
+        let whole = layout.len <= WHOLE_LIMIT;
         if whole {
             bundle.read(unit, buf)?;
         }

@@ -3,16 +3,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::error::{FormatError, Result};
 use crate::io::{AlignedBuf, INDEX_LIMIT, ReadFile, read_limited};
-use crate::manifest::{Codec, Extent, FileEntry, FileKind, MANIFEST_FILE, Manifest};
+use crate::manifest::{Extent, FileEntry, FileKind, MANIFEST_FILE, Manifest};
 use crate::unit::{TensorEntry, Unit, UnitLayout};
-
-/// No Zstandard frame decodes to more: a block takes at least 4 bytes and gives at most 128 KiB
-/// (RFC 8878, section 3.1.1.2). Checked before memory is taken for what a frame claims.
-const ZSTD_MAX_RATIO: u64 = 1 << 15;
 
 /// A bundle whose manifest is valid and whose shard files have the stated sizes.
 ///
@@ -22,8 +18,6 @@ pub struct Bundle {
     root: PathBuf,
     manifest: Manifest,
     files: BTreeMap<String, ReadFile>,
-    /// Stored bytes of shards that the manifest, being a plan, does not know yet.
-    made: Mutex<BTreeMap<Unit, u64>>,
 }
 
 impl Bundle {
@@ -49,11 +43,11 @@ impl Bundle {
             }
             files.insert(entry.path.clone(), file);
         }
-        Ok(Self { root: dir.to_owned(), manifest, files, made: Mutex::default() })
+        Ok(Self { root: dir.to_owned(), manifest, files })
     }
 
     /// The bundle that `plan` describes, being written to `dir`: a shard can be read once it is
-    /// there and [`Self::note_made`] was told of it.
+    /// there.
     ///
     /// # Errors
     /// A shard file that is missing.
@@ -61,15 +55,7 @@ impl Bundle {
         let shards = plan.files.iter().filter(|f| f.kind == FileKind::Shards);
         let open = |f: &FileEntry| Ok((f.path.clone(), ReadFile::open(&dir.join(&f.path))?));
         let files = shards.map(open).collect::<Result<_>>()?;
-        Ok(Self { root: dir.to_owned(), manifest: plan, files, made: Mutex::default() })
-    }
-
-    /// A unit of an unfinished bundle takes `stored` bytes from where it was planned.
-    pub fn note_made(&self, unit: Unit, stored: u64) {
-        self.made
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(unit, stored);
+        Ok(Self { root: dir.to_owned(), manifest: plan, files })
     }
 
     /// The directory.
@@ -95,34 +81,14 @@ impl Bundle {
         Ok(self.locate(unit)?.layout)
     }
 
-    /// Bytes that reading a unit takes from the file.
+    /// Reads a unit into `buf` and gives its layout.
     ///
     /// # Errors
-    /// A unit that the model does not have.
-    pub fn stored_len(&self, unit: Unit) -> Result<u64> {
-        Ok(self.locate(unit)?.extent.stored)
-    }
-
-    /// Reads a unit, decompressed, into `buf` and gives its layout.
-    ///
-    /// # Errors
-    /// What the operating system refuses; a compressed shard that is damaged.
+    /// What the operating system refuses.
     pub fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<UnitLayout> {
         let shard = self.locate(unit)?;
-        match self.manifest.codec {
-            Codec::None => {
-                let len = self.fits(unit, shard.layout.len)?;
-                shard.file.read_aligned(shard.extent.offset, len, buf)?;
-            }
-            Codec::Zstd => {
-                let mut stored = AlignedBuf::default();
-                let len = self.fits(unit, shard.extent.stored)?;
-                shard
-                    .file
-                    .read_aligned(shard.extent.offset, len, &mut stored)?;
-                self.decompress(unit, &shard, stored.as_slice(), buf)?;
-            }
-        }
+        let len = self.fits(unit, shard.extent.len)?;
+        shard.file.read_aligned(shard.extent.offset, len, buf)?;
         Ok(shard.layout)
     }
 
@@ -143,59 +109,11 @@ impl Bundle {
             FormatError::file(shard.file.path(), format!("{unit} {}: {detail}", entry.role))
         })?;
         buf.resize(self.fits(unit, parts.iter().map(|part| part.len).sum())?);
-        let decoded = self.decoded(unit)?;
         let mut out = buf.as_mut_slice();
         for RowPart { start, len } in parts {
             let (head, rest) = out.split_at_mut(len as usize);
-            match &decoded {
-                None => shard.file.read_at(shard.extent.offset + start, head)?,
-                Some(bytes) => {
-                    head.copy_from_slice(&bytes.as_slice()[start as usize..][..head.len()]);
-                }
-            }
+            shard.file.read_at(shard.extent.offset + start, head)?;
             out = rest;
-        }
-        Ok(())
-    }
-
-    /// The unit's bytes when they must be decompressed as a whole to read any.
-    fn decoded(&self, unit: Unit) -> Result<Option<AlignedBuf>> {
-        match self.manifest.codec {
-            Codec::None => Ok(None),
-            Codec::Zstd => {
-                let mut bytes = AlignedBuf::default();
-                self.read(unit, &mut bytes)?;
-                Ok(Some(bytes))
-            }
-        }
-    }
-
-    fn decompress(
-        &self,
-        unit: Unit,
-        shard: &Shard<'_>,
-        stored: &[u8],
-        buf: &mut AlignedBuf,
-    ) -> Result<()> {
-        let refuse =
-            |detail: String| FormatError::file(shard.file.path(), format!("{unit}: {detail}"));
-        let expected = shard.layout.len;
-        let found = zstd::zstd_safe::get_frame_content_size(stored)
-            .ok()
-            .flatten();
-        if found != Some(expected) {
-            let found = found.map_or("no length".to_owned(), |n| n.to_string());
-            return Err(refuse(format!("zstd frame: expected {expected} bytes, found {found}")));
-        }
-        if expected > shard.extent.stored.saturating_mul(ZSTD_MAX_RATIO) {
-            let stored = shard.extent.stored;
-            return Err(refuse(format!("zstd frame: {expected} bytes cannot come from {stored}")));
-        }
-        buf.resize(self.fits(unit, expected)?);
-        let written = zstd::bulk::decompress_to_buffer(stored, buf.as_mut_slice())
-            .map_err(|e| refuse(format!("zstd frame: {e}")))?;
-        if written as u64 != expected {
-            return Err(refuse(format!("zstd frame: expected {expected} bytes, found {written}")));
         }
         Ok(())
     }
@@ -207,20 +125,17 @@ impl Bundle {
     }
 
     fn locate(&self, unit: Unit) -> Result<Shard<'_>> {
-        let (name, mut extent, tensors, len) = self.find(unit).ok_or_else(|| {
+        let (name, extent, tensors) = self.find(unit).ok_or_else(|| {
             FormatError::file(&self.root.join(MANIFEST_FILE), format!("the model has no {unit}"))
         })?;
         let file = self.files.get(name).ok_or_else(|| {
             FormatError::file(&self.root.join(name), "is not a shard file of the bundle")
         })?;
-        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        extent.stored = made.get(&unit).copied().unwrap_or(extent.stored);
-        Ok(Shard { file, extent, layout: UnitLayout { tensors: tensors.clone(), len } })
+        Ok(Shard { file, extent, layout: UnitLayout { tensors: tensors.clone(), len: extent.len } })
     }
 
-    /// File name, place, tensors and decoded length of a unit.
-    #[allow(clippy::type_complexity)] // named at its only call
-    fn find(&self, unit: Unit) -> Option<(&str, Extent, &std::sync::Arc<[TensorEntry]>, u64)> {
+    /// File name, place and tensors of a unit.
+    fn find(&self, unit: Unit) -> Option<(&str, Extent, &Arc<[TensorEntry]>)> {
         let manifest = &self.manifest;
         if let Unit::Expert { layer, expert } = unit {
             let found = manifest
@@ -228,10 +143,10 @@ impl Bundle {
                 .binary_search_by_key(&layer, |e| e.layer)
                 .ok()?;
             let experts = &manifest.experts[found];
-            return Some((&experts.file, experts.extent(expert)?, &experts.tensors, experts.len));
+            return Some((&experts.file, experts.extent(expert)?, &experts.tensors));
         }
         let shard = &manifest.dense[manifest.dense_position(unit)?];
-        Some((&shard.file, shard.extent(), &shard.tensors, shard.len))
+        Some((&shard.file, shard.extent(), &shard.tensors))
     }
 }
 

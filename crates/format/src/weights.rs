@@ -151,18 +151,6 @@ impl Weights {
         Ok(census)
     }
 
-    /// Bytes that reading a unit takes from its file.
-    ///
-    /// # Errors
-    /// A unit that the model does not have.
-    pub fn stored_len(&self, unit: Unit) -> Result<u64> {
-        match self {
-            Self::Bundle(bundle) => bundle.stored_len(unit),
-            Self::Checkpoint(weights) => Ok(weights.layout(unit)?.len),
-            Self::Overlay(overlay) => overlay.base.stored_len(unit),
-        }
-    }
-
     /// Reads a unit into `buf` and gives its layout.
     ///
     /// # Errors

@@ -144,21 +144,6 @@ impl BundleWriter {
         hash.ok_or_else(|| FormatError::file(&file.path, "its hash is incomplete"))
     }
 
-    /// Changes the size of a file before it is hashed; the manifest must say the same.
-    ///
-    /// # Errors
-    /// What the operating system refuses.
-    pub fn resize(&mut self, file: usize, size: u64) -> Result<()> {
-        let file = &mut self.files[file];
-        file.file
-            .set_len(size)
-            .map_err(|e| FormatError::io(&file.path, e))?;
-        file.size = size;
-        file.dirty.store(true, Ordering::Relaxed);
-        *lock(&file.blocks) = None;
-        Ok(())
-    }
-
     /// Puts on disk what was written since the last call, and lets the page cache forget it.
     ///
     /// # Errors
@@ -322,7 +307,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::{CheckpointRecord, Codec, FORMAT, FileEntry, VERSION};
+    use crate::manifest::{CheckpointRecord, FORMAT, FileEntry, VERSION};
     use crate::model::ModelSpec;
 
     /// One shard file in a directory of the bundle, and a copy two directories down.
@@ -351,7 +336,6 @@ mod tests {
             version: VERSION,
             generator: String::new(),
             alignment: 4096,
-            codec: Codec::None,
             model,
             recipe: serde_json::Value::Null,
             checkpoint: CheckpointRecord::default(),
@@ -365,14 +349,11 @@ mod tests {
     #[test]
     fn what_may_not_be_on_disk_is_put_there() {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = BundleWriter::create(dir.path(), &manifest()).unwrap();
+        let writer = BundleWriter::create(dir.path(), &manifest()).unwrap();
         let dirty = |writer: &BundleWriter| writer.files[0].dirty.load(Ordering::Relaxed);
         assert!(dirty(&writer));
         writer.sync().unwrap();
         assert!(!dirty(&writer));
-        writer.resize(0, 5).unwrap();
-        assert!(dirty(&writer));
-        writer.sync().unwrap();
         writer.write_at(0, 0, &[1]).unwrap();
         assert!(dirty(&writer));
     }

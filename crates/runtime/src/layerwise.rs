@@ -16,7 +16,6 @@ use crate::fetch::{ReadQueue, Request, read, read_queue};
 use crate::hook::Hook;
 use crate::linear::thread_pool;
 use crate::pass::{PassState, Sequences};
-use crate::plan::is_compressed;
 use crate::view::Loaded;
 use crate::vocab::VocabMatrix;
 
@@ -56,10 +55,10 @@ impl<'w> LayerPass<'w> {
         if window == 0 || !tokens.len().is_multiple_of(window) {
             return Err(RuntimeError::Windows { tokens: tokens.len(), window });
         }
-        let embedding = VocabMatrix::embedding(weights, is_compressed(weights))?;
+        let embedding = VocabMatrix::embedding(weights, false)?;
         let embedded = embedding.embed(weights, tokens, EMBEDDING_ROWS, AlignedBuf::default())?;
         let pass = Self::resume(weights, embedded.x, window, 0, threads)?;
-        Ok(Self { bytes_read: embedding.byte_len() + embedded.bytes_read, ..pass })
+        Ok(Self { bytes_read: embedded.bytes_read, ..pass })
     }
 
     /// A text that starts before layer `next` with the residual stream `x: [tokens, hidden]`, in

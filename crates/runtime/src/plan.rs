@@ -1,14 +1,12 @@
 //! What a budget buys: which weights stay in memory and which are read again for every token.
 
 use serde::Serialize;
-use shardwright_format::manifest::Codec;
 use shardwright_format::model::{Ffn, ModelSpec, MoeSpec};
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Role, TensorEntry, Unit, UnitLayout};
 
 use crate::block::{self, MixerState};
 use crate::error::{Result, RuntimeError};
-use crate::fetch::READERS;
 use crate::vocab::head_location;
 
 /// An allowance for the program itself, its stacks and its allocator. The command line tool with a
@@ -124,20 +122,19 @@ impl MemoryPlan {
     /// As [`Self::for_layouts`].
     pub fn new(weights: &Weights, options: &Options) -> Result<Self> {
         let layout = |unit| weights.layout(unit);
-        Self::for_layouts(weights.spec(), &layout, is_compressed(weights), options)
+        Self::for_layouts(weights.spec(), &layout, options)
     }
 
-    /// The plan for a model whose units have the given layouts, `compressed` on disk or not.
+    /// The plan for a model whose units have the given layouts.
     ///
     /// # Errors
     /// A layout that cannot be had; a budget below the least that works.
     pub fn for_layouts(
         spec: &ModelSpec,
         layout: &dyn Fn(Unit) -> Result<UnitLayout, FormatError>,
-        compressed: bool,
         options: &Options,
     ) -> Result<Self> {
-        let sizes = Sizes::new(spec, layout, compressed, options)?;
+        let sizes = Sizes::new(spec, layout, options)?;
         let (least, all) = (sizes.least(), sizes.all());
         let resident = sizes.cost(all);
         let min_bytes = sizes.cost(least).min(resident);
@@ -203,15 +200,12 @@ struct Sizes {
     /// Experts that a token visits in one layer, at most.
     picks: u64,
     expert_bytes_per_token: u64,
-    /// Parts of compressed units cannot be read alone.
-    compressed: bool,
 }
 
 impl Sizes {
     fn new(
         spec: &ModelSpec,
         layout: &dyn Fn(Unit) -> Result<UnitLayout, FormatError>,
-        compressed: bool,
         options: &Options,
     ) -> Result<Self> {
         let len = |unit| -> Result<u64> { Ok(layout(unit)?.len) };
@@ -235,7 +229,6 @@ impl Sizes {
             expert: 0,
             picks: 0,
             expert_bytes_per_token: 0,
-            compressed,
         };
         for (layer, index) in spec.layers.iter().zip(0..) {
             sizes.dense.push(buffer(len(Unit::Layer(index))?));
@@ -243,7 +236,6 @@ impl Sizes {
                 sizes.add_experts(index, moe, &len)?;
             }
         }
-        sizes.scratch += sizes.compressed_copies();
         Ok(sizes)
     }
 
@@ -265,21 +257,13 @@ impl Sizes {
         Ok(())
     }
 
-    /// Compressed bytes that lie beside their decompressed form while units are read.
-    fn compressed_copies(&self) -> u64 {
-        let experts = self.expert * READERS as u64;
-        let units = [experts, self.largest_dense(), self.embedding, self.head];
-        if self.compressed { units.into_iter().max().unwrap_or(0) } else { 0 }
-    }
-
     fn largest_dense(&self) -> u64 {
         self.dense.iter().copied().max().unwrap_or(0)
     }
 
     /// What one token needs.
     fn least(&self) -> Choice {
-        let (embedding, head) = (self.compressed, self.compressed);
-        let experts = self.picks;
+        let (embedding, head, experts) = (false, false, self.picks);
         let least = Choice { embedding, head, dense: 0, experts, chunk: Chunk::ONE };
         let all = Choice { dense: self.dense.len(), ..least };
         if self.cost(all) <= self.cost(least) { all } else { least }
@@ -372,14 +356,6 @@ impl Sizes {
                 + if choice.head { 0 } else { head },
             dense_resident: pinned,
         }
-    }
-}
-
-/// Whether units lie compressed on disk, so that parts of them cannot be read alone.
-pub(crate) fn is_compressed(weights: &Weights) -> bool {
-    match weights {
-        Weights::Bundle(bundle) => bundle.manifest().codec != Codec::None,
-        Weights::Checkpoint(_) | Weights::Overlay(_) => false,
     }
 }
 

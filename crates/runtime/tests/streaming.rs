@@ -101,27 +101,8 @@ fn a_plan_needs_no_weights() {
     let weights = case.weights();
     let layout = |unit: Unit| weights.layout(unit);
     let options = options(Some(floor(&case) + 100_000), 1);
-    let planned = MemoryPlan::for_layouts(weights.spec(), &layout, false, &options).unwrap();
+    let planned = MemoryPlan::for_layouts(weights.spec(), &layout, &options).unwrap();
     assert_eq!(planned, *Runtime::open(case.weights(), &options).unwrap().plan());
-}
-
-#[test]
-fn compressed_units_are_planned_with_their_tables_in_memory() {
-    let case = Case::named("mixtral");
-    let weights = case.weights();
-    let layout = |unit: Unit| weights.layout(unit);
-    let plain = MemoryPlan::for_layouts(weights.spec(), &layout, false, &options(None, 1)).unwrap();
-    let tight = options(Some(plain.min_bytes), 1);
-    assert!(
-        !MemoryPlan::for_layouts(weights.spec(), &layout, false, &tight)
-            .unwrap()
-            .head_resident
-    );
-    let packed = MemoryPlan::for_layouts(weights.spec(), &layout, true, &options(None, 1)).unwrap();
-    assert!(packed.min_bytes > plain.min_bytes);
-    let tight = options(Some(packed.min_bytes), 1);
-    let packed = MemoryPlan::for_layouts(weights.spec(), &layout, true, &tight).unwrap();
-    assert!(packed.head_resident && packed.embedding_resident);
 }
 
 #[test]
@@ -241,10 +222,10 @@ fn a_pass_reads_every_weight_once() {
     let (weights, tokens) = (case.weights(), case.tokens());
     let mut pass = LayerPass::new(&weights, &tokens, 24, 1).unwrap();
     let embedding = pass.bytes_read();
-    assert!(embedding <= weights.stored_len(Unit::Embedding).unwrap());
+    assert!(embedding <= weights.layout(Unit::Embedding).unwrap().len);
     while pass.step().unwrap().is_some() {}
     let layers = weights.spec().units().filter(|unit| unit.layer().is_some());
-    let most: u64 = layers.map(|unit| weights.stored_len(unit).unwrap()).sum();
+    let most: u64 = layers.map(|unit| weights.layout(unit).unwrap().len).sum();
     assert!(pass.bytes_read() - embedding <= most);
     assert!(pass.step().unwrap().is_none());
 }

@@ -106,7 +106,7 @@ fn layer_by_layer_reads_the_same_rows() {
         let weights = Weights::open(dir.path()).unwrap();
         let mut pass = LayerPass::new(&weights, &tokens, tokens.len(), 2).unwrap();
         let embedded = pass.hidden().to_vec();
-        let whole = weights.stored_len(Unit::Embedding).unwrap();
+        let whole = weights.layout(Unit::Embedding).unwrap().len;
         assert!((1..=whole).contains(&pass.bytes_read()), "{model}");
         while pass.step().unwrap().is_some() {}
         let mut runtime = Runtime::open(weights_of(&dir), &options(None)).unwrap();

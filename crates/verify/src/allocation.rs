@@ -17,7 +17,7 @@ pub struct Allocation {
     pub tensors: u64,
     /// Their weights.
     pub weights: u64,
-    /// Bytes that they take, uncompressed.
+    /// Bytes that they take.
     pub bytes: u64,
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use shardwright_format::Manifest;
-use shardwright_format::manifest::{Codec, Hash};
+use shardwright_format::manifest::Hash;
 use shardwright_quant::Float;
 
 use crate::allocation::{Allocation, allocation};
@@ -72,8 +72,6 @@ pub struct BundleSummary {
     pub parameters: u64,
     /// Bytes of all files but the manifest.
     pub bytes: u64,
-    /// How shards are stored.
-    pub codec: Codec,
     /// Every shard starts on a multiple of this.
     pub alignment: u64,
     /// Names the checkpoint: a hash over the hashes of its weight files, in their order.
@@ -90,7 +88,6 @@ impl BundleSummary {
             layers: manifest.model.layers.len() as u64,
             parameters,
             bytes: manifest.files.iter().map(|f| f.size).sum(),
-            codec: manifest.codec,
             alignment: manifest.alignment,
             checkpoint_blake3: Some(checkpoint_hash(manifest)),
         }
@@ -145,11 +142,6 @@ impl Report {
         let excerpt = manifest.checkpoint.excerpt;
         self.notes
             .extend(excerpt.map(|excerpt| excerpt.to_string()));
-        let compressed = manifest.codec != Codec::None;
-        if compressed {
-            self.notes
-                .push("shards are compressed: bits per weight count them decompressed".to_owned());
-        }
         let wide = |t: &shardwright_format::TensorEntry| {
             t.encoding.float() == Some(Float::F32) && t.rows > 1
         };

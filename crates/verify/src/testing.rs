@@ -8,7 +8,7 @@ use shardwright_format::checkpoint::{Checkpoint, read_view};
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::layout::{Unplaced, place_dense, place_expert};
 use shardwright_format::manifest::{
-    CheckpointRecord, Codec, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, Hash, Ignored,
+    CheckpointRecord, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, Hash, Ignored,
     MANIFEST_FILE, REPORT_FILE, SourceFile, VERSION,
 };
 use shardwright_format::{Manifest, Unit, UnitLayout};
@@ -37,14 +37,7 @@ pub(crate) enum Codes {
     Trellis(u8),
 }
 
-/// How a test stores a model.
-#[derive(Clone, Copy)]
-pub(crate) struct Storage {
-    pub(crate) codes: Codes,
-    pub(crate) codec: Codec,
-}
-
-pub(crate) const FOUR_BITS: Storage = Storage { codes: Codes::Affine(4), codec: Codec::None };
+pub(crate) const FOUR_BITS: Codes = Codes::Affine(4);
 
 /// A bundle in a temporary directory.
 pub(crate) struct TestBundle {
@@ -55,16 +48,15 @@ pub(crate) struct TestBundle {
 
 impl TestBundle {
     /// Stores the checkpoint of a fixture.
-    pub(crate) fn new(case: &str, storage: Storage) -> Self {
-        Self::of(&golden(case), storage)
+    pub(crate) fn new(case: &str, codes: Codes) -> Self {
+        Self::of(&golden(case), codes)
     }
 
-    pub(crate) fn of(checkpoint: &Path, storage: Storage) -> Self {
+    pub(crate) fn of(checkpoint: &Path, codes: Codes) -> Self {
         let opened = Checkpoint::open(checkpoint).unwrap();
         let inventory = Inventory::new(&opened, None).unwrap();
         let root = tempfile::tempdir().unwrap();
-        let maker =
-            Maker { checkpoint: &opened, inventory: &inventory, root: root.path(), storage };
+        let maker = Maker { checkpoint: &opened, inventory: &inventory, root: root.path(), codes };
         let manifest = maker.make();
         Self { root, checkpoint: checkpoint.to_owned(), manifest }
     }
@@ -92,7 +84,7 @@ struct Maker<'a> {
     checkpoint: &'a Checkpoint,
     inventory: &'a Inventory,
     root: &'a Path,
-    storage: Storage,
+    codes: Codes,
 }
 
 impl Maker<'_> {
@@ -124,7 +116,6 @@ impl Maker<'_> {
             version: VERSION,
             generator: "a test".to_owned(),
             alignment: ALIGNMENT,
-            codec: self.storage.codec,
             model: self.inventory.spec.clone(),
             recipe: serde_json::Value::Null,
             checkpoint: self.record(),
@@ -180,13 +171,13 @@ impl Maker<'_> {
             .map(|t| self.unplaced(t))
             .collect();
         let layout = place_dense(unplaced).unwrap();
-        let bytes = self.stored(&self.encode(unit, &layout));
-        let (offset, stored) = (file.len() as u64, bytes.len() as u64);
+        let bytes = self.encode(unit, &layout);
+        let offset = file.len() as u64;
         file.extend(&bytes);
         file.resize(file.len().next_multiple_of(ALIGNMENT as usize), 0);
         let (len, blake3) = (layout.len, blake3::hash(&bytes).into());
         let file = DENSE.to_owned();
-        DenseShard { unit, file, offset, stored, len, blake3, tensors: layout.tensors }
+        DenseShard { unit, file, offset, len, blake3, tensors: layout.tensors }
     }
 
     fn experts(&self, layer: u32) -> (ExpertShards, FileEntry) {
@@ -195,14 +186,9 @@ impl Maker<'_> {
         let UnitLayout { tensors, len } = place_expert(unplaced).unwrap();
         let count = self.inventory.spec.layers[layer as usize].num_experts();
         let layout = UnitLayout { tensors: tensors.clone(), len };
-        let encode = |expert| self.stored(&self.encode(Unit::Expert { layer, expert }, &layout));
+        let encode = |expert| self.encode(Unit::Expert { layer, expert }, &layout);
         let records: Vec<_> = (0..count).map(encode).collect();
-        let stride = records
-            .iter()
-            .map(Vec::len)
-            .max()
-            .unwrap()
-            .next_multiple_of(ALIGNMENT as usize);
+        let stride = len.next_multiple_of(ALIGNMENT) as usize;
         let mut file = Vec::new();
         for (e, record) in records.iter().enumerate() {
             file.resize(e * stride, 0);
@@ -211,21 +197,12 @@ impl Maker<'_> {
         file.resize(file.len().next_multiple_of(ALIGNMENT as usize), 0);
         let path = format!("experts/layer-{layer:03}.bin");
         let entry = self.write(&path, &file, FileKind::Shards);
-        let compressed = self.storage.codec == Codec::Zstd;
-        let stored = records
-            .iter()
-            .map(|r| r.len() as u64)
-            .filter(|_| compressed)
-            .collect();
         let blake3 = records.iter().map(|r| blake3::hash(r).into()).collect();
-        (
-            ExpertShards { layer, file: path, stride: stride as u64, len, tensors, stored, blake3 },
-            entry,
-        )
+        (ExpertShards { layer, file: path, stride: stride as u64, len, tensors, blake3 }, entry)
     }
 
     fn unplaced(&self, tensor: &SourceTensor) -> Unplaced {
-        let codes = match self.storage.codes {
+        let codes = match self.codes {
             Codes::Plain => None,
             Codes::Affine(bits) => {
                 Some(Encoding::Affine(Affine::new(bits, 32, Float::Bf16).unwrap()))
@@ -263,12 +240,5 @@ impl Maker<'_> {
             }
         }
         bytes
-    }
-
-    fn stored(&self, bytes: &[u8]) -> Vec<u8> {
-        match self.storage.codec {
-            Codec::None => bytes.to_vec(),
-            Codec::Zstd => zstd::bulk::compress(bytes, 1).unwrap(),
-        }
     }
 }

@@ -28,8 +28,7 @@ Examples:
 
 Encodings of --set: keep, f32, f16, bf16, q2, q3, q4, q6, q8; with a group size q4g32, and with the
 type of its scales q4g32:bf16; trellis codes t2, t3, t4, with bits of state t3s16. What is not the text model (roles vision, mtp,
-indexer) is left out and listed unless a rule or --set names its role; leave_out says so. Sizes in the plan are those that `convert` writes, to the byte; with
-`--codec zstd`, which depends on the weights, they are the most that it writes.";
+indexer) is left out and listed unless a rule or --set names its role; leave_out says so. Sizes in the plan are those that `convert` writes, to the byte.";
 
 pub const CONVERT: &str = "\
 Examples:
@@ -37,7 +36,6 @@ Examples:
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --recipe q3 --threads 4
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --calibrate calibration.txt --target-bpw 2.6
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --resume       after ctrl-c or a crash
-  shardwright convert Qwen3-30B-A3B -o qwen3.bundle --codec zstd   for transport
   shardwright convert Qwen3-30B-A3B -o two.bundle --layers 0..2    an excerpt to measure on
 
 Nothing is left under the bundle's name until it is whole. Memory does not grow with the model.

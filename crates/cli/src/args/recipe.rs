@@ -17,9 +17,6 @@ pub struct PlanArgs {
     /// Shards start on multiples of this: a power of two from 4KiB to 1MiB
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse, default_value = "16KiB")]
     pub align: u64,
-    /// How shards are stored: as they are, or compressed for transport
-    #[arg(long, value_enum, default_value_t = CodecArg::None)]
-    pub codec: CodecArg,
     /// Only these layers, such as 0..2, with embedding and head: an excerpt to measure on
     #[arg(long, value_name = "FROM..TO", value_parser = layers,
           conflicts_with_all = ["calibrate", "statistics"])]
@@ -161,24 +158,6 @@ pub enum MethodArg {
 pub enum ScaleArg {
     F16,
     Bf16,
-}
-
-/// How shards are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum CodecArg {
-    /// As they are: what a runtime reads fastest
-    None,
-    /// One Zstandard frame each: for transport
-    Zstd,
-}
-
-impl From<CodecArg> for shardwright_format::manifest::Codec {
-    fn from(arg: CodecArg) -> Self {
-        match arg {
-            CodecArg::None => Self::None,
-            CodecArg::Zstd => Self::Zstd,
-        }
-    }
 }
 
 impl From<MethodArg> for shardwright_quant::Method {

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 use shardwright_format::census::{Census, Tally};
 use shardwright_format::checkpoint::{Quantization, gguf};
-use shardwright_format::manifest::{Codec, Excerpt, Ignored, Manifest, Shard};
+use shardwright_format::manifest::{Excerpt, Ignored, Manifest, Shard};
 use shardwright_format::model::{AttentionSpec, Ffn, Mixer, ModelSpec};
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, TensorEntry, Unit};
@@ -83,7 +83,6 @@ struct BundlePart {
     generator: String,
     recipe: serde_json::Value,
     alignment: u64,
-    codec: Codec,
     #[serde(skip_serializing_if = "Option::is_none")]
     excerpt: Option<Excerpt>,
     files: Vec<FileRow>,
@@ -105,7 +104,6 @@ struct ShardRow {
     shard: String,
     file: String,
     offset: u64,
-    stored: u64,
     len: u64,
     blake3: String,
 }
@@ -215,9 +213,8 @@ impl Report {
             let _ = write!(out, "{}", quantized(quantization));
         }
         if let Some(bundle) = &self.bundle {
-            let codec = if bundle.codec == Codec::None { "as they are" } else { "zstd" };
             let align = bytes::memory(bundle.alignment);
-            let _ = writeln!(out, "  shards           on multiples of {align}, stored {codec}");
+            let _ = writeln!(out, "  shards           on multiples of {align}");
             let _ = writeln!(out, "  written by       {}", bundle.generator);
             if let Some(excerpt) = bundle.excerpt {
                 let _ = writeln!(out, "  {excerpt}");
@@ -416,7 +413,6 @@ impl BundlePart {
             generator: manifest.generator.clone(),
             recipe: manifest.recipe.clone(),
             alignment: manifest.alignment,
-            codec: manifest.codec,
             excerpt: manifest.checkpoint.excerpt,
             files: manifest.files.iter().map(row).collect(),
             left_out: manifest.checkpoint.ignored.clone(),
@@ -431,17 +427,16 @@ impl ShardRow {
             shard: shard.unit.to_string(),
             file: shard.file.to_owned(),
             offset: shard.extent.offset,
-            stored: shard.extent.stored,
-            len: shard.len,
+            len: shard.extent.len,
             blake3: shard.extent.blake3.to_string(),
         };
         manifest.shards().map(row).collect()
     }
 
     fn table(rows: &[Self]) -> Table {
-        let mut table = Table::new(&["shard", "file", ">offset", ">stored", ">bytes", "blake3"]);
+        let mut table = Table::new(&["shard", "file", ">offset", ">bytes", "blake3"]);
         for row in rows {
-            let numbers = [row.offset, row.stored, row.len].map(|n| n.to_string());
+            let numbers = [row.offset, row.len].map(|n| n.to_string());
             let hash = format!("{}…", &row.blake3[..16]);
             let cells = [row.shard.clone(), row.file.clone()]
                 .into_iter()

@@ -8,7 +8,6 @@ use serde::Serialize;
 use shardwright_convert::{Plan, PlanOptions};
 use shardwright_format::FormatError;
 use shardwright_format::checkpoint::Checkpoint;
-use shardwright_format::manifest::Codec;
 use shardwright_runtime::{MemoryPlan, Options as RuntimeOptions};
 
 use super::{calibration, recipes, target};
@@ -69,7 +68,6 @@ pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
     let calibration = calibration::open(&args.checkpoint, &args.arch, &args.calibration)?;
     let options = PlanOptions {
         alignment: args.align,
-        codec: args.codec.into(),
         threads: args.threads.count(),
         calibration: calibration.record(),
     };
@@ -94,8 +92,7 @@ impl RuntimeMemory {
             plan.layout(unit).ok_or_else(missing)
         };
         let options = RuntimeOptions { context: CONTEXT, ..RuntimeOptions::default() };
-        let compressed = plan.manifest.codec != Codec::None;
-        let memory = MemoryPlan::for_layouts(&plan.manifest.model, &layout, compressed, &options)?;
+        let memory = MemoryPlan::for_layouts(&plan.manifest.model, &layout, &options)?;
         Ok(Self {
             context: CONTEXT,
             floor_bytes: memory.min_bytes,
@@ -115,11 +112,10 @@ fn text(report: &Report<'_>) -> String {
 
 fn heading(plan: &Plan) -> String {
     let summary = &plan.summary;
-    let most = if plan.manifest.codec == Codec::None { "" } else { "at most " };
     let excerpt = plan.manifest.checkpoint.excerpt;
     let excerpt = excerpt.map_or_else(String::new, |excerpt| format!("{excerpt}\n"));
     format!(
-        "{} with recipe {}: {:.3} bits per weight, {most}{} ({} bytes)\n{excerpt}",
+        "{} with recipe {}: {:.3} bits per weight, {} ({} bytes)\n{excerpt}",
         plan.manifest.model.model_type,
         plan.recipe.name,
         summary.bits_per_weight,

@@ -26,7 +26,6 @@ pub fn convert(run: &mut Run<'_>, corpus: &Corpus) -> Result<Streamed> {
     }
     let bundle = Bundle::unfinished(run.writer.dir(), run.plan.manifest.clone())?;
     let weights = Weights::Bundle(bundle);
-    run.tell_bundle(&weights);
     let mut streams = Streams::new(corpus, &weights, threads)?;
     let mut seen = Streamed::default();
     for layer in 0..original.spec().layers.len() as u32 {
@@ -37,7 +36,6 @@ pub fn convert(run: &mut Run<'_>, corpus: &Corpus) -> Result<Streamed> {
         seen.coverage
             .extend(coverage(layer, original.spec(), routes));
         make_layer(run, &mut streams.quantized, original, layer)?;
-        run.tell_bundle(&weights);
         streams.step_quantized()?;
         seen.layers.push(streams.output(layer));
     }
@@ -45,7 +43,6 @@ pub fn convert(run: &mut Run<'_>, corpus: &Corpus) -> Result<Streamed> {
         let inputs = head_inputs(original, streams.quantized.hidden(), threads)?;
         run.make(&[Unit::Head], &Guides::new(inputs))?;
     }
-    run.tell_bundle(&weights);
     seen.divergence = streams.divergence(corpus, &weights, threads)?;
     // No text goes through what is not the text model.
     let parts = run.plan.manifest.parts().iter();

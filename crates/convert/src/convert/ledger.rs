@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use shardwright_format::checkpoint::Checkpoint;
-use shardwright_format::manifest::{Calibration, Codec, Hash};
+use shardwright_format::manifest::{Calibration, Hash};
 use shardwright_format::{FormatError, Unit};
 use shardwright_quant::QuantStats;
 
@@ -24,7 +24,7 @@ use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
 
 /// Version of the ledger itself.
-const LEDGER: u32 = 2;
+const LEDGER: u32 = 3;
 
 /// What must be the same for a conversion to go on. The first line of the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,7 +34,6 @@ pub struct Fingerprint {
     generator: String,
     recipe: serde_json::Value,
     alignment: u64,
-    codec: Codec,
     /// Bytes of a hashed block of the checkpoint files.
     source_block: u64,
     files: Vec<SourceHeader>,
@@ -69,7 +68,6 @@ impl Fingerprint {
             generator: plan.manifest.generator.clone(),
             recipe: plan.manifest.recipe.clone(),
             alignment: plan.manifest.alignment,
-            codec: plan.manifest.codec,
             source_block,
             files: files?,
             calibration: plan.manifest.calibration.clone(),
@@ -106,8 +104,8 @@ impl Fingerprint {
             let (was, is) = (name(other), name(self));
             return Some(format!("it was begun with another recipe (`{was}`, now `{is}`)"));
         }
-        if (self.alignment, self.codec) != (other.alignment, other.codec) {
-            return Some("it was begun with another alignment or codec".to_owned());
+        if self.alignment != other.alignment {
+            return Some("it was begun with another alignment".to_owned());
         }
         if self.calibration != other.calibration {
             let detail = "it was begun with another calibration; give the same text or statistics, \
@@ -128,9 +126,7 @@ impl Fingerprint {
 pub struct Line {
     /// The unit.
     pub unit: Unit,
-    /// Bytes it takes in the file.
-    pub stored: u64,
-    /// Hash of those bytes.
+    /// Hash of its bytes.
     pub blake3: Hash,
     /// What each tensor lost.
     pub stats: Vec<QuantStats>,

@@ -3,7 +3,7 @@
 //! Tests use small ones, so that small checkpoints take every path; no byte of a bundle depends on
 //! them.
 
-use shardwright_format::manifest::{Codec, Manifest};
+use shardwright_format::manifest::Manifest;
 
 /// Bytes of the source read at a time. Small enough to stay in a shared cache until it is used.
 pub const SOURCE_TILE: u64 = if cfg!(test) { 8 << 10 } else { 2 << 20 };
@@ -13,17 +13,13 @@ pub const WEIGHTS_TILE: u64 = if cfg!(test) { 1 << 10 } else { 32 << 10 };
 pub const RECORD_LIMIT: u64 = if cfg!(test) { 12 << 10 } else { 32 << 20 };
 /// Strided source matrices up to this many bytes are held whole while they are gathered.
 pub const GATHER_LIMIT: u64 = if cfg!(test) { 48 << 10 } else { 96 << 20 };
-/// Bytes hashed, copied or compressed at a time.
+/// Bytes hashed or copied at a time.
 pub const COPY_BLOCK: u64 = if cfg!(test) { 16 << 10 } else { 1 << 20 };
-/// Zstandard's default: stronger levels gain little on packed codes.
-pub const ZSTD_LEVEL: i32 = 3;
 /// What names, headers and the ledger's books of one shard take, with its three tensors.
 const SHARD_BOOKS: u64 = 2 << 10;
 /// What the books of a tensor of a part take, or its name and reason if it is left out: measured
 /// with 100,000 of them, 2.4 KiB and 1.3 KiB.
 const TENSOR_BOOKS: u64 = 3 << 10;
-/// What a Zstandard encoder of that level holds.
-const ZSTD_CONTEXT: u64 = 8 << 20;
 /// Program, manifest, tables of names and headers.
 const BASE: u64 = 40 << 20;
 
@@ -39,7 +35,7 @@ pub const fn source_block(source_bytes: u64) -> u64 {
 
 /// Bytes that the conversion holds at most.
 pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
-    let record = manifest.shards().map(|shard| shard.len);
+    let record = manifest.shards().map(|shard| shard.extent.len);
     let record = record
         .filter(|len| *len <= RECORD_LIMIT)
         .max()
@@ -53,14 +49,10 @@ pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
         .map(|t| t.rows * t.cols * t.source.dtype.size() as u64 * 2)
         .max()
         .map_or(0, |len| len.min(GATHER_LIMIT));
-    let compress = match manifest.codec {
-        Codec::None => 0,
-        Codec::Zstd => record + ZSTD_CONTEXT,
-    };
     let tile = SOURCE_TILE.max(row) * 2 + source_block(source_bytes) + (WEIGHTS_TILE * 4).max(row);
     let shards = (manifest.shard_count() - manifest.dense.len()) as u64;
     let blocks = source_bytes / source_block(source_bytes);
-    BASE + (tile + record + strided + decode + compress) * threads as u64
+    BASE + (tile + record + strided + decode) * threads as u64
         + shards * SHARD_BOOKS
         + (part_tensors(manifest) + manifest.checkpoint.ignored.len() as u64) * TENSOR_BOOKS
         + blocks * 40

@@ -18,8 +18,7 @@ use std::time::Duration;
 
 use shardwright_format::bundle::read_manifest;
 use shardwright_format::checkpoint::Checkpoint;
-use shardwright_format::manifest::{Codec, FileKind, Hash, Manifest, REPORT_FILE};
-use shardwright_format::weights::Weights;
+use shardwright_format::manifest::{Hash, Manifest, REPORT_FILE};
 use shardwright_format::writer::BundleWriter;
 use shardwright_format::{FormatError, Unit};
 
@@ -213,7 +212,7 @@ fn is_made_of(plan: &Plan, out: &Path) -> bool {
     sizes && outline(&found) == outline(&plan.manifest)
 }
 
-/// A manifest without what only a conversion tells: hashes, and what a codec made of shards.
+/// A manifest without what only a conversion tells: hashes.
 fn outline(manifest: &Manifest) -> Manifest {
     let mut outline = manifest.clone();
     outline.blake3 = Hash::ZERO;
@@ -224,9 +223,6 @@ fn outline(manifest: &Manifest) -> Manifest {
         .for_each(|file| file.blake3 = Hash::ZERO);
     for file in &mut outline.files {
         file.blake3 = Hash::ZERO;
-        if file.kind == FileKind::Shards && manifest.codec != Codec::None {
-            file.size = 0;
-        }
     }
     // What they are follows from model and recipe.
     outline.dense.clear();
@@ -373,14 +369,6 @@ impl Run<'_> {
         Ok(units.iter().all(|unit| self.lines.contains_key(unit)))
     }
 
-    /// Tells a reader of the bundle which shards are there.
-    fn tell_bundle(&self, weights: &Weights) {
-        let Weights::Bundle(bundle) = weights else { return };
-        for line in self.lines.values() {
-            bundle.note_made(line.unit, line.stored);
-        }
-    }
-
     /// Puts on disk what there is, for `resume`.
     fn cancelled(&self) -> ConvertError {
         if let Err(error) = self.writer.sync() {
@@ -412,7 +400,7 @@ impl Run<'_> {
             };
             if made {
                 self.ledger.add(&line)?;
-                self.unsynced += line.stored;
+                self.unsynced += self.plan.unit_len(line.unit).unwrap_or_default();
             }
             if self.unsynced >= SYNC_BYTES {
                 self.writer.sync()?;

@@ -1,23 +1,20 @@
 //! Makes one shard, or confirms that it was made before.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::Read;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use shardwright_format::Unit;
 use shardwright_format::checkpoint::view_extents;
-use shardwright_format::manifest::{Codec, Hash};
+use shardwright_format::manifest::Hash;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::writer::BundleWriter;
-use shardwright_format::{FormatError, Unit};
 use shardwright_quant::{Method, QuantStats};
 
 use super::ledger::{Blocks, Line, Rest};
-use super::memory::{COPY_BLOCK, RECORD_LIMIT, ZSTD_LEVEL};
-use super::sink::{Sink, Target};
+use super::memory::{COPY_BLOCK, RECORD_LIMIT};
+use super::sink::Sink;
 use super::source::{Reader, Run, Source, without};
 use super::unit::{UnitJob, Worker};
 use crate::calibrate::guides::Guides;
@@ -36,7 +33,6 @@ pub enum Outcome {
 struct Place<'p> {
     file: usize,
     offset: u64,
-    /// Bytes once decompressed.
     len: u64,
     tensors: &'p [TensorEntry],
     methods: &'p [Method],
@@ -90,11 +86,11 @@ impl<'a> Maker<'a> {
             self.worker
                 .prefetch(&UnitJob::new(soon, place.tensors, place.methods))?;
         }
-        let Some((stats, stored, blake3)) = self.convert(&place, &job)? else { return Ok(None) };
+        let Some((stats, blake3)) = self.convert(&place, &job)? else { return Ok(None) };
         let runs = self.worker.reader.take_runs();
         let rest = self.rest(&job, &runs)?;
         let blocks = runs.into_iter().map(Blocks::from).collect();
-        Ok(Some(Outcome::Made(Line { unit, stored, blake3, stats, blocks, rest })))
+        Ok(Some(Outcome::Made(Line { unit, blake3, stats, blocks, rest })))
     }
 
     fn place(&self, unit: Unit) -> Result<Place<'a>> {
@@ -113,58 +109,35 @@ impl<'a> Maker<'a> {
         Ok(Place { file, offset: shard.offset, len: shard.len, tensors: &shard.tensors, methods })
     }
 
-    /// Converts a unit into its place; gives what its tensors lost, its stored bytes and hash.
+    /// Converts a unit into its place; gives what its tensors lost and its hash.
     fn convert(
         &mut self,
         place: &Place<'_>,
         job: &UnitJob<'_>,
-    ) -> Result<Option<(Vec<QuantStats>, u64, Hash)>> {
-        let codec = self.plan.manifest.codec;
+    ) -> Result<Option<(Vec<QuantStats>, Hash)>> {
         if place.len <= RECORD_LIMIT {
             self.record.clear();
             self.record.resize(place.len as usize, 0);
-            let Some(stats) = self
-                .worker
-                .convert(job, &mut Sink::Record(&mut self.record))?
-            else {
-                return Ok(None);
-            };
-            let (stored, hash) = self.store_record(place)?;
-            return Ok(Some((stats, stored, hash)));
+            let mut sink = Sink::Record(&mut self.record);
+            let Some(stats) = self.worker.convert(job, &mut sink)? else { return Ok(None) };
+            return Ok(Some((stats, self.store_record(place)?)));
         }
-        match codec {
-            Codec::None => {
-                let target = Target::Shard { writer: self.writer, file: place.file };
-                let mut sink = Sink::Pieces { target, offset: place.offset, part: &mut self.part };
-                let Some(stats) = self.worker.convert(job, &mut sink)? else { return Ok(None) };
-                self.clear_gaps(place)?;
-                let hash = self.hash_back(place, place.len)?;
-                Ok(Some((stats, place.len, hash)))
-            }
-            Codec::Zstd => self.convert_through_file(place, job),
-        }
+        let (writer, file, offset) = (self.writer, place.file, place.offset);
+        let mut sink = Sink::Pieces { writer, file, offset, part: &mut self.part };
+        let Some(stats) = self.worker.convert(job, &mut sink)? else { return Ok(None) };
+        self.clear_gaps(place)?;
+        Ok(Some((stats, self.hash_back(place)?)))
     }
 
-    /// Writes the record, compressed if the bundle is.
-    fn store_record(&mut self, place: &Place<'_>) -> Result<(u64, Hash)> {
-        let alignment = self.plan.manifest.alignment;
-        match self.plan.manifest.codec {
-            Codec::None => {
-                let hash = blake3::hash(&self.record);
-                self.record
-                    .resize(place.len.next_multiple_of(alignment) as usize, 0);
-                self.writer
-                    .write_at(place.file, place.offset, &self.record)?;
-                self.writer.note(place.file, place.offset, &self.record);
-                Ok((place.len, hash.into()))
-            }
-            Codec::Zstd => {
-                let bytes = zstd::bulk::compress(&self.record, ZSTD_LEVEL)
-                    .map_err(|e| FormatError::io(self.writer.dir(), e))?;
-                self.writer.write_at(place.file, place.offset, &bytes)?;
-                Ok((bytes.len() as u64, blake3::hash(&bytes).into()))
-            }
-        }
+    /// Writes the record and the padding after it.
+    fn store_record(&mut self, place: &Place<'_>) -> Result<Hash> {
+        let hash = blake3::hash(&self.record);
+        let end = place.len.next_multiple_of(self.plan.manifest.alignment);
+        self.record.resize(end as usize, 0);
+        self.writer
+            .write_at(place.file, place.offset, &self.record)?;
+        self.writer.note(place.file, place.offset, &self.record);
+        Ok(hash.into())
     }
 
     /// Makes the bytes between and after the tensors of a unit zero, whatever an interrupted run
@@ -181,58 +154,26 @@ impl<'a> Maker<'a> {
         Ok(())
     }
 
-    /// Converts a large unit into a file of its own and compresses that.
-    fn convert_through_file(
-        &mut self,
-        place: &Place<'_>,
-        job: &UnitJob<'_>,
-    ) -> Result<Option<(Vec<QuantStats>, u64, Hash)>> {
-        let path = self.partial.join(format!("{}.raw", job.unit));
-        let io = |e| FormatError::io(&path, e);
-        let mut options = OpenOptions::new();
-        let file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)
-            .map_err(io)?;
-        file.set_len(place.len).map_err(io)?;
-        let target = Target::Temporary { file: &file, path: path.clone() };
-        let mut sink = Sink::Pieces { target, offset: 0, part: &mut self.part };
-        let Some(stats) = self.worker.convert(job, &mut sink)? else { return Ok(None) };
-        let mut out = Stored { writer: self.writer, place, len: 0, hasher: blake3::Hasher::new() };
-        compress(&file, place.len, &mut out).map_err(io)?;
-        std::fs::remove_file(&path).map_err(io)?;
-        Ok(Some((stats, out.len, out.hasher.finalize().into())))
-    }
-
     /// The hash of a shard as it lies in the file, its blocks noted for the file's hash.
-    fn hash_back(&mut self, place: &Place<'_>, stored: u64) -> Result<Hash> {
+    fn hash_back(&mut self, place: &Place<'_>) -> Result<Hash> {
         let mut hasher = blake3::Hasher::new();
-        let end = match self.plan.manifest.codec {
-            Codec::None => stored.next_multiple_of(self.plan.manifest.alignment),
-            Codec::Zstd => stored,
-        };
+        let end = place.len.next_multiple_of(self.plan.manifest.alignment);
         for start in (0..end).step_by(COPY_BLOCK as usize) {
             let len = COPY_BLOCK.min(end - start);
             self.part.resize(len as usize, 0);
             self.writer
                 .read_at(place.file, place.offset + start, &mut self.part)?;
-            hasher.update(&self.part[..len.min(stored.saturating_sub(start)) as usize]);
-            if self.plan.manifest.codec == Codec::None {
-                self.writer
-                    .note(place.file, place.offset + start, &self.part);
-            }
+            hasher.update(&self.part[..len.min(place.len.saturating_sub(start)) as usize]);
+            self.writer
+                .note(place.file, place.offset + start, &self.part);
         }
         Ok(hasher.finalize().into())
     }
 
     /// Whether the shard on disk is the one that the ledger speaks of.
     fn confirm(&mut self, place: &Place<'_>, line: &Line) -> Result<bool> {
-        let bound = crate::plan::stored_bound(self.plan.manifest.codec, place.len);
-        let plausible = line.stored <= bound && line.stats.len() == place.tensors.len();
-        Ok(plausible && self.hash_back(place, line.stored)? == line.blake3)
+        let plausible = line.stats.len() == place.tensors.len();
+        Ok(plausible && self.hash_back(place)? == line.blake3)
     }
 
     /// Hashes of what the unit needs besides the blocks of `runs`, a file at a time.
@@ -275,51 +216,5 @@ impl<'a> Maker<'a> {
             line.unit
         );
         ConvertError::Resume { path: self.partial.to_owned(), detail }
-    }
-}
-
-/// Takes the compressed bytes of a shard.
-struct Stored<'a> {
-    writer: &'a BundleWriter,
-    place: &'a Place<'a>,
-    len: u64,
-    hasher: blake3::Hasher,
-}
-
-impl std::io::Write for Stored<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let offset = self.place.offset + self.len;
-        let written = self.writer.write_at(self.place.file, offset, bytes);
-        written.map_err(std::io::Error::other)?;
-        self.hasher.update(bytes);
-        self.len += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Compresses `len` bytes of `file` into one frame that states its length.
-fn compress(file: &std::fs::File, len: u64, out: &mut Stored<'_>) -> std::io::Result<()> {
-    let mut encoder = zstd::stream::Encoder::new(out, ZSTD_LEVEL)?;
-    encoder.set_pledged_src_size(Some(len))?;
-    std::io::copy(&mut At { file, offset: 0 }.take(len), &mut encoder)?;
-    encoder.finish()?;
-    Ok(())
-}
-
-/// Reads a file from a position of its own.
-struct At<'a> {
-    file: &'a std::fs::File,
-    offset: u64,
-}
-
-impl Read for At<'_> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.file.read_at(out, self.offset)?;
-        self.offset += read as u64;
-        Ok(read)
     }
 }

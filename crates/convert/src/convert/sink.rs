@@ -1,11 +1,7 @@
 //! Where a unit's bytes go: a record in memory, or straight into a file when it is large.
 
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
-use shardwright_format::FormatError;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::writer::BundleWriter;
 use shardwright_quant::{Parts, PartsMut};
@@ -16,29 +12,8 @@ use crate::error::{ConvertError, Result};
 pub enum Sink<'a> {
     /// The whole unit, zero where nothing was written.
     Record(&'a mut Vec<u8>),
-    /// A file that holds the unit from `offset` on; `part` is reused.
-    Pieces { target: Target<'a>, offset: u64, part: &'a mut Vec<u8> },
-}
-
-/// A file that pieces are written to.
-pub enum Target<'a> {
-    /// The shard's place in the bundle.
-    Shard { writer: &'a BundleWriter, file: usize },
-    /// A file of its own, to be compressed from.
-    Temporary { file: &'a File, path: PathBuf },
-}
-
-impl Target<'_> {
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        match self {
-            Self::Shard { writer, file } => writer.write_at(*file, offset, bytes)?,
-            Self::Temporary { file, path } => {
-                file.write_all_at(bytes, offset)
-                    .map_err(|e| FormatError::io(path, e))?;
-            }
-        }
-        Ok(())
-    }
+    /// A file of the bundle, the unit from `offset` on; `part` is reused.
+    Pieces { writer: &'a BundleWriter, file: usize, offset: u64, part: &'a mut Vec<u8> },
 }
 
 impl Sink<'_> {
@@ -62,7 +37,7 @@ impl Sink<'_> {
                     biases: &mut biases[start.biases as usize..end.biases as usize],
                 })
             }
-            Self::Pieces { target, offset, part } => {
+            Self::Pieces { writer, file, offset, part } => {
                 part.resize((end.total() - start.total()) as usize, 0);
                 let (weight, rest) = part.split_at_mut((end.weight - start.weight) as usize);
                 let (scales, biases) = rest.split_at_mut((end.scales - start.scales) as usize);
@@ -74,7 +49,7 @@ impl Sink<'_> {
                     (biases, start.biases, parts.biases),
                 ] {
                     if whole > 0 {
-                        target.write_at(base + start, bytes)?;
+                        writer.write_at(*file, base + start, bytes)?;
                     }
                     base += whole;
                 }

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use shardwright_format::census::Tally;
-use shardwright_format::manifest::{Codec, Manifest};
+use shardwright_format::manifest::Manifest;
 use shardwright_format::model::Ffn;
 use shardwright_format::{Role, Unit};
 
-use super::files::stored_bound;
 use crate::convert::memory;
 
 /// Sizes of a bundle.
@@ -51,8 +50,7 @@ pub struct RoleSummary {
 pub struct Cost {
     /// Bytes of memory that the conversion needs at most, page cache apart.
     pub peak_memory: u64,
-    /// Bytes on disk while converting: the bundle, the ledger, and with a codec the shards that
-    /// are compressed but have no place yet.
+    /// Bytes on disk while converting: the bundle and the ledger.
     pub peak_disk: u64,
     /// Bytes of checkpoint files, each read once.
     pub source_bytes: u64,
@@ -95,16 +93,9 @@ pub fn summarize(manifest: &Manifest) -> Summary {
 pub fn cost(manifest: &Manifest, bundle_bytes: u64, threads: usize) -> Cost {
     let source_bytes = manifest.checkpoint.files.iter().map(|f| f.size).sum();
     let expert_bytes_per_token = experts_per_token(manifest);
-    let spool = match manifest.codec {
-        Codec::None => 0,
-        Codec::Zstd => manifest
-            .shards()
-            .map(|shard| stored_bound(Codec::Zstd, shard.len))
-            .sum(),
-    };
     Cost {
         peak_memory: memory::peak(manifest, source_bytes, threads),
-        peak_disk: bundle_bytes + spool + memory::ledger_bytes(manifest, source_bytes),
+        peak_disk: bundle_bytes + memory::ledger_bytes(manifest, source_bytes),
         source_bytes,
         bytes_per_token: dense_per_token(manifest) + expert_bytes_per_token,
         expert_bytes_per_token,
@@ -118,7 +109,7 @@ fn experts_per_token(manifest: &Manifest) -> u64 {
             Ffn::Moe(moe) => u64::from(moe.num_experts_per_tok),
             Ffn::Dense(_) => 0,
         };
-        visited * experts.stored.iter().copied().max().unwrap_or(experts.len)
+        visited * experts.len
     });
     layers.sum()
 }
@@ -130,11 +121,9 @@ fn dense_per_token(manifest: &Manifest) -> u64 {
         .iter()
         .filter(|shard| shard.unit.part_role().is_none());
     let shards = text.map(|shard| match (shard.unit, shard.tensors.first()) {
-        // One row is read, unless the same matrix is the head or must be decompressed whole.
-        (Unit::Embedding, Some(t)) if !tied && manifest.codec == Codec::None => {
-            t.row_len().unwrap_or_default()
-        }
-        _ => shard.stored,
+        // One row is read, unless the same matrix is the head.
+        (Unit::Embedding, Some(t)) if !tied => t.row_len().unwrap_or_default(),
+        _ => shard.len,
     });
     shards.sum()
 }

@@ -3,21 +3,12 @@
 use std::collections::BTreeMap;
 
 use shardwright_format::manifest::{
-    Codec, DENSE_FILE_LIMIT, DenseShard, ExpertShards, FileEntry, FileKind, Hash, Manifest,
+    DENSE_FILE_LIMIT, DenseShard, ExpertShards, FileEntry, FileKind, Hash, Manifest,
 };
 use shardwright_format::{ModelSpec, Unit, UnitLayout};
 
 use super::entry;
 use crate::error::{ConvertError, Result};
-
-/// Most bytes that `len` bytes can take once stored.
-pub fn stored_bound(codec: Codec, len: u64) -> u64 {
-    match codec {
-        Codec::None => len,
-        // The library's own bound: len + len / 256, and a little for short inputs.
-        Codec::Zstd => zstd::zstd_safe::compress_bound(len as usize) as u64,
-    }
-}
 
 fn too_large(unit: Unit) -> ConvertError {
     ConvertError::Plan(format!("{unit}: larger than any file"))
@@ -27,14 +18,12 @@ fn too_large(unit: Unit) -> ConvertError {
 pub fn place_dense_shards(
     units: Vec<(Unit, UnitLayout)>,
     alignment: u64,
-    codec: Codec,
 ) -> Result<Vec<DenseShard>> {
     let (mut file, mut offset) = (0, 0);
     let mut shards = Vec::with_capacity(units.len());
     for (unit, UnitLayout { tensors, len }) in units {
-        let stored = stored_bound(codec, len);
         let end = |offset: u64| {
-            let end = offset.checked_add(stored)?;
+            let end = offset.checked_add(len)?;
             end.checked_next_multiple_of(alignment)
         };
         let mut next = end(offset).ok_or_else(|| too_large(unit))?;
@@ -43,15 +32,7 @@ pub fn place_dense_shards(
             next = end(0).ok_or_else(|| too_large(unit))?;
         }
         let name = format!("dense-{file:03}.bin");
-        shards.push(DenseShard {
-            unit,
-            file: name,
-            offset,
-            stored,
-            len,
-            blake3: Hash::ZERO,
-            tensors,
-        });
+        shards.push(DenseShard { unit, file: name, offset, len, blake3: Hash::ZERO, tensors });
         offset = next;
     }
     Ok(shards)
@@ -62,25 +43,19 @@ pub fn place_expert_shards(
     units: Vec<(Unit, UnitLayout)>,
     spec: &ModelSpec,
     alignment: u64,
-    codec: Codec,
 ) -> Result<Vec<ExpertShards>> {
     let place = |(unit, UnitLayout { tensors, len }): (Unit, UnitLayout)| {
         let layer = unit.layer().unwrap_or_default();
         let count = spec.layers[layer as usize].num_experts() as usize;
-        let bound = stored_bound(codec, len);
-        let stride = bound
+        let stride = len
             .checked_next_multiple_of(alignment)
             .ok_or_else(|| too_large(unit))?;
         stride
             .checked_mul(count as u64)
             .ok_or_else(|| too_large(unit))?;
-        let stored = match codec {
-            Codec::None => Vec::new(),
-            Codec::Zstd => vec![bound; count],
-        };
         let file = format!("experts/layer-{layer:03}.bin");
         let blake3 = vec![Hash::ZERO; count];
-        Ok(ExpertShards { layer, file, stride, len, tensors, stored, blake3 })
+        Ok(ExpertShards { layer, file, stride, len, tensors, blake3 })
     };
     units.into_iter().map(place).collect()
 }
@@ -94,7 +69,7 @@ pub fn shard_files(manifest: &Manifest) -> Result<Vec<FileEntry>> {
     }
     for shard in manifest.shards() {
         let end = ends.entry(shard.file).or_default();
-        *end = (*end).max(shard.extent.offset + shard.extent.stored);
+        *end = (*end).max(shard.extent.offset + shard.extent.len);
     }
     let files = ends
         .into_iter()

@@ -11,9 +11,8 @@ use shardwright_format::arch::{Inventory, Part, SourceTensor};
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::layout::{Unplaced, place_dense, place_expert};
 use shardwright_format::manifest::{
-    ALIGNMENTS, Calibration, CheckpointRecord, Codec, DEFAULT_ALIGNMENT, DenseShard, ExpertShards,
-    FORMAT, FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile,
-    VERSION,
+    ALIGNMENTS, Calibration, CheckpointRecord, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT,
+    FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile, VERSION,
 };
 use shardwright_format::{FormatError, Role, Unit, UnitLayout};
 use shardwright_quant::Method;
@@ -23,7 +22,7 @@ use crate::recipe::Recipe;
 use crate::report::ConversionReport;
 
 pub use cost::{Cost, RoleSummary, Summary};
-pub(crate) use files::{shard_files, stored_bound};
+pub(crate) use files::shard_files;
 use resolve::Resolver;
 pub use resolve::{FallbackUsed, Leftover, Repacked, RuleMatch};
 
@@ -32,8 +31,6 @@ pub use resolve::{FallbackUsed, Leftover, Repacked, RuleMatch};
 pub struct PlanOptions {
     /// Every shard starts on a multiple of this many bytes.
     pub alignment: u64,
-    /// How shards are stored.
-    pub codec: Codec,
     /// Threads of the conversion; only its memory depends on them.
     pub threads: usize,
     /// What codes are chosen by, besides the weights.
@@ -42,7 +39,7 @@ pub struct PlanOptions {
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { alignment: DEFAULT_ALIGNMENT, codec: Codec::None, threads: 1, calibration: None }
+        Self { alignment: DEFAULT_ALIGNMENT, threads: 1, calibration: None }
     }
 }
 
@@ -51,7 +48,7 @@ impl Default for PlanOptions {
 pub struct PlannedFile {
     /// Path inside the bundle.
     pub path: String,
-    /// Size in bytes; with a codec the most that shards can take.
+    /// Size in bytes.
     pub size: u64,
 }
 
@@ -207,11 +204,9 @@ impl Plan {
         experts: Vec<(Unit, UnitLayout)>,
         copies: Vec<FileEntry>,
     ) -> Result<()> {
-        let codec = self.manifest.codec;
-        self.manifest.dense = files::place_dense_shards(dense, self.manifest.alignment, codec)?;
+        self.manifest.dense = files::place_dense_shards(dense, self.manifest.alignment)?;
         let spec = &self.manifest.model;
-        self.manifest.experts =
-            files::place_expert_shards(experts, spec, self.manifest.alignment, codec)?;
+        self.manifest.experts = files::place_expert_shards(experts, spec, self.manifest.alignment)?;
         let mut entries = shard_files(&self.manifest)?;
         entries.extend(copies);
         entries.push(entry(REPORT_FILE, FileKind::Report, 0));
@@ -247,12 +242,9 @@ impl Plan {
         self.manifest.units()
     }
 
-    /// Bytes of a unit once decompressed; none for a unit that the model does not have.
+    /// Bytes of a unit; none for a unit that the model does not have.
     pub fn unit_len(&self, unit: Unit) -> Option<u64> {
-        match unit {
-            Unit::Expert { layer, .. } => self.expert_shards(layer).map(|(_, shards)| shards.len),
-            _ => self.dense_shard(unit).map(|(_, shard)| shard.len),
-        }
+        self.layout(unit).map(|layout| layout.len)
     }
 
     /// The layout of a unit; none for a unit that the model does not have.
@@ -315,7 +307,6 @@ fn skeleton(
         version: VERSION,
         generator: GENERATOR.to_owned(),
         alignment: options.alignment,
-        codec: options.codec,
         model: inventory.spec.clone(),
         recipe: serde_json::to_value(recipe)
             .map_err(|e| ConvertError::Plan(format!("recipe `{}`: {e}", recipe.name)))?,

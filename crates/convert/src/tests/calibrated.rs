@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights};
-use shardwright_format::io::AlignedBuf;
-use shardwright_format::manifest::{self, Codec, LineHashes};
+use shardwright_format::manifest::{self, LineHashes};
 use shardwright_format::weights::Weights;
 use shardwright_format::{Bundle, Role};
 use shardwright_quant::Method;
@@ -70,16 +69,16 @@ fn corpus(dir: &Path, seed: u32, tokens: usize) -> Corpus {
     Corpus { original: Arc::new(original), tokens, window: WINDOW, record }
 }
 
-fn plan(dir: &Path, recipe: &Recipe, codec: Codec, record: &manifest::Calibration) -> Case {
+fn plan(dir: &Path, recipe: &Recipe, record: &manifest::Calibration) -> Case {
     let calibration = Some(record.clone());
-    let options = PlanOptions { codec, calibration, ..PlanOptions::default() };
+    let options = PlanOptions { calibration, ..PlanOptions::default() };
     Case::new(dir, recipe, options).unwrap()
 }
 
 impl Calibrated {
-    fn of(dir: &Path, encoding: &str, codec: Codec) -> Self {
+    fn of(dir: &Path, encoding: &str) -> Self {
         let corpus = corpus(dir, 7, 6 * WINDOW);
-        Self { case: plan(dir, &recipe(encoding), codec, &corpus.record), corpus }
+        Self { case: plan(dir, &recipe(encoding), &corpus.record), corpus }
     }
 
     fn convert(&self, out: &Path, threads: usize) -> Result<ConversionReport> {
@@ -134,7 +133,7 @@ fn threads_do_not_change_a_byte() {
     for name in MODELS {
         for encoding in ["q2g32", "t2s10"] {
             let dir = tempfile::tempdir().unwrap();
-            let made = Calibrated::of(&fixture(name), encoding, Codec::None);
+            let made = Calibrated::of(&fixture(name), encoding);
             let [one, two] = [1, 2].map(|threads| {
                 let out = dir.path().join(threads.to_string());
                 made.convert(&out, threads).unwrap();
@@ -159,7 +158,7 @@ fn statistics_and_what_is_made_of_them_do_not_depend_on_threads() {
         let [one, two] = [1, 2].map(|threads| {
             let path = dir.path().join(format!("{threads}.safetensors"));
             let statistics = saved(&corpus, keep, threads, &path);
-            let case = plan(&fixture(name), &recipe("q2g32"), Codec::None, &statistics.record);
+            let case = plan(&fixture(name), &recipe("q2g32"), &statistics.record);
             let out = dir.path().join(threads.to_string());
             run(&case, Calibration::Statistics(&statistics), &out, threads, false).unwrap();
             (std::fs::read(path).unwrap(), contents(&out))
@@ -171,13 +170,13 @@ fn statistics_and_what_is_made_of_them_do_not_depend_on_threads() {
 
 #[test]
 fn an_interruption_anywhere_changes_nothing() {
-    for (name, encoding, codec, step) in [
-        ("golden/llama3", "q2g32", Codec::None, 1),
-        ("golden/qwen2_moe", "q3g32", Codec::Zstd, 4),
-        ("golden/qwen2_moe", "t2s10", Codec::None, 11),
+    for (name, encoding, step) in [
+        ("golden/llama3", "q2g32", 1),
+        ("golden/qwen2_moe", "q3g32", 4),
+        ("golden/qwen2_moe", "t2s10", 11),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let made = Calibrated::of(&fixture(name), encoding, codec);
+        let made = Calibrated::of(&fixture(name), encoding);
         let whole = dir.path().join("whole");
         made.convert(&whole, 2).unwrap();
         let expected = contents(&whole);
@@ -190,7 +189,7 @@ fn an_interruption_anywhere_changes_nothing() {
             if !out.exists() {
                 made.resume(&out).unwrap();
             }
-            assert!(contents(&out) == expected, "{name} {encoding} {codec:?} {count}");
+            assert!(contents(&out) == expected, "{name} {encoding} {count}");
             assert!(!partial_path(&out).exists());
         }
     }
@@ -203,7 +202,7 @@ fn a_damaged_shard_is_made_again_from_the_same_inputs() {
     copy_dir(&fixture("golden/qwen2_moe"), &source);
     let note = |text: &str| std::fs::write(source.join("note.txt"), text).unwrap();
     note("a");
-    let made = Calibrated::of(&source, "q2g32", Codec::None);
+    let made = Calibrated::of(&source, "q2g32");
     let whole = dir.path().join("whole");
     made.convert(&whole, 2).unwrap();
     // A copied file that is not what was planned stops the conversion after its last shard.
@@ -226,7 +225,7 @@ fn a_damaged_shard_is_made_again_from_the_same_inputs() {
 fn what_was_begun_with_one_text_is_not_finished_with_another() {
     let dir = tempfile::tempdir().unwrap();
     let source = fixture("golden/llama3");
-    let made = Calibrated::of(&source, "q2g32", Codec::None);
+    let made = Calibrated::of(&source, "q2g32");
     let out = dir.path().join("out");
     made.interrupt(&out, 2, false);
     let message = format!(
@@ -237,12 +236,12 @@ fn what_was_begun_with_one_text_is_not_finished_with_another() {
     let other = corpus(&source, 8, 6 * WINDOW);
     let shorter = corpus(&source, 7, 5 * WINDOW);
     for other in [other, shorter] {
-        let case = plan(&source, &recipe("q2g32"), Codec::None, &other.record);
+        let case = plan(&source, &recipe("q2g32"), &other.record);
         let error = run(&case, Calibration::Text(&other), &out, 2, true).unwrap_err();
         assert_eq!(error.to_string(), message);
     }
     let statistics = saved(&made.corpus, Keep::Gram, 2, &dir.path().join("s.safetensors"));
-    let case = plan(&source, &recipe("q2g32"), Codec::None, &statistics.record);
+    let case = plan(&source, &recipe("q2g32"), &statistics.record);
     let error = run(&case, Calibration::Statistics(&statistics), &out, 2, true).unwrap_err();
     assert_eq!(error.to_string(), message);
     let case = Case::new(&source, &recipe("q2g32"), PlanOptions::default()).unwrap();
@@ -251,32 +250,13 @@ fn what_was_begun_with_one_text_is_not_finished_with_another() {
 }
 
 #[test]
-fn compressed_shards_hold_the_same_codes() {
-    let dir = tempfile::tempdir().unwrap();
-    let [plain, packed] = [Codec::None, Codec::Zstd].map(|codec| {
-        let made = Calibrated::of(&fixture("golden/qwen2_moe"), "q3g32", codec);
-        let out = dir.path().join(format!("{codec:?}"));
-        let report = made.convert(&out, 2).unwrap();
-        (Bundle::open(&out).unwrap(), report)
-    });
-    assert_eq!(plain.1.calibration, packed.1.calibration);
-    assert_eq!(plain.1.tensors, packed.1.tensors);
-    let mut bufs = [AlignedBuf::default(), AlignedBuf::default()];
-    for unit in plain.0.manifest().model.units() {
-        plain.0.read(unit, &mut bufs[0]).unwrap();
-        packed.0.read(unit, &mut bufs[1]).unwrap();
-        assert!(bufs[0].as_slice() == bufs[1].as_slice(), "{unit}");
-    }
-}
-
-#[test]
 fn feedback_lowers_the_error_of_outputs() {
     for name in MODELS {
         let dir = tempfile::tempdir().unwrap();
-        let made = Calibrated::of(&fixture(name), "q2g32", Codec::None);
+        let made = Calibrated::of(&fixture(name), "q2g32");
         let [gptq, search] = [Method::Gptq, Method::Search].map(|method| {
             let recipe = recipe("q2g32").with_method(method);
-            let case = plan(&fixture(name), &recipe, Codec::None, &made.corpus.record);
+            let case = plan(&fixture(name), &recipe, &made.corpus.record);
             let out = dir.path().join(method.name());
             run(&case, Calibration::Text(&made.corpus), &out, 2, false).unwrap()
         });
@@ -305,7 +285,7 @@ fn feedback_lowers_the_error_of_outputs() {
 fn the_report_says_what_the_finished_bundle_does() {
     for name in MODELS {
         let dir = tempfile::tempdir().unwrap();
-        let made = Calibrated::of(&fixture(name), "q2g32", Codec::None);
+        let made = Calibrated::of(&fixture(name), "q2g32");
         let out = dir.path().join("out");
         let seen = made.convert(&out, 2).unwrap().calibration.unwrap();
         let bundle = Weights::Bundle(Bundle::open(&out).unwrap());

@@ -3,8 +3,6 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use shardwright_format::manifest::Codec;
-
 use super::{Case, Tiny, contents, copy_dir, fixture};
 use crate::{
     Calibration, ConvertError, ConvertOptions, Phase, PlanOptions, Progress, Recipe, partial_path,
@@ -34,14 +32,9 @@ fn interrupt(case: &Case, out: &Path, count: usize) {
 #[test]
 fn a_cancelled_conversion_ends_like_one_that_was_not() {
     let parts = ["vision=keep".to_owned(), "mtp=q4g32".to_owned()];
-    for (name, sets, codec) in [
-        ("golden/qwen3_moe-fused", &[][..], Codec::None),
-        ("golden/qwen3_moe-fused", &[], Codec::Zstd),
-        ("golden/qwen3_5_moe", &parts, Codec::None),
-    ] {
-        let options = PlanOptions { codec, ..PlanOptions::default() };
+    for (name, sets) in [("golden/qwen3_moe-fused", &[][..]), ("golden/qwen3_5_moe", &parts)] {
         let recipe = Recipe::builtin("q4").unwrap().with_overrides(sets).unwrap();
-        let case = Case::new(&fixture(name), &recipe, options).unwrap();
+        let case = Case::new(&fixture(name), &recipe, PlanOptions::default()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let whole = dir.path().join("whole");
         case.convert(&whole, 2).unwrap();
@@ -52,7 +45,7 @@ fn a_cancelled_conversion_ends_like_one_that_was_not() {
             if !out.exists() {
                 case.resume(&out).unwrap();
             }
-            assert!(contents(&out) == expected, "{codec:?} {count}");
+            assert!(contents(&out) == expected, "{name} {count}");
             assert!(!partial_path(&out).exists());
         }
     }
@@ -157,7 +150,7 @@ fn a_ledger_of_something_else_is_refused() {
         assert_eq!(error, begun);
     };
     refused(&open("q3", 16384), "another recipe (`q4`, now `q3`)");
-    refused(&open("q4", 4096), "another alignment or codec");
+    refused(&open("q4", 4096), "another alignment");
     Tiny { edits: vec![("embed_tokens", 5, 0.25)], ..Tiny::default() }.write(&source);
     refused(
         &open("q4", 16384),
@@ -230,37 +223,34 @@ fn a_ledger_that_cannot_be_read_is_left_alone() {
 
 #[test]
 fn a_complete_bundle_is_complete_again() {
-    for codec in [Codec::None, Codec::Zstd] {
-        let dir = tempfile::tempdir().unwrap();
-        let (source, out) = (dir.path().join("source"), dir.path().join("out"));
-        let open = |recipe: &str| {
-            let options = PlanOptions { codec, ..PlanOptions::default() };
-            Case::new(&source, &Recipe::builtin(recipe).unwrap(), options).unwrap()
-        };
-        Tiny::default().write(&source);
-        let case = open("q4");
-        let report = case.convert(&out, 1).unwrap();
-        let before = contents(&out);
-        let told = std::cell::Cell::new(None);
-        let cancel = AtomicBool::new(false);
-        let options = ConvertOptions {
-            threads: 1,
-            resume: true,
-            cancel: &cancel,
-            calibration: Calibration::None,
-        };
-        let again = case.run(&out, &options, &|progress| told.set(Some(progress.phase)));
-        assert_eq!((again.unwrap(), told.get()), (report, Some(Phase::Complete)));
-        let refused = |case: &Case| {
-            let error = case.resume(&out).unwrap_err().to_string();
-            assert!(error.ends_with("already exists; remove it or choose another name"), "{error}");
-        };
-        assert!(case.convert(&out, 1).is_err());
-        refused(&open("q3"));
-        std::fs::write(source.join("note.txt"), "a").unwrap();
-        refused(&open("q4"));
-        assert!(contents(&out) == before);
-        std::fs::write(out.join("dense-000.bin"), "short").unwrap();
-        refused(&case);
-    }
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+    let open = |recipe: &str| {
+        Case::new(&source, &Recipe::builtin(recipe).unwrap(), PlanOptions::default()).unwrap()
+    };
+    Tiny::default().write(&source);
+    let case = open("q4");
+    let report = case.convert(&out, 1).unwrap();
+    let before = contents(&out);
+    let told = std::cell::Cell::new(None);
+    let cancel = AtomicBool::new(false);
+    let options = ConvertOptions {
+        threads: 1,
+        resume: true,
+        cancel: &cancel,
+        calibration: Calibration::None,
+    };
+    let again = case.run(&out, &options, &|progress| told.set(Some(progress.phase)));
+    assert_eq!((again.unwrap(), told.get()), (report, Some(Phase::Complete)));
+    let refused = |case: &Case| {
+        let error = case.resume(&out).unwrap_err().to_string();
+        assert!(error.ends_with("already exists; remove it or choose another name"), "{error}");
+    };
+    assert!(case.convert(&out, 1).is_err());
+    refused(&open("q3"));
+    std::fs::write(source.join("note.txt"), "a").unwrap();
+    refused(&open("q4"));
+    assert!(contents(&out) == before);
+    std::fs::write(out.join("dense-000.bin"), "short").unwrap();
+    refused(&case);
 }

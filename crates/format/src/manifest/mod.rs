@@ -81,17 +81,6 @@ impl std::fmt::Debug for Hash {
     }
 }
 
-/// How a shard's bytes are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Codec {
-    /// As they are.
-    #[default]
-    None,
-    /// One Zstandard frame: for transport.
-    Zstd,
-}
-
 /// What `manifest.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -107,8 +96,6 @@ pub struct Manifest {
     pub generator: String,
     /// Every shard starts on a multiple of this.
     pub alignment: u64,
-    /// How shards are stored.
-    pub codec: Codec,
     /// The model.
     pub model: ModelSpec,
     /// The recipe that made the bundle, complete enough to make it again.
@@ -226,8 +213,8 @@ impl FileKind {
 pub struct Extent {
     /// First byte in the file.
     pub offset: u64,
-    /// Bytes in the file.
-    pub stored: u64,
+    /// Bytes.
+    pub len: u64,
     /// Hash of those bytes.
     pub blake3: Hash,
 }
@@ -242,11 +229,9 @@ pub struct DenseShard {
     pub file: String,
     /// First byte in the file.
     pub offset: u64,
-    /// Bytes in the file: `len` unless compressed.
-    pub stored: u64,
-    /// Bytes once decompressed.
+    /// Bytes.
     pub len: u64,
-    /// Hash of the stored bytes.
+    /// Hash of those bytes.
     pub blake3: Hash,
     /// In order of offset.
     pub tensors: Arc<[TensorEntry]>,
@@ -262,14 +247,11 @@ pub struct ExpertShards {
     pub file: String,
     /// Expert `e` starts at `e * stride`.
     pub stride: u64,
-    /// Bytes of one expert once decompressed.
+    /// Bytes of one expert.
     pub len: u64,
     /// The tensors of every expert, in order of offset. Their source views carry the expert.
     pub tensors: Arc<[TensorEntry]>,
-    /// Stored bytes of each expert; empty when none is compressed and each is `len`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub stored: Vec<u64>,
-    /// Hash of each expert's stored bytes.
+    /// Hash of each expert's bytes.
     pub blake3: Vec<Hash>,
 }
 
@@ -277,19 +259,15 @@ impl ExpertShards {
     /// Where an expert lies; `None` past the last one.
     pub fn extent(&self, expert: u32) -> Option<Extent> {
         let blake3 = *self.blake3.get(expert as usize)?;
-        let stored = self
-            .stored
-            .get(expert as usize)
-            .copied()
-            .unwrap_or(self.len);
-        Some(Extent { offset: u64::from(expert).checked_mul(self.stride)?, stored, blake3 })
+        let offset = u64::from(expert).checked_mul(self.stride)?;
+        Some(Extent { offset, len: self.len, blake3 })
     }
 }
 
 impl DenseShard {
     /// Where the shard lies.
     pub const fn extent(&self) -> Extent {
-        Extent { offset: self.offset, stored: self.stored, blake3: self.blake3 }
+        Extent { offset: self.offset, len: self.len, blake3: self.blake3 }
     }
 }
 

@@ -94,7 +94,7 @@ fn stored(model: ModelSpec, codes: Encoding) -> Manifest {
             let offset = end.next_multiple_of(ALIGNMENT);
             end = offset + len;
             let (file, blake3) = ("dense-000.bin".to_owned(), Hash([7; 32]));
-            DenseShard { unit, file, offset, stored: len, len, blake3, tensors }
+            DenseShard { unit, file, offset, len, blake3, tensors }
         })
         .collect();
     let expert = layout(&model, Unit::Expert { layer: 0, expert: 0 }, codes);
@@ -105,7 +105,6 @@ fn stored(model: ModelSpec, codes: Encoding) -> Manifest {
         stride,
         len: expert.len,
         tensors: expert.tensors,
-        stored: Vec::new(),
         blake3: vec![Hash([9; 32]); 3],
     };
     let file = |path: &str, kind, size| FileEntry {
@@ -120,7 +119,6 @@ fn stored(model: ModelSpec, codes: Encoding) -> Manifest {
         version: VERSION,
         generator: "shardwright 0.1.0".to_owned(),
         alignment: ALIGNMENT,
-        codec: Codec::None,
         model,
         recipe: serde_json::json!({"name": "q4"}),
         checkpoint: CheckpointRecord::default(),
@@ -316,7 +314,6 @@ fn each_lie_is_named() {
         (told(|m| m.dense[1].offset = 0), "layer 0: offset 0 overlaps the shard that ends at 3600"),
         (told(|m| m.dense[1].offset += 64), "layer 0: offset 4160 is not a multiple of 4096"),
         (told(|m| m.dense[1].offset = u64::MAX), "layer 0: range too large"),
-        (told(|m| m.dense[0].stored = 1), "embedding: stored bytes: expected 3600, found 1"),
         (told(|m| m.dense[0].len = 1), "embedding: length: expected 3600, found 1"),
         (
             told(|m| m.dense[0].file = "config.json".to_owned()),

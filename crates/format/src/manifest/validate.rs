@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    ALIGNMENTS, Calibration, Codec, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind,
-    MANIFEST_FILE, Manifest, REPORT_FILE, VERSION,
+    ALIGNMENTS, Calibration, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, MANIFEST_FILE,
+    Manifest, REPORT_FILE, VERSION,
 };
 use crate::io::stays_inside;
 use crate::layout::{Unplaced, place_dense, place_expert};
@@ -137,8 +137,7 @@ impl Manifest {
     fn check_dense<'a>(&'a self, shard: &'a DenseShard, claims: &mut Claims<'a>) -> Check {
         let place = shard.unit.to_string();
         self.check_tensors(shard.unit, &shard.tensors, shard.len)?;
-        self.check_stored(&place, shard.stored, shard.len)?;
-        claims.add(&shard.file, place, shard.offset, shard.stored)
+        claims.add(&shard.file, place, shard.offset, shard.len)
     }
 
     fn check_experts<'a>(&'a self, experts: &'a ExpertShards, claims: &mut Claims<'a>) -> Check {
@@ -147,28 +146,17 @@ impl Manifest {
         let count = self.model.layers[layer as usize].num_experts() as usize;
         self.check_tensors(Unit::Expert { layer, expert: 0 }, &experts.tensors, len)?;
         expect(&format!("{place}: hashes"), &count, &experts.blake3.len())?;
-        if !experts.stored.is_empty() {
-            expect(&format!("{place}: stored lengths"), &count, &experts.stored.len())?;
+        if len > stride {
+            return Err(format!("{place}: {len} bytes in a stride of {stride}"));
         }
         for expert in 0..count as u32 {
             let extent = experts
                 .extent(expert)
                 .ok_or_else(|| format!("{place}: stride too large"))?;
             let place = Unit::Expert { layer, expert }.to_string();
-            self.check_stored(&place, extent.stored, len)?;
-            if extent.stored > stride {
-                return Err(format!("{place}: {} bytes in a stride of {stride}", extent.stored));
-            }
-            claims.add(&experts.file, place, extent.offset, extent.stored)?;
+            claims.add(&experts.file, place, extent.offset, extent.len)?;
         }
         Ok(())
-    }
-
-    fn check_stored(&self, place: &str, stored: u64, len: u64) -> Check {
-        match self.codec {
-            Codec::None => expect(&format!("{place}: stored bytes"), &len, &stored),
-            Codec::Zstd => Ok(()),
-        }
     }
 
     /// The tensors must be the model's, in order of use, or whole tensors of the part; each where
@@ -303,9 +291,9 @@ fn check_kind(file: &FileEntry) -> Check {
 struct Claims<'a>(BTreeMap<&'a str, Vec<(u64, u64, String)>>);
 
 impl<'a> Claims<'a> {
-    fn add(&mut self, file: &'a str, place: String, offset: u64, stored: u64) -> Check {
+    fn add(&mut self, file: &'a str, place: String, offset: u64, len: u64) -> Check {
         let end = offset
-            .checked_add(stored)
+            .checked_add(len)
             .ok_or_else(|| format!("{place}: range too large"))?;
         self.0.entry(file).or_default().push((offset, end, place));
         Ok(())

@@ -15,8 +15,6 @@ pub struct Shard<'a> {
     pub file: &'a str,
     /// Where in the file.
     pub extent: Extent,
-    /// Bytes once read.
-    pub len: u64,
     /// Its tensors in order of offset. Source views of experts have to be filled in:
     /// [`TensorEntry::in_unit`].
     pub tensors: &'a Arc<[TensorEntry]>,
@@ -26,14 +24,14 @@ impl Manifest {
     /// Every shard: those of `dense` in order, then each layer's experts one by one.
     pub fn shards(&self) -> impl Iterator<Item = Shard<'_>> {
         let dense = self.dense.iter().map(|s| {
-            let (extent, len) = (s.extent(), s.len);
-            Shard { unit: s.unit, file: &s.file, extent, len, tensors: &s.tensors }
+            let extent = s.extent();
+            Shard { unit: s.unit, file: &s.file, extent, tensors: &s.tensors }
         });
         let experts = self.experts.iter().flat_map(|s| {
             (0u32..).map_while(|expert| {
-                let (extent, len) = (s.extent(expert)?, s.len);
+                let extent = s.extent(expert)?;
                 let unit = Unit::Expert { layer: s.layer, expert };
-                Some(Shard { unit, file: &s.file, extent, len, tensors: &s.tensors })
+                Some(Shard { unit, file: &s.file, extent, tensors: &s.tensors })
             })
         });
         dense.chain(experts)

@@ -7,8 +7,8 @@ use shardwright_format::arch::{Inventory, SourceTensor};
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::layout::{Unplaced, place_dense, place_expert};
 use shardwright_format::manifest::{
-    CheckpointRecord, Codec, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, Hash,
-    MANIFEST_FILE, REPORT_FILE, VERSION,
+    CheckpointRecord, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, Hash, MANIFEST_FILE,
+    REPORT_FILE, VERSION,
 };
 use shardwright_format::{Manifest, Role, Unit, UnitLayout};
 use shardwright_quant::{Encoding, Float, narrow};
@@ -44,7 +44,6 @@ pub fn bundle(checkpoint: &Path, out: &Path, encoding: &dyn Fn(Role) -> Encoding
         version: VERSION,
         generator: "a test".to_owned(),
         alignment: ALIGNMENT,
-        codec: Codec::None,
         model: inventory.spec.clone(),
         recipe: serde_json::Value::Null,
         checkpoint: CheckpointRecord::default(),
@@ -76,7 +75,7 @@ impl Maker<'_> {
             pad(&mut file, &bytes);
             let (tensors, blake3) = (layout.tensors, blake3::hash(&bytes).into());
             let file = DENSE.to_owned();
-            shards.push(DenseShard { unit, file, offset, stored: len, len, blake3, tensors });
+            shards.push(DenseShard { unit, file, offset, len, blake3, tensors });
         }
         self.write(DENSE, FileKind::Shards, &file);
         shards
@@ -96,8 +95,8 @@ impl Maker<'_> {
             let file = format!("experts/layer-{layer:03}.bin");
             self.write(&file, FileKind::Shards, &bytes);
             let UnitLayout { tensors, len } = layout;
-            let (stride, stored) = (len.next_multiple_of(ALIGNMENT), Vec::new());
-            shards.push(ExpertShards { layer, file, stride, len, tensors, stored, blake3 });
+            let stride = len.next_multiple_of(ALIGNMENT);
+            shards.push(ExpertShards { layer, file, stride, len, tensors, blake3 });
         }
         shards
     }

@@ -1,9 +1,7 @@
 use std::sync::atomic::AtomicBool;
 
-use shardwright_format::manifest::Codec;
-
 use super::*;
-use crate::testing::{Codes, FOUR_BITS, Storage, TestBundle, golden};
+use crate::testing::{Codes, FOUR_BITS, TestBundle, golden};
 
 /// Tokens of a small vocabulary that do not repeat soon.
 fn tokens(count: usize) -> Vec<u32> {
@@ -23,7 +21,7 @@ fn compare(
 
 #[test]
 fn a_model_does_not_diverge_from_itself() {
-    let bundle = TestBundle::new("qwen3_moe", Storage { codes: Codes::Plain, codec: Codec::None });
+    let bundle = TestBundle::new("qwen3_moe", Codes::Plain);
     let original = Weights::open(&bundle.checkpoint).unwrap();
     let candidate = Weights::open(bundle.root.path()).unwrap();
     let d = compare(&original, &candidate, Windows::of(32), 2);
@@ -43,10 +41,7 @@ fn fewer_bits_diverge_more() {
     let original = Weights::open(&golden("qwen3_moe")).unwrap();
     let mut last = 0.0;
     for bits in [8, 4, 2] {
-        let bundle = TestBundle::new(
-            "qwen3_moe",
-            Storage { codes: Codes::Affine(bits), codec: Codec::Zstd },
-        );
+        let bundle = TestBundle::new("qwen3_moe", Codes::Affine(bits));
         let candidate = Weights::open(bundle.root.path()).unwrap();
         let d = compare(&original, &candidate, Windows::of(32), 1);
         assert!(d.kld_mean > last, "{bits}: {}", d.kld_mean);

@@ -131,46 +131,25 @@ impl Comparison {
 
 /// How a unit's stored bytes are reached.
 pub(super) struct Stored<'a> {
-    bundle: &'a Bundle,
-    unit: Unit,
-    /// The whole unit, where single rows cannot be read.
-    whole: Option<AlignedBuf>,
+    pub(super) bundle: &'a Bundle,
+    pub(super) unit: Unit,
 }
 
-impl<'a> Stored<'a> {
-    /// Rows are read when they are needed.
-    pub(super) const fn rows(bundle: &'a Bundle, unit: Unit) -> Self {
-        Self { bundle, unit, whole: None }
-    }
-
-    /// The unit is read at once.
-    pub(super) fn whole(bundle: &'a Bundle, unit: Unit) -> Result<Self> {
-        let mut whole = AlignedBuf::default();
-        bundle.read(unit, &mut whole)?;
-        Ok(Self { bundle, unit, whole: Some(whole) })
-    }
-
-    /// Some rows of a tensor, as a matrix and the range of its rows that they are.
+impl Stored<'_> {
+    /// Some rows of a tensor, as a matrix of their own.
     fn matrix<'b>(
         &'b self,
         entry: &TensorEntry,
         rows: Range<u64>,
         buf: &'b mut AlignedBuf,
-    ) -> Result<(Matrix<'b>, Range<usize>)> {
+    ) -> Result<Matrix<'b>> {
         let refuse = |e: &dyn std::fmt::Display| {
             FormatError::file(self.bundle.root(), format!("{} {}: {e}", self.unit, entry.role))
         };
-        if let Some(whole) = &self.whole {
-            let len = entry.byte_len().map_err(|e| refuse(&e))?;
-            let bytes = &whole.as_slice()[entry.offset as usize..][..len as usize];
-            let matrix =
-                Matrix::new(entry.encoding, entry.rows as usize, entry.cols as usize, bytes);
-            return Ok((matrix.map_err(|e| refuse(&e))?, rows.start as usize..rows.end as usize));
-        }
         let count = (rows.end - rows.start) as usize;
         self.bundle.read_rows(self.unit, entry, rows, buf)?;
         let matrix = Matrix::new(entry.encoding, count, entry.cols as usize, buf.as_slice());
-        Ok((matrix.map_err(|e| refuse(&e))?, 0..count))
+        Ok(matrix.map_err(|e| refuse(&e))?)
     }
 }
 
@@ -227,13 +206,14 @@ impl Tile {
         let view = &entry.source;
         read_view(checkpoint, view, rows.clone(), entry.cols, &mut self.source_bytes)?;
         widen(view.dtype, self.source_bytes.as_slice(), &mut self.source);
-        let (matrix, rows) = stored.matrix(entry, rows, &mut self.stored_bytes)?;
-        matrix.dequantize(Backend::Scalar, rows.clone(), &mut self.stored);
+        let count = (rows.end - rows.start) as usize;
+        let matrix = stored.matrix(entry, rows.clone(), &mut self.stored_bytes)?;
+        matrix.dequantize(Backend::Scalar, 0..count, &mut self.stored);
         let mut compared =
             measure(&self.source, &self.stored, cols, first, resolution(entry.encoding));
         if let Some(float) = entry.encoding.float() {
             let size = float.size() * cols;
-            let found = &matrix.weight()[rows.start * size..rows.end * size];
+            let found = &matrix.weight()[..count * size];
             let expected = if view.dtype == float {
                 self.source_bytes.as_slice()
             } else {

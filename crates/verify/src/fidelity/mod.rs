@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
-use shardwright_format::manifest::{Codec, Ignored};
+use shardwright_format::manifest::Ignored;
 use shardwright_format::{Bundle, Manifest, TensorEntry, Unit};
 use shardwright_quant::Encoding;
 
@@ -88,11 +88,10 @@ pub struct Fidelity {
 
 /// Compares every tensor of a bundle with its source, and the bundle's account of the checkpoint
 /// with the checkpoint's own inventory. A unit whose shapes or sources are not the inventory's is
-/// not read: the findings say why. Memory is a few tiles per thread, and with a compressed
-/// bundle one shard per thread.
+/// not read: the findings say why. Memory is a few tiles per thread.
 ///
 /// # Errors
-/// What the operating system refuses, and compressed shards that are damaged.
+/// What the operating system refuses.
 pub fn fidelity(
     bundle: &Bundle,
     checkpoint: &Checkpoint,
@@ -189,10 +188,7 @@ impl Work<'_> {
             let unread = piece.tensors.iter().map(|t| self.provenance(piece, t));
             return Ok(unread.collect());
         }
-        let stored = match self.bundle.manifest().codec {
-            Codec::None => Stored::rows(self.bundle, piece.unit),
-            Codec::Zstd => Stored::whole(self.bundle, piece.unit)?,
-        };
+        let stored = Stored { bundle: self.bundle, unit: piece.unit };
         piece
             .tensors
             .iter()

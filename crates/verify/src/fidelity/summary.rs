@@ -20,7 +20,7 @@ pub struct RoleFidelity {
     pub tensors: u64,
     /// Their weights.
     pub weights: u64,
-    /// Bytes they take in the bundle, uncompressed.
+    /// Bytes they take in the bundle.
     pub bytes: u64,
     /// Root of all squared errors over all squared weights.
     pub rmse: f64,

@@ -1,15 +1,10 @@
 //! Are stored scales, biases and plain values finite? Their bytes pass by anyway.
 
-use std::io::Read;
-
 use shardwright_format::{Role, TensorEntry, Unit};
 use shardwright_quant::{Encoding, Float, widen};
 
 use super::scan::overlap;
 use crate::finding::{Finding, Kind};
-
-/// Decompressed bytes checked at once; a multiple of every float's size.
-const BLOCK: usize = 256 << 10;
 
 /// Bytes `start..end` are floats of one tensor.
 pub(super) struct Run {
@@ -127,38 +122,6 @@ fn position<const N: usize>(bytes: &[u8], wrong: impl Fn([u8; N]) -> bool) -> Op
     let (floats, _) = bytes.as_chunks::<N>();
     let any = floats.iter().fold(false, |any, b| any | wrong(*b));
     any.then(|| floats.iter().position(|b| wrong(*b)))?
-}
-
-/// The same for a Zstandard frame that must hold `len` bytes, in memory that no claim decides.
-///
-/// # Errors
-/// A frame of another length or none at all: what was found.
-pub(super) fn in_frame(
-    frame: impl Read,
-    len: u64,
-    runs: &[Run],
-) -> Result<Vec<Option<Wrong>>, String> {
-    let mut decoder = zstd::stream::read::Decoder::new(frame)
-        .map_err(|e| e.to_string())?
-        .single_frame();
-    let mut block = Vec::with_capacity(BLOCK);
-    let mut floats = Floats::new(runs);
-    let mut offset = 0;
-    while offset <= len {
-        block.clear();
-        let read = decoder.by_ref().take(BLOCK as u64).read_to_end(&mut block);
-        read.map_err(|e| e.to_string())?;
-        if block.is_empty() {
-            break;
-        }
-        floats.update(offset, &block);
-        offset += block.len() as u64;
-    }
-    match offset.cmp(&len) {
-        std::cmp::Ordering::Equal => Ok(floats.wrong),
-        std::cmp::Ordering::Less => Err(offset.to_string()),
-        std::cmp::Ordering::Greater => Err("more".to_owned()),
-    }
 }
 
 #[cfg(test)]

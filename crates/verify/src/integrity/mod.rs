@@ -225,6 +225,5 @@ fn floats(map: &FileMap<'_>, scan: &Scan) -> Vec<Finding> {
     let runs = map.floats.iter().zip(&scan.floats);
     runs.filter(|(run, _)| !damaged.contains(&run.unit))
         .filter_map(|(run, wrong)| Some(run.finding(&map.entry.path, (*wrong)?)))
-        .chain(scan.packed.iter().cloned())
         .collect()
 }

@@ -1,17 +1,14 @@
 //! One file, front to back: its hash, each shard's hash, every padding byte and every float in the
-//! same pass; a compressed shard's floats in a second one.
+//! same pass.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use shardwright_format::manifest::{Codec, Extent, FileEntry, Hash};
-use shardwright_format::{FormatError, Manifest, TensorEntry, Unit};
+use shardwright_format::manifest::{Extent, FileEntry, Hash};
+use shardwright_format::{Manifest, TensorEntry, Unit};
 
-use super::finite::{Floats, Run, Wrong, in_frame};
+use super::finite::{Floats, Run, Wrong};
 use crate::error::Result;
-use crate::finding::{Finding, Kind};
 use crate::hashing::stream;
 use crate::monitor::Meter;
 
@@ -19,21 +16,19 @@ use crate::monitor::Meter;
 pub(super) struct FileMap<'a> {
     pub(super) entry: &'a FileEntry,
     /// By offset, apart from each other.
-    pub(super) shards: Vec<Shard<'a>>,
+    pub(super) shards: Vec<Shard>,
     /// Bytes that must be zero, by offset.
     pub(super) gaps: Vec<Gap>,
-    /// Floats that must be finite, by offset; empty when shards are compressed.
+    /// Floats that must be finite, by offset.
     pub(super) floats: Vec<Run>,
 }
 
 /// Bytes `start..end` are a shard.
-pub(super) struct Shard<'a> {
+pub(super) struct Shard {
     pub(super) unit: Unit,
     pub(super) start: u64,
     pub(super) end: u64,
     pub(super) blake3: Hash,
-    /// What a compressed one holds: its tensors and their bytes.
-    packed: Option<(&'a [TensorEntry], u64)>,
 }
 
 /// Bytes `start..end` belong to no shard or, inside one, to no tensor.
@@ -60,8 +55,6 @@ pub(super) struct Scan {
     pub(super) gaps: Vec<Option<(u64, u8)>>,
     /// One per run of floats: the first that is not finite.
     pub(super) floats: Vec<Option<Wrong>>,
-    /// What is wrong inside compressed shards whose hash is right.
-    pub(super) packed: Vec<Finding>,
 }
 
 /// The map of every file of a valid manifest, in its order.
@@ -71,36 +64,13 @@ pub(super) fn file_maps(manifest: &Manifest) -> Vec<FileMap<'_>> {
         .iter()
         .map(|entry| (entry.path.as_str(), FileMap::new(entry)))
         .collect();
-    let mut add = |file: &str, unit, extent: Extent, tensors, len| {
-        let Some(map) = by_file.get_mut(file) else { return };
-        let packed = (manifest.codec == Codec::Zstd).then_some((tensors, len));
-        map.add(unit, extent, packed);
-        if packed.is_none() {
-            map.add_gaps(unit, extent, tensors);
-            map.floats.extend(runs(unit, extent.offset, tensors));
-        }
-    };
-    for shard in &manifest.dense {
-        add(&shard.file, shard.unit, shard.extent(), &shard.tensors, shard.len);
-    }
-    for experts in &manifest.experts {
-        for (expert, _) in (0..).zip(&experts.blake3) {
-            let unit = Unit::Expert { layer: experts.layer, expert };
-            if let Some(extent) = experts.extent(expert) {
-                add(&experts.file, unit, extent, &experts.tensors, experts.len);
-            }
-        }
+    for shard in manifest.shards() {
+        let Some(map) = by_file.get_mut(shard.file) else { continue };
+        map.add(shard.unit, shard.extent, shard.tensors);
     }
     let mut maps: Vec<_> = by_file.into_values().collect();
     maps.iter_mut().for_each(FileMap::finish);
     maps
-}
-
-/// The floats of a unit that starts at byte `base`, by offset.
-fn runs(unit: Unit, base: u64, tensors: &[TensorEntry]) -> impl Iterator<Item = Run> {
-    tensors
-        .iter()
-        .filter_map(move |entry| Run::of(unit, base, entry))
 }
 
 impl<'a> FileMap<'a> {
@@ -108,13 +78,15 @@ impl<'a> FileMap<'a> {
         Self { entry, shards: Vec::new(), gaps: Vec::new(), floats: Vec::new() }
     }
 
-    fn add(&mut self, unit: Unit, extent: Extent, packed: Option<(&'a [TensorEntry], u64)>) {
-        let Extent { offset: start, stored, blake3 } = extent;
-        let end = start + stored;
-        self.shards.push(Shard { unit, start, end, blake3, packed });
-    }
-
-    fn add_gaps(&mut self, unit: Unit, extent: Extent, tensors: &[TensorEntry]) {
+    /// Adds a shard with its floats and the padding between its tensors.
+    fn add(&mut self, unit: Unit, extent: Extent, tensors: &[TensorEntry]) {
+        let Extent { offset: start, len, blake3 } = extent;
+        self.shards
+            .push(Shard { unit, start, end: start + len, blake3 });
+        let runs = tensors
+            .iter()
+            .filter_map(|entry| Run::of(unit, extent.offset, entry));
+        self.floats.extend(runs);
         let mut last = 0;
         for tensor in tensors {
             if tensor.offset > last {
@@ -154,44 +126,8 @@ pub(super) fn scan(dir: &Path, map: &FileMap<'_>, meter: &Meter<'_>) -> Result<S
         gaps.update(offset, bytes);
     })?;
     shards.hashes.resize(map.shards.len(), None);
-    let packed = unpack(&path, map, &shards.hashes)?;
     let (shards, gaps, floats) = (shards.hashes, gaps.dirt, floats.wrong);
-    Ok(Scan { len, blake3: whole.finalize().into(), shards, gaps, floats, packed })
-}
-
-/// What is wrong inside the compressed shards whose hash is right.
-fn unpack(path: &Path, map: &FileMap<'_>, hashes: &[Option<Hash>]) -> Result<Vec<Finding>> {
-    let io = |e| FormatError::io(path, e);
-    let mut findings = Vec::new();
-    for (shard, hash) in map.shards.iter().zip(hashes) {
-        let Some((tensors, len)) = shard.packed else { continue };
-        if *hash != Some(shard.blake3) {
-            continue;
-        }
-        let mut file = File::open(path).map_err(io)?;
-        file.seek(SeekFrom::Start(shard.start)).map_err(io)?;
-        let runs: Vec<_> = runs(shard.unit, 0, tensors).collect();
-        let file_name = &map.entry.path;
-        match in_frame(file.take(shard.end - shard.start), len, &runs) {
-            Ok(wrong) => {
-                findings.extend(
-                    wrong
-                        .iter()
-                        .zip(&runs)
-                        .filter_map(|(w, run)| Some(run.finding(file_name, (*w)?))),
-                );
-            }
-            Err(found) => {
-                let frame = Finding::file(Kind::Size, file_name, "zstd frame");
-                findings.push(
-                    frame
-                        .expected(format!("{len} bytes"), found)
-                        .shard(shard.unit),
-                );
-            }
-        }
-    }
-    Ok(findings)
+    Ok(Scan { len, blake3: whole.finalize().into(), shards, gaps, floats })
 }
 
 /// The part of `start..end` that lies in `bytes`, which begin at `offset`.
@@ -202,13 +138,13 @@ pub(super) fn overlap(start: u64, end: u64, offset: u64, bytes: &[u8]) -> &[u8] 
 
 /// Hashes of the shards that have passed whole.
 struct Shards<'a> {
-    expected: &'a [Shard<'a>],
+    expected: &'a [Shard],
     current: blake3::Hasher,
     hashes: Vec<Option<Hash>>,
 }
 
 impl<'a> Shards<'a> {
-    fn new(shards: &'a [Shard<'a>]) -> Self {
+    fn new(shards: &'a [Shard]) -> Self {
         Self { expected: shards, current: blake3::Hasher::new(), hashes: Vec::new() }
     }
 
@@ -268,7 +204,7 @@ mod tests {
             .map(|i| if (40..50).contains(&i) { 0 } else { i + 1 })
             .collect();
         let hash = |range: std::ops::Range<usize>| Hash::from(blake3::hash(&bytes[range]));
-        let shard = |start, end| Shard { unit: UNIT, start, end, blake3: Hash::ZERO, packed: None };
+        let shard = |start, end| Shard { unit: UNIT, start, end, blake3: Hash::ZERO };
         let list = [shard(0, 40), shard(50, 90), shard(90, 120)];
         let gaps = [gap(10, 12, true), gap(40, 50, false), gap(70, 75, true), gap(95, 110, false)];
         for block in 1..=100 {

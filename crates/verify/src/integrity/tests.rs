@@ -1,12 +1,10 @@
 use std::fs;
 use std::sync::atomic::AtomicBool;
 
-use shardwright_format::manifest::Codec;
-
 use super::*;
 use crate::VerifyError;
 use crate::monitor::Progress;
-use crate::testing::{Codes, FOUR_BITS, Storage, TestBundle};
+use crate::testing::{Codes, FOUR_BITS, TestBundle};
 
 /// The fixture's second layer is dense.
 const EXPERTS: [&str; 2] = ["experts/layer-000.bin", "experts/layer-002.bin"];
@@ -44,17 +42,15 @@ fn recorded(bundle: &TestBundle, file: &str) -> Hash {
 
 #[test]
 fn a_sound_bundle_holds() {
-    for codec in [Codec::None, Codec::Zstd] {
-        let bundle = TestBundle::new("qwen3_moe", Storage { codes: Codes::Affine(4), codec });
-        let result = check(&bundle);
-        assert!(result.holds() && result.weights_hold(), "{:?}", result.findings);
-        assert_eq!(result.manifest, Some(bundle.manifest.blake3));
-        assert_eq!(result.files.len(), bundle.manifest.files.len());
-        assert!(result.files.iter().all(|f| f.sound));
-        assert_eq!(result.bytes, bundle.manifest.files.iter().map(|f| f.size).sum::<u64>());
-        let experts: usize = bundle.manifest.experts.iter().map(|e| e.blake3.len()).sum();
-        assert_eq!(result.shards, (bundle.manifest.dense.len() + experts) as u64);
-    }
+    let bundle = TestBundle::new("qwen3_moe", FOUR_BITS);
+    let result = check(&bundle);
+    assert!(result.holds() && result.weights_hold(), "{:?}", result.findings);
+    assert_eq!(result.manifest, Some(bundle.manifest.blake3));
+    assert_eq!(result.files.len(), bundle.manifest.files.len());
+    assert!(result.files.iter().all(|f| f.sound));
+    assert_eq!(result.bytes, bundle.manifest.files.iter().map(|f| f.size).sum::<u64>());
+    let experts: usize = bundle.manifest.experts.iter().map(|e| e.blake3.len()).sum();
+    assert_eq!(result.shards, (bundle.manifest.dense.len() + experts) as u64);
 }
 
 #[test]
@@ -312,24 +308,13 @@ fn threads_do_not_change_the_result() {
     assert_eq!(one, integrity(bundle.root.path(), 3, &Monitor::silent()).unwrap());
 }
 
-/// Changes a shard's bytes under right hashes; a compressed one keeps its length.
+/// Changes a shard's bytes under right hashes.
 fn forge(bundle: &mut TestBundle, expert: usize, change: impl FnOnce(&mut Vec<u8>)) {
     let experts = &mut bundle.manifest.experts[1];
     let start = expert * experts.stride as usize;
-    let stored = experts.extent(expert as u32).unwrap().stored as usize;
     let mut file = fs::read(bundle.root.path().join(EXPERTS[1])).unwrap();
-    let mut bytes = file[start..start + stored].to_vec();
-    let packed = bundle.manifest.codec == Codec::Zstd;
-    if packed {
-        bytes = zstd::bulk::decompress(&bytes, 1 << 20).unwrap();
-    }
+    let mut bytes = file[start..start + experts.len as usize].to_vec();
     change(&mut bytes);
-    if packed {
-        bytes = zstd::bulk::compress(&bytes, 1).unwrap();
-        assert!(bytes.len() as u64 <= experts.stride);
-        file[start..start + experts.stride as usize].fill(0);
-        experts.stored[expert] = bytes.len() as u64;
-    }
     experts.blake3[expert] = blake3::hash(&bytes).into();
     file[start..start + bytes.len()].copy_from_slice(&bytes);
     fs::write(bundle.root.path().join(EXPERTS[1]), &file).unwrap();
@@ -344,52 +329,36 @@ fn forge(bundle: &mut TestBundle, expert: usize, change: impl FnOnce(&mut Vec<u8
 
 #[test]
 fn scales_and_biases_that_are_not_finite_are_named() {
-    for codec in [Codec::None, Codec::Zstd] {
-        let mut bundle = TestBundle::new("qwen3_moe", Storage { codes: Codes::Affine(4), codec });
-        let up = bundle.manifest.experts[1].tensors[1].clone();
-        let parts = up.encoding.parts(up.rows, up.cols).unwrap();
-        let (groups, place) = (up.cols / 32, up.offset + parts.weight);
-        // The bias of row 3's last group, then the scale of row 5's first.
-        let bias = (place + parts.scales + (4 * groups - 1) * 2) as usize;
-        forge(&mut bundle, 1, |b| b[bias..bias + 2].copy_from_slice(&[0x80, 0xff]));
-        let file = format!("{}: layer 2 expert 1: expert.up_proj", EXPERTS[1]);
-        let at = format!("row 3, group {}", groups - 1);
-        let expected = format!("{file}: {at}: expected a finite bias, found -inf");
-        assert_eq!(messages(&bundle), [expected], "{codec:?}");
-        let scale = (place + 5 * groups * 2) as usize;
-        forge(&mut bundle, 1, |b| b[scale..scale + 2].copy_from_slice(&[0xc0, 0x7f]));
-        let expected = format!("{file}: row 5, group 0: expected a finite scale, found NaN");
-        assert_eq!(messages(&bundle), [expected], "{codec:?}");
-    }
+    let mut bundle = TestBundle::new("qwen3_moe", FOUR_BITS);
+    let up = bundle.manifest.experts[1].tensors[1].clone();
+    let parts = up.encoding.parts(up.rows, up.cols).unwrap();
+    let (groups, place) = (up.cols / 32, up.offset + parts.weight);
+    // The bias of row 3's last group, then the scale of row 5's first.
+    let bias = (place + parts.scales + (4 * groups - 1) * 2) as usize;
+    forge(&mut bundle, 1, |b| b[bias..bias + 2].copy_from_slice(&[0x80, 0xff]));
+    let file = format!("{}: layer 2 expert 1: expert.up_proj", EXPERTS[1]);
+    let at = format!("row 3, group {}", groups - 1);
+    let expected = format!("{file}: {at}: expected a finite bias, found -inf");
+    assert_eq!(messages(&bundle), [expected]);
+    let scale = (place + 5 * groups * 2) as usize;
+    forge(&mut bundle, 1, |b| b[scale..scale + 2].copy_from_slice(&[0xc0, 0x7f]));
+    let expected = format!("{file}: row 5, group 0: expected a finite scale, found NaN");
+    assert_eq!(messages(&bundle), [expected]);
 }
 
 #[test]
 fn trellis_scales_that_are_not_finite_are_named() {
-    for codec in [Codec::None, Codec::Zstd] {
-        let storage = Storage { codes: Codes::Trellis(3), codec };
-        let mut bundle = TestBundle::new("qwen3_moe", storage);
-        assert_eq!(messages(&bundle), Vec::<String>::new());
-        let up = bundle.manifest.experts[1].tensors[1].clone();
-        let parts = up.encoding.parts(up.rows, up.cols).unwrap();
-        // Codes of all ones are codes like others; so are those before them.
-        let scales = (up.offset + parts.weight) as usize;
-        forge(&mut bundle, 1, |b| b[scales - 8..scales].fill(0xff));
-        assert_eq!(messages(&bundle), Vec::<String>::new());
-        let last = scales + 2 * (up.rows as usize - 1);
-        forge(&mut bundle, 1, |b| b[last..last + 2].copy_from_slice(&[0x80, 0x7f]));
-        let file = format!("{}: layer 2 expert 1: expert.up_proj", EXPERTS[1]);
-        let expected = format!("{file}: row {}: expected a finite scale, found inf", up.rows - 1);
-        assert_eq!(messages(&bundle), [expected], "{codec:?}");
-    }
-}
-
-#[test]
-fn a_frame_of_another_length_is_found_under_its_right_hash() {
-    let mut bundle = TestBundle::new("qwen3_moe", Storage { codec: Codec::Zstd, ..FOUR_BITS });
-    let len = bundle.manifest.experts[1].len;
-    let place = format!("{}: layer 2 expert 0: zstd frame: expected {len} bytes", EXPERTS[1]);
-    forge(&mut bundle, 0, |bytes| bytes.truncate(100));
-    assert_eq!(messages(&bundle), [format!("{place}, found 100")]);
-    forge(&mut bundle, 0, |bytes| bytes.resize(len as usize + 1, 0));
-    assert_eq!(messages(&bundle), [format!("{place}, found more")]);
+    let mut bundle = TestBundle::new("qwen3_moe", Codes::Trellis(3));
+    assert_eq!(messages(&bundle), Vec::<String>::new());
+    let up = bundle.manifest.experts[1].tensors[1].clone();
+    let parts = up.encoding.parts(up.rows, up.cols).unwrap();
+    // Codes of all ones are codes like others; so are those before them.
+    let scales = (up.offset + parts.weight) as usize;
+    forge(&mut bundle, 1, |b| b[scales - 8..scales].fill(0xff));
+    assert_eq!(messages(&bundle), Vec::<String>::new());
+    let last = scales + 2 * (up.rows as usize - 1);
+    forge(&mut bundle, 1, |b| b[last..last + 2].copy_from_slice(&[0x80, 0x7f]));
+    let file = format!("{}: layer 2 expert 1: expert.up_proj", EXPERTS[1]);
+    let expected = format!("{file}: row {}: expected a finite scale, found inf", up.rows - 1);
+    assert_eq!(messages(&bundle), [expected]);
 }

@@ -1,10 +1,10 @@
 use std::fs;
 
-use shardwright_format::manifest::{Calibration, Codec, LineHashes, MANIFEST_FILE};
+use shardwright_format::manifest::{Calibration, LineHashes, MANIFEST_FILE};
 
 use super::*;
 use crate::report::Verdict;
-use crate::testing::{Codes, FOUR_BITS, Storage, TestBundle};
+use crate::testing::{Codes, FOUR_BITS, TestBundle};
 
 fn trained() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/fixture-2m")
@@ -92,8 +92,7 @@ fn pages_and_json(report: &Report) {
 
 #[test]
 fn a_limit_that_is_not_kept_is_found() {
-    let bundle =
-        TestBundle::of(&trained(), Storage { codes: Codes::Affine(2), codec: Codec::None });
+    let bundle = TestBundle::of(&trained(), Codes::Affine(2));
     let text = text();
     let limits =
         Thresholds { max_kld: Some(1e-6), max_bits_per_weight: Some(2.0), ..Thresholds::default() };
@@ -137,7 +136,7 @@ fn names_from_outside_are_escaped() {
 
 #[test]
 fn weights_that_overflow_are_a_finding() {
-    let mut bundle = TestBundle::new("llama2", Storage { codes: Codes::Plain, codec: Codec::None });
+    let mut bundle = TestBundle::new("llama2", Codes::Plain);
     let shard = &bundle.manifest.dense[1];
     let (start, end) = (shard.offset as usize, (shard.offset + shard.len) as usize);
     let size = shard.tensors[0].encoding.float().unwrap().size();
