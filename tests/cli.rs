@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::harness::{Scratch, root};
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 12] = [
     "inspect",
     "plan",
     "convert",
@@ -13,6 +13,8 @@ const COMMANDS: [&str; 10] = [
     "compare",
     "run",
     "export",
+    "pack",
+    "unpack",
     "recipes",
     "arch",
 ];

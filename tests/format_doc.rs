@@ -9,7 +9,7 @@ use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::layout::TENSOR_ALIGNMENT;
 use shardwright_format::manifest::{self, Manifest};
-use shardwright_format::{ModelSpec, Role, Unit};
+use shardwright_format::{ModelSpec, Role, Unit, pack};
 use shardwright_quant::{Affine, Backend, Encoding, Matrix, Trellis};
 
 use crate::harness::{Scratch, fixture, root};
@@ -75,6 +75,9 @@ fn constants_are_those_of_the_code() {
         ("DENSE_FILE_LIMIT", manifest::DENSE_FILE_LIMIT.to_string()),
         ("MAX_CALIBRATION_LINES", manifest::MAX_CALIBRATION_LINES.to_string()),
         ("MIN_LINE", shardwright_format::text::MIN_LINE.to_string()),
+        ("PACK_MAGIC", String::from_utf8_lossy(pack::PACK_MAGIC).into_owned()),
+        ("PACK_VERSION", pack::PACK_VERSION.to_string()),
+        ("PIECE_LEN", pack::PIECE_LEN.to_string()),
         ("BITS", list(&Affine::BITS)),
         ("GROUP_SIZES", list(&Affine::GROUP_SIZES)),
         ("TRELLIS_BITS", list(&Trellis::BITS)),

@@ -12,6 +12,7 @@ mod excerpt;
 mod format_doc;
 mod gguf;
 mod harness;
+mod pack;
 mod parts;
 #[path = "../crates/runtime/tests/common/random.rs"]
 mod random;

@@ -194,9 +194,15 @@ struct Shard<'a> {
 /// # Errors
 /// A manifest that is missing, unreadable or invalid.
 pub fn read_manifest(dir: &Path) -> Result<Manifest> {
+    let (path, bytes) = manifest_bytes(dir)?;
+    Manifest::from_bytes(&path, &bytes)
+}
+
+/// Path and bytes of a bundle's manifest.
+pub(crate) fn manifest_bytes(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
     let path = dir.join(MANIFEST_FILE);
     match read_limited(&path, INDEX_LIMIT)? {
-        Some(bytes) => Manifest::from_bytes(&path, &bytes),
+        Some(bytes) => Ok((path, bytes)),
         None => Err(FormatError::file(dir, format!("is not a bundle: it has no {MANIFEST_FILE}"))),
     }
 }

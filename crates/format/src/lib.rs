@@ -11,6 +11,7 @@ pub mod io;
 pub mod layout;
 pub mod manifest;
 pub mod model;
+pub mod pack;
 pub mod report;
 pub mod role;
 mod shapes;

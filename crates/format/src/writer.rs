@@ -216,7 +216,7 @@ impl BundleWriter {
 }
 
 /// Every directory between the bundle's own and one of its files, as paths from the bundle's.
-fn directories(manifest: &Manifest) -> BTreeSet<&Path> {
+pub(crate) fn directories(manifest: &Manifest) -> BTreeSet<&Path> {
     let ancestors = |file| Path::ancestors(file).skip(1);
     let files = manifest.files.iter().map(|f| Path::new(&f.path));
     files.flat_map(ancestors).collect()
@@ -246,7 +246,7 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
     synced.map_err(|e| FormatError::io(dir, e))
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let mut file = File::create(path)?;
         file.write_all(bytes)?;

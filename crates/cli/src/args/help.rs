@@ -61,6 +61,7 @@ Text goes to stdout as it is made, statistics to stderr (or all of it to stdout 
 pub const VERIFY: &str = "\
 Examples:
   shardwright verify qwen3.bundle                              every byte is the one written
+  shardwright verify qwen3.pack                                the same of a packed bundle
   shardwright verify qwen3.bundle --against Qwen3-30B-A3B      and every weight close to its source
   shardwright verify qwen3.bundle --against Qwen3-30B-A3B --text eval.txt --html report.html
   shardwright verify qwen3.bundle --against Qwen3-30B-A3B --text eval.txt \\
@@ -83,6 +84,23 @@ pub const EXPORT: &str = "\
 Examples:
   shardwright export qwen3.bundle --to hf -o qwen3-dequantized
   shardwright export qwen3.bundle --to hf -o qwen3-dequantized --dtype source";
+
+pub const PACK: &str = "\
+Examples:
+  shardwright pack qwen3.bundle -o qwen3.pack
+  shardwright pack qwen3.bundle -o qwen3.pack --resume     after ctrl-c or a crash
+  shardwright verify qwen3.pack                            checks it without unpacking
+  shardwright unpack qwen3.pack -o qwen3.bundle
+
+The bundle's hashes are checked on the way. The same bundle gives the same file. A bundle is not
+read from a packed file: unpack it first.";
+
+pub const UNPACK: &str = "\
+Examples:
+  shardwright unpack qwen3.pack -o qwen3.bundle
+  shardwright unpack qwen3.pack -o qwen3.bundle --resume   after ctrl-c or a crash
+
+Every byte is checked on the way; of a damaged file nothing appears under the bundle's name.";
 
 pub const RECIPES: &str = "\
 Examples:

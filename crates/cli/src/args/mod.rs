@@ -3,6 +3,7 @@
 mod arch;
 mod calibrate;
 mod help;
+mod pack;
 mod recipe;
 mod verify;
 
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bytes;
 pub use arch::{ArchCommand, ArchCommandArgs};
 pub use calibrate::CalibrateArgs;
+pub use pack::{PackArgs, UnpackArgs};
 pub use recipe::{
     CalibrationArgs, CalibrationTextArgs, EncodingsArg, PlanArgs, RecipeArgs, TargetArgs,
 };
@@ -60,6 +62,10 @@ pub enum Command {
     Run(RunArgs),
     /// Write a bundle's weights back as a Hugging Face checkpoint
     Export(ExportArgs),
+    /// Compress a bundle into one file, for a download or an artifact store
+    Pack(PackArgs),
+    /// Make a bundle of a packed file again
+    Unpack(UnpackArgs),
     /// List the built-in recipes, or print one
     Recipes(RecipesArgs),
     /// List, print or draft the tables that describe architectures

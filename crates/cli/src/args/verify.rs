@@ -10,7 +10,7 @@ use super::{ArchArgs, ThreadArgs, help};
 #[derive(Debug, Args)]
 #[command(after_help = help::VERIFY)]
 pub struct VerifyArgs {
-    /// Directory of a bundle
+    /// Directory of a bundle, or a file that `pack` made
     pub bundle: PathBuf,
     /// The checkpoint it was made from: compare every tensor with its source
     #[arg(long, value_name = "CHECKPOINT")]

@@ -7,6 +7,7 @@ mod compare;
 mod convert;
 mod export;
 mod inspect;
+mod pack;
 mod plan;
 mod recipes;
 mod run;
@@ -40,6 +41,8 @@ pub fn run(command: &Command, output: Output) -> Outcome {
         Command::Compare(args) => done(compare::run(args, output)),
         Command::Run(args) => run::run(args, output),
         Command::Export(args) => done(export::run(args, output)),
+        Command::Pack(args) => done(pack::run(args, output)),
+        Command::Unpack(args) => done(pack::run_unpack(args, output)),
         Command::Recipes(args) => done(recipes::run(args, output)),
         Command::Arch(args) => done(arch::run(args, output)),
     }

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use serde::Serialize;
+use shardwright_format::pack::Packed;
 use shardwright_verify::{
     Monitor, Point, Progress, Report, Request, Stage, Thresholds, Verdict, VerifyError, Windows,
     verify,
@@ -35,7 +36,9 @@ struct Shown<'a> {
 pub fn run(args: &VerifyArgs, output: Output) -> Outcome {
     let cancel = signal::stop_flag()?;
     let started = Instant::now();
-    super::check_directory(&args.bundle)?;
+    if !Packed::is_packed(&args.bundle) {
+        super::check_directory(&args.bundle)?;
+    }
     args.against
         .as_deref()
         .map_or(Ok(()), super::check_checkpoint)?;

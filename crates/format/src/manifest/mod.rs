@@ -5,7 +5,7 @@
 mod calibration;
 mod excerpt;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod validate;
 mod walk;
 

@@ -80,7 +80,7 @@ fn layout(model: &ModelSpec, unit: Unit, codes: Encoding) -> UnitLayout {
     }
 }
 
-fn manifest() -> Manifest {
+pub(crate) fn manifest() -> Manifest {
     stored(model(), four_bits())
 }
 

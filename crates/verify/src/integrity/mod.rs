@@ -13,13 +13,14 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use shardwright_format::bundle::read_manifest;
 use shardwright_format::manifest::{FileKind, Hash, MANIFEST_FILE};
+use shardwright_format::pack::Packed;
 use shardwright_format::{Bundle, FormatError, Manifest, Unit};
 
-use crate::error::Result;
+use crate::error::{Result, VerifyError};
 use crate::finding::{Finding, Kind};
 use crate::hashing::pool;
 use crate::monitor::{Meter, Monitor, Stage};
-use scan::{FileMap, Scan};
+use scan::{FileMap, Scan, Scanner};
 
 /// What a bundle's bytes were found to be.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -110,6 +111,57 @@ pub fn integrity(dir: &Path, threads: usize, monitor: &Monitor<'_>) -> Result<In
         .zip(scans)
         .collect();
     Ok(conclude(&manifest, &maps, &scans, found))
+}
+
+/// As [`integrity`], for a bundle that is packed in the file `path`, without unpacking it; gives
+/// the manifest too, where it can be read.
+///
+/// The first damage is the only finding: what follows it cannot be told apart.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn packed_integrity(
+    path: &Path,
+    monitor: &Monitor<'_>,
+) -> Result<(Option<Manifest>, Integrity)> {
+    let damaged = |detail| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let finding = Finding::file(Kind::Hash, &name, detail);
+        Integrity { findings: vec![finding], ..Integrity::default() }
+    };
+    let packed = match Packed::open(path) {
+        Err(FormatError::File { detail, .. }) => return Ok((None, damaged(detail))),
+        opened => opened?,
+    };
+    let manifest = packed.manifest().clone();
+    let maps = scan::file_maps(&manifest);
+    let meter = Meter::new(monitor, Stage::Integrity, manifest.files.iter().map(|f| f.size).sum());
+    let (mut scans, mut scanner) = (HashMap::new(), None);
+    let mut files = maps.iter();
+    // Files come in the order of the manifest, which is that of their maps.
+    let read = packed.each(|_, offset, bytes| {
+        if offset == 0 {
+            scans.extend(finished(scanner.take()));
+            scanner = files.next().map(|map| (map, Scanner::new(map)));
+        }
+        if let Some((_, scanner)) = &mut scanner {
+            scanner.update(offset, bytes);
+        }
+        meter.add(bytes.len() as u64)
+    });
+    match read {
+        Err(VerifyError::Format(FormatError::File { detail, .. })) => {
+            return Ok((None, damaged(detail)));
+        }
+        read => read?,
+    }
+    scans.extend(finished(scanner));
+    let found = conclude(&manifest, &maps, &scans, walk::Found::default());
+    Ok((Some(manifest), found))
+}
+
+fn finished<'a>(scanner: Option<(&FileMap<'a>, Scanner<'_>)>) -> Option<(&'a str, Scan)> {
+    scanner.map(|(map, scanner)| (map.entry.path.as_str(), scanner.finish()))
 }
 
 fn conclude(

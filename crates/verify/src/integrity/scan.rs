@@ -114,20 +114,49 @@ impl<'a> FileMap<'a> {
 
 /// Reads a file of `dir` once.
 pub(super) fn scan(dir: &Path, map: &FileMap<'_>, meter: &Meter<'_>) -> Result<Scan> {
-    let mut whole = blake3::Hasher::new();
-    let mut shards = Shards::new(&map.shards);
-    let mut gaps = Gaps { expected: &map.gaps, next: 0, dirt: vec![None; map.gaps.len()] };
-    let mut floats = Floats::new(&map.floats);
-    let path = dir.join(&map.entry.path);
-    let len = stream(&path, meter, |offset, bytes| {
-        whole.update(bytes);
-        floats.update(offset, bytes);
-        shards.update(offset, bytes);
-        gaps.update(offset, bytes);
-    })?;
-    shards.hashes.resize(map.shards.len(), None);
-    let (shards, gaps, floats) = (shards.hashes, gaps.dirt, floats.wrong);
-    Ok(Scan { len, blake3: whole.finalize().into(), shards, gaps, floats })
+    let mut scanner = Scanner::new(map);
+    stream(&dir.join(&map.entry.path), meter, |offset, bytes| scanner.update(offset, bytes))?;
+    Ok(scanner.finish())
+}
+
+/// Takes a file's bytes in order.
+pub(super) struct Scanner<'a> {
+    whole: blake3::Hasher,
+    shards: Shards<'a>,
+    gaps: Gaps<'a>,
+    floats: Floats<'a>,
+}
+
+impl<'a> Scanner<'a> {
+    pub(super) fn new(map: &'a FileMap<'_>) -> Self {
+        let dirt = vec![None; map.gaps.len()];
+        Self {
+            whole: blake3::Hasher::new(),
+            shards: Shards::new(&map.shards),
+            gaps: Gaps { expected: &map.gaps, next: 0, dirt },
+            floats: Floats::new(&map.floats),
+        }
+    }
+
+    /// Takes the bytes from `offset` on; must not cut a float.
+    pub(super) fn update(&mut self, offset: u64, bytes: &[u8]) {
+        self.whole.update(bytes);
+        self.floats.update(offset, bytes);
+        self.shards.update(offset, bytes);
+        self.gaps.update(offset, bytes);
+    }
+
+    pub(super) fn finish(self) -> Scan {
+        let mut shards = self.shards.hashes;
+        shards.resize(self.shards.expected.len(), None);
+        Scan {
+            len: self.whole.count(),
+            blake3: self.whole.finalize().into(),
+            shards,
+            gaps: self.gaps.dirt,
+            floats: self.floats.wrong,
+        }
+    }
 }
 
 /// The part of `start..end` that lies in `bytes`, which begin at `offset`.

@@ -9,6 +9,7 @@ use shardwright_format::Bundle;
 use shardwright_format::arch::{Arch, Inventory};
 use shardwright_format::bundle::read_manifest;
 use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights};
+use shardwright_format::pack::Packed;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::RuntimeError;
 use shardwright_runtime::text::Tokenizer;
@@ -17,7 +18,7 @@ use crate::divergence::{Windows, divergence};
 use crate::error::{Model, Result, VerifyError};
 use crate::fidelity::{FidelityOptions, fidelity};
 use crate::finding::{Finding, Kind};
-use crate::integrity::integrity;
+use crate::integrity::{integrity, packed_integrity};
 use crate::monitor::Monitor;
 use crate::overlap::{self, Text};
 use crate::report::{Report, TextRecord};
@@ -26,7 +27,7 @@ use crate::thresholds::Thresholds;
 /// What to verify, and against what.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// The bundle's directory.
+    /// The bundle's directory, or the file that it is packed in.
     pub bundle: &'a Path,
     /// The checkpoint that it was made from: for fidelity and divergence.
     pub checkpoint: Option<&'a Path>,
@@ -64,6 +65,9 @@ impl Request<'_> {
 pub fn verify(request: &Request<'_>, monitor: &Monitor<'_>) -> Result<Report> {
     request.check()?;
     let dir = request.bundle;
+    if Packed::is_packed(dir) {
+        return packed(request, monitor);
+    }
     let text = request.text.map(Text::read).transpose()?;
     if let (Some(text), Ok(manifest)) = (&text, read_manifest(dir)) {
         overlap::refuse_same(text, manifest.calibration.as_ref())?;
@@ -84,6 +88,22 @@ pub fn verify(request: &Request<'_>, monitor: &Monitor<'_>) -> Result<Report> {
         }
         Some(checkpoint) => compare(request, checkpoint, text.as_ref(), &mut report, monitor)?,
         None => {}
+    }
+    Ok(report.conclude())
+}
+
+/// Checks a bundle in the file that it is packed in.
+fn packed(request: &Request<'_>, monitor: &Monitor<'_>) -> Result<Report> {
+    if request.checkpoint.is_some() {
+        let path = request.bundle.display();
+        let message =
+            format!("{path}: expected a bundle to compare, found a packed one: unpack it");
+        return Err(VerifyError::Invalid(message));
+    }
+    let (manifest, integrity) = packed_integrity(request.bundle, monitor)?;
+    let mut report = Report::new(name(request.bundle), integrity, request.thresholds);
+    if let Some(manifest) = &manifest {
+        report.describe(manifest);
     }
     Ok(report.conclude())
 }
