@@ -8,9 +8,13 @@ check:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- -D warnings
 
-# every test; no network, no Python, no GPU
+# every test that needs Rust alone; no network, no GPU
 test *args:
     cargo test --workspace {{ args }}
+
+# the tests that need python3 (its standard library is enough)
+test-python:
+    cargo test -p shardwright --test e2e -- --ignored
 
 # what the gate runs
 ci:

@@ -3,8 +3,9 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use shardwright_testing::each_golden;
 
-use crate::harness::{Scratch, goldens};
+use crate::harness::Scratch;
 
 /// A golden checkpoint whose `model_type` no table knows.
 fn renamed(case: &str) -> Scratch {
@@ -28,20 +29,19 @@ fn model(scratch: &Scratch, args: &str) -> Value {
     model
 }
 
-#[test]
-fn drafts_describe_every_golden_checkpoint_as_the_built_in_tables_do() {
-    for case in goldens() {
-        let expected = model(&Scratch::with(&format!("golden/{case}")), "inspect ckpt");
-        let scratch = renamed(&case);
-        let drafted = scratch.json("arch draft ckpt -o my.json");
-        assert_eq!(drafted["misfit"], Value::Null, "{case}");
-        drop_marks(&scratch, "my.json");
-        assert_eq!(model(&scratch, "inspect ckpt --arch my.json"), expected, "{case}");
-        scratch.ok("convert ckpt -o out --recipe q4 --arch my.json");
-        let report = scratch.json("verify out --against ckpt --arch my.json");
-        assert_eq!(report["verdict"], json!("holds"), "{case}: {report}");
-    }
+fn a_draft_describes_a_golden_checkpoint_as_the_built_in_table_does(case: &str) {
+    let expected = model(&Scratch::with(&format!("golden/{case}")), "inspect ckpt");
+    let scratch = renamed(case);
+    let drafted = scratch.json("arch draft ckpt -o my.json");
+    assert_eq!(drafted["misfit"], Value::Null);
+    drop_marks(&scratch, "my.json");
+    assert_eq!(model(&scratch, "inspect ckpt --arch my.json"), expected);
+    scratch.ok("convert ckpt -o out --recipe q4 --arch my.json");
+    let report = scratch.json("verify out --against ckpt --arch my.json");
+    assert_eq!(report["verdict"], json!("holds"), "{report}");
 }
+
+each_golden!(a_draft_describes_a_golden_checkpoint_as_the_built_in_table_does);
 
 #[test]
 fn a_table_with_marks_is_refused() {
@@ -100,7 +100,7 @@ fn built_in_tables_are_listed_and_shown() {
     let rows = scratch.json("arch list");
     assert!(rows.as_array().unwrap().len() > 15);
     let shown = scratch.ok("arch show deepseek_v3").stdout;
-    let file = crate::harness::root().join("configs/arch/deepseek_v3.json");
+    let file = shardwright_testing::root().join("configs/arch/deepseek_v3.json");
     assert_eq!(shown.trim_end(), fs::read_to_string(file).unwrap().trim_end());
     scratch.refused(
         "arch show nothing",

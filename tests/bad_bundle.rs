@@ -5,8 +5,9 @@ use std::fs;
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
+use shardwright_testing::copy_dir;
 
-use crate::harness::{Scratch, copy_dir};
+use crate::harness::Scratch;
 
 const MANIFEST: &str = "out/manifest.json";
 const EXPERTS: &str = "out/experts/layer-001.bin";
@@ -402,7 +403,7 @@ fn parts_besides_the_text_model_that_are_not_the_checkpoints() {
 #[test]
 fn a_bundle_made_from_something_else() {
     let scratch = bundle();
-    copy_dir(&crate::harness::fixture("fixture-2m"), &scratch.path("ckpt"));
+    copy_dir(&shardwright_testing::fixture("fixture-2m"), &scratch.path("ckpt"));
     scratch.ok("verify out --against ckpt");
     // A weight far from what the bundle holds.
     scratch.edit_tensors("ckpt/model.safetensors", |t| {
@@ -415,7 +416,7 @@ fn a_bundle_made_from_something_else() {
     let hashed = "model.safetensors: checkpoint file: BLAKE3: expected #, found #";
     found_by(&scratch, "verify out --against ckpt", &[hashed, far]);
     // Another model altogether.
-    copy_dir(&crate::harness::fixture("golden/llama2"), &scratch.path("other"));
+    copy_dir(&shardwright_testing::fixture("golden/llama2"), &scratch.path("other"));
     fs::remove_file(scratch.path("other/golden.safetensors")).unwrap();
     let ran = scratch.run("verify out --against other --quiet");
     assert_eq!(ran.code, Some(1), "{ran:?}");

@@ -32,7 +32,7 @@ fn refused(damage: impl FnOnce(&Scratch), expected: &str) {
 }
 
 #[track_caller]
-fn refused_tensors(edit: impl FnOnce(&mut crate::harness::RawTensors), expected: &str) {
+fn refused_tensors(edit: impl FnOnce(&mut shardwright_testing::RawTensors), expected: &str) {
     refused(|scratch| scratch.edit_tensors(MODEL, edit), expected);
 }
 
@@ -336,7 +336,7 @@ fn own_architecture(edit: impl FnOnce(&mut serde_json::Map<String, Value>)) -> S
     let scratch = dense();
     let rename = |o: &mut serde_json::Map<String, Value>| o["model_type"] = json!("mine");
     scratch.edit_json("ckpt/config.json", rename);
-    let table = crate::harness::root().join("configs/arch/llama.json");
+    let table = shardwright_testing::root().join("configs/arch/llama.json");
     fs::copy(table, scratch.path("mine.json")).unwrap();
     scratch.edit_json("mine.json", |table| {
         rename(table);

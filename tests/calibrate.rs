@@ -1,12 +1,11 @@
 //! `calibrate`, and conversions with a text, statistics or a total.
 
 use std::fs;
-use std::process::Stdio;
-use std::time::Duration;
 
 use serde_json::{Value, json};
+use shardwright_testing::{contents, copy_dir, digest, fixture};
 
-use crate::harness::{Scratch, contents, copy_dir, digest, fixture};
+use crate::harness::Scratch;
 
 /// Options that keep a text small.
 const AMOUNT: &str = "--calibration-window 64 --calibration-tokens 512";
@@ -260,34 +259,22 @@ fn texts_that_cannot_be_used() {
 fn a_calibrated_conversion_that_is_stopped_goes_on() {
     let scratch = scratch();
     let args = format!("convert ckpt -o out --bits 3 {TEXT} --quiet");
-    for after in (100..6000).step_by(150) {
-        let _ = fs::remove_dir_all(scratch.path("out"));
-        let _ = fs::remove_dir_all(scratch.path("out.partial"));
-        let mut command = scratch.command(&args);
-        let child = command.stderr(Stdio::piped()).stdout(Stdio::null());
-        let child = child.spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(after));
-        let kill = std::process::Command::new("kill")
-            .args(["-INT", &child.id().to_string()])
-            .status();
-        kill.unwrap();
-        let output = child.wait_with_output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        if output.status.code() == Some(130) && !stderr.starts_with("error: stopped after 0 ") {
-            assert!(stderr.ends_with("; --resume continues from out.partial\n"), "{stderr}");
-            let begun = scratch.run("convert ckpt -o out --bits 3 --resume --quiet");
-            assert_eq!(begun.code, Some(2), "{begun:?}");
-            assert!(
-                begun
-                    .stderr
-                    .contains("it was begun with another calibration"),
-                "{begun:?}"
-            );
-            scratch.ok(&format!("{args} --resume"));
-            scratch.ok(&args.replace("-o out", "-o whole"));
-            assert_eq!(digest(&scratch.path("out")), digest(&scratch.path("whole")));
-            return;
-        }
-    }
-    panic!("no conversion was caught running");
+    let ran = scratch.stopped(&args, "12");
+    assert_eq!(ran.code, Some(130), "{ran:?}");
+    assert!(
+        ran.stderr
+            .ends_with("; --resume continues from out.partial\n"),
+        "{ran:?}"
+    );
+    let begun = scratch.run("convert ckpt -o out --bits 3 --resume --quiet");
+    assert_eq!(begun.code, Some(2), "{begun:?}");
+    assert!(
+        begun
+            .stderr
+            .contains("it was begun with another calibration"),
+        "{begun:?}"
+    );
+    scratch.ok(&format!("{args} --resume"));
+    scratch.ok(&args.replace("-o out", "-o whole"));
+    assert_eq!(digest(&scratch.path("out")), digest(&scratch.path("whole")));
 }

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::harness::{Scratch, root};
+use shardwright_testing::root;
+
+use crate::harness::Scratch;
 
 const COMMANDS: [&str; 12] = [
     "inspect",

@@ -4,8 +4,9 @@ use std::fs;
 use std::sync::OnceLock;
 
 use serde_json::json;
+use shardwright_testing::{copy_dir, fixture};
 
-use crate::harness::{Scratch, copy_dir, fixture};
+use crate::harness::Scratch;
 
 /// The fixture at 4 and 2 bits, and reports of both: made once, copied for each test.
 fn reports() -> Scratch {

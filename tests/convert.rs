@@ -1,11 +1,13 @@
 //! Conversion: sizes as planned, the same bytes always, resumable at any moment.
 
 use std::fs;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use shardwright_testing::{RawTensors, contents, digest, each_golden, fixture};
 
-use crate::harness::{Scratch, contents, digest};
+use crate::harness::{Ran, Scratch};
 
 /// The trained fixture, converted once as `whole`.
 fn converted(options: &str) -> Scratch {
@@ -56,20 +58,19 @@ fn plan_writes_nothing() {
     assert_eq!(left, ["ckpt"]);
 }
 
-#[test]
-fn every_architecture_converts_holds_and_runs() {
-    for name in crate::harness::goldens() {
-        let scratch = Scratch::with(&format!("golden/{name}"));
-        // Goldens have no text; any tokenizer whose first tokens they know will do.
-        let tokenizer = crate::harness::fixture("fixture-2m/tokenizer.json");
-        fs::copy(tokenizer, scratch.path("ckpt/tokenizer.json")).unwrap();
-        scratch.ok("convert ckpt -o out --recipe q4");
-        let report = scratch.json("verify out --against ckpt");
-        assert_eq!(report["verdict"], json!("holds"), "{name}: {report}");
-        let ran = scratch.json("run out --prompt q -n 3");
-        assert!(!ran["tokens"].as_array().unwrap().is_empty(), "{name}: {ran}");
-    }
+fn a_golden_checkpoint_converts_holds_and_runs(case: &str) {
+    let scratch = Scratch::with(&format!("golden/{case}"));
+    // Goldens have no text; any tokenizer whose first tokens they know will do.
+    let tokenizer = fixture("fixture-2m/tokenizer.json");
+    fs::copy(tokenizer, scratch.path("ckpt/tokenizer.json")).unwrap();
+    scratch.ok("convert ckpt -o out --recipe q4");
+    let report = scratch.json("verify out --against ckpt");
+    assert_eq!(report["verdict"], json!("holds"), "{report}");
+    let ran = scratch.json("run out --prompt q -n 3");
+    assert!(!ran["tokens"].as_array().unwrap().is_empty(), "{ran}");
 }
+
+each_golden!(a_golden_checkpoint_converts_holds_and_runs);
 
 #[test]
 fn one_and_two_threads_give_the_same_bytes() {
@@ -100,57 +101,64 @@ fn no_trace_of_time_or_place_is_in_a_bundle() {
     assert_eq!(digest(&one.path("whole")), digest(&two.path("whole")));
 }
 
-/// Starts a conversion and ends it after a while; gives whether it was still running.
-fn interrupted(scratch: &Scratch, args: &str, after: Duration, signal: &str) -> bool {
-    let mut child = scratch.spawn(args);
-    std::thread::sleep(after);
-    let running = child.try_wait().unwrap().is_none();
-    let kill = std::process::Command::new("kill")
-        .args([signal, &child.id().to_string()])
-        .stderr(std::process::Stdio::null())
-        .status();
-    kill.unwrap();
-    child.wait().unwrap();
-    running
-}
+/// Goes layer by layer: what is stopped in one has not begun the next, however fast its threads are.
+const CALIBRATED: &str =
+    "--calibrate ckpt/README.md --calibration-window 16 --calibration-tokens 16";
 
-/// Kills conversions at moments spread over their duration, several times each, and lets
-/// `--resume` finish: the bytes are those of an uninterrupted run.
-fn survives(signal: &str, options: &str) {
-    let scratch = Scratch::with("fixture-2m");
-    let started = Instant::now();
-    scratch.ok(&format!("convert ckpt -o whole {options}"));
-    let whole = started.elapsed();
+/// Stops conversions after some shards, and again on the way back, and lets `--resume` finish: the
+/// bytes are those of a run that nothing stopped.
+fn survives(how: &str, code: Option<i32>, moments: &[usize], options: &str) {
+    let scratch = converted(options);
     let expected = digest(&scratch.path("whole"));
     let args = format!("convert ckpt -o out {options}");
-    let mut caught = 0;
-    for step in 1..=10 {
-        let after = whole.mul_f64(f64::from(step) / 11.0);
-        caught += u32::from(interrupted(&scratch, &args, after, signal));
-        caught += u32::from(interrupted(&scratch, &format!("{args} --resume"), after / 2, signal));
-        if !scratch.path("out").join("manifest.json").exists() {
-            scratch.ok(&format!("{args} --resume"));
-        }
-        // Killed between the bundle's last rename and the removal of what led to it.
+    let resume = format!("{args} --resume");
+    for &after in moments {
+        let ran = scratch.stopped(&args, &format!("{after}{how}"));
+        assert_eq!(ran.code, code, "after {after}: {ran:?}");
+        assert!(!scratch.path("out").exists());
+        scratch.stopped(&resume, &format!("{}{how}", after + 9));
         if scratch.path("out.partial").exists() {
-            scratch.ok(&format!("{args} --resume"));
+            scratch.ok(&resume);
         }
-        assert_eq!(digest(&scratch.path("out")), expected, "after {after:?}");
+        assert_eq!(digest(&scratch.path("out")), expected, "after {after}");
         assert!(!scratch.path("out.partial").exists());
         fs::remove_dir_all(scratch.path("out")).unwrap();
     }
-    assert!(caught > 0, "no conversion was caught running");
 }
 
 #[test]
-fn a_killed_conversion_is_finished_to_the_byte() {
-    survives("-KILL", "--threads 1");
-    survives("-KILL", "--threads 2");
+fn a_conversion_killed_after_any_shard_is_finished_to_the_byte() {
+    // Of 38 shards: the first, some, all but the last, all.
+    survives(",kill", None, &[1, 17, 37, 38], "--threads 1");
+    survives(",kill", None, &[2, 33], "--threads 2");
 }
 
 #[test]
-fn an_interrupted_conversion_is_finished_to_the_byte() {
-    survives("-INT", "--threads 2");
+fn a_conversion_interrupted_after_any_shard_is_finished_to_the_byte() {
+    survives("", Some(130), &[1, 17], &format!("--threads 2 {CALIBRATED}"));
+}
+
+/// Kills from outside, wherever it happens to be: between shards, while hashing, while renaming.
+#[test]
+fn a_conversion_killed_at_any_time_is_finished_to_the_byte() {
+    let scratch = Scratch::with("fixture-2m");
+    let started = Instant::now();
+    scratch.ok("convert ckpt -o whole");
+    let whole = started.elapsed();
+    let expected = digest(&scratch.path("whole"));
+    for step in 1..=6 {
+        let mut child = scratch.spawn("convert ckpt -o out");
+        std::thread::sleep(whole.mul_f64(f64::from(step) / 6.5));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Complete it may be, but for the removal of what led to it.
+        if !scratch.path("out").exists() || scratch.path("out.partial").exists() {
+            scratch.ok("convert ckpt -o out --resume");
+        }
+        assert_eq!(digest(&scratch.path("out")), expected, "step {step}");
+        assert!(!scratch.path("out.partial").exists());
+        fs::remove_dir_all(scratch.path("out")).unwrap();
+    }
 }
 
 /// A conversion that stopped at the last expert, all but it done: a weight there was no number.
@@ -167,29 +175,23 @@ fn partial(options: &str) -> Scratch {
 #[test]
 fn sigint_says_how_to_go_on() {
     let scratch = Scratch::with("fixture-2m");
-    for after in (5..400).step_by(5) {
-        let _ = fs::remove_dir_all(scratch.path("out"));
-        let _ = fs::remove_dir_all(scratch.path("out.partial"));
-        let mut command = scratch.command("convert ckpt -o out --threads 1 --quiet");
-        let child = command
-            .stderr(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::null());
-        let child = child.spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(after));
-        std::process::Command::new("kill")
-            .args(["-INT", &child.id().to_string()])
-            .status()
-            .unwrap();
-        let output = child.wait_with_output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        if output.status.code() == Some(130) && !stderr.is_empty() {
-            let start = "error: stopped after ";
-            let end = " of 38 shards; --resume continues from out.partial\n";
-            assert!(stderr.starts_with(start) && stderr.ends_with(end), "{stderr}");
-            return;
-        }
+    let mut command = scratch.command(&format!("convert ckpt -o out --quiet {CALIBRATED}"));
+    command
+        .env("SHARDWRIGHT_STOP_AFTER", "5,wait")
+        .stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    // The ledger comes after the handlers of signals.
+    while !scratch.path("out.partial").exists() {
+        std::thread::sleep(Duration::from_millis(1));
     }
-    panic!("no conversion was caught running");
+    let mut kill = Command::new("kill");
+    let kill = kill.args(["-INT", &child.id().to_string()]).status();
+    assert!(kill.unwrap().success());
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(130), "{ran:?}");
+    let start = "error: stopped after ";
+    let end = " of 38 shards; --resume continues from out.partial\n";
+    assert!(ran.stderr.starts_with(start) && ran.stderr.ends_with(end), "{ran:?}");
 }
 
 #[test]
@@ -202,7 +204,7 @@ fn resume_refuses_another_source_or_recipe() {
         "error: out.partial: cannot resume: it was begun with another recipe (`uniform q4g64`, now \
          `uniform q3g64`)\n"
     );
-    let tensors = |t: &mut crate::harness::RawTensors| t.data[1000] ^= 1;
+    let tensors = |t: &mut RawTensors| t.data[1000] ^= 1;
     scratch.edit_tensors("ckpt/model.safetensors", tensors);
     let ran = scratch.run("convert ckpt -o out --bits 4 --resume");
     assert_eq!(ran.code, Some(2), "{ran:?}");
@@ -277,7 +279,7 @@ fn no_room() {
 
 /// Runs a script where `disk` is a file system of its own, mounted with the given options; none
 /// where the system does not let a test do that.
-fn mounted(scratch: &Scratch, options: &str, script: &str) -> Option<crate::harness::Ran> {
+fn mounted(scratch: &Scratch, options: &str, script: &str) -> Option<Ran> {
     fs::create_dir(scratch.path("disk")).unwrap();
     let mount = format!("mount -t tmpfs -o {options} tmpfs disk 2>/dev/null || exit 77");
     let ran = scratch.shell(&format!("unshare -rm bash -c '{mount}; {script}' || exit $?"));

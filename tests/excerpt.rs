@@ -1,8 +1,9 @@
 //! Some layers of a checkpoint as a bundle to measure on.
 
 use serde_json::json;
+use shardwright_testing::digest;
 
-use crate::harness::{Scratch, digest};
+use crate::harness::Scratch;
 
 #[test]
 fn an_excerpt_of_every_kind_of_layer_runs_and_holds() {

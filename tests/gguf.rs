@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use shardwright_format::checkpoint::Checkpoint;
+use shardwright_testing::{contents, fixture};
 
-use crate::harness::{Scratch, contents, fixture};
+use crate::harness::Scratch;
 
 /// What the names of files with shards end in.
 const SHARDS: &str = ".bin";

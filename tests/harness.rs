@@ -1,55 +1,24 @@
-//! Scratch directories, the binary, and checkpoints to damage.
+//! The binary in a scratch folder, and scripts.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::ops::Deref;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
+use shardwright_testing::root;
 
-/// The repository.
-pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .canonicalize()
-        .unwrap()
-}
-
-/// Runs a script of the repository in `dir`; none where there is no Python, which the gate does not
-/// allow.
-pub fn python(script: &str, args: &[&str], dir: &Path) -> Option<Output> {
-    let ran = Command::new("python3")
-        .arg("-B")
-        .arg(root().join(script))
-        .args(args)
+/// Runs a script of the repository in `dir`. Tests that do are marked `#[ignore = "needs python3"]`.
+pub fn python(script: &str, args: &[&str], dir: &Path) -> Output {
+    let mut command = Command::new("python3");
+    command.arg("-B").arg(root().join(script)).args(args);
+    command
         .current_dir(dir)
-        .output();
-    match ran {
-        Ok(output) => Some(output),
-        Err(e) if std::env::var_os("CI").is_none() => {
-            eprintln!("skipped: python3: {e}");
-            None
-        }
-        Err(e) => panic!("python3: {e}"),
-    }
+        .output()
+        .expect("python3 can be started")
 }
 
-/// The names of the golden checkpoints that are listed in `cases.json`.
-pub fn goldens() -> Vec<String> {
-    let list = fs::read(fixture("golden/cases.json")).unwrap();
-    let list: Value = serde_json::from_slice(&list).unwrap();
-    let cases = list["cases"].as_array().unwrap().iter();
-    cases
-        .map(|case| case["case"].as_str().unwrap().to_owned())
-        .collect()
-}
-
-/// A fixture of the repository.
-pub fn fixture(name: &str) -> PathBuf {
-    root().join("fixtures").join(name)
-}
-
-/// A directory in which commands run, so that messages name relative paths; removed when dropped.
-pub struct Scratch(tempfile::TempDir);
+/// A scratch folder in which commands run, so that messages name relative paths.
+pub struct Scratch(shardwright_testing::Scratch);
 
 /// What a command did.
 #[derive(Debug)]
@@ -59,22 +28,22 @@ pub struct Ran {
     pub stderr: String,
 }
 
+impl Deref for Scratch {
+    type Target = shardwright_testing::Scratch;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
 impl Scratch {
     pub fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self(shardwright_testing::Scratch::new())
     }
 
-    /// A scratch directory that holds a copy of a fixture as `ckpt`.
+    /// A scratch folder that holds a copy of a fixture as `ckpt`.
     pub fn with(name: &str) -> Self {
-        let scratch = Self::new();
-        copy_dir(&fixture(name), &scratch.path("ckpt"));
-        // The expected values lie beside the checkpoint and are no part of it.
-        let _ = fs::remove_file(scratch.path("ckpt/golden.safetensors"));
-        scratch
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        Self(shardwright_testing::Scratch::with(name))
     }
 
     /// The command, its arguments split at spaces, not yet started.
@@ -82,7 +51,7 @@ impl Scratch {
         let mut command = Command::new(env!("CARGO_BIN_EXE_shardwright"));
         command
             .args(args.split_whitespace())
-            .current_dir(self.0.path())
+            .current_dir(self.path(""))
             .env_remove("RUST_BACKTRACE");
         command
     }
@@ -109,8 +78,15 @@ impl Scratch {
         let mut command = Command::new("bash");
         command
             .args(["-c", &script.replace("shardwright", binary)])
-            .current_dir(self.0.path());
+            .current_dir(self.path(""));
         Ran::from(command.stdin(Stdio::null()).output().unwrap())
+    }
+
+    /// Runs a conversion that stops itself after so many shards; see `crates/cli/src/stop.rs`.
+    pub fn stopped(&self, args: &str, after: &str) -> Ran {
+        let mut command = self.command(args);
+        command.env("SHARDWRIGHT_STOP_AFTER", after);
+        Ran::from(command.output().unwrap())
     }
 
     /// Runs a command that must succeed.
@@ -134,30 +110,6 @@ impl Scratch {
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{args}: {ran:?}");
         assert_eq!(ran.stderr.trim_end(), expected, "{args}");
     }
-
-    /// Changes a JSON file.
-    pub fn edit_json(&self, name: &str, edit: impl FnOnce(&mut Map<String, Value>)) {
-        let path = self.path(name);
-        let mut value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        edit(value.as_object_mut().unwrap());
-        fs::write(&path, serde_json::to_vec_pretty(&value).unwrap()).unwrap();
-    }
-
-    /// Changes the header and data of a `.safetensors` file.
-    pub fn edit_tensors(&self, name: &str, edit: impl FnOnce(&mut RawTensors)) {
-        let path = self.path(name);
-        let mut tensors = RawTensors::read(&path);
-        edit(&mut tensors);
-        fs::write(&path, tensors.to_bytes()).unwrap();
-    }
-
-    /// Changes the bytes of a file.
-    pub fn edit_bytes(&self, name: &str, edit: impl FnOnce(&mut Vec<u8>)) {
-        let path = self.path(name);
-        let mut bytes = fs::read(&path).unwrap();
-        edit(&mut bytes);
-        fs::write(&path, bytes).unwrap();
-    }
 }
 
 impl From<Output> for Ran {
@@ -168,75 +120,4 @@ impl From<Output> for Ran {
             stderr: String::from_utf8(output.stderr).unwrap(),
         }
     }
-}
-
-/// A `.safetensors` file taken apart without any check, so that it can be put together wrongly.
-pub struct RawTensors {
-    pub header: Map<String, Value>,
-    pub data: Vec<u8>,
-}
-
-impl RawTensors {
-    pub fn read(path: &Path) -> Self {
-        let bytes = fs::read(path).unwrap();
-        let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-        let header = serde_json::from_slice(&bytes[8..8 + len]).unwrap();
-        Self { header, data: bytes[8 + len..].to_vec() }
-    }
-
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut json = serde_json::to_vec(&self.header).unwrap();
-        json.resize(json.len().next_multiple_of(8), b' ');
-        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(json);
-        bytes.extend(&self.data);
-        bytes
-    }
-
-    /// First and last byte of a tensor's data.
-    pub fn range(&self, name: &str) -> std::ops::Range<usize> {
-        let offsets = self.header[name]["data_offsets"].as_array().unwrap();
-        offsets[0].as_u64().unwrap() as usize..offsets[1].as_u64().unwrap() as usize
-    }
-}
-
-/// Copies a directory and what is in it.
-pub fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), &target).unwrap();
-        }
-    }
-}
-
-/// Every file below a directory, by its path from there, with its bytes.
-pub fn contents(dir: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
-    let mut found = std::collections::BTreeMap::new();
-    let mut pending = vec![dir.to_owned()];
-    while let Some(next) = pending.pop() {
-        for entry in fs::read_dir(&next).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                pending.push(path);
-            } else {
-                let name = path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned();
-                found.insert(name, fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
-}
-
-/// What [`contents`] gives, as names with hashes: short enough for an assertion to print.
-pub fn digest(dir: &Path) -> Vec<(String, String)> {
-    let hash = |bytes: &Vec<u8>| blake3::hash(bytes).to_hex().to_string();
-    contents(dir)
-        .iter()
-        .map(|(name, bytes)| (name.clone(), hash(bytes)))
-        .collect()
 }

@@ -14,8 +14,6 @@ mod gguf;
 mod harness;
 mod pack;
 mod parts;
-#[path = "../crates/runtime/tests/common/random.rs"]
-mod random;
 mod reader;
 mod run;
 mod skeletons;

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use serde_json::{Value, json};
+use shardwright_testing::{RawTensors, contents, digest, fixture, root};
 
-use crate::harness::{RawTensors, Scratch, contents, digest, fixture, root};
+use crate::harness::Scratch;
 
 /// Checkpoints and the parts that they have besides the text model.
 const CASES: [(&str, &[&str]); 4] = [

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::harness::root;
+use serde_json::Value;
+use shardwright_testing::root;
 
-/// Longest file and function that a reader takes in at once.
+/// Longest file that a reader takes in at once. Clippy counts the lines of functions.
 const MAX_FILE_LINES: usize = 600;
-const MAX_FN_LINES: usize = 70;
 
 /// Every tracked kind of text below the repository, build output apart.
 fn files(extensions: &[&str]) -> Vec<PathBuf> {
@@ -69,43 +70,6 @@ fn files_are_short() {
 }
 
 #[test]
-fn functions_are_short() {
-    let mut long = Vec::new();
-    for (path, text) in rust() {
-        let lines: Vec<&str> = text.lines().collect();
-        for (start, line) in lines.iter().enumerate() {
-            let trimmed = line.trim_start();
-            let indent = line.len() - trimmed.len();
-            if !is_fn(trimmed) || line.ends_with('}') {
-                continue;
-            }
-            let opens = lines[start..]
-                .iter()
-                .find(|l| l.ends_with('{') || l.ends_with(';'));
-            if opens.is_none_or(|l| l.ends_with(';')) {
-                continue;
-            }
-            // rustfmt puts a function's closing brace under the line that opens it.
-            let close = format!("{:indent$}}}", "");
-            let len = lines[start..].iter().position(|l| *l == close);
-            if let Some(len) = len.filter(|len| *len > MAX_FN_LINES) {
-                long.push(format!("{path}:{}: {} lines", start + 1, len + 1));
-            }
-        }
-    }
-    none("functions above 70 lines", &long);
-}
-
-fn is_fn(line: &str) -> bool {
-    let words = ["pub", "pub(crate)", "pub(super)", "const", "unsafe", "async"];
-    let mut rest = line
-        .split_whitespace()
-        .skip_while(|word| words.contains(word));
-    // A name with `$` is a macro's, whose expansion is as long as its uses say.
-    rest.next() == Some("fn") && rest.next().is_some_and(|name| !name.starts_with('$'))
-}
-
-#[test]
 fn nothing_names_the_machine_it_was_written_on() {
     let roots = ["/wo", "/ho", "/Us", "/op", "/roo"].map(String::from);
     let places: Vec<_> = roots
@@ -145,9 +109,11 @@ fn nothing_is_left_for_later() {
 #[test]
 fn every_config_file_is_registered() {
     let mut missing = Vec::new();
-    for (dir, code) in
-        [("configs/arch", "crates/format/src"), ("configs/recipes", "crates/convert/src")]
-    {
+    for (dir, code) in [
+        ("configs/arch", "crates/format/src"),
+        ("configs/recipes", "crates/convert/src"),
+        ("configs/gguf", "crates/format/src"),
+    ] {
         let sources: String = rust()
             .into_iter()
             .filter(|(path, _)| path.starts_with(code))
@@ -168,7 +134,7 @@ fn every_config_file_is_registered() {
 #[test]
 fn every_architecture_has_a_golden() {
     let cases = fs::read_to_string(root().join("fixtures/golden/cases.json")).unwrap();
-    let cases: serde_json::Value = serde_json::from_str(&cases).unwrap();
+    let cases: Value = serde_json::from_str(&cases).unwrap();
     let covered: Vec<_> = cases["cases"]
         .as_array()
         .unwrap()
@@ -185,51 +151,90 @@ fn every_architecture_has_a_golden() {
     none("only a golden catches a wrong role; architectures without one", &missing);
 }
 
-fn dependencies(package: &str) -> Vec<String> {
-    let text = fs::read_to_string(root().join(format!("crates/{package}/Cargo.toml"))).unwrap();
-    let section = text.split("[dependencies]").nth(1).unwrap_or_default();
-    let section = section.split("\n[").next().unwrap_or_default();
-    let name = |line: &str| {
-        line.split(['.', ' ', '='])
-            .next()
-            .unwrap_or_default()
-            .to_owned()
-    };
-    section
-        .lines()
-        .map(name)
-        .filter(|n| !n.is_empty())
+/// What Cargo says of the workspace's packages.
+fn packages() -> Vec<Value> {
+    let mut command = Command::new(env!("CARGO"));
+    command
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(root());
+    let output = command.output().unwrap();
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+/// Names of a package's dependencies; of one kind, or of all.
+fn dependencies(package: &Value, kind: Option<&Value>) -> Vec<String> {
+    let all = package["dependencies"].as_array().unwrap().iter();
+    let wanted = all.filter(|d| kind.is_none_or(|kind| d["kind"] == *kind));
+    wanted
+        .map(|d| d["name"].as_str().unwrap().to_owned())
         .collect()
 }
 
 #[test]
 fn crates_know_only_what_lies_below_them() {
-    let forbidden = [
-        (
-            "quant",
-            &[
-                "shardwright-format",
-                "shardwright-runtime",
-                "shardwright-convert",
-                "shardwright-verify",
-            ][..],
-        ),
-        ("format", &["shardwright-runtime", "shardwright-convert", "shardwright-verify"]),
-        ("runtime", &["shardwright-convert", "shardwright-verify"]),
+    let above: [(&str, &[&str]); 5] = [
+        ("quant", &["format", "runtime", "convert", "verify"]),
+        ("format", &["runtime", "convert", "verify"]),
+        ("runtime", &["convert", "verify"]),
         // A verifier that calls the converter repeats its mistakes.
-        ("verify", &["shardwright-convert"]),
-        ("convert", &["shardwright-verify"]),
+        ("verify", &["convert"]),
+        ("convert", &["verify"]),
     ];
+    let packages = packages();
     let mut found = Vec::new();
-    for (package, names) in forbidden {
-        let depends = dependencies(package);
-        for name in names.iter().chain(&["clap", "indicatif", "anyhow"]) {
-            if depends.iter().any(|d| d == name) {
-                found.push(format!("{package} depends on {name}"));
-            }
-        }
+    for (name, above) in above {
+        let name = format!("shardwright-{name}");
+        let package = packages.iter().find(|p| p["name"] == name).unwrap();
+        let depends = dependencies(package, Some(&Value::Null));
+        let above = above.iter().map(|name| format!("shardwright-{name}"));
+        let terminal = ["clap", "indicatif"].map(String::from);
+        let forbidden = above.chain(terminal).filter(|name| depends.contains(name));
+        found.extend(forbidden.map(|other| format!("{name} depends on {other}")));
     }
     none("dependencies that point the wrong way", &found);
+}
+
+#[test]
+fn every_dependency_is_used() {
+    let sources = rust();
+    let mut unused = Vec::new();
+    let mut named = Vec::new();
+    for package in packages() {
+        let manifest = PathBuf::from(package["manifest_path"].as_str().unwrap());
+        let dir = manifest.parent().unwrap().strip_prefix(root()).unwrap();
+        // The command line's tests lie beside the crates.
+        let tests = package["name"] == "shardwright";
+        let own =
+            |path: &str| Path::new(path).starts_with(dir) || tests && path.starts_with("tests/");
+        for name in dependencies(&package, None) {
+            let ident = name.replace('-', "_");
+            let uses = sources
+                .iter()
+                .any(|(path, text)| own(path) && mentions(text, &ident));
+            if !uses {
+                unused.push(format!("{}: {name}", package["name"]));
+            }
+            named.push(name);
+        }
+    }
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let table = manifest.split("[workspace.dependencies]\n").nth(1).unwrap();
+    let lines = table.lines().take_while(|line| !line.is_empty());
+    let offered = lines.map(|line| line.split(' ').next().unwrap().to_owned());
+    unused.extend(offered.filter(|name| !named.contains(name)));
+    none("dependencies that nothing uses", &unused);
+}
+
+/// Whether a word followed by `::`, `;` or ` ` stands in the code.
+fn mentions(text: &str, ident: &str) -> bool {
+    let whole = |at: usize| {
+        let before = text[..at].chars().next_back();
+        let after = text[at + ident.len()..].chars().next();
+        let part = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+        !part(before) && !part(after)
+    };
+    text.match_indices(ident).any(|(at, _)| whole(at))
 }
 
 #[test]

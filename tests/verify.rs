@@ -4,8 +4,9 @@ use std::fs;
 
 use serde_json::{Value, json};
 use shardwright_format::manifest::{Calibration, LineHashes, Manifest};
+use shardwright_testing::fixture;
 
-use crate::harness::{Scratch, fixture};
+use crate::harness::Scratch;
 
 const TEXT: &str = "--against ckpt --text text.txt --windows 4";
 

@@ -8,6 +8,7 @@ mod output;
 mod process;
 mod progress;
 mod signal;
+mod stop;
 
 use std::process::ExitCode;
 

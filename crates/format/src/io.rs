@@ -249,6 +249,23 @@ mod tests {
         assert_eq!(error, format!("{}: {expected}", path.display()));
     }
 
+    /// Either way the bytes are the file's. `.ci/run` shows which way it was.
+    #[test]
+    fn reads_are_direct_where_the_file_system_allows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shard");
+        let bytes: Vec<u8> = (0..3 * DIRECT_IO_ALIGNMENT)
+            .map(|i| (i % 251) as u8)
+            .collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let file = ReadFile::open_direct(&path).unwrap();
+        println!("direct reads: {}", if file.is_direct() { "yes" } else { "no" });
+        let mut buf = AlignedBuf::default();
+        let start = DIRECT_IO_ALIGNMENT;
+        file.read_aligned(start as u64, start, &mut buf).unwrap();
+        assert_eq!(buf.as_slice(), &bytes[start..2 * start]);
+    }
+
     #[test]
     fn what_is_no_file_is_not_opened() {
         let dir = tempfile::tempdir().unwrap();

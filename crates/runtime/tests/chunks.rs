@@ -1,12 +1,10 @@
 //! Tokens of a prompt computed together give what they give one by one, to the bit.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{Case, fixtures};
 use shardwright_format::weights::Weights;
 use shardwright_runtime::text::Tokenizer;
 use shardwright_runtime::{MemoryPlan, Options, Runtime};
+use shardwright_testing::{Golden, each_gguf, each_golden, fixture};
 
 const CHUNKS: [usize; 4] = [1, 7, 32, 1000];
 
@@ -28,41 +26,53 @@ fn logits(weights: Weights, options: &Options, tokens: &[u32], split: usize) -> 
     (all, runtime.plan().chunk)
 }
 
+fn open(case: &Golden) -> Weights {
+    Weights::open(&case.path).unwrap()
+}
+
 /// A golden's text twice over: longer than its windows.
-fn twice(case: &Case) -> Vec<u32> {
+fn twice(case: &Golden) -> Vec<u32> {
     let tokens = case.tokens();
     [&tokens[..], &tokens[..]].concat()
 }
 
-#[test]
-fn chunks_do_not_change_logits() {
-    for case in Case::all().into_iter().chain(Case::gguf()) {
-        let tokens = twice(&case);
-        let split = tokens.len() - 3;
-        let run = |memory, threads, chunk| {
-            logits(case.weights(), &options(memory, threads, chunk), &tokens, split)
-        };
-        let (one_by_one, _) = run(None, 1, 1);
-        for chunk in CHUNKS {
-            let (together, used) = run(None, 2, chunk);
-            assert_eq!(used, chunk.min(64), "{}", case.name);
-            assert!(together == one_by_one, "{}: {chunk} at a time change the logits", case.name);
-        }
+fn check_chunks(case: &Golden) {
+    let tokens = twice(case);
+    let split = tokens.len() - 3;
+    let run = |memory, threads, chunk| {
+        logits(open(case), &options(memory, threads, chunk), &tokens, split)
+    };
+    let (one_by_one, _) = run(None, 1, 1);
+    for chunk in CHUNKS {
+        let (together, used) = run(None, 2, chunk);
+        assert_eq!(used, chunk.min(64));
+        assert!(together == one_by_one, "{chunk} at a time change the logits");
     }
 }
+
+fn chunks_do_not_change_logits(case: &str) {
+    check_chunks(&Golden::named(case));
+}
+
+fn gguf_chunks_do_not_change_logits(case: &str) {
+    check_chunks(&Golden::gguf(case));
+}
+
+each_golden!(chunks_do_not_change_logits);
+each_gguf!(gguf_chunks_do_not_change_logits);
 
 #[test]
 fn chunks_change_nothing_under_any_budget() {
     for name in ["qwen3_moe", "gpt_oss", "gemma3", "deepseek_v3", "qwen3_next", "mixtral"] {
-        let case = Case::named(name);
+        let case = Golden::named(name);
         let tokens = twice(&case);
         let split = tokens.len() - 3;
-        let (one_by_one, _) = logits(case.weights(), &options(None, 1, 1), &tokens, split);
-        let plan = MemoryPlan::new(&case.weights(), &options(None, 1, 1)).unwrap();
+        let (one_by_one, _) = logits(open(&case), &options(None, 1, 1), &tokens, split);
+        let plan = MemoryPlan::new(&open(&case), &options(None, 1, 1)).unwrap();
         let (min, all) = (plan.min_bytes, plan.resident);
         for budget in [min, min + (all - min) / 2, all - 1, all, all + (1 << 20)] {
             let options = options(Some(budget), 2, 1000);
-            let (together, _) = logits(case.weights(), &options, &tokens, split);
+            let (together, _) = logits(open(&case), &options, &tokens, split);
             assert!(together == one_by_one, "{name}: {budget} bytes change the logits");
         }
     }
@@ -70,8 +80,8 @@ fn chunks_change_nothing_under_any_budget() {
 
 #[test]
 fn a_budget_decides_how_many_tokens_go_together() {
-    let case = Case::named("qwen3_moe");
-    let plan = |memory| MemoryPlan::new(&case.weights(), &options(memory, 1, 64)).unwrap();
+    let case = Golden::named("qwen3_moe");
+    let plan = |memory| MemoryPlan::new(&open(&case), &options(memory, 1, 64)).unwrap();
     let (all, least) = (plan(None), plan(Some(plan(None).min_bytes)));
     assert_eq!((all.chunk, least.chunk), (64, 1));
     let between = plan(Some(least.total + (all.resident - least.total) / 2));
@@ -84,7 +94,7 @@ fn a_budget_decides_how_many_tokens_go_together() {
 
 #[test]
 fn a_trained_model_reads_a_text_alike_in_chunks() {
-    let path = fixtures().join("fixture-2m");
+    let path = fixture("fixture-2m");
     let tokenizer = Tokenizer::open(&path.join("tokenizer.json")).unwrap();
     let text =
         "def parse(lines):\n    \"\"\"Split every line at its first colon.\"\"\"\n    pairs = ";
@@ -101,9 +111,9 @@ fn a_trained_model_reads_a_text_alike_in_chunks() {
 
 #[test]
 fn what_cannot_be_computed_is_refused_before_anything_is() {
-    let case = Case::named("llama2");
+    let case = Golden::named("llama2");
     let mut runtime =
-        Runtime::open(case.weights(), &Options { context: 4, ..options(None, 1, 2) }).unwrap();
+        Runtime::open(open(&case), &Options { context: 4, ..options(None, 1, 2) }).unwrap();
     let refused = runtime.forward_all(&[]).unwrap_err();
     assert_eq!(refused.to_string(), "expected at least one token, found none");
     let refused = runtime.advance(&[1, 2, 3, 4, 5]).unwrap_err();

@@ -1,21 +1,23 @@
 //! What a budget changes and what it must not.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{Case, fixtures};
 use shardwright_format::Unit;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{MemoryPlan, Mode, Options, Runtime, RuntimeError};
+use shardwright_testing::{Golden, copy_dir, each_golden, error, golden};
+
+fn open(case: &Golden) -> Weights {
+    Weights::open(&case.path).unwrap()
+}
 
 fn options(memory: Option<u64>, threads: usize) -> Options {
     Options { memory, threads, context: 64, ..Options::default() }
 }
 
 /// Bits of all logits of all tokens, and the runtime.
-fn logits(case: &Case, options: &Options) -> (Vec<u32>, Runtime) {
-    let mut runtime = Runtime::open(case.weights(), options).unwrap();
+fn logits(case: &Golden, options: &Options) -> (Vec<u32>, Runtime) {
+    let mut runtime = Runtime::open(open(case), options).unwrap();
     let mut all = Vec::new();
     for token in case.tokens() {
         all.extend(runtime.forward(token).unwrap().iter().map(|x| x.to_bits()));
@@ -23,57 +25,57 @@ fn logits(case: &Case, options: &Options) -> (Vec<u32>, Runtime) {
     (all, runtime)
 }
 
-fn floor(case: &Case) -> u64 {
-    MemoryPlan::new(&case.weights(), &options(None, 1))
+fn floor(case: &Golden) -> u64 {
+    MemoryPlan::new(&open(case), &options(None, 1))
         .unwrap()
         .min_bytes
 }
 
-#[test]
-fn streamed_equals_resident_bit_for_bit() {
-    for case in Case::all() {
-        let (resident, runtime) = logits(&case, &options(None, 1));
-        assert_eq!(runtime.plan().mode, Mode::Resident);
-        assert_eq!(runtime.stats().bytes_read, 0, "{}", case.name);
-        let (floor, top) = (runtime.plan().min_bytes, runtime.plan().resident);
-        for budget in [floor, floor + (top - floor) / 3, top - 1] {
-            let (streamed, runtime) = logits(&case, &options(Some(budget), 2));
-            assert!(budget > floor || !runtime.plan().head_resident, "{}", case.name);
-            assert_eq!(runtime.plan().mode, Mode::Streamed, "{}", case.name);
-            assert!(runtime.plan().total <= budget, "{}: {:?}", case.name, runtime.plan());
-            assert!(runtime.stats().bytes_read > 0, "{}", case.name);
-            assert!(streamed == resident, "{}: {budget} bytes change the logits", case.name);
-        }
+fn streamed_equals_resident_bit_for_bit(case: &str) {
+    let case = Golden::named(case);
+    let (resident, runtime) = logits(&case, &options(None, 1));
+    assert_eq!(runtime.plan().mode, Mode::Resident);
+    assert_eq!(runtime.stats().bytes_read, 0, "{}", case.name);
+    let (floor, top) = (runtime.plan().min_bytes, runtime.plan().resident);
+    for budget in [floor, floor + (top - floor) / 3, top - 1] {
+        let (streamed, runtime) = logits(&case, &options(Some(budget), 2));
+        assert!(budget > floor || !runtime.plan().head_resident, "{}", case.name);
+        assert_eq!(runtime.plan().mode, Mode::Streamed, "{}", case.name);
+        assert!(runtime.plan().total <= budget, "{}: {:?}", case.name, runtime.plan());
+        assert!(runtime.stats().bytes_read > 0, "{}", case.name);
+        assert!(streamed == resident, "{}: {budget} bytes change the logits", case.name);
     }
 }
 
-#[test]
-fn threads_do_not_change_logits() {
-    for case in Case::all() {
-        let (one, two) = (logits(&case, &options(None, 1)).0, logits(&case, &options(None, 2)).0);
-        assert!(one == two, "{}", case.name);
+each_golden!(streamed_equals_resident_bit_for_bit);
+
+fn threads_do_not_change_logits(case: &str) {
+    let case = Golden::named(case);
+    let (one, two) = (logits(&case, &options(None, 1)).0, logits(&case, &options(None, 2)).0);
+    assert!(one == two, "{}", case.name);
+}
+
+each_golden!(threads_do_not_change_logits);
+
+fn what_lies_in_memory_is_what_was_planned(case: &str) {
+    let case = Golden::named(case);
+    let floor = floor(&case);
+    for budget in [Some(floor), None] {
+        let (_, runtime) = logits(&case, &options(budget, 1));
+        let (plan, stats) = (runtime.plan(), runtime.stats());
+        let weights = plan.total - plan.reserved - plan.state - plan.scratch;
+        assert!(stats.bytes_resident <= weights, "{}: {stats:?} {plan:?}", case.name);
+        assert_eq!(stats.tokens, case.tokens().len() as u64);
     }
 }
 
-#[test]
-fn what_lies_in_memory_is_what_was_planned() {
-    for case in Case::all() {
-        let floor = floor(&case);
-        for budget in [Some(floor), None] {
-            let (_, runtime) = logits(&case, &options(budget, 1));
-            let (plan, stats) = (runtime.plan(), runtime.stats());
-            let weights = plan.total - plan.reserved - plan.state - plan.scratch;
-            assert!(stats.bytes_resident <= weights, "{}: {stats:?} {plan:?}", case.name);
-            assert_eq!(stats.tokens, case.tokens().len() as u64);
-        }
-    }
-}
+each_golden!(what_lies_in_memory_is_what_was_planned);
 
 #[test]
 fn a_cold_token_reads_what_the_plan_says() {
-    let case = Case::named("qwen3_moe");
-    let plan = MemoryPlan::new(&case.weights(), &options(Some(floor(&case)), 1)).unwrap();
-    let mut runtime = Runtime::open(case.weights(), &options(plan.budget, 1)).unwrap();
+    let case = Golden::named("qwen3_moe");
+    let plan = MemoryPlan::new(&open(&case), &options(Some(floor(&case)), 1)).unwrap();
+    let mut runtime = Runtime::open(open(&case), &options(plan.budget, 1)).unwrap();
     runtime.forward(case.tokens()[0]).unwrap();
     let stats = runtime.stats();
     // Sizes in memory include alignment; layers are read ahead, for the next token too.
@@ -84,10 +86,10 @@ fn a_cold_token_reads_what_the_plan_says() {
 
 #[test]
 fn a_budget_below_the_floor_names_the_floor() {
-    let case = Case::named("mixtral");
+    let case = Golden::named("mixtral");
     let floor = floor(&case);
-    assert!(MemoryPlan::new(&case.weights(), &options(Some(floor), 1)).is_ok());
-    let refused = Runtime::open(case.weights(), &options(Some(floor - 1), 1)).unwrap_err();
+    assert!(MemoryPlan::new(&open(&case), &options(Some(floor), 1)).is_ok());
+    let refused = Runtime::open(open(&case), &options(Some(floor - 1), 1)).unwrap_err();
     let expected = format!(
         "a memory budget of {} bytes is too small: this model needs at least {floor}",
         floor - 1
@@ -97,19 +99,19 @@ fn a_budget_below_the_floor_names_the_floor() {
 
 #[test]
 fn a_plan_needs_no_weights() {
-    let case = Case::named("qwen2_moe");
-    let weights = case.weights();
+    let case = Golden::named("qwen2_moe");
+    let weights = open(&case);
     let layout = |unit: Unit| weights.layout(unit);
     let options = options(Some(floor(&case) + 100_000), 1);
     let planned = MemoryPlan::for_layouts(weights.spec(), &layout, &options).unwrap();
-    assert_eq!(planned, *Runtime::open(case.weights(), &options).unwrap().plan());
+    assert_eq!(planned, *Runtime::open(open(&case), &options).unwrap().plan());
 }
 
 #[test]
 fn a_full_context_and_a_foreign_token_are_refused() {
-    let case = Case::named("llama2");
+    let case = Golden::named("llama2");
     let mut runtime =
-        Runtime::open(case.weights(), &Options { context: 2, ..options(None, 1) }).unwrap();
+        Runtime::open(open(&case), &Options { context: 2, ..options(None, 1) }).unwrap();
     let refused = runtime.forward(256).unwrap_err();
     assert_eq!(refused.to_string(), "token 256 is outside the vocabulary of 256");
     runtime.forward(1).unwrap();
@@ -125,10 +127,7 @@ fn a_full_context_and_a_foreign_token_are_refused() {
 /// A copy of a case's checkpoint.
 fn copy(case: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(fixtures().join("golden").join(case)).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
-    }
+    copy_dir(&golden(case), dir.path());
     dir
 }
 
@@ -169,7 +168,7 @@ fn a_head_that_is_not_finite_is_named() {
 #[test]
 fn a_truncated_file_is_named_and_stops_the_runtime() {
     let dir = copy("qwen3_moe");
-    let case = Case::named("qwen3_moe");
+    let case = Golden::named("qwen3_moe");
     let weights = Weights::open(dir.path()).unwrap();
     let mut runtime = Runtime::open(weights, &options(Some(floor(&case)), 1)).unwrap();
     let file = std::fs::File::options()
@@ -189,8 +188,8 @@ fn a_truncated_file_is_named_and_stops_the_runtime() {
 #[test]
 fn windows_do_not_see_each_other_nor_the_threads() {
     for name in ["qwen2", "qwen2_moe", "olmoe"] {
-        let case = Case::named(name);
-        let (weights, tokens) = (case.weights(), case.tokens());
+        let case = Golden::named(name);
+        let (weights, tokens) = (open(&case), case.tokens());
         let run = |tokens: &[u32], window, threads| {
             let mut pass = LayerPass::new(&weights, tokens, window, threads).unwrap();
             while pass.step().unwrap().is_some() {}
@@ -199,8 +198,8 @@ fn windows_do_not_see_each_other_nor_the_threads() {
         let all = run(&tokens, 8, 1);
         assert!(all == run(&tokens, 8, 2), "{name}: threads change the result");
         let parts: Vec<f32> = tokens.chunks(8).flat_map(|t| run(t, 8, 1)).collect();
-        assert!(common::error(&all, &parts) < 1e-5, "{name}: windows see each other");
-        let mut runtime = Runtime::open(case.weights(), &options(None, 1)).unwrap();
+        assert!(error(&all, &parts) < 1e-5, "{name}: windows see each other");
+        let mut runtime = Runtime::open(open(&case), &options(None, 1)).unwrap();
         let mut by_token = Vec::new();
         for window in tokens.chunks(8) {
             runtime.reset();
@@ -212,14 +211,14 @@ fn windows_do_not_see_each_other_nor_the_threads() {
                 by_token.extend(last);
             }
         }
-        assert!(common::error(&all, &by_token) < 1e-5, "{name}: the two orders differ");
+        assert!(error(&all, &by_token) < 1e-5, "{name}: the two orders differ");
     }
 }
 
 #[test]
 fn a_pass_reads_every_weight_once() {
-    let case = Case::named("qwen3_moe");
-    let (weights, tokens) = (case.weights(), case.tokens());
+    let case = Golden::named("qwen3_moe");
+    let (weights, tokens) = (open(&case), case.tokens());
     let mut pass = LayerPass::new(&weights, &tokens, 24, 1).unwrap();
     let embedding = pass.bytes_read();
     assert!(embedding <= weights.layout(Unit::Embedding).unwrap().len);
@@ -232,7 +231,7 @@ fn a_pass_reads_every_weight_once() {
 
 #[test]
 fn tokens_that_are_not_windows_are_refused() {
-    let weights = Case::named("llama2").weights();
+    let weights = open(&Golden::named("llama2"));
     let refused = LayerPass::new(&weights, &[1, 2, 3], 2, 1).unwrap_err();
     assert_eq!(refused.to_string(), "3 tokens are not windows of 2");
     let refused = LayerPass::new(&weights, &[1, 999], 2, 1).unwrap_err();

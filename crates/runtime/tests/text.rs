@@ -1,13 +1,11 @@
 //! The tokenizer of the trained fixture.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::fixtures;
 use shardwright_runtime::text::{TextStream, Tokenizer};
+use shardwright_testing::fixture;
 
 fn tokenizer() -> Tokenizer {
-    Tokenizer::open(&fixtures().join("fixture-2m/tokenizer.json")).unwrap()
+    Tokenizer::open(&fixture("fixture-2m/tokenizer.json")).unwrap()
 }
 
 #[test]

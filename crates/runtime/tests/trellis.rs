@@ -1,14 +1,13 @@
 //! Models in trellis codes: what can only be read by whole blocks of rows makes no difference.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{fixtures, random};
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, Unit};
 use shardwright_quant::{Affine, Encoding, Float, Trellis};
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Mode, Options, Runtime};
+use shardwright_testing::models::random;
+use shardwright_testing::{error, fixture};
 
 /// With a vocabulary of 1024 the fixture's table has four blocks of rows; the golden models' have
 /// one. Between them: a tied head and one of its own, experts and none.
@@ -31,7 +30,7 @@ fn mixed(role: Role) -> Encoding {
 
 fn bundle(model: &str, encoding: &dyn Fn(Role) -> Encoding) -> (tempfile::TempDir, Vec<u32>) {
     let dir = tempfile::tempdir().unwrap();
-    random::bundle(&fixtures().join(model), dir.path(), encoding);
+    random(&fixture(model), dir.path(), encoding);
     let vocab = Weights::open(dir.path()).unwrap().spec().vocab_size;
     // The first, the last, and some of every block, neighbours and repetitions among them.
     let mut tokens = vec![0, vocab - 1, 5, 6, 5, 255];
@@ -121,7 +120,7 @@ fn layer_by_layer_reads_the_same_rows() {
             runtime.forward_observed(token, &mut observe).unwrap();
         }
         assert!(embedded == first, "{model}: the embeddings differ");
-        let error = common::error(pass.hidden(), &last);
+        let error = error(pass.hidden(), &last);
         assert!(error < 1e-4, "{model}: the two orders differ by {error}");
     }
 }

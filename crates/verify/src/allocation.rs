@@ -42,7 +42,7 @@ pub(crate) fn allocation(manifest: &Manifest) -> Vec<Allocation> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{FOUR_BITS, TestBundle};
+    use shardwright_testing::models::{FOUR_BITS, TestBundle};
 
     #[test]
     fn every_byte_has_a_place() {

@@ -20,8 +20,6 @@ mod overlap;
 mod plot;
 mod report;
 mod run;
-#[cfg(test)]
-mod testing;
 mod text;
 mod thresholds;
 

@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::output::{Output, Table};
 use crate::process;
 use crate::progress::{Count, Stage, duration};
-use crate::signal;
+use crate::{signal, stop};
 
 /// What `convert` prints.
 #[derive(Serialize)]
@@ -45,7 +45,10 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     let converting = Stage::new(output, "converting", Count::Bytes);
     let complete = Cell::new(false);
     let show = |progress: Progress| match progress.phase {
-        Phase::Convert => converting.set(progress.source_bytes, progress.total_source_bytes),
+        Phase::Convert => {
+            converting.set(progress.source_bytes, progress.total_source_bytes);
+            stop::after(progress.shards, &cancel);
+        }
         Phase::Finish => {}
         Phase::Complete => complete.set(true),
     };

@@ -9,12 +9,13 @@ mod resume;
 mod sizes;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::{Checkpoint, header};
 use shardwright_quant::{Float, narrow};
+use shardwright_testing::{contents, copy_dir, fixture};
 
 use crate::{
     Calibration, ConversionReport, ConvertOptions, Plan, PlanOptions, Progress, Recipe, Result,
@@ -33,12 +34,6 @@ const CHECKPOINTS: &[&str] = &[
     "golden/qwen3_moe-fused-t",
     "golden/mixtral",
 ];
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../fixtures")
-        .join(name)
-}
 
 /// A checkpoint, what is in it, and a plan.
 struct Case {
@@ -77,29 +72,6 @@ impl Case {
         progress: &dyn Fn(Progress),
     ) -> Result<ConversionReport> {
         convert(&self.plan, &self.checkpoint, out, options, progress)
-    }
-}
-
-/// Every file under `dir` and its bytes.
-fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut files = BTreeMap::new();
-    for entry in std::fs::read_dir(dir).unwrap().flatten() {
-        let name = entry.file_name().into_string().unwrap();
-        if entry.path().is_dir() {
-            let inner = contents(&entry.path()).into_iter();
-            files.extend(inner.map(|(path, bytes)| (format!("{name}/{path}"), bytes)));
-        } else {
-            files.insert(name, std::fs::read(entry.path()).unwrap());
-        }
-    }
-    files
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    for (path, bytes) in contents(from) {
-        let path = to.join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
     }
 }
 

@@ -25,6 +25,8 @@ pub mod tests;
 
 pub use gemm::gemm;
 
+use std::sync::OnceLock;
+
 /// Lanes of every backend. A row of sixteen columns is one step of a dot product.
 pub const LANES: usize = 16;
 
@@ -56,13 +58,16 @@ impl Backend {
         Self::Neon,
     ];
 
-    /// The fastest backend of this CPU.
+    /// The fastest backend of this CPU, or the one that `SHARDWRIGHT_BACKEND` names: tests repeat
+    /// themselves with `scalar`. A name that this CPU does not know means scalar too.
     pub fn detect() -> Self {
-        Self::ALL
-            .iter()
-            .copied()
-            .rfind(|b| b.is_available())
-            .unwrap_or(Self::Scalar)
+        static CHOSEN: OnceLock<Backend> = OnceLock::new();
+        *CHOSEN.get_or_init(|| {
+            let named = std::env::var("SHARDWRIGHT_BACKEND").ok();
+            let wanted = |b: &Self| named.as_deref().is_none_or(|name| name == b.name());
+            let mut available = Self::available().into_iter();
+            available.rfind(wanted).unwrap_or(Self::Scalar)
+        })
     }
 
     /// Every backend of this CPU, slowest first.

@@ -1,7 +1,8 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::testing::{Codes, FOUR_BITS, TestBundle, golden};
+use shardwright_testing::golden;
+use shardwright_testing::models::{Codes, FOUR_BITS, TestBundle};
 
 /// Tokens of a small vocabulary that do not repeat soon.
 fn tokens(count: usize) -> Vec<u32> {

@@ -4,7 +4,7 @@ use shardwright_quant::{Affine, Float, Trellis};
 
 use super::*;
 use crate::integrity;
-use crate::testing::{Codes, FOUR_BITS, TestBundle};
+use shardwright_testing::models::{Codes, FOUR_BITS, TestBundle};
 
 const OPTIONS: FidelityOptions =
     FidelityOptions { max_rmse: None, hash_checkpoint: true, threads: 2 };

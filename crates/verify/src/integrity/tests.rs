@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use super::*;
 use crate::VerifyError;
 use crate::monitor::Progress;
-use crate::testing::{Codes, FOUR_BITS, TestBundle};
+use shardwright_testing::models::{Codes, FOUR_BITS, TestBundle};
 
 /// The fixture's second layer is dense.
 const EXPERTS: [&str; 2] = ["experts/layer-000.bin", "experts/layer-002.bin"];

@@ -4,14 +4,15 @@ use shardwright_format::manifest::{Calibration, LineHashes, MANIFEST_FILE};
 
 use super::*;
 use crate::report::Verdict;
-use crate::testing::{Codes, FOUR_BITS, TestBundle};
+use shardwright_testing::fixture;
+use shardwright_testing::models::{Codes, FOUR_BITS, TestBundle};
 
 fn trained() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/fixture-2m")
+    fixture("fixture-2m")
 }
 
 fn text() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/text/evaluation.txt")
+    fixture("text/evaluation.txt")
 }
 
 fn request<'a>(

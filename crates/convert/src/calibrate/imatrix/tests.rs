@@ -9,6 +9,7 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Bundle, ModelSpec, Unit};
 use shardwright_quant::{Backend, Matrix, Method, widen};
+use shardwright_testing::fixture;
 
 use super::{Imatrix, Mapped};
 use crate::calibrate::statistics::Place;
@@ -19,12 +20,8 @@ const KINDS: [&str; 2] = ["gguf", "dat"];
 /// The expert that the few tokens did not reach.
 const UNSEEN: Unit = Unit::Expert { layer: 3, expert: 7 };
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
-}
-
 fn path(kind: &str) -> PathBuf {
-    fixtures().join(format!("imatrix/fixture-2m.{kind}"))
+    fixture(&format!("imatrix/fixture-2m.{kind}"))
 }
 
 fn bytes(kind: &str) -> Vec<u8> {
@@ -32,7 +29,7 @@ fn bytes(kind: &str) -> Vec<u8> {
 }
 
 fn model(name: &str) -> (Checkpoint, Inventory) {
-    let checkpoint = Checkpoint::open(&fixtures().join(name)).unwrap();
+    let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
     let inventory = Inventory::new(&checkpoint, None).unwrap();
     (checkpoint, inventory)
 }
@@ -100,7 +97,7 @@ fn both_generations_say_the_same() {
 fn places_are_those_that_llama_saw() {
     let (checkpoint, inventory) = model("fixture-2m");
     let original = Weights::Checkpoint(CheckpointWeights::new(checkpoint, inventory));
-    let text = fixtures().join("text/evaluation.txt");
+    let text = fixture("text/evaluation.txt");
     let string = std::fs::read_to_string(&text).unwrap();
     let corpus = Corpus::new(original, (&text, &string), 96, 32).unwrap();
     let seen = observe(&corpus, Keep::Diagonal, 2, &AtomicBool::new(false), &|_| {}).unwrap();

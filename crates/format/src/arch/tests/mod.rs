@@ -7,18 +7,13 @@ mod tables;
 mod tensors;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use shardwright_testing::golden;
 use tempfile::TempDir;
 
 use super::*;
 use crate::checkpoint::testing::{Described, described, message, write_zeros};
-
-fn golden(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../fixtures/golden")
-        .join(case)
-}
 
 /// A copy of a golden checkpoint, its configuration and tensors changed, its values zero.
 fn copy(

@@ -2,10 +2,11 @@
 //! holds.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value as Json;
 use shardwright_quant::widen;
+use shardwright_testing::fixture;
 
 use crate::arch::{Arch, Inventory};
 use crate::checkpoint::{Checkpoint, TensorInfo, read_view};
@@ -13,19 +14,15 @@ use crate::decoder::Decoder;
 use crate::io::AlignedBuf;
 use crate::unit::SourceView;
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
-}
-
 fn cases() -> Vec<Json> {
-    let json = std::fs::read(fixtures().join("gguf/cases.json")).unwrap();
+    let json = std::fs::read(fixture("gguf/cases.json")).unwrap();
     let cases: Json = serde_json::from_slice(&json).unwrap();
     cases["cases"].as_array().unwrap().clone()
 }
 
 fn open(case: &Json) -> Checkpoint {
     let name = case["files"][0].as_str().unwrap();
-    Checkpoint::open(&fixtures().join("gguf").join(name)).unwrap()
+    Checkpoint::open(&fixture("gguf").join(name)).unwrap()
 }
 
 /// Values `first..first + count` of a tensor.
@@ -79,7 +76,7 @@ fn values_are_those_of_the_checkpoint() {
     let mut seen = 0;
     for case in cases() {
         let Some(original) = case.get("checkpoint") else { continue };
-        let original = Checkpoint::open(&fixtures().join(original.as_str().unwrap())).unwrap();
+        let original = Checkpoint::open(&fixture(original.as_str().unwrap())).unwrap();
         let checkpoint = open(&case);
         assert!(original.tensors().keys().eq(checkpoint.tensors().keys()));
         for name in original.tensors().keys() {
@@ -155,7 +152,7 @@ fn blocks_are_stored_as_bytes_under_the_name_in_the_file() {
 fn numbers_of_any_size_are_no_reason_to_panic() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
-    let mut bytes = std::fs::read(fixtures().join("gguf/llama3-q8_0.gguf")).unwrap();
+    let mut bytes = std::fs::read(fixture("gguf/llama3-q8_0.gguf")).unwrap();
     for at in (0..2600).step_by(11) {
         for number in [0, 0x7fff_ffff, u32::MAX] {
             let kept: [u8; 4] = bytes[at..at + 4].try_into().unwrap();

@@ -16,19 +16,15 @@ use shardwright_quant::{
     Affine, Backend, Encoding, Float, Guide, Method, PartsMut, Trellis, narrow, quantize, widen,
 };
 
-pub(crate) const ALIGNMENT: u64 = 4096;
-const DENSE: &str = "dense-000.bin";
+use crate::golden;
 
-/// A checkpoint of the fixtures.
-pub(crate) fn golden(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../fixtures/golden")
-        .join(case)
-}
+/// Alignment of test bundles, in bytes.
+pub const ALIGNMENT: u64 = 4096;
+const DENSE: &str = "dense-000.bin";
 
 /// How a test stores matrices.
 #[derive(Clone, Copy)]
-pub(crate) enum Codes {
+pub enum Codes {
     /// In the source's type.
     Plain,
     /// At so many bits, in groups of 32.
@@ -37,22 +33,27 @@ pub(crate) enum Codes {
     Trellis(u8),
 }
 
-pub(crate) const FOUR_BITS: Codes = Codes::Affine(4);
+/// What most tests need.
+pub const FOUR_BITS: Codes = Codes::Affine(4);
 
 /// A bundle in a temporary directory.
-pub(crate) struct TestBundle {
-    pub(crate) root: tempfile::TempDir,
-    pub(crate) checkpoint: PathBuf,
-    pub(crate) manifest: Manifest,
+pub struct TestBundle {
+    /// Its directory.
+    pub root: tempfile::TempDir,
+    /// The checkpoint it was made from.
+    pub checkpoint: PathBuf,
+    /// As written.
+    pub manifest: Manifest,
 }
 
 impl TestBundle {
     /// Stores the checkpoint of a fixture.
-    pub(crate) fn new(case: &str, codes: Codes) -> Self {
+    pub fn new(case: &str, codes: Codes) -> Self {
         Self::of(&golden(case), codes)
     }
 
-    pub(crate) fn of(checkpoint: &Path, codes: Codes) -> Self {
+    /// Stores a checkpoint.
+    pub fn of(checkpoint: &Path, codes: Codes) -> Self {
         let opened = Checkpoint::open(checkpoint).unwrap();
         let inventory = Inventory::new(&opened, None).unwrap();
         let root = tempfile::tempdir().unwrap();
@@ -61,19 +62,20 @@ impl TestBundle {
         Self { root, checkpoint: checkpoint.to_owned(), manifest }
     }
 
-    pub(crate) fn path(&self, file: &str) -> PathBuf {
+    /// A file of the bundle.
+    pub fn path(&self, file: &str) -> PathBuf {
         self.root.path().join(file)
     }
 
     /// Changes a file's bytes.
-    pub(crate) fn edit(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    pub fn edit(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut bytes = fs::read(self.path(file)).unwrap();
         change(&mut bytes);
         fs::write(self.path(file), bytes).unwrap();
     }
 
     /// Writes another manifest, its hash made right.
-    pub(crate) fn rewrite(&self, change: impl FnOnce(&mut Manifest)) {
+    pub fn rewrite(&self, change: impl FnOnce(&mut Manifest)) {
         let mut manifest = self.manifest.clone();
         change(&mut manifest);
         fs::write(self.path(MANIFEST_FILE), manifest.to_bytes()).unwrap();

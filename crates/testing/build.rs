@@ -1,0 +1,43 @@
+//! Makes the macros that give each case of `cases.json` a test of its own, so that a new case needs
+//! no line of code.
+#![allow(clippy::unwrap_used)] // a broken list of cases should stop the build
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::Value;
+
+fn main() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    let mut code = String::new();
+    for (folder, macro_name) in [("golden", "each_golden"), ("gguf", "each_gguf")] {
+        let list = fixtures.join(folder).join("cases.json");
+        println!("cargo::rerun-if-changed={}", list.display());
+        let list: Value = serde_json::from_slice(&std::fs::read(&list).unwrap()).unwrap();
+        tests(&mut code, macro_name, list["cases"].as_array().unwrap());
+    }
+    let out = std::env::var_os("OUT_DIR").unwrap();
+    std::fs::write(Path::new(&out).join("cases.rs"), code).unwrap();
+}
+
+/// Writes a macro that makes a module of tests, one per case, each calling the function of the
+/// module's name with the case's.
+fn tests(code: &mut String, macro_name: &str, cases: &[Value]) {
+    assert!(!cases.is_empty(), "{macro_name}: no cases");
+    writeln!(
+        code,
+        "/// A test per case in a module named like `$check`, which is given the case's name."
+    )
+    .unwrap();
+    writeln!(
+        code,
+        "#[macro_export]\nmacro_rules! {macro_name} {{\n    ($check:ident) => {{ mod $check {{"
+    )
+    .unwrap();
+    for case in cases {
+        let name = case["case"].as_str().unwrap();
+        let ident = name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+        writeln!(code, "        #[test] fn {ident}() {{ super::$check({name:?}); }}").unwrap();
+    }
+    code.push_str("    } };\n}\n");
+}
