@@ -3,8 +3,9 @@
 use std::fs;
 
 use serde_json::json;
+use shardwright_testing::digest;
 
-use crate::harness::{Scratch, digest};
+use crate::harness::Scratch;
 
 fn packed() -> Scratch {
     let scratch = Scratch::with("golden/qwen3_moe");
