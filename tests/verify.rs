@@ -112,12 +112,123 @@ fn what_cannot_be_verified() {
         "verify out --against ckpt --text short.txt",
         "error: text: expected at least 256 tokens, one window, found 4",
     );
-    scratch.refused("verify ckpt", "error: ckpt: is not a bundle: it has no manifest.json");
-    scratch
-        .refused("verify out --against out", "error: out: expected a checkpoint, found a bundle");
     fs::remove_file(scratch.path("out/tokenizer.json")).unwrap();
     let ran = scratch.run(&format!("verify out {TEXT} --quiet"));
     assert_eq!(ran.code, Some(1), "a missing file is a finding: {ran:?}");
+}
+
+#[test]
+fn any_model_is_judged_by_any_other() {
+    let scratch = scratch("--bits 4");
+    let alone = scratch.json("verify ckpt");
+    assert_eq!((&alone["verdict"], &alone["integrity"]), (&json!("holds"), &json!(null)));
+    assert!(alone["structure"]["weights"].as_u64().unwrap() > 1_000_000);
+    // A bundle may be the original; what is judged by it was not made from it.
+    let report = scratch.json("verify ckpt --against out --text text.txt --windows 2");
+    assert_eq!(report["verdict"], json!("holds"));
+    assert!(report["divergence"]["kld_mean"].as_f64().unwrap() > 0.0);
+    let ran = scratch.run("verify out --against out --quiet");
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(
+        ran.stdout
+            .contains("source of the bundle: expected model.safetensors of"),
+        "{ran:?}"
+    );
+    assert_eq!(
+        scratch
+            .run("verify out --against out --other-source --quiet")
+            .code,
+        Some(0)
+    );
+}
+
+#[test]
+fn several_candidates_are_a_ladder() {
+    let scratch = scratch("--bits 4");
+    scratch.ok("convert ckpt -o three --bits 3");
+    let ladder = scratch.json(&format!("verify out three ckpt {TEXT} --html page.html"));
+    assert_eq!(ladder["verdict"], json!("holds"));
+    let alone = scratch.json(&format!("verify three {TEXT}"));
+    assert_eq!(ladder["candidates"][1]["divergence"], alone["divergence"]);
+    assert_eq!(ladder["candidates"][2]["divergence"]["kld_max"], json!(0.0));
+    assert_eq!(ladder["original"]["name"], json!("ckpt"));
+    let page = fs::read_to_string(scratch.path("page.html")).unwrap();
+    assert!(page.contains("MiB on disk") && page.contains("3 quantizations of ckpt"));
+    let ran = scratch.run(&format!("verify out three {TEXT} --max-bpw 4.6 --quiet"));
+    assert_eq!(ran.code, Some(1), "the limit is each candidate's: {ran:?}");
+    assert!(ran.stdout.contains("verdict: "), "{ran:?}");
+}
+
+#[test]
+fn unlike_tokenizers_are_refused() {
+    let scratch = scratch("--bits 4");
+    let path = scratch.path("out/tokenizer.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut json: Value = serde_json::from_str(&text).unwrap();
+    let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+    let piece = vocab
+        .iter()
+        .find(|(_, id)| **id == json!(300))
+        .unwrap()
+        .0
+        .clone();
+    vocab.remove(&piece);
+    vocab.insert("another piece".to_owned(), json!(300));
+    json["model"]["merges"] = json!([]);
+    let other = scratch.path("other");
+    scratch.ok("export out --to hf -o other");
+    fs::write(other.join("tokenizer.json"), json.to_string()).unwrap();
+    let ran = scratch.run("verify other --against ckpt --text text.txt --windows 2 --quiet");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let expected = "error: tokenizers differ: token 300 is ";
+    assert!(ran.stderr.starts_with(expected) && ran.stderr.contains("another piece"), "{ran:?}");
+}
+
+#[test]
+fn a_tokenizer_that_cuts_or_fills_up_changes_nothing() {
+    let scratch = scratch("--bits 4");
+    let path = scratch.path("ckpt/tokenizer.json");
+    let run = || scratch.json("run ckpt --prompt Once -n 4 --ignore-eos")["tokens"].clone();
+    let before = run();
+    let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    json["truncation"] =
+        json!({"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0});
+    json["padding"] = json!({"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"});
+    fs::write(&path, json.to_string()).unwrap();
+    assert_eq!(run(), before);
+}
+
+#[test]
+fn what_lies_beside_the_model_decides_nothing() {
+    let scratch = Scratch::with("fixture-2m");
+    fs::write(scratch.path("ckpt/README.md"), "v1").unwrap();
+    scratch.ok("convert ckpt -o out");
+    fs::write(scratch.path("ckpt/README.md"), "v2").unwrap();
+    fs::create_dir_all(scratch.path("out/.cache/huggingface")).unwrap();
+    fs::write(scratch.path("out/.gitattributes"), "*.bin filter=lfs").unwrap();
+    let report = scratch.json("verify out --against ckpt");
+    assert_eq!(report["verdict"], json!("holds"), "{report}");
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("README.md: copy") && notes.contains(".gitattributes"), "{notes}");
+}
+
+#[test]
+fn text_from_a_bundle_steers_no_terminal() {
+    let scratch = scratch("--bits 4");
+    let path = scratch.path("out/manifest.json");
+    let mut manifest = Manifest::from_bytes(&path, &fs::read(&path).unwrap()).unwrap();
+    "x\n\nverdict: holds\n\u{1b}[8m\u{202e}".clone_into(&mut manifest.generator);
+    fs::write(&path, manifest.to_bytes()).unwrap();
+    for command in ["verify out", "inspect out", "verify out --against ckpt"] {
+        let ran = scratch.run(command);
+        assert!(!ran.stdout.contains(['\u{1b}', '\u{202e}']), "{ran:?}");
+        assert!(
+            ran.stdout
+                .contains("x\\n\\nverdict: holds\\n\\u{1b}[8m\\u{202e}"),
+            "{ran:?}"
+        );
+    }
 }
 
 #[test]

@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+use shardwright_convert::ConvertError;
+use shardwright_format::shown::shown;
+use shardwright_verify::VerifyError;
+
 /// Exit code of a verification that found something.
 pub const FOUND: u8 = 1;
 /// Exit code of a command that could not run.
@@ -57,18 +61,21 @@ impl Failure {
 /// A line per failure, whatever a library or a stranger's file put into its message: line ends
 /// become spaces, and what could steer a terminal is escaped.
 fn one_line(message: &str) -> String {
-    let shown = |c: char| match c {
-        '\n' => " ".to_owned(),
-        c if c.is_control() => c.escape_default().to_string(),
-        c => c.to_string(),
-    };
-    message.chars().map(shown).collect()
+    shown(&message.replace('\n', " ")).into_owned()
 }
 
-impl<E: std::error::Error> From<E> for Failure {
+impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::new(error.to_string())
+        let message = error.to_string();
+        if is_stop(&error) { Self::interrupted(message) } else { Self::new(message) }
     }
+}
+
+/// Whether it is a stop by the user, which is no failure of the input.
+fn is_stop(error: &(dyn std::error::Error + 'static)) -> bool {
+    let convert = error.downcast_ref();
+    let convert = matches!(convert, Some(ConvertError::Cancelled { .. } | ConvertError::Stopped));
+    convert || matches!(error.downcast_ref(), Some(VerifyError::Cancelled))
 }
 
 /// Turns a defect of this program into one line and an exit code, in place of a backtrace.

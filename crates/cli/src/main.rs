@@ -2,13 +2,19 @@
 
 mod args;
 mod bytes;
+mod calibration;
 mod cmd;
 mod failure;
+mod inputs;
 mod output;
+mod page;
+mod planning;
 mod process;
 mod progress;
+mod recipe;
 mod signal;
 mod stop;
+mod target;
 
 use std::process::ExitCode;
 

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Write};
 
 use serde::Serialize;
+use shardwright_format::shown::{shown, steers};
 
 use crate::failure::Failure;
 
@@ -27,13 +28,23 @@ impl Output {
             json.push('\n');
             json
         } else {
-            text.to_owned()
+            terminal(text)
         };
         if !out.ends_with('\n') {
             out.push('\n');
         }
         put(out.as_bytes()).map(|_| ())
     }
+}
+
+/// Text without what could steer a terminal: the last guard, behind which every value is one line.
+fn terminal(text: &str) -> String {
+    let escape = |c: char| match c {
+        '\n' | '\t' => c.to_string(),
+        c if steers(c) => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 /// Writes and flushes; `false` when the reader has gone.
@@ -64,7 +75,8 @@ impl Table {
 
     /// Adds a row as wide as the header.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
+        let shown = |cell: String| shown(&cell).into_owned();
+        self.rows.push(cells.into_iter().map(shown).collect());
     }
 }
 

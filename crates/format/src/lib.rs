@@ -15,6 +15,7 @@ pub mod pack;
 pub mod report;
 pub mod role;
 mod shapes;
+pub mod shown;
 pub mod text;
 pub mod treehash;
 pub mod unit;

@@ -86,6 +86,22 @@ impl Weights {
         Ok(Self::Checkpoint(CheckpointWeights::new(checkpoint, inventory)))
     }
 
+    /// The bundle, if it is one.
+    pub const fn bundle(&self) -> Option<&Bundle> {
+        match self {
+            Self::Bundle(bundle) => Some(bundle),
+            Self::Checkpoint(_) | Self::Overlay(_) => None,
+        }
+    }
+
+    /// The checkpoint, if it is one.
+    pub const fn checkpoint(&self) -> Option<&CheckpointWeights> {
+        match self {
+            Self::Checkpoint(weights) => Some(weights),
+            Self::Bundle(_) | Self::Overlay(_) => None,
+        }
+    }
+
     /// The model.
     pub fn spec(&self) -> &ModelSpec {
         match self {
@@ -178,6 +194,16 @@ impl Weights {
             Self::Bundle(bundle) => bundle.read_rows(unit, entry, rows, buf),
             Self::Checkpoint(weights) => weights.read_rows(entry, rows, buf),
             Self::Overlay(overlay) => overlay.read_rows(unit, entry, rows, buf),
+        }
+    }
+
+    /// Whether a tensor is stored in codes, not as plain floats in whatever order.
+    pub fn is_coded(&self, entry: &TensorEntry) -> bool {
+        let decoder = entry.source.decoder.as_ref();
+        match self {
+            Self::Bundle(_) => entry.encoding.float().is_none(),
+            Self::Checkpoint(_) => decoder.is_some_and(|decoder| !decoder.is_plain()),
+            Self::Overlay(overlay) => overlay.base.is_coded(entry),
         }
     }
 

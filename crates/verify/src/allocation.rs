@@ -1,8 +1,8 @@
-//! Where a bundle's bytes are.
+//! Where a model's bytes are.
 
 use serde::{Deserialize, Serialize};
-use shardwright_format::census::Tally;
-use shardwright_format::{Manifest, Role};
+use shardwright_format::Role;
+use shardwright_format::census::{Census, Tally};
 
 /// Tensors of one role in one layer that are stored alike.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,7 +17,7 @@ pub struct Allocation {
     pub tensors: u64,
     /// Their weights.
     pub weights: u64,
-    /// Bytes that they take.
+    /// Bytes that they take as they are stored.
     pub bytes: u64,
 }
 
@@ -30,9 +30,8 @@ impl Allocation {
 
 /// One entry per layer, role and encoding: what belongs to no layer, then layers in order, roles in
 /// order of use.
-pub(crate) fn allocation(manifest: &Manifest) -> Vec<Allocation> {
-    let kinds = manifest.census();
-    let kinds = kinds.kinds().map(|(layer, role, encoding, tally)| {
+pub(crate) fn allocation(census: &Census) -> Vec<Allocation> {
+    let kinds = census.kinds().map(|(layer, role, encoding, tally)| {
         let Tally { tensors, weights, bytes } = tally;
         Allocation { layer, role, encoding: encoding.to_owned(), tensors, weights, bytes }
     });
@@ -41,13 +40,16 @@ pub(crate) fn allocation(manifest: &Manifest) -> Vec<Allocation> {
 
 #[cfg(test)]
 mod tests {
+    use shardwright_format::weights::Weights;
+
     use super::*;
+    use shardwright_testing::golden;
     use shardwright_testing::models::{FOUR_BITS, TestBundle};
 
     #[test]
     fn every_byte_has_a_place() {
         let manifest = TestBundle::new("qwen3_moe", FOUR_BITS).manifest;
-        let places = allocation(&manifest);
+        let places = allocation(&manifest.census());
         assert_eq!((places[0].layer, places[0].role), (None, Role::EmbedTokens));
         let lens = manifest.shards().flat_map(|s| s.tensors.iter());
         let stored: u64 = lens.map(|t| t.byte_len().unwrap()).sum();
@@ -58,5 +60,16 @@ mod tests {
                 .iter()
                 .all(|p| p.tensors == 6 && p.bits_per_weight() == 5.0)
         );
+    }
+
+    #[test]
+    fn codes_of_other_formats_count_as_they_are_stored() {
+        let open = |case| Weights::open(&golden(case)).unwrap().census().unwrap();
+        let (plain, fp8) = (open("minimax_m2"), open("minimax_m2-fp8"));
+        assert_eq!(plain.text().weights, fp8.text().weights);
+        let (wide, narrow) = (plain.bits_per_weight(), fp8.bits_per_weight());
+        assert!(narrow < wide - 4.0, "{narrow} {wide}");
+        let places = allocation(&fp8);
+        assert!(places.iter().any(|a| a.encoding.starts_with("f8_e4m3 ")));
     }
 }

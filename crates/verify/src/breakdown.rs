@@ -108,7 +108,7 @@ fn place(layer: Option<u32>, role: Role) -> (u8, u32) {
 }
 
 impl<'a> Breakdown<'a> {
-    pub(crate) fn of(report: &'a Report) -> Self {
+    pub(crate) fn new(report: &'a Report) -> Self {
         let weights = report.allocation.iter().map(|a| a.weights).sum::<u64>();
         Self {
             roles: roles(report, weights),

@@ -23,17 +23,21 @@ pub struct Point {
     /// Its standard error, where it is known.
     #[serde(default)]
     pub kld_mean_se: Option<f64>,
+    /// Bytes of the files with its weights, where they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_bytes: Option<u64>,
 }
 
 impl Point {
     /// None without a size and a divergence.
-    pub fn of(name: &str, report: &Report) -> Option<Self> {
+    pub fn new(name: &str, report: &Report) -> Option<Self> {
         let d = report.divergence.as_ref()?;
         Some(Self {
             name: name.to_owned(),
             bits_per_weight: report.bits_per_weight?,
             kld_mean: d.kld_mean,
-            kld_mean_se: Some(d.kld_mean_se),
+            kld_mean_se: Some(d.kld_mean_se_by_window.unwrap_or(d.kld_mean_se)),
+            weight_bytes: report.model.as_ref().map(|model| model.weight_bytes),
         })
     }
 
@@ -45,7 +49,7 @@ impl Point {
     pub fn read(path: &Path) -> Result<Vec<Self>> {
         let bytes = read_required(path, INDEX_LIMIT)?;
         if let Ok(report) = serde_json::from_slice::<Report>(&bytes) {
-            let point = Self::of(&stem(path), &report);
+            let point = Self::new(&stem(path), &report);
             let none = || wrong(path, "a report with a divergence", "one of no text");
             return Ok(vec![point.ok_or_else(none)?]);
         }

@@ -1,7 +1,5 @@
 //! Why a verification could not run. What it finds is no error: see [`crate::Finding`].
 
-use std::fmt;
-
 use shardwright_format::FormatError;
 use shardwright_runtime::RuntimeError;
 
@@ -15,8 +13,8 @@ pub enum VerifyError {
     /// A model cannot be run.
     #[error("{model}: {source}")]
     Runtime {
-        /// Which.
-        model: Model,
+        /// What it is called.
+        model: String,
         /// Why.
         source: RuntimeError,
     },
@@ -31,28 +29,23 @@ pub enum VerifyError {
     Invalid(String),
 }
 
-/// One of the two models of a comparison.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Model {
-    /// The checkpoint.
-    Original,
-    /// The bundle.
-    Candidate,
-}
-
-impl fmt::Display for Model {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Original => "original",
-            Self::Candidate => "candidate",
-        })
-    }
-}
-
-impl Model {
+impl VerifyError {
     /// Says whose error it was.
-    pub(crate) fn failed(self) -> impl Fn(RuntimeError) -> VerifyError {
-        move |source| VerifyError::Runtime { model: self, source }
+    pub(crate) fn of_model(name: &str) -> impl Fn(RuntimeError) -> Self {
+        let model = name.to_owned();
+        move |source| Self::Runtime { model: model.clone(), source }
+    }
+
+    /// Whether it is a model's values that are infinite or not numbers.
+    pub(crate) const fn is_not_finite(&self) -> bool {
+        let overflow = matches!(
+            self,
+            Self::Runtime {
+                source: RuntimeError::NotFinite { .. } | RuntimeError::HeadNotFinite { .. },
+                ..
+            }
+        );
+        overflow || matches!(self, Self::NotFinite(_))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use shardwright_format::shown::shown;
 use shardwright_format::{Role, Unit};
 
 /// What sort of thing is wrong.
@@ -103,6 +104,35 @@ impl Finding {
     }
 }
 
+/// Findings of one kind that are shown; of more, how many there are.
+const SHOWN: usize = 5;
+
+/// Findings as lines, kind by kind in the order of their first: the first few, and how many more. The
+/// JSON report has all of them.
+pub(crate) fn folded(findings: &[Finding]) -> Vec<String> {
+    let mut kinds: Vec<(Kind, Vec<&Finding>)> = Vec::new();
+    for finding in findings {
+        match kinds.iter_mut().find(|(kind, _)| *kind == finding.kind) {
+            Some((_, alike)) => alike.push(finding),
+            None => kinds.push((finding.kind, vec![finding])),
+        }
+    }
+    let mut lines = Vec::new();
+    for (_, alike) in kinds {
+        // A line that says "1 more" would be no shorter than the one more.
+        let count = if alike.len() > SHOWN + 1 { SHOWN } else { alike.len() };
+        let line = |finding: &&Finding| shown(&finding.to_string()).into_owned();
+        lines.extend(alike[..count].iter().map(line));
+        if alike.len() > count {
+            lines.push(format!(
+                "and {} more of this kind: the JSON report has all",
+                alike.len() - count
+            ));
+        }
+    }
+    lines
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for place in [&self.file, &self.shard, &self.tensor]
@@ -118,5 +148,23 @@ impl fmt::Display for Finding {
             (None, Some(found)) => write!(f, ": found {found}"),
             (None, None) => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_of_a_kind_are_folded() {
+        let many = |kind, count: usize| (0..count).map(move |i| Finding::new(kind, format!("{i}")));
+        let findings: Vec<_> = many(Kind::Hash, 1)
+            .chain(many(Kind::Mapping, 820))
+            .chain(many(Kind::Hash, 5))
+            .collect();
+        let lines = folded(&findings);
+        assert_eq!(lines[..7], ["0", "0", "1", "2", "3", "4", "0"]);
+        assert_eq!(lines.last().unwrap(), "and 815 more of this kind: the JSON report has all");
+        assert_eq!(lines.len(), 6 + 6);
     }
 }

@@ -8,13 +8,15 @@ use crate::breakdown::Breakdown;
 use crate::curve::Point;
 use crate::divergence::Divergence;
 use crate::fidelity::{Fidelity, TensorFidelity};
+use crate::finding;
 use crate::integrity::FileCheck;
-use crate::plot::{self, Chart, Curve, LogBar};
+use crate::plot::{self, Axis, Chart, Curve, LogBar};
 use crate::report::Report;
 use crate::text::{bytes, count};
 
 /// The pages, and what they include.
-const TEMPLATES: [(&str, &str); 4] = [
+const TEMPLATES: [(&str, &str); 5] = [
+    ("ladder.html", include_str!("html/ladder.html")),
     ("verify.html", include_str!("html/verify.html")),
     ("compare.html", include_str!("html/compare.html")),
     ("parts.html", include_str!("html/parts.html")),
@@ -31,8 +33,8 @@ struct Page<'a> {
     d: Option<&'a Divergence>,
     f: Option<&'a Fidelity>,
     breakdown: Breakdown<'a>,
-    findings: Rows<'a, String>,
-    warnings: Rows<'a, String>,
+    findings: Vec<String>,
+    warnings: Vec<String>,
     worst: Rows<'a, TensorFidelity>,
     files: Rows<'a, FileCheck>,
     curve: Option<Curve>,
@@ -49,7 +51,7 @@ struct Rows<'a, T> {
 }
 
 impl<'a, T> Rows<'a, T> {
-    fn of(rows: &'a [T]) -> Self {
+    fn new(rows: &'a [T]) -> Self {
         let shown = &rows[..rows.len().min(MAX_ROWS)];
         Self { shown, more: rows.len() - shown.len() }
     }
@@ -63,20 +65,22 @@ impl Report {
     /// Never: the template is part of the program and tested with it.
     pub fn to_html(&self, beside: &[Point]) -> String {
         let (d, f) = (self.divergence.as_ref(), self.fidelity.as_ref());
-        let lines = |list: &[crate::Finding]| list.iter().map(ToString::to_string).collect();
-        let (findings, warnings): (Vec<_>, Vec<_>) = (lines(&self.findings), lines(&self.warnings));
-        let own: Vec<_> = Point::of(&self.name, self).into_iter().collect();
+        let own: Vec<_> = Point::new(&self.name, self).into_iter().collect();
         let floor = d.and_then(|d| d.noise_floor).map(|floor| floor.kld_mean);
         let page = Page {
             r: self,
             d,
             f,
-            breakdown: Breakdown::of(self),
-            findings: Rows::of(&findings),
-            warnings: Rows::of(&warnings),
-            worst: Rows::of(f.map_or(&[], |f| &f.worst)),
-            files: Rows::of(&self.integrity.files),
-            curve: plot::curve(&own, beside, floor),
+            breakdown: Breakdown::new(self),
+            findings: finding::folded(&self.findings),
+            warnings: finding::folded(&self.warnings),
+            worst: Rows::new(f.map_or(&[], |f| &f.worst)),
+            files: Rows::new(
+                self.integrity
+                    .as_ref()
+                    .map_or(&[], |integrity| &integrity.files),
+            ),
+            curve: plot::curve(&own, beside, floor, Axis::BitsPerWeight),
             drift: d.map(|d| plot::drift(&d.layers)),
             histogram: d.map(plot::histogram),
             percentiles: d.map(plot::percentiles).unwrap_or_default(),

@@ -14,11 +14,13 @@ pub enum Stage {
     Integrity,
     /// Hashing the checkpoint; counts bytes.
     Checkpoint,
-    /// Comparing tensors; counts bytes of the checkpoint.
+    /// Comparing tensors; counts bytes of the original.
     Fidelity,
-    /// Running both models layer by layer; counts layers.
+    /// Looking for weights that are no numbers; counts weights.
+    Finite,
+    /// Running the models layer by layer; counts layers.
     Layers,
-    /// Applying both heads; counts tokens.
+    /// Applying the heads; counts tokens.
     Heads,
 }
 

@@ -12,7 +12,6 @@ use shardwright_format::{FormatError, Manifest};
 
 use crate::error::Result;
 use crate::finding::{Finding, Kind};
-use crate::report::Report;
 
 /// A text to predict.
 pub(crate) struct Text<'a> {
@@ -73,32 +72,38 @@ pub(crate) fn refuse_same(text: &Text<'_>, calibration: Option<&Calibration>) ->
     Err(FormatError::file(text.path, detail).into())
 }
 
-/// Writes down what the bundle was calibrated with, and warns of lines that the text shares with it.
-pub(crate) fn record(
-    report: &mut Report,
+/// What a bundle's calibration comes to beside a text.
+pub(crate) struct Overlap {
+    pub(crate) record: CalibrationRecord,
+    /// Lines that the text shares with it.
+    pub(crate) warning: Option<Finding>,
+    pub(crate) note: Option<String>,
+}
+
+/// What the bundle was calibrated with, and whether the text shares lines with that. None of a bundle that
+/// was not.
+pub(crate) fn look_up(
     bundle: &Path,
     manifest: &Manifest,
     text: Option<&Text<'_>>,
-) {
-    let Some(calibration) = &manifest.calibration else { return };
+) -> Option<Overlap> {
+    let calibration = manifest.calibration.as_ref()?;
     let known = !calibration.line_hashes.is_empty();
-    if let (Some(_), false) = (text, known) {
-        let note = "the bundle does not tell the lines that it was calibrated with: whether the \
-                    text shares any is not known";
-        report.notes.push(note.to_owned());
-    }
+    let unknown = "the bundle does not tell the lines that it was calibrated with: whether the \
+                   text shares any is not known";
+    let note = (text.is_some() && !known).then(|| unknown.to_owned());
     let shared = text
         .filter(|_| known)
         .map(|text| calibration.line_hashes.shared_with(&text.content));
-    report.warnings.extend(shared.and_then(overlap));
-    report.calibration = Some(CalibrationRecord {
+    let record = CalibrationRecord {
         text_blake3: calibration.text_blake3,
         statistics_blake3: calibration.statistics_blake3,
         tokens: calibration.tokens,
         window: calibration.window.into(),
         shared_lines: shared,
         conversion: conversion(&bundle.join(REPORT_FILE)),
-    });
+    };
+    Some(Overlap { record, warning: shared.and_then(overlap), note })
 }
 
 fn overlap(shared: SharedLines) -> Option<Finding> {

@@ -5,7 +5,7 @@ mod curve;
 use serde::Serialize;
 
 use crate::divergence::{Bin, Divergence, LayerDrift};
-pub(crate) use curve::{Curve, curve};
+pub(crate) use curve::{Axis, Curve, curve};
 
 /// A drawing of `width × height` whose data lie in `left..right` and `top..bottom`.
 #[derive(Debug, Default, Serialize)]

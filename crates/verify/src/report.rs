@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 use shardwright_format::Manifest;
-use shardwright_format::manifest::Hash;
+use shardwright_format::census::Census;
+use shardwright_format::checkpoint::gguf::SUFFIX as GGUF_SUFFIX;
+use shardwright_format::manifest::{FileKind, Hash};
+use shardwright_format::weights::Weights;
+use shardwright_format::{ModelSpec, TensorEntry};
 use shardwright_quant::Float;
 
 use crate::allocation::{Allocation, allocation};
@@ -10,23 +14,31 @@ use crate::divergence::Divergence;
 use crate::fidelity::Fidelity;
 use crate::finding::{Finding, Kind};
 use crate::integrity::Integrity;
-use crate::overlap::CalibrationRecord;
+use crate::overlap::{CalibrationRecord, Overlap};
+use crate::structure::{self, Structure};
 use crate::thresholds::Thresholds;
 
-/// Everything a verification has to say. Serializes to the JSON of `verify --json`.
+/// Everything a verification has to say of one candidate. Serializes to the JSON of `verify --json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Holds, or something was found.
     pub verdict: Verdict,
-    /// Name of the bundle's directory.
+    /// Name of the candidate's directory or file, or its path where another has the same.
     pub name: String,
-    /// What the bundle is; none when its manifest is damaged.
+    /// What the model is; none when it cannot be read.
+    #[serde(default)]
+    pub model: Option<ModelSummary>,
+    /// What a bundle is besides; none of other models, and when its manifest is damaged.
     pub bundle: Option<BundleSummary>,
     /// Stored bits of all tensors of two and more dimensions over their weights.
     pub bits_per_weight: Option<f64>,
-    /// Are the bytes those that were written?
-    pub integrity: Integrity,
-    /// How far are the tensors from their sources? None without a checkpoint.
+    /// Are a bundle's bytes those that were written?
+    #[serde(default)]
+    pub integrity: Option<Integrity>,
+    /// What was checked of a model that is no bundle.
+    #[serde(default)]
+    pub structure: Option<Structure>,
+    /// How far are the tensors from the original's? None without one.
     pub fidelity: Option<Fidelity>,
     /// The text; none without one.
     pub text: Option<TextRecord>,
@@ -42,14 +54,14 @@ pub struct Report {
     pub thresholds: Thresholds,
     /// Everything that is wrong, from all checks.
     pub findings: Vec<Finding>,
-    /// What makes the figures doubtful, though nothing is wrong with the bundle.
+    /// What makes the figures doubtful, though nothing is wrong with the candidate.
     #[serde(default)]
     pub warnings: Vec<Finding>,
     /// What a reader should know besides.
     pub notes: Vec<String>,
 }
 
-/// Whether a bundle stands.
+/// Whether a candidate stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -57,6 +69,76 @@ pub enum Verdict {
     Holds,
     /// Something was: see the findings.
     Found,
+}
+
+/// What a model is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelSummary {
+    /// In what form it lies on disk.
+    pub form: Form,
+    /// The checkpoint's `model_type`.
+    pub model_type: String,
+    /// Layers.
+    pub layers: u64,
+    /// Weights of the text model.
+    pub parameters: u64,
+    /// Bytes of the files that hold its weights.
+    pub weight_bytes: u64,
+}
+
+/// Forms of a model on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    /// A bundle of this program.
+    Bundle,
+    /// A directory of `config.json` and safetensors.
+    Checkpoint,
+    /// A GGUF file, or several that are one.
+    Gguf,
+}
+
+impl std::fmt::Display for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Bundle => "bundle",
+            Self::Checkpoint => "checkpoint",
+            Self::Gguf => "GGUF",
+        })
+    }
+}
+
+impl ModelSummary {
+    /// What an opened model is.
+    pub(crate) fn new(weights: &Weights, census: &Census) -> Self {
+        if let Some(bundle) = weights.bundle() {
+            return Self::of_bundle(bundle.manifest(), census);
+        }
+        let files = structure::files(weights);
+        let gguf = files.iter().any(|f| f.path.ends_with(GGUF_SUFFIX));
+        let form = if gguf { Form::Gguf } else { Form::Checkpoint };
+        let bytes = files.iter().map(|f| f.bytes).sum();
+        Self::with(form, weights.spec(), census, bytes)
+    }
+
+    fn of_bundle(manifest: &Manifest, census: &Census) -> Self {
+        Self::with(Form::Bundle, &manifest.model, census, shard_bytes(manifest))
+    }
+
+    fn with(form: Form, spec: &ModelSpec, census: &Census, weight_bytes: u64) -> Self {
+        Self {
+            form,
+            model_type: spec.model_type.clone(),
+            layers: spec.layers.len() as u64,
+            parameters: census.text().weights,
+            weight_bytes,
+        }
+    }
+}
+
+fn shard_bytes(manifest: &Manifest) -> u64 {
+    let shards = manifest.files.iter().filter(|f| f.kind == FileKind::Shards);
+    shards.map(|f| f.size).sum()
 }
 
 /// What a bundle is, by its manifest.
@@ -80,8 +162,7 @@ pub struct BundleSummary {
 }
 
 impl BundleSummary {
-    pub(crate) fn new(manifest: &Manifest) -> Self {
-        let parameters = manifest.census().text().weights;
+    fn new(manifest: &Manifest, parameters: u64) -> Self {
         Self {
             generator: manifest.generator.clone(),
             model_type: manifest.model.model_type.clone(),
@@ -116,13 +197,15 @@ pub struct TextRecord {
 }
 
 impl Report {
-    pub(crate) fn new(name: String, integrity: Integrity, thresholds: Thresholds) -> Self {
+    pub(crate) fn new(name: String, thresholds: Thresholds) -> Self {
         Self {
             verdict: Verdict::Holds,
             name,
+            model: None,
             bundle: None,
             bits_per_weight: None,
-            integrity,
+            integrity: None,
+            structure: None,
             fidelity: None,
             text: None,
             calibration: None,
@@ -135,33 +218,54 @@ impl Report {
         }
     }
 
-    pub(crate) fn describe(&mut self, manifest: &Manifest) {
-        self.bundle = Some(BundleSummary::new(manifest));
-        self.bits_per_weight = Some(manifest.census().bits_per_weight());
-        self.allocation = allocation(manifest);
+    /// Says what a bundle is, by its manifest.
+    pub(crate) fn describe_bundle(&mut self, manifest: &Manifest) {
+        let census = manifest.census();
+        self.bundle = Some(BundleSummary::new(manifest, census.text().weights));
         let excerpt = manifest.checkpoint.excerpt;
         self.notes
             .extend(excerpt.map(|excerpt| excerpt.to_string()));
-        let wide = |t: &shardwright_format::TensorEntry| {
-            t.encoding.float() == Some(Float::F32) && t.rows > 1
-        };
-        let count = manifest
-            .dense
-            .iter()
-            .flat_map(|s| s.tensors.iter())
-            .filter(|t| wide(t))
-            .count();
+        let wide = |t: &TensorEntry| t.encoding.float() == Some(Float::F32) && t.rows > 1;
+        let dense = manifest.dense.iter().flat_map(|s| s.tensors.iter());
+        let count = dense.filter(|t| wide(t)).count();
         if count > 0 {
             self.notes
                 .push(format!("{count} matrices are stored in f32"));
         }
+        self.describe(ModelSummary::of_bundle(manifest, &census), &census);
+    }
+
+    /// Says what the candidate is.
+    pub(crate) fn describe(&mut self, model: ModelSummary, census: &Census) {
+        self.model = Some(model);
+        self.bits_per_weight = Some(census.bits_per_weight());
+        self.allocation = allocation(census);
+    }
+
+    /// Says what a bundle was calibrated with.
+    pub(crate) fn overlap(&mut self, overlap: Overlap) {
+        self.calibration = Some(overlap.record);
+        self.warnings.extend(overlap.warning);
+        self.notes.extend(overlap.note);
     }
 
     /// Gathers the findings of all checks and decides.
     pub(crate) fn conclude(mut self) -> Self {
-        let mut findings = std::mem::take(&mut self.integrity.findings);
+        let mut findings = Vec::new();
+        if let Some(integrity) = &mut self.integrity {
+            findings.append(&mut integrity.findings);
+            if !integrity.beside.is_empty() {
+                let beside = integrity.beside.join(", ");
+                self.notes
+                    .push(format!("beside the bundle, and no part of it: {beside}"));
+            }
+        }
+        if let Some(structure) = &mut self.structure {
+            findings.append(&mut structure.findings);
+        }
         if let Some(fidelity) = &mut self.fidelity {
             findings.append(&mut fidelity.findings);
+            self.notes.append(&mut fidelity.notes);
         }
         findings.append(&mut self.findings);
         findings.extend(

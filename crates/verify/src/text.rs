@@ -3,13 +3,20 @@
 use std::fmt::{self, Display, Formatter};
 
 use shardwright_format::manifest::Ignored;
+use shardwright_format::shown::shown;
 
 use crate::divergence::{DP_FRACTIONS, Divergence};
 use crate::fidelity::Fidelity;
-use crate::report::{Report, Verdict};
+use crate::finding::folded;
+use crate::integrity::Integrity;
+use crate::report::{Report, TextRecord, Verdict};
+use crate::structure::Structure;
 
 /// Tensors listed, farthest from their sources first.
 const WORST: usize = 10;
+
+/// What nobody can check of a model without hashes of its own.
+const NO_RECORD: &str = "that these are the bytes its maker wrote: it keeps no record of them";
 
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -22,20 +29,20 @@ impl Display for Report {
         }
         if !self.findings.is_empty() {
             writeln!(f, "\n====== Findings ======")?;
-            self.findings
+            folded(&self.findings)
                 .iter()
                 .try_for_each(|finding| writeln!(f, "{finding}"))?;
         }
         if !self.warnings.is_empty() {
             writeln!(f, "\n====== Warnings ======")?;
-            self.warnings
+            folded(&self.warnings)
                 .iter()
                 .try_for_each(|warning| writeln!(f, "{warning}"))?;
         }
         writeln!(f)?;
         self.notes
             .iter()
-            .try_for_each(|note| writeln!(f, "note: {note}"))?;
+            .try_for_each(|note| writeln!(f, "note: {}", shown(note)))?;
         match (self.verdict, self.findings.len()) {
             (Verdict::Holds, _) => writeln!(f, "verdict: holds"),
             (Verdict::Found, 1) => writeln!(f, "verdict: 1 finding"),
@@ -46,36 +53,32 @@ impl Display for Report {
 
 impl Report {
     fn head(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(f, "====== {} ======", self.name)?;
-        let mut line = |name: &str, value: String| writeln!(f, "{name:<16}: {value}");
+        writeln!(f, "====== {} ======", shown(&self.name))?;
+        let mut line = |name: &str, value: String| line(f, name, &value);
+        if let Some(model) = &self.model {
+            let (layers, parameters) = (model.layers, count(model.parameters));
+            line("model", format!("{}, {layers} layers, {parameters} weights", model.model_type))?;
+        }
         if let Some(bundle) = &self.bundle {
-            let (layers, parameters) = (bundle.layers, count(bundle.parameters));
-            line("model", format!("{}, {layers} layers, {parameters} weights", bundle.model_type))?;
             line("written by", bundle.generator.clone())?;
         }
         if let Some(bits) = self.bits_per_weight {
             line("bits per weight", format!("{bits:.4}"))?;
         }
-        if let Some(hash) = &self.integrity.manifest {
-            line("manifest", hash.to_string())?;
+        if let Some(integrity) = &self.integrity {
+            if let Some(hash) = &integrity.manifest {
+                line("manifest", hash.to_string())?;
+            }
+            line("integrity", integrity.to_string())?;
         }
-        let (files, shards) = (self.integrity.files.len(), self.integrity.shards);
-        let read = bytes(self.integrity.bytes);
-        let damaged = self
-            .integrity
-            .files
-            .iter()
-            .filter(|file| !file.sound)
-            .count();
-        let state =
-            if damaged == 0 { "all sound".to_owned() } else { format!("{damaged} damaged") };
-        line("integrity", format!("{files} files, {shards} shards, {read} hashed, {state}"))?;
+        if let (Some(structure), Some(model)) = (&self.structure, &self.model) {
+            let size = bytes(model.weight_bytes);
+            line("form", format!("{}, {size} of weights", model.form))?;
+            line("checked", structure.to_string())?;
+            line("not checked", NO_RECORD.to_owned())?;
+        }
         if let Some(text) = &self.text {
-            let size = bytes(text.bytes);
-            line(
-                "text",
-                format!("{}, {size}, {} tokens, {}", text.name, text.tokens, text.blake3),
-            )?;
+            line("text", text.to_string())?;
         }
         if let Some(calibration) = &self.calibration {
             line("calibration", calibration.to_string())?;
@@ -84,18 +87,50 @@ impl Report {
     }
 }
 
+/// What something is, under its name.
+pub(crate) fn line(f: &mut Formatter<'_>, name: &str, value: &str) -> fmt::Result {
+    writeln!(f, "{name:<16}: {}", shown(value))
+}
+
+impl Display for TextRecord {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let size = bytes(self.bytes);
+        write!(f, "{}, {size}, {} tokens, {}", self.name, self.tokens, self.blake3)
+    }
+}
+
+impl Display for Integrity {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let (files, shards, read) = (self.files.len(), self.shards, bytes(self.bytes));
+        let damaged = self.files.iter().filter(|file| !file.sound).count();
+        write!(f, "{files} files, {shards} shards, {read} hashed, ")?;
+        if damaged == 0 { f.write_str("all sound") } else { write!(f, "{damaged} damaged") }
+    }
+}
+
+impl Display for Structure {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let (files, tensors, weights) = (self.files.len(), self.tensors, count(self.weights));
+        write!(f, "headers of {files} files, shapes of {tensors} tensors, {weights} weights finite")
+    }
+}
+
 impl Display for Fidelity {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "====== Fidelity ======")?;
         let (tensors, weights, exact) = (self.tensors, count(self.weights), self.exact);
         writeln!(f, "{tensors} tensors compared, {weights} weights, {exact} tensors exact")?;
-        let (source, ignored) = (self.checkpoint_tensors, self.ignored.len());
-        writeln!(f, "{source} tensors in the checkpoint, {ignored} left out")?;
-        for line in Ignored::lines(&self.ignored) {
-            writeln!(f, "  {line}")?;
+        if self.by_role {
+            writeln!(f, "each with the original's tensor for the same use\n")?;
+        } else {
+            let (source, ignored) = (self.checkpoint_tensors, self.ignored.len());
+            writeln!(f, "{source} tensors in the checkpoint, {ignored} left out")?;
+            for line in Ignored::lines(&self.ignored) {
+                writeln!(f, "  {}", shown(&line))?;
+            }
+            let hashed = if self.checkpoint_hashed { "hashed" } else { "not hashed, as asked" };
+            writeln!(f, "checkpoint files {hashed}\n")?;
         }
-        let hashed = if self.checkpoint_hashed { "hashed" } else { "not hashed, as asked" };
-        writeln!(f, "checkpoint files {hashed}\n")?;
         let head = ("tensors", "weights", "rel RMSE", "worst", "SQNR dB", "max error");
         writeln!(
             f,
@@ -178,6 +213,13 @@ impl Divergence {
     fn kld(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "\n====== KL divergence statistics ======")?;
         writeln!(f, "Mean    KLD: {:10.6} ± {:10.6}", self.kld_mean, self.kld_mean_se)?;
+        if let Some(se) = self.kld_mean_se_by_window {
+            writeln!(
+                f,
+                "Mean    KLD: {:10.6} ± {se:10.6} (windows as independent)",
+                self.kld_mean
+            )?;
+        }
         for (name, value) in [
             ("Maximum", self.kld_max),
             ("99.9%", self.kld_p999),
@@ -212,7 +254,11 @@ impl Divergence {
         let (rms, error) = (100.0 * self.dp_rms, 100.0 * self.dp_rms_se);
         writeln!(f, "RMS Δp    : {rms:6.3} ± {error:5.3} %")?;
         let (same, error) = (100.0 * self.same_top, 100.0 * self.same_top_se);
-        write!(f, "Same top p: {same:6.3} ± {error:5.3} %")
+        write!(f, "Same top p: {same:6.3} ± {error:5.3} %")?;
+        let (Some(overlap), Some(error)) = (self.top5_overlap, self.top5_overlap_se) else {
+            return Ok(());
+        };
+        write!(f, "\nSame top 5: {:6.3} ± {:5.3} %", 100.0 * overlap, 100.0 * error)
     }
 }
 

@@ -54,7 +54,7 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Observe a checkpoint on a text, for conversions to come
     Calibrate(CalibrateArgs),
-    /// Check a bundle: its bytes, its error against the original, its divergence on a text
+    /// Judge models: their bytes, their error against an original, their divergence on a text
     Verify(VerifyArgs),
     /// Lay reports of `verify --json` side by side
     Compare(CompareArgs),

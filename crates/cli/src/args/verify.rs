@@ -10,12 +10,14 @@ use super::{ArchArgs, ThreadArgs, help};
 #[derive(Debug, Args)]
 #[command(after_help = help::VERIFY)]
 pub struct VerifyArgs {
-    /// Directory of a bundle, or a file that `pack` made
-    pub bundle: PathBuf,
-    /// The checkpoint it was made from: compare every tensor with its source
-    #[arg(long, value_name = "CHECKPOINT")]
+    /// Models to judge: bundles, files that `pack` made, checkpoints of any dtype or quantization, GGUF
+    /// files
+    #[arg(required = true, value_name = "CANDIDATE")]
+    pub candidates: Vec<PathBuf>,
+    /// The original, any model too: compare every tensor of each candidate with its own
+    #[arg(long, value_name = "ORIGINAL")]
     pub against: Option<PathBuf>,
-    /// A text that both models read: perplexities, KL divergence, drift of each layer
+    /// A text that all models read: perplexities, KL divergence, drift of each layer
     #[arg(long, value_name = "FILE", requires = "against")]
     pub text: Option<PathBuf>,
     /// Tokens that the model sees at a time
@@ -30,11 +32,15 @@ pub struct VerifyArgs {
     /// spares reading the checkpoint twice
     #[arg(long, requires = "against")]
     pub skip_checkpoint_hashes: bool,
+    /// That a bundle was made from another form of the model than the original, such as a GGUF file of it,
+    /// is wanted and no finding
+    #[arg(long, requires = "against")]
+    pub other_source: bool,
     /// Also write a page to look at in a browser
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
     /// A report of `verify --json`, or lines of `{"name", "bits_per_weight", "kld_mean"}`, to set
-    /// beside the bundle in the page's curve; may be repeated
+    /// beside the candidates in the page's curve; may be repeated
     #[arg(long, value_name = "FILE", requires = "html", requires = "text")]
     pub beside: Vec<PathBuf>,
     #[command(flatten)]
@@ -83,7 +89,7 @@ pub struct ThresholdArgs {
     /// Relative RMS error of any quantized tensor; without it, a sanity limit by its bits
     #[arg(long, value_name = "SHARE", requires = "against")]
     pub max_rmse: Option<f64>,
-    /// Bits per weight of the whole bundle
+    /// Bits per weight of the whole model
     #[arg(long, value_name = "BITS")]
     pub max_bpw: Option<f64>,
 }

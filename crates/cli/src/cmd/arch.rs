@@ -11,6 +11,7 @@ use shardwright_format::checkpoint::Checkpoint;
 
 use crate::args::{ArchCommand, ArchCommandArgs};
 use crate::failure::Failure;
+use crate::inputs;
 use crate::output::{Output, Table};
 
 #[derive(Serialize)]
@@ -63,13 +64,13 @@ fn show(name: &str, output: Output) -> Result<(), Failure> {
 }
 
 fn draft(path: &Path, out: Option<&Path>, output: Output) -> Result<(), Failure> {
-    super::check_checkpoint(path)?;
+    inputs::check_checkpoint(path)?;
     let draft = Draft::new(&Checkpoint::open(path)?)?;
     let Some(out) = out else {
         let json: serde_json::Value = serde_json::from_str(&draft.json)?;
         return output.report(&json, draft.json.trim_end());
     };
-    super::check_parent(out)?;
+    inputs::check_parent(out)?;
     let created = std::fs::File::create_new(out);
     let written = created.and_then(|mut file| file.write_all(draft.json.as_bytes()));
     written.map_err(|e| FormatError::io(out, e))?;

@@ -1,16 +1,18 @@
 //! `calibrate`: what a text shows of a model's inputs, kept for later conversions.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 use shardwright_convert::calibrate::{Keep, observe};
 use shardwright_format::report::LayerCoverage;
 
-use super::{calibration, convert};
 use crate::args::CalibrateArgs;
 use crate::bytes;
+use crate::calibration;
 use crate::failure::Failure;
+use crate::inputs;
 use crate::output::{Output, Table};
 use crate::process;
 use crate::progress::{Count, Stage, duration};
@@ -41,15 +43,16 @@ pub fn run(args: &CalibrateArgs, output: Output) -> Result<(), Failure> {
             "{out}: already exists; remove it or choose another name"
         )));
     }
-    super::check_parent(&args.out)?;
-    let corpus = calibration::corpus(&args.checkpoint, &args.arch, &args.text, args.amount)?;
+    inputs::check_parent(&args.out)?;
+    let source = Arc::new(inputs::model(&args.checkpoint, &args.arch)?);
+    let corpus = calibration::corpus(&source, &args.text, args.amount)?;
     let layers = corpus.original.spec().layers.len() as u64;
     let stage = Stage::new(output, "calibrating", Count::Of("layers"));
     let keep = if args.importance_only { Keep::Diagonal } else { Keep::Gram };
     let show = |done: u32| stage.set(u64::from(done), layers);
     let seen = observe(&corpus, keep, args.threads.count(), &cancel, &show);
     drop(stage);
-    let seen = seen.map_err(convert::failure)?;
+    let seen = seen?;
     seen.write(&args.out, &corpus.record)?;
     let report = Report {
         statistics: args.out.display().to_string(),

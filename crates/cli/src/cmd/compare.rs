@@ -2,10 +2,10 @@
 
 use shardwright_verify::{Comparison, Named};
 
-use super::verify::{points, write_page};
 use crate::args::CompareArgs;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::page::{points, write_page};
 
 /// Runs the command.
 ///

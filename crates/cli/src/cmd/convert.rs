@@ -5,15 +5,14 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use serde::Serialize;
-use shardwright_convert::{
-    ConversionReport, ConvertError, ConvertOptions, Phase, Progress, convert,
-};
+use shardwright_convert::{ConversionReport, ConvertOptions, Phase, Progress, convert};
 
-use super::plan::{self, Planned};
+use super::plan;
 use crate::args::ConvertArgs;
 use crate::bytes;
 use crate::failure::Failure;
 use crate::output::{Output, Table};
+use crate::planning::{self, Planned};
 use crate::process;
 use crate::progress::{Count, Stage, duration};
 use crate::{signal, stop};
@@ -35,7 +34,9 @@ struct Report<'a> {
 pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     let cancel = signal::stop_flag()?;
     let started = Instant::now();
-    let Planned { checkpoint, plan, calibration } = plan::make(&args.plan, output)?;
+    let Planned { source, plan, calibration } = planning::make(&args.plan, output)?;
+    let no_checkpoint = || Failure::new("the source is no checkpoint");
+    let checkpoint = source.checkpoint().ok_or_else(no_checkpoint)?.checkpoint();
     let options = ConvertOptions {
         threads: args.plan.threads.count(),
         resume: args.resume,
@@ -52,9 +53,9 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
         Phase::Finish => {}
         Phase::Complete => complete.set(true),
     };
-    let conversion = convert(&plan, &checkpoint, &args.out, &options, &show);
+    let conversion = convert(&plan, checkpoint, &args.out, &options, &show);
     drop(converting);
-    let conversion = conversion.map_err(failure)?;
+    let conversion = conversion?;
     let report = Report {
         bundle: args.out.display().to_string(),
         seconds: started.elapsed().as_secs_f64(),
@@ -70,16 +71,6 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     }
     plan::notes(&plan, &mut text);
     output.report(&report, &text)
-}
-
-/// A stop by the user is no failure of the input.
-pub fn failure(error: ConvertError) -> Failure {
-    match error {
-        ConvertError::Cancelled { .. } | ConvertError::Stopped => {
-            Failure::interrupted(error.to_string())
-        }
-        other => other.into(),
-    }
 }
 
 fn text(report: &Report<'_>) -> String {

@@ -7,11 +7,13 @@ use serde::Serialize;
 use shardwright_convert::{ExportOptions, PlannedFile, quantized_sources, to_hf};
 use shardwright_format::Bundle;
 use shardwright_format::manifest::Ignored;
+use shardwright_format::shown::shown;
 use shardwright_verify::{Monitor, integrity};
 
 use crate::args::{ExportArgs, ExportForm, ThreadArgs};
 use crate::bytes;
 use crate::failure::Failure;
+use crate::inputs;
 use crate::output::{Output, Table};
 
 /// What `export` prints.
@@ -33,7 +35,7 @@ struct Report {
 /// # Errors
 /// A bundle that is refused or damaged, an output that exists or cannot be written.
 pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
-    super::check_directory(&args.bundle)?;
+    inputs::check_directory(&args.bundle)?;
     let bundle = Bundle::open(&args.bundle)?;
     check_sound(args)?;
     let options = ExportOptions { dtype: args.dtype.into(), ..ExportOptions::default() };
@@ -64,7 +66,11 @@ fn text(report: &Report) -> String {
     let mut out = format!("{}: {}\n\n{table}", report.checkpoint, bytes::disk(report.bytes));
     let lines = Ignored::lines(&report.left_out);
     out.extend((!lines.is_empty()).then_some("\n"));
-    out.extend(lines.iter().map(|line| format!("left out: {line}\n")));
+    out.extend(
+        lines
+            .iter()
+            .map(|line| format!("left out: {}\n", shown(line))),
+    );
     if !report.unquantized.is_empty() {
         let schemes: Vec<_> = report.unquantized.iter().map(String::as_str).collect();
         let schemes = schemes.join(", ");

@@ -8,12 +8,14 @@ use shardwright_format::census::{Census, Tally};
 use shardwright_format::checkpoint::{Quantization, gguf};
 use shardwright_format::manifest::{Excerpt, Ignored, Manifest, Shard};
 use shardwright_format::model::{AttentionSpec, Ffn, Mixer, ModelSpec};
+use shardwright_format::shown::shown;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, TensorEntry, Unit};
 
 use crate::args::InspectArgs;
 use crate::bytes;
 use crate::failure::Failure;
+use crate::inputs;
 use crate::output::{Output, Table};
 
 /// What `inspect` prints.
@@ -124,7 +126,7 @@ struct TensorRow {
 /// # Errors
 /// A directory that is neither a sound checkpoint nor a sound bundle.
 pub fn run(args: &InspectArgs, output: Output) -> Result<(), Failure> {
-    let weights = super::open_weights(&args.path, &args.arch)?;
+    let weights = inputs::model(&args.path, &args.arch)?;
     let report = Report::new(&weights, args.tensors)?;
     output.report(&report, &report.text())
 }
@@ -183,7 +185,7 @@ impl Report {
 
     fn heading(&self) -> String {
         let (total, active) = (self.parameters.total, self.parameters.active);
-        let mut out = format!("{} {}\n", self.model_type, self.kind);
+        let mut out = format!("{} {}\n", shown(&self.model_type), self.kind);
         let _ = write!(out, "  parameters       {}", bytes::count(total));
         if active != total {
             let _ = write!(out, ", {} active per token", bytes::count(active));
@@ -215,7 +217,7 @@ impl Report {
         if let Some(bundle) = &self.bundle {
             let align = bytes::memory(bundle.alignment);
             let _ = writeln!(out, "  shards           on multiples of {align}");
-            let _ = writeln!(out, "  written by       {}", bundle.generator);
+            let _ = writeln!(out, "  written by       {}", shown(&bundle.generator));
             if let Some(excerpt) = bundle.excerpt {
                 let _ = writeln!(out, "  {excerpt}");
             }
@@ -236,10 +238,10 @@ impl Report {
             .iter()
             .flat_map(|c| Ignored::lines(&c.ignored))
         {
-            let _ = writeln!(out, "ignored: {line}");
+            let _ = writeln!(out, "ignored: {}", shown(&line));
         }
         for line in self.bundle.iter().flat_map(|b| Ignored::lines(&b.left_out)) {
-            let _ = writeln!(out, "left out: {line}");
+            let _ = writeln!(out, "left out: {}", shown(&line));
         }
     }
 }

@@ -8,6 +8,7 @@ use shardwright_format::pack::{PackError, PackOptions, PackSummary, pack, unpack
 use crate::args::{PackArgs, UnpackArgs};
 use crate::bytes;
 use crate::failure::Failure;
+use crate::inputs;
 use crate::output::Output;
 use crate::process;
 use crate::progress::{Count, Stage};
@@ -29,7 +30,7 @@ struct Report {
 /// # Errors
 /// A bundle that is damaged, an output that exists, a stop by the user.
 pub fn run(args: &PackArgs, output: Output) -> Result<(), Failure> {
-    super::check_directory(&args.bundle)?;
+    inputs::check_directory(&args.bundle)?;
     let (resume, threads) = (args.resume, args.threads.count());
     let work = |options: &PackOptions<'_>| pack(&args.bundle, &args.out, options);
     carry_out("packing", (resume, threads), &args.out, output, &work)

@@ -5,16 +5,15 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
-use shardwright_convert::{Plan, PlanOptions};
+use shardwright_convert::Plan;
 use shardwright_format::FormatError;
-use shardwright_format::checkpoint::Checkpoint;
 use shardwright_runtime::{MemoryPlan, Options as RuntimeOptions};
 
-use super::{calibration, recipes, target};
 use crate::args::PlanArgs;
 use crate::bytes;
 use crate::failure::Failure;
 use crate::output::{Output, Table};
+use crate::planning;
 
 /// Positions for which the runtime's memory is stated.
 const CONTEXT: usize = 4096;
@@ -38,51 +37,15 @@ struct RuntimeMemory {
     resident_bytes: u64,
 }
 
-/// A checkpoint, what its tensors are for, and what would become of them.
-pub struct Planned {
-    pub checkpoint: Checkpoint,
-    pub plan: Plan,
-    pub calibration: calibration::Opened,
-}
-
 /// Runs the command.
 ///
 /// # Errors
 /// A checkpoint or recipe that is refused.
 pub fn run(args: &PlanArgs, output: Output) -> Result<(), Failure> {
-    let planned = make(args, output)?;
+    let planned = planning::make(args, output)?;
     let plan = &planned.plan;
     let report = Report { plan, runtime: RuntimeMemory::of(plan)? };
     output.report(&report, &text(&report))
-}
-
-/// Makes the plan that the options ask for.
-///
-/// # Errors
-/// A checkpoint or recipe that is refused.
-pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
-    let (mut checkpoint, mut inventory) = super::open_checkpoint(&args.checkpoint, &args.arch)?;
-    if let Some(layers) = &args.layers {
-        inventory = inventory.excerpt(&mut checkpoint, layers.clone())?;
-    }
-    let calibration = calibration::open(&args.checkpoint, &args.arch, &args.calibration)?;
-    let options = PlanOptions {
-        alignment: args.align,
-        threads: args.threads.count(),
-        calibration: calibration.record(),
-    };
-    let recipe = match (target::wanted(&args.target), &calibration) {
-        (Some(target), calibration::Opened::Text(corpus)) => {
-            let model = (&checkpoint, &inventory);
-            target::recipe(target, &args.target, model, corpus, &options, output)?
-        }
-        _ => recipes::choose(&args.recipe, &inventory.spec)?,
-    };
-    if let Some(path) = &args.target.save_recipe {
-        target::save(path, &recipe)?;
-    }
-    let plan = Plan::new(&checkpoint, &inventory, &recipe, &options)?;
-    Ok(Planned { checkpoint, plan, calibration })
 }
 
 impl RuntimeMemory {

@@ -16,6 +16,7 @@ use shardwright_runtime::{MemoryPlan, Mode, Options, Runtime, RuntimeError, Stat
 use crate::args::{RunArgs, SamplingArgs};
 use crate::bytes;
 use crate::failure::{Failure, INTERRUPTED, Outcome};
+use crate::inputs;
 use crate::output::{self, Output};
 use crate::process;
 use crate::progress::{Count, Stage};
@@ -87,7 +88,7 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
     let stop = signal::stop_flag()?;
     let started = Instant::now();
     let sampler = sampler(args)?;
-    let weights = super::open_weights(&args.model, &args.arch)?;
+    let weights = inputs::model(&args.model, &args.arch)?;
     let tokenizer = Tokenizer::open(&weights.tokenizer_path())?;
     let prompt = tokenizer.encode(&prompt_text(args)?, true)?;
     let options = options(args, &prompt)?;

@@ -1,32 +1,51 @@
 //! `verify`: what the checks found, as text, JSON and a page; the verdict as exit code.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Instant;
 
 use serde::Serialize;
-use shardwright_format::pack::Packed;
 use shardwright_verify::{
-    Monitor, Point, Progress, Report, Request, Stage, Thresholds, Verdict, VerifyError, Windows,
+    EvalWindows, Ladder, Monitor, Progress, Report, Stage, Thresholds, Verdict, VerifyRequest,
     verify,
 };
 
 use crate::args::{ThresholdArgs, VerifyArgs};
 use crate::failure::{FOUND, Failure, Outcome};
+use crate::inputs;
 use crate::output::Output;
+use crate::page::{points, write_page};
 use crate::process;
 use crate::progress::{self, Count};
 use crate::signal;
 
-/// What `verify` prints with `--json`.
+/// What `verify` prints with `--json`: the report of one candidate, or the ladder of several.
 #[derive(Serialize)]
 struct Shown<'a> {
     #[serde(flatten)]
-    report: &'a Report,
+    found: Found<'a>,
     seconds: f64,
     peak_memory_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Found<'a> {
+    One(&'a Report),
+    Several {
+        verdict: Verdict,
+        #[serde(flatten)]
+        ladder: &'a Ladder,
+    },
+}
+
+impl<'a> Found<'a> {
+    fn new(ladder: &'a Ladder) -> Self {
+        match &ladder.candidates[..] {
+            [report] => Self::One(report),
+            _ => Self::Several { verdict: ladder.verdict(), ladder },
+        }
+    }
 }
 
 /// Runs the command.
@@ -36,89 +55,44 @@ struct Shown<'a> {
 pub fn run(args: &VerifyArgs, output: Output) -> Outcome {
     let cancel = signal::stop_flag()?;
     let started = Instant::now();
-    if !Packed::is_packed(&args.bundle) {
-        super::check_directory(&args.bundle)?;
-    }
-    args.against
-        .as_deref()
-        .map_or(Ok(()), super::check_checkpoint)?;
-    let arch = args
-        .arch
-        .arch
-        .as_deref()
-        .map(super::read_arch)
-        .transpose()?;
-    let request = request(args, arch.as_ref());
+    let request = request(args)?;
     let beside = points(&args.beside)?;
     let stages = Stages { output, now: Mutex::new(None) };
     let show = |progress: Progress| stages.show(progress);
-    let report = verify(&request, &Monitor { progress: &show, cancel: &cancel });
+    let ladder = verify(request, &Monitor { progress: &show, cancel: &cancel });
     drop(stages);
-    let report = report.map_err(failure)?;
+    let ladder = ladder?;
     if let Some(path) = &args.html {
-        write_page(path, &report.to_html(&beside))?;
+        write_page(path, &ladder.to_html(&beside))?;
     }
     let shown = Shown {
-        report: &report,
+        found: Found::new(&ladder),
         seconds: started.elapsed().as_secs_f64(),
         peak_memory_bytes: process::peak_memory(),
     };
-    output.report(&shown, &report.to_string())?;
-    Ok(match report.verdict {
+    output.report(&shown, &ladder.to_string())?;
+    Ok(match ladder.verdict() {
         Verdict::Holds => ExitCode::SUCCESS,
         Verdict::Found => ExitCode::from(FOUND),
     })
 }
 
-/// The points of all files.
-///
-/// # Errors
-/// A file that holds none.
-pub fn points(files: &[PathBuf]) -> Result<Vec<Point>, Failure> {
-    let read = files.iter().map(|file| Point::read(file));
-    Ok(read.collect::<Result<Vec<_>, _>>()?.concat())
-}
-
-/// Writes a page.
-///
-/// # Errors
-/// Names the file.
-pub fn write_page(path: &Path, page: &str) -> Result<(), Failure> {
-    write_whole(path, page).map_err(|e| Failure::new(format!("{}: {e}", path.display())))
-}
-
-/// Writes a file under another name beside it, so that the name never stands for half of it. What
-/// is there and no plain file, such as a pipe, is written to as it is.
-fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
-    if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
-        return fs::write(path, text);
-    }
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".{}.partial", std::process::id()));
-    let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
-    if written.is_err() {
-        // The first error says more than that of the clean-up.
-        let _ = fs::remove_file(&partial);
-    }
-    written
-}
-
-fn request<'a>(
-    args: &'a VerifyArgs,
-    arch: Option<&'a shardwright_format::arch::Arch>,
-) -> Request<'a> {
-    let windows =
-        Windows { limit: args.windows.map(|n| n as usize), ..Windows::of(args.window as usize) };
-    Request {
-        bundle: &args.bundle,
-        checkpoint: args.against.as_deref(),
-        arch,
+fn request(args: &VerifyArgs) -> Result<VerifyRequest<'_>, Failure> {
+    let limit = args.windows.map(|n| n as usize);
+    let original = args
+        .against
+        .as_ref()
+        .map(|path| Ok::<_, Failure>((path.clone(), inputs::model(path, &args.arch)?)));
+    Ok(VerifyRequest {
+        candidates: inputs::candidates(&args.candidates, &args.arch)?,
+        original: original.transpose()?,
         text: args.text.as_deref(),
-        windows,
+        windows: EvalWindows { limit, ..EvalWindows::new(args.window as usize) },
         thresholds: args.thresholds.into(),
         hash_checkpoint: !args.skip_checkpoint_hashes,
+        other_source: args.other_source,
         threads: args.threads.count(),
-    }
+    })
 }
 
 impl From<ThresholdArgs> for Thresholds {
@@ -132,13 +106,6 @@ impl From<ThresholdArgs> for Thresholds {
             min_same_top: args.min_same_top,
             max_ppl_ratio: args.max_ppl_ratio,
         }
-    }
-}
-
-fn failure(error: VerifyError) -> Failure {
-    match error {
-        VerifyError::Cancelled => Failure::interrupted("stopped before the end"),
-        other => other.into(),
     }
 }
 
@@ -171,7 +138,8 @@ const fn described(stage: Stage) -> (&'static str, Count) {
         Stage::Integrity => ("hashing the bundle", Count::Bytes),
         Stage::Checkpoint => ("hashing the checkpoint", Count::Bytes),
         Stage::Fidelity => ("comparing weights", Count::Bytes),
-        Stage::Layers => ("running both models", Count::Of("layers")),
+        Stage::Finite => ("reading weights", Count::Of("weights")),
+        Stage::Layers => ("running the models", Count::Of("layers")),
         Stage::Heads => ("comparing predictions", Count::Of("tokens")),
     }
 }

@@ -41,7 +41,7 @@ impl Corpus {
     /// # Errors
     /// A checkpoint without a tokenizer, a text shorter than a window.
     pub fn new(
-        original: Weights,
+        original: Arc<Weights>,
         (path, text): (&Path, &str),
         limit: usize,
         window: usize,
@@ -62,7 +62,6 @@ impl Corpus {
             statistics_blake3: None,
             line_hashes: LineHashes::of(text),
         };
-        let original = Arc::new(original);
         Ok(Self { original, tokens, window, record })
     }
 }

@@ -25,6 +25,16 @@ impl CheckpointWeights {
         Self { checkpoint, inventory }
     }
 
+    /// Some of its layers as a model of their own.
+    ///
+    /// # Errors
+    /// Layers that the model does not have.
+    pub fn excerpt(self, layers: Range<u32>) -> Result<Self> {
+        let Self { mut checkpoint, inventory } = self;
+        let inventory = inventory.excerpt(&mut checkpoint, layers)?;
+        Ok(Self { checkpoint, inventory })
+    }
+
     /// The checkpoint.
     pub const fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint

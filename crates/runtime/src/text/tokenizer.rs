@@ -21,10 +21,16 @@ impl Tokenizer {
             let detail = "no such file; copy the tokenizer.json of the original model there";
             return Err(RuntimeError::tokenizer(path, detail));
         }
-        let inner = tokenizers::Tokenizer::from_file(path).map_err(|e| {
+        let mut inner = tokenizers::Tokenizer::from_file(path).map_err(|e| {
             let help = "copy the tokenizer.json of the original model there again";
             RuntimeError::tokenizer(path, format!("is not a tokenizer ({e}); {help}"))
         })?;
+        // What a file says of cutting or filling up texts is left from training: no token of a text may be
+        // lost to it, and none added.
+        let kept = inner
+            .with_truncation(None)
+            .map(|inner| inner.with_padding(None));
+        kept.map_err(|e| RuntimeError::tokenizer(path, e.to_string()))?;
         Ok(Self { path: path.to_owned(), inner })
     }
 
@@ -53,6 +59,11 @@ impl Tokenizer {
     /// Tokens that it knows, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+
+    /// What a token stands for, as the vocabulary writes it; none for one that it does not have.
+    pub fn piece(&self, token: u32) -> Option<String> {
+        self.inner.id_to_token(token)
     }
 
     fn undecodable(&self, e: &tokenizers::Error) -> RuntimeError {

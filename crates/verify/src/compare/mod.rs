@@ -122,7 +122,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    fn of(d: &Divergence) -> Self {
+    fn new(d: &Divergence) -> Self {
         Self {
             tokens: d.tokens,
             windows: d.windows,
@@ -225,6 +225,7 @@ impl Comparison {
                 bits_per_weight: row.bits_per_weight?,
                 kld_mean: figures.kld_mean,
                 kld_mean_se: Some(figures.kld_mean_se),
+                weight_bytes: None,
             })
         };
         self.reports.iter().filter_map(point).collect()
@@ -246,7 +247,7 @@ fn row(named: &Named) -> Row {
         verdict: report.verdict,
         findings: report.findings.len() as u64,
         warnings: report.warnings.iter().map(ToString::to_string).collect(),
-        figures: report.divergence.as_ref().map(Figures::of),
+        figures: report.divergence.as_ref().map(Figures::new),
     }
 }
 

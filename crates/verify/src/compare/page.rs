@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{Comparison, Delta, Difference};
 use crate::html::render;
-use crate::plot::{self, Curve};
+use crate::plot::{self, Axis, Curve};
 
 /// What the template sees.
 #[derive(Serialize)]
@@ -24,12 +24,12 @@ struct Judged<'a> {
 }
 
 impl<'a> Judged<'a> {
-    fn of(difference: &'a Difference) -> Self {
+    fn new(difference: &'a Difference) -> Self {
         Self {
             difference,
-            kld_mean: Word::of(&difference.kld_mean, -1.0),
-            same_top: Word::of(&difference.same_top, 1.0),
-            ln_ppl_ratio: Word::of(&difference.ln_ppl_ratio, -1.0),
+            kld_mean: Word::new(&difference.kld_mean, -1.0),
+            same_top: Word::new(&difference.same_top, 1.0),
+            ln_ppl_ratio: Word::new(&difference.ln_ppl_ratio, -1.0),
         }
     }
 }
@@ -43,7 +43,7 @@ struct Word {
 
 impl Word {
     /// `better` is the sign of an improvement.
-    fn of(delta: &Delta, better: f64) -> Self {
+    fn new(delta: &Delta, better: f64) -> Self {
         let text = delta.word(better);
         let class = match text {
             "better" => "good",
@@ -60,8 +60,8 @@ impl Comparison {
         let floor = self.reports.iter().find_map(|r| r.figures?.noise_floor);
         let page = Page {
             c: self,
-            curve: plot::curve(&self.points(), &self.beside, floor),
-            judged: self.differences.iter().map(Judged::of).collect(),
+            curve: plot::curve(&self.points(), &self.beside, floor, Axis::BitsPerWeight),
+            judged: self.differences.iter().map(Judged::new).collect(),
         };
         render("compare.html", &page)
     }

@@ -1,6 +1,5 @@
 use super::*;
 use crate::divergence::{LayerDrift, NoiseFloor};
-use crate::integrity::Integrity;
 use crate::report::TextRecord;
 use crate::thresholds::Thresholds;
 
@@ -24,7 +23,7 @@ fn report(name: &str, bits: f64, kld_mean: f64) -> Named {
         bits_per_weight: Some(bits),
         divergence: Some(divergence),
         text: Some(text),
-        ..Report::new(format!("{name}.bundle"), Integrity::default(), Thresholds::default())
+        ..Report::new(format!("{name}.bundle"), Thresholds::default())
     };
     Named { name: name.to_owned(), report }
 }
@@ -73,6 +72,7 @@ fn the_page_has_the_curve_and_escapes_names() {
         bits_per_weight: 3.5,
         kld_mean: 0.03,
         kld_mean_se: None,
+        weight_bytes: None,
     };
     let page = Comparison::new(&reports, vec![beside]).to_html();
     assert!(page.contains("<svg") && page.contains("peer &amp; co") && !page.contains("<b>:"));

@@ -11,9 +11,14 @@ pub(super) struct Score {
     pub(super) kld: f64,
     /// Both hold the same token most probable; of equal ones the first counts.
     pub(super) same_top: bool,
+    /// Share of the original's most probable tokens, [`TOP`] of them, that are among the candidate's.
+    pub(super) top_overlap: f64,
     /// Probability of the original's most probable token.
     pub(super) confidence: f64,
 }
+
+/// Most probable tokens whose overlap is counted.
+const TOP: usize = 5;
 
 impl Score {
     /// Compares logits, `[vocab_size]` each, that predict `target`. None when some are not finite.
@@ -43,6 +48,7 @@ impl Score {
             // Below zero only by rounding.
             kld: kld.max(0.0),
             same_top: top == top_candidate,
+            top_overlap: overlap(original, candidate),
             confidence: 1.0 / sum,
         })
     }
@@ -53,6 +59,31 @@ impl Score {
     }
 }
 
+/// Share of the [`TOP`] most probable tokens that both have, in whatever order.
+fn overlap(original: &[f32], candidate: &[f32]) -> f64 {
+    let (most, others) = (most_probable(original), most_probable(candidate));
+    let count = TOP.min(original.len());
+    let shared = most[..count].iter().filter(|token| others.contains(token));
+    shared.count() as f64 / count.max(1) as f64
+}
+
+/// The tokens of the largest logits, largest first; of equal ones the first counts. No token where
+/// the vocabulary has fewer.
+fn most_probable(z: &[f32]) -> [usize; TOP] {
+    let (mut tokens, mut values) = ([usize::MAX; TOP], [f32::NEG_INFINITY; TOP]);
+    for (token, &value) in z.iter().enumerate() {
+        // Nearly every logit ends here: the rest of the loop is rare.
+        if value <= values[TOP - 1] {
+            continue;
+        }
+        let at = values.partition_point(|kept| *kept >= value);
+        tokens[at..].rotate_right(1);
+        values[at..].rotate_right(1);
+        (tokens[at], values[at]) = (token, value);
+    }
+    tokens
+}
+
 /// The first of the largest values, and its place.
 fn maximum(z: &[f32]) -> (usize, f64) {
     let start = (0, f32::NEG_INFINITY);
@@ -61,4 +92,20 @@ fn maximum(z: &[f32]) -> (usize, f64) {
         .enumerate()
         .fold(start, |best, (i, &z)| if z > best.1 { (i, z) } else { best });
     (at, f64::from(most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_five_most_probable_tokens_are_compared() {
+        let z = [0.0, 3.0, 1.0, 3.0, 2.0, -1.0, 5.0];
+        assert_eq!(most_probable(&z), [6, 1, 3, 4, 2]);
+        assert_eq!(overlap(&z, &z), 1.0);
+        // Tokens 6, 1 and 3 leave the first five for 0, 2 and 5, of which 2 was among them.
+        assert_eq!(overlap(&z, &[4.0, 0.0, 3.0, 0.0, 2.0, 1.0, 0.0]), 0.6);
+        assert_eq!(most_probable(&[1.0, 2.0])[..3], [1, 0, usize::MAX]);
+        assert_eq!(overlap(&[1.0, 2.0], &[2.0, 1.0]), 1.0);
+    }
 }

@@ -78,6 +78,10 @@ pub struct Divergence {
     pub kld_mean: f64,
     #[allow(missing_docs)]
     pub kld_mean_se: f64,
+    /// The standard error of the mean, windows taken as the independent observations instead of tokens:
+    /// the tokens of a window share a context. None for a single window.
+    #[serde(default)]
+    pub kld_mean_se_by_window: Option<f64>,
     /// Its median over tokens.
     pub kld_median: f64,
     /// 90 % of tokens lie below.
@@ -116,6 +120,13 @@ pub struct Divergence {
     pub same_top_se: f64,
     /// Tokens for which they do not.
     pub top_flips: u64,
+    /// Share of the original's five most probable tokens that are among the candidate's five, averaged
+    /// over tokens; none in reports of earlier versions.
+    #[serde(default)]
+    pub top5_overlap: Option<f64>,
+    #[serde(default)]
+    #[allow(missing_docs)]
+    pub top5_overlap_se: Option<f64>,
     /// The same figures by how sure the original is of its most probable token.
     pub by_confidence: Vec<Bucket>,
     /// How many tokens diverge by how much.
@@ -165,14 +176,15 @@ const FIRST_DECADE: i32 = -9;
 const LAST_DECADE: i32 = 2;
 
 impl Divergence {
-    /// Sums up scored tokens; drift and windows are left for the caller.
-    pub(super) fn of(scores: &[Score]) -> Self {
+    /// Sums up scored tokens, `per_window` of each window; drift and windows are left for the caller.
+    pub(super) fn new(scores: &[Score], per_window: usize) -> Self {
         let mut all = Self { tokens: scores.len() as u64, ..Self::default() };
         if scores.is_empty() {
             return all;
         }
         all.set_perplexity(scores);
         all.set_kld(scores);
+        all.kld_mean_se_by_window = error_by_window(scores, per_window);
         all.set_probabilities(scores);
         all.by_confidence = CONFIDENCES
             .windows(2)
@@ -238,9 +250,22 @@ impl Divergence {
         let same = scores.iter().filter(|s| s.same_top).count();
         self.top_flips = (scores.len() - same) as u64;
         self.same_top = same as f64 / n;
+        let overlap = Mean::of(scores.iter().map(|s| s.top_overlap));
+        (self.top5_overlap, self.top5_overlap_se) = (Some(overlap.mean), Some(overlap.se));
         let variance = self.same_top * (1.0 - self.same_top);
         self.same_top_se = if n > 1.0 { (variance / (n - 1.0)).sqrt() } else { 0.0 };
     }
+}
+
+/// The standard error of the mean divergence over windows of equal length: that of their own means. The
+/// mean of all tokens is the mean of the windows' means, and windows do not see each other.
+fn error_by_window(scores: &[Score], per_window: usize) -> Option<f64> {
+    let windows = scores.chunks_exact(per_window.max(1));
+    if windows.len() < 2 {
+        return None;
+    }
+    let mean = |window: &[Score]| window.iter().map(|s| s.kld).sum::<f64>() / window.len() as f64;
+    Some(Mean::of(windows.map(mean)).se)
 }
 
 fn bucket(scores: &[Score], from: f64, to: f64) -> Bucket {
@@ -323,7 +348,7 @@ mod tests {
     #[test]
     fn summary_agrees_with_the_vectors() {
         let vectors: Value = serde_json::from_str(VECTORS).unwrap();
-        let d = Divergence::of(&scores(&vectors));
+        let d = Divergence::new(&scores(&vectors), 1);
         for (name, found) in [
             ("tokens", d.tokens as f64),
             ("kld_mean", d.kld_mean),
@@ -354,6 +379,18 @@ mod tests {
         assert_eq!(d.kld_histogram.iter().map(|b| b.tokens).sum::<u64>(), d.tokens);
         assert_eq!(d.by_confidence.iter().map(|b| b.tokens).sum::<u64>(), d.tokens);
         assert_eq!(d.top_flips, 4);
+        // With windows of one token the two errors are the same.
+        close("by window", d.kld_mean_se_by_window.unwrap(), d.kld_mean_se);
+    }
+
+    #[test]
+    fn windows_are_what_varies() {
+        let score = |kld| Score { kld, ..Score::new(&[0.0, 1.0], &[0.0, 1.0], 0).unwrap() };
+        let scores = [1.0, 3.0, 2.0, 2.0, 5.0, 5.0].map(score);
+        // Means 2, 2 and 5: a mean of 3 and a variance of 3.
+        close("by window", error_by_window(&scores, 2).unwrap(), 1.0);
+        assert_eq!(error_by_window(&scores, 6), None);
+        assert_eq!(error_by_window(&scores[..2], 2), None);
     }
 
     #[test]
@@ -365,6 +402,6 @@ mod tests {
 
     #[test]
     fn no_tokens_give_no_figures() {
-        assert_eq!(Divergence::of(&[]), Divergence::default());
+        assert_eq!(Divergence::new(&[], 1), Divergence::default());
     }
 }

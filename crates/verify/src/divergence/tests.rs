@@ -4,6 +4,8 @@ use super::*;
 use shardwright_testing::golden;
 use shardwright_testing::models::{Codes, FOUR_BITS, TestBundle};
 
+use crate::monitor::Monitor;
+
 /// Tokens of a small vocabulary that do not repeat soon.
 fn tokens(count: usize) -> Vec<u32> {
     (0..count as u32)
@@ -11,13 +13,48 @@ fn tokens(count: usize) -> Vec<u32> {
         .collect()
 }
 
+fn run(
+    original: &Weights,
+    candidates: &[&Weights],
+    tokens: &[u32],
+    windows: EvalWindows,
+    threads: usize,
+    monitor: &Monitor<'_>,
+) -> Result<Vec<Divergence>> {
+    let parties: Vec<_> = candidates
+        .iter()
+        .map(|&weights| Party { name: "the candidate", weights })
+        .collect();
+    let original = Party { name: "original", weights: original };
+    let found = divergences(original, &parties, tokens, windows, threads, monitor)?;
+    found.into_iter().collect()
+}
+
 fn compare(
     original: &Weights,
     candidate: &Weights,
-    windows: Windows,
+    windows: EvalWindows,
     threads: usize,
 ) -> Divergence {
-    divergence(original, candidate, &tokens(100), windows, threads, &Monitor::silent()).unwrap()
+    let found = run(original, &[candidate], &tokens(100), windows, threads, &Monitor::silent());
+    found.unwrap().into_iter().next().unwrap()
+}
+
+#[test]
+fn candidates_do_not_change_each_other() {
+    let original = Weights::open(&golden("qwen3_moe")).unwrap();
+    let bundles = [3, 4].map(|bits| TestBundle::new("qwen3_moe", Codes::Affine(bits)));
+    let candidates = bundles
+        .each_ref()
+        .map(|b| Weights::open(b.root.path()).unwrap());
+    let windows = EvalWindows::new(32);
+    let all = [&candidates[0], &original, &candidates[1]];
+    let together = run(&original, &all, &tokens(100), windows, 2, &Monitor::silent()).unwrap();
+    let alone = all.map(|one| compare(&original, one, windows, 2));
+    assert_eq!(together, alone);
+    assert!(together[0].kld_mean > together[2].kld_mean && together[1].kld_max == 0.0);
+    assert_eq!(together[1].top5_overlap, Some(1.0));
+    assert!(together[0].top5_overlap < together[2].top5_overlap);
 }
 
 #[test]
@@ -25,7 +62,7 @@ fn a_model_does_not_diverge_from_itself() {
     let bundle = TestBundle::new("qwen3_moe", Codes::Plain);
     let original = Weights::open(&bundle.checkpoint).unwrap();
     let candidate = Weights::open(bundle.root.path()).unwrap();
-    let d = compare(&original, &candidate, Windows::of(32), 2);
+    let d = compare(&original, &candidate, EvalWindows::new(32), 2);
     assert_eq!((d.windows, d.window, d.tokens), (3, 32, 93));
     assert_eq!((d.kld_mean, d.kld_max, d.same_top, d.top_flips), (0.0, 0.0, 1.0, 0));
     assert_eq!((d.ppl, d.ln_ppl_ratio, d.dp_rms), (d.ppl_original, 0.0, 0.0));
@@ -44,7 +81,7 @@ fn fewer_bits_diverge_more() {
     for bits in [8, 4, 2] {
         let bundle = TestBundle::new("qwen3_moe", Codes::Affine(bits));
         let candidate = Weights::open(bundle.root.path()).unwrap();
-        let d = compare(&original, &candidate, Windows::of(32), 1);
+        let d = compare(&original, &candidate, EvalWindows::new(32), 1);
         assert!(d.kld_mean > last, "{bits}: {}", d.kld_mean);
         assert!(
             d.layers
@@ -62,11 +99,11 @@ fn the_noise_floor_is_that_of_the_original_alone() {
         let d = compare(&original, candidate, windows, 2);
         (d.noise_floor.unwrap(), d.kld_mean)
     };
-    let (alone, _) = floor(&original, Windows::of(32));
+    let (alone, _) = floor(&original, EvalWindows::new(32));
     assert_eq!((alone.windows, alone.tokens), (1, 31));
     assert!(alone.kld_mean > 0.0 && alone.kld_mean <= alone.kld_p99, "{alone:?}");
     let bundle = TestBundle::new("qwen3_moe", FOUR_BITS);
-    let (beside, kld) = floor(&Weights::open(bundle.root.path()).unwrap(), Windows::of(32));
+    let (beside, kld) = floor(&Weights::open(bundle.root.path()).unwrap(), EvalWindows::new(32));
     // A four-bit bundle is far above what rounding hidden states does, and does not change it.
     assert_eq!(beside, alone);
     assert!(kld > 10.0 * alone.kld_mean, "{kld} {alone:?}");
@@ -77,7 +114,7 @@ fn threads_do_not_change_the_result() {
     let bundle = TestBundle::new("llama2", FOUR_BITS);
     let original = Weights::open(&bundle.checkpoint).unwrap();
     let candidate = Weights::open(bundle.root.path()).unwrap();
-    let windows = Windows { window: 16, first: 8, limit: Some(5) };
+    let windows = EvalWindows { window: 16, first: 8, limit: Some(5) };
     let one = compare(&original, &candidate, windows, 1);
     assert_eq!(one, compare(&original, &candidate, windows, 3));
     assert_eq!((one.windows, one.tokens, one.first), (5, 35, 8));
@@ -87,20 +124,20 @@ fn threads_do_not_change_the_result() {
 fn what_cannot_be_compared_is_said() {
     let original = Weights::open(&golden("llama2")).unwrap();
     let error = |other: &Weights, windows| {
-        divergence(&original, other, &tokens(10), windows, 1, &Monitor::silent())
+        run(&original, &[other], &tokens(10), windows, 1, &Monitor::silent())
             .unwrap_err()
             .to_string()
     };
     assert_eq!(
-        error(&original, Windows::of(11)),
+        error(&original, EvalWindows::new(11)),
         "text: expected at least 11 tokens, one window, found 10"
     );
     assert_eq!(
-        error(&original, Windows { window: 8, first: 7, limit: None }),
+        error(&original, EvalWindows { window: 8, first: 7, limit: None }),
         "windows of 8 tokens scored from 7: nothing to predict"
     );
     let other = Weights::open(&golden("qwen2_moe")).unwrap();
-    let found = error(&other, Windows::of(8));
+    let found = error(&other, EvalWindows::new(8));
     assert!(found.starts_with("layers: the original has "), "{found}");
 }
 
@@ -109,6 +146,6 @@ fn cancelling_stops() {
     let original = Weights::open(&golden("llama2")).unwrap();
     let cancel = AtomicBool::new(true);
     let monitor = Monitor { progress: &|_| (), cancel: &cancel };
-    let stopped = divergence(&original, &original, &tokens(32), Windows::of(16), 1, &monitor);
+    let stopped = run(&original, &[&original], &tokens(32), EvalWindows::new(16), 1, &monitor);
     assert!(matches!(stopped, Err(VerifyError::Cancelled)));
 }

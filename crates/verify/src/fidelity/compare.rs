@@ -3,15 +3,18 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use shardwright_format::checkpoint::{Checkpoint, read_view};
+use shardwright_format::Role;
 use shardwright_format::io::AlignedBuf;
-use shardwright_format::{Bundle, FormatError, TensorEntry, Unit};
-use shardwright_quant::{Backend, Encoding, Float, Matrix, QuantStats, narrow, widen};
+use shardwright_format::weights::Weights;
+use shardwright_quant::{Encoding, Float, Parts, QuantStats, narrow};
 
-use super::{FidelityOptions, sanity_limit};
+use super::pairs::Pair;
+use super::{FidelityOptions, Slot, sanity_limit};
+use crate::divergence::Party;
 use crate::error::Result;
 use crate::finding::{Finding, Kind};
 use crate::monitor::Meter;
+use crate::values;
 
 /// Values compared at once where rows lie together in the source, and where columns do.
 const TILE: u64 = 1 << 18;
@@ -20,6 +23,9 @@ const TRANSPOSED_TILE: u64 = 1 << 20;
 /// A row farther from its source than this, relative to the row's own size, was not made from it:
 /// zeros in its place would be nearer.
 const MAX_ROW_RMSE: f64 = 1.25;
+
+/// A relative RMSE that no limit of a tensor compared by role lies below.
+const ANY_RMSE: f64 = 0.1;
 
 /// What scales and biases of 16 bits may add to a row's relative RMSE: a few of bf16's 2^-9.
 const ROUNDING: f64 = 1.0 / 64.0;
@@ -48,26 +54,57 @@ struct Value {
 }
 
 /// What a tensor's errors must keep to.
-pub(super) struct Limits {
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
     rmse: f64,
     row_rmse: f64,
+    /// Whether plain floats must be the original's, rounded to their type.
+    exact: bool,
+    /// Whether a row that is not one value in the original must not be one here.
+    flat: bool,
 }
 
 impl Limits {
+    /// Limits of a candidate's tensor: strict for what a bundle made from the original says of itself,
+    /// against gross mistakes alone where the two are compared by role.
+    pub(super) fn new(
+        weights: &Weights,
+        slot: &Slot,
+        by_role: bool,
+        options: &FidelityOptions,
+    ) -> Self {
+        if by_role { Self::gross(weights, slot, options) } else { Self::strict(slot, options) }
+    }
+
     /// In a group of `n` values, rounding to a grid over its range errs by at most half a step a
     /// value, and two values are the range's ends: a relative RMSE of at most
     /// `sqrt(n / 2) / (2^bits - 1)`, which for the largest group, 128, is twice the sanity limit.
     ///
     /// Nothing bounds a row in trellis codes so: feedback may put one row's error where it costs
     /// least. Twice the sanity limit is six times what a row is expected to have.
-    pub(super) fn of(encoding: Encoding, options: &FidelityOptions) -> Self {
+    fn strict(slot: &Slot, options: &FidelityOptions) -> Self {
+        let encoding = slot.entry.encoding;
         let Some(sanity) = sanity_limit(encoding) else {
             // Exactness is the limit.
-            return Self { rmse: f64::INFINITY, row_rmse: f64::INFINITY };
+            let (rmse, row_rmse) = (f64::INFINITY, f64::INFINITY);
+            return Self { rmse, row_rmse, exact: true, flat: false };
         };
         let rmse = options.rmse_limit(encoding);
         let row = 2.0 * sanity.max(rmse) + ROUNDING;
-        Self { rmse, row_rmse: row.min(MAX_ROW_RMSE) }
+        Self { rmse, row_rmse: row.min(MAX_ROW_RMSE), exact: false, flat: true }
+    }
+
+    /// The sanity limit of as many whole bits as a weight takes, never below [`ANY_RMSE`]: floats of 8 bits
+    /// err more than codes of 8 bits, and 16-bit floats were rounded from whatever came before.
+    fn gross(weights: &Weights, slot: &Slot, options: &FidelityOptions) -> Self {
+        let entry = &slot.entry;
+        let values = (entry.rows * entry.cols).max(1) as f64;
+        let bytes = weights.stored_as(entry).map_or(0, |(_, bytes)| bytes);
+        let bits = (bytes as f64 * 8.0 / values).floor();
+        let sanity = (4.0 / (bits.exp2() - 1.0)).clamp(ANY_RMSE, 0.9);
+        let coded = weights.is_coded(entry);
+        let rmse = options.max_rmse.filter(|_| coded).unwrap_or(sanity);
+        Self { rmse, row_rmse: f64::INFINITY, exact: false, flat: false }
     }
 }
 
@@ -105,7 +142,7 @@ impl Comparison {
             findings
                 .push(Finding::new(Kind::NotFinite, at(value)).expected("finite weights", found));
         }
-        if let Some(value) = &self.inexact {
+        if let Some(value) = self.inexact.as_ref().filter(|_| limits.exact) {
             let finding = Finding::new(Kind::Exactness, at(value));
             findings.push(finding.expected(value.expected, value.found));
         }
@@ -120,7 +157,7 @@ impl Comparison {
             findings.push(
                 what.expected(format!("at most {:.4}", limits.row_rmse), format!("{rmse:.4}")),
             );
-        } else if let Some((row, rmse)) = self.flat_row.filter(|_| limits.row_rmse.is_finite()) {
+        } else if let Some((row, rmse)) = self.flat_row.filter(|_| limits.flat) {
             let what = Finding::new(Kind::Error, format!("row {row}"));
             let found = format!("one value, at a relative RMSE of {rmse:.4}");
             findings.push(what.expected("several values, as in the source", found));
@@ -129,54 +166,102 @@ impl Comparison {
     }
 }
 
-/// How a unit's stored bytes are reached.
-pub(super) struct Stored<'a> {
-    pub(super) bundle: &'a Bundle,
-    pub(super) unit: Unit,
-}
-
-impl Stored<'_> {
-    /// Some rows of a tensor, as a matrix of their own.
-    fn matrix<'b>(
-        &'b self,
-        entry: &TensorEntry,
-        rows: Range<u64>,
-        buf: &'b mut AlignedBuf,
-    ) -> Result<Matrix<'b>> {
-        let refuse = |e: &dyn std::fmt::Display| {
-            FormatError::file(self.bundle.root(), format!("{} {}: {e}", self.unit, entry.role))
-        };
-        let count = (rows.end - rows.start) as usize;
-        self.bundle.read_rows(self.unit, entry, rows, buf)?;
-        let matrix = Matrix::new(entry.encoding, count, entry.cols as usize, buf.as_slice());
-        Ok(matrix.map_err(|e| refuse(&e))?)
-    }
-}
-
-/// Compares a tensor with its source, which must exist as the entry says.
-pub(super) fn tensor(
-    stored: &Stored<'_>,
-    checkpoint: &Checkpoint,
-    entry: &TensorEntry,
+/// Compares a tensor of the original with those that stand for it, each in turn over the same rows. One
+/// result per candidate, none where it has no such tensor.
+pub(super) fn tensors(
+    pair: &Pair,
+    original: &Party<'_>,
+    candidates: &[Party<'_>],
     meter: &Meter<'_>,
-) -> Result<Comparison> {
-    let tile = if entry.source.col_stride == 1 { TILE } else { TRANSPOSED_TILE };
-    let block = entry.encoding.row_block();
-    let step = (tile / entry.cols.max(1) / block).max(1) * block;
+) -> Result<Vec<Option<Comparison>>> {
+    let work = Work { pair, original, candidates };
+    let entry = &pair.original.entry;
+    let step = work.rows_at_once();
     let tiles = (0..entry.rows.div_ceil(step)).into_par_iter();
     let compared = tiles.map_init(Tile::default, |tile, i| {
         let rows = i * step..((i + 1) * step).min(entry.rows);
-        let compared = tile.compare(stored, checkpoint, entry, rows.clone())?;
-        meter.add((rows.end - rows.start) * entry.cols * entry.source.dtype.size() as u64)?;
+        let compared = work.compare(tile, rows.clone())?;
+        let bytes = Tensor { party: original, slot: &pair.original }.matrix_len(&rows);
+        meter.add(bytes)?;
         Ok(compared)
     });
     // In the order of rows: sums of floats depend on it.
-    let compared: Vec<Comparison> = compared.collect::<Result<_>>()?;
-    let mut all = Comparison::default();
+    let compared: Vec<Vec<Option<Comparison>>> = compared.collect::<Result<_>>()?;
+    let slots = pair.candidates.iter();
+    let mut all: Vec<_> = slots
+        .map(|slot| slot.as_ref().map(|_| Comparison::default()))
+        .collect();
     for tile in &compared {
-        all.merge(tile);
+        for (all, tile) in all.iter_mut().zip(tile) {
+            if let (Some(all), Some(tile)) = (all, tile) {
+                all.merge(tile);
+            }
+        }
     }
     Ok(all)
+}
+
+/// A tensor where it lies.
+struct Tensor<'a> {
+    party: &'a Party<'a>,
+    slot: &'a Slot,
+}
+
+impl Tensor<'_> {
+    /// Reads some rows and makes `out` their values, `[rows, cols]`; `bytes` are then as they lie there.
+    fn read(&self, rows: &Range<u64>, bytes: &mut AlignedBuf, out: &mut Vec<f32>) -> Result<()> {
+        let Slot { unit, entry } = self.slot;
+        values::read(self.party.weights, (*unit, entry), rows, bytes, out)
+    }
+
+    /// Bytes that reading some rows takes.
+    fn matrix_len(&self, rows: &Range<u64>) -> u64 {
+        let entry = &self.slot.entry;
+        let parts = entry.encoding.parts(rows.end - rows.start, entry.cols);
+        parts.map_or(0, Parts::total)
+    }
+
+    /// Whether its norms are stored as what they are less one.
+    fn is_less_one(&self) -> bool {
+        let norm = self.slot.entry.role.name().starts_with("norm.");
+        norm && self.slot.entry.role != Role::DeltaNorm && self.party.weights.spec().norm_plus_one
+    }
+}
+
+/// A pair of tensors with the models that they are part of.
+struct Work<'a> {
+    pair: &'a Pair,
+    original: &'a Party<'a>,
+    candidates: &'a [Party<'a>],
+}
+
+impl Work<'_> {
+    fn others(&self) -> impl Iterator<Item = Option<Tensor<'_>>> {
+        let slots = self.candidates.iter().zip(&self.pair.candidates);
+        slots.map(|(party, slot)| Some(Tensor { party, slot: slot.as_ref()? }))
+    }
+
+    /// As many rows as a tile holds, in whole blocks of every encoding.
+    fn rows_at_once(&self) -> u64 {
+        let entry = &self.pair.original.entry;
+        let tile = if entry.source.col_stride == 1 { TILE } else { TRANSPOSED_TILE };
+        let slots = self.pair.candidates.iter().flatten();
+        let blocks = slots.map(|slot| slot.entry.encoding.row_block());
+        // Blocks are of one row, or of as many as a trellis tile has.
+        let block = blocks.fold(entry.encoding.row_block(), u64::max);
+        (tile / entry.cols.max(1) / block).max(1) * block
+    }
+
+    fn compare(&self, tile: &mut Tile, rows: Range<u64>) -> Result<Vec<Option<Comparison>>> {
+        let original = Tensor { party: self.original, slot: &self.pair.original };
+        original.read(&rows, &mut tile.source_bytes, &mut tile.source)?;
+        let compare = |other: Option<Tensor<'_>>| {
+            let Some(other) = other else { return Ok(None) };
+            other.read(&rows, &mut tile.stored_bytes, &mut tile.stored)?;
+            Ok(Some(tile.compare(&original, &other, rows.start)))
+        };
+        self.others().map(compare).collect()
+    }
 }
 
 /// Buffers of one thread.
@@ -192,40 +277,37 @@ struct Tile {
 }
 
 impl Tile {
-    fn compare(
-        &mut self,
-        stored: &Stored<'_>,
-        checkpoint: &Checkpoint,
-        entry: &TensorEntry,
-        rows: Range<u64>,
-    ) -> Result<Comparison> {
-        let (cols, first) = (entry.cols as usize, rows.start);
-        let values = (rows.end - rows.start) as usize * cols;
-        self.source.resize(values, 0.0);
-        self.stored.resize(values, 0.0);
-        let view = &entry.source;
-        read_view(checkpoint, view, rows.clone(), entry.cols, &mut self.source_bytes)?;
-        widen(view.dtype, self.source_bytes.as_slice(), &mut self.source);
-        let count = (rows.end - rows.start) as usize;
-        let matrix = stored.matrix(entry, rows.clone(), &mut self.stored_bytes)?;
-        matrix.dequantize(Backend::Scalar, 0..count, &mut self.stored);
-        let mut compared =
-            measure(&self.source, &self.stored, cols, first, resolution(entry.encoding));
-        if let Some(float) = entry.encoding.float() {
-            let size = float.size() * cols;
-            let found = &matrix.weight()[..count * size];
-            let expected = if view.dtype == float {
+    /// Compares what was read, rows from `first` on.
+    fn compare(&mut self, original: &Tensor<'_>, other: &Tensor<'_>, first: u64) -> Comparison {
+        let (cols, encoding) = (other.slot.entry.cols as usize, other.slot.entry.encoding);
+        if original.is_less_one() != other.is_less_one() {
+            return self.compare_norms(other.is_less_one(), cols, first);
+        }
+        let mut compared = measure(&self.source, &self.stored, cols, first, resolution(encoding));
+        if let Some(float) = encoding.float() {
+            let expected = if original.slot.entry.encoding == encoding {
                 self.source_bytes.as_slice()
             } else {
                 round(float, &self.source, &mut self.rounded)
             };
+            let found = self.stored_bytes.as_slice();
             let differing = expected
                 .chunks(float.size())
                 .zip(found.chunks(float.size()))
                 .position(|(a, b)| a != b);
             compared.inexact = differing.map(|i| value(&self.source, &self.stored, i, cols, first));
         }
-        Ok(compared)
+        compared
+    }
+
+    /// Norms of which one side holds what they are less one, as some formats of the same model do.
+    fn compare_norms(&self, other_is_less_one: bool, cols: usize, first: u64) -> Comparison {
+        let complete = |norm: &[f32]| norm.iter().map(|w| w + 1.0).collect::<Vec<_>>();
+        if other_is_less_one {
+            measure(&self.source, &complete(&self.stored), cols, first, 0.0)
+        } else {
+            measure(&complete(&self.source), &self.stored, cols, first, 0.0)
+        }
     }
 }
 

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::{Decoder, Manifest, SourceView, TensorEntry};
 
-use super::{Piece, of_source};
+use super::mapping::Piece;
+use super::of_source;
 use crate::finding::{Finding, Kind};
 
 /// Most runs of neighbouring values that one tensor may be used in.
@@ -32,7 +33,7 @@ pub(super) fn provenance(checkpoint: &Checkpoint, entry: &TensorEntry) -> Option
         let (expected, found) = (label(view.decoder.as_ref()), label(info.decoder.as_ref()));
         return Some(finding(": decoder").expected(expected, found));
     }
-    let last = Grid::of(entry).last();
+    let last = Grid::new(entry).last();
     if last.is_none_or(|last| last >= info.values()) {
         let expected = format!("values below {}", info.values());
         let found = last.map_or("more than 64 bits".to_owned(), |last| last.to_string());
@@ -52,7 +53,7 @@ pub(super) fn check(
     for entry in pieces.iter().flat_map(|p| &p.tensors) {
         let grids = uses.entry(entry.source.tensor.as_str()).or_default();
         if provenance(checkpoint, entry).is_none() {
-            grids.push(Grid::of(entry));
+            grids.push(Grid::new(entry));
         }
     }
     let ignored: BTreeSet<_> = manifest
@@ -125,7 +126,7 @@ impl Wrong {
 }
 
 impl Grid {
-    fn of(entry: &TensorEntry) -> Self {
+    fn new(entry: &TensorEntry) -> Self {
         let SourceView { start, row_stride, col_stride, .. } = entry.source;
         let (rows, cols) = ((entry.rows, row_stride), (entry.cols, col_stride));
         // A dimension of one has no stride of its own.

@@ -7,9 +7,40 @@ use shardwright_format::arch::Inventory;
 use shardwright_format::manifest::{Excerpt, Ignored, MANIFEST_FILE};
 use shardwright_format::{Manifest, ModelSpec, Role, SourceView, TensorEntry, Unit};
 
-use super::{Piece, of_source, place};
+use super::{of_source, place_entry};
 use crate::finding::{Finding, Kind};
 
+/// A unit of the bundle and its tensors, each with the view that is its own.
+pub(super) struct Piece<'a> {
+    pub(super) unit: Unit,
+    pub(super) file: &'a str,
+    pub(super) tensors: Vec<TensorEntry>,
+}
+
+pub(super) fn pieces(manifest: &Manifest) -> Vec<Piece<'_>> {
+    let pieces = manifest.shards().map(|shard| Piece {
+        unit: shard.unit,
+        file: shard.file,
+        tensors: shard
+            .tensors
+            .iter()
+            .map(|t| t.in_unit(shard.unit))
+            .collect(),
+    });
+    pieces.collect()
+}
+
+/// The file that a unit lies in.
+pub(super) fn file_of(manifest: &Manifest, unit: Unit) -> Option<&str> {
+    if let Unit::Expert { layer, .. } = unit {
+        let mut experts = manifest.experts.iter();
+        return Some(&experts.find(|shards| shards.layer == layer)?.file);
+    }
+    let mut dense = manifest.dense.iter();
+    Some(&dense.find(|shard| shard.unit == unit)?.file)
+}
+
+/// What is wrong with how the bundle accounts for the checkpoint's tensors.
 pub(super) fn check(
     manifest: &Manifest,
     inventory: &Inventory,
@@ -30,7 +61,7 @@ pub(super) fn check(
             if right != Some(&entry.source) {
                 let finding = Finding::new(Kind::Mapping, "source");
                 let (expected, found) = describe(right, &entry.source);
-                findings.push(place(finding.expected(expected, found), piece, entry));
+                findings.push(place_entry(finding.expected(expected, found), piece, entry));
             }
         }
     }
@@ -47,7 +78,11 @@ pub(super) fn holds(inventory: &Inventory, piece: &Piece<'_>) -> bool {
 
 /// Where the inventory has the values of an entry: by its role in the text model, by its name in a
 /// part besides it, whose tensors are in the order of names.
-fn source<'a>(inventory: &'a Inventory, unit: Unit, entry: &TensorEntry) -> Option<&'a SourceView> {
+pub(super) fn source<'a>(
+    inventory: &'a Inventory,
+    unit: Unit,
+    entry: &TensorEntry,
+) -> Option<&'a SourceView> {
     let found = if unit.part_role().is_some() {
         let tensors = &inventory.parts.get(&unit)?.tensors;
         let name = entry.source.tensor.as_str();
@@ -85,7 +120,7 @@ fn left_out(manifest: &Manifest, inventory: &Inventory) -> Vec<Finding> {
 }
 
 /// The two views, with their places where the names do not tell them apart.
-fn describe(expected: Option<&SourceView>, found: &SourceView) -> (String, String) {
+pub(super) fn describe(expected: Option<&SourceView>, found: &SourceView) -> (String, String) {
     let Some(expected) = expected else {
         return ("none".to_owned(), found.tensor.clone());
     };
@@ -105,7 +140,7 @@ fn describe(expected: Option<&SourceView>, found: &SourceView) -> (String, Strin
 }
 
 /// One finding for every field of the model that the checkpoint's configuration gives otherwise.
-fn models(found: &ModelSpec, expected: &ModelSpec) -> Vec<Finding> {
+pub(super) fn models(found: &ModelSpec, expected: &ModelSpec) -> Vec<Finding> {
     let value = |spec: &ModelSpec| serde_json::to_value(spec).unwrap_or_default();
     let mut findings = Vec::new();
     if found != expected {

@@ -1,8 +1,10 @@
-//! How far is each tensor from its source, and is every source tensor accounted for?
+//! How far is each tensor of a candidate from the original's, and is every source tensor accounted for?
 
 mod compare;
 mod coverage;
 mod mapping;
+mod origin;
+mod pairs;
 mod source;
 mod summary;
 #[cfg(test)]
@@ -10,17 +12,20 @@ mod tests;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use shardwright_format::arch::Inventory;
-use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::Ignored;
-use shardwright_format::{Bundle, Manifest, TensorEntry, Unit};
+use shardwright_format::weights::Weights;
+use shardwright_format::{Bundle, TensorEntry, Unit};
 use shardwright_quant::Encoding;
 
+use crate::divergence::Party;
 use crate::error::Result;
 use crate::finding::{Finding, Kind};
 use crate::hashing::pool;
 use crate::monitor::{Meter, Monitor, Stage};
-use compare::{Comparison, Limits, Stored};
+use compare::Comparison;
+pub use compare::Limits;
+use origin::Origin;
+use pairs::Pair;
 pub use summary::{RoleFidelity, TensorFidelity};
 
 /// How tensors are compared.
@@ -29,9 +34,11 @@ pub struct FidelityOptions {
     /// Largest relative RMSE of a quantized tensor; by its encoding when absent:
     /// see [`FidelityOptions::rmse_limit`].
     pub max_rmse: Option<f64>,
-    /// Hash the checkpoint's weight files and compare with the manifest's record. Reads the
+    /// Hash the original's weight files and compare with a bundle's record of them. Reads the
     /// checkpoint a second time.
     pub hash_checkpoint: bool,
+    /// That a bundle was made from another form of the model than the original is what the caller wants.
+    pub other_source: bool,
     /// Threads.
     pub threads: usize,
 }
@@ -61,10 +68,10 @@ fn sanity_limit(encoding: Encoding) -> Option<f64> {
     }
 }
 
-/// What the comparison with the checkpoint gave.
+/// What the comparison with the original gave.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fidelity {
-    /// Tensors of the bundle that were compared, value by value.
+    /// Tensors of the candidate that were compared, value by value.
     pub tensors: u64,
     /// Their weights.
     pub weights: u64,
@@ -76,155 +83,113 @@ pub struct Fidelity {
     pub roles: Vec<RoleFidelity>,
     /// Per role and layer, farthest from the source first; the experts of a layer are one entry.
     pub worst: Vec<TensorFidelity>,
-    /// Tensors of the checkpoint.
+    /// Tensors of the checkpoint; none where the original is none.
     pub checkpoint_tensors: u64,
-    /// Those that the bundle leaves out, and why.
+    /// Those that a bundle leaves out, and why.
     pub ignored: Vec<Ignored>,
-    /// Whether the checkpoint's weight files were hashed and compared with the record.
+    /// Whether the checkpoint's weight files were hashed and compared with a bundle's record.
     pub checkpoint_hashed: bool,
+    /// Whether the tensors are compared by what they are for alone: the candidate is no bundle that was
+    /// made from the original.
+    #[serde(default)]
+    pub by_role: bool,
     /// Everything that is wrong.
     pub findings: Vec<Finding>,
+    /// What differs and decides nothing.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
-/// Compares every tensor of a bundle with its source, and the bundle's account of the checkpoint
-/// with the checkpoint's own inventory. A unit whose shapes or sources are not the inventory's is
-/// not read: the findings say why. Memory is a few tiles per thread.
+/// Compares every tensor of each candidate with the original's for the same use, and a bundle's account
+/// of the checkpoint with the checkpoint's own inventory. Each tensor of the original is read once for
+/// all candidates. What a bundle that was made from the original takes from elsewhere than the inventory
+/// says is not read: the findings say why. Memory is a few tiles per thread.
 ///
 /// # Errors
 /// What the operating system refuses.
 pub fn fidelity(
-    bundle: &Bundle,
-    checkpoint: &Checkpoint,
-    inventory: &Inventory,
+    original: Party<'_>,
+    candidates: &[Party<'_>],
     options: &FidelityOptions,
     monitor: &Monitor<'_>,
-) -> Result<Fidelity> {
-    let manifest = bundle.manifest();
+) -> Result<Vec<Fidelity>> {
     let pool = pool(options.threads)?;
-    let mut findings = Vec::new();
-    let source = source::Check { bundle, checkpoint, hash_weights: options.hash_checkpoint };
-    findings.extend(pool.install(|| source.run(monitor))?);
-    let pieces = pieces(manifest);
-    findings.extend(mapping::check(manifest, inventory, &pieces));
-    findings.extend(coverage::check(manifest, checkpoint, &pieces));
-    let work = Work {
-        bundle,
-        checkpoint,
-        inventory,
-        options,
-        meter: &Meter::new(monitor, Stage::Fidelity, total(&pieces)),
-    };
-    let results = pool.install(|| {
-        pieces
-            .par_iter()
-            .map(|p| work.piece(p))
-            .collect::<Result<Vec<_>>>()
+    let origins = candidates
+        .iter()
+        .map(|c| pool.install(|| origin::trace(c, &original, options, monitor)));
+    let origins: Vec<_> = origins.collect::<Result<_>>()?;
+    let (pairs, unmatched) = pairs::find(&original, candidates, &origins)?;
+    let meter = Meter::new(monitor, Stage::Fidelity, pairs.iter().map(Pair::bytes_to_read).sum());
+    let compared = pool.install(|| {
+        let compare = |pair: &Pair| compare::tensors(pair, &original, candidates, &meter);
+        pairs.par_iter().map(compare).collect::<Result<Vec<_>>>()
     })?;
-    let mut result = Fidelity {
-        checkpoint_tensors: checkpoint.tensors().len() as u64,
-        ignored: manifest.checkpoint.ignored.clone(),
-        checkpoint_hashed: options.hash_checkpoint,
-        ..Fidelity::default()
-    };
+    let mut results = Vec::with_capacity(candidates.len());
+    for (at, (origin, unmatched)) in origins.into_iter().zip(unmatched).enumerate() {
+        let found = pairs.iter().zip(&compared);
+        let found = found
+            .filter_map(|(pair, all)| Some((pair.candidates[at].as_ref()?, all[at].as_ref()?)));
+        let gathered = gather(&candidates[at], &original, found, (origin, unmatched), options);
+        results.push(gathered);
+    }
+    Ok(results)
+}
+
+/// One candidate's figures and findings.
+fn gather<'a>(
+    candidate: &Party<'_>,
+    original: &Party<'_>,
+    compared: impl Iterator<Item = (&'a Slot, &'a Comparison)>,
+    (origin, unmatched): (Origin, Vec<Finding>),
+    options: &FidelityOptions,
+) -> Fidelity {
+    let bundle = bundle(candidate.weights);
+    let by_role = origin.by_role();
+    let Origin { findings, notes, .. } = origin;
+    let mut result = Fidelity { by_role, findings, notes, ..Fidelity::default() };
+    if let Weights::Checkpoint(original) = original.weights {
+        result.checkpoint_tensors = original.checkpoint().tensors().len() as u64;
+        result.checkpoint_hashed = bundle.is_some() && options.hash_checkpoint;
+    }
+    let ignored = bundle.map(|bundle| bundle.manifest().checkpoint.ignored.clone());
+    result.ignored = ignored.unwrap_or_default();
+    result.findings.extend(unmatched);
     let mut summary = summary::Summary::default();
-    for (piece, compared) in pieces.iter().zip(results) {
-        for (entry, compared) in piece.tensors.iter().zip(compared) {
-            findings.extend(compared.findings);
-            if let Some(stats) = compared.stats {
-                summary.add(piece.unit, entry, &stats);
-            }
-        }
+    for (slot, compared) in compared {
+        let limits = Limits::new(candidate.weights, slot, by_role, options);
+        let findings = compared.findings(&limits).into_iter();
+        result
+            .findings
+            .extend(findings.map(|f| place(f, candidate.weights, slot)));
+        summary.add(candidate.weights, slot, compared);
     }
     summary.finish(&mut result);
-    result.findings = findings;
-    Ok(result)
+    result
 }
 
-/// A unit of the bundle and its tensors, each with the view that is its own.
-struct Piece<'a> {
+/// A tensor and the unit that it is part of.
+#[derive(Clone, Debug)]
+struct Slot {
     unit: Unit,
-    file: &'a str,
-    tensors: Vec<TensorEntry>,
+    entry: TensorEntry,
 }
 
-fn pieces(manifest: &Manifest) -> Vec<Piece<'_>> {
-    let pieces = manifest.shards().map(|shard| Piece {
-        unit: shard.unit,
-        file: shard.file,
-        tensors: shard
-            .tensors
-            .iter()
-            .map(|t| t.in_unit(shard.unit))
-            .collect(),
-    });
-    pieces.collect()
-}
-
-/// Bytes of the checkpoint that the comparison reads.
-fn total(pieces: &[Piece<'_>]) -> u64 {
-    let bytes = |t: &TensorEntry| t.rows * t.cols * t.source.dtype.size() as u64;
-    pieces.iter().flat_map(|p| &p.tensors).map(bytes).sum()
-}
-
-/// A comparison that could be made, and what is wrong.
-#[derive(Default)]
-struct Compared {
-    stats: Option<Comparison>,
-    findings: Vec<Finding>,
-}
-
-struct Work<'a> {
-    bundle: &'a Bundle,
-    checkpoint: &'a Checkpoint,
-    inventory: &'a Inventory,
-    options: &'a FidelityOptions,
-    meter: &'a Meter<'a>,
-}
-
-impl Work<'_> {
-    fn piece(&self, piece: &Piece<'_>) -> Result<Vec<Compared>> {
-        let same_model = self.bundle.manifest().model == self.inventory.spec;
-        if !same_model || !mapping::holds(self.inventory, piece) {
-            let unread = piece.tensors.iter().map(|t| self.provenance(piece, t));
-            return Ok(unread.collect());
-        }
-        let stored = Stored { bundle: self.bundle, unit: piece.unit };
-        piece
-            .tensors
-            .iter()
-            .map(|entry| self.tensor(piece, &stored, entry))
-            .collect()
-    }
-
-    /// What can be said without reading any weights.
-    fn provenance(&self, piece: &Piece<'_>, entry: &TensorEntry) -> Compared {
-        let wrong = coverage::provenance(self.checkpoint, entry);
-        let findings = wrong.map(|wrong| place(wrong, piece, entry));
-        Compared { stats: None, findings: findings.into_iter().collect() }
-    }
-
-    fn tensor(
-        &self,
-        piece: &Piece<'_>,
-        stored: &Stored<'_>,
-        entry: &TensorEntry,
-    ) -> Result<Compared> {
-        let provenance = self.provenance(piece, entry);
-        if !provenance.findings.is_empty() {
-            return Ok(provenance);
-        }
-        let stats = compare::tensor(stored, self.checkpoint, entry, self.meter)?;
-        let limits = Limits::of(entry.encoding, self.options);
-        let findings = stats
-            .findings(&limits)
-            .into_iter()
-            .map(|f| place(f, piece, entry))
-            .collect();
-        Ok(Compared { stats: Some(stats), findings })
+const fn bundle(weights: &Weights) -> Option<&Bundle> {
+    match weights {
+        Weights::Bundle(bundle) => Some(bundle),
+        Weights::Checkpoint(_) | Weights::Overlay(_) => None,
     }
 }
 
-fn place(finding: Finding, piece: &Piece<'_>, entry: &TensorEntry) -> Finding {
+/// A finding about a tensor of a candidate: the file of a bundle that it lies in, unit and role.
+fn place(finding: Finding, weights: &Weights, slot: &Slot) -> Finding {
+    let file = bundle(weights).and_then(|bundle| mapping::file_of(bundle.manifest(), slot.unit));
+    let named = Finding { file: file.map(str::to_owned), ..finding };
+    named.shard(slot.unit).role(slot.entry.role)
+}
+
+/// A finding about a tensor of a bundle's unit.
+fn place_entry(finding: Finding, piece: &mapping::Piece<'_>, entry: &TensorEntry) -> Finding {
     let named = Finding { file: Some(piece.file.to_owned()), ..finding };
     named.shard(piece.unit).role(entry.role)
 }

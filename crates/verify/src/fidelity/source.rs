@@ -1,6 +1,6 @@
 //! Is the checkpoint the one that the bundle was made from?
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use rayon::prelude::*;
 use shardwright_format::Bundle;
@@ -12,62 +12,81 @@ use crate::finding::{Finding, Kind};
 use crate::hashing::hash_file;
 use crate::monitor::{Meter, Monitor, Stage};
 
+/// Names of files, besides the weights, on which weights or tokens depend.
+const CONFIGS: [&str; 8] = [
+    "config.json",
+    "generation_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+];
+/// What names of other such files end in.
+const CONFIG_ENDINGS: [&str; 3] = [".model", ".tiktoken", ".jinja"];
+
+/// Whether weights or tokens depend on a file: a model card or a licence may change, and the model is the
+/// same.
+fn matters(path: &str) -> bool {
+    let last = path.rsplit('/').next().unwrap_or(path);
+    CONFIGS.contains(&last) || CONFIG_ENDINGS.iter().any(|ending| last.ends_with(ending))
+}
+
 pub(super) struct Check<'a> {
     pub(super) bundle: &'a Bundle,
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) hash_weights: bool,
+    /// The checkpoint's files have the names and sizes of the manifest's record. Otherwise its tensors
+    /// lie in other files, and their values decide.
+    pub(super) same_files: bool,
 }
 
 impl Check<'_> {
     /// Compares the weight files with the manifest's record of them, and the bundle's copies with
-    /// the files that they were copied from.
-    pub(super) fn run(&self, monitor: &Monitor<'_>) -> Result<Vec<Finding>> {
-        let files = &self.checkpoint.files();
+    /// the files that they were copied from. Findings, and what differs and decides nothing.
+    pub(super) fn run(&self, monitor: &Monitor<'_>) -> Result<(Vec<Finding>, Vec<String>)> {
         let copies: BTreeSet<_> = self.checkpoint.copies()?.into_iter().collect();
-        let total = files.iter().map(|f| f.file.len()).sum();
-        let meter =
-            Meter::new(monitor, Stage::Checkpoint, if self.hash_weights { total } else { 0 });
-        let mut findings = self.weights(&meter)?;
-        findings.extend(self.copies(&copies, monitor)?);
-        Ok(findings)
+        let (mut findings, mut notes) = (Vec::new(), Vec::new());
+        if self.same_files {
+            findings.extend(self.weights(monitor)?);
+        } else {
+            notes.push(self.other_files());
+        }
+        for (path, finding) in self.copies(&copies, monitor)? {
+            if matters(&path) {
+                findings.push(finding);
+            } else {
+                notes.push(finding.to_string());
+            }
+        }
+        Ok((findings, notes))
     }
 
-    fn weights(&self, meter: &Meter<'_>) -> Result<Vec<Finding>> {
+    /// Says that the tensors, each under its own name, lie in other files than were recorded.
+    fn other_files(&self) -> String {
+        let sum = |sizes: &mut dyn Iterator<Item = u64>| {
+            sizes.fold((0, 0), |(files, bytes): (u64, u64), size| (files + 1, bytes + size))
+        };
         let record = &self.bundle.manifest().checkpoint.files;
-        let recorded: BTreeMap<_, _> = record.iter().map(|f| (f.name.as_str(), f)).collect();
-        let files: BTreeMap<_, _> = self
-            .checkpoint
-            .files()
-            .iter()
-            .map(|f| (f.name.as_str(), f))
-            .collect();
-        let finding = |name: &str, what: &str| Finding::file(Kind::Checkpoint, name, what);
-        let missing = recorded
-            .keys()
-            .filter(|name| !files.contains_key(**name))
-            .map(|name| {
-                finding(name, "checkpoint file").expected("as recorded in the manifest", "none")
-            });
-        let unknown = files
-            .keys()
-            .filter(|name| !recorded.contains_key(**name))
-            .map(|name| {
-                finding(name, "checkpoint file").expected("none in the manifest's record", "one")
-            });
-        let mut findings: Vec<_> = missing.chain(unknown).collect();
-        let shared: Vec<_> = files
-            .values()
-            .filter_map(|f| Some((*f, *recorded.get(f.name.as_str())?)))
-            .collect();
-        let checked = shared.par_iter().map(|(file, record)| {
-            if file.file.len() != record.size {
-                let size = finding(&record.name, "checkpoint file: size");
-                return Ok(Some(size.expected(record.size, file.file.len())));
-            }
-            if self.hash_weights { self.hash(record, meter) } else { Ok(None) }
-        });
-        findings.extend(checked.collect::<Result<Vec<_>>>()?.into_iter().flatten());
-        Ok(findings)
+        let (files, bytes) = sum(&mut record.iter().map(|f| f.size));
+        let (found, found_bytes) = sum(&mut self.checkpoint.files().iter().map(|f| f.file.len()));
+        format!(
+            "the checkpoint lies in {found} files of {found_bytes} bytes, not in the {files} files of \
+             {bytes} bytes that are recorded: their hashes are not compared, the values of all tensors are"
+        )
+    }
+
+    fn weights(&self, monitor: &Monitor<'_>) -> Result<Vec<Finding>> {
+        if !self.hash_weights {
+            return Ok(Vec::new());
+        }
+        let record = &self.bundle.manifest().checkpoint.files;
+        let total = record.iter().map(|f| f.size).sum();
+        let meter = Meter::new(monitor, Stage::Checkpoint, total);
+        let checked = record.par_iter().map(|record| self.hash(record, &meter));
+        let found = checked.collect::<Result<Vec<_>>>()?;
+        Ok(found.into_iter().flatten().collect())
     }
 
     fn hash(&self, record: &SourceFile, meter: &Meter<'_>) -> Result<Option<Finding>> {
@@ -76,33 +95,45 @@ impl Check<'_> {
         Ok((found != record.blake3).then(|| finding().expected(record.blake3, found)))
     }
 
-    fn copies(&self, there: &BTreeSet<String>, monitor: &Monitor<'_>) -> Result<Vec<Finding>> {
+    /// Differences between the bundle's copies and the checkpoint's files, by path.
+    fn copies(
+        &self,
+        there: &BTreeSet<String>,
+        monitor: &Monitor<'_>,
+    ) -> Result<Vec<(String, Finding)>> {
         let copied = |f: &&FileEntry| f.kind == FileKind::Copy;
         let copied: Vec<_> = self.bundle.manifest().files.iter().filter(copied).collect();
         let meter = Meter::new(monitor, Stage::Checkpoint, copied.iter().map(|f| f.size).sum());
         let mut findings = Vec::new();
         for entry in &copied {
-            let finding = |what: &str| Finding::file(Kind::Checkpoint, &entry.path, what);
-            if !there.contains(&entry.path) {
-                findings.push(
-                    finding("copy").expected("a file of the checkpoint", "none by that name"),
-                );
-                continue;
-            }
-            let hash = match self.checkpoint.made(&entry.path) {
-                Some(made) => blake3::hash(made).into(),
-                None => hash_file(&self.checkpoint.root().join(&entry.path), &meter)?.0,
-            };
-            if hash != entry.blake3 {
-                findings
-                    .push(finding("copy: BLAKE3 in the checkpoint").expected(entry.blake3, hash));
+            if let Some(finding) = self.copy(entry, there, &meter)? {
+                findings.push((entry.path.clone(), finding));
             }
         }
         let have: BTreeSet<_> = copied.iter().map(|f| f.path.as_str()).collect();
         for path in there.iter().filter(|path| !have.contains(path.as_str())) {
             let finding = Finding::file(Kind::Checkpoint, path, "copy");
-            findings.push(finding.expected("one in the bundle", "none"));
+            findings.push((path.clone(), finding.expected("one in the bundle", "none")));
         }
         Ok(findings)
+    }
+
+    fn copy(
+        &self,
+        entry: &FileEntry,
+        there: &BTreeSet<String>,
+        meter: &Meter<'_>,
+    ) -> Result<Option<Finding>> {
+        let finding = |what: &str| Finding::file(Kind::Checkpoint, &entry.path, what);
+        if !there.contains(&entry.path) {
+            let missing = finding("copy");
+            return Ok(Some(missing.expected("a file of the checkpoint", "none by that name")));
+        }
+        let hash = match self.checkpoint.made(&entry.path) {
+            Some(made) => blake3::hash(made).into(),
+            None => hash_file(&self.checkpoint.root().join(&entry.path), meter)?.0,
+        };
+        let differs = finding("copy: BLAKE3 in the checkpoint");
+        Ok((hash != entry.blake3).then(|| differs.expected(entry.blake3, hash)))
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use shardwright_format::{Role, TensorEntry, Unit};
+use shardwright_format::weights::Weights;
+use shardwright_format::{Role, Unit};
 use shardwright_quant::QuantStats;
 
-use super::Fidelity;
 use super::compare::Comparison;
+use super::{Fidelity, Slot};
 
 /// How far all tensors of a role are from their sources.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,7 +21,7 @@ pub struct RoleFidelity {
     pub tensors: u64,
     /// Their weights.
     pub weights: u64,
-    /// Bytes they take in the bundle.
+    /// Bytes they take as they are stored.
     pub bytes: u64,
     /// Root of all squared errors over all squared weights.
     pub rmse: f64,
@@ -67,10 +68,9 @@ struct Sums {
 }
 
 impl Sums {
-    fn add(&mut self, unit: Unit, entry: &TensorEntry, errors: &QuantStats) {
+    fn add(&mut self, unit: Unit, bytes: u64, errors: &QuantStats) {
         self.tensors += 1;
-        // The encoding holds the shape: its matrix has just been read.
-        self.bytes += entry.byte_len().unwrap_or(0);
+        self.bytes += bytes;
         self.errors.merge(errors);
         let rmse = errors.relative_rmse();
         if self.worst.is_none_or(|(worst, _)| rmse > worst) {
@@ -87,7 +87,7 @@ impl Sums {
     }
 }
 
-/// Collects comparisons in the order of the bundle.
+/// Collects comparisons in the order of the original.
 #[derive(Default)]
 pub(super) struct Summary {
     tensors: u64,
@@ -99,24 +99,26 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    pub(super) fn add(&mut self, unit: Unit, entry: &TensorEntry, compared: &Comparison) {
+    pub(super) fn add(&mut self, weights: &Weights, slot: &Slot, compared: &Comparison) {
+        let Slot { unit, entry } = slot;
         let errors = &compared.errors;
-        let label = entry.encoding.label();
+        // The encoding holds the shape: its matrix has just been read.
+        let (label, bytes) = weights.stored_as(entry).unwrap_or_default();
         self.tensors += 1;
         self.weights += errors.weights;
         self.exact += u64::from(compared.is_exact());
-        if entry.encoding.float().is_none() {
+        if weights.is_coded(entry) {
             self.quantized.merge(errors);
         }
         let layer = (unit.layer(), entry.role, label.clone());
         self.layers
             .entry(layer)
             .or_default()
-            .add(unit, entry, errors);
+            .add(*unit, bytes, errors);
         self.roles
             .entry((entry.role, label))
             .or_default()
-            .add(unit, entry, errors);
+            .add(*unit, bytes, errors);
     }
 
     pub(super) fn finish(self, into: &mut Fidelity) {
@@ -125,12 +127,12 @@ impl Summary {
         into.roles = self
             .roles
             .into_iter()
-            .map(|((role, encoding), sums)| of_role(role, encoding, &sums))
+            .map(|((role, encoding), sums)| role_fidelity(role, encoding, &sums))
             .collect();
         into.worst = self
             .layers
             .into_iter()
-            .map(|(key, sums)| of_layer(key, &sums))
+            .map(|(key, sums)| layer_fidelity(key, &sums))
             .collect();
         // Stable: ties stay in the order of layers.
         into.worst
@@ -138,7 +140,7 @@ impl Summary {
     }
 }
 
-fn of_role(role: Role, encoding: String, sums: &Sums) -> RoleFidelity {
+fn role_fidelity(role: Role, encoding: String, sums: &Sums) -> RoleFidelity {
     RoleFidelity {
         role,
         encoding,
@@ -152,7 +154,10 @@ fn of_role(role: Role, encoding: String, sums: &Sums) -> RoleFidelity {
     }
 }
 
-fn of_layer((layer, role, encoding): (Option<u32>, Role, String), sums: &Sums) -> TensorFidelity {
+fn layer_fidelity(
+    (layer, role, encoding): (Option<u32>, Role, String),
+    sums: &Sums,
+) -> TensorFidelity {
     TensorFidelity {
         layer,
         role,

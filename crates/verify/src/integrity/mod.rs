@@ -35,6 +35,9 @@ pub struct Integrity {
     pub shards: u64,
     /// Everything that is wrong, in the order of files.
     pub findings: Vec<Finding>,
+    /// What tools and repositories leave beside a bundle: no part of it, and no damage.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<String>,
 }
 
 /// What one file was found to be.
@@ -196,6 +199,7 @@ fn conclude(
         result.findings.extend(findings);
     }
     result.findings.extend(found.findings);
+    result.beside = found.beside;
     result
 }
 

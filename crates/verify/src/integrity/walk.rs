@@ -19,6 +19,16 @@ pub(super) struct Found {
     pub(super) strange: BTreeSet<String>,
     /// One for everything that should not be there.
     pub(super) findings: Vec<Finding>,
+    /// What tools and repositories leave beside a bundle.
+    pub(super) beside: Vec<String>,
+}
+
+/// Whether something at the root of a bundle comes with every repository or from a tool: hidden files and
+/// folders, as `.git`, `.gitattributes`, `.cache` and `.DS_Store`, and a model card or licence.
+fn is_beside(path: &str) -> bool {
+    let root = !path.contains('/');
+    let stem = path.split('.').next().unwrap_or(path);
+    root && (path.starts_with('.') || matches!(stem, "README" | "LICENSE" | "LICENCE" | "NOTICE"))
 }
 
 /// Looks at every directory that a path of the manifest passes through; follows no link.
@@ -69,6 +79,10 @@ impl Named<'_> {
             kind if kind.is_file() => "a file",
             _ => "a device, pipe or socket",
         };
+        if is_beside(path) && !self.files.contains(path) && !kind.is_symlink() {
+            found.beside.push(path.to_owned());
+            return;
+        }
         let expected = match () {
             () if self.files.contains(path) || path == MANIFEST_FILE => "a file",
             () if self.folders.contains(path) => "a directory",

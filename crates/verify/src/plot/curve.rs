@@ -9,6 +9,8 @@ use crate::curve::Point;
 #[derive(Debug, Serialize)]
 pub(crate) struct Curve {
     chart: Chart,
+    /// What the horizontal axis shows.
+    axis: &'static str,
     points: Vec<Placed>,
     /// Lines along the best points, those of `beside` first.
     fronts: Vec<Front>,
@@ -43,6 +45,32 @@ struct Label {
     text: String,
 }
 
+/// What a curve's horizontal axis shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Axis {
+    /// Bits per weight.
+    BitsPerWeight,
+    /// Size of the weights on disk, in MiB.
+    Size,
+}
+
+impl Axis {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::BitsPerWeight => "bits per weight",
+            Self::Size => "MiB on disk",
+        }
+    }
+
+    /// Where a point lies on it; 0 where that is not known.
+    fn value(self, point: &Point) -> f64 {
+        match self {
+            Self::BitsPerWeight => point.bits_per_weight,
+            Self::Size => point.weight_bytes.unwrap_or(0) as f64 / f64::from(1 << 20),
+        }
+    }
+}
+
 const WIDTH: f64 = 1140.0;
 const HEIGHT: f64 = 460.0;
 /// Points beside the reports that are larger by more than so many bits per weight are left out: they
@@ -53,8 +81,13 @@ const CHARACTER: f64 = 6.3;
 const LINE: f64 = 13.0;
 
 /// `own` are the reports, `beside` what they are measured against. None without two points.
-pub(crate) fn curve(own: &[Point], beside: &[Point], floor: Option<f64>) -> Option<Curve> {
-    let drawable = |p: &&Point| p.kld_mean > 0.0 && p.bits_per_weight > 0.0;
+pub(crate) fn curve(
+    own: &[Point],
+    beside: &[Point],
+    floor: Option<f64>,
+    axis: Axis,
+) -> Option<Curve> {
+    let drawable = |p: &&Point| p.kld_mean > 0.0 && axis.value(p) > 0.0;
     let own: Vec<_> = own.iter().filter(drawable).collect();
     let largest = own
         .iter()
@@ -65,7 +98,7 @@ pub(crate) fn curve(own: &[Point], beside: &[Point], floor: Option<f64>) -> Opti
     if own.len() + beside.len() < 2 {
         return None;
     }
-    let axes = Axes::around(own.iter().chain(&beside).copied());
+    let axes = Axes::around(axis, own.iter().chain(&beside).copied());
     let mut points: Vec<_> = own.iter().map(|p| axes.place(p, true)).collect();
     points.extend(beside.iter().map(|p| axes.place(p, false)));
     let names = own.iter().chain(&beside).map(|p| p.name.as_str());
@@ -78,12 +111,13 @@ pub(crate) fn curve(own: &[Point], beside: &[Point], floor: Option<f64>) -> Opti
     let floor = floor
         .filter(|v| (axes.least..axes.most).contains(&v.log10()))
         .map(|v| Tick { at: axes.y(v), label: format!("noise floor {}", short(v)) });
-    Some(Curve { chart: axes.chart, points, fronts, floor })
+    Some(Curve { chart: axes.chart, axis: axis.name(), points, fronts, floor })
 }
 
 struct Axes {
     chart: Chart,
-    /// Bits at both sides.
+    axis: Axis,
+    /// Values of the horizontal axis at both sides.
     from: f64,
     to: f64,
     /// Decimal logarithms of the divergence at the bottom and the top.
@@ -92,8 +126,8 @@ struct Axes {
 }
 
 impl Axes {
-    fn around<'a>(points: impl Iterator<Item = &'a Point> + Clone) -> Self {
-        let bits = points.clone().map(|p| p.bits_per_weight);
+    fn around<'a>(axis: Axis, points: impl Iterator<Item = &'a Point> + Clone) -> Self {
+        let bits = points.clone().map(|p| axis.value(p));
         let klds = points.map(|p| p.kld_mean.log10());
         let low = |v: &mut dyn Iterator<Item = f64>| v.fold(f64::INFINITY, f64::min);
         let high = |v: &mut dyn Iterator<Item = f64>| v.fold(f64::NEG_INFINITY, f64::max);
@@ -103,7 +137,7 @@ impl Axes {
         let (left, top, right, bottom) = (64.0, 14.0, WIDTH - 20.0, HEIGHT - 44.0);
         let chart =
             Chart { width: WIDTH, height: HEIGHT, left, right, top, bottom, ..Chart::default() };
-        let mut axes = Self { chart, from: from - margin, to: to + margin, least, most };
+        let mut axes = Self { chart, axis, from: from - margin, to: to + margin, least, most };
         axes.ticks();
         axes
     }
@@ -140,20 +174,28 @@ impl Axes {
     }
 
     fn place(&self, point: &Point, own: bool) -> Placed {
-        let Point { name, bits_per_weight: bits, kld_mean: kld, kld_mean_se: se } = point;
+        let Point { name, bits_per_weight: bits, kld_mean: kld, kld_mean_se: se, .. } = point;
         let error = se.unwrap_or(0.0);
         let said = se.map_or(String::new(), |se| format!(" ± {}", short(se)));
         let title = format!("{name}: {}{said} nats at {bits:.3} bits per weight", short(*kld));
         let (high, low) = (self.y(kld + error), self.y(kld - error));
-        Placed { x: self.x(*bits), y: self.y(*kld), high, low, own, title, label: None }
+        Placed {
+            x: self.x(self.axis.value(point)),
+            y: self.y(*kld),
+            high,
+            low,
+            own,
+            title,
+            label: None,
+        }
     }
 
     /// A path through the points that no smaller one is as good as.
     fn front(&self, points: &[&Point]) -> String {
         let mut sorted = points.to_vec();
         sorted.sort_by(|a, b| {
-            let bits = a.bits_per_weight.total_cmp(&b.bits_per_weight);
-            bits.then(a.kld_mean.total_cmp(&b.kld_mean))
+            let size = self.axis.value(a).total_cmp(&self.axis.value(b));
+            size.then(a.kld_mean.total_cmp(&b.kld_mean))
         });
         let mut best = f64::INFINITY;
         let better = |p: &&&Point| {
@@ -163,7 +205,7 @@ impl Axes {
         };
         let front: Vec<_> = sorted.iter().filter(better).collect();
         let dot = |p: &&&Point| Dot {
-            x: self.x(p.bits_per_weight),
+            x: self.x(self.axis.value(p)),
             y: self.y(p.kld_mean),
             title: String::new(),
         };
@@ -242,20 +284,26 @@ mod tests {
     use super::*;
 
     fn point(bits_per_weight: f64, kld_mean: f64) -> Point {
-        Point { name: "q".to_owned(), bits_per_weight, kld_mean, kld_mean_se: Some(0.001) }
+        let name = "q".to_owned();
+        let weight_bytes = Some((bits_per_weight * 1e6) as u64);
+        Point { name, bits_per_weight, kld_mean, kld_mean_se: Some(0.001), weight_bytes }
     }
 
     #[test]
     fn one_point_is_no_curve() {
-        assert!(curve(&[point(4.0, 0.01)], &[], None).is_none());
-        assert!(curve(&[point(4.0, 0.01), point(3.0, 0.0)], &[], None).is_none());
-        assert!(curve(&[point(4.0, 0.01)], &[point(3.0, 0.1)], None).is_some());
+        assert!(curve(&[point(4.0, 0.01)], &[], None, Axis::BitsPerWeight).is_none());
+        assert!(
+            curve(&[point(4.0, 0.01), point(3.0, 0.0)], &[], None, Axis::BitsPerWeight).is_none()
+        );
+        assert!(
+            curve(&[point(4.0, 0.01)], &[point(3.0, 0.1)], None, Axis::BitsPerWeight).is_some()
+        );
     }
 
     #[test]
     fn the_line_leaves_out_what_a_smaller_one_beats() {
         let points = [point(2.0, 0.2), point(3.0, 0.3), point(4.0, 0.01)];
-        let drawn = curve(&points, &[], Some(0.05)).unwrap();
+        let drawn = curve(&points, &[], Some(0.05), Axis::BitsPerWeight).unwrap();
         assert_eq!(drawn.fronts.len(), 1);
         assert_eq!(drawn.fronts[0].path.matches('L').count(), 1);
         let [a, b, c] = &drawn.points[..] else { panic!() };
@@ -266,7 +314,7 @@ mod tests {
     #[test]
     fn much_larger_models_beside_are_left_out() {
         let beside = [point(3.0, 0.2), point(6.1, 0.001)];
-        let drawn = curve(&[point(4.0, 0.01)], &beside, None).unwrap();
+        let drawn = curve(&[point(4.0, 0.01)], &beside, None, Axis::BitsPerWeight).unwrap();
         assert_eq!(drawn.points.len(), 2);
         assert_eq!(decimal(5e-4), "5e-4");
     }
@@ -276,7 +324,7 @@ mod tests {
         let points: Vec<_> = (0..30)
             .map(|i| point(3.0 + f64::from(i) * 1e-3, 0.1))
             .collect();
-        let drawn = curve(&points, &[], None).unwrap();
+        let drawn = curve(&points, &[], None, Axis::BitsPerWeight).unwrap();
         let labels: Vec<_> = drawn
             .points
             .iter()

@@ -3,178 +3,314 @@
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use shardwright_format::Bundle;
-use shardwright_format::arch::{Arch, Inventory};
 use shardwright_format::bundle::read_manifest;
-use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights};
+use shardwright_format::manifest::Excerpt;
 use shardwright_format::pack::Packed;
 use shardwright_format::weights::Weights;
-use shardwright_runtime::RuntimeError;
-use shardwright_runtime::text::Tokenizer;
 
-use crate::divergence::{Windows, divergence};
-use crate::error::{Model, Result, VerifyError};
+use crate::divergence::{EvalWindows, Party, divergences};
+use crate::error::{Result, VerifyError};
 use crate::fidelity::{FidelityOptions, fidelity};
 use crate::finding::{Finding, Kind};
 use crate::integrity::{integrity, packed_integrity};
+use crate::ladder::{Ladder, Original};
 use crate::monitor::Monitor;
 use crate::overlap::{self, Text};
-use crate::report::{Report, TextRecord};
+use crate::report::{ModelSummary, Report, TextRecord};
+use crate::structure::Structure;
 use crate::thresholds::Thresholds;
+use crate::tokens;
+
+/// A model to be judged.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // a command has a few
+pub enum Candidate {
+    /// A bundle, by its directory or the file that it is packed in: it is opened when its bytes have been
+    /// checked.
+    Bundle(PathBuf),
+    /// Any other model, opened, and its path.
+    Model(PathBuf, Weights),
+}
+
+impl Candidate {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Bundle(path) | Self::Model(path, _) => path,
+        }
+    }
+}
 
 /// What to verify, and against what.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    /// The bundle's directory, or the file that it is packed in.
-    pub bundle: &'a Path,
-    /// The checkpoint that it was made from: for fidelity and divergence.
-    pub checkpoint: Option<&'a Path>,
-    /// How to read the checkpoint; the built-in table of its `model_type` when absent.
-    pub arch: Option<&'a Arch>,
+#[derive(Debug)]
+pub struct VerifyRequest<'a> {
+    /// The models to judge, at least one.
+    pub candidates: Vec<Candidate>,
+    /// What they are judged by, and its path: for fidelity and divergence.
+    pub original: Option<(PathBuf, Weights)>,
     /// A text to predict: for divergence.
     pub text: Option<&'a Path>,
     /// How the text is cut.
-    pub windows: Windows,
-    /// Limits to keep to.
+    pub windows: EvalWindows,
+    /// Limits that each candidate must keep to.
     pub thresholds: Thresholds,
-    /// Hash the checkpoint's weight files and compare with the manifest's record.
+    /// Hash the original's weight files and compare with a bundle's record of them.
     pub hash_checkpoint: bool,
+    /// Bundles may have been made from another form of the model than the original.
+    pub other_source: bool,
     /// Threads.
     pub threads: usize,
 }
 
-impl Request<'_> {
-    fn check(&self) -> Result<()> {
-        if self.text.is_some() && self.checkpoint.is_none() {
-            let message = "text: needs the checkpoint to compare predictions with";
-            return Err(VerifyError::Invalid(message.to_owned()));
+/// Checks each candidate's integrity; with an original, how far its values are; with a text too, its
+/// predictions. The original is read once for all candidates.
+///
+/// A bundle whose weights are damaged is not compared with anything: its report says so.
+///
+/// # Errors
+/// What prevents a check from running. What a check finds is in the reports.
+pub fn verify(mut request: VerifyRequest<'_>, monitor: &Monitor<'_>) -> Result<Ladder> {
+    let names = names(&request);
+    if request.text.is_some() && request.original.is_none() {
+        let message = "text: needs the checkpoint to compare predictions with";
+        return Err(VerifyError::Invalid(message.to_owned()));
+    }
+    request
+        .thresholds
+        .check(request.original.is_some(), request.text.is_some())?;
+    let text = request.text.map(Text::read).transpose()?;
+    for path in request.candidates.iter().map(Candidate::path) {
+        if let (Some(text), Ok(manifest)) = (&text, read_manifest(path)) {
+            overlap::refuse_same(text, manifest.calibration.as_ref())?;
         }
-        self.thresholds
-            .check(self.checkpoint.is_some(), self.text.is_some())
+    }
+    let mut judged = Vec::with_capacity(names.len());
+    for (candidate, name) in std::mem::take(&mut request.candidates)
+        .into_iter()
+        .zip(names)
+    {
+        judged.push(Judged::new(candidate, name, &request, text.as_ref(), monitor)?);
+    }
+    let mut ladder = Ladder::default();
+    if let Some((path, weights)) = request.original.take() {
+        let weights = excerpt(weights, &judged)?;
+        let census = weights.census()?;
+        ladder.original = Some(Original {
+            name: last(&path),
+            model: ModelSummary::new(&weights, &census),
+            bits_per_weight: Some(census.bits_per_weight()),
+        });
+        let party = Party { name: "original", weights: &weights };
+        ladder.text = compare(&request, party, text.as_ref(), &mut judged, monitor)?;
+    }
+    ladder.candidates = judged.into_iter().map(|j| j.report.conclude()).collect();
+    Ok(ladder)
+}
+
+/// A candidate and its report so far.
+struct Judged {
+    name: String,
+    report: Report,
+    /// None where it is not to be compared.
+    weights: Option<Weights>,
+}
+
+impl Judged {
+    /// Checks what can be checked of a candidate alone.
+    fn new(
+        candidate: Candidate,
+        name: String,
+        request: &VerifyRequest<'_>,
+        text: Option<&Text<'_>>,
+        monitor: &Monitor<'_>,
+    ) -> Result<Self> {
+        let report = Report::new(name.clone(), request.thresholds);
+        let (report, weights) = match candidate {
+            Candidate::Bundle(path) => bundle(report, &path, request, text, monitor),
+            Candidate::Model(_, weights) => model(report, weights, request, monitor),
+        }?;
+        Ok(Self { name, report, weights })
     }
 }
 
-/// Checks integrity; with a checkpoint, fidelity; with a text too, divergence.
-///
-/// A bundle whose weights are damaged is not compared with anything: the report says so.
-///
-/// # Errors
-/// What prevents a check from running. What a check finds is in the report.
-pub fn verify(request: &Request<'_>, monitor: &Monitor<'_>) -> Result<Report> {
-    request.check()?;
-    let dir = request.bundle;
-    if Packed::is_packed(dir) {
-        return packed(request, monitor);
+/// Checks a bundle's bytes; gives its weights where it is to be compared.
+fn bundle(
+    mut report: Report,
+    path: &Path,
+    request: &VerifyRequest<'_>,
+    text: Option<&Text<'_>>,
+    monitor: &Monitor<'_>,
+) -> Result<(Report, Option<Weights>)> {
+    if Packed::is_packed(path) {
+        return packed(report, path, request, monitor);
     }
-    let text = request.text.map(Text::read).transpose()?;
-    if let (Some(text), Ok(manifest)) = (&text, read_manifest(dir)) {
-        overlap::refuse_same(text, manifest.calibration.as_ref())?;
-    }
-    let integrity = integrity(dir, request.threads, monitor)?;
+    let integrity = integrity(path, request.threads, monitor)?;
     let readable = integrity.weights_hold();
-    let mut report = Report::new(name(dir), integrity, request.thresholds);
-    if report.integrity.manifest.is_some() {
-        let manifest = read_manifest(dir)?;
-        report.describe(&manifest);
-        overlap::record(&mut report, dir, &manifest, text.as_ref());
+    let damaged = integrity.manifest.is_none();
+    report.integrity = Some(integrity);
+    if !readable {
+        let note = "not compared with the checkpoint: the bundle is damaged";
+        report.notes.push(note.to_owned());
     }
-    match request.checkpoint {
-        Some(_) if !readable => {
-            report
-                .notes
-                .push("not compared with the checkpoint: the bundle is damaged".to_owned());
-        }
-        Some(checkpoint) => compare(request, checkpoint, text.as_ref(), &mut report, monitor)?,
-        None => {}
+    if damaged {
+        return Ok((report, None));
     }
-    Ok(report.conclude())
+    let manifest = read_manifest(path)?;
+    report.describe_bundle(&manifest);
+    if let Some(overlap) = overlap::look_up(path, &manifest, text) {
+        report.overlap(overlap);
+    }
+    let weights = readable.then(|| Bundle::open(path)).transpose()?;
+    Ok((report, weights.map(Weights::Bundle)))
 }
 
 /// Checks a bundle in the file that it is packed in.
-fn packed(request: &Request<'_>, monitor: &Monitor<'_>) -> Result<Report> {
-    if request.checkpoint.is_some() {
-        let path = request.bundle.display();
+fn packed(
+    mut report: Report,
+    path: &Path,
+    request: &VerifyRequest<'_>,
+    monitor: &Monitor<'_>,
+) -> Result<(Report, Option<Weights>)> {
+    if request.original.is_some() {
+        let path = path.display();
         let message =
             format!("{path}: expected a bundle to compare, found a packed one: unpack it");
         return Err(VerifyError::Invalid(message));
     }
-    let (manifest, integrity) = packed_integrity(request.bundle, monitor)?;
-    let mut report = Report::new(name(request.bundle), integrity, request.thresholds);
+    let (manifest, integrity) = packed_integrity(path, monitor)?;
+    report.integrity = Some(integrity);
     if let Some(manifest) = &manifest {
-        report.describe(manifest);
+        report.describe_bundle(manifest);
     }
-    Ok(report.conclude())
+    Ok((report, None))
 }
 
-fn compare(
-    request: &Request<'_>,
-    checkpoint: &Path,
-    text: Option<&Text>,
-    report: &mut Report,
+/// Checks a model that is no bundle.
+fn model(
+    mut report: Report,
+    weights: Weights,
+    request: &VerifyRequest<'_>,
     monitor: &Monitor<'_>,
-) -> Result<()> {
-    let bundle = Bundle::open(request.bundle)?;
-    let mut checkpoint = Checkpoint::open(checkpoint)?;
-    let mut inventory = Inventory::new(&checkpoint, request.arch)?;
-    if let Some(excerpt) = bundle.manifest().checkpoint.excerpt {
-        inventory = inventory.excerpt(&mut checkpoint, excerpt.first..excerpt.end)?;
+) -> Result<(Report, Option<Weights>)> {
+    let mut structure = Structure::new(&weights)?;
+    // With an original the comparison reads every weight.
+    if request.original.is_none() {
+        structure.read_all(&weights, request.threads, monitor)?;
     }
+    report.structure = Some(structure);
+    let census = weights.census()?;
+    report.describe(ModelSummary::new(&weights, &census), &census);
+    Ok((report, Some(weights)))
+}
+
+/// The layers of the original that the candidates have.
+fn excerpt(original: Weights, judged: &[Judged]) -> Result<Weights> {
+    let excerpt = |judged: &Judged| match judged.weights.as_ref()? {
+        Weights::Bundle(bundle) => Some(bundle.manifest().checkpoint.excerpt),
+        Weights::Checkpoint(_) | Weights::Overlay(_) => Some(None),
+    };
+    let mut excerpts = judged.iter().filter_map(excerpt);
+    let first = excerpts.next().flatten();
+    if excerpts.any(|other| other != first) {
+        let message = "candidates: expected all of the same layers, found excerpts that differ";
+        return Err(VerifyError::Invalid(message.to_owned()));
+    }
+    match (original, first) {
+        (Weights::Checkpoint(weights), Some(Excerpt { first, end, .. })) => {
+            Ok(Weights::Checkpoint(weights.excerpt(first..end)?))
+        }
+        (original, _) => Ok(original),
+    }
+}
+
+/// Compares the candidates that can be with the original.
+fn compare(
+    request: &VerifyRequest<'_>,
+    original: Party<'_>,
+    text: Option<&Text<'_>>,
+    judged: &mut [Judged],
+    monitor: &Monitor<'_>,
+) -> Result<Option<TextRecord>> {
     let options = FidelityOptions {
         max_rmse: request.thresholds.max_rmse,
         hash_checkpoint: request.hash_checkpoint,
+        other_source: request.other_source,
         threads: request.threads,
     };
-    report.fidelity = Some(fidelity(&bundle, &checkpoint, &inventory, &options, monitor)?);
-    let Some(text) = text else { return Ok(()) };
-    if bundle.manifest().model != inventory.spec {
-        report
-            .notes
-            .push("predictions not compared: the two are not the same model".to_owned());
-        return Ok(());
+    let sides = judged.iter_mut().filter_map(|judged| {
+        let Judged { name, report, weights } = judged;
+        Some((report, Party { name: name.as_str(), weights: weights.as_ref()? }))
+    });
+    let (reports, parties): (Vec<_>, Vec<_>) = sides.unzip();
+    let compared = fidelity(original, &parties, &options, monitor)?;
+    let mut predicting = Vec::new();
+    for ((report, party), fidelity) in reports.into_iter().zip(parties).zip(compared) {
+        let same_model = fidelity.by_role || party.weights.spec() == original.weights.spec();
+        report.fidelity = Some(fidelity);
+        if same_model {
+            predicting.push((report, party));
+        } else if text.is_some() {
+            let note = "predictions not compared: the two are not the same model";
+            report.notes.push(note.to_owned());
+        }
     }
-    let original = Weights::Checkpoint(CheckpointWeights::new(checkpoint, inventory));
-    let (tokens, record) = tokens(text, &original)?;
-    report.text = Some(record);
-    let candidate = Weights::Bundle(bundle);
-    let Request { windows, threads, .. } = *request;
-    match divergence(&original, &candidate, &tokens, windows, threads, monitor) {
-        Ok(divergence) => report.divergence = Some(divergence),
-        Err(e) => report.findings.push(failure(e)?),
-    }
-    Ok(())
-}
-
-/// A candidate that cannot predict is a finding, no obstacle.
-fn failure(error: VerifyError) -> Result<Finding> {
-    match error {
-        VerifyError::Runtime {
-            model: Model::Candidate,
-            source: source @ RuntimeError::NotFinite { .. },
-        } => Ok(Finding::new(Kind::NotFinite, source.to_string())),
-        error => Err(error),
+    match text {
+        Some(text) if !predicting.is_empty() => {
+            predict(request, original, text, predicting, monitor).map(Some)
+        }
+        _ => Ok(None),
     }
 }
 
-/// A text's tokens, by the original's tokenizer, without any that it puts around a text.
-fn tokens(text: &Text, original: &Weights) -> Result<(Vec<u32>, TextRecord)> {
-    let tokenizer =
-        Tokenizer::open(&original.tokenizer_path()).map_err(Model::Original.failed())?;
-    let tokens = tokenizer
-        .encode(&text.content, false)
-        .map_err(Model::Original.failed())?;
+/// Gives each report the divergence of its candidate.
+fn predict(
+    request: &VerifyRequest<'_>,
+    original: Party<'_>,
+    text: &Text<'_>,
+    predicting: Vec<(&mut Report, Party<'_>)>,
+    monitor: &Monitor<'_>,
+) -> Result<TextRecord> {
+    let (reports, parties): (Vec<_>, Vec<_>) = predicting.into_iter().unzip();
+    let read = tokens::read(text, &original, &parties, request.windows)?;
     let record = TextRecord {
-        name: name(text.path),
+        name: last(text.path),
         blake3: text.blake3,
         bytes: text.content.len() as u64,
-        tokens: tokens.len() as u64,
+        tokens: read.tokens.len() as u64,
     };
-    Ok((tokens, record))
+    let VerifyRequest { windows, threads, .. } = *request;
+    let found = divergences(original, &parties, &read.tokens, windows, threads, monitor)?;
+    for ((report, found), without) in reports.into_iter().zip(found).zip(read.without) {
+        report.text = Some(record.clone());
+        if without {
+            let note = "it has no tokenizer.json: the text's tokens are those of the original";
+            report.notes.push(note.to_owned());
+        }
+        match found {
+            Ok(divergence) => report.divergence = Some(divergence),
+            // A candidate that cannot predict is a finding, no obstacle.
+            Err(e) => report
+                .findings
+                .push(Finding::new(Kind::NotFinite, e.to_string())),
+        }
+    }
+    Ok(record)
+}
+
+/// What each candidate is called: the last part of its path, or all of it where another ends alike.
+fn names(request: &VerifyRequest<'_>) -> Vec<String> {
+    let paths: Vec<_> = request.candidates.iter().map(Candidate::path).collect();
+    let name = |path: &&Path| {
+        let alike = paths.iter().filter(|other| last(other) == last(path));
+        if alike.count() > 1 { path.display().to_string() } else { last(path) }
+    };
+    paths.iter().map(name).collect()
 }
 
 /// The last part of a path, or all of it.
-fn name(path: &Path) -> String {
+fn last(path: &Path) -> String {
     let last = path.file_name().unwrap_or(path.as_os_str());
     last.to_string_lossy().into_owned()
 }

@@ -7,33 +7,34 @@ use crate::report::Verdict;
 use shardwright_testing::fixture;
 use shardwright_testing::models::{Codes, FOUR_BITS, TestBundle};
 
-fn trained() -> std::path::PathBuf {
+fn trained() -> PathBuf {
     fixture("fixture-2m")
 }
 
-fn text() -> std::path::PathBuf {
+fn text() -> PathBuf {
     fixture("text/evaluation.txt")
 }
 
 fn request<'a>(
-    bundle: &'a TestBundle,
+    bundle: &TestBundle,
     text: Option<&'a Path>,
     thresholds: Thresholds,
-) -> Request<'a> {
-    Request {
-        bundle: bundle.root.path(),
-        checkpoint: Some(&bundle.checkpoint),
-        arch: None,
+) -> VerifyRequest<'a> {
+    VerifyRequest {
+        candidates: vec![Candidate::Bundle(bundle.root.path().to_owned())],
+        original: Some((bundle.checkpoint.clone(), Weights::open(&bundle.checkpoint).unwrap())),
         text,
-        windows: Windows { limit: Some(4), ..Windows::of(64) },
+        windows: EvalWindows { limit: Some(4), ..EvalWindows::new(64) },
         thresholds,
         hash_checkpoint: true,
+        other_source: false,
         threads: 2,
     }
 }
 
-fn run(request: &Request<'_>) -> Report {
-    verify(request, &Monitor::silent()).unwrap()
+fn run(request: VerifyRequest<'_>) -> Report {
+    let ladder = verify(request, &Monitor::silent()).unwrap();
+    ladder.candidates.into_iter().next().unwrap()
 }
 
 #[test]
@@ -42,7 +43,7 @@ fn a_sound_bundle_of_the_trained_fixture_holds() {
     let text = text();
     let limits =
         Thresholds { max_kld: Some(1.0), min_same_top: Some(0.5), ..Thresholds::default() };
-    let report = run(&request(&bundle, Some(&text), limits));
+    let report = run(request(&bundle, Some(&text), limits));
     assert_eq!((report.verdict, &report.findings[..]), (Verdict::Holds, &[][..]));
     let d = report.divergence.as_ref().unwrap();
     assert!(d.ppl_original > 1.0 && d.kld_mean > 0.0 && d.kld_mean < 0.5, "{d:?}");
@@ -97,7 +98,7 @@ fn a_limit_that_is_not_kept_is_found() {
     let text = text();
     let limits =
         Thresholds { max_kld: Some(1e-6), max_bits_per_weight: Some(2.0), ..Thresholds::default() };
-    let report = run(&request(&bundle, Some(&text), limits));
+    let report = run(request(&bundle, Some(&text), limits));
     assert_eq!(report.verdict, Verdict::Found);
     let [bits, kld] = &report.findings[..] else { panic!("{:?}", report.findings) };
     assert!(
@@ -117,12 +118,12 @@ fn a_limit_that_is_not_kept_is_found() {
 fn a_damaged_bundle_is_not_compared() {
     let bundle = TestBundle::new("qwen3_moe", FOUR_BITS);
     bundle.edit("dense-000.bin", |bytes| bytes[0] ^= 1);
-    let report = run(&request(&bundle, None, Thresholds::default()));
+    let report = run(request(&bundle, None, Thresholds::default()));
     assert_eq!((report.verdict, report.findings.len()), (Verdict::Found, 1));
     assert!(report.fidelity.is_none());
     assert_eq!(report.notes, ["not compared with the checkpoint: the bundle is damaged"]);
     bundle.edit(MANIFEST_FILE, |bytes| bytes.truncate(100));
-    let report = run(&request(&bundle, None, Thresholds::default()));
+    let report = run(request(&bundle, None, Thresholds::default()));
     assert_eq!((report.verdict, report.bundle.is_none()), (Verdict::Found, true));
     assert!(report.to_html(&[]).contains("1 finding<"));
 }
@@ -131,7 +132,7 @@ fn a_damaged_bundle_is_not_compared() {
 fn names_from_outside_are_escaped() {
     let bundle = TestBundle::new("llama2", FOUR_BITS);
     fs::write(bundle.path("<img src=x onerror=alert(1)>&\"'"), "").unwrap();
-    let page = run(&request(&bundle, None, Thresholds::default())).to_html(&[]);
+    let page = run(request(&bundle, None, Thresholds::default())).to_html(&[]);
     assert!(!page.contains("<img") && page.contains("&lt;img src"));
 }
 
@@ -149,15 +150,8 @@ fn weights_that_overflow_are_a_finding() {
         .filter(|f| f.path == "dense-000.bin")
         .for_each(|f| f.blake3 = blake3::hash(&bytes).into());
     bundle.rewrite(|_| ());
-    let report = run(&request(&bundle, None, Thresholds::default()));
+    let report = run(request(&bundle, None, Thresholds::default()));
     assert_eq!(report.verdict, Verdict::Found);
-    let found = failure(VerifyError::Runtime {
-        model: Model::Candidate,
-        source: RuntimeError::NotFinite { layer: 3, token: 4, channel: 5 },
-    });
-    let message = "layer 3: its output is not finite at token 4, channel 5";
-    assert_eq!(found.unwrap().to_string(), message);
-    assert!(failure(VerifyError::Cancelled).is_err());
 }
 
 #[test]
@@ -165,19 +159,19 @@ fn what_cannot_run_is_said() {
     let bundle = TestBundle::new("llama2", FOUR_BITS);
     let text = text();
     let without =
-        Request { checkpoint: None, ..request(&bundle, Some(&text), Thresholds::default()) };
+        VerifyRequest { original: None, ..request(&bundle, Some(&text), Thresholds::default()) };
     let error =
-        |request: &Request<'_>| verify(request, &Monitor::silent()).unwrap_err().to_string();
-    assert_eq!(error(&without), "text: needs the checkpoint to compare predictions with");
+        |request: VerifyRequest<'_>| verify(request, &Monitor::silent()).unwrap_err().to_string();
+    assert_eq!(error(without), "text: needs the checkpoint to compare predictions with");
     let limit = Thresholds { max_ppl_ratio: Some(1.1), ..Thresholds::default() };
     assert_eq!(
-        error(&request(&bundle, None, limit)),
+        error(request(&bundle, None, limit)),
         "max_ppl_ratio: needs a text to be measured with"
     );
-    let found = error(&request(&bundle, Some(&text), Thresholds::default()));
+    let found = error(request(&bundle, Some(&text), Thresholds::default()));
     assert!(found.starts_with("original: ") && found.contains("tokenizer.json"), "{found}");
-    let alone = Request { checkpoint: None, ..request(&bundle, None, Thresholds::default()) };
-    let report = run(&alone);
+    let alone = VerifyRequest { original: None, ..request(&bundle, None, Thresholds::default()) };
+    let report = run(alone);
     assert_eq!((report.verdict, report.fidelity.is_none()), (Verdict::Holds, true));
     report.to_html(&[]);
 }
@@ -200,11 +194,11 @@ fn the_calibration_text_is_no_evaluation() {
     let content = fs::read_to_string(&path).unwrap();
     calibrated(&bundle, &content);
     let same = request(&bundle, Some(&path), Thresholds::default());
-    let error = verify(&same, &Monitor::silent()).unwrap_err().to_string();
+    let error = verify(same, &Monitor::silent()).unwrap_err().to_string();
     let expected = "evaluation.txt: expected a text that the bundle was not calibrated with, found its \
                     calibration text: it would be judged on what it was fitted to";
     assert!(error.ends_with(expected), "{error}");
-    assert_eq!(run(&request(&bundle, None, Thresholds::default())).verdict, Verdict::Holds);
+    assert_eq!(run(request(&bundle, None, Thresholds::default())).verdict, Verdict::Holds);
 }
 
 #[test]
@@ -214,7 +208,7 @@ fn lines_of_the_calibration_text_are_a_warning() {
     let content = fs::read_to_string(&path).unwrap();
     let half = &content[..content.floor_char_boundary(content.len() / 2)];
     calibrated(&bundle, half);
-    let report = run(&request(&bundle, Some(&path), Thresholds::default()));
+    let report = run(request(&bundle, Some(&path), Thresholds::default()));
     assert_eq!(report.verdict, Verdict::Holds);
     let record = report.calibration.as_ref().unwrap();
     let shared = record.shared_lines.unwrap();
@@ -228,7 +222,7 @@ fn lines_of_the_calibration_text_are_a_warning() {
     assert!(warning.starts_with(&expected), "{warning}");
     assert!(report.to_string().contains("====== Warnings ======"));
     calibrated(&bundle, "nothing that the evaluation text has in any of its lines\n");
-    let report = run(&request(&bundle, Some(&path), Thresholds::default()));
+    let report = run(request(&bundle, Some(&path), Thresholds::default()));
     assert!(report.warnings.iter().all(|w| w.kind != Kind::Overlap), "{:?}", report.warnings);
 }
 
@@ -240,7 +234,7 @@ fn what_the_conversion_says_of_its_calibration_is_shown() {
         "layers": [{"layer": 0, "relative_output_error": 0.0123}], "later": 1}}"#;
     fs::write(bundle.path("report.json"), told).unwrap();
     calibrated(&bundle, "a text");
-    let report = run(&request(&bundle, None, Thresholds::default()));
+    let report = run(request(&bundle, None, Thresholds::default()));
     let told = report
         .calibration
         .as_ref()
@@ -254,6 +248,6 @@ fn what_the_conversion_says_of_its_calibration_is_shown() {
         assert!(page.contains(part), "{part}");
     }
     fs::write(bundle.path("report.json"), r#"{"calibration": 7}"#).unwrap();
-    let report = run(&request(&bundle, None, Thresholds::default()));
+    let report = run(request(&bundle, None, Thresholds::default()));
     assert!(report.calibration.unwrap().conversion.is_none());
 }

@@ -99,7 +99,7 @@ fn places_are_those_that_llama_saw() {
     let original = Weights::Checkpoint(CheckpointWeights::new(checkpoint, inventory));
     let text = fixture("text/evaluation.txt");
     let string = std::fs::read_to_string(&text).unwrap();
-    let corpus = Corpus::new(original, (&text, &string), 96, 32).unwrap();
+    let corpus = Corpus::new(original.into(), (&text, &string), 96, 32).unwrap();
     let seen = observe(&corpus, Keep::Diagonal, 2, &AtomicBool::new(false), &|_| {}).unwrap();
     for (place, moments) in mapped("gguf").observed {
         if place.expert.is_some() {

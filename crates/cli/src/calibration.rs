@@ -1,15 +1,15 @@
 //! What codes are chosen by: a text, or statistics of an earlier one.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use shardwright_convert::Calibration;
 use shardwright_convert::calibrate::{Corpus, SavedStatistics};
-use shardwright_format::checkpoint::CheckpointWeights;
 use shardwright_format::io::read_required;
 use shardwright_format::manifest;
 use shardwright_format::weights::Weights;
 
-use crate::args::{ArchArgs, CalibrationArgs, CalibrationTextArgs};
+use crate::args::{CalibrationArgs, CalibrationTextArgs};
 use crate::failure::Failure;
 
 /// Largest text that is read: a calibration takes a few megabytes.
@@ -43,35 +43,33 @@ impl Opened {
     }
 }
 
-/// Opens what the options name, for the checkpoint at `path`.
+/// Opens what the options name, for the checkpoint `source`.
 ///
 /// # Errors
 /// A text shorter than a window, statistics of another model, files that cannot be read.
-pub fn open(path: &Path, arch: &ArchArgs, args: &CalibrationArgs) -> Result<Opened, Failure> {
+pub fn open(source: &Arc<Weights>, args: &CalibrationArgs) -> Result<Opened, Failure> {
     match (&args.calibrate, &args.statistics) {
-        (Some(text), _) => Ok(Opened::Text(Box::new(corpus(path, arch, text, args.text)?))),
+        (Some(text), _) => Ok(Opened::Text(Box::new(corpus(source, text, args.text)?))),
         (None, Some(file)) => {
-            let (_, inventory) = super::open_checkpoint(path, arch)?;
-            let statistics = SavedStatistics::read(file, &inventory.spec)?;
-            statistics.check(file, &inventory)?;
+            let statistics = SavedStatistics::read(file, source.spec())?;
+            if let Some(weights) = source.checkpoint() {
+                statistics.check(file, weights.inventory())?;
+            }
             Ok(Opened::Statistics(Box::new(statistics)))
         }
         (None, None) => Ok(Opened::None),
     }
 }
 
-/// The text's first windows and the checkpoint at `path`.
+/// The text's first windows, to go through `source`.
 ///
 /// # Errors
 /// As [`open`].
 pub fn corpus(
-    path: &Path,
-    arch: &ArchArgs,
+    source: &Arc<Weights>,
     text: &Path,
     args: CalibrationTextArgs,
 ) -> Result<Corpus, Failure> {
-    let (checkpoint, inventory) = super::open_checkpoint(path, arch)?;
-    let original = Weights::Checkpoint(CheckpointWeights::new(checkpoint, inventory));
     let bytes = read_required(text, TEXT_LIMIT)?;
     let string = String::from_utf8(bytes);
     let string = string
@@ -82,5 +80,5 @@ pub fn corpus(
             "--calibration-tokens: expected at least {window}, one window, found {limit}"
         )));
     }
-    Ok(Corpus::new(original, (text, &string), limit, window)?)
+    Ok(Corpus::new(Arc::clone(source), (text, &string), limit, window)?)
 }

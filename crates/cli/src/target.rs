@@ -6,12 +6,11 @@ use shardwright_convert::allocate::{Allocation, Palette, Target};
 use shardwright_convert::calibrate::Corpus;
 use shardwright_convert::{PlanOptions, Recipe};
 use shardwright_format::FormatError;
-use shardwright_format::arch::Inventory;
-use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::checkpoint::CheckpointWeights;
 
-use super::convert;
 use crate::args::{EncodingsArg, TargetArgs};
 use crate::failure::Failure;
+use crate::inputs;
 use crate::output::Output;
 use crate::progress::{Count, Stage};
 use crate::signal;
@@ -29,14 +28,15 @@ pub fn wanted(args: &TargetArgs) -> Option<Target> {
 pub fn recipe(
     target: Target,
     args: &TargetArgs,
-    (checkpoint, inventory): (&Checkpoint, &Inventory),
+    model: &CheckpointWeights,
     corpus: &Corpus,
     options: &PlanOptions,
     output: Output,
 ) -> Result<Recipe, Failure> {
     if let Some(path) = &args.save_recipe {
-        super::check_parent(path)?;
+        inputs::check_parent(path)?;
     }
+    let (checkpoint, inventory) = (model.checkpoint(), model.inventory());
     let cancel = signal::stop_flag()?;
     let windows = args.probe_tokens.div_ceil(corpus.window) * corpus.window;
     let palette = match args.encodings {
@@ -56,7 +56,7 @@ pub fn recipe(
     let layers = inventory.spec.layers.len() as u64;
     let stage = Stage::new(output, "probing", Count::Of("layers"));
     let found = allocation.recipe(target, &|done| stage.set(u64::from(done), layers));
-    found.map_err(convert::failure)
+    Ok(found?)
 }
 
 /// Writes a recipe to a file of its own.

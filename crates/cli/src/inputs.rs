@@ -1,0 +1,114 @@
+//! Models that a command is given: a bundle, a checkpoint's directory or a GGUF file, opened once.
+
+use std::path::{Path, PathBuf};
+
+use shardwright_format::arch::{Arch, Inventory};
+use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights};
+use shardwright_format::io::{CONFIG_LIMIT, read_required};
+use shardwright_format::pack::Packed;
+use shardwright_format::weights::Weights;
+use shardwright_format::{Bundle, FormatError};
+use shardwright_verify::Candidate;
+
+use crate::args::ArchArgs;
+use crate::failure::Failure;
+
+/// A file that every bundle has and no other model.
+const SHARDS: &str = "dense-000.bin";
+
+/// Opens any model.
+///
+/// # Errors
+/// A path that is no model, or a damaged one.
+pub fn model(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
+    check_model(path)?;
+    if Bundle::is_bundle(path) {
+        return Ok(Weights::Bundle(Bundle::open(path)?));
+    }
+    Ok(Weights::Checkpoint(checkpoint(path, arch)?))
+}
+
+/// Opens a model that is no bundle and finds out what its tensors are for.
+///
+/// # Errors
+/// A path that is no sound checkpoint of a known architecture.
+pub fn checkpoint(path: &Path, arch: &ArchArgs) -> Result<CheckpointWeights, Failure> {
+    check_checkpoint(path)?;
+    let table = arch.arch.as_deref().map(read_arch).transpose()?;
+    let checkpoint = Checkpoint::open(path)?;
+    let inventory = Inventory::new(&checkpoint, table.as_ref())?;
+    Ok(CheckpointWeights::new(checkpoint, inventory))
+}
+
+/// Models to judge, packed bundles too. A bundle is opened when its bytes have been checked: a damaged one is a finding.
+///
+/// # Errors
+/// As [`model`].
+pub fn candidates(paths: &[PathBuf], arch: &ArchArgs) -> Result<Vec<Candidate>, Failure> {
+    let open = |path: &PathBuf| {
+        check_model(path)?;
+        if Bundle::is_bundle(path) || Packed::is_packed(path) {
+            return Ok(Candidate::Bundle(path.clone()));
+        }
+        let weights = Weights::Checkpoint(checkpoint(path, arch)?);
+        Ok(Candidate::Model(path.clone(), weights))
+    };
+    paths.iter().map(open).collect()
+}
+
+/// # Errors
+/// A path that cannot be a checkpoint's.
+pub fn check_checkpoint(path: &Path) -> Result<(), Failure> {
+    check_model(path)?;
+    if Bundle::is_bundle(path) {
+        let message = format!("{}: expected a checkpoint, found a bundle", path.display());
+        return Err(Failure::new(message));
+    }
+    Ok(())
+}
+
+fn read_arch(path: &Path) -> Result<Arch, Failure> {
+    let json = read_required(path, CONFIG_LIMIT)?;
+    let json = String::from_utf8(json).map_err(|e| FormatError::file(path, e.to_string()))?;
+    Ok(Arch::parse(path, &json)?)
+}
+
+/// Refuses a file to write where it cannot be, before the work that leads to it.
+///
+/// # Errors
+/// A directory that does not exist.
+pub fn check_parent(path: &Path) -> Result<(), Failure> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => check_directory(parent),
+        _ => Ok(()),
+    }
+}
+
+/// # Errors
+/// A path that is neither a directory nor a file, in plainer words than the file inside it that would be
+/// missed.
+fn check_model(path: &Path) -> Result<(), Failure> {
+    let unfinished = !Bundle::is_bundle(path) && path.join(SHARDS).is_file();
+    if !unfinished && (path.is_file() || path.is_dir()) {
+        return Ok(());
+    }
+    let message = match path.symlink_metadata() {
+        _ if unfinished => "is not a bundle: it has no manifest.json",
+        Ok(found) if found.is_symlink() => "is a link to nothing",
+        Ok(_) => "is neither a file nor a directory",
+        Err(_) if path.extension().is_some() => "there is no such file",
+        Err(_) => "there is no such directory",
+    };
+    Err(Failure::new(format!("{}: {message}", path.display())))
+}
+
+/// # Errors
+/// A path that is no directory.
+pub fn check_directory(path: &Path) -> Result<(), Failure> {
+    let message = match path.is_dir() {
+        true => return Ok(()),
+        false if path.exists() => "is not a directory",
+        false => "there is no such directory",
+    };
+    Err(Failure::new(format!("{}: {message}", path.display())))
+}

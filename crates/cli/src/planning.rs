@@ -1,0 +1,54 @@
+//! The plan that a conversion's options ask for.
+
+use std::sync::Arc;
+
+use shardwright_convert::{Plan, PlanOptions};
+use shardwright_format::FormatError;
+use shardwright_format::weights::Weights;
+
+use crate::args::PlanArgs;
+use crate::calibration::{self, Opened};
+use crate::failure::Failure;
+use crate::inputs;
+use crate::output::Output;
+use crate::{recipe, target};
+
+/// A model and what would become of it.
+pub struct Planned {
+    /// The checkpoint.
+    pub source: Arc<Weights>,
+    pub plan: Plan,
+    pub calibration: Opened,
+}
+
+/// Makes the plan that the options ask for.
+///
+/// # Errors
+/// A checkpoint or recipe that is refused.
+pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
+    let mut weights = inputs::checkpoint(&args.checkpoint, &args.arch)?;
+    if let Some(layers) = &args.layers {
+        weights = weights.excerpt(layers.clone())?;
+    }
+    let source = Arc::new(Weights::Checkpoint(weights));
+    let calibration = calibration::open(&source, &args.calibration)?;
+    let no_checkpoint = || FormatError::file(&args.checkpoint, "is no checkpoint");
+    let weights = source.checkpoint().ok_or_else(no_checkpoint)?;
+    let (checkpoint, inventory) = (weights.checkpoint(), weights.inventory());
+    let options = PlanOptions {
+        alignment: args.align,
+        threads: args.threads.count(),
+        calibration: calibration.record(),
+    };
+    let recipe = match (target::wanted(&args.target), &calibration) {
+        (Some(target), Opened::Text(corpus)) => {
+            target::recipe(target, &args.target, weights, corpus, &options, output)?
+        }
+        _ => recipe::choose(&args.recipe, &inventory.spec)?,
+    };
+    if let Some(path) = &args.target.save_recipe {
+        target::save(path, &recipe)?;
+    }
+    let plan = Plan::new(checkpoint, inventory, &recipe, &options)?;
+    Ok(Planned { source, plan, calibration })
+}

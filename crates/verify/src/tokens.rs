@@ -1,0 +1,108 @@
+//! One text as the tokens that all models of a comparison predict.
+
+use std::fs;
+use std::path::PathBuf;
+
+use shardwright_runtime::text::Tokenizer;
+
+use crate::divergence::{EvalWindows, Party};
+use crate::error::{Result, VerifyError};
+use crate::overlap::Text;
+
+/// The text's tokens, without any that a tokenizer puts around a text; and, of each candidate, whether it
+/// has no tokenizer of its own.
+pub(crate) struct Tokens {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) without: Vec<bool>,
+}
+
+/// Reads the text with the original's tokenizer, or the first candidate's that has one.
+///
+/// # Errors
+/// Tokenizers that differ in a piece or in what they make of the text that is used; none at all.
+pub(crate) fn read(
+    text: &Text<'_>,
+    original: &Party<'_>,
+    candidates: &[Party<'_>],
+    windows: EvalWindows,
+) -> Result<Tokens> {
+    let all = std::iter::once(original).chain(candidates);
+    let reference = all.clone().find(|party| path(party).is_file());
+    let reference = reference.unwrap_or(original);
+    let tokenizer = open(reference)?;
+    let encode = |tokenizer: &Tokenizer, party: &Party<'_>| {
+        let tokens = tokenizer.encode(&text.content, false);
+        tokens.map_err(VerifyError::of_model(party.name))
+    };
+    let tokens = encode(&tokenizer, reference)?;
+    let used = windows.count(tokens.len())? * windows.window;
+    for party in candidates {
+        if !path(party).is_file() || same_file(party, reference) {
+            continue;
+        }
+        let other = open(party)?;
+        same_pieces((&tokenizer, reference.name), (&other, party.name))?;
+        let found = encode(&other, party)?;
+        same_tokens(&tokens[..used], &found, (reference.name, party.name))?;
+    }
+    let without = candidates
+        .iter()
+        .map(|party| !path(party).is_file())
+        .collect();
+    Ok(Tokens { tokens, without })
+}
+
+fn path(party: &Party<'_>) -> PathBuf {
+    party.weights.tokenizer_path()
+}
+
+fn open(party: &Party<'_>) -> Result<Tokenizer> {
+    Tokenizer::open(&path(party)).map_err(VerifyError::of_model(party.name))
+}
+
+fn same_file(a: &Party<'_>, b: &Party<'_>) -> bool {
+    match (fs::read(path(a)), fs::read(path(b))) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    }
+}
+
+/// # Errors
+/// Names the sizes, or the first token that stands for another piece.
+fn same_pieces((a, a_name): (&Tokenizer, &str), (b, b_name): (&Tokenizer, &str)) -> Result<()> {
+    let unlike = |what: String| Err(VerifyError::Invalid(format!("tokenizers differ: {what}")));
+    let (ours, theirs) = (a.vocab_size(), b.vocab_size());
+    let pieces = |tokenizer: &Tokenizer, id| {
+        tokenizer
+            .piece(id)
+            .map_or("nothing".to_owned(), |p| format!("{p:?}"))
+    };
+    let different = (0..ours.max(theirs) as u32).find(|&id| a.piece(id) != b.piece(id));
+    let first = different.map_or(String::new(), |id| {
+        format!("token {id} is {} in {a_name}, {} in {b_name}", pieces(a, id), pieces(b, id))
+    });
+    match () {
+        () if ours != theirs => {
+            let comma = if first.is_empty() { "" } else { "; " };
+            unlike(format!("{ours} tokens in {a_name}, {theirs} in {b_name}{comma}{first}"))
+        }
+        () if different.is_some() => unlike(first),
+        () => Ok(()),
+    }
+}
+
+/// # Errors
+/// Names the first position at which the two make other tokens of the text.
+fn same_tokens(used: &[u32], found: &[u32], (a, b): (&str, &str)) -> Result<()> {
+    let at = used
+        .iter()
+        .zip(found)
+        .position(|(x, y)| x != y)
+        .or_else(|| (found.len() < used.len()).then_some(found.len()));
+    let Some(at) = at else { return Ok(()) };
+    let theirs = found
+        .get(at)
+        .map_or("the end".to_owned(), ToString::to_string);
+    let what = format!("at position {at} of the text {a} has token {}, {b} {theirs}", used[at]);
+    Err(VerifyError::Invalid(format!("tokenizers differ: {what}")))
+}
