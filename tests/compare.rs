@@ -54,7 +54,7 @@ fn reports_side_by_side() {
     let verify = "verify q4 --against ckpt --text text.txt --windows 1 --quiet";
     scratch.ok(&format!("{verify} --html own.html --beside q2.json --beside peers.jsonl"));
     let html = fs::read_to_string(scratch.path("own.html")).unwrap();
-    assert!(html.contains("Divergence against size") && html.contains("a peer"));
+    assert!(html.contains("Divergence against bits per weight") && html.contains("a peer"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 /// Characters of one value that are shown; of longer ones the start, and how much is left out.
-const MOST: usize = 500;
+const MOST: usize = 2000;
 
 /// A value that may come from a stranger's file, fit for a line of a report: control characters, marks of
 /// writing direction and line separators escaped, what is too long cut.
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn what_is_too_long_is_cut() {
-        let long = "é".repeat(700);
+        let long = "é".repeat(2200);
         let cut = shown(&long);
         assert!(cut.starts_with("éé") && cut.ends_with("é… (200 characters more)"), "{cut}");
         assert!(matches!(shown(&long[..1000]), Cow::Borrowed(_)));
