@@ -4,6 +4,7 @@
 //! serves all of them: it is written over sixteen lanes (`kernel::Simd`), and a [`Backend`] says
 //! which registers hold the lanes.
 
+mod attention;
 mod dot;
 pub mod encoding;
 mod feedback;
@@ -16,6 +17,7 @@ mod pack;
 mod quantize;
 mod trellis;
 
+pub use attention::{Attention, attend};
 pub use dot::{axpy, dot};
 pub use encoding::{Affine, Encoding, EncodingError, Float, Parts, Trellis};
 pub use feedback::Feedback;

@@ -217,7 +217,7 @@ impl Sizes {
         let mut sizes = Self {
             reserved: options.reserved,
             state: state(spec, options.context, 1),
-            scratch: scratch(spec, options.context, 1) + buffer(embedding_row),
+            scratch: scratch(spec, 1) + buffer(embedding_row),
             chunks: chunks(spec, options),
             tied: spec.tie_word_embeddings,
             embedding: buffer(embedding.len),
@@ -390,19 +390,18 @@ fn state(spec: &ModelSpec, context: usize, chunk: usize) -> u64 {
 }
 
 /// Activations: everything per token, its copies with group sums and in the basis of trellis codes,
-/// logits and their sorted copy, attention scores of every position.
-fn scratch(spec: &ModelSpec, context: usize, chunk: usize) -> u64 {
+/// logits and their sorted copy.
+fn scratch(spec: &ModelSpec, chunk: usize) -> u64 {
     let vocab = u64::from(spec.vocab_size);
     let tokens = block::buffer_len(spec).saturating_mul(3 * chunk as u64);
-    4 * (tokens.saturating_add(6 * vocab + 64 * context as u64))
+    4 * tokens.saturating_add(6 * vocab)
 }
 
 /// What computing more tokens than one together takes: as many as `options` allows, then half of
 /// them, and so on.
 fn chunks(spec: &ModelSpec, options: &Options) -> Vec<Chunk> {
     let context = options.context;
-    let bytes =
-        |tokens| scratch(spec, context, tokens).saturating_add(state(spec, context, tokens));
+    let bytes = |tokens| scratch(spec, tokens).saturating_add(state(spec, context, tokens));
     let most = options.chunk.min(context).max(1);
     let halves = std::iter::successors(Some(most), |tokens| Some(tokens / 2));
     halves

@@ -3,11 +3,11 @@
 use rayon::prelude::*;
 use shardwright_format::Role;
 use shardwright_format::model::{AttentionSpec, QkNorm, TemperatureSpec};
-use shardwright_quant::{Backend, Matrix, axpy, dot};
+use shardwright_quant::{Attention, Backend, Matrix, attend};
 
 use super::capture::InputSite;
 use super::kv::KvCache;
-use super::ops::{add_bias, rms_norm, rms_norm_in_place, scale, sigmoid, softmax};
+use super::ops::{add_bias, rms_norm, rms_norm_in_place, scale, sigmoid};
 use super::rope::Rotation;
 use super::{Batch, Layer, Work};
 use crate::error::Result;
@@ -200,32 +200,26 @@ impl Attend<'_> {
             .zip(out.par_chunks_mut(group))
             .enumerate()
             .with_min_len(1 + WORK_PER_TASK / cost)
-            .for_each_init(Vec::new, |scores, (i, (q, out))| {
-                self.one_group(i, q, out, scores);
-            });
+            .for_each(|(i, (q, out))| self.one_group(i, q, out));
     }
 
     /// The heads of one row that share keys and values: group `index` of all rows' groups.
-    fn one_group(&self, index: usize, q: &[f32], out: &mut [f32], scores: &mut Vec<f32>) {
+    fn one_group(&self, index: usize, q: &[f32], out: &mut [f32]) {
         let (dim, kv_heads) = (self.spec.head_dim as usize, self.spec.kv_heads as usize);
         let (position, kv_head) = (self.first + index / kv_heads, index % kv_heads);
-        let scale = self.spec.softmax_scale.unwrap_or(1.0 / (dim as f32).sqrt());
+        let (keys, heads) = (self.cache.keys(), q.len() / dim);
+        let attention = Attention {
+            q,
+            heads,
+            keys: &keys.rows()[kv_head * dim..],
+            values: &self.cache.values().rows()[kv_head * dim..],
+            stride: keys.width(),
+            capacity: keys.capacity(),
+            scale: self.spec.softmax_scale.unwrap_or(1.0 / (dim as f32).sqrt()),
+            sinks: self.sinks.map(|sinks| &sinks[kv_head * heads..]),
+        };
         let seen = first_seen(self.spec, position)..position + 1;
-        let range = kv_head * dim..(kv_head + 1) * dim;
-        let sinks = self.sinks.map(|sinks| &sinks[kv_head * q.len() / dim..]);
-        let heads = q.chunks_exact(dim).zip(out.chunks_exact_mut(dim));
-        for (head, (q, out)) in heads.enumerate() {
-            scores.clear();
-            let keys = seen.clone().map(|p| self.cache.key(p, range.clone()));
-            scores.extend(keys.map(|key| dot(self.backend, q, key) * scale));
-            // A sink takes its share of the probability and gives nothing: it has no value below.
-            scores.extend(sinks.map(|sinks| sinks[head]));
-            softmax(scores);
-            out.fill(0.0);
-            for (p, score) in seen.clone().zip(scores.iter()) {
-                axpy(self.backend, *score, self.cache.value(p, range.clone()), out);
-            }
-        }
+        attend(self.backend, attention, seen, out);
     }
 }
 

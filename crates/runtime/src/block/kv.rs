@@ -1,7 +1,5 @@
 //! What attention keeps of the positions seen so far.
 
-use std::ops::Range;
-
 /// Rows of values by position: each overwrites the one `capacity` before it.
 #[derive(Debug)]
 pub struct Ring {
@@ -30,10 +28,19 @@ impl Ring {
         }
     }
 
-    /// `range` of the values at a position.
-    pub fn at(&self, position: usize, range: Range<usize>) -> &[f32] {
-        let start = position % self.capacity * self.width;
-        &self.values[start + range.start..start + range.end]
+    /// All rows; that of a position is row `position % capacity`.
+    pub fn rows(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Values per row.
+    pub const fn width(&self) -> usize {
+        self.width
+    }
+
+    /// How many rows there are.
+    pub const fn capacity(&self) -> usize {
+        self.capacity
     }
 }
 
@@ -61,13 +68,13 @@ impl KvCache {
         self.values.push(first, values);
     }
 
-    /// `range` of the keys at a position.
-    pub fn key(&self, position: usize, range: Range<usize>) -> &[f32] {
-        self.keys.at(position, range)
+    /// Keys by position.
+    pub const fn keys(&self) -> &Ring {
+        &self.keys
     }
 
-    /// `range` of the values at a position.
-    pub fn value(&self, position: usize, range: Range<usize>) -> &[f32] {
-        self.values.at(position, range)
+    /// Values by position.
+    pub const fn values(&self) -> &Ring {
+        &self.values
     }
 }

@@ -5,11 +5,11 @@
 use rayon::prelude::*;
 use shardwright_format::Role;
 use shardwright_format::model::LatentSpec;
-use shardwright_quant::{Backend, Matrix, axpy, dot};
+use shardwright_quant::{Attention, Backend, Matrix, attend, axpy, dot};
 
 use super::capture::InputSite;
 use super::kv::Ring;
-use super::ops::{add_bias, join_heads, rms_norm, rms_norm_in_place, softmax};
+use super::ops::{add_bias, join_heads, rms_norm, rms_norm_in_place};
 use super::rope::Rotation;
 use super::{Batch, Layer, Work};
 use crate::error::Result;
@@ -221,7 +221,6 @@ struct Head {
     query: Vec<f32>,
     /// `[latent]`.
     mixed: Vec<f32>,
-    scores: Vec<f32>,
 }
 
 impl Attend<'_> {
@@ -271,16 +270,19 @@ impl Attend<'_> {
 
     /// The mix of all latents up to `position`, as the softmax of their scores weighs them.
     fn mix_latents(&self, position: usize, head: &mut Head) {
-        let (s, cache) = (self.s, self.cache);
-        let score = |p| dot(self.backend, &head.query, cache.at(p, 0..s.kept()));
-        head.scores.clear();
-        let scores = (0..=position).map(|p| score(p) * self.spec.softmax_scale);
-        head.scores.extend(scores);
-        softmax(&mut head.scores);
-        head.mixed.clear();
-        head.mixed.resize(s.latent, 0.0);
-        for (p, score) in head.scores.iter().enumerate() {
-            axpy(self.backend, *score, cache.at(p, 0..s.latent), &mut head.mixed);
-        }
+        let rows = self.cache.rows();
+        let attention = Attention {
+            q: &head.query,
+            heads: 1,
+            // A row is both: the key is all of it, the value the latent that it begins with.
+            keys: rows,
+            values: rows,
+            stride: self.cache.width(),
+            capacity: self.cache.capacity(),
+            scale: self.spec.softmax_scale,
+            sinks: None,
+        };
+        head.mixed.resize(self.s.latent, 0.0);
+        attend(self.backend, attention, 0..position + 1, &mut head.mixed);
     }
 }

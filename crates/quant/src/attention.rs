@@ -1,0 +1,336 @@
+//! Attention of one position over the keys and values that are kept of those before it.
+
+use std::ops::Range;
+
+use crate::float::padded;
+use crate::kernel::{Backend, Kernel, LANES, Simd};
+
+/// Positions whose scores become weights together.
+const BLOCK: usize = 2 * LANES;
+
+/// Scores of a block, then its weights.
+type Block = [[f32; LANES]; 2];
+
+/// Heads of one position that share keys and values.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Queries, `[heads, key_dim]`.
+    pub q: &'a [f32],
+    /// How many heads.
+    pub heads: usize,
+    /// Rows of keys, `stride` values apart: that of position `p` is row `p % capacity`.
+    pub keys: &'a [f32],
+    /// Rows of values, likewise.
+    pub values: &'a [f32],
+    /// From one row to the next.
+    pub stride: usize,
+    /// Rows.
+    pub capacity: usize,
+    /// What scores are multiplied with.
+    pub scale: f32,
+    /// Per head one more score, of no value.
+    pub sinks: Option<&'a [f32]>,
+}
+
+/// `out = softmax(scale · q · keysᵀ) · values` over `positions`, `[heads, value_dim]`.
+///
+/// Positions are taken in blocks of 32 from the first. A block's scores are dot products as
+/// [`dot`](fn@crate::dot) gives them; its weights are exponentials of the scores less the highest so
+/// far, to 2e-7 of their value; they are added as sixteen lanes, and their values in the order of the
+/// positions. What was added before fades when a higher score comes. So the result depends on the
+/// query and the positions alone.
+///
+/// # Panics
+/// When the shapes do not fit.
+pub fn attend(
+    backend: Backend,
+    attention: Attention<'_>,
+    positions: Range<usize>,
+    out: &mut [f32],
+) {
+    let heads = attention.heads;
+    assert!(attention.q.len().is_multiple_of(heads) && out.len().is_multiple_of(heads));
+    backend.run(Attend { a: attention, positions, out });
+}
+
+struct Attend<'a> {
+    a: Attention<'a>,
+    positions: Range<usize>,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { a, positions, out } = self;
+        let width = out.len() / a.heads;
+        let mut first = 0;
+        for out in out.chunks_mut(4 * width) {
+            // Up to four heads share the loads of keys and values.
+            match out.len() / width {
+                1 => some_heads::<S, 1>(s, &a, first, positions.clone(), out),
+                2 => some_heads::<S, 2>(s, &a, first, positions.clone(), out),
+                3 => some_heads::<S, 3>(s, &a, first, positions.clone(), out),
+                _ => some_heads::<S, 4>(s, &a, first, positions.clone(), out),
+            }
+            first += 4;
+        }
+    }
+}
+
+/// Heads `first..first + H`.
+#[inline(always)]
+fn some_heads<S: Simd, const H: usize>(
+    s: S,
+    a: &Attention<'_>,
+    first: usize,
+    positions: Range<usize>,
+    out: &mut [f32],
+) {
+    let (dim, width) = (a.q.len() / a.heads, out.len() / H);
+    let q: [&[f32]; H] = std::array::from_fn(|h| &a.q[(first + h) * dim..][..dim]);
+    out.fill(0.0);
+    // A sink has been seen before all positions: a score of weight 1 that added nothing.
+    let sink = |h: usize| a.sinks.map(|sinks| sinks[first + h]);
+    let mut highest: [f32; H] = std::array::from_fn(|h| sink(h).unwrap_or(f32::NEG_INFINITY));
+    let mut sum: [f32; H] = std::array::from_fn(|h| if sink(h).is_some() { 1.0 } else { 0.0 });
+    let mut weights: [Block; H] = [[[0.0; LANES]; 2]; H];
+    let mut rows = [0; BLOCK];
+    for start in positions.clone().step_by(BLOCK) {
+        let count = BLOCK.min(positions.end - start);
+        for (row, position) in rows[..count].iter_mut().zip(start..) {
+            *row = position % a.capacity * a.stride;
+        }
+        scores(s, a, q, &rows[..count], &mut weights);
+        for h in 0..H {
+            let out = &mut out[h * width..(h + 1) * width];
+            let scores = weights[h].as_flattened().iter();
+            let top = scores.copied().fold(highest[h], f32::max);
+            if top > highest[h] {
+                let mut fade = [0.0; LANES];
+                s.store(exp(s, s.splat(highest[h] - top)), &mut fade);
+                sum[h] *= fade[0];
+                for out in out {
+                    *out *= fade[0];
+                }
+                highest[h] = top;
+            }
+            let [low, high] = &mut weights[h];
+            let top = s.splat(top);
+            let a = exp(s, s.sub(s.load(low), top));
+            let b = exp(s, s.sub(s.load(high), top));
+            s.store(a, low);
+            s.store(b, high);
+            sum[h] += s.sum(s.add(a, b));
+        }
+        mix(s, a, &weights, &rows[..count], out);
+    }
+    for (out, sum) in out.chunks_exact_mut(width).zip(sum) {
+        let scale = 1.0 / sum;
+        for out in out {
+            *out *= scale;
+        }
+    }
+}
+
+/// Scores of the keys in `rows`; minus infinity, whose weight is 0, behind them.
+#[inline(always)]
+fn scores<S: Simd, const H: usize>(
+    s: S,
+    a: &Attention<'_>,
+    q: [&[f32]; H],
+    rows: &[usize],
+    out: &mut [Block; H],
+) {
+    let dim = q[0].len();
+    for out in out.iter_mut() {
+        out.as_flattened_mut()[rows.len()..].fill(f32::NEG_INFINITY);
+    }
+    let q = q.map(|q| q.as_chunks::<LANES>());
+    for (i, row) in rows.iter().enumerate() {
+        let (key, rest) = a.keys[*row..*row + dim].as_chunks::<LANES>();
+        let mut acc = [s.splat(0.0); H];
+        for (at, key) in key.iter().enumerate() {
+            let key = s.load(key);
+            for h in 0..H {
+                acc[h] = s.mul_add(s.load(&q[h].0[at]), key, acc[h]);
+            }
+        }
+        if !rest.is_empty() {
+            let key = s.load(&padded(rest));
+            for h in 0..H {
+                acc[h] = s.mul_add(s.load(&padded(q[h].1)), key, acc[h]);
+            }
+        }
+        for h in 0..H {
+            out[h][i / LANES][i % LANES] = s.sum(acc[h]) * a.scale;
+        }
+    }
+}
+
+/// `out += weights · values` for the values in `rows`, sixteen columns at a time.
+#[inline(always)]
+fn mix<S: Simd, const H: usize>(
+    s: S,
+    a: &Attention<'_>,
+    weights: &[Block; H],
+    rows: &[usize],
+    out: &mut [f32],
+) {
+    let width = out.len() / H;
+    for col in (0..width).step_by(LANES) {
+        let count = LANES.min(width - col);
+        let own = |h: usize| h * width + col..h * width + col + count;
+        let mut acc: [S::F; H] = std::array::from_fn(|h| s.load(&line(&out[own(h)])));
+        for (i, row) in rows.iter().enumerate() {
+            let value = s.load(&line(&a.values[*row + col..*row + col + count]));
+            for h in 0..H {
+                acc[h] = s.mul_add(s.splat(weights[h][i / LANES][i % LANES]), value, acc[h]);
+            }
+        }
+        for h in 0..H {
+            let mut line = [0.0; LANES];
+            s.store(acc[h], &mut line);
+            out[own(h)].copy_from_slice(&line[..count]);
+        }
+    }
+}
+
+/// Up to sixteen values, zeros behind them.
+#[inline(always)]
+fn line(values: &[f32]) -> [f32; LANES] {
+    match values.first_chunk() {
+        Some(line) => *line,
+        None => padded(values),
+    }
+}
+
+/// `e^x` for `x` of at most 0, to 2e-7 of its value; 0 below -87.
+///
+/// With `n` the integer next to `x / ln 2`, `e^x = 2^n · e^r` for an `r` of at most `ln 2 / 2`: the
+/// polynomial for `e^r` is that of Cephes' `expf`.
+#[inline(always)]
+fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    const POLYNOMIAL: [f32; 6] =
+        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
+    // Added to it, a number is rounded to an integer, whose low bits are those of n + 127.
+    const ROUND: f32 = 12_582_912.0 + 127.0;
+    let shifted = s.mul_add(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND));
+    let n = s.sub(shifted, s.splat(ROUND));
+    let r = s.mul_add(n, s.splat(-LN_2_HIGH), x);
+    let r = s.mul_add(n, s.splat(-LN_2_LOW), r);
+    let mut p = s.splat(POLYNOMIAL[0]);
+    for c in &POLYNOMIAL[1..] {
+        p = s.mul_add(p, r, s.splat(*c));
+    }
+    let p = s.add(s.mul_add(s.mul(p, r), r, r), s.splat(1.0));
+    let mut power = [0.0; LANES];
+    s.store(shifted, &mut power);
+    let power = power.map(|shifted| f32::from_bits(shifted.to_bits() << 23));
+    let value = s.mul(p, s.load(&power));
+    s.select_less(x, s.splat(-87.0), s.splat(0.0), value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Exp([f32; LANES]);
+
+    impl Kernel for Exp {
+        type Output = [f32; LANES];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [f32; LANES] {
+            let mut out = [0.0; LANES];
+            s.store(exp(s, s.load(&self.0)), &mut out);
+            out
+        }
+    }
+
+    #[test]
+    fn exponentials_are_as_close_as_stated_on_every_backend() {
+        let mut worst = 0.0f64;
+        for i in 0..200_000 {
+            let x: [f32; LANES] =
+                std::array::from_fn(|lane| -87.0 * (i * LANES + lane) as f32 / 3_200_000.0);
+            let expected = Backend::Scalar.run(Exp(x));
+            for backend in Backend::available() {
+                assert_eq!(backend.run(Exp(x)), expected, "{backend:?}");
+            }
+            for (x, found) in x.iter().zip(expected) {
+                let exact = f64::from(*x).exp();
+                worst = worst.max((f64::from(found) / exact - 1.0).abs());
+            }
+        }
+        assert!(worst < 2e-7, "{worst:e}");
+        let ends = Backend::Scalar.run(Exp([f32::NEG_INFINITY; LANES]));
+        assert_eq!((ends[0], Backend::Scalar.run(Exp([0.0; LANES]))[0]), (0.0, 1.0));
+    }
+
+    /// Numbers between -2 and 2.
+    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 22) as f32 - 2.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// As the definition of attention reads, in f64.
+    fn reference(a: &Attention<'_>, positions: Range<usize>, width: usize) -> Vec<f64> {
+        let dim = a.q.len() / a.heads;
+        let mut out = Vec::new();
+        for (h, q) in a.q.chunks_exact(dim).enumerate() {
+            let row = |p: usize| p % a.capacity * a.stride;
+            let score = |p: usize| {
+                let products = q.iter().zip(&a.keys[row(p)..]);
+                products
+                    .map(|(q, k)| f64::from(*q) * f64::from(*k))
+                    .sum::<f64>()
+                    * f64::from(a.scale)
+            };
+            let weights: Vec<f64> = positions.clone().map(|p| score(p).exp()).collect();
+            let sink = a.sinks.map_or(0.0, |sinks| f64::from(sinks[h]).exp());
+            let sum = weights.iter().sum::<f64>() + sink;
+            out.extend((0..width).map(|col| {
+                let values = positions.clone().map(|p| f64::from(a.values[row(p) + col]));
+                values.zip(&weights).map(|(v, w)| v * w).sum::<f64>() / sum
+            }));
+        }
+        out
+    }
+
+    #[test]
+    fn attention_is_what_its_formula_says_on_every_backend() {
+        for (heads, dim, width, count) in
+            [(1, 16, 16, 1), (3, 64, 64, 100), (4, 20, 9, 33), (7, 48, 32, 64), (9, 8, 8, 31)]
+        {
+            let (capacity, stride) = (70, dim.max(width) + 5);
+            let [keys, values] = [1, 2].map(|seed| numbers(capacity * stride, seed));
+            let (q, sinks) = (numbers(heads * dim, 3), numbers(heads, 4));
+            for sinks in [None, Some(&sinks[..])] {
+                let (keys, values) = (&keys[..], &values[..]);
+                let a =
+                    Attention { q: &q, heads, keys, values, stride, capacity, scale: 0.3, sinks };
+                let positions = 5..5 + count.min(capacity);
+                let expected = reference(&a, positions.clone(), width);
+                let mut scalar = vec![f32::NAN; heads * width];
+                attend(Backend::Scalar, a, positions.clone(), &mut scalar);
+                for (found, expected) in scalar.iter().zip(&expected) {
+                    assert!((f64::from(*found) - expected).abs() < 3e-6, "{heads} heads of {dim}");
+                }
+                for backend in Backend::available() {
+                    let mut found = vec![f32::NAN; heads * width];
+                    attend(backend, a, positions.clone(), &mut found);
+                    assert_eq!(found, scalar, "{backend:?}: {heads} heads of {dim}");
+                }
+            }
+        }
+    }
+}
