@@ -62,7 +62,9 @@ pub fn check_checkpoint(path: &Path) -> Result<(), Failure> {
     check_model(path)?;
     if Bundle::is_bundle(path) {
         let message = format!("{}: expected a checkpoint, found a bundle", path.display());
-        return Err(Failure::new(message));
+        let why =
+            "codes that were quantized once would lose more: take the model that it was made from";
+        return Err(Failure::new(message).help(why));
     }
     Ok(())
 }
