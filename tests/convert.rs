@@ -103,7 +103,7 @@ fn no_trace_of_time_or_place_is_in_a_bundle() {
 
 /// Goes layer by layer: what is stopped in one has not begun the next, however fast its threads are.
 const CALIBRATED: &str =
-    "--calibrate ckpt/README.md --calibration-window 16 --calibration-tokens 16";
+    "--calibrate ckpt/tokenizer_config.json --calibration-window 16 --calibration-tokens 16";
 
 /// Stops conversions after some shards, and again on the way back, and lets `--resume` finish: the
 /// bytes are those of a run that nothing stopped.

@@ -17,5 +17,6 @@ mod parts;
 mod reader;
 mod run;
 mod skeletons;
+mod strangers;
 mod tidy;
 mod verify;

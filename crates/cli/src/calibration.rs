@@ -6,8 +6,8 @@ use std::sync::Arc;
 use shardwright_convert::Calibration;
 use shardwright_convert::calibrate::{Corpus, SavedStatistics};
 use shardwright_format::io::read_required;
-use shardwright_format::manifest;
 use shardwright_format::weights::Weights;
+use shardwright_format::{manifest, prose};
 
 use crate::args::{CalibrationArgs, CalibrationTextArgs};
 use crate::failure::Failure;
@@ -71,9 +71,10 @@ pub fn corpus(
     args: CalibrationTextArgs,
 ) -> Result<Corpus, Failure> {
     let bytes = read_required(text, TEXT_LIMIT)?;
-    let string = String::from_utf8(bytes);
-    let string = string
-        .map_err(|e| Failure::new(format!("{}: expected text in UTF-8: {e}", text.display())))?;
+    let string = prose::decode(text, bytes)?;
+    if let Some(note) = prose::note(&string) {
+        eprintln!("note: {}: {note}", text.display());
+    }
     let (limit, window) = (args.calibration_tokens, args.calibration_window as usize);
     if limit < window {
         return Err(Failure::new(format!(

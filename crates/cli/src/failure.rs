@@ -61,7 +61,29 @@ impl Failure {
 /// A line per failure, whatever a library or a stranger's file put into its message: line ends
 /// become spaces, and what could steer a terminal is escaped.
 fn one_line(message: &str) -> String {
-    shown(&message.replace('\n', " ")).into_owned()
+    shortened(&shown(&message.replace('\n', " ")))
+}
+
+/// Longest run of characters without a space, and longest message, that are shown whole.
+const MOST: [usize; 2] = [400, 6000];
+
+/// A message whose quotations of the input keep a readable length: long words and then the whole
+/// keep their beginning and their end.
+fn shortened(line: &str) -> String {
+    let words: Vec<_> = line.split(' ').map(|word| cut(word, MOST[0])).collect();
+    cut(&words.join(" "), MOST[1])
+}
+
+/// `text`, or its beginning and end with the count of what is between.
+fn cut(text: &str, most: usize) -> String {
+    let count = text.chars().count();
+    if count <= most {
+        return text.to_owned();
+    }
+    let (start, end) = (most / 2, most / 4);
+    let first: String = text.chars().take(start).collect();
+    let last: String = text.chars().skip(count - end).collect();
+    format!("{first}… ({} characters) …{last}", count - start - end)
 }
 
 impl<E: std::error::Error + 'static> From<E> for Failure {

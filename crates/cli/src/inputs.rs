@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use shardwright_format::arch::{Arch, Inventory};
-use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights};
+use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights, is_repository, resolve};
 use shardwright_format::io::{CONFIG_LIMIT, read_required};
 use shardwright_format::pack::Packed;
 use shardwright_format::weights::Weights;
@@ -90,8 +90,9 @@ pub fn check_parent(path: &Path) -> Result<(), Failure> {
 /// A path that is neither a directory nor a file, in plainer words than the file inside it that would be
 /// missed.
 fn check_model(path: &Path) -> Result<(), Failure> {
+    let found = &resolve(path);
     let unfinished = !Bundle::is_bundle(path) && path.join(SHARDS).is_file();
-    if !unfinished && (path.is_file() || path.is_dir()) {
+    if !unfinished && (found.is_file() || found.is_dir()) {
         return Ok(());
     }
     let message = match path.symlink_metadata() {
@@ -101,7 +102,13 @@ fn check_model(path: &Path) -> Result<(), Failure> {
         Err(_) if path.extension().is_some() => "there is no such file",
         Err(_) => "there is no such directory",
     };
-    Err(Failure::new(format!("{}: {message}", path.display())))
+    let failure = Failure::new(format!("{}: {message}", path.display()));
+    Err(match path.to_str().filter(|_| is_repository(path) && !path.exists()) {
+        Some(name) => failure.help(format!(
+            "nor is it a model in the Hugging Face cache; `hf download {name}` would fetch one of this name"
+        )),
+        None => failure,
+    })
 }
 
 /// # Errors

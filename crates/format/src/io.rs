@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::checkpoint::wrong::lfs_pointer;
 use crate::error::{FormatError, Result};
 
 /// Alignment that direct I/O wants of addresses, offsets and lengths.
@@ -32,7 +33,11 @@ pub fn read_required(path: &Path, limit: u64) -> Result<Vec<u8>> {
             format!("expected at most {limit} bytes, found {found}"),
         ));
     }
-    std::fs::read(path).map_err(|e| FormatError::io(path, e))
+    let bytes = std::fs::read(path).map_err(|e| FormatError::io(path, e))?;
+    match lfs_pointer(&bytes, metadata.len()) {
+        Some(detail) => Err(FormatError::file(path, detail)),
+        None => Ok(bytes),
+    }
 }
 
 /// As [`read_required`]; `None` where there is no such file.

@@ -12,6 +12,7 @@ pub mod layout;
 pub mod manifest;
 pub mod model;
 pub mod pack;
+pub mod prose;
 pub mod report;
 pub mod role;
 mod shapes;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use shardwright_format::io::{INDEX_LIMIT, read_required};
 use shardwright_format::manifest::{Calibration, Hash, REPORT_FILE, SharedLines};
 use shardwright_format::report::CalibrationReport;
-use shardwright_format::{FormatError, Manifest};
+use shardwright_format::{FormatError, Manifest, prose};
 
 use crate::error::Result;
 use crate::finding::{Finding, Kind};
@@ -24,7 +24,8 @@ impl<'a> Text<'a> {
     /// # Errors
     /// What is no readable text.
     pub(crate) fn read(path: &'a Path) -> Result<Self> {
-        let content = fs::read_to_string(path).map_err(|e| FormatError::io(path, e))?;
+        let bytes = fs::read(path).map_err(|e| FormatError::io(path, e))?;
+        let content = prose::decode(path, bytes)?;
         let blake3 = blake3::hash(content.as_bytes()).into();
         Ok(Self { path, content, blake3 })
     }

@@ -149,6 +149,9 @@ pub fn notes(plan: &Plan, out: &mut String) {
         let count = format!("{tensors} tensors, {parameters} parameters, {}", bytes::disk(l.bytes));
         note(format!("left out: {}: {count}: {}", l.role, l.reason), 1, 0);
     }
+    for line in &plan.notes {
+        note(format!("note: {line}"), 1, 0);
+    }
     for s in &plan.skipped {
         note(format!("left out: file {}: {}", s.path, s.reason), 1, 0);
     }

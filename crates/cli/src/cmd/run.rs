@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
+use shardwright_format::prose;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::plan::PROGRAM_BYTES;
 use shardwright_runtime::text::{Sampler, Sampling, TextStream, Tokenizer};
@@ -41,6 +42,8 @@ struct Report {
     decode: Phase,
     memory: Memory,
     direct_io: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 /// Why generation ended.
@@ -49,6 +52,8 @@ struct Report {
 enum Stop {
     /// The tokens that were asked for are there.
     Tokens,
+    /// There is no more room in `--context`.
+    Context,
     /// The model ended its text.
     EndOfText,
     /// The user, or the reader of standard output, went away.
@@ -90,8 +95,15 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
     let sampler = sampler(args)?;
     let weights = inputs::model(&args.model, &args.arch)?;
     let tokenizer = Tokenizer::open(&weights.tokenizer_path())?;
-    let prompt = tokenizer.encode(&prompt_text(args)?, true)?;
+    let text = prompt_text(args)?;
+    let prompt = tokenizer.encode(&text, true)?;
     let options = options(args, &prompt)?;
+    let notes = notes(&weights, &text, &prompt, args.tokens);
+    if !output.quiet && !output.json {
+        for note in &notes {
+            eprintln!("note: {note}");
+        }
+    }
     check_fits(&weights, &options)?;
     let runtime = Runtime::open(weights, &options).map_err(|e| explain(&e))?;
     let mut session = Session {
@@ -107,7 +119,8 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
     let open_seconds = started.elapsed().as_secs_f64();
     let prompt_phase = session.timed(|s| s.read_prompt(&prompt))?.1;
     let (stopped, decode) = session.timed(|s| s.generate(args))?;
-    let report = session.report(&prompt, stopped, open_seconds, prompt_phase, decode);
+    let mut report = session.report(&prompt, stopped, open_seconds, prompt_phase, decode);
+    report.notes = notes;
     finish(&report, output)?;
     let stopped = stop.load(Ordering::Relaxed);
     Ok(if stopped { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
@@ -116,12 +129,40 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
 fn prompt_text(args: &RunArgs) -> Result<String, Failure> {
     let Some(path) = &args.prompt_file else { return Ok(args.prompt.clone().unwrap_or_default()) };
     let named = |e: std::io::Error| Failure::new(format!("{}: {e}", path.display()));
+    let mut bytes = Vec::new();
     if path == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(named)?;
-        return Ok(text);
+        std::io::stdin().read_to_end(&mut bytes).map_err(named)?;
+    } else {
+        bytes = std::fs::read(path).map_err(named)?;
     }
-    std::fs::read_to_string(path).map_err(named)
+    Ok(prose::decode(path, bytes)?)
+}
+
+/// What may surprise in a prompt for a model, a line each.
+fn notes(weights: &Weights, text: &str, prompt: &[u32], tokens: usize) -> Vec<String> {
+    let mut notes = match weights {
+        Weights::Checkpoint(opened) => opened.checkpoint().notes().to_vec(),
+        _ => Vec::new(),
+    };
+    let spec = weights.spec();
+    let bos = spec
+        .bos_token_id
+        .filter(|bos| prompt.starts_with(&[*bos, *bos]));
+    if bos.is_some() {
+        notes.push(
+            "the prompt begins with two BOS tokens: the tokenizer adds one, leave out the typed one"
+                .to_owned(),
+        );
+    }
+    let (longest, wanted) = (spec.max_position_embeddings as usize, prompt.len() + tokens);
+    if wanted > longest {
+        notes.push(format!(
+            "prompt and new tokens reach {wanted} positions; the model knows {longest} \
+             (max_position_embeddings)"
+        ));
+    }
+    notes.extend(prose::note(text).map(|note| format!("the prompt: {note}")));
+    notes
 }
 
 /// What a thread takes of its stack and of the allocator, generously.
@@ -236,6 +277,10 @@ impl Session<'_> {
             .context
             .map_or(usize::MAX, |c| c - self.runtime.position() + 1);
         let wanted = args.tokens.min(room);
+        if wanted == 0 {
+            // The prompt was read for its logits alone.
+            self.tokens.clear();
+        }
         while let Some(&token) = self.tokens.last() {
             if self.tokens.len() > wanted {
                 break;
@@ -257,7 +302,7 @@ impl Session<'_> {
             self.step(&[token])?;
         }
         self.flush()?;
-        Ok(Stop::Tokens)
+        Ok(if wanted < args.tokens { Stop::Context } else { Stop::Tokens })
     }
 
     /// What the tokenizer held back because it may not be whole.
@@ -299,6 +344,7 @@ impl Session<'_> {
                 peak_bytes: process::peak_memory(),
             },
             direct_io: self.runtime.weights().is_direct(),
+            notes: Vec::new(),
         }
     }
 }

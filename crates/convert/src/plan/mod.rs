@@ -100,6 +100,9 @@ pub struct Plan {
     pub left_out: Vec<LeftOut>,
     /// Files of the checkpoint that are not in the bundle.
     pub skipped: Vec<SkippedFile>,
+    /// What is odd about the checkpoint: a line each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Every file of the bundle, the manifest last.
     pub files: Vec<PlannedFile>,
     /// Sizes.
@@ -181,6 +184,7 @@ impl Plan {
             left_out,
             repacked: resolution.repacked,
             skipped,
+            notes: notes(checkpoint, &copies),
             files: Vec::new(),
             summary: Summary::default(),
             cost: Cost::default(),
@@ -320,6 +324,24 @@ fn skeleton(
         dense: Vec::new(),
         experts: Vec::new(),
     })
+}
+
+/// What a user should know of the checkpoint before and after its conversion.
+fn notes(checkpoint: &Checkpoint, copies: &[FileEntry]) -> Vec<String> {
+    let mut notes = checkpoint.notes().to_vec();
+    let copied = |name: &str| copies.iter().any(|copy| copy.path == name);
+    if !copied("tokenizer.json") {
+        let others = ["tokenizer.model", "tiktoken.model", "spiece.model"];
+        let other = others.into_iter().find(|name| copied(name));
+        let what = other.map_or("no tokenizer.json".to_owned(), |name| {
+            format!("no tokenizer.json, only {name}")
+        });
+        notes.push(format!(
+            "{what}: the bundle runs no text until it has one (transformers makes it: \
+             AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR))"
+        ));
+    }
+    notes
 }
 
 /// Files copied as they are, and those left out: names that the bundle needs for its own files

@@ -134,8 +134,11 @@ impl<'a> Config<'a> {
         value: Option<&Value>,
         range: RangeInclusive<u32>,
     ) -> Result<u32> {
+        // Some tools write whole numbers as floats.
+        let whole = |n: &f64| n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(n);
+        let float = |value: &Value| value.as_f64().filter(whole).map(|n| n as u64);
         let number = value
-            .and_then(Value::as_u64)
+            .and_then(|value| value.as_u64().or_else(|| float(value)))
             .and_then(|n| u32::try_from(n).ok());
         number.filter(|n| range.contains(n)).ok_or_else(|| {
             let expected = format!("a whole number from {} to {}", range.start(), range.end());

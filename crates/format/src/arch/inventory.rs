@@ -154,7 +154,11 @@ impl<'a> Matching<'a> {
         let table = &self.arch.table;
         let (pattern, _) = split(&table.plain(name));
         let target = pattern.and_then(|pattern| table.targets.get(&pattern));
-        let Some(Target::Ignored(reason)) = target else { return false };
+        let reason = match target {
+            Some(Target::Ignored(reason)) => reason,
+            None if is_buffer(name) => "a buffer that every program computes for itself",
+            _ => return false,
+        };
         self.ignore(name, None, reason);
         true
     }
@@ -290,6 +294,18 @@ impl<'a> Matching<'a> {
         }
     }
 
+    /// A head that is stored in place of the embedding it is tied to is the embedding.
+    fn take_lone_head(&mut self) -> Result<()> {
+        let lone = !self
+            .claims
+            .contains_key(&(Unit::Embedding, Role::EmbedTokens));
+        let Some(head) = self.tied_head.take_if(|_| lone) else { return Ok(()) };
+        self.ignored.retain(|ignored| ignored.tensor != head);
+        let info = &self.checkpoint.tensors()[&head];
+        let taken = self.claim(&head, info, Unit::Embedding, Role::EmbedTokens);
+        taken.map_err(|detail| self.refused(&head, info, detail))
+    }
+
     /// A head that is stored beside the embedding it is tied to must be that embedding: one that
     /// differs would be the head in use, were it not for the config.
     fn check_tied_head(&self) -> Result<()> {
@@ -297,10 +313,8 @@ impl<'a> Matching<'a> {
         let (Some(head), Some(embedding)) = (&self.tied_head, embedding) else { return Ok(()) };
         let embedding = embedding.view().tensor;
         let tensors = self.checkpoint.tensors();
-        if self
-            .checkpoint
-            .same_bytes(&tensors[head], &tensors[&embedding])?
-        {
+        let (a, b) = (&tensors[head], &tensors[&embedding]);
+        if self.checkpoint.same_bytes(a, b)? || self.checkpoint.same_floats(a, b)? {
             return Ok(());
         }
         let detail = format!(
@@ -312,6 +326,7 @@ impl<'a> Matching<'a> {
 
     /// Gives each unit its tensors.
     fn finish(mut self) -> Result<Inventory> {
+        self.take_lone_head()?;
         self.check_tied_head()?;
         let mut units = BTreeMap::new();
         let mut experts: BTreeMap<u32, Vec<SourceTensor>> = BTreeMap::new();
@@ -374,7 +389,14 @@ impl<'a> Matching<'a> {
         } else {
             names.join(" or ")
         };
-        let detail = format!("{role} of {unit} {dims:?}: expected tensor {names}, found none");
+        let head = match role {
+            Role::LmHead => {
+                "; if the head is the embedding, set tie_word_embeddings to true in config.json, else the checkpoint is incomplete"
+            }
+            _ => "",
+        };
+        let detail =
+            format!("{role} of {unit} {dims:?}: expected tensor {names}, found none{head}");
         FormatError::file(self.checkpoint.root(), detail)
     }
 }
@@ -403,6 +425,26 @@ impl Claim {
         let TensorShape { role, rows, cols } = self.shape;
         SourceTensor { role, rows, cols, view }
     }
+}
+
+/// Whether a name without a row of its own ends as those of buffers do, which older versions of
+/// transformers saved: positions, masks, and the tables of rotary embeddings.
+fn is_buffer(name: &str) -> bool {
+    let ends = [
+        "position_ids",
+        "attention_mask",
+        "causal_mask",
+        "attn.bias",
+        "attn.masked_bias",
+        "inv_freq",
+        "cos_cached",
+        "sin_cached",
+    ];
+    let end = |end: &&str| {
+        name.strip_suffix(*end)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    ends.iter().any(end)
 }
 
 /// The dimensions that a tensor of this shape has in a checkpoint.

@@ -10,6 +10,7 @@ use serde::{Deserialize as Derive, Serialize};
 
 use super::dtype::{Dtype, unknown};
 use super::entries::Entries;
+use super::wrong;
 use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
 
@@ -55,10 +56,22 @@ pub fn read(file: &ReadFile) -> Result<(Header, u64)> {
     }
     let mut prefix = [0; PREFIX_LEN as usize];
     file.read_at(0, &mut prefix)?;
+    refuse_pointer(file)?;
     let len = header_len(file.path(), prefix, file.len())?;
     let mut json = vec![0; len as usize];
     file.read_at(PREFIX_LEN, &mut json)?;
     Ok((parse(file.path(), &json, file.len())?, PREFIX_LEN + len))
+}
+
+/// Refuses what Git LFS left in place of a file.
+pub(super) fn refuse_pointer(file: &ReadFile) -> Result<()> {
+    let Some(len) = wrong::lfs_probe(file.len()) else { return Ok(()) };
+    let mut first = vec![0; len];
+    file.read_at(0, &mut first)?;
+    match wrong::lfs_pointer(&first, file.len()) {
+        Some(detail) => Err(FormatError::file(file.path(), detail)),
+        None => Ok(()),
+    }
 }
 
 /// Bytes of JSON that the first eight bytes of a file of `file_len` bytes announce.
@@ -254,7 +267,8 @@ impl<'de> Deserialize<'de> for RawHeader {
                         if std::mem::replace(&mut described, true) {
                             return Err(A::Error::custom(format!("`{name}` appears twice")));
                         }
-                        header.metadata = map.next_value::<Entries<String>>().map_err(named)?.0;
+                        let entries: Option<Entries<String>> = map.next_value().map_err(named)?;
+                        header.metadata = entries.map(|entries| entries.0).unwrap_or_default();
                     } else {
                         let tensor = map.next_value().map_err(named)?;
                         header.tensors.push((name, tensor));

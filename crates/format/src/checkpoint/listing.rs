@@ -4,27 +4,43 @@
 use std::fs;
 use std::path::Path;
 
+use super::header::refuse_pointer;
 use super::{CONFIG_NAME, Checkpoint, FILE_SUFFIX, INDEX_NAME, SINGLE_NAME};
 use crate::error::{FormatError, Result};
+use crate::io::ReadFile;
 
 /// Directories of tools, not of the model.
-const TOOL_DIRECTORIES: &[&str] = &[".git", ".cache", "__pycache__"];
+const TOOL_DIRECTORIES: &[&str] =
+    &[".git", ".cache", ".huggingface", "__pycache__", "__MACOSX", ".ipynb_checkpoints"];
+/// Files of Git, of macOS and of Windows; what begins like macOS's copies of attributes is too.
+const TOOL_FILES: &[&str] =
+    &[".gitattributes", ".gitignore", ".gitmodules", ".DS_Store", "Thumbs.db", "desktop.ini"];
+/// What a hub shows of a repository, in any spelling.
+const MODEL_CARD: &str = "readme.md";
 /// Extensions of weights in other forms than safetensors.
 const OTHER_WEIGHTS: &[&str] =
     &["bin", "pt", "pth", "ckpt", "gguf", "ggml", "h5", "msgpack", "onnx", "npz", "tflite"];
 
-/// What belongs to a model that is one file, which may lie in anybody's directory.
+/// What belongs to any model: beside a model that is one file, which may lie in anybody's directory,
+/// nothing else is taken; and links to these are followed wherever they lead, as those to weights
+/// are.
 const COMPANIONS: &[&str] = &[
     CONFIG_NAME,
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
     "special_tokens_map.json",
+    "spiece.model",
+    "tiktoken.model",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "vocab.json",
+    "vocab.txt",
 ];
 
 /// Something in the checkpoint's directory that is neither weights nor copied.
@@ -42,6 +58,15 @@ enum Fate {
     Copied,
     Skipped(String),
     Entered,
+}
+
+/// Why a file is nobody's model, whoever put it there; none for any other.
+pub fn clutter(name: &str) -> Option<&'static str> {
+    if TOOL_FILES.contains(&name) || name.starts_with("._") {
+        return Some("a tool's file");
+    }
+    name.eq_ignore_ascii_case(MODEL_CARD)
+        .then_some("a model card")
 }
 
 impl Checkpoint {
@@ -80,7 +105,10 @@ impl Checkpoint {
                 };
                 match fate {
                     Fate::Weights => {}
-                    Fate::Copied => copies.push(name),
+                    Fate::Copied => {
+                        refuse_pointer(&ReadFile::open(&entry.path())?)?;
+                        copies.push(name);
+                    }
                     Fate::Skipped(reason) => skipped.push(Skipped { path: name, reason }),
                     Fate::Entered => directories.push(format!("{name}/")),
                 }
@@ -107,7 +135,10 @@ impl Checkpoint {
             }
             () if target.is_dir() => Fate::Entered,
             () if !target.is_file() => Fate::Skipped("not a regular file".to_owned()),
-            () if link && !self.is_part(path)? => {
+            () if target.is_file() && clutter(last).is_some() => {
+                Fate::Skipped(clutter(last).unwrap_or_default().to_owned())
+            }
+            () if link && !COMPANIONS.contains(&last) && !self.is_part(path)? => {
                 Fate::Skipped("a link to a file outside the checkpoint".to_owned())
             }
             () => self.fate_of_file(name),
@@ -115,8 +146,8 @@ impl Checkpoint {
     }
 
     /// Whether a link leads to a file of the checkpoint: inside its directory or, for a snapshot in
-    /// a Hugging Face cache, among the blobs beside it. Any other would carry a file of this machine
-    /// into a bundle that is meant to be passed on. Weights may lie anywhere: they are not copied.
+    /// a Hugging Face cache, among the blobs beside it. Any other could carry a private file of this
+    /// machine into a bundle that is meant to be passed on. Weights and [`COMPANIONS`] may lie anywhere.
     fn is_part(&self, path: &Path) -> Result<bool> {
         let real = |path: &Path| path.canonicalize().map_err(|e| FormatError::io(path, e));
         let (root, target) = (real(self.root())?, real(path)?);

@@ -2,26 +2,29 @@
 //! belongs to the model; or a GGUF file in place of both. Opening it reads headers only.
 
 mod decode;
+mod discover;
 mod dtype;
 mod entries;
 pub mod gguf;
 mod group;
 pub mod header;
+mod hub;
 mod index;
 mod listing;
+mod names;
 mod view;
 pub mod weights;
+pub(crate) mod wrong;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use shardwright_quant::Float;
+use shardwright_quant::{Float, widen};
 
 use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
-use crate::io::{CONFIG_LIMIT, INDEX_LIMIT, ReadFile, read_limited, read_required};
+use crate::io::{CONFIG_LIMIT, ReadFile, read_required};
 use crate::unit::SourceView;
 use index::Index;
 
@@ -29,8 +32,9 @@ pub use decode::Fetch;
 pub use dtype::Dtype;
 pub(crate) use entries::Entries;
 pub use group::{QUANTIZATION_KEYS, Quantization};
+pub use hub::{is_repository, resolve};
 pub use index::INDEX_NAME;
-pub use listing::Skipped;
+pub use listing::{Skipped, clutter};
 pub use view::{read_affine, read_view, read_view_through, view_extents};
 pub use weights::CheckpointWeights;
 
@@ -57,6 +61,7 @@ pub struct Checkpoint {
     quantization: Option<Quantization>,
     /// Names of files whose tensors [`Self::keep`] left out.
     left_out: BTreeSet<String>,
+    notes: Vec<String>,
 }
 
 /// One `.safetensors` or GGUF file.
@@ -111,48 +116,63 @@ impl TensorInfo {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in `dir`, which may be a snapshot of the Hugging Face cache, or a GGUF
-    /// file.
+    /// Opens the checkpoint in `dir`, which may be a GGUF file, a snapshot of the Hugging Face cache,
+    /// or what [`resolve`] finds one by.
     ///
-    /// The checkpoint files are those of the index; without one `model.safetensors` alone;
-    /// without that every `.safetensors` file, or the one GGUF model.
+    /// The checkpoint files are those of the index; without one that fits `model.safetensors` alone,
+    /// a complete numbered set, or every `.safetensors` file; or the one GGUF model.
     ///
     /// # Errors
-    /// A missing or malformed `config.json`, index or header; an index and files that disagree;
-    /// a tensor that two files hold; quantized tensors of an unknown scheme, or whose parts are
+    /// A missing or malformed `config.json`, index or header; two complete models that differ; a
+    /// tensor that two files hold; what is no checkpoint, by name; quantized tensors of an unknown scheme, or whose parts are
     /// missing, left over or disagree.
     pub fn open(dir: &Path) -> Result<Self> {
+        let dir = &resolve(dir);
+        refuse_part(dir)?;
         if let Some(file) = gguf::find(dir)? {
             return gguf::open(&file, dir.is_file());
         }
         let config_path = dir.join(CONFIG_NAME);
+        if let Some(wrong) = wrong::directory(dir).filter(|_| !config_path.exists()) {
+            return Err(FormatError::file(dir, wrong));
+        }
         let config = read_config(&config_path)?;
-        let index = read_index(&dir.join(INDEX_NAME))?;
-        let names = match &index {
-            Some(index) => index.file_names(),
-            None => unindexed_names(dir)?,
-        };
-        let mut opened = Self {
-            root: dir.to_owned(),
+        let found = discover::find(dir)?;
+        let mut opened = Self::empty(dir, config_path, config);
+        for name in found.names {
+            opened.add_file(name, found.index.is_some())?;
+        }
+        opened.check_rival(found.rival)?;
+        opened.notes.extend(found.notes);
+        opened
+            .notes
+            .extend(found.index.and_then(|index| opened.differences(&index)));
+        opened.notes.extend(names::normalize(&mut opened.stored));
+        opened.refuse_unmerged()?;
+        let (tensors, quantization) = group::group(&opened)?;
+        (opened.tensors, opened.quantization) = (tensors, quantization);
+        Ok(opened)
+    }
+
+    fn empty(root: &Path, config_path: PathBuf, config: Value) -> Self {
+        Self {
+            root: root.to_owned(),
             config_path,
             config,
             made_config: None,
             alone: false,
-            files: Vec::with_capacity(names.len()),
+            files: Vec::new(),
             stored: BTreeMap::new(),
             tensors: BTreeMap::new(),
             quantization: None,
             left_out: BTreeSet::new(),
-        };
-        for name in names {
-            opened.add_file(name, index.as_ref())?;
+            notes: Vec::new(),
         }
-        if let Some(index) = &index {
-            opened.check_complete(index)?;
-        }
-        let (tensors, quantization) = group::group(&opened)?;
-        (opened.tensors, opened.quantization) = (tensors, quantization);
-        Ok(opened)
+    }
+
+    /// What is odd about the checkpoint and was put right: a line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The directory.
@@ -259,19 +279,50 @@ impl Checkpoint {
             return Ok(false);
         }
         let (Some(x), Some(y)) = (&a.decoder, &b.decoder) else {
-            return self.same_range((a.file, a.offset, a.len), (b.file, b.offset, b.len));
+            let (a, b) = ((a.file, a.offset, a.len), (b.file, b.offset, b.len));
+            return self.same_range(a, self, b);
         };
         for (x, y) in x.parts().into_iter().zip(y.parts()) {
             let (x, y) = (&self.stored[x], &self.stored[y]);
-            if !self.same_range((x.file, x.offset, x.len), (y.file, y.offset, y.len))? {
+            let (x, y) = ((x.file, x.offset, x.len), (y.file, y.offset, y.len));
+            if !self.same_range(x, self, y)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Whether two ranges hold the same bytes: file, first byte, length.
-    fn same_range(&self, a: (usize, u64, u64), b: (usize, u64, u64)) -> Result<bool> {
+    /// Whether two matrices of plain floats of different types hold the same values. Reads both.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn same_floats(&self, a: &TensorInfo, b: &TensorInfo) -> Result<bool> {
+        const PIECE: u64 = 1 << 18;
+        if a.shape != b.shape || a.decoder.is_some() || b.decoder.is_some() {
+            return Ok(false);
+        }
+        let read = |info: &TensorInfo, first: u64, count: u64| -> Result<Vec<f32>> {
+            let size = info.dtype.size() as u64;
+            let mut bytes = vec![0; (count * size) as usize];
+            self.files[info.file]
+                .file
+                .read_at(info.offset + first * size, &mut bytes)?;
+            let mut values = vec![0.0; count as usize];
+            widen(info.dtype, &bytes, &mut values);
+            Ok(values)
+        };
+        for first in (0..a.values()).step_by(PIECE as usize) {
+            let count = PIECE.min(a.values() - first);
+            if read(a, first, count)? != read(b, first, count)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether two ranges, of this checkpoint and of another, hold the same bytes: file, first byte,
+    /// length.
+    fn same_range(&self, a: (usize, u64, u64), other: &Self, b: (usize, u64, u64)) -> Result<bool> {
         const PIECE: u64 = 1 << 20;
         if a.2 != b.2 {
             return Ok(false);
@@ -282,7 +333,7 @@ impl Checkpoint {
             left.resize(len, 0);
             right.resize(len, 0);
             self.files[a.0].file.read_at(a.1 + at, &mut left)?;
-            self.files[b.0].file.read_at(b.1 + at, &mut right)?;
+            other.files[b.0].file.read_at(b.1 + at, &mut right)?;
             if left != right {
                 return Ok(false);
             }
@@ -321,18 +372,21 @@ impl Checkpoint {
     }
 
     /// Opens one file and takes in its tensors.
-    fn add_file(&mut self, name: String, index: Option<&Index>) -> Result<()> {
+    fn add_file(&mut self, name: String, indexed: bool) -> Result<()> {
         let path = self.root.join(&name);
-        let file = ReadFile::open(&path).map_err(|e| match (e, index) {
-            (FormatError::Io { source, .. }, Some(_)) => {
+        let file = ReadFile::open(&path).map_err(|e| match e {
+            FormatError::Io { source, .. } if indexed => {
                 FormatError::file(&path, format!("named by {INDEX_NAME}: {source}"))
             }
-            (e, _) => e,
+            e => e,
         })?;
         let (header, header_len) = header::read(&file)?;
         let at = self.files.len();
         for (tensor, found) in header.tensors {
-            self.check_place(&path, &name, &tensor, index)?;
+            if let Some(other) = self.stored.get(&tensor) {
+                let detail = format!("`{}` holds it too", self.files[other.file].name);
+                return Err(FormatError::tensor(&path, &tensor, detail));
+            }
             let (offset, len) = (header_len + found.begin, found.end - found.begin);
             let stored =
                 StoredTensor { file: at, dtype: found.dtype, shape: found.shape, offset, len };
@@ -342,42 +396,87 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Refuses a tensor that the index places elsewhere or that another file holds too.
-    fn check_place(
-        &self,
-        path: &Path,
-        file: &str,
-        tensor: &str,
-        index: Option<&Index>,
-    ) -> Result<()> {
-        if let Some(other) = self.stored.get(tensor) {
-            let detail = format!("`{}` holds it too", self.files[other.file].name);
-            return Err(FormatError::tensor(path, tensor, detail));
-        }
-        let Some(index) = index else { return Ok(()) };
-        match index.files.get(tensor) {
-            Some(expected) if expected == file => Ok(()),
-            Some(expected) => {
-                let detail = format!("{INDEX_NAME} places it in `{expected}`");
-                Err(FormatError::tensor(path, tensor, detail))
-            }
-            None => {
-                Err(FormatError::tensor(path, tensor, format!("{INDEX_NAME} does not list it")))
-            }
-        }
+    /// Where the index and the files disagree, if they do. The files are right: what the model needs
+    /// and they do not hold is missed later.
+    fn differences(&self, index: &Index) -> Option<String> {
+        let holder = |tensor: &String| {
+            let stored = self.stored.get(tensor)?;
+            Some(self.files[stored.file].name.as_str())
+        };
+        let wrong = index.files.iter();
+        let wrong = wrong.filter(|(tensor, file)| holder(tensor) != Some(file.as_str()));
+        let unlisted = self.stored.keys();
+        let unlisted = unlisted.filter(|tensor| !index.files.contains_key(*tensor));
+        let odd: Vec<_> = wrong.map(|(tensor, _)| tensor).chain(unlisted).collect();
+        let first = odd.first()?;
+        let more = match odd.len() {
+            1 => String::new(),
+            n => format!(" and {} more", n - 1),
+        };
+        Some(format!(
+            "{INDEX_NAME} does not place `{first}`{more} as the files do, which are right"
+        ))
     }
 
-    /// Refuses an index that lists what no file holds.
-    fn check_complete(&self, index: &Index) -> Result<()> {
-        let missing = index
-            .files
-            .iter()
-            .find(|(tensor, _)| !self.stored.contains_key(*tensor));
-        missing.map_or(Ok(()), |(tensor, file)| {
-            let detail = format!("{INDEX_NAME} places it here, the file does not hold it");
-            Err(FormatError::tensor(&self.root.join(file), tensor, detail))
-        })
+    /// Refuses another complete set of files beside this one, unless it holds the same values.
+    fn check_rival(&mut self, names: BTreeSet<String>) -> Result<()> {
+        let Some(first) = names.first().cloned() else { return Ok(()) };
+        let mut rival = Self::empty(&self.root, self.config_path.clone(), Value::Null);
+        // What cannot be read is no model to confuse this one with.
+        if names
+            .into_iter()
+            .any(|name| rival.add_file(name, false).is_err())
+        {
+            return Ok(());
+        }
+        let shared = self.stored.iter();
+        let shared = shared.filter_map(|(name, a)| Some((name, a, rival.stored.get(name)?)));
+        let shared: Vec<_> = shared.collect();
+        if shared.len() * 2 < self.stored.len() {
+            return Ok(());
+        }
+        for (name, a, b) in shared {
+            let alike = (a.dtype, &a.shape) == (b.dtype, &b.shape);
+            let (x, y) = ((a.file, a.offset, a.len), (b.file, b.offset, b.len));
+            if !alike || !self.same_range(x, &rival, y)? {
+                let detail = format!(
+                    "two complete models that differ, `{}` and `{first}` (first in tensor `{name}`): \
+                     keep one of them here",
+                    self.files[0].name
+                );
+                return Err(FormatError::file(&self.root, detail));
+            }
+        }
+        self.notes.push(format!(
+            "`{first}` holds the same weights as `{}` and is not read",
+            self.files[0].name
+        ));
+        Ok(())
     }
+
+    /// Refuses weights of an adapter among those of its model.
+    fn refuse_unmerged(&self) -> Result<()> {
+        let lora = |name: &&String| name.contains(".lora_A.") || name.contains(".lora_B.");
+        let Some(name) = self.stored.keys().find(lora) else { return Ok(()) };
+        let path = self.files[self.stored[name].file].file.path();
+        let detail =
+            "weights of an adapter that is not merged: merge it, with merge_and_unload of peft";
+        Err(FormatError::tensor(path, name, detail))
+    }
+}
+
+/// Refuses a file of a checkpoint in place of its directory.
+fn refuse_part(path: &Path) -> Result<()> {
+    let part = path.extension().and_then(|end| end.to_str());
+    if !part.is_some_and(|end| ["safetensors", "json", "bin"].contains(&end)) || !path.is_file() {
+        return Ok(());
+    }
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or_else(|| Path::new("."));
+    let detail = format!("one file of a checkpoint: name its directory, {}", parent.display());
+    Err(FormatError::file(path, detail))
 }
 
 fn read_config(path: &Path) -> Result<Value> {
@@ -389,31 +488,6 @@ fn read_config(path: &Path) -> Result<Value> {
     } else {
         Err(FormatError::file(path, "expected a JSON object"))
     }
-}
-
-fn read_index(path: &Path) -> Result<Option<Index>> {
-    read_limited(path, INDEX_LIMIT)?
-        .map(|text| Index::parse(path, &text))
-        .transpose()
-}
-
-/// The checkpoint files of a directory without an index.
-fn unindexed_names(dir: &Path) -> Result<BTreeSet<String>> {
-    if dir.join(SINGLE_NAME).is_file() {
-        return Ok(BTreeSet::from([SINGLE_NAME.to_owned()]));
-    }
-    let io = |e| FormatError::io(dir, e);
-    let mut names = BTreeSet::new();
-    for entry in fs::read_dir(dir).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
-        if let Some(name) = name.to_str().filter(|name| name.ends_with(FILE_SUFFIX)) {
-            names.insert(name.to_owned());
-        }
-    }
-    if names.is_empty() {
-        return Err(FormatError::file(dir, format!("expected {FILE_SUFFIX} files, found none")));
-    }
-    Ok(names)
 }
 
 #[cfg(test)]

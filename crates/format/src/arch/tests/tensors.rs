@@ -42,7 +42,7 @@ fn missing_tensors_are_named() {
     );
     assert_eq!(
         without("llama2", "lm_head.weight"),
-        "DIR: lm_head of head [256, 64]: expected tensor `lm_head.weight`, found none"
+        "DIR: lm_head of head [256, 64]: expected tensor `lm_head.weight`, found none; if the head is the embedding, set tie_word_embeddings to true in config.json, else the checkpoint is incomplete"
     );
     assert_eq!(
         without("qwen3_moe", "model.layers.2.mlp.experts.5.down_proj.weight"),

@@ -11,6 +11,7 @@ pub(super) use open::{find, open};
 pub use header::{Header, MAGIC, Tensor, Value};
 pub use open::SUFFIX;
 
+use super::header::refuse_pointer;
 use crate::bytes::Fault;
 use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
@@ -25,6 +26,7 @@ const HEADER_LIMIT: u64 = 64 << 20;
 /// # Errors
 /// A header that contradicts the layout or is too long, and what the operating system refuses.
 pub fn read_header(file: &ReadFile) -> Result<Vec<u8>> {
+    refuse_pointer(file)?;
     let limit = file.len().min(HEADER_LIMIT);
     let mut len = file.len().min(FIRST_READ);
     loop {

@@ -94,6 +94,7 @@ pub(in crate::checkpoint) fn open(path: &Path, alone: bool) -> Result<Checkpoint
     };
     Ok(Checkpoint {
         left_out: BTreeSet::new(),
+        notes: Vec::new(),
         root: root.to_owned(),
         config_path: if generated { path.to_owned() } else { root.join(CONFIG_NAME) },
         made_config: generated.then(|| format!("{config:#}\n").into_bytes()),

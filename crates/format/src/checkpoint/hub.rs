@@ -1,0 +1,63 @@
+//! Models by the names that the Hugging Face hub and its cache give them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::CONFIG_NAME;
+
+/// The directory of a model: `path` itself, the snapshot that a cache directory
+/// (`models--org--name`) has of it, or for a repository's name (`org/name`) the one in the cache of
+/// this machine. What is none of these stays as it is.
+pub fn resolve(path: &Path) -> PathBuf {
+    let folder = if path.exists() { Some(path.to_owned()) } else { cached(path) };
+    folder
+        .filter(|folder| !folder.join(CONFIG_NAME).exists())
+        .and_then(|folder| snapshot(&folder))
+        .unwrap_or_else(|| path.to_owned())
+}
+
+/// Whether a path could be the name of a repository.
+pub fn is_repository(path: &Path) -> bool {
+    let Some(name) = path.to_str() else { return false };
+    let word = |part: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(plain)
+    };
+    name.split_once('/')
+        .is_some_and(|(org, name)| word(org) && word(name))
+}
+
+/// Where the cache would have a repository.
+fn cached(path: &Path) -> Option<PathBuf> {
+    let name = path.to_str().filter(|_| is_repository(path))?;
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let home = || set("HF_HOME").map(|home| Path::new(&home).join("hub"));
+    let default = || Some(Path::new(&set("HOME")?).join(".cache/huggingface/hub"));
+    let cache = set("HF_HUB_CACHE")
+        .map(PathBuf::from)
+        .or_else(home)
+        .or_else(default)?;
+    Some(cache.join(format!("models--{}", name.replace('/', "--"))))
+}
+
+/// The snapshot that `refs/main` names, else the newest.
+fn snapshot(folder: &Path) -> Option<PathBuf> {
+    let snapshots = folder.join("snapshots");
+    let named = fs::read_to_string(folder.join("refs/main")).ok();
+    let named = named.map(|revision| snapshots.join(revision.trim()));
+    if let Some(named) = named.filter(|named| named.is_dir()) {
+        return Some(named);
+    }
+    let age = |path: &PathBuf| {
+        path.metadata()
+            .and_then(|data| data.modified())
+            .unwrap_or(SystemTime::UNIX_EPOCH)
+    };
+    let all = fs::read_dir(snapshots)
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path());
+    all.filter(|path| path.is_dir())
+        .max_by_key(|path| (age(path), path.clone()))
+}

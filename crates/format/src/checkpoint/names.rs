@@ -1,0 +1,62 @@
+//! Names as transformers would have them, of checkpoints that training tools saved.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::StoredTensor;
+
+/// Put before every name by `DataParallel`, by PEFT, and by neither alone.
+const WRAPPERS: [&str; 2] = ["module.", "base_model.model."];
+/// A step on the way to a compiled module (`torch.compile`), anywhere in a name.
+const COMPILED: &str = "_orig_mod.";
+/// Before the names of everything but the head, unless the base model was saved alone.
+const BASE: &str = "model.";
+
+/// Takes wrappers off the names of `stored`, and adds the `model.` of a base model that was saved
+/// alone, where all tensors agree and no two get one name; gives what was done.
+pub(super) fn normalize(stored: &mut BTreeMap<String, StoredTensor>) -> Vec<String> {
+    let mut notes = Vec::new();
+    let compiled = stored.keys().any(|name| name.contains(COMPILED));
+    if compiled && rename(stored, |name| name.replace(COMPILED, "")) {
+        notes.push(format!("`{COMPILED}` of torch.compile is left out of names"));
+    }
+    while let Some(wrapper) = shared(stored) {
+        if !rename(stored, |name| name[wrapper.len()..].to_owned()) {
+            break;
+        }
+        notes.push(format!("`{wrapper}` before every name is left out"));
+    }
+    let base = stored.contains_key("embed_tokens.weight")
+        && !stored.keys().any(|name| name.starts_with(BASE));
+    let whole = |name: &str| match name {
+        name if name.starts_with("lm_head.") => name.to_owned(),
+        name => format!("{BASE}{name}"),
+    };
+    if base && rename(stored, whole) {
+        notes.push(format!(
+            "names without `{BASE}`, of a base model saved alone, are taken as with it"
+        ));
+    }
+    notes
+}
+
+/// The wrapper that every name begins with.
+fn shared(stored: &BTreeMap<String, StoredTensor>) -> Option<&'static str> {
+    let all = |wrapper: &&str| stored.keys().all(|name| name.starts_with(*wrapper));
+    WRAPPERS
+        .into_iter()
+        .filter(|_| !stored.is_empty())
+        .find(all)
+}
+
+/// Renames every tensor, unless two would get one name.
+fn rename(stored: &mut BTreeMap<String, StoredTensor>, to: impl Fn(&str) -> String) -> bool {
+    let names: BTreeSet<_> = stored.keys().map(|name| to(name)).collect();
+    if names.len() < stored.len() {
+        return false;
+    }
+    *stored = std::mem::take(stored)
+        .into_iter()
+        .map(|(name, tensor)| (to(&name), tensor))
+        .collect();
+    true
+}

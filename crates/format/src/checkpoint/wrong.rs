@@ -1,0 +1,78 @@
+//! What is well known and no checkpoint that we read: a line that names it and the next step.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+/// How files of Git LFS begin that stand for others.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+/// No pointer is longer.
+const LFS_LIMIT: u64 = 1024;
+
+/// Bytes to read of a file to tell whether it is a pointer of Git LFS, if it can be one.
+pub fn lfs_probe(len: u64) -> Option<usize> {
+    (LFS_POINTER.len() as u64..=LFS_LIMIT)
+        .contains(&len)
+        .then_some(LFS_POINTER.len())
+}
+
+/// What is wrong with a file that is a pointer of Git LFS; none for any other.
+pub fn lfs_pointer(first: &[u8], len: u64) -> Option<String> {
+    let pointer = len <= LFS_LIMIT && first.starts_with(LFS_POINTER);
+    pointer.then(|| {
+        format!("a Git LFS pointer of {len} bytes, not the file itself: run `git lfs pull` in its directory")
+    })
+}
+
+/// What a directory without `config.json` holds, if that is known.
+pub(super) fn directory(dir: &Path) -> Option<String> {
+    if let Some(adapter) = adapter(dir) {
+        return Some(adapter);
+    }
+    if dir.join("params.json").is_file() {
+        return Some("Mistral's or Meta's own layout (params.json, consolidated weights): take the files for transformers of the same model, with config.json".to_owned());
+    }
+    weights(dir)
+}
+
+/// What a directory without weights in safetensors holds instead, if that is known.
+pub(super) fn weights(dir: &Path) -> Option<String> {
+    if let Some(adapter) = adapter(dir) {
+        return Some(adapter);
+    }
+    let names = fs::read_dir(dir).ok()?.flatten();
+    let mut names: Vec<_> = names
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    if let Some(name) = names.iter().find(|name| name.starts_with("consolidated")) {
+        return Some(format!(
+            "expected model.safetensors, found only `{name}`, Mistral's or Meta's own layout: take the files for transformers"
+        ));
+    }
+    let pickled = |name: &&String| {
+        [".bin", ".pt", ".pth", ".ckpt"]
+            .iter()
+            .any(|end| name.ends_with(end))
+    };
+    let pickle = names
+        .iter()
+        .find(|name| name.starts_with("pytorch_model") && pickled(name));
+    let name = pickle.or_else(|| names.iter().find(pickled))?;
+    Some(format!(
+        "expected .safetensors files, found `{name}`, a pickle, which can run code when it is read: load it with transformers and save it again with save_pretrained"
+    ))
+}
+
+/// An adapter without its model.
+fn adapter(dir: &Path) -> Option<String> {
+    let config = fs::read(dir.join("adapter_config.json")).ok()?;
+    let config: Value = serde_json::from_slice(&config).ok()?;
+    let base = config["base_model_name_or_path"]
+        .as_str()
+        .unwrap_or("another model");
+    Some(format!(
+        "a LoRA adapter for {base} (adapter_config.json), not a model: merge it into that first, with merge_and_unload of peft"
+    ))
+}

@@ -1,0 +1,361 @@
+//! Checkpoints as people have them: what other tools left in a folder, forgot or named otherwise. Each
+//! is read as transformers would read it, or refused in one line that says what to do.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use serde_json::{Value, json};
+use shardwright_testing::{copy_dir, fixture};
+
+use crate::harness::Scratch;
+
+const INDEX: &str = "ckpt/model.safetensors.index.json";
+const SINGLE: &str = "ckpt/model.safetensors";
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n";
+
+/// A golden in one file.
+fn dense() -> Scratch {
+    Scratch::with("golden/llama2")
+}
+
+/// A golden in two files with an index.
+fn split() -> Scratch {
+    Scratch::with("golden/llama3")
+}
+
+fn trained() -> Scratch {
+    Scratch::with("fixture-2m")
+}
+
+fn index(scratch: &Scratch, file: &str, names: &[&str]) {
+    let map: serde_json::Map<_, _> = names
+        .iter()
+        .map(|n| ((*n).to_owned(), json!(file)))
+        .collect();
+    fs::write(scratch.path(INDEX), json!({ "weight_map": map }).to_string()).unwrap();
+}
+
+/// Reads as the untouched checkpoint does, and says so in a note that contains `note`.
+#[track_caller]
+fn reads(scratch: &Scratch, case: &str, note: &str) {
+    let whole = Scratch::with(case);
+    let model = |s: &Scratch| s.json("inspect ckpt")["model"].take();
+    assert_eq!(model(scratch), model(&whole));
+    let plan = scratch.json("plan ckpt --bits 4 --group-size 32");
+    assert!(plan["notes"].to_string().contains(note), "{}", plan["notes"]);
+    assert!(
+        !whole.json("plan ckpt --bits 4 --group-size 32")["notes"]
+            .to_string()
+            .contains(note)
+    );
+}
+
+#[test]
+fn an_index_of_another_save() {
+    // Whole weights beside it.
+    let scratch = dense();
+    index(&scratch, "model-00001-of-00002.safetensors", &["model.norm.weight"]);
+    reads(&scratch, "golden/llama2", "is of another save and not used");
+    // A set of another length.
+    let scratch = split();
+    index(&scratch, "model-00003-of-00004.safetensors", &["model.norm.weight"]);
+    reads(&scratch, "golden/llama3", "is of another save and not used");
+    // Some of the files that are there.
+    let scratch = split();
+    index(&scratch, "model-00001-of-00002.safetensors", &["model.norm.weight"]);
+    reads(&scratch, "golden/llama3", "names 1 of the 2 files: all are read");
+    // A tensor that no file holds and the model does not need.
+    let scratch = split();
+    scratch.edit_json(INDEX, |index| {
+        index["weight_map"]["model.extra"] = json!("model-00001-of-00002.safetensors");
+    });
+    reads(&scratch, "golden/llama3", "does not place `model.extra` as the files do");
+}
+
+#[test]
+fn shards_without_an_index_beside_what_is_not_the_model() {
+    let scratch = split();
+    fs::remove_file(scratch.path(INDEX)).unwrap();
+    for name in ["adapter_model", "optimizer", "consolidated", "._model-00001-of-00002"] {
+        fs::write(scratch.path(&format!("ckpt/{name}.safetensors")), "x").unwrap();
+    }
+    let ran = scratch.ok("plan ckpt --bits 4 --group-size 32");
+    assert!(ran.stdout.contains("left out: file optimizer.safetensors"), "{ran:?}");
+    fs::remove_file(scratch.path("ckpt/model-00001-of-00002.safetensors")).unwrap();
+    scratch.refused(
+        "inspect ckpt",
+        "error: ckpt/model-00001-of-00002.safetensors: a file of this set is missing: fetch it",
+    );
+}
+
+#[test]
+fn two_complete_models() {
+    let scratch = dense();
+    fs::copy(scratch.path(SINGLE), scratch.path("ckpt/model-00001-of-00001.safetensors")).unwrap();
+    reads(
+        &scratch,
+        "golden/llama2",
+        "holds the same weights as `model.safetensors` and is not read",
+    );
+    scratch.edit_bytes("ckpt/model-00001-of-00001.safetensors", |bytes| {
+        *bytes.last_mut().unwrap() ^= 1;
+    });
+    let ran = scratch.run("inspect ckpt");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let expected = "error: ckpt: two complete models that differ, `model.safetensors` and \
+                    `model-00001-of-00001.safetensors` (first in tensor `";
+    assert!(ran.stderr.starts_with(expected), "{ran:?}");
+}
+
+#[test]
+fn pointers_of_git_lfs() {
+    for name in ["model.safetensors", "config.json", "tokenizer.json"] {
+        let scratch = trained();
+        fs::write(scratch.path("ckpt").join(name), POINTER).unwrap();
+        let expected = format!(
+            "error: ckpt/{name}: a Git LFS pointer of 68 bytes, not the file itself: run `git lfs \
+             pull` in its directory"
+        );
+        scratch.refused("convert ckpt -o out", &expected);
+        assert!(!scratch.path("out").exists());
+    }
+    let scratch = Scratch::new();
+    fs::write(scratch.path("m.gguf"), POINTER).unwrap();
+    let ran = scratch.run("inspect m.gguf");
+    assert!(ran.stderr.contains("a Git LFS pointer"), "{ran:?}");
+}
+
+#[test]
+fn companions_are_followed_as_weights_are() {
+    let scratch = Scratch::new();
+    copy_dir(&fixture("fixture-2m"), &scratch.path("real"));
+    fs::write(scratch.path("real/secret.txt"), "mine").unwrap();
+    fs::create_dir(scratch.path("ckpt")).unwrap();
+    for entry in fs::read_dir(scratch.path("real")).unwrap() {
+        let name = entry.unwrap().file_name();
+        symlink(scratch.path("real").join(&name), scratch.path("ckpt").join(&name)).unwrap();
+    }
+    scratch.ok("convert ckpt -o out --bits 4");
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        assert!(scratch.path("out").join(name).is_file(), "{name}");
+    }
+    assert!(!scratch.path("out/secret.txt").exists());
+    scratch.ok("run out --prompt This -n 1");
+}
+
+#[test]
+fn a_bundle_without_a_tokenizer_is_said() {
+    let scratch = trained();
+    fs::rename(scratch.path("ckpt/tokenizer.json"), scratch.path("ckpt/tokenizer.model")).unwrap();
+    let ran = scratch.ok("convert ckpt -o out --bits 4");
+    assert!(
+        ran.stdout
+            .contains("note: no tokenizer.json, only tokenizer.model:"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn what_tools_leave_is_not_copied() {
+    let scratch = trained();
+    for name in [".gitattributes", ".DS_Store", "._config.json", "ReadMe.md"] {
+        fs::write(scratch.path("ckpt").join(name), "x").unwrap();
+    }
+    fs::create_dir_all(scratch.path("ckpt/.cache/huggingface")).unwrap();
+    fs::write(scratch.path("ckpt/.cache/huggingface/x.lock"), "").unwrap();
+    fs::write(scratch.path("ckpt/LICENSE"), "free").unwrap();
+    scratch.ok("convert ckpt -o out --bits 4");
+    let names = fs::read_dir(scratch.path("out")).unwrap();
+    let names: Vec<_> = names
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let clutter = |n: &&String| n.starts_with('.') || n.eq_ignore_ascii_case("readme.md");
+    assert_eq!(names.iter().find(clutter), None, "{names:?}");
+    assert!(names.contains(&"LICENSE".to_owned()));
+}
+
+/// Renames every tensor of the one file.
+fn rename(scratch: &Scratch, to: impl Fn(&str) -> String) {
+    scratch.edit_tensors(SINGLE, |tensors| {
+        let old = std::mem::take(&mut tensors.header);
+        tensors.header = old
+            .into_iter()
+            .map(|(name, entry)| (if name == "__metadata__" { name } else { to(&name) }, entry))
+            .collect();
+    });
+}
+
+/// Gives a tensor the name that a tool would.
+type Renaming = fn(&str) -> String;
+
+#[test]
+fn names_that_training_left() {
+    let cases: [(Renaming, &str); 5] = [
+        (|n| format!("_orig_mod.{n}"), "of torch.compile"),
+        (|n| n.replace("self_attn", "_orig_mod.self_attn"), "of torch.compile"),
+        (|n| format!("module._orig_mod.{n}"), "`module.` before every name"),
+        (|n| format!("base_model.model.{n}"), "`base_model.model.` before every name"),
+        (|n| n.trim_start_matches("model.").to_owned(), "names without `model.`"),
+    ];
+    for (to, note) in cases {
+        let scratch = dense();
+        rename(&scratch, to);
+        reads(&scratch, "golden/llama2", note);
+    }
+    let scratch = dense();
+    rename(&scratch, |n| n.replace("q_proj.weight", "q_proj.lora_A.weight"));
+    let ran = scratch.run("inspect ckpt");
+    assert!(ran.stderr.contains("an adapter that is not merged"), "{ran:?}");
+}
+
+#[test]
+fn heads_and_embeddings() {
+    // Stored as the head alone.
+    let scratch = trained();
+    rename(&scratch, |n| n.replace("model.embed_tokens.", "lm_head."));
+    let tokens = |s: &Scratch| s.json("run ckpt --prompt This -n 4")["tokens"].take();
+    assert_eq!(tokens(&scratch), tokens(&trained()));
+    // Untied in the config, and missing.
+    scratch.edit_json("ckpt/config.json", |config| {
+        config.insert("tie_word_embeddings".to_owned(), json!(false));
+    });
+    rename(&scratch, |n| n.replace("lm_head.", "model.embed_tokens."));
+    let ran = scratch.run("inspect ckpt");
+    assert!(
+        ran.stderr
+            .contains("set tie_word_embeddings to true in config.json"),
+        "{ran:?}"
+    );
+}
+
+/// Appends tensors of zeros.
+fn append(scratch: &Scratch, names: &[(&str, &str)]) {
+    scratch.edit_tensors(SINGLE, |tensors| {
+        for (name, dtype) in names {
+            let start = tensors.data.len();
+            tensors.data.extend([0; 8]);
+            let size = if *dtype == "I64" { 8 } else { 4 };
+            let entry =
+                json!({"dtype": dtype, "shape": [8 / size], "data_offsets": [start, start + 8]});
+            tensors.header.insert((*name).to_owned(), entry);
+        }
+    });
+}
+
+#[test]
+fn buffers_are_left_out_and_listed() {
+    let scratch = dense();
+    let buffers = [
+        ("model.embeddings.position_ids", "I64"),
+        ("model.layers.0.self_attn.rotary_emb.cos_cached", "F32"),
+        ("model.layers.1.attn.masked_bias", "F32"),
+    ];
+    append(&scratch, &buffers);
+    let plan = scratch.json("plan ckpt --bits 4 --group-size 32");
+    for (name, _) in buffers {
+        assert!(plan["ignored"].to_string().contains(name), "{name}");
+    }
+    append(&scratch, &[("model.layers.0.self_attn.mystery", "F32")]);
+    let ran = scratch.run("inspect ckpt");
+    assert!(ran.stderr.contains("has no row for it"), "{ran:?}");
+}
+
+#[test]
+fn neutral_spellings() {
+    let scratch = dense();
+    scratch.edit_tensors(SINGLE, |tensors| {
+        tensors
+            .header
+            .insert("__metadata__".to_owned(), Value::Null);
+    });
+    scratch.edit_json("ckpt/config.json", |config| {
+        let size = config["hidden_size"].as_f64().unwrap();
+        config.insert("hidden_size".to_owned(), json!(size));
+    });
+    scratch.ok("inspect ckpt");
+}
+
+#[test]
+fn what_is_no_checkpoint_is_named_with_the_next_step() {
+    let named = |files: &[(&str, &str)], expected: &str| {
+        let scratch = Scratch::new();
+        fs::create_dir(scratch.path("ckpt")).unwrap();
+        for (name, text) in files {
+            fs::write(scratch.path("ckpt").join(name), text).unwrap();
+        }
+        scratch.refused("inspect ckpt", expected);
+    };
+    let adapter = ("adapter_config.json", r#"{"base_model_name_or_path": "org/base"}"#);
+    let expected = "error: ckpt: a LoRA adapter for org/base (adapter_config.json), not a model: \
+                    merge it into that first, with merge_and_unload of peft";
+    named(&[adapter, ("adapter_model.safetensors", "x")], expected);
+    named(&[adapter, ("adapter_model.safetensors", "x"), ("config.json", "{}")], expected);
+    let pickle = "error: ckpt: expected .safetensors files, found `pytorch_model.bin`, a pickle, which \
+                  can run code when it is read: load it with transformers and save it again with \
+                  save_pretrained";
+    named(&[("config.json", "{}"), ("pytorch_model.bin", "x")], pickle);
+    let own = "error: ckpt: Mistral's or Meta's own layout (params.json, consolidated weights): take the \
+               files for transformers of the same model, with config.json";
+    named(&[("params.json", "{}"), ("consolidated.safetensors", "x")], own);
+    let scratch = dense();
+    scratch.refused(
+        "inspect ckpt/model.safetensors",
+        "error: ckpt/model.safetensors: one file of a checkpoint: name its directory, ckpt",
+    );
+}
+
+#[test]
+fn the_cache_of_the_hub() {
+    let scratch = Scratch::new();
+    for revision in ["old", "new"] {
+        let snapshot = format!("hub/models--org--name/snapshots/{revision}");
+        copy_dir(&fixture("golden/llama2"), &scratch.path(&snapshot));
+    }
+    fs::remove_file(scratch.path("hub/models--org--name/snapshots/new/model.safetensors")).unwrap();
+    fs::create_dir(scratch.path("hub/models--org--name/refs")).unwrap();
+    fs::write(scratch.path("hub/models--org--name/refs/main"), "old\n").unwrap();
+    scratch.ok("inspect hub/models--org--name");
+    let run = |variable: &str, value: &str, name: &str| {
+        let mut command = scratch.command(&format!("inspect {name}"));
+        command.env_remove("HF_HUB_CACHE").env_remove("HF_HOME");
+        command.env(variable, scratch.path(value)).output().unwrap()
+    };
+    assert!(run("HF_HUB_CACHE", "hub", "org/name").status.success());
+    assert!(run("HF_HOME", "", "org/name").status.success());
+    let missing = run("HF_HUB_CACHE", "hub", "org/other");
+    let stderr = String::from_utf8(missing.stderr).unwrap();
+    assert!(stderr.contains("`hf download org/other` would fetch"), "{stderr}");
+}
+
+#[test]
+fn prompts_that_may_surprise() {
+    let scratch = trained();
+    let note = |args: &str| {
+        let report = scratch.json(&format!("run ckpt --ignore-eos {args}"));
+        report["notes"].to_string()
+    };
+    scratch.edit_json("ckpt/config.json", |config| {
+        config.insert("max_position_embeddings".to_owned(), json!(4));
+    });
+    assert!(note("--prompt This -n 5").contains("the model knows 4"));
+    fs::write(scratch.path("crlf.txt"), "a\r\nb\r\n").unwrap();
+    assert!(note("--prompt-file crlf.txt -n 1").contains("CRLF"));
+    let none = scratch.json("run ckpt --prompt This -n 0");
+    assert_eq!((&none["tokens"], &none["stopped"]), (&json!([]), &json!("tokens")));
+    let full = scratch.json("run ckpt --prompt This -n 9 --context 2 --ignore-eos");
+    assert_eq!(full["stopped"], json!("context"), "{full}");
+    fs::write(scratch.path("wide.txt"), [0xff, 0xfe, b'a', 0]).unwrap();
+    scratch.refused(
+        "run ckpt --prompt-file wide.txt",
+        "error: wide.txt: expected text in UTF-8, found UTF-16: `iconv -f UTF-16LE -t UTF-8` changes it",
+    );
+}
+
+#[test]
+fn long_input_is_quoted_in_part() {
+    let scratch = dense();
+    rename(&scratch, |n| n.replace("model.norm", &"x".repeat(100_000)));
+    let ran = scratch.run("inspect ckpt");
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.len() < 1000 && ran.stderr.contains("characters"), "{}", ran.stderr.len());
+}
