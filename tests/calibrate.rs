@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 use shardwright_testing::{contents, copy_dir, digest, fixture};
 
-use crate::harness::Scratch;
+use crate::harness::{Ran, Scratch};
 
 /// Options that keep a text small.
 const AMOUNT: &str = "--calibration-window 64 --calibration-tokens 512";
@@ -112,6 +112,35 @@ fn statistics_are_made_once_and_used_often() {
         "calibrate ckpt text.txt -o s",
         "error: s: already exists; remove it or choose another name",
     );
+}
+
+#[test]
+fn a_calibrated_bundle_is_the_same_on_every_cpu() {
+    let scratch = scratch();
+    let few =
+        "--calibrate text.txt --calibration-window 16 --calibration-tokens 48 --recipe moe-q2";
+    let mut made = Vec::new();
+    for (backend, threads) in [("scalar", 1), ("avx2", 1), ("avx512", 2), ("neon", 2)] {
+        let mut command =
+            scratch.command(&format!("convert ckpt -o {backend} --threads {threads} {few}"));
+        let ran = Ran::from(
+            command
+                .env("SHARDWRIGHT_BACKEND", backend)
+                .output()
+                .unwrap(),
+        );
+        if ran.code == Some(2) {
+            let expected = "error: SHARDWRIGHT_BACKEND: expected one of scalar";
+            assert!(ran.stderr.starts_with(expected), "{ran:?}");
+            continue;
+        }
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        made.push((backend, digest(&scratch.path(backend))));
+    }
+    assert!(made.len() > 1, "one backend alone: {made:?}");
+    for (backend, bundle) in &made {
+        assert_eq!(*bundle, made[0].1, "{backend}");
+    }
 }
 
 #[test]

@@ -27,5 +27,8 @@ fn main() -> ExitCode {
     failure::install_panic_hook();
     let cli = Cli::parse();
     let output = Output { json: cli.output.json, quiet: cli.output.quiet };
-    cmd::run(&cli.command, output).unwrap_or_else(|failure| failure.report(output.json))
+    shardwright_quant::Backend::chosen()
+        .map_err(failure::Failure::from)
+        .and_then(|_| cmd::run(&cli.command, output))
+        .unwrap_or_else(|failure| failure.report(output.json))
 }

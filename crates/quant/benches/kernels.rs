@@ -1,15 +1,15 @@
 //! Throughput of every kernel on every backend, from cache: `cargo bench -p shardwright-quant`.
 //!
-//! Quantization and dequantization count weights, products count the bytes of the matrix. `Gitem`
-//! is 10^9 weights a second of one core.
+//! Quantization and dequantization count weights, products the multiplications. `Gitem` is 10^9 a
+//! second of one core.
 
 use std::hint::black_box;
 
-use divan::counter::{BytesCount, ItemsCount};
+use divan::counter::ItemsCount;
 use divan::{Bencher, main as run};
 use shardwright_quant::{
-    Activation, Affine, Backend, Encoding, Float, Guide, Matrix, Method, PartsMut, Trellis, dot,
-    matvec, narrow, quantize, widen,
+    Activations, Affine, Backend, Encoding, Float, Guide, Matrix, Method, Outputs, PartsMut,
+    Trellis, add_outer_products, dot, matmul, narrow, quantize, widen,
 };
 
 const ROWS: usize = 256;
@@ -161,16 +161,36 @@ fn dequantization(bencher: Bencher<'_, '_>, case: &str) {
         .bench_local(|| m.dequantize(backend, 0..16, black_box(&mut out)));
 }
 
-#[divan::bench(args = encodings())]
-fn product(bencher: Bencher<'_, '_>, case: &str) {
+/// A product with `n` rows: an item is a multiplication with a weight.
+fn multiply(bencher: Bencher<'_, '_>, case: &str, n: usize) {
     let (backend, name) = parse(case);
     let bytes = stored(encoding(name));
     let m = Matrix::new(encoding(name), ROWS, COLS, &bytes).unwrap();
-    let (mut x, mut out) = (Activation::new(), vec![0.0; ROWS]);
-    x.set(backend, &weights(COLS));
+    let (mut x, mut out) = (Activations::new(), vec![0.0; n * ROWS]);
+    x.set(backend, &weights(n * COLS), COLS);
     bencher
-        .counter(BytesCount::new(bytes.len()))
-        .bench_local(|| matvec(backend, black_box(&m), &x, 0..ROWS, black_box(&mut out)));
+        .counter(ItemsCount::new(n * ROWS * COLS))
+        .bench_local(|| matmul(black_box(&m), &x, 0..ROWS, Outputs::new(&mut out, n)));
+}
+
+#[divan::bench(args = encodings())]
+fn product(bencher: Bencher<'_, '_>, case: &str) {
+    multiply(bencher, case, 1);
+}
+
+#[divan::bench(args = encodings(), sample_count = 20)]
+fn products_of_64_rows(bencher: Bencher<'_, '_>, case: &str) {
+    multiply(bencher, case, 64);
+}
+
+/// The Gram matrix of 512 rows of 576 columns: an item is a fused multiply-add.
+#[divan::bench(args = backends(), sample_count = 20)]
+fn outer_products(bencher: Bencher<'_, '_>, case: &str) {
+    let ((backend, _), (n, cols)) = (parse(case), (512, 576));
+    let (x, mut sum) = (weights(n * cols), vec![0.0; cols * cols]);
+    bencher
+        .counter(ItemsCount::new(n * cols * cols))
+        .bench_local(|| add_outer_products(backend, black_box(&x), cols, 0..cols, &mut sum));
 }
 
 #[divan::bench(args = backends())]

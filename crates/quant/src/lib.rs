@@ -4,6 +4,7 @@
 //! serves all of them: it is written over sixteen lanes (`kernel::Simd`), and a [`Backend`] says
 //! which registers hold the lanes.
 
+mod activations;
 mod attention;
 mod dot;
 pub mod encoding;
@@ -13,10 +14,14 @@ mod float8;
 mod ggml;
 mod kernel;
 mod matrix;
+mod outer;
 mod pack;
+mod product;
 mod quantize;
+mod rows;
 mod trellis;
 
+pub use activations::Activations;
 pub use attention::{Attention, attend};
 pub use dot::{axpy, dot};
 pub use encoding::{Affine, Encoding, EncodingError, Float, Parts, Trellis};
@@ -24,7 +29,9 @@ pub use feedback::Feedback;
 pub use float::{narrow, widen};
 pub use float8::{f4_e2m1, f8_e4m3, f8_e5m2, f8_e8m0};
 pub use ggml::Ggml;
-pub use kernel::{Backend, gemm};
-pub use matrix::{Activation, Matrix, MatrixError, matvec};
+pub use kernel::{Backend, BackendError, Outputs};
+pub use matrix::{Matrix, MatrixError};
+pub use outer::add_outer_products;
 pub use pack::{pack, unpack};
+pub use product::matmul;
 pub use quantize::{Guide, Method, PartsMut, QuantError, QuantStats, quantize};

@@ -1,20 +1,14 @@
-//! Products of stored matrices with activations: one row through packed codes, many rows through
-//! a GEMM on dequantized tiles, or each as if it were alone. None depends on the number of threads.
+//! Products of stored matrices with activations, spread over threads. A row has the same bits whatever
+//! rows go with it and whatever threads there are.
 
 use rayon::prelude::*;
-use shardwright_quant::{Activation, Backend, Matrix, gemm, matvec};
+use shardwright_quant::{Activations, Backend, Encoding, Matrix, Outputs, matmul};
 
 use crate::block::capture::{Captures, InputSite};
 use crate::error::{Result, RuntimeError};
 
-/// Weights that a task of one-row products aims at.
-const WEIGHTS_PER_TASK: usize = 128 * 1024;
-
-/// Below this many weights a second thread costs more than it brings.
-const WEIGHTS_WORTH_A_THREAD: usize = 64 * 1024;
-
-/// Matrix rows dequantized at a time. Fixed, so that results do not depend on anything else.
-const TILE: usize = 128;
+/// Below this many multiplications a second thread costs more than it brings.
+const WORTH_A_THREAD: usize = 64 * 1024;
 
 /// Rows times one matrix: `out = x · matrixᵀ`.
 pub struct Product<'a> {
@@ -33,22 +27,13 @@ pub struct Linear {
     pub backend: Backend,
     /// Inputs of matrices, where someone asks for them.
     pub captures: Captures,
-    /// Many rows give what each would give alone, to the bit.
-    pub row_by_row: bool,
-    activations: Vec<Activation>,
-    tiles: Vec<f32>,
+    activations: Vec<Activations>,
 }
 
 impl Linear {
     /// Empty buffers.
     pub fn new() -> Self {
-        Self {
-            backend: Backend::detect(),
-            captures: Captures::default(),
-            row_by_row: false,
-            activations: Vec::new(),
-            tiles: Vec::new(),
-        }
+        Self { backend: Backend::detect(), captures: Captures::default(), activations: Vec::new() }
     }
 
     /// `outs[i] = x · matrixᵢᵀ` for `x: [n, cols]`, `outs[i]: [n, rowsᵢ]`, which grow as needed.
@@ -70,35 +55,27 @@ impl Linear {
         self.compute(sized.collect());
     }
 
-    /// Computes all products, spread over the threads of the current pool.
+    /// Computes all products. Each thread of the current pool takes an equal share of the matrices'
+    /// rows, in order.
     pub fn compute(&mut self, products: Vec<Product<'_>>) {
-        let one_row = |product: &Product<'_>| product.x.len() == product.matrix.cols();
-        let (single, many): (Vec<_>, Vec<_>) = products.into_iter().partition(one_row);
-        self.one_row(single);
-        for product in many {
-            self.many_rows(product);
-        }
-    }
-
-    /// Products of one row each, all of them spread over the threads together.
-    fn one_row(&mut self, products: Vec<Product<'_>>) {
         let inputs = self.prepare(&products);
-        let (backend, activations) = (self.backend, &self.activations);
-        let (mut tasks, mut weights) = (Vec::new(), 0);
-        for (Product { matrix, out, .. }, input) in products.into_iter().zip(inputs) {
-            weights += matrix.rows() * matrix.cols();
-            let rows = WEIGHTS_PER_TASK / matrix.cols();
-            let rows = rows.next_multiple_of(4).max(4);
-            let slices = out.chunks_mut(rows).enumerate();
-            tasks.extend(slices.map(|(i, out)| (matrix, &activations[input], i * rows, out)));
-        }
-        let run = |(matrix, x, first, out): (Matrix<'_>, &Activation, usize, &mut [f32])| {
-            matvec(backend, &matrix, x, first..first + out.len(), out);
-        };
-        if weights < WEIGHTS_WORTH_A_THREAD {
-            tasks.into_iter().for_each(run);
+        let pieces: Vec<_> = products
+            .into_iter()
+            .zip(inputs)
+            .filter(|(product, _)| !product.x.is_empty())
+            .map(|(Product { matrix, out, .. }, input)| {
+                let x = &self.activations[input];
+                Piece { matrix, x, first: 0, out: Outputs::new(out, x.n()) }
+            })
+            .collect();
+        let total: usize = pieces.iter().map(Piece::cost).sum();
+        let threads = if total < WORTH_A_THREAD { 1 } else { rayon::current_num_threads() };
+        let run = |pieces: Vec<Piece<'_>>| pieces.into_iter().for_each(Piece::run);
+        if threads == 1 {
+            run(pieces);
         } else {
-            tasks.into_par_iter().with_max_len(1).for_each(run);
+            let shares = share(pieces, total.div_ceil(threads));
+            shares.into_par_iter().with_max_len(1).for_each(run);
         }
     }
 
@@ -109,59 +86,75 @@ impl Linear {
         let mut used = 0;
         for (i, product) in products.iter().enumerate() {
             if i == 0 || !std::ptr::eq(products[i - 1].x, product.x) {
-                self.set_activation(used, product.x);
+                if used == self.activations.len() {
+                    self.activations.push(Activations::new());
+                }
+                self.activations[used].set(self.backend, product.x, product.matrix.cols());
                 used += 1;
             }
             places.push(used - 1);
         }
         places
     }
+}
 
-    /// Prepares one row.
-    fn set_activation(&mut self, place: usize, x: &[f32]) {
-        if place == self.activations.len() {
-            self.activations.push(Activation::new());
-        }
-        self.activations[place].set(self.backend, x);
+/// Rows of a matrix, and the outputs they give.
+struct Piece<'a> {
+    matrix: Matrix<'a>,
+    x: &'a Activations,
+    first: usize,
+    /// `[n, rows]`.
+    out: Outputs<'a>,
+}
+
+impl Piece<'_> {
+    /// Multiplications.
+    fn cost(&self) -> usize {
+        self.row_cost() * self.out.width()
     }
 
-    fn many_rows(&mut self, Product { matrix, x, out }: Product<'_>) {
-        let (rows, cols, backend) = (matrix.rows(), matrix.cols(), self.backend);
-        let n = x.len() / cols;
-        if self.row_by_row {
-            for (place, x) in x.chunks_exact(cols).enumerate() {
-                self.set_activation(place, x);
-            }
-        }
-        // By tile first, so that each thread writes one piece: [tile][n][rows of the tile].
-        self.tiles.resize(n * rows, 0.0);
-        let tiles = self.tiles.par_chunks_mut(n * TILE).enumerate();
-        let (row_by_row, activations) = (self.row_by_row, &self.activations[..]);
-        tiles.for_each_init(Vec::new, |weights, (i, tile)| {
-            let range = i * TILE..rows.min((i + 1) * TILE);
-            if row_by_row {
-                // The tile's codes stay near while all rows pass.
-                for (x, out) in activations.iter().zip(tile.chunks_exact_mut(range.len())) {
-                    matvec(backend, &matrix, x, range.clone(), out);
-                }
-                return;
-            }
-            weights.resize(range.len() * cols, 0.0);
-            matrix.dequantize(backend, range, weights);
-            gemm(x, weights, cols, tile);
-        });
-        // Then by row. The last tile may be narrower; its pieces lie closer together.
-        let tiles = &self.tiles;
-        out.par_chunks_mut(rows)
-            .with_min_len(16)
-            .enumerate()
-            .for_each(|(row, out)| {
-                for (i, out) in out.chunks_mut(TILE).enumerate() {
-                    let start = i * TILE * n + row * out.len();
-                    out.copy_from_slice(&tiles[start..start + out.len()]);
-                }
-            });
+    fn row_cost(&self) -> usize {
+        self.matrix.cols() * self.x.n()
     }
+
+    /// The first rows, which cost `room` or what the last step takes beyond it, and the others if any.
+    fn cut(self, room: usize) -> (Self, Option<Self>) {
+        // Rows that are decoded together.
+        let step = if matches!(self.matrix.encoding(), Encoding::Trellis(_)) { 64 } else { 16 };
+        let rows = room.div_ceil(self.row_cost()).next_multiple_of(step);
+        if rows >= self.out.width() {
+            return (self, None);
+        }
+        let Self { matrix, x, first, out } = self;
+        let (now, later) = out.split_at(rows);
+        let later = Self { matrix, x, first: first + rows, out: later };
+        (Self { matrix, x, first, out: now }, Some(later))
+    }
+
+    fn run(self) {
+        let rows = self.first..self.first + self.out.width();
+        matmul(&self.matrix, self.x, rows, self.out);
+    }
+}
+
+/// Cuts pieces, in order, into shares that cost about `size` each.
+fn share(pieces: Vec<Piece<'_>>, size: usize) -> Vec<Vec<Piece<'_>>> {
+    let (mut shares, mut share, mut room) = (Vec::new(), Vec::new(), size);
+    for piece in pieces {
+        let mut rest = Some(piece);
+        while let Some(piece) = rest.take() {
+            let (now, later) = piece.cut(room);
+            room = room.saturating_sub(now.cost());
+            share.push(now);
+            if room == 0 {
+                shares.push(std::mem::take(&mut share));
+                room = size;
+            }
+            rest = later;
+        }
+    }
+    shares.push(share);
+    shares
 }
 
 /// Threads that compute.

@@ -389,7 +389,7 @@ fn state(spec: &ModelSpec, context: usize, chunk: usize) -> u64 {
     bytes.fold(0, |sum, len| sum.saturating_add(len).saturating_add(BUFFER_OVERHEAD))
 }
 
-/// Activations: everything per token, its copies with group sums and in the basis of trellis codes,
+/// Activations: everything per token, its copies in the order of codes and in the basis of trellis codes,
 /// logits and their sorted copy.
 fn scratch(spec: &ModelSpec, chunk: usize) -> u64 {
     let vocab = u64::from(spec.vocab_size);

@@ -230,7 +230,6 @@ impl Model {
             .map(|l| MixerState::for_tokens(&l.mixer, context, plan.chunk));
         let mut state = PassState::new(vec![0.0; spec.hidden_size as usize]);
         // What is computed together must not change what it gives.
-        state.work.linear.row_by_row = true;
         Ok(Self {
             head: VocabMatrix::head(weights, plan.head_resident, &embedding)?,
             norm: final_norm(weights)?,

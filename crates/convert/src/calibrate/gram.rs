@@ -1,10 +1,10 @@
 //! Second moments of what goes into a matrix.
 
 use rayon::prelude::*;
-use shardwright_quant::gemm;
+use shardwright_quant::{Backend, add_outer_products};
 
 /// Columns of a Gram matrix that one task computes.
-const TILE: usize = 128;
+const TILE: usize = 96;
 /// Added to the diagonal, as a share of its mean, where there are as many columns as rows: what
 /// few rows happen to have in common says little about others. It falls with the number of rows.
 const SHRINKAGE: f64 = 0.5;
@@ -19,14 +19,20 @@ pub struct Gram {
     weight: f64,
     /// `Σ ω⁴`: with [`Self::weight`], how many rows of equal weight tell as much.
     weight_sq: f64,
-    /// Transposed rows of a call, `[cols, n]`.
-    columns: Vec<f32>,
+    /// Weighted rows of a call, `[n, cols]`.
+    weighted: Vec<f32>,
 }
 
 impl Gram {
     /// Of rows of `cols` values, none yet.
     pub fn new(cols: usize) -> Self {
-        Self { cols, sum: vec![0.0; cols * cols], weight: 0.0, weight_sq: 0.0, columns: Vec::new() }
+        Self {
+            cols,
+            sum: vec![0.0; cols * cols],
+            weight: 0.0,
+            weight_sq: 0.0,
+            weighted: Vec::new(),
+        }
     }
 
     /// Bytes in memory.
@@ -35,34 +41,20 @@ impl Gram {
     }
 
     /// Adds `rows: [n, cols]`, each times its weight `ω`, or all as they are when there are none.
-    /// Does not depend on the number of threads; the work is spread over the current pool.
+    /// Depends neither on the number of threads nor on the CPU; the work is spread over the current pool.
     pub fn add(&mut self, rows: &[f32], weights: &[f32]) {
-        let (n, cols) = (rows.len() / self.cols, self.cols);
-        let weight = |row: usize| weights.get(row).copied().unwrap_or(1.0);
-        self.columns.resize(n * cols, 0.0);
-        for (row, x) in rows.chunks_exact(cols).enumerate() {
-            for (col, x) in x.iter().enumerate() {
-                self.columns[col * n + row] = weight(row) * x;
-            }
-        }
-        for square in (0..n).map(|row| f64::from(weight(row)).powi(2)) {
+        let cols = self.cols;
+        for row in 0..rows.len() / cols {
+            let square = f64::from(weights.get(row).copied().unwrap_or(1.0)).powi(2);
             self.weight += square;
             self.weight_sq += square * square;
         }
-        let columns = &self.columns;
-        let tiles = self.sum.par_chunks_mut(TILE * cols).enumerate();
-        tiles.for_each_init(Vec::new, |product, (tile, sum)| {
+        let rows =
+            if weights.is_empty() { rows } else { weigh(&mut self.weighted, rows, cols, weights) };
+        let (backend, tiles) = (Backend::detect(), self.sum.par_chunks_mut(TILE * cols));
+        tiles.enumerate().for_each(|(tile, sum)| {
             let first = tile * TILE;
-            let width = cols - first;
-            let height = sum.len() / cols;
-            product.resize(height * width, 0.0);
-            let left = &columns[first * n..(first + height) * n];
-            gemm(left, &columns[first * n..], n, product);
-            for (sum, product) in sum.chunks_exact_mut(cols).zip(product.chunks_exact(width)) {
-                for (sum, product) in sum[first..].iter_mut().zip(product) {
-                    *sum += product;
-                }
-            }
+            add_outer_products(backend, rows, cols, first..first + sum.len() / cols, sum);
         });
     }
 
@@ -87,6 +79,16 @@ impl Gram {
         }
         Some(self.sum)
     }
+}
+
+/// `rows`, each times its weight.
+fn weigh<'a>(weighted: &'a mut Vec<f32>, rows: &[f32], cols: usize, weights: &[f32]) -> &'a [f32] {
+    weighted.clear();
+    for (row, x) in rows.chunks_exact(cols).enumerate() {
+        let weight = weights.get(row).copied().unwrap_or(1.0);
+        weighted.extend(x.iter().map(|x| weight * x));
+    }
+    weighted
 }
 
 #[cfg(test)]

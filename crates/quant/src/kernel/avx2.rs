@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::layout::{Layout, Spread, Windows};
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, Line, Simd, TILE_W, TILE_X};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -200,43 +200,144 @@ impl Simd for Avx2 {
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [F; 2] {
         [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
     }
+
+    /// Sixteen registers hold 4 x 3 sums of eight lanes: four passes, over either half of the lanes
+    /// and of the matrix rows. The sums stay the same, for lanes do not meet.
+    #[inline(always)]
+    fn dots(self, x: &[[Line; TILE_X]], w: &[[Line; TILE_W]]) -> [[f32; TILE_W]; TILE_X] {
+        let mut sums = [[[0.0; LANES]; TILE_W]; TILE_X];
+        for first in [0, TILE_W / 2] {
+            for lane in [0, 8] {
+                self.eight_lanes(x, w, first, lane, &mut sums);
+            }
+        }
+        sums.map(|row| row.map(|v| self.sum(self.load(&v))))
+    }
+
+    /// As above: one line of outputs at a time.
+    #[inline(always)]
+    fn chains(
+        self,
+        x: &[[f32; TILE_W]],
+        w: &[[Line; TILE_X]],
+        sums: &mut [[Line; TILE_X]; TILE_W],
+    ) {
+        for j in 0..TILE_X {
+            let mut acc: [F; TILE_W] = std::array::from_fn(|i| self.load(&sums[i][j]));
+            for (x, w) in x.iter().zip(w) {
+                let w = self.load(&w[j]);
+                for (acc, x) in acc.iter_mut().zip(x) {
+                    *acc = self.mul_add(w, self.splat(*x), *acc);
+                }
+            }
+            for (acc, sums) in acc.iter().zip(&mut *sums) {
+                self.store(*acc, &mut sums[j]);
+            }
+        }
+    }
 }
 
 impl Avx2 {
+    /// Lanes `lane..lane + 8` of the products with three matrix rows.
+    #[inline(always)]
+    fn eight_lanes(
+        self,
+        x: &[[Line; TILE_X]],
+        w: &[[Line; TILE_W]],
+        first: usize,
+        lane: usize,
+        sums: &mut [[Line; TILE_W]; TILE_X],
+    ) {
+        const HALF: usize = TILE_W / 2;
+        // SAFETY: `self` proves the instructions; slicing checks that eight values are read or written.
+        let load = |v: &Line| unsafe { _mm256_loadu_ps(v[lane..lane + 8].as_ptr()) };
+        let mut acc = [[self.splat(0.0)[0]; HALF]; TILE_X];
+        for (x, w) in x.iter().zip(w) {
+            let w: [_; HALF] = std::array::from_fn(|j| load(&w[first + j]));
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let x = load(x);
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    // SAFETY: `self` proves the instruction.
+                    *acc = unsafe { _mm256_fmadd_ps(w, x, *acc) };
+                }
+            }
+        }
+        for (acc, sums) in acc.iter().zip(sums) {
+            for (acc, sum) in acc.iter().zip(&mut sums[first..]) {
+                let to: &mut [f32] = &mut sum[lane..lane + 8];
+                // SAFETY: `self` proves the instruction; the slice is eight values long.
+                unsafe { _mm256_storeu_ps(to.as_mut_ptr(), *acc) };
+            }
+        }
+    }
+
     /// Sixteen codes of half `HALF`, as floats.
     #[inline(always)]
     fn half<const BITS: usize, const BLOCK: usize, const HALF: usize>(
         self,
         block: &[u8; BLOCK],
     ) -> F {
-        let at = Layout::<BITS>::OFFSET[HALF];
+        let mask = (1 << BITS) - 1;
+        // SAFETY: `self` proves the instructions.
+        let float =
+            |words| unsafe { _mm256_cvtepi32_ps(_mm256_and_si256(words, _mm256_set1_epi32(mask))) };
+        self.words::<BITS, BLOCK, HALF>(block).map(float)
+    }
+
+    /// Sixteen words of half `HALF`, their lowest bits the codes.
+    #[inline(always)]
+    fn words<const BITS: usize, const BLOCK: usize, const HALF: usize>(
+        self,
+        block: &[u8; BLOCK],
+    ) -> I {
+        // Bytes of eight codes.
+        let eight = |part: usize| -> &[u8] { &block[BITS * (2 * HALF + part)..][..BITS] };
         // SAFETY: `self` proves the instructions; slicing checks that the loads stay in the block.
-        let source = unsafe {
-            if Layout::<BITS>::WIDE {
+        unsafe {
+            match BITS {
+                2 => {
+                    let bytes: &[u8] = &block[4 * HALF..4 * HALF + 4];
+                    let word = _mm256_set1_epi32(bytes.as_ptr().cast::<i32>().read_unaligned());
+                    let shift = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+                    let low = _mm256_srlv_epi32(word, shift);
+                    [low, _mm256_srlv_epi32(_mm256_srli_epi32::<16>(word), shift)]
+                }
+                4 => [0, 1].map(|part| {
+                    let word = eight(part).as_ptr().cast::<i32>().read_unaligned();
+                    let shift = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+                    _mm256_srlv_epi32(_mm256_set1_epi32(word), shift)
+                }),
+                8 => [0, 1]
+                    .map(|part| _mm256_cvtepu8_epi32(_mm_loadl_epi64(eight(part).as_ptr().cast()))),
+                _ => self.shuffled::<BITS, BLOCK, HALF>(block),
+            }
+        }
+    }
+
+    /// As [`Self::words`], for codes that cross bytes.
+    #[inline(always)]
+    fn shuffled<const BITS: usize, const BLOCK: usize, const HALF: usize>(
+        self,
+        block: &[u8; BLOCK],
+    ) -> I {
+        let at = Layout::<BITS>::OFFSET[HALF];
+        // SAFETY: `self` proves the instructions; slicing checks that the loads stay in the block, and
+        // the parts of the tables are 32 bytes each.
+        unsafe {
+            let source = if Layout::<BITS>::WIDE {
                 let bytes: &[u8] = &block[at..at + 16];
                 _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast()))
             } else {
                 let bytes: &[u8] = &block[at..at + 8];
                 _mm256_set1_epi64x(bytes.as_ptr().cast::<i64>().read_unaligned())
-            }
-        };
-        [self.eight::<BITS, HALF, 0>(source), self.eight::<BITS, HALF, 1>(source)]
-    }
-
-    /// The codes of lanes `8 * PART..8 * PART + 8` of half `HALF`, as floats.
-    #[inline(always)]
-    fn eight<const BITS: usize, const HALF: usize, const PART: usize>(
-        self,
-        source: __m256i,
-    ) -> __m256 {
-        let shuffle = &Layout::<BITS>::SHUFFLE[HALF][32 * PART..32 * PART + 32];
-        let shift = &Layout::<BITS>::SHIFT[HALF][8 * PART..8 * PART + 8];
-        // SAFETY: `self` proves the instructions; both tables are 32 bytes.
-        unsafe {
-            let shuffle = _mm256_loadu_si256(shuffle.as_ptr().cast());
-            let shift = _mm256_loadu_si256(shift.as_ptr().cast());
-            let words = _mm256_srlv_epi32(_mm256_shuffle_epi8(source, shuffle), shift);
-            _mm256_cvtepi32_ps(_mm256_and_si256(words, _mm256_set1_epi32((1 << BITS) - 1)))
+            };
+            [0, 1].map(|part| {
+                let shuffle = &Layout::<BITS>::SHUFFLE[HALF][32 * part..32 * part + 32];
+                let shift = &Layout::<BITS>::SHIFT[HALF][8 * part..8 * part + 8];
+                let shuffle = _mm256_loadu_si256(shuffle.as_ptr().cast());
+                let shift = _mm256_loadu_si256(shift.as_ptr().cast());
+                _mm256_srlv_epi32(_mm256_shuffle_epi8(source, shuffle), shift)
+            })
         }
     }
 }

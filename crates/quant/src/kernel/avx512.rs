@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::layout::{Layout, Spread, Windows};
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, Simd, TILE_W, TILE_X};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy)]
@@ -159,21 +159,128 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [__m512; 2] {
-        [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
+        let grid = self.grid::<BITS>(1.0, 0.0);
+        let [a, b] = self.decode::<BITS, BLOCK>(block, grid);
+        [self.natural::<BITS>(a), self.natural::<BITS>(b)]
+    }
+
+    /// Up to four bits: the values of all codes, so that decoding is one permutation.
+    #[inline(always)]
+    fn grid<const BITS: usize>(self, scale: f32, bias: f32) -> [__m512; 2] {
+        let (scale, bias) = (self.splat(scale), self.splat(bias));
+        if Layout::<BITS>::WIDE {
+            return [scale, bias];
+        }
+        let codes: [f32; LANES] = std::array::from_fn(|i| (i % (1 << BITS)) as f32);
+        [self.mul_add(scale, self.load(&codes), bias), bias]
+    }
+
+    #[inline(always)]
+    fn decode<const BITS: usize, const BLOCK: usize>(
+        self,
+        block: &[u8; BLOCK],
+        grid: [__m512; 2],
+    ) -> [__m512; 2] {
+        [
+            self.values::<BITS>(self.half::<BITS, BLOCK, 0>(block), grid),
+            self.values::<BITS>(self.half::<BITS, BLOCK, 1>(block), grid),
+        ]
+    }
+
+    /// Sixteen 4-bit codes are the halves of a 64-bit word: one shift per lane pair brings code `i` to
+    /// lane `2 i` and code `8 + i` to lane `2 i + 1`.
+    #[inline(always)]
+    fn arrange<const BITS: usize>(self, v: __m512) -> __m512 {
+        const TO: [u32; LANES] = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15];
+        if BITS == 4 { self.permute(v, &TO) } else { v }
+    }
+
+    #[inline(always)]
+    fn natural<const BITS: usize>(self, v: __m512) -> __m512 {
+        const BACK: [u32; LANES] = [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15];
+        if BITS == 4 { self.permute(v, &BACK) } else { v }
+    }
+
+    /// Four sums at a time: each addition of [`Simd::sum`] is done for four of them in one register.
+    #[inline(always)]
+    fn sum_tile(self, acc: [[__m512; TILE_W]; TILE_X]) -> [[f32; TILE_W]; TILE_X] {
+        let mut out = [[0.0; TILE_W]; TILE_X];
+        for j in 0..TILE_W {
+            let sums = self.sum_four(std::array::from_fn(|i| acc[i][j]));
+            for (out, sum) in out.iter_mut().zip(sums) {
+                out[j] = sum;
+            }
+        }
+        out
     }
 }
 
 impl Avx512 {
-    /// Sixteen codes of half `HALF`, as floats.
+    #[inline(always)]
+    fn permute(self, v: __m512, lanes: &[u32; LANES]) -> __m512 {
+        // SAFETY: `self` proves the instructions; the table is 64 readable bytes.
+        unsafe { _mm512_permutexvar_ps(_mm512_loadu_si512(lanes.as_ptr().cast()), v) }
+    }
+
+    #[inline(always)]
+    fn sum_four(self, v: [__m512; 4]) -> [f32; 4] {
+        let mut out = [0.0; LANES];
+        // SAFETY: `self` proves the instructions.
+        let sums = unsafe {
+            // Lanes `l` and `l + 8`: a half of the register for each of two sums.
+            let pair = |a, b| {
+                let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+                _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+            };
+            let (ab, cd) = (pair(v[0], v[1]), pair(v[2], v[3]));
+            // Lanes `l` and `l + 4`: a quarter for each.
+            let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
+            let four = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd));
+            let two = _mm512_add_ps(four, _mm512_permute_ps::<0b01_00_11_10>(four));
+            _mm512_add_ps(two, _mm512_permute_ps::<0b10_11_00_01>(two))
+        };
+        self.store(sums, &mut out);
+        [out[0], out[4], out[8], out[12]]
+    }
+
+    /// Sixteen words of half `HALF`: codes, in their lowest bits up to 4 bits, else alone.
     #[inline(always)]
     fn half<const BITS: usize, const BLOCK: usize, const HALF: usize>(
         self,
         block: &[u8; BLOCK],
-    ) -> __m512 {
+    ) -> __m512i {
+        // SAFETY: `self` proves the instructions; slicing checks that the loads stay in the block.
+        unsafe {
+            match BITS {
+                2 => {
+                    let bytes: &[u8] = &block[4 * HALF..4 * HALF + 4];
+                    let word = _mm512_set1_epi32(bytes.as_ptr().cast::<i32>().read_unaligned());
+                    let shift: [u32; LANES] = std::array::from_fn(|l| 2 * l as u32);
+                    _mm512_srlv_epi32(word, self.load_bits(&shift))
+                }
+                4 => {
+                    let bytes: &[u8] = &block[8 * HALF..8 * HALF + 8];
+                    let word = _mm512_set1_epi64(bytes.as_ptr().cast::<i64>().read_unaligned());
+                    let shift = _mm512_setr_epi64(0, 4, 8, 12, 16, 20, 24, 28);
+                    _mm512_srlv_epi64(word, shift)
+                }
+                8 => {
+                    let bytes: &[u8] = &block[16 * HALF..16 * HALF + 16];
+                    _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))
+                }
+                _ => self.shuffled::<BITS, BLOCK, HALF>(block),
+            }
+        }
+    }
+
+    /// As [`Self::half`], for codes that cross bytes.
+    #[inline(always)]
+    fn shuffled<const BITS: usize, const BLOCK: usize, const HALF: usize>(
+        self,
+        block: &[u8; BLOCK],
+    ) -> __m512i {
         let at = Layout::<BITS>::OFFSET[HALF];
         let (shuffle, shift) = (&Layout::<BITS>::SHUFFLE[HALF], &Layout::<BITS>::SHIFT[HALF]);
-        // A table of sixteen floats turns up to four bits into a value: no mask, no conversion.
-        let table: [f32; LANES] = std::array::from_fn(|i| (i % (1 << BITS)) as f32);
         // SAFETY: `self` proves the instructions; slicing checks that the loads stay in the block,
         // and the tables are 64 bytes each.
         unsafe {
@@ -186,11 +293,20 @@ impl Avx512 {
             };
             let pairs = _mm512_shuffle_epi8(source, _mm512_loadu_si512(shuffle.as_ptr().cast()));
             let words = _mm512_srlv_epi32(pairs, _mm512_loadu_si512(shift.as_ptr().cast()));
+            let mask = _mm512_set1_epi32((1 << BITS) - 1);
+            if Layout::<BITS>::WIDE { _mm512_and_si512(words, mask) } else { words }
+        }
+    }
+
+    /// The values of sixteen codes: a table of sixteen sees four bits and repeats those of fewer.
+    #[inline(always)]
+    fn values<const BITS: usize>(self, words: __m512i, [first, bias]: [__m512; 2]) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
             if Layout::<BITS>::WIDE {
-                let mask = _mm512_set1_epi32((1 << BITS) - 1);
-                _mm512_cvtepi32_ps(_mm512_and_si512(words, mask))
+                self.mul_add(first, _mm512_cvtepi32_ps(words), bias)
             } else {
-                _mm512_permutexvar_ps(words, _mm512_loadu_ps(table.as_ptr()))
+                _mm512_permutexvar_ps(words, first)
             }
         }
     }

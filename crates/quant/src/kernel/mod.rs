@@ -11,24 +11,34 @@
 // A backend's file is a list of intrinsics; methods take the proof even where only callees use it.
 #![allow(clippy::wildcard_imports, clippy::unused_self)]
 
+use std::sync::OnceLock;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod gemm;
 mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod outputs;
 mod scalar;
 #[cfg(test)]
 pub mod tests;
 
-pub use gemm::gemm;
-
-use std::sync::OnceLock;
+pub use outputs::Outputs;
 
 /// Lanes of every backend. A row of sixteen columns is one step of a dot product.
 pub const LANES: usize = 16;
+
+/// Sixteen values side by side.
+pub type Line = [f32; LANES];
+
+/// Rows of activations in a register tile.
+pub const TILE_X: usize = 4;
+
+/// Rows of a matrix in a register tile. Four times six sums, six lines of the matrix and one of the
+/// activations fill 31 of AVX-512's 32 registers: ten loads serve 24 multiply-adds.
+pub const TILE_W: usize = 6;
 
 /// Which instructions the kernels use. The choice changes speed, never results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +56,11 @@ pub enum Backend {
     Neon,
 }
 
+/// A backend that this CPU does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name}: expected one of {known}, found `{0}`", name = Backend::VARIABLE, known = Backend::names())]
+pub struct BackendError(String);
+
 impl Backend {
     /// All backends of this architecture, slowest first.
     const ALL: &[Self] = &[
@@ -58,16 +73,28 @@ impl Backend {
         Self::Neon,
     ];
 
-    /// The fastest backend of this CPU, or the one that `SHARDWRIGHT_BACKEND` names: tests repeat
-    /// themselves with `scalar`. A name that this CPU does not know means scalar too.
+    /// The environment variable that names a backend to use in place of the fastest: to test that
+    /// results are the same.
+    pub const VARIABLE: &str = "SHARDWRIGHT_BACKEND";
+
+    /// The backend that [`Self::VARIABLE`] names, else the fastest of this CPU. The variable is read once.
     pub fn detect() -> Self {
-        static CHOSEN: OnceLock<Backend> = OnceLock::new();
-        *CHOSEN.get_or_init(|| {
-            let named = std::env::var("SHARDWRIGHT_BACKEND").ok();
-            let wanted = |b: &Self| named.as_deref().is_none_or(|name| name == b.name());
-            let mut available = Self::available().into_iter();
-            available.rfind(wanted).unwrap_or(Self::Scalar)
+        static DETECTED: OnceLock<Backend> = OnceLock::new();
+        *DETECTED.get_or_init(|| match Self::chosen() {
+            Ok(Some(backend)) => backend,
+            _ => Self::available().pop().unwrap_or(Self::Scalar),
         })
+    }
+
+    /// The backend that [`Self::VARIABLE`] names, if it is set.
+    ///
+    /// # Errors
+    /// The variable names no backend of this CPU.
+    pub fn chosen() -> Result<Option<Self>, BackendError> {
+        let Some(found) = std::env::var_os(Self::VARIABLE) else { return Ok(None) };
+        let named = Self::available().into_iter().find(|b| found == b.name());
+        let error = || BackendError(found.to_string_lossy().into_owned());
+        named.map(Some).ok_or_else(error)
     }
 
     /// Every backend of this CPU, slowest first.
@@ -90,6 +117,12 @@ impl Backend {
             #[cfg(target_arch = "aarch64")]
             Self::Neon => "neon",
         }
+    }
+
+    /// The names of this CPU's backends, slowest first.
+    fn names() -> String {
+        let names: Vec<_> = Self::available().into_iter().map(Self::name).collect();
+        names.join(", ")
     }
 
     fn is_available(self) -> bool {
@@ -153,6 +186,34 @@ pub trait Simd: Copy {
     /// The 32 codes of a block of `BLOCK = 4 * BITS` bytes, first sixteen first.
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [Self::F; 2];
 
+    /// What [`Self::decode`] needs to know of a group.
+    #[inline(always)]
+    fn grid<const BITS: usize>(self, scale: f32, bias: f32) -> [Self::F; 2] {
+        [self.splat(scale), self.splat(bias)]
+    }
+    /// The 32 values `scale · code + bias` of a block, each rounded once, in the order of
+    /// [`Self::arrange`].
+    #[inline(always)]
+    fn decode<const BITS: usize, const BLOCK: usize>(
+        self,
+        block: &[u8; BLOCK],
+        [scale, bias]: [Self::F; 2],
+    ) -> [Self::F; 2] {
+        let [a, b] = self.codes::<BITS, BLOCK>(block);
+        [self.mul_add(scale, a, bias), self.mul_add(scale, b, bias)]
+    }
+    /// Sixteen columns in the order in which this backend decodes codes of `BITS` bits: a backend may
+    /// choose one that saves it a shuffle, as long as activations are brought into the same order.
+    #[inline(always)]
+    fn arrange<const BITS: usize>(self, v: Self::F) -> Self::F {
+        v
+    }
+    /// The inverse of [`Self::arrange`].
+    #[inline(always)]
+    fn natural<const BITS: usize>(self, v: Self::F) -> Self::F {
+        v
+    }
+
     /// `a + b`.
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a - b`.
@@ -208,6 +269,56 @@ pub trait Simd: Copy {
     fn shl(self, a: Self::I, n: u32) -> Self::I;
     /// `a >> n`, `n < 32`.
     fn shr(self, a: Self::I, n: u32) -> Self::I;
+
+    /// A register tile of dot products: `out[i][j]` is `Σ x[k][i] · w[k][j]` over steps `k`, the lanes
+    /// added up as [`Self::sum`] does. Each sum keeps its own lanes, so it is that of a product alone.
+    #[inline(always)]
+    fn dots(self, x: &[[Line; TILE_X]], w: &[[Line; TILE_W]]) -> [[f32; TILE_W]; TILE_X] {
+        let mut acc = [[self.splat(0.0); TILE_W]; TILE_X];
+        for (x, w) in x.iter().zip(w) {
+            let w: [_; TILE_W] = std::array::from_fn(|j| self.load(&w[j]));
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let x = self.load(x);
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    *acc = self.mul_add(w, x, *acc);
+                }
+            }
+        }
+        self.sum_tile(acc)
+    }
+
+    /// [`Self::sum`] of each element.
+    #[inline(always)]
+    fn sum_tile(self, acc: [[Self::F; TILE_W]; TILE_X]) -> [[f32; TILE_W]; TILE_X] {
+        acc.map(|row| row.map(|v| self.sum(v)))
+    }
+
+    /// A register tile whose lanes are outputs: `sums[i][j] += Σ x[k][i] · w[k][j]`, each lane one
+    /// chain of fused multiply-adds in the order of `k`.
+    #[inline(always)]
+    fn chains(
+        self,
+        x: &[[f32; TILE_W]],
+        w: &[[Line; TILE_X]],
+        sums: &mut [[Line; TILE_X]; TILE_W],
+    ) {
+        let mut acc: [[Self::F; TILE_X]; TILE_W] =
+            std::array::from_fn(|i| std::array::from_fn(|j| self.load(&sums[i][j])));
+        for (x, w) in x.iter().zip(w) {
+            let w: [_; TILE_X] = std::array::from_fn(|j| self.load(&w[j]));
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let x = self.splat(*x);
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    *acc = self.mul_add(w, x, *acc);
+                }
+            }
+        }
+        for (acc, sums) in acc.iter().zip(sums) {
+            for (acc, sum) in acc.iter().zip(sums) {
+                self.store(*acc, sum);
+            }
+        }
+    }
 
     /// The sum of all lanes: halves are added, 16 to 8 to 4 to 2 to 1.
     #[inline(always)]

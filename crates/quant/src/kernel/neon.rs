@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::layout::{Layout, Spread, Windows};
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, Line, Simd, TILE_W, TILE_X};
 
 /// Proof that the CPU has NEON.
 #[derive(Clone, Copy)]
@@ -199,9 +199,73 @@ impl Simd for Neon {
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [F; 2] {
         [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
     }
+
+    /// Four passes, over a quarter of the lanes each: 24 sums, six lines of the matrix and one of the
+    /// activations fill 31 of 32 registers. The sums stay the same, for lanes do not meet.
+    #[inline(always)]
+    fn dots(self, x: &[[Line; TILE_X]], w: &[[Line; TILE_W]]) -> [[f32; TILE_W]; TILE_X] {
+        let mut sums = [[[0.0; LANES]; TILE_W]; TILE_X];
+        for lane in [0, 4, 8, 12] {
+            self.four_lanes(x, w, lane, &mut sums);
+        }
+        sums.map(|row| row.map(|v| self.sum(self.load(&v))))
+    }
+
+    /// As above: one line of outputs at a time.
+    #[inline(always)]
+    fn chains(
+        self,
+        x: &[[f32; TILE_W]],
+        w: &[[Line; TILE_X]],
+        sums: &mut [[Line; TILE_X]; TILE_W],
+    ) {
+        for j in 0..TILE_X {
+            let mut acc: [F; TILE_W] = std::array::from_fn(|i| self.load(&sums[i][j]));
+            for (x, w) in x.iter().zip(w) {
+                let w = self.load(&w[j]);
+                for (acc, x) in acc.iter_mut().zip(x) {
+                    *acc = self.mul_add(w, self.splat(*x), *acc);
+                }
+            }
+            for (acc, sums) in acc.iter().zip(&mut *sums) {
+                self.store(*acc, &mut sums[j]);
+            }
+        }
+    }
 }
 
 impl Neon {
+    /// Lanes `lane..lane + 4` of a tile.
+    #[inline(always)]
+    fn four_lanes(
+        self,
+        x: &[[Line; TILE_X]],
+        w: &[[Line; TILE_W]],
+        lane: usize,
+        sums: &mut [[Line; TILE_W]; TILE_X],
+    ) {
+        // SAFETY: `self` proves the instructions; slicing checks that four values are read or written.
+        let load = |v: &Line| unsafe { vld1q_f32(v[lane..lane + 4].as_ptr()) };
+        let mut acc = [[self.splat(0.0)[0]; TILE_W]; TILE_X];
+        for (x, w) in x.iter().zip(w) {
+            let w: [_; TILE_W] = std::array::from_fn(|j| load(&w[j]));
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let x = load(x);
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    // SAFETY: `self` proves the instruction.
+                    *acc = unsafe { vfmaq_f32(*acc, w, x) };
+                }
+            }
+        }
+        for (acc, sums) in acc.iter().zip(sums) {
+            for (acc, sum) in acc.iter().zip(sums) {
+                let to: &mut [f32] = &mut sum[lane..lane + 4];
+                // SAFETY: `self` proves the instruction; the slice is four values long.
+                unsafe { vst1q_f32(to.as_mut_ptr(), *acc) };
+            }
+        }
+    }
+
     /// Sixteen little-endian `u16`, widened.
     #[inline(always)]
     fn load_u16(self, v: &[u8; 32]) -> I {

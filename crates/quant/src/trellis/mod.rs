@@ -5,7 +5,7 @@ pub mod rotate;
 pub mod stream;
 pub mod viterbi;
 
-pub use read::{dequantize, matvec};
+pub use read::{dequantize, matmul, matvec};
 
 #[cfg(test)]
 mod tests;

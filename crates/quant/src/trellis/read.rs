@@ -10,8 +10,9 @@ use half::bf16;
 
 use super::rotate::{Line, rotate_back, signs};
 use super::stream::{CENTER, MULTIPLIER, UNIT, stream_len};
+use crate::activations::Rotated;
 use crate::encoding::Trellis;
-use crate::kernel::{LANES, Simd};
+use crate::kernel::{LANES, Outputs, Simd, TILE_W, TILE_X};
 use crate::matrix::Matrix;
 
 /// Rows of a tile, as a length.
@@ -188,10 +189,7 @@ pub fn matvec<S: Simd>(
     }
 }
 
-/// Lines of a tile that a product takes together: they share `x`, and their sums overlap.
-const TOGETHER: usize = 4;
-
-/// Adds the products of all rows of a tile to `sums`.
+/// Adds the products of a part's rows to the `sums` of its tile.
 #[inline(always)]
 fn products<S: Simd, const BITS: usize, const BYTES: usize>(
     s: S,
@@ -201,24 +199,105 @@ fn products<S: Simd, const BITS: usize, const BYTES: usize>(
     sums: &mut [[f32; LANES]; TILE / LANES],
 ) {
     let block = Trellis::rotation(x.len());
-    let lines = (8 * part.stream / BITS).div_ceil(LANES);
+    let lines = part.rows.start / LANES..part.rows.end.div_ceil(LANES);
     for (x, streams) in x
         .chunks_exact(block)
         .zip(part.streams.chunks_exact(block * part.stream))
     {
-        let together = sums[..lines].chunks_mut(TOGETHER).enumerate();
-        for (i, sums) in together {
-            let mut acc = [s.splat(0.0); TOGETHER];
+        // Four lines of rows at a time share `x`, and their sums overlap.
+        for first in lines.clone().step_by(TILE_X) {
+            let sums = &mut sums[first..lines.end.min(first + TILE_X)];
+            let mut acc = [s.splat(0.0); TILE_X];
             for (x, stream) in x.iter().zip(streams.chunks_exact(part.stream)) {
                 let x = s.splat(*x);
                 for (line, acc) in acc.iter_mut().enumerate() {
-                    let at = 2 * BITS * (TOGETHER * i + line);
-                    let windows = s.windows::<BITS, BYTES>(bytes(stream, at, &mut [0; BYTES]));
-                    *acc = s.mul_add(values(s, trellis, windows), x, *acc);
+                    let w = sixteen_rows::<S, BITS, BYTES>(s, trellis, stream, first + line);
+                    *acc = s.mul_add(w, x, *acc);
                 }
             }
             for (sums, acc) in sums.iter_mut().zip(acc) {
                 s.store(s.add(s.load(sums), acc), sums);
+            }
+        }
+    }
+}
+
+/// The values of rows `16 line ..` of one column of a tile.
+#[inline(always)]
+fn sixteen_rows<S: Simd, const BITS: usize, const BYTES: usize>(
+    s: S,
+    trellis: Trellis,
+    stream: &[u8],
+    line: usize,
+) -> S::F {
+    let mut end = [0; BYTES];
+    let bytes = bytes(stream, 2 * BITS * line, &mut end);
+    values(s, trellis, s.windows::<BITS, BYTES>(bytes))
+}
+
+/// [`matvec`] with many rows of `x`: the same sums, of values that are decoded once.
+#[inline(always)]
+pub fn matmul<S: Simd>(
+    s: S,
+    m: &Matrix<'_>,
+    trellis: Trellis,
+    x: &Rotated,
+    rows: Range<usize>,
+    mut out: Outputs<'_>,
+) {
+    for t in 0..out.n() {
+        out.row(t).fill(0.0);
+    }
+    let start = rows.start;
+    for part in parts(m, trellis, rows) {
+        match trellis.bits() {
+            2 => many_products::<S, 2, 8>(s, m, trellis, &part, x, (start, &mut out)),
+            3 => many_products::<S, 3, 8>(s, m, trellis, &part, x, (start, &mut out)),
+            _ => many_products::<S, 4, 16>(s, m, trellis, &part, x, (start, &mut out)),
+        }
+        let (first, count) = (part.first, part.rows.len());
+        for t in 0..out.n() {
+            let outs = &mut out.row(t)[first - start..][..count];
+            for (row, out) in (first..).zip(outs) {
+                *out *= scale(m, row);
+            }
+        }
+    }
+}
+
+/// Adds the products of a tile to the outputs, whose first column is row `start` of the matrix.
+#[inline(always)]
+fn many_products<S: Simd, const BITS: usize, const BYTES: usize>(
+    s: S,
+    m: &Matrix<'_>,
+    trellis: Trellis,
+    part: &Part<'_>,
+    x: &Rotated,
+    (start, out): (usize, &mut Outputs<'_>),
+) {
+    let (cols, block) = (m.cols(), Trellis::rotation(m.cols()));
+    let mut lines = vec![[[0.0; LANES]; TILE_X]; block];
+    let step = LANES * TILE_X;
+    for (b, streams) in part.streams.chunks_exact(block * part.stream).enumerate() {
+        for group in part.rows.start / step..part.rows.end.div_ceil(step) {
+            for (lines, stream) in lines.iter_mut().zip(streams.chunks_exact(part.stream)) {
+                for (i, line) in lines.iter_mut().enumerate() {
+                    let at = TILE_X * group + i;
+                    s.store(sixteen_rows::<S, BITS, BYTES>(s, trellis, stream, at), line);
+                }
+            }
+            // Rows of these lines that are asked for, and where the first of them goes.
+            let rows = part.rows.start.max(group * step)..part.rows.end.min((group + 1) * step);
+            let (skip, to) = (rows.start - group * step, part.first + rows.start - part.rows.start);
+            for (i, x) in x.panels(cols).enumerate() {
+                let mut sums = [[[0.0; LANES]; TILE_X]; TILE_W];
+                s.chains(&x[b * block..][..block], &lines, &mut sums);
+                for (t, sums) in (TILE_W * i..out.n()).zip(&sums) {
+                    let outs = &mut out.row(t)[to - start..][..rows.len()];
+                    for (out, sum) in outs.iter_mut().zip(&sums.as_flattened()[skip..]) {
+                        *out += sum;
+                    }
+                }
             }
         }
     }

@@ -1,14 +1,16 @@
 //! The trellis against its definition, written plainly, and its encoder against every stream there is.
 
+use std::ops::Range;
+
 use half::bf16;
 use proptest::prelude::*;
 
 use super::rotate::{rotate, rotate_back, signs};
 use super::stream::{decode, stream_len, value};
 use super::viterbi::Encoder;
-use crate::kernel::tests::{agree, noise};
+use crate::kernel::tests::{agree, noise, products};
 use crate::kernel::{Kernel, Simd};
-use crate::{Activation, Backend, Encoding, Matrix, Trellis, matvec};
+use crate::{Activations, Backend, Encoding, Matrix, Trellis};
 
 fn trellises() -> impl Iterator<Item = Trellis> {
     let with = |bits| Trellis::STATE_BITS.map(|state_bits| Trellis::new(bits, state_bits).unwrap());
@@ -252,11 +254,14 @@ fn products_follow_the_definition() {
         let bytes = stored(trellis, rows, cols);
         let m = Matrix::new(Encoding::Trellis(trellis), rows, cols, &bytes).unwrap();
         let (values, scales) = plain(&m, trellis);
-        let mut x = Activation::new();
-        x.set(Backend::Scalar, &noise(cols, 4));
+        let n = 8;
+        let (input, mut x) = (noise(n * cols, 4), Activations::new());
+        x.set(Backend::Scalar, &input, cols);
         let block = Trellis::rotation(cols);
-        let product = |(row, scale): (&[f32], &f32)| {
-            let blocks = row.chunks_exact(block).zip(x.rotated().chunks_exact(block));
+        let product = |t: usize, row: usize| {
+            let (x, scale) = (x.rotated().row(t, cols), scales[row]);
+            let blocks = values[row * cols..][..cols].chunks_exact(block);
+            let blocks = blocks.zip(x.chunks_exact(block));
             let sum = |(v, x): (&[f32], &[f32])| {
                 v.iter()
                     .zip(x)
@@ -264,18 +269,20 @@ fn products_follow_the_definition() {
             };
             blocks.map(sum).fold(0.0, |a: f32, b: f32| a + b) * scale
         };
-        let expected: Vec<f32> = values
-            .chunks_exact(cols)
-            .zip(&scales)
-            .map(product)
-            .collect();
+        let expected = |t: Range<usize>, rows: Range<usize>| -> Vec<f32> {
+            t.flat_map(|t| rows.clone().map(move |row| (t, row)))
+                .map(|(t, row)| product(t, row))
+                .collect()
+        };
         for backend in Backend::available() {
-            let mut out = vec![0.0; rows];
-            matvec(backend, &m, &x, 0..rows, &mut out);
-            assert!(out == expected, "{trellis:?} {rows} x {cols} on {}", backend.name());
-            let part = rows / 3..rows - rows / 5;
-            matvec(backend, &m, &x, part.clone(), &mut out[part.clone()]);
-            assert!(out == expected, "{trellis:?} rows {part:?} on {}", backend.name());
+            for (count, part) in [1, n]
+                .into_iter()
+                .flat_map(|n| [(n, 0..rows), (n, rows / 3..rows - rows / 5)])
+            {
+                let out = products(backend, &m, &input[..count * cols], part.clone());
+                let what = format!("{trellis:?} {count} x {part:?} of {rows} x {cols}");
+                assert!(out == expected(0..count, part), "{what} on {}", backend.name());
+            }
         }
     }
 }
@@ -320,10 +327,8 @@ fn a_product_is_near_that_of_the_rows() {
         let bytes = stored(trellis, rows, cols);
         let m = Matrix::new(Encoding::Trellis(trellis), rows, cols, &bytes).unwrap();
         let (input, mut weights) = (noise(cols, 4), vec![0.0; rows * cols]);
-        let (mut x, mut out) = (Activation::new(), vec![0.0; rows]);
-        x.set(Backend::detect(), &input);
         m.dequantize(Backend::detect(), 0..rows, &mut weights);
-        matvec(Backend::detect(), &m, &x, 0..rows, &mut out);
+        let out = products(Backend::detect(), &m, &input, 0..rows);
         for (row, out) in weights.chunks_exact(cols).zip(out) {
             let exact: f64 = row
                 .iter()

@@ -1,0 +1,207 @@
+//! Rows of activations, laid out as the products read them.
+
+use std::sync::OnceLock;
+
+use crate::encoding::Trellis;
+use crate::float::padded;
+use crate::kernel::{Backend, Kernel, LANES, Line, Simd, TILE_W, TILE_X};
+use crate::trellis::rotate::rotate;
+
+/// As many rows are multiplied one by one, from the codes; for more, values are decoded once.
+const FEW: usize = 2;
+
+/// Activations `[n, cols]`, shared by all products with them.
+///
+/// Buffers are reused: [`Self::set`] allocates only when there are more values than ever before.
+#[derive(Clone, Debug)]
+pub struct Activations {
+    backend: Backend,
+    n: usize,
+    cols: usize,
+    /// The rows as they came.
+    x: Vec<f32>,
+    /// Few rows: in the order in which the backend decodes four bits, `[n, cols / 16, 16]`.
+    arranged: Vec<f32>,
+    /// Many rows: four side by side, line by line, `[n / 4, cols / 16]`; zeros where none are left.
+    strips: Vec<[Line; TILE_X]>,
+    /// In the basis of trellis codes, made when such a matrix comes.
+    rotated: OnceLock<Rotated>,
+}
+
+/// Activations in the basis of trellis codes.
+#[derive(Clone, Debug)]
+pub struct Rotated {
+    /// `[n, cols]`.
+    rows: Vec<f32>,
+    /// Many rows: six side by side, column by column, `[n / 6, cols]`.
+    panels: Vec<[f32; TILE_W]>,
+}
+
+impl Default for Activations {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Activations {
+    /// No rows.
+    pub fn new() -> Self {
+        Self {
+            backend: Backend::Scalar,
+            n: 0,
+            cols: 0,
+            x: Vec::new(),
+            arranged: Vec::new(),
+            strips: Vec::new(),
+            rotated: OnceLock::new(),
+        }
+    }
+
+    /// Takes a copy of `x`, rows of `cols` values, to be multiplied with the instructions of `backend`.
+    ///
+    /// # Panics
+    /// When `x` is not whole rows.
+    pub fn set(&mut self, backend: Backend, x: &[f32], cols: usize) {
+        assert!(cols > 0 && x.len().is_multiple_of(cols), "{} values in rows of {cols}", x.len());
+        (self.backend, self.n, self.cols) = (backend, x.len() / cols, cols);
+        self.x.clear();
+        self.x.extend_from_slice(x);
+        self.arranged.clear();
+        self.strips.clear();
+        self.rotated = OnceLock::new();
+        if self.is_few() {
+            self.arranged.resize(self.n * cols, 0.0);
+            backend.run(Arrange { x, cols, out: &mut self.arranged });
+        } else {
+            self.fill_strips();
+        }
+    }
+
+    /// Rows.
+    pub const fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Columns.
+    pub const fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The instructions that products use.
+    pub const fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Whether rows are multiplied one by one.
+    pub(crate) const fn is_few(&self) -> bool {
+        self.n <= FEW
+    }
+
+    /// Row `row`.
+    pub(crate) fn row(&self, row: usize) -> &[f32] {
+        &self.x[row * self.cols..][..self.cols]
+    }
+
+    /// Row `row` of few, each whole line in the order of [`Simd::arrange`] for codes of four bits.
+    pub(crate) fn arranged(&self, row: usize) -> &[f32] {
+        &self.arranged[row * self.cols..][..self.cols]
+    }
+
+    /// Many rows, four at a time.
+    pub(crate) fn strips(&self) -> impl Iterator<Item = &[[Line; TILE_X]]> {
+        self.strips.chunks_exact(self.cols.div_ceil(LANES))
+    }
+
+    fn fill_strips(&mut self) {
+        let lines = self.cols.div_ceil(LANES);
+        self.strips
+            .resize(self.n.div_ceil(TILE_X) * lines, [[0.0; LANES]; TILE_X]);
+        let strips = self.strips.chunks_exact_mut(lines);
+        for (strip, rows) in strips.zip(self.x.chunks(TILE_X * self.cols)) {
+            for (i, row) in rows.chunks_exact(self.cols).enumerate() {
+                for (line, values) in strip.iter_mut().zip(row.chunks(LANES)) {
+                    line[i] = padded(values);
+                }
+            }
+        }
+    }
+
+    /// The rows in the basis of trellis codes.
+    ///
+    /// # Panics
+    /// When rows of this length cannot be rotated; there are no such matrices.
+    pub(crate) fn rotated(&self) -> &Rotated {
+        self.rotated.get_or_init(|| {
+            let (mut rows, cols) = (self.x.clone(), self.cols);
+            self.backend.run(Rotate { x: &mut rows, cols });
+            let panels = if self.is_few() { Vec::new() } else { panels(&rows, cols) };
+            Rotated { rows, panels }
+        })
+    }
+}
+
+impl Rotated {
+    /// Row `row`, of `cols` columns.
+    pub(crate) fn row(&self, row: usize, cols: usize) -> &[f32] {
+        &self.rows[row * cols..][..cols]
+    }
+
+    /// Many rows, six at a time.
+    pub(crate) fn panels(&self, cols: usize) -> impl Iterator<Item = &[[f32; TILE_W]]> {
+        self.panels.chunks_exact(cols)
+    }
+}
+
+/// Six rows side by side, zeros where none are left.
+fn panels(rows: &[f32], cols: usize) -> Vec<[f32; TILE_W]> {
+    let panel = |rows: &[f32]| {
+        let mut panel = vec![[0.0; TILE_W]; cols];
+        for (i, row) in rows.chunks_exact(cols).enumerate() {
+            for (values, value) in panel.iter_mut().zip(row) {
+                values[i] = *value;
+            }
+        }
+        panel
+    };
+    rows.chunks(TILE_W * cols).flat_map(panel).collect()
+}
+
+/// Copies rows, each whole line of sixteen in the order of [`Simd::arrange`].
+struct Arrange<'a> {
+    x: &'a [f32],
+    cols: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Arrange<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.x.chunks_exact(self.cols);
+        for (x, out) in rows.zip(self.out.chunks_exact_mut(self.cols)) {
+            let (x, out) = (x.as_chunks::<LANES>().0, out.as_chunks_mut::<LANES>().0);
+            for (x, out) in x.iter().zip(out) {
+                s.store(s.arrange::<4>(s.load(x)), out);
+            }
+        }
+    }
+}
+
+/// Brings rows into the basis of trellis codes.
+struct Rotate<'a> {
+    x: &'a mut [f32],
+    cols: usize,
+}
+
+impl Kernel for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let block = Trellis::rotation(self.cols);
+        for row in self.x.chunks_exact_mut(self.cols) {
+            rotate(row, block);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The product of a stored matrix with activations.
+//!
+//! A row of outputs has the same bits whatever rows go with it: one row reads codes where they lie,
+//! many share values that are decoded once, and both add in one order.
+
+use std::ops::Range;
+
+use crate::activations::Activations;
+use crate::encoding::{Affine, Encoding};
+use crate::float::padded;
+use crate::kernel::{Kernel, LANES, Line, Outputs, Simd, TILE_W, TILE_X};
+use crate::matrix::Matrix;
+use crate::rows::{each_line, sixteen_at};
+use crate::trellis;
+
+/// `out[t][i]` is the product of row `rows.start + i` of the matrix with row `t` of the activations.
+///
+/// For plain floats and affine codes it is [`dot`](fn@crate::dot) of the row's values, as
+/// [`Matrix::dequantize`] gives them, with the activations. For trellis codes both are taken in the
+/// rotated basis: the columns of a block of the rotation are added in order, each product fused, then
+/// the blocks in order, and the sum is multiplied by the row's scale.
+///
+/// So a result depends on its row of the matrix and its row of activations alone: not on the other
+/// rows, not on `rows`, not on the CPU.
+///
+/// # Panics
+/// When `rows` leaves the matrix, or the shapes of `x` and `out` do not fit.
+pub fn matmul(m: &Matrix<'_>, x: &Activations, rows: Range<usize>, out: Outputs<'_>) {
+    assert!(rows.end <= m.rows(), "rows {rows:?} of {}", m.rows());
+    assert_eq!(x.cols(), m.cols(), "activations of a matrix of {} columns", m.cols());
+    assert_eq!((out.n(), out.width()), (x.n(), rows.len()), "outputs of rows {rows:?}");
+    if !rows.is_empty() {
+        x.backend().run(Product { m, x, rows, out });
+    }
+}
+
+struct Product<'a> {
+    m: &'a Matrix<'a>,
+    x: &'a Activations,
+    rows: Range<usize>,
+    out: Outputs<'a>,
+}
+
+impl Kernel for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { m, x, rows, mut out } = self;
+        match m.encoding() {
+            Encoding::Trellis(t) if x.is_few() => {
+                for i in 0..x.n() {
+                    let x = x.rotated().row(i, x.cols());
+                    trellis::matvec(s, m, t, x, rows.clone(), out.row(i));
+                }
+            }
+            Encoding::Trellis(t) => trellis::matmul(s, m, t, x.rotated(), rows, out),
+            _ if x.is_few() => {
+                for i in 0..x.n() {
+                    one_row(s, m, (x.row(i), x.arranged(i)), rows.clone(), out.row(i));
+                }
+            }
+            _ => many_rows(s, m, x, rows, out),
+        }
+    }
+}
+
+/// Bytes of decoded values that stay in the second cache while activations pass.
+const PANEL_BYTES: usize = 512 * 1024;
+
+/// Decodes a panel of matrix rows at a time and multiplies it with all activations.
+#[inline(always)]
+fn many_rows<S: Simd>(
+    s: S,
+    m: &Matrix<'_>,
+    x: &Activations,
+    rows: Range<usize>,
+    mut out: Outputs<'_>,
+) {
+    let lines = m.cols().div_ceil(LANES);
+    let tile_bytes = size_of::<[Line; TILE_W]>() * lines;
+    let tiles = (PANEL_BYTES / tile_bytes).clamp(1, rows.len().div_ceil(TILE_W));
+    let mut panel = vec![[[0.0; LANES]; TILE_W]; tiles * lines];
+    for first in rows.clone().step_by(tiles * TILE_W) {
+        let few = first..rows.end.min(first + tiles * TILE_W);
+        for (i, row) in few.clone().enumerate() {
+            let tile = &mut panel[i / TILE_W * lines..][..lines];
+            each_line(s, m, row, |at, line| s.store(line, &mut tile[at][i % TILE_W]));
+        }
+        // Rows of the last tile that do not exist hold old values, and their products are left out.
+        let used = &panel[..few.len().div_ceil(TILE_W) * lines];
+        for (strip, x) in x.strips().enumerate() {
+            for (tile, w) in used.chunks_exact(lines).enumerate() {
+                let at = few.start - rows.start + tile * TILE_W;
+                keep(s.dots(x, w), strip * TILE_X, at, &mut out);
+            }
+        }
+    }
+}
+
+/// Stores the sums of a tile from row `row` and column `col` of the outputs on, as far as these go.
+#[inline(always)]
+fn keep(sums: [[f32; TILE_W]; TILE_X], row: usize, col: usize, out: &mut Outputs<'_>) {
+    for (row, sums) in (row..out.n()).zip(&sums) {
+        let out = &mut out.row(row)[col..];
+        let count = out.len().min(TILE_W);
+        out[..count].copy_from_slice(&sums[..count]);
+    }
+}
+
+/// Matrix rows that a product with one row takes together, so that their sums overlap.
+const ROWS: usize = 4;
+
+/// Products with one row of activations, as they came and arranged for four bits.
+#[inline(always)]
+fn one_row<S: Simd>(
+    s: S,
+    m: &Matrix<'_>,
+    (x, arranged): (&[f32], &[f32]),
+    rows: Range<usize>,
+    out: &mut [f32],
+) {
+    match m.encoding() {
+        Encoding::F32 => floats(s, m, x, rows, out, S::load_f32),
+        Encoding::F16 => floats(s, m, x, rows, out, S::load_f16),
+        Encoding::Bf16 => floats(s, m, x, rows, out, S::load_bf16),
+        Encoding::Affine(a) => match a.bits() {
+            2 => affine::<S, 2, 8>(s, m, a, x, rows, out),
+            3 => affine::<S, 3, 12>(s, m, a, x, rows, out),
+            4 => affine::<S, 4, 16>(s, m, a, arranged, rows, out),
+            6 => affine::<S, 6, 24>(s, m, a, x, rows, out),
+            _ => affine::<S, 8, 32>(s, m, a, x, rows, out),
+        },
+        Encoding::Trellis(_) => {}
+    }
+}
+
+#[inline(always)]
+fn floats<S: Simd, const SIZE: usize>(
+    s: S,
+    m: &Matrix<'_>,
+    x: &[f32],
+    rows: Range<usize>,
+    out: &mut [f32],
+    load: impl Fn(S, &[u8; SIZE]) -> S::F,
+) {
+    let (blocks, rest) = out.as_chunks_mut::<ROWS>();
+    let after = rows.start + ROWS * blocks.len();
+    for (first, out) in rows.step_by(ROWS).zip(blocks) {
+        *out = float_rows(s, m, x, first, &load);
+    }
+    for (row, out) in (after..).zip(rest) {
+        [*out] = float_rows(s, m, x, row, &load);
+    }
+}
+
+#[inline(always)]
+fn affine<S: Simd, const BITS: usize, const BLOCK: usize>(
+    s: S,
+    m: &Matrix<'_>,
+    a: Affine,
+    x: &[f32],
+    rows: Range<usize>,
+    out: &mut [f32],
+) {
+    let (blocks, rest) = out.as_chunks_mut::<ROWS>();
+    let after = rows.start + ROWS * blocks.len();
+    for (first, out) in rows.step_by(ROWS).zip(blocks) {
+        *out = affine_rows::<S, ROWS, BITS, BLOCK>(s, m, a, x, first);
+    }
+    for (row, out) in (after..).zip(rest) {
+        [*out] = affine_rows::<S, 1, BITS, BLOCK>(s, m, a, x, row);
+    }
+}
+
+/// Rows `row..row + R` of plain floats, sixteen of them in `SIZE` bytes.
+#[inline(always)]
+fn float_rows<S: Simd, const R: usize, const SIZE: usize>(
+    s: S,
+    m: &Matrix<'_>,
+    x: &[f32],
+    row: usize,
+    load: &impl Fn(S, &[u8; SIZE]) -> S::F,
+) -> [f32; R] {
+    let rows: [_; R] = std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks::<SIZE>());
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let mut acc = [s.splat(0.0); R];
+    for (i, x) in x.iter().enumerate() {
+        let x = s.load(x);
+        for r in 0..R {
+            acc[r] = s.mul_add(load(s, &rows[r].0[i]), x, acc[r]);
+        }
+    }
+    if !x_rest.is_empty() {
+        let x = s.load(&padded(x_rest));
+        for r in 0..R {
+            acc[r] = s.mul_add(load(s, &padded(rows[r].1)), x, acc[r]);
+        }
+    }
+    acc.map(|acc| s.sum(acc))
+}
+
+/// Rows `row..row + R` of affine codes; `x` in the backend's order for these bits.
+#[inline(always)]
+fn affine_rows<S: Simd, const R: usize, const BITS: usize, const BLOCK: usize>(
+    s: S,
+    m: &Matrix<'_>,
+    a: Affine,
+    x: &[f32],
+    row: usize,
+) -> [f32; R] {
+    let weight: [_; R] = std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks::<BLOCK>().0);
+    let [scales, biases] = [m.scales(), m.biases()];
+    let columns = x.as_chunks::<LANES>().0.as_chunks::<2>().0;
+    let blocks = a.group_size() / 32;
+    let mut acc = [s.splat(0.0); R];
+    // Sixteen groups at a time: their scales are widened together.
+    for (i, x) in columns.chunks(LANES * blocks).enumerate() {
+        let at = |part, r| sixteen_at(s, a.scale_dtype(), m.row(part, row + r), i);
+        let scale: [_; R] = std::array::from_fn(|r| at(scales, r));
+        let bias: [_; R] = std::array::from_fn(|r| at(biases, r));
+        for (g, x) in x.chunks(blocks).enumerate() {
+            let first = (LANES * i + g) * blocks;
+            for r in 0..R {
+                let grid = s.grid::<BITS>(scale[r][g], bias[r][g]);
+                for (block, x) in weight[r][first..first + blocks].iter().zip(x) {
+                    let [w0, w1] = s.decode::<BITS, BLOCK>(block, grid);
+                    acc[r] = s.mul_add(w0, s.load(&x[0]), acc[r]);
+                    acc[r] = s.mul_add(w1, s.load(&x[1]), acc[r]);
+                }
+            }
+        }
+    }
+    acc.map(|acc| s.sum(s.natural::<BITS>(acc)))
+}
