@@ -228,8 +228,7 @@ impl Model {
             .layers
             .iter()
             .map(|l| MixerState::for_tokens(&l.mixer, context, plan.chunk));
-        let mut state = PassState::new(vec![0.0; spec.hidden_size as usize]);
-        // What is computed together must not change what it gives.
+        let state = PassState::new(vec![0.0; spec.hidden_size as usize]);
         Ok(Self {
             head: VocabMatrix::head(weights, plan.head_resident, &embedding)?,
             norm: final_norm(weights)?,

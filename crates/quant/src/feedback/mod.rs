@@ -14,8 +14,8 @@ pub mod tests;
 mod update;
 
 use crate::encoding::{Encoding, Trellis};
+use crate::error::QuantError;
 use crate::kernel::{Backend, Kernel, LANES, Simd};
-use crate::quantize::QuantError;
 use crate::trellis::rotate::rotate;
 
 pub use sweep::{BLOCK, Product, Rows, Sweep};

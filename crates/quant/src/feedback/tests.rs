@@ -3,8 +3,8 @@
 use super::{Feedback, Product, Rows};
 use crate::Backend;
 use crate::encoding::{Affine, Encoding, Float, Trellis};
+use crate::error::QuantError;
 use crate::kernel::tests::noise;
-use crate::quantize::QuantError;
 use crate::trellis::rotate::rotate;
 
 pub fn q2() -> Encoding {

@@ -7,8 +7,9 @@
 use super::group::{Choice, Chosen, MAX_GROUP, Place, choose, relative};
 use super::lanes::{Grid, Measure, Tile, code, extremes, nearest};
 use super::output::CHUNK;
-use super::{PartsMut, QuantError, QuantStats};
+use super::{PartsMut, QuantStats};
 use crate::encoding::Affine;
+use crate::error::QuantError;
 use crate::feedback::{Feedback, Line, Product, Rows, Sweep};
 use crate::kernel::{Kernel, LANES, Simd};
 

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use super::lanes::{Extremes, Grid, Measure, Pair, Tile, Weights};
 use super::lanes::{extremes, measure, min_max, pack, values};
-use super::{PartsMut, QuantError, QuantStats, search};
+use super::{PartsMut, QuantStats, search};
 use crate::encoding::{Affine, Float};
+use crate::error::QuantError;
 use crate::float;
 use crate::kernel::{Kernel, LANES, Simd};
 

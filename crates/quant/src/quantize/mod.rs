@@ -1,14 +1,9 @@
 //! Quantization: `f32` rows to codes, scales and biases.
 
-mod error;
 mod gptq;
 mod group;
-#[cfg(test)]
-mod guided;
 mod lanes;
 mod output;
-#[cfg(test)]
-mod reference;
 mod search;
 mod stats;
 #[cfg(test)]
@@ -18,12 +13,12 @@ mod trellis;
 use serde::{Deserialize, Serialize};
 
 use crate::encoding::{Affine, Encoding};
+use crate::error::QuantError;
 use crate::feedback::Feedback;
 use crate::kernel::Backend;
 
 use group::Choice;
 
-pub use error::QuantError;
 pub use stats::QuantStats;
 
 /// How affine codes are chosen. All round the scale and bias of a group to storage first.

@@ -7,8 +7,9 @@
 use half::bf16;
 
 use super::output::CHUNK;
-use super::{Guide, PartsMut, QuantError, QuantStats, group};
+use super::{Guide, PartsMut, QuantStats, group};
 use crate::encoding::{Encoding, Float, Trellis};
+use crate::error::QuantError;
 use crate::feedback::{BLOCK, Feedback, Line, Product, Rows, Sweep};
 use crate::kernel::{Backend, Kernel, LANES, Simd};
 use crate::matrix::Matrix;

@@ -2,12 +2,13 @@
 
 use proptest::prelude::*;
 
-use super::tests::{gaussian, kinds};
-use super::{Guide, Method, PartsMut, QuantError, QuantStats, quantize};
+use super::{gaussian, kinds};
 use crate::encoding::{Affine, Encoding, Float, Trellis};
+use crate::error::QuantError;
 use crate::feedback::Feedback;
 use crate::feedback::tests::gram;
 use crate::kernel::tests::noise;
+use crate::quantize::{Guide, Method, PartsMut, QuantStats, quantize};
 use crate::{Backend, Matrix};
 
 /// A quantized matrix, its values and what it cost.

@@ -3,13 +3,13 @@
 
 use serde_json::Value;
 
-use super::gptq::feed_back;
-use super::group::Chosen;
-use super::lanes::{Extremes, Grid, Measure, Pair, Tile};
 use crate::Backend;
 use crate::encoding::{Affine, Encoding, Float};
 use crate::feedback::{Feedback, Rows, Sweep};
 use crate::kernel::{Kernel, LANES, Simd};
+use crate::quantize::gptq::feed_back;
+use crate::quantize::group::Chosen;
+use crate::quantize::lanes::{Extremes, Grid, Measure, Pair, Tile};
 
 /// GPTQ with scales and biases that are given.
 struct Given<'a> {

@@ -1,10 +1,14 @@
 //! What quantization promises about every group.
 
+mod guided;
+mod reference;
+
 use proptest::prelude::*;
 
-use super::{Guide, Method, PartsMut, QuantError, QuantStats, quantize};
+use super::{Guide, Method, PartsMut, QuantStats, quantize};
 use crate::Backend;
 use crate::encoding::{Affine, Encoding, EncodingError, Float};
+use crate::error::QuantError;
 use crate::kernel::tests::noise;
 use crate::matrix::Matrix;
 
