@@ -43,6 +43,23 @@ fn a_draft_describes_a_golden_checkpoint_as_the_built_in_table_does(case: &str) 
 
 each_golden!(a_draft_describes_a_golden_checkpoint_as_the_built_in_table_does);
 
+/// Ernie 4.5 has Llama's names and rotates neighbours: what could be otherwise is marked whatever the
+/// nearest table is.
+#[test]
+fn what_any_model_may_have_otherwise_is_marked() {
+    let scratch = renamed("llama2");
+    let marks = scratch.json("arch draft ckpt -o my.json")["uncertain"].take();
+    for place in ["output_norms", "attention.rotary.pairing", "attention.softmax_scale"] {
+        assert!(marks[place].as_str().unwrap().contains("as in llama"), "{place}: {marks}");
+    }
+    assert_eq!(marks["mlp.activation"], Value::Null);
+    scratch.edit_json("ckpt/config.json", |config| {
+        config.remove("hidden_act");
+    });
+    let marks = scratch.json("arch draft ckpt -o other.json")["uncertain"].take();
+    assert!(marks["mlp.activation"].is_string(), "{marks}");
+}
+
 #[test]
 fn a_table_with_marks_is_refused() {
     let scratch = renamed("qwen3_moe");

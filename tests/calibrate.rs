@@ -278,7 +278,7 @@ fn texts_that_cannot_be_used() {
     );
     scratch.refused(
         "convert ckpt -o out --bits 4 --method gptq",
-        "error: recipe `uniform q4g64`: rule 1 (everything) asks for gptq, which needs \
+        "error: recipe `uniform q4g64`: rule 2 (everything) asks for gptq, which needs \
          calibration: add --calibrate TEXT or --statistics FILE",
     );
     assert!(!scratch.path("out").exists() && !scratch.path("out.partial").exists());

@@ -370,13 +370,35 @@ help: `shardwright recipes` says what each is for");
         "plan ckpt --bits 4 --align 5000",
         "error: alignment: expected a power of two from 4096 to 1048576, found 5000",
     );
-    // 96 columns are no whole number of groups of 64.
-    scratch.refused("plan ckpt --bits 4 --group-size 64", "error: recipe `uniform q4g64`: tensor `model.layers.0.mlp.down_proj.weight` (mlp.down_proj): group size 64 does not divide 96 columns, and rule 1 (everything) names no fallback");
     // Rules for experts match nothing in a dense model.
     scratch.refused(
         "plan ckpt --recipe moe-q4",
         "error: recipe `moe-q4`: rule 8 (expert.*) matches nothing in this checkpoint",
     );
+}
+
+/// Taps of a convolution, inner widths of tiny models, routers: no model is refused for those.
+#[test]
+fn bits_alone_keep_what_cannot_be_cut_and_say_so() {
+    for case in ["qwen3_5_moe", "qwen3_next"] {
+        let scratch = Scratch::with(&format!("golden/{case}"));
+        let plan = scratch.json("plan ckpt --bits 4 --group-size 128");
+        let fallbacks = plan["fallbacks"].as_array().unwrap();
+        let conv = fallbacks
+            .iter()
+            .find(|f| f["role"] == "delta_net.conv1d")
+            .unwrap();
+        assert_eq!(conv["reason"], "group size 128 does not divide 4 columns");
+        assert_eq!(conv["used"], "bf16");
+        let smaller = fallbacks
+            .iter()
+            .find(|f| f["role"] == "attention.q_proj")
+            .unwrap();
+        assert_eq!(smaller["used"], "q4 g64 bf16");
+        let leftovers = plan["leftovers"].as_array().unwrap();
+        let router = leftovers.iter().find(|l| l["role"] == "router").unwrap();
+        assert_eq!(router["reason"], "rule 1 (router) keeps it");
+    }
 }
 
 #[test]

@@ -236,13 +236,14 @@ fn holds(condition: &str, model: &Value, layer: &Value) -> bool {
         "projection is grouped" => mixer["projection"] == "grouped",
         "projection is split" => mixer["projection"] == "split",
         "o_bias, or latent with bias" => mixer["o_bias"] == true || latent && mixer["bias"] == true,
-        "qk_norm is per_head or full" => {
-            mixer["qk_norm"] == "per_head" || mixer["qk_norm"] == "full"
-        }
+        "qk_norm is per_head, per_head_rotated or full" => ["per_head", "per_head_rotated", "full"]
+            .iter()
+            .any(|kind| mixer["qk_norm"] == *kind),
         kind @ ("dense" | "moe") => ffn["kind"] == kind,
         "dense with bias" => ffn["kind"] == "dense" && ffn["bias"] == true,
         "shared_expert" => shared.is_object(),
         "shared_expert with gated" => shared["gated"] == true,
+        "not no_input_norms" => layer["no_input_norms"] != true,
         "output_norms" => layer["output_norms"] == true,
         "not tie_word_embeddings" => model["tie_word_embeddings"] == false,
         flag @ ("qkv_bias" | "sinks") => mixer[flag] == true,

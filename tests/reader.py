@@ -22,7 +22,7 @@ HEX_LEN = 64
 LIMIT = 1 << 64
 REALS = set(
     "rms_norm_eps theta clip_qkv factor low_freq_factor high_freq_factor recipe beta_fast beta_slow attention_factor softmax_scale floor_scale"
-    " embedding_multiplier residual_multiplier logits_scaling attn_scale routed_scaling_factor limit alpha".split()
+    " short_factor long_factor embedding_multiplier residual_multiplier logits_scaling attn_scale routed_scaling_factor limit alpha".split()
 )
 
 
@@ -339,10 +339,11 @@ ATTENTION = (
 )
 LLAMA3 = "kind factor low_freq_factor high_freq_factor original_max_position_embeddings"
 YARN = "kind factor beta_fast beta_slow original_max_position_embeddings attention_factor truncate"
-SCALINGS = {"none": "kind", "linear": "kind factor", "llama3": LLAMA3, "yarn": YARN}
+LONGROPE = "kind short_factor long_factor original_max_position_embeddings attention_factor"
+SCALINGS = {"none": "kind", "linear": "kind factor", "llama3": LLAMA3, "yarn": YARN, "longrope": LONGROPE}
 MIXERS = {
     "attention": ATTENTION,
-    "latent": "kind heads q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim rope softmax_scale bias",
+    "latent": "kind heads q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim rope softmax_scale bias index_topk",
     "delta_net": "kind key_heads value_heads key_head_dim value_head_dim conv_kernel projection",
 }
 FFNS = {
@@ -351,8 +352,8 @@ FFNS = {
     " correction_bias groups routed_scaling_factor weights_on_input expert_bias activation",
 }
 OPTIONAL = (
-    "bos_token_id norm_plus_one embedding_multiplier residual_multiplier logits_scaling output_norms rope sliding_window clip_qkv"
-    " attention_chunk_size sinks output_gate softmax_scale temperature q_lora_rank rotary_dim"
+    "bos_token_id norm_plus_one embedding_multiplier residual_multiplier logits_scaling output_norms no_input_norms rope sliding_window clip_qkv"
+    " attention_chunk_size sinks output_gate softmax_scale temperature q_lora_rank index_topk rotary_dim"
     " pairing shared_expert scoring router_bias correction_bias groups routed_scaling_factor weights_on_input expert_bias activation"
 ).split()
 
@@ -363,7 +364,7 @@ def check_model(model):
     check(1 <= len(model["layers"]) <= 4096, "layers")
     for number, layer in enumerate(model["layers"]):
         place = f"layer {number}"
-        fields(layer, ("mixer", "ffn", "output_norms"), place, OPTIONAL)
+        fields(layer, ("mixer", "ffn", "output_norms", "no_input_norms"), place, OPTIONAL)
         mixer, ffn = layer["mixer"], layer["ffn"]
         check(mixer["kind"] in MIXERS, place, "mixer", mixer["kind"])
         fields(mixer, MIXERS[mixer["kind"]].split(), place, OPTIONAL)
@@ -381,7 +382,7 @@ def check_model(model):
 
 def attention_shapes(spec, hidden):
     q, kv = spec["heads"] * spec["head_dim"], spec["kv_heads"] * spec["head_dim"]
-    norms = {"per_head": (spec["head_dim"],) * 2, "full": (q, kv)}.get(spec["qk_norm"])
+    norms = {"per_head": (spec["head_dim"],) * 2, "per_head_rotated": (spec["head_dim"],) * 2, "full": (q, kv)}.get(spec["qk_norm"])
     gated = 2 * q if spec.get("output_gate") else q
     for letter, rows in (("q", gated), ("k", kv), ("v", kv)):
         yield f"attention.{letter}_proj", rows, hidden
@@ -443,11 +444,13 @@ def gated_shapes(prefix, width, hidden, bias=False):
 
 def layer_shapes(layer, hidden):
     mixer, ffn = layer["mixer"], layer["ffn"]
-    yield "norm.input", 1, hidden
+    if not layer.get("no_input_norms"):
+        yield "norm.input", 1, hidden
     yield from SHAPES[mixer["kind"]](mixer, hidden)
     if layer.get("output_norms"):
         yield "norm.mixer_out", 1, hidden
-    yield "norm.post_attention", 1, hidden
+    if not layer.get("no_input_norms"):
+        yield "norm.post_attention", 1, hidden
     if ffn["kind"] == "dense":
         yield from gated_shapes("mlp", ffn["intermediate_size"], hidden, ffn["bias"])
         if layer.get("output_norms"):

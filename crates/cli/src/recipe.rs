@@ -20,17 +20,15 @@ const DEFAULT_DENSE: &str = "q4";
 /// # Errors
 /// An unknown recipe, an unreadable or malformed file, an impossible encoding.
 pub fn choose(args: &RecipeArgs, spec: &ModelSpec) -> Result<Recipe, Failure> {
+    let sparse = spec.layers.iter().any(|layer| layer.num_experts() > 0);
     let mut recipe = match (&args.recipe, args.bits) {
         (Some(name), _) => named(name)?,
         (None, Some(bits)) => {
             let group = args.group_size.unwrap_or(DEFAULT_GROUP_SIZE);
             let wish: Wish = format!("q{bits}g{group}").parse().map_err(Failure::new)?;
-            Recipe::uniform(wish, None)
+            Recipe::uniform(wish, sparse)
         }
-        (None, None) => {
-            let sparse = spec.layers.iter().any(|layer| layer.num_experts() > 0);
-            Recipe::builtin(if sparse { DEFAULT_SPARSE } else { DEFAULT_DENSE })?
-        }
+        (None, None) => Recipe::builtin(if sparse { DEFAULT_SPARSE } else { DEFAULT_DENSE })?,
     };
     if let Some(dtype) = args.scale_dtype {
         recipe.scale_dtype = Some(dtype.into());

@@ -54,6 +54,10 @@ pub struct LayerSpec {
     /// What the mixer gives is normed before it is added, and so is what the feed-forward gives.
     #[serde(default, skip_serializing_if = "is_false")]
     pub output_norms: bool,
+    /// Mixer and feed-forward take the stream as it is; then there are output norms (`OLMo` 2, arXiv
+    /// 2501.00656).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub no_input_norms: bool,
 }
 
 /// How a layer mixes positions.
@@ -119,7 +123,7 @@ pub struct AttentionSpec {
 }
 
 /// Queries at position `p` are scaled by `1 + attn_scale * ln(1 + floor((p + 1) / floor_scale))`
-/// (arXiv 2501.19399).
+/// (arXiv 2501.19399); by the same of `p / floor_scale` where `from_zero`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TemperatureSpec {
@@ -127,6 +131,9 @@ pub struct TemperatureSpec {
     pub floor_scale: f32,
     /// Weight of the logarithm.
     pub attn_scale: f32,
+    /// Positions are counted from 0 in this, too.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub from_zero: bool,
 }
 
 /// Options of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): keys and values are
@@ -153,6 +160,10 @@ pub struct LatentSpec {
     pub softmax_scale: f32,
     /// Biases on `q_a`, `kv_a` and `o`.
     pub bias: bool,
+    /// Positions up to which a position sees all before it; beyond, an indexer picks that many of them
+    /// (DeepSeek-V3.2, arXiv 2512.02556).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_topk: Option<u32>,
 }
 
 /// Options of a gated delta net (arXiv 2412.06464) behind a short convolution.
@@ -197,10 +208,12 @@ pub enum QkNorm {
     Full,
     /// Each head alone after rotation, without weight, in layers with rotation.
     Weightless,
+    /// Each head alone after rotation, weight `[head_dim]`.
+    PerHeadRotated,
 }
 
 /// Rotary position embedding: angle of pair `i` at position `p` is `p * frequency(i)`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RopeSpec {
     /// Base of the frequencies `theta^(-2i/head_dim)`.
@@ -235,7 +248,7 @@ impl Pairing {
 }
 
 /// Change of rotary frequencies for longer contexts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RopeScaling {
     /// None.
@@ -273,6 +286,18 @@ pub enum RopeScaling {
         attention_factor: f32,
         /// The ramp begins and ends at whole pairs.
         truncate: bool,
+    },
+    /// `LongRoPE` (arXiv 2402.13753): each pair's frequency divided by a factor of its own, by another
+    /// in sequences that are longer than the original context.
+    Longrope {
+        /// Of each pair, in sequences up to the original context.
+        short_factor: Vec<f32>,
+        /// Of each pair, in longer ones.
+        long_factor: Vec<f32>,
+        /// Context length before scaling.
+        original_max_position_embeddings: u32,
+        /// Rotated values are scaled by this.
+        attention_factor: f32,
     },
 }
 
@@ -381,7 +406,7 @@ impl Scoring {
     }
 }
 
-/// Experts lie in equal groups; a group counts as the sum of its two best experts.
+/// Experts lie in equal groups; a group counts as the sum of its two best experts, or as its best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupLimit {
@@ -389,6 +414,9 @@ pub struct GroupLimit {
     pub groups: u32,
     /// Groups that experts are picked from.
     pub picked: u32,
+    /// A group counts as its best expert (DeepSeek-V2, arXiv 2405.04434).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub by_best: bool,
 }
 
 /// Options of a shared expert.

@@ -97,6 +97,9 @@ impl LayerSpec {
             Mixer::Latent(latent) => latent.validate()?,
             Mixer::DeltaNet(delta) => delta.validate()?,
         }
+        if self.no_input_norms && !self.output_norms {
+            return Err("no_input_norms: expected with output_norms only, found alone".to_owned());
+        }
         if self.output_norms && self.num_experts() > 0 {
             return Err("output_norms: expected in dense layers only, found experts".to_owned());
         }
@@ -195,13 +198,14 @@ impl RopeSpec {
             let expected = format!("an even number up to {head_dim}");
             return Err(format!("rotary_dim: expected {expected}, found {width}"));
         }
-        self.scaling.validate()
+        self.scaling.validate(width as usize / 2)
     }
 }
 
 impl RopeScaling {
-    fn validate(self) -> Result<(), String> {
-        match self {
+    /// Checks the scaling of `pairs` frequencies.
+    fn validate(&self, pairs: usize) -> Result<(), String> {
+        match *self {
             Self::None => Ok(()),
             Self::Linear { factor } => above_zero("rope factor", factor),
             Self::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, .. } => {
@@ -217,6 +221,20 @@ impl RopeScaling {
                 above_zero("rope factor", factor)?;
                 above_zero("rope beta_fast", beta_fast)?;
                 above_zero("rope beta_slow", beta_slow)?;
+                above_zero("rope attention_factor", attention_factor)
+            }
+            Self::Longrope { ref short_factor, ref long_factor, attention_factor, .. } => {
+                for (field, factors) in
+                    [("rope short_factor", short_factor), ("rope long_factor", long_factor)]
+                {
+                    if factors.len() != pairs {
+                        let found = factors.len();
+                        return Err(format!("{field}: expected {pairs} factors, found {found}"));
+                    }
+                    factors
+                        .iter()
+                        .try_for_each(|factor| above_zero(field, *factor))?;
+                }
                 above_zero("rope attention_factor", attention_factor)
             }
         }
@@ -292,14 +310,14 @@ impl List {
     }
 
     fn layer(&mut self, layer: &LayerSpec, hidden: u64) {
-        self.vector(Role::InputNorm, hidden);
+        self.vector_if(!layer.no_input_norms, Role::InputNorm, hidden);
         match &layer.mixer {
             Mixer::Attention(attention) => self.attention(attention, hidden),
             Mixer::Latent(latent) => self.latent(latent, hidden),
             Mixer::DeltaNet(delta) => self.delta_net(delta, hidden),
         }
         self.vector_if(layer.output_norms, Role::MixerOutNorm, hidden);
-        self.vector(Role::PostAttentionNorm, hidden);
+        self.vector_if(!layer.no_input_norms, Role::PostAttentionNorm, hidden);
         match &layer.ffn {
             Ffn::Dense(dense) => self.dense(dense, hidden),
             Ffn::Moe(moe) => self.moe(moe, hidden),
@@ -321,7 +339,7 @@ impl List {
         }
         let norms = match spec.qk_norm {
             QkNorm::None | QkNorm::Weightless => None,
-            QkNorm::PerHead => Some((dim, dim)),
+            QkNorm::PerHead | QkNorm::PerHeadRotated => Some((dim, dim)),
             QkNorm::Full => Some((q, kv)),
         };
         if let Some((q_norm, k_norm)) = norms {

@@ -70,6 +70,17 @@ pub enum RuntimeError {
         /// Positions that there is memory for.
         context: usize,
     },
+    /// More positions than the model sees without choosing among them.
+    #[error(
+        "position {position}: expected at most {topk} positions, beyond which this model's indexer picks \
+         those that are seen; the indexer is not part of this runtime"
+    )]
+    Indexer {
+        /// The first that sees too many, from 0.
+        position: usize,
+        /// How many the indexer picks.
+        topk: u32,
+    },
     /// Tokens that are not whole windows.
     #[error("{tokens} tokens are not windows of {window}")]
     Windows {

@@ -123,7 +123,8 @@ pub struct RecipeArgs {
     /// A built-in recipe (see `shardwright recipes`) or a file
     #[arg(short, long, value_name = "NAME|FILE", conflicts_with_all = ["bits", "group_size"])]
     pub recipe: Option<String>,
-    /// In place of a recipe: every matrix at this many bits (2, 3, 4, 6 or 8)
+    /// In place of a recipe: every matrix at this many bits (2, 3, 4, 6 or 8), but for routers and
+    /// what no group divides
     #[arg(short, long, value_name = "N")]
     pub bits: Option<u8>,
     /// With --bits: weights that share one scale and bias (32, 64 or 128)

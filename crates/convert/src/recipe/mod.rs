@@ -129,6 +129,9 @@ pub enum RecipeError {
     },
 }
 
+/// Group sizes that [`Recipe::uniform`] tries where its own does not divide the columns.
+const SMALLER_GROUPS: [u16; 2] = [64, 32];
+
 /// The recipes that are part of the program: name and text.
 const BUILTIN: &[(&str, &str)] = &[
     ("q4", include_str!("../../../../configs/recipes/q4.json")),
@@ -177,21 +180,31 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Every matrix in one encoding, written as in `--set`: `q4g64`.
-    pub fn uniform(encoding: Wish, method: Option<Method>) -> Self {
-        let rule = Rule {
-            matches: Match::default(),
+    /// Every matrix in one encoding, written as in `--set`: `q4g64`. What its groups do not divide
+    /// goes into smaller ones, and what none divides is kept, as a convolution of four taps. With
+    /// `routers`, so are those of experts: a rounding there sends a token elsewhere, and they are a
+    /// thousandth of a model's bytes.
+    pub fn uniform(encoding: Wish, routers: bool) -> Self {
+        let rule = |matches, encoding, fallback| Rule {
+            matches,
             encoding,
-            method,
-            fallback: Vec::new(),
+            method: None,
+            fallback,
             optional: false,
             note: String::new(),
         };
+        let smaller = SMALLER_GROUPS.map(Fallback::Group);
+        let fallback = smaller.into_iter().chain([Fallback::Other(Wish::Keep)]);
+        let mut rules = vec![rule(Match::default(), encoding, fallback.collect())];
+        if routers {
+            let role = Some(Roles::of(Role::Router));
+            rules.insert(0, rule(Match { role, ..Match::default() }, Wish::Keep, Vec::new()));
+        }
         Self {
             name: format!("uniform {encoding}"),
             description: "Every matrix in one encoding.".to_owned(),
             scale_dtype: None,
-            rules: vec![rule],
+            rules,
         }
     }
 

@@ -118,6 +118,15 @@ impl<'a> Config<'a> {
         token_ids(&value).ok_or_else(|| self.unexpected(&key, TOKEN_IDS, Some(&value)))
     }
 
+    /// A text, or none when the parameter is null.
+    pub(super) fn text(&self, name: &str) -> Result<Option<String>> {
+        match self.value(name)? {
+            (_, Some(Value::Null)) => Ok(None),
+            (_, Some(Value::String(text))) => Ok(Some(text)),
+            (key, value) => Err(self.unexpected(&key, "a text", value.as_ref())),
+        }
+    }
+
     /// A list, or none when the parameter is null.
     pub(super) fn list(&self, name: &str) -> Result<Option<Vec<Value>>> {
         match self.value(name)? {
@@ -176,7 +185,9 @@ impl<'a> Config<'a> {
     fn find(&self, name: &str, parameter: &Parameter) -> Result<(String, Option<&'a Value>)> {
         let own = [name.to_owned()];
         let keys = if parameter.keys.is_empty() { &own[..] } else { &parameter.keys };
-        let mut found = keys.iter().filter_map(|key| Some((key, self.get(key)?)));
+        let outer = |key: &String| self.object.get(key).filter(|_| parameter.outer);
+        let get = |key: &String| outer(key).or_else(|| self.get(key));
+        let mut found = keys.iter().filter_map(|key| Some((key, get(key)?)));
         let Some((key, value)) = found.next() else { return Ok((keys[0].clone(), None)) };
         match found.find(|(_, other)| *other != value) {
             Some((other, found)) => {

@@ -111,6 +111,13 @@ fn shared_expert(config: &Config<'_>, row: &MoeRow) -> Result<Option<SharedExper
 
 /// A limit to some groups; none where all experts are in one or all groups are picked.
 fn groups(config: &Config<'_>, row: &GroupsRow, experts: u32) -> Result<Option<GroupLimit>> {
+    let method = row
+        .method
+        .as_ref()
+        .map_or(Ok(None), |name| config.text(name))?;
+    if method.as_deref() == Some("greedy") {
+        return Ok(None);
+    }
     let groups = config
         .optional_size(&row.groups, 1..=MAX_COUNT)?
         .unwrap_or(1);
@@ -123,7 +130,7 @@ fn groups(config: &Config<'_>, row: &GroupsRow, experts: u32) -> Result<Option<G
         .unwrap_or(groups);
     // Every pick lies in a picked group.
     config.size("num_experts_per_tok", 1..=experts / groups * picked)?;
-    Ok((picked < groups).then_some(GroupLimit { groups, picked }))
+    Ok((picked < groups).then_some(GroupLimit { groups, picked, by_best: row.by_best }))
 }
 
 fn activation(config: &Config<'_>, row: Option<&ClampRow>) -> Result<GateActivation> {

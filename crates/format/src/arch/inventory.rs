@@ -384,11 +384,14 @@ impl<'a> Matching<'a> {
             .map(|name| format!("`{}`", fill(name, unit)))
             .collect();
         let (role, dims) = (shape.role, dimensions(shape));
-        let names = if names.is_empty() {
-            "none that the table names".to_owned()
-        } else {
-            names.join(" or ")
-        };
+        if names.is_empty() {
+            let table = self.arch.path.display();
+            let detail = format!(
+                "{role} of {unit} {dims:?}: the model needs it, and {table} names no tensor for it"
+            );
+            return FormatError::file(self.checkpoint.root(), detail);
+        }
+        let names = names.join(" or ");
         let head = match role {
             Role::LmHead => {
                 "; if the head is the embedding, set tie_word_embeddings to true in config.json, else the checkpoint is incomplete"

@@ -1,7 +1,7 @@
 //! What a table's models are built of, in words.
 
 use super::Arch;
-use super::table::{AttentionRow, MoeRow, QkNormRow};
+use super::table::{AttentionRow, FullWithoutRope, MoeRow, QkNormRow};
 use crate::model::{QkNorm, Scoring};
 
 impl Arch {
@@ -22,6 +22,7 @@ impl Arch {
         if let Some(row) = &table.layer_kinds {
             note(true, &row.other.name().replace('_', " "));
         }
+        note(table.no_input_norms, "norms of outputs alone");
         note(table.norm_plus_one, "norms of 1 + weight");
         note(table.mlp.is_some(), "dense feed-forward");
         note(table.moe.is_some(), "experts");
@@ -45,8 +46,10 @@ fn attention(row: &AttentionRow, note: &mut dyn FnMut(bool, &str)) {
     note(row.rotary.dim.is_some() || row.rotary.factor.is_some(), "partial rotation");
     note(row.sinks, "attention sinks");
     note(row.output_gate, "output gates");
-    note(row.full_without_rope, "layers without positions");
-    note(row.temperature.is_some(), "attention temperature");
+    let some_without = row.full_without_rope != FullWithoutRope::default();
+    note(some_without || row.without_rope.is_some(), "layers without positions");
+    let growth = row.temperature.is_some() || row.rotary.query_growth.is_some();
+    note(growth, "attention temperature");
 }
 
 fn moe(row: &MoeRow, note: &mut dyn FnMut(bool, &str)) {

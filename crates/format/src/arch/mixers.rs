@@ -6,11 +6,12 @@ use super::Arch;
 use super::config::{Config, MAX_COUNT};
 use super::rope;
 use super::table::{
-    AttentionRow, DeltaRow, Flag, Kind, KindLayers, KindsRow, LatentRow, QkNormRow, TemperatureRow,
+    AttentionRow, DeltaRow, Flag, FullWithoutRope, Kind, KindLayers, KindsRow, LatentRow,
+    QkNormRow, TemperatureRow, WithoutRopeRow,
 };
 use crate::error::{FormatError, Result};
 use crate::model::{
-    AttentionSpec, DeltaNetSpec, LatentSpec, Mixer, QkNorm, RopeScaling, RopeSpec, TemperatureSpec,
+    AttentionSpec, DeltaNetSpec, LatentSpec, Mixer, QkNorm, RopeSpec, TemperatureSpec,
 };
 
 impl Arch {
@@ -28,10 +29,13 @@ impl Arch {
             Some(row) if kinds.contains(&Kind::Linear) => Some(delta_net(config, row)?),
             _ => None,
         };
-        kinds
-            .into_iter()
-            .map(|kind| mixer(config, row, &attention, delta.as_ref(), kind))
-            .collect()
+        let others = kinds.iter().any(|kind| *kind != Kind::Full);
+        let bare = without_rope(config, row, count)?;
+        let mixer = |(kind, bare)| {
+            let full = kind == Kind::Full && full_without_rope(row, others);
+            mixer(config, row, &attention, delta.as_ref(), (kind, bare || full))
+        };
+        kinds.into_iter().zip(bare).map(mixer).collect()
     }
 
     /// The kind of each layer.
@@ -93,15 +97,15 @@ fn listed(config: &Config<'_>, row: &KindsRow, count: u32, on: bool) -> Result<O
     }
 }
 
-/// One kind for each entry of `list`, which must have one per layer.
-fn each(
+/// What each entry says, one of `list`, which must have one per layer.
+fn each<T>(
     config: &Config<'_>,
     key: &str,
     list: &[Value],
     count: u32,
     expected: &str,
-    kind: impl Fn(&Value) -> Option<Kind>,
-) -> Result<Vec<Kind>> {
+    kind: impl Fn(&Value) -> Option<T>,
+) -> Result<Vec<T>> {
     if list.len() != count as usize {
         let found = Value::from(list.len());
         let expected = format!("{count} entries, as num_hidden_layers says");
@@ -112,6 +116,31 @@ fn each(
         kind(value).ok_or_else(refused)
     };
     list.iter().enumerate().map(entry).collect()
+}
+
+/// Whether layers of full attention know no positions, in a model that has `others` or not.
+fn full_without_rope(row: &AttentionRow, others: bool) -> bool {
+    match row.full_without_rope {
+        FullWithoutRope::Fixed(always) => always,
+        FullWithoutRope::Beside(_) => others,
+    }
+}
+
+/// Whether each layer knows no positions, whatever its kind.
+fn without_rope(config: &Config<'_>, row: &AttentionRow, count: u32) -> Result<Vec<bool>> {
+    let Some(WithoutRopeRow { flags, every }) = &row.without_rope else {
+        return Ok(vec![false; count as usize]);
+    };
+    let kind = |value: &Value| match value.as_u64() {
+        Some(0) => Some(true),
+        Some(1) => Some(false),
+        _ => None,
+    };
+    if let Some(list) = config.list(flags)? {
+        return each(config, flags, &list, count, "0 or 1", kind);
+    }
+    let every = config.size(every, 1..=u32::MAX)?;
+    Ok((1..=count).map(|nth| nth.is_multiple_of(every)).collect())
 }
 
 /// The rule that a table gives for layers without a list.
@@ -142,33 +171,31 @@ fn mixer(
     row: &AttentionRow,
     attention: &AttentionSpec,
     delta: Option<&DeltaNetSpec>,
-    kind: Kind,
+    (kind, without_rope): (Kind, bool),
 ) -> Result<Mixer> {
+    if kind == Kind::Linear {
+        let delta = delta.ok_or_else(|| config.refused("the table has no `delta_net`"))?;
+        return Ok(Mixer::DeltaNet(delta.clone()));
+    }
     let mut spec = attention.clone();
+    spec.rope = Some(rope::of_kind(config, row, spec.head_dim, kind)?);
     match kind {
-        Kind::Linear => {
-            let delta = delta.ok_or_else(|| config.refused("the table has no `delta_net`"))?;
-            return Ok(Mixer::DeltaNet(delta.clone()));
-        }
         Kind::Sliding => {
             spec.sliding_window = window(config)?;
-            if let (Some(name), Some(rope)) = (&row.sliding_rope_theta, &mut spec.rope) {
-                (rope.theta, rope.scaling) = (config.number(name)?, RopeScaling::None);
-            }
         }
         Kind::Chunked => {
             spec.attention_chunk_size =
                 config.optional_size("attention_chunk_size", 1..=u32::MAX)?;
         }
-        Kind::Full if row.full_without_rope => {
-            spec.rope = None;
-            let tuned = row.temperature.as_ref();
-            spec.temperature = tuned.map_or(Ok(None), |row| temperature(config, row))?;
-            if spec.qk_norm == QkNorm::Weightless {
-                spec.qk_norm = QkNorm::None;
-            }
+        Kind::Full | Kind::Linear => {}
+    }
+    if without_rope {
+        spec.rope = None;
+        let tuned = row.temperature.as_ref();
+        spec.temperature = tuned.map_or(Ok(None), |row| temperature(config, row))?;
+        if spec.qk_norm == QkNorm::Weightless {
+            spec.qk_norm = QkNorm::None;
         }
-        Kind::Full => {}
     }
     Ok(Mixer::Attention(spec))
 }
@@ -192,7 +219,7 @@ fn attention(config: &Config<'_>, row: &AttentionRow) -> Result<AttentionSpec> {
         heads,
         kv_heads,
         head_dim,
-        rope: Some(rope::read(config, &row.rotary, head_dim)?),
+        rope: None,
         qk_norm: qk_norm(config, &row.qk_norm)?,
         qkv_bias: config.flag(&row.qkv_bias)?,
         o_bias: config.flag(&row.o_bias)?,
@@ -202,7 +229,7 @@ fn attention(config: &Config<'_>, row: &AttentionRow) -> Result<AttentionSpec> {
         sinks: row.sinks,
         output_gate: row.output_gate,
         softmax_scale: softmax_scale(config, row)?,
-        temperature: None,
+        temperature: rope::query_growth(config, &row.rotary)?,
     })
 }
 
@@ -229,7 +256,7 @@ fn temperature(config: &Config<'_>, row: &TemperatureRow) -> Result<Option<Tempe
     }
     let (floor_scale, attn_scale) =
         (config.number(&row.floor_scale)?, config.number(&row.attn_scale)?);
-    Ok(Some(TemperatureSpec { floor_scale, attn_scale }))
+    Ok(Some(TemperatureSpec { floor_scale, attn_scale, from_zero: false }))
 }
 
 fn latent(config: &Config<'_>, row: &LatentRow) -> Result<LatentSpec> {
@@ -237,6 +264,7 @@ fn latent(config: &Config<'_>, row: &LatentRow) -> Result<LatentSpec> {
     let (nope, rope_dim) = (size("qk_nope_head_dim")?, size("qk_rope_head_dim")?);
     let rope: RopeSpec = rope::read(config, &row.rotary, rope_dim)?;
     let mscale = rope::softmax_mscale(config)?;
+    let picked = row.index_topk.as_ref();
     Ok(LatentSpec {
         heads: size("num_attention_heads")?,
         q_lora_rank: config.optional_size("q_lora_rank", 1..=MAX_COUNT)?,
@@ -247,6 +275,7 @@ fn latent(config: &Config<'_>, row: &LatentRow) -> Result<LatentSpec> {
         rope,
         softmax_scale: (mscale * mscale / f64::from(nope + rope_dim).sqrt()) as f32,
         bias: config.flag(&row.bias)?,
+        index_topk: picked.map_or(Ok(None), |name| config.optional_size(name, 1..=u32::MAX))?,
     })
 }
 

@@ -79,11 +79,11 @@ impl Arch {
     }
 
     fn layers(&self, config: &Config<'_>, count: u32) -> Result<Vec<LayerSpec>> {
-        let output_norms = self.table.output_norms;
+        let (output_norms, no_input_norms) = (self.table.output_norms, self.table.no_input_norms);
         let (mixers, ffns) = (self.mixers(config, count)?, self.ffns(config, count)?);
         let layers = mixers.into_iter().zip(ffns);
         Ok(layers
-            .map(|(mixer, ffn)| LayerSpec { mixer, ffn, output_norms })
+            .map(|(mixer, ffn)| LayerSpec { mixer, ffn, output_norms, no_input_norms })
             .collect())
     }
 }

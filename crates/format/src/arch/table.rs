@@ -1,6 +1,5 @@
 //! The JSON of an architecture table, checked.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
@@ -31,6 +30,7 @@ pub(super) struct Table {
     pub(super) supported: BTreeMap<String, Vec<Value>>,
     pub(super) norm_plus_one: bool,
     pub(super) output_norms: bool,
+    pub(super) no_input_norms: bool,
     pub(super) scaling: ScalingRow,
     pub(super) layer_kinds: Option<KindsRow>,
     pub(super) attention: Option<AttentionRow>,
@@ -72,6 +72,9 @@ pub(super) struct Parameter {
     /// Its value when the key holds null.
     #[serde(default, deserialize_with = "present")]
     pub(super) null: Option<Value>,
+    /// What stands outside the text model's object decides, where both have the key.
+    #[serde(default)]
+    pub(super) outer: bool,
 }
 
 /// Tells null from nothing.
@@ -112,9 +115,11 @@ pub(super) struct AttentionRow {
     pub(super) sinks: bool,
     #[serde(default)]
     pub(super) output_gate: bool,
-    /// Layers of full attention know no positions.
+    /// Whether layers of full attention know no positions.
     #[serde(default)]
-    pub(super) full_without_rope: bool,
+    pub(super) full_without_rope: FullWithoutRope,
+    /// Other layers that know no positions.
+    pub(super) without_rope: Option<WithoutRopeRow>,
     /// Parameter with the scale of scores, if it is not `1 / sqrt(head_dim)`.
     pub(super) softmax_scale: Option<String>,
     /// Parameter that takes the place of `head_dim` there.
@@ -123,6 +128,37 @@ pub(super) struct AttentionRow {
     pub(super) sliding_rope_theta: Option<String>,
     /// Queries of layers without positions grow with theirs.
     pub(super) temperature: Option<TemperatureRow>,
+}
+
+/// Whether layers of full attention know no positions: true, false, or only in models that have
+/// layers of another kind besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub(super) enum FullWithoutRope {
+    Fixed(bool),
+    Beside(BesideOthers),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum BesideOthers {
+    BesideOthers,
+}
+
+impl Default for FullWithoutRope {
+    fn default() -> Self {
+        Self::Fixed(false)
+    }
+}
+
+/// Layers that know no positions, whatever their kind.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WithoutRopeRow {
+    /// Parameter that lists 0 for them and 1 for all others; when null, `every` decides.
+    pub(super) flags: String,
+    /// Parameter `n`: they are every n-th.
+    pub(super) every: String,
 }
 
 /// The norm of queries and keys, or none where a parameter says so.
@@ -154,6 +190,12 @@ pub(super) struct RotaryRow {
     /// Members that divide pairs among axes of an image: all alike for text.
     #[serde(default)]
     pub(super) axes: bool,
+    /// Member with the weight of a logarithm by which queries grow with their position in every
+    /// layer, in steps of the original context.
+    pub(super) query_growth: Option<String>,
+    /// The type `dynamic` is one base for all lengths, raised by its member `alpha`.
+    #[serde(default)]
+    pub(super) fixed_alpha: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -169,6 +211,8 @@ pub(super) struct TemperatureRow {
 pub(super) struct LatentRow {
     pub(super) bias: Flag,
     pub(super) rotary: RotaryRow,
+    /// Parameter with the number of positions that an indexer picks.
+    pub(super) index_topk: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -191,6 +235,13 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    pub(super) const ALL: [Self; 4] = [Self::Full, Self::Sliding, Self::Chunked, Self::Linear];
+
+    /// The kind of that name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Full => "full_attention",
@@ -267,6 +318,11 @@ pub(super) struct MoeRow {
 pub(super) struct GroupsRow {
     pub(super) groups: String,
     pub(super) picked: String,
+    /// Groups count as their best expert, not as the sum of the best two.
+    #[serde(default)]
+    pub(super) by_best: bool,
+    /// Parameter with the rule: `greedy` has no groups.
+    pub(super) method: Option<String>,
 }
 
 /// Parameters of a clamped activation.
@@ -373,6 +429,8 @@ struct RawTable {
     #[serde(default)]
     output_norms: bool,
     #[serde(default)]
+    no_input_norms: bool,
+    #[serde(default)]
     scaling: ScalingRow,
     layer_kinds: Option<KindsRow>,
     attention: Option<AttentionRow>,
@@ -392,16 +450,6 @@ struct RawTable {
 }
 
 impl Table {
-    /// A tensor's name without what `prefixes` replace.
-    pub(super) fn plain<'a>(&self, name: &'a str) -> Cow<'a, str> {
-        let mut prefixes = self.prefixes.iter();
-        let rest =
-            |(from, to): (&String, &String)| Some(format!("{to}{}", name.strip_prefix(from)?));
-        prefixes
-            .find_map(rest)
-            .map_or(Cow::Borrowed(name), Cow::Owned)
-    }
-
     pub(super) fn parse(json: &str) -> Result<Self, String> {
         let raw: RawTable = serde_json::from_str(json).map_err(|e| e.to_string())?;
         let mut table = Self {
@@ -413,6 +461,7 @@ impl Table {
             supported: raw.supported,
             norm_plus_one: raw.norm_plus_one,
             output_norms: raw.output_norms,
+            no_input_norms: raw.no_input_norms,
             scaling: raw.scaling,
             layer_kinds: raw.layer_kinds,
             attention: raw.attention,

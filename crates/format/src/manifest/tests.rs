@@ -43,6 +43,7 @@ fn model() -> ModelSpec {
             mixer: Mixer::Attention(attention),
             ffn: Ffn::Moe(moe),
             output_norms: false,
+            no_input_norms: false,
         }],
         ..ModelSpec::default()
     }

@@ -7,7 +7,7 @@ use shardwright_quant::{Attention, Backend, Matrix, attend};
 
 use super::capture::InputSite;
 use super::kv::KvCache;
-use super::ops::{add_bias, rms_norm, rms_norm_in_place, scale, sigmoid};
+use super::ops::{add_bias, rms_norm_in_place, scale, sigmoid};
 use super::rope::Rotation;
 use super::{Batch, Layer, Work};
 use crate::error::Result;
@@ -62,8 +62,7 @@ pub fn forward(
     work: &mut Work,
 ) -> Result<()> {
     let backend = work.linear.backend;
-    let norm = layer.norm(Role::InputNorm, layer.hidden)?;
-    rms_norm(backend, batch.x, &norm, layer.eps, &mut work.normed);
+    layer.input(backend, Role::InputNorm, batch.x, &mut work.normed)?;
     project(layer, spec, work)?;
     condition(layer, spec, batch, work)?;
     let sinks = || layer.unit.vector(Role::Sinks, spec.heads as usize);
@@ -162,8 +161,10 @@ fn condition(
             rows.for_each(|(row, x)| b.rotation.apply(row % batch.length, x));
         }
     }
-    if spec.qk_norm == QkNorm::Weightless {
-        norm(b, [vec![1.0; dim], vec![1.0; dim]]);
+    match spec.qk_norm {
+        QkNorm::PerHeadRotated => norm(b, norms(dim, dim)?),
+        QkNorm::Weightless => norm(b, [vec![1.0; dim], vec![1.0; dim]]),
+        QkNorm::None | QkNorm::PerHead | QkNorm::Full => {}
     }
     if let Some(temperature) = &spec.temperature {
         for (row, q) in b.q.chunks_exact_mut(q_width(spec)).enumerate() {
@@ -175,7 +176,8 @@ fn condition(
 }
 
 fn temperature_at(spec: TemperatureSpec, position: usize) -> f32 {
-    let steps = ((position as f32 + 1.0) / spec.floor_scale).floor();
+    let counted = if spec.from_zero { position } else { position + 1 };
+    let steps = (counted as f32 / spec.floor_scale).floor();
     steps.ln_1p() * spec.attn_scale + 1.0
 }
 

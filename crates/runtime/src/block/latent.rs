@@ -12,7 +12,7 @@ use super::kv::Ring;
 use super::ops::{add_bias, join_heads, rms_norm, rms_norm_in_place};
 use super::rope::Rotation;
 use super::{Batch, Layer, Work};
-use crate::error::Result;
+use crate::error::{Result, RuntimeError};
 
 /// Threads whose buffers [`buffer_len`] counts.
 const THREADS: u64 = 8;
@@ -107,6 +107,10 @@ pub fn forward(
     work: &mut Work,
 ) -> Result<()> {
     let (s, unit) = (Sizes::new(spec), &layer.unit);
+    let past = |topk: &u32| batch.first + batch.length > *topk as usize;
+    if let Some(topk) = spec.index_topk.filter(past) {
+        return Err(RuntimeError::Indexer { position: batch.first.max(topk as usize), topk });
+    }
     let norm = layer.norm(Role::InputNorm, layer.hidden)?;
     rms_norm(work.linear.backend, batch.x, &norm, layer.eps, &mut work.normed);
     queries(layer, spec, work)?;

@@ -5,7 +5,7 @@ use shardwright_format::Role;
 use shardwright_format::model::{DenseSpec, GateActivation, MoeSpec, SharedExpertSpec};
 
 use super::capture::InputSite;
-use super::ops::{add_bias, clamped_swiglu, gelu_tanh_mul, rms_norm, silu_mul};
+use super::ops::{add_bias, clamped_swiglu, gelu_tanh_mul, silu_mul};
 use super::{Layer, Work};
 use crate::error::Result;
 use crate::linear::{Linear, Product};
@@ -184,9 +184,8 @@ fn by_job<'j, 'u, 'v>(
 
 /// `x += mlp(norm(x))` for `x: [n, hidden]`.
 pub fn forward(layer: &Layer<'_>, spec: &DenseSpec, x: &mut [f32], work: &mut Work) -> Result<()> {
-    let norm = layer.norm(Role::PostAttentionNorm, layer.hidden)?;
     let Work { linear, normed, mlp, .. } = work;
-    rms_norm(linear.backend, x, &norm, layer.eps, normed);
+    layer.input(linear.backend, Role::PostAttentionNorm, x, normed)?;
     let job = Job { unit: layer.unit, rows: x.len() / layer.hidden };
     Gated::dense(spec, layer.hidden).forward(&[job], normed, linear, mlp)?;
     layer.join(Role::FfnOutNorm, x, &mut mlp.out)

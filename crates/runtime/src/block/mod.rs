@@ -70,6 +70,21 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
+    /// `out = norm(x)` with the weights of `role` for `x: [n, hidden]`, or `x` itself where mixer and
+    /// feed-forward take it as it is.
+    ///
+    /// # Errors
+    /// As [`UnitView::vector`].
+    pub fn input(&self, backend: Backend, role: Role, x: &[f32], out: &mut Vec<f32>) -> Result<()> {
+        if self.spec.no_input_norms {
+            out.clear();
+            out.extend_from_slice(x);
+            return Ok(());
+        }
+        ops::rms_norm(backend, x, &self.norm(role, self.hidden)?, self.eps, out);
+        Ok(())
+    }
+
     /// What the norm with a role multiplies with.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use shardwright_format::model::{Pairing, RopeScaling, RopeSpec};
 /// Cosines and sines of the angles at some positions, `[positions, rotary_dim / 2]` each.
 #[derive(Debug, Default)]
 pub struct Rotation {
-    key: Option<(RopeSpec, usize, usize, usize)>,
+    key: Option<(RopeSpec, (usize, usize, usize))>,
     head_dim: usize,
     half: usize,
     pairing: Pairing,
@@ -18,11 +18,15 @@ pub struct Rotation {
 impl Rotation {
     /// Prepares `count` positions from `first`; nothing to do when they are there already.
     pub fn set(&mut self, spec: &RopeSpec, head_dim: usize, first: usize, count: usize) {
-        let key = Some((*spec, head_dim, first, count));
-        if self.key == key {
+        let key = (head_dim, first, count);
+        if self
+            .key
+            .as_ref()
+            .is_some_and(|(own, at)| own == spec && *at == key)
+        {
             return;
         }
-        let frequencies = frequencies(spec, spec.width(head_dim as u32) as usize);
+        let frequencies = frequencies(spec, spec.width(head_dim as u32) as usize, first + count);
         let scale = attention_factor(&spec.scaling);
         (self.head_dim, self.half, self.pairing) = (head_dim, frequencies.len(), spec.pairing);
         self.cos.clear();
@@ -35,7 +39,7 @@ impl Rotation {
                 self.sin.push(angle.sin() as f32 * scale);
             }
         }
-        self.key = key;
+        self.key = Some((spec.clone(), key));
     }
 
     /// Rotates every head of `x: [heads, head_dim]` to position `first + index`; what lies beyond
@@ -67,21 +71,41 @@ fn turned(x: f32, y: f32, cos: f32, sin: f32) -> (f32, f32) {
     (x * cos - y * sin, y * cos + x * sin)
 }
 
-/// Radians per position of each pair: `theta^(-2i / rotary_dim)`, scaled.
-fn frequencies(spec: &RopeSpec, rotary_dim: usize) -> Vec<f32> {
+/// Radians per position of each pair: `theta^(-2i / rotary_dim)`, scaled for a sequence that has come
+/// to `length` positions.
+fn frequencies(spec: &RopeSpec, rotary_dim: usize, length: usize) -> Vec<f32> {
     let pairs = (0..rotary_dim).step_by(2);
     let plain = pairs.map(|i| f64::from(spec.theta).powf(-(i as f64) / rotary_dim as f64));
     let ramp = Ramp::new(spec, rotary_dim);
     plain
         .enumerate()
-        .map(|(i, f)| scaled(f, &spec.scaling, ramp.kept(i)) as f32)
+        .map(|(i, f)| {
+            (scaled(f, &spec.scaling, ramp.kept(i)) / divisor(&spec.scaling, i, length)) as f32
+        })
         .collect()
 }
 
-/// What YaRN scales rotated values by.
+/// What `LongRoPE` divides the frequency of pair `i` by. As in transformers the positions that are
+/// computed at once all have the factors of the last of them, and keys of earlier ones keep theirs.
+fn divisor(scaling: &RopeScaling, i: usize, length: usize) -> f64 {
+    let RopeScaling::Longrope {
+        short_factor,
+        long_factor,
+        original_max_position_embeddings: original,
+        ..
+    } = scaling
+    else {
+        return 1.0;
+    };
+    let factors = if length > *original as usize { long_factor } else { short_factor };
+    f64::from(factors[i])
+}
+
+/// What YaRN and `LongRoPE` scale rotated values by.
 const fn attention_factor(scaling: &RopeScaling) -> f32 {
     match *scaling {
-        RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+        RopeScaling::Yarn { attention_factor, .. }
+        | RopeScaling::Longrope { attention_factor, .. } => attention_factor,
         _ => 1.0,
     }
 }
@@ -126,7 +150,7 @@ impl Ramp {
 /// The `llama3` formula is that of Llama 3.1's reference code; `kept` is YaRN's ramp.
 fn scaled(frequency: f64, scaling: &RopeScaling, kept: f64) -> f64 {
     match *scaling {
-        RopeScaling::None => frequency,
+        RopeScaling::None | RopeScaling::Longrope { .. } => frequency,
         RopeScaling::Linear { factor } => frequency / f64::from(factor),
         RopeScaling::Yarn { factor, .. } => frequency * (kept + (1.0 - kept) / f64::from(factor)),
         RopeScaling::Llama3 {

@@ -94,11 +94,14 @@ fn largest(values: &[f32]) -> usize {
 }
 
 /// Takes all experts but those of the best groups out of the choice; a group counts as the sum of
-/// its two best experts (DeepSeek-V3, arXiv 2412.19437).
+/// its two best experts (DeepSeek-V3, arXiv 2412.19437), or as its best.
 fn limit_groups(limit: GroupLimit, choice: &mut [f32]) {
     let size = choice.len() / limit.groups as usize;
     let best_two = |group: &[f32]| {
         let first = largest(group);
+        if limit.by_best {
+            return group[first];
+        }
         let rest = group.iter().enumerate().filter(|(i, _)| *i != first);
         group[first] + rest.map(|(_, c)| *c).fold(f32::NEG_INFINITY, f32::max)
     };
@@ -142,11 +145,16 @@ mod tests {
     }
 
     #[test]
-    fn groups_count_as_their_two_best() {
-        let mut choice = [0.9, 0.1, 0.6, 0.6, 0.0, 0.7];
-        limit_groups(GroupLimit { groups: 3, picked: 1 }, &mut choice);
+    fn groups_count_as_their_two_best_or_as_their_best() {
+        let all = [0.9, 0.1, 0.6, 0.6, 0.0, 0.7];
+        let left = |by_best| {
+            let mut choice = all;
+            limit_groups(GroupLimit { groups: 3, picked: 1, by_best }, &mut choice);
+            choice
+        };
         let shut = f32::NEG_INFINITY;
-        assert_eq!(choice, [shut, shut, 0.6, 0.6, shut, shut]);
+        assert_eq!(left(false), [shut, shut, 0.6, 0.6, shut, shut]);
+        assert_eq!(left(true), [0.9, 0.1, shut, shut, shut, shut]);
     }
 
     #[test]

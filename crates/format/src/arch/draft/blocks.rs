@@ -29,11 +29,35 @@ const HIDDEN: &[(&str, &str)] = &[
     ("/attention/softmax_scale", "null"),
     ("/attention/rotary/pairing", "\"half\""),
     ("/attention/full_without_rope", "false"),
+    ("/attention/without_rope", "null"),
+    ("/attention/rotary/query_growth", "null"),
     ("/attention/temperature", "null"),
     ("/latent/rotary/pairing", "\"half\""),
     ("/moe/weights_on_input", "false"),
     ("/moe/clamped_swiglu", "null"),
 ];
+
+/// Those of them that any model may have otherwise, whatever the nearest table says: marked in every
+/// draft, by block, place and usual value.
+const OPEN: &[(&str, &str, &str)] = &[
+    ("", "/output_norms", "false"),
+    ("/attention", "/attention/rotary/pairing", "half"),
+    ("/attention", "/attention/softmax_scale", "one over the root of head_dim"),
+    ("/latent", "/latent/rotary/pairing", "half"),
+];
+/// Keys that name the activation.
+const ACTIVATIONS: &[&str] = &["hidden_act", "hidden_activation"];
+
+/// How many options that nothing shows a table has other than most models: between tables that are
+/// equally near the one with fewest is the better guess.
+pub(super) fn oddities(table: &Value) -> usize {
+    let odd = |(path, usual): &&(&str, &str)| {
+        table
+            .pointer(path)
+            .is_some_and(|value| value.to_string().as_str() != *usual)
+    };
+    HIDDEN.iter().filter(odd).count()
+}
 
 /// Sets what the tensors show.
 pub(super) fn fit(table: &mut Value, config: &Map<String, Value>, seen: &Seen, marks: &mut Marks) {
@@ -105,6 +129,25 @@ fn shared_expert(table: &mut Value, config: &Map<String, Value>, seen: &Seen, ma
     mark(marks, "moe.shared_expert", "added for its tensors; check the parameters it names");
 }
 
+/// Marks what could be otherwise in any model: where norms stand, which halves rotate together, how
+/// scores are scaled, what the activation is.
+fn mark_open(table: &Value, nearest: &str, config: &Map<String, Value>, marks: &mut Marks) {
+    for (block, path, usual) in OPEN {
+        if table.pointer(block).is_some() {
+            let found = table.pointer(path).map(Value::to_string);
+            let found = found.as_deref().unwrap_or(usual);
+            let why = format!("{found}, as in {nearest}; neither tensors nor config.json show it");
+            mark(marks, path[1..].replace('/', "."), why);
+        }
+    }
+    let checked =
+        |key: &&&str| config.contains_key(**key) && table["supported"].get(**key).is_some();
+    if ACTIVATIONS.iter().find(checked).is_none() {
+        let why = format!("as in {nearest}; config.json does not say");
+        mark(marks, "mlp.activation", why);
+    }
+}
+
 /// Marks what nothing in a checkpoint shows.
 pub(super) fn mark_hidden(
     table: &Value,
@@ -122,6 +165,7 @@ pub(super) fn mark_hidden(
             mark(marks, path[1..].replace('/', "."), why);
         }
     }
+    mark_open(table, nearest, config, marks);
     let keys: BTreeSet<_> = config.keys().map(String::as_str).collect();
     if table.get("moe").is_some() {
         let scoring = table

@@ -58,9 +58,9 @@ impl Draft {
         let mut ranked: Vec<_> = work
             .tables
             .iter()
-            .map(|base| (work.score(base), base))
+            .map(|base| (work.distance(base), base))
             .collect();
-        ranked.sort_by_key(|(score, _)| -score);
+        ranked.sort_by_key(|(distance, _)| *distance);
         let mut best = None;
         for (_, base) in ranked.into_iter().take(TRIED) {
             let draft = work.draft(base);
@@ -113,6 +113,11 @@ impl<'a> Work<'a> {
         };
         let tables = BUILTIN.iter().filter_map(base).collect();
         Ok(Self { checkpoint, model_type, config, kinds, tables })
+    }
+
+    /// Orders tables, the nearest first: between equally near ones that with the fewest oddities.
+    fn distance(&self, base: &Base) -> (i64, usize) {
+        (-self.score(base), blocks::oddities(&base.raw))
     }
 
     /// How near a table is: kinds in common and foreign ones, then what `config.json` states.
@@ -301,7 +306,7 @@ fn put_rows(table: &mut Value, rows: Rows) {
 /// What of a checkpoint of an unknown architecture no built-in table knows, and how to go on.
 pub(super) fn unknown(checkpoint: &Checkpoint) -> Result<String> {
     let work = Work::new(checkpoint)?;
-    let nearest = work.tables.iter().max_by_key(|base| work.score(base));
+    let nearest = work.tables.iter().min_by_key(|base| work.distance(base));
     let known = |pattern: &String| {
         work.tables
             .iter()

@@ -10,6 +10,7 @@ const ORDER: &[&str] = &[
     "prefixes",
     "norm_plus_one",
     "output_norms",
+    "no_input_norms",
     "scaling",
     "parameters",
     "supported",

@@ -141,9 +141,9 @@ fn missing_and_contradictory_keys_are_refused() {
 fn unsupported_rotations_are_refused() {
     let refusal = |key, value| config_refusal("llama2", &[(key, value)]);
     assert_eq!(
-        refusal("rope_scaling", json!({"type": "longrope", "factor": 4.0})),
-        "DIR/config.json: `rope_scaling.type`: expected `default`, `linear`, `llama3` or `yarn`, \
-         found \"longrope\""
+        refusal("rope_scaling", json!({"type": "dynamic", "factor": 4.0})),
+        "DIR/config.json: `rope_scaling.type`: expected `default`, `linear`, `llama3`, \
+         `yarn` or `longrope`, found \"dynamic\""
     );
     assert_eq!(
         refusal("rope_scaling", json!({"rope_type": "linear"})),
@@ -176,19 +176,19 @@ fn rotations_of_both_generations_are_read() {
     let rope = |change: &dyn Fn(&mut Value)| {
         let spec = spec("llama2", |config| change(config));
         let attention = spec.layers[0].mixer.attention().unwrap();
-        let rope = attention.rope.unwrap();
+        let rope = attention.rope.clone().unwrap();
         (rope.theta, rope.scaling)
     };
     let linear = RopeScaling::Linear { factor: 2.0 };
     assert_eq!(rope(&|c| c["rope_theta"] = json!(5000)), (5000.0, RopeScaling::None));
     let old = json!({"type": "linear", "factor": 2.0});
-    assert_eq!(rope(&|c| c["rope_scaling"] = old.clone()), (10000.0, linear));
+    assert_eq!(rope(&|c| c["rope_scaling"] = old.clone()), (10000.0, linear.clone()));
     let new = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0});
     let both = |c: &mut Value| {
         c["rope_scaling"] = json!({});
         c["rope_parameters"] = new.clone();
     };
-    assert_eq!(rope(&both), (7.0, linear));
+    assert_eq!(rope(&both), (7.0, linear.clone()));
     assert_eq!(rope(&|c| c["rope_parameters"] = new.clone()), (7.0, linear));
     assert_eq!(rope(&|c| without(c, &["rope_theta"])), (10000.0, RopeScaling::None));
     let llama3 =
@@ -265,7 +265,7 @@ fn absent_keys_take_the_defaults_of_transformers() {
     ];
     let numbers = |spec: &ModelSpec| {
         let attention = spec.layers[0].mixer.attention().unwrap();
-        (spec.rms_norm_eps, attention.rope.unwrap().theta, spec.max_position_embeddings)
+        (spec.rms_norm_eps, attention.rope.clone().unwrap().theta, spec.max_position_embeddings)
     };
     let tokens = |spec: &ModelSpec| (spec.eos_token_ids.clone(), spec.bos_token_id);
     let llama = bare("llama2", &common);

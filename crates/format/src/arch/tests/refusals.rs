@@ -86,8 +86,8 @@ fn hybrid() -> Vec<Refusal> {
         ),
         (
             "qwen3_next",
-            json!({"rope_scaling": {"type": "longrope"}}),
-            "`rope_scaling.type`: expected `default`, `linear`, `llama3` or `yarn`, found \"longrope\"",
+            json!({"rope_scaling": {"type": "dynamic"}}),
+            "`rope_scaling.type`: expected `default`, `linear`, `llama3`, `yarn` or `longrope`, found \"dynamic\"",
         ),
     ];
     for case in ["qwen3_next", "qwen3_5_moe", "qwen3_5"] {

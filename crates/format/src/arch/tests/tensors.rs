@@ -31,6 +31,30 @@ fn tensors_without_a_row_are_named() {
 }
 
 #[test]
+fn names_are_known_without_the_beginning_that_saving_the_base_model_drops() {
+    let renamed = |case: &str, name: &dyn Fn(&str) -> String| {
+        let dir = copy(
+            case,
+            |_| {},
+            |tensors| {
+                for tensor in tensors {
+                    tensor.0 = name(&tensor.0);
+                }
+            },
+        );
+        inventory(dir.path()).unwrap().units.len()
+    };
+    for (case, units) in [("qwen3", 5), ("qwen3_moe-fused", 17)] {
+        let bare = |name: &str| name.strip_prefix("model.").unwrap_or(name).to_owned();
+        assert_eq!(renamed(case, &bare), units, "{case}");
+        for wrapper in ["_orig_mod.", "module.", "base_model.model.", "module._orig_mod."] {
+            let wrapped = |name: &str| format!("{wrapper}{name}");
+            assert_eq!(renamed(case, &wrapped), units, "{case}: {wrapper}");
+        }
+    }
+}
+
+#[test]
 fn missing_tensors_are_named() {
     let without = |case, name: &str| {
         tensor_refusal(case, |tensors| tensors.retain(|tensor| tensor.0 != name))

@@ -1,5 +1,6 @@
 //! `fp8`: `X.weight` in FP8 beside `X.weight_scale_inv`, the scale of each block of rows and
-//! columns, as DeepSeek-V3, MiniMax-M2 and Qwen store it. A fused tensor `N` has `N_scale_inv`.
+//! columns, as DeepSeek-V3, MiniMax-M2 and Qwen store it. A fused tensor `N` has `N_scale_inv`. Others
+//! call it `X.weight_scale`: one for a tensor (`AutoFP8`, `ModelOpt`) or one for each row (FBGEMM).
 
 use serde_json::Value;
 use shardwright_quant::Float;
@@ -11,12 +12,21 @@ use crate::decoder::Decoder;
 use crate::error::Result;
 
 /// What the names of scales end in.
-pub(super) const SCALES: &str = "_scale_inv";
+const SCALES: [&str; 2] = ["_scale_inv", "_scale"];
 /// Types that scales may have, the floats first.
 pub(super) const SCALE_TYPES: &[Dtype] =
     &[Dtype::Float(Float::F32), Dtype::Float(Float::Bf16), Dtype::Float(Float::F16), Dtype::F8E8m0];
 /// What the names of scales of activations, which nothing here needs, end in.
-const ACTIVATIONS: &[&str] = &["activation_scale", "input_scale", "activation_scale_inv"];
+const ACTIVATIONS: &[&str] = &[
+    "activation_scale",
+    "input_scale",
+    "input_scale_ub",
+    "activation_scale_inv",
+    "k_scale",
+    "v_scale",
+];
+/// The member by which `ModelOpt` names what it did.
+const ALGORITHM: &str = "quant_algo";
 
 /// Its parameters.
 pub(super) struct Fp8 {
@@ -36,6 +46,22 @@ impl Fp8 {
         Ok(Self { block })
     }
 
+    /// `ModelOpt`'s FP8, with one scale for each tensor.
+    pub(super) fn modelopt(config: &Value) -> Result<Self, String> {
+        let found = config.get(ALGORITHM);
+        if found.and_then(Value::as_str) == Some("FP8") {
+            return Ok(Self { block: None });
+        }
+        Err(format!("`{ALGORITHM}`: expected \"FP8\" of ModelOpt, found {}", shown(found)))
+    }
+
+    /// The tensor that scales of this name are of.
+    pub(super) fn whole_of(name: &str) -> Option<String> {
+        let whole = SCALES.iter().find_map(|ending| name.strip_suffix(ending))?;
+        let scaled = *SCALES[0] == name[whole.len()..] || whole.ends_with("weight");
+        scaled.then(|| whole.to_owned())
+    }
+
     pub(super) fn take(
         &self,
         grouping: &mut Grouping<'_>,
@@ -46,8 +72,17 @@ impl Fp8 {
         if !matches!(stored.dtype, Dtype::F8E4m3 | Dtype::F8E5m2) || stored.shape.len() < 2 {
             return Ok(());
         }
-        let scales = format!("{name}{SCALES}");
-        grouping.add_scaled(name, stored, scales, self.block)
+        let [usual, older] = SCALES.map(|ending| format!("{name}{ending}"));
+        let all = grouping.checkpoint.stored();
+        let scales =
+            if all.contains_key(&older) && !all.contains_key(&usual) { older } else { usual };
+        let [.., rows, cols] = stored.shape[..] else { return Ok(()) };
+        // Without blocks the scales themselves show whether each row has one.
+        let by_row = all.get(&scales).is_some_and(|found| {
+            rows > 1 && matches!(found.shape[..], [.., n, 1] | [n] if n == rows)
+        });
+        let block = self.block.or(by_row.then_some([1, cols.max(1)]));
+        grouping.add_scaled(name, stored, scales, block)
     }
 }
 

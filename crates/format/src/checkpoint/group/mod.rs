@@ -73,7 +73,12 @@ impl Quantization {
 pub(super) fn group(
     checkpoint: &Checkpoint,
 ) -> Result<(BTreeMap<String, TensorInfo>, Option<Quantization>)> {
-    let scheme = Scheme::of(checkpoint)?;
+    let plain = |stored: &StoredTensor| matches!(stored.dtype, Dtype::Float(_));
+    let scheme = match Scheme::of(checkpoint) {
+        // What a conversion to plain floats left in the configuration says nothing of the weights.
+        Err(_) if checkpoint.stored().values().all(plain) => None,
+        found => found?,
+    };
     let mut grouping = Grouping {
         checkpoint,
         used: BTreeSet::new(),

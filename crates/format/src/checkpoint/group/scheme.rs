@@ -1,8 +1,8 @@
 //! The scheme that a configuration names.
 
-use std::path::Path;
+use std::path::PathBuf;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::compressed::{self, Compressed};
 use super::fp8::Fp8;
@@ -12,6 +12,7 @@ use super::transposed::{self, Transposed};
 use super::{Grouping, mxfp4};
 use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::error::{FormatError, Result};
+use crate::io::{CONFIG_LIMIT, read_limited};
 
 /// A checkpoint's scheme.
 pub(super) struct Scheme {
@@ -36,7 +37,12 @@ pub const QUANTIZATION_KEYS: &[&str] =
     &["quantization_config", "compression_config", "quantization"];
 
 /// The methods that are known.
-const METHODS: &[&str] = &["fp8", "mxfp4", "compressed-tensors", "gptq", "awq"];
+const METHODS: &[&str] =
+    &["fp8", "fbgemm_fp8", "modelopt", "mxfp4", "compressed-tensors", "gptq", "awq"];
+
+/// Files beside `config.json` that describe a scheme where it does not: name, member, method.
+const BESIDE: &[(&str, &str, &str)] =
+    &[("hf_quant_config.json", "/quantization", "modelopt"), ("quantize_config.json", "", "gptq")];
 
 impl Scheme {
     /// The scheme that `config.json` describes.
@@ -52,19 +58,39 @@ impl Scheme {
             let (key, found) = found.find(|(_, value)| !value.is_null())?;
             Some((format!("{place}{key}"), found))
         });
-        let Some((place, config)) = found else { return Ok(None) };
-        let path: &Path = checkpoint.config_path();
+        let Some((place, config)) = found else { return Self::beside(checkpoint) };
+        let path = checkpoint.config_path();
         let refuse = |detail| FormatError::file(path, format!("`{place}`: {detail}"));
         Self::parse(config)
             .map(Some)
             .map_err(|detail: String| refuse(detail))
     }
 
+    /// The scheme that a file beside `config.json` describes.
+    fn beside(checkpoint: &Checkpoint) -> Result<Option<Self>> {
+        for (file, member, method) in BESIDE {
+            let path: PathBuf = checkpoint.root().join(file);
+            let Some(text) = read_limited(&path, CONFIG_LIMIT)? else { continue };
+            let refuse = |detail: String| FormatError::file(&path, detail);
+            let found: Value = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
+            let Some(config) = found.pointer(member).filter(|config| config.is_object()) else {
+                return Err(refuse(
+                    "expected an object that describes how weights are quantized".to_owned(),
+                ));
+            };
+            let mut config = config.clone();
+            config["quant_method"] = json!(method);
+            return Self::parse(&config).map(Some).map_err(refuse);
+        }
+        Ok(None)
+    }
+
     fn parse(config: &Value) -> Result<Self, String> {
         let mut ignore = Ignore::parse(config)?;
         let found = config.get("quant_method");
         let kind = match found.map(|method| method.as_str().unwrap_or_default()) {
-            Some("fp8") => Kind::Fp8(Fp8::parse(config)?),
+            Some("fp8" | "fbgemm_fp8") => Kind::Fp8(Fp8::parse(config)?),
+            Some("modelopt") => Kind::Fp8(Fp8::modelopt(config)?),
             Some("mxfp4") => Kind::Mxfp4,
             Some("compressed-tensors") => Kind::Compressed(Compressed::parse(config)?),
             Some("gptq") => Kind::Transposed(Transposed::gptq(config)?),
@@ -104,7 +130,7 @@ impl Scheme {
     /// The stored tensor that `name`, by its ending, belongs to.
     pub(super) fn whole_of(&self, name: &str) -> Option<String> {
         match &self.kind {
-            Kind::Fp8(_) => name.strip_suffix(super::fp8::SCALES).map(str::to_owned),
+            Kind::Fp8(_) => Fp8::whole_of(name),
             Kind::Mxfp4 => mxfp4::whole_of(name),
             Kind::Compressed(_) => compressed::whole_of(name),
             Kind::Mlx(_) => mlx::whole_of(name),

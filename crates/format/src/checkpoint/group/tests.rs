@@ -59,6 +59,72 @@ fn parts_that_disagree_are_refused() {
     );
 }
 
+/// Scales without `_inv`: one for the tensor, or one for each row.
+#[test]
+fn scales_have_other_names_and_may_be_one_for_each_row() {
+    let weight = || zeros("a.weight", Dtype::F8E4m3, &[256, 130]);
+    let scales = |shape: &[u64]| zeros("a.weight_scale", F32, shape);
+    let spare = || zeros("a.input_scale", F32, &[1]);
+    for (method, shape, label) in [
+        ("fp8", &[][..], "f8_e4m3 256x130"),
+        ("fbgemm_fp8", &[256, 1][..], "f8_e4m3 1x130"),
+        ("modelopt", &[][..], "f8_e4m3 256x130"),
+    ] {
+        let config = json!({ "quant_method": method, "quant_algo": "FP8" });
+        let facts = opened(&config, &[weight(), scales(shape), spare()]);
+        assert_eq!(facts.tensors, BTreeMap::from([(label.to_owned(), 1)]), "{method}");
+        assert!(facts.spare.contains_key("a.input_scale"));
+    }
+    let left = refusal(&json!({ "quant_method": "fp8" }), &[scales(&[]), spare()]);
+    assert!(left.ends_with("it belongs to a quantized `a.weight`, found none"), "{left}");
+    let nvfp4 = json!({ "quant_method": "modelopt", "quant_algo": "NVFP4" });
+    assert_eq!(
+        refusal(&nvfp4, &[zeros("a.weight", Dtype::U8, &[256, 64])]),
+        "DIR/config.json: `quantization_config`: `quant_algo`: expected \"FP8\" of ModelOpt, found \
+         \"NVFP4\""
+    );
+}
+
+#[test]
+fn a_file_beside_the_configuration_may_describe_the_scheme() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors =
+        [zeros("a.weight", Dtype::F8E4m3, &[256, 130]), zeros("a.weight_scale", F32, &[])];
+    write_held(dir.path(), &json!({}), &tensors);
+    let describe = |algorithm: &str| {
+        let config =
+            json!({ "quantization": { "quant_algo": algorithm, "exclude_modules": ["lm_head"] } });
+        std::fs::write(dir.path().join("hf_quant_config.json"), config.to_string()).unwrap();
+        Checkpoint::open(dir.path())
+    };
+    let facts = describe("FP8").unwrap().quantization().unwrap().clone();
+    assert_eq!((facts.method.as_str(), facts.tensors.len()), ("modelopt", 1));
+    assert_eq!(
+        message(dir.path(), describe("NVFP4")),
+        "DIR/hf_quant_config.json: `quant_algo`: expected \"FP8\" of ModelOpt, found \"NVFP4\""
+    );
+}
+
+/// A configuration that speaks of codes says nothing of plain floats.
+#[test]
+fn a_description_left_over_from_codes_is_not_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({ "quantization_config": { "quant_method": "bitsandbytes" } });
+    write_held(dir.path(), &config, &[zeros("a.weight", BF16, &[256, 130])]);
+    assert!(
+        Checkpoint::open(dir.path())
+            .unwrap()
+            .quantization()
+            .is_none()
+    );
+    assert_eq!(
+        refusal(&config["quantization_config"], &[zeros("a.weight", Dtype::U8, &[256, 64])]),
+        "DIR/config.json: `quantization_config`: `quant_method`: expected one of fp8, fbgemm_fp8, \
+         modelopt, mxfp4, compressed-tensors, gptq, awq, or MLX's group_size and bits, found \
+         \"bitsandbytes\""
+    );
+}
+
 #[test]
 fn what_the_list_names_must_be_floats() {
     let listed = |list: Value| {
