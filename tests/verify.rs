@@ -255,6 +255,13 @@ fn calibrate(scratch: &Scratch, text: &str) {
         statistics_blake3: None,
         line_hashes: LineHashes::of(text),
     });
+    let report = scratch.path("out/report.json");
+    let mut told: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    told["calibration"] = json!({"tokens": 2048, "window": 256});
+    fs::write(&report, told.to_string()).unwrap();
+    let entry = manifest.files.iter_mut().find(|f| f.path == "report.json");
+    let (entry, told) = (entry.unwrap(), told.to_string());
+    (entry.size, entry.blake3) = (told.len() as u64, blake3::hash(told.as_bytes()).into());
     fs::write(&path, manifest.to_bytes()).unwrap();
 }
 

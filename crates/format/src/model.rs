@@ -326,7 +326,7 @@ pub struct DenseSpec {
 
 /// What a feed-forward does to gate and up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum GateActivation {
     /// `silu(gate) * up`.
     #[default]

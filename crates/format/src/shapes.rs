@@ -104,7 +104,10 @@ impl LayerSpec {
             return Err("output_norms: expected in dense layers only, found experts".to_owned());
         }
         match &self.ffn {
-            Ffn::Dense(dense) => within("intermediate_size", dense.intermediate_size, 1, MAX_WIDTH),
+            Ffn::Dense(dense) => {
+                within("intermediate_size", dense.intermediate_size, 1, MAX_WIDTH)?;
+                dense.activation.validate()
+            }
             Ffn::Moe(moe) => moe.validate(),
         }
     }
@@ -193,6 +196,10 @@ impl RopeSpec {
 
     fn validate(&self, head_dim: u32) -> Result<(), String> {
         above_zero("rope theta", self.theta)?;
+        // Its ramp divides by the logarithm of theta.
+        if self.theta == 1.0 && matches!(self.scaling, RopeScaling::Yarn { .. }) {
+            return Err("rope theta: expected another than 1 with yarn, found 1".to_owned());
+        }
         let width = self.width(head_dim);
         if !width.is_multiple_of(2) || !(2..=head_dim).contains(&width) {
             let expected = format!("an even number up to {head_dim}");
@@ -241,6 +248,14 @@ impl RopeScaling {
     }
 }
 
+impl GateActivation {
+    fn validate(self) -> Result<(), String> {
+        let Self::ClampedSwiglu { limit, alpha } = self else { return Ok(()) };
+        above_zero("swiglu limit", limit)?;
+        above_zero("swiglu alpha", alpha)
+    }
+}
+
 impl MoeSpec {
     fn validate(&self) -> Result<(), String> {
         within("num_experts", self.num_experts, 1, MAX_EXPERTS)?;
@@ -252,10 +267,7 @@ impl MoeSpec {
         if let Some(groups) = self.groups {
             self.validate_groups(groups)?;
         }
-        if let GateActivation::ClampedSwiglu { limit, alpha } = self.activation {
-            above_zero("swiglu limit", limit)?;
-            above_zero("swiglu alpha", alpha)?;
-        }
+        self.activation.validate()?;
         self.routed_scaling_factor
             .map_or(Ok(()), |scale| above_zero("routed_scaling_factor", scale))
     }

@@ -12,6 +12,8 @@ use shardwright_format::{Role, Unit};
 pub enum Kind {
     /// The manifest is damaged or contradicts itself.
     Manifest,
+    /// The conversion's report does not agree with the manifest, or is none.
+    Report,
     /// A file of the manifest is not there.
     Missing,
     /// Something is there that the manifest does not name.

@@ -115,6 +115,37 @@ fn overlap(shared: SharedLines) -> Option<Finding> {
     (count > 0).then_some(Finding { found: Some(found), ..finding })
 }
 
+/// What the report in the bundle and its manifest say differently of the calibration: a manifest
+/// that was signed anew, its record taken out or changed, does not agree with the report that it lists.
+pub(crate) fn check_report(bundle: &Path, manifest: &Manifest) -> Option<Finding> {
+    let bytes = read_required(&bundle.join(REPORT_FILE), INDEX_LIMIT).ok()?;
+    let finding = |what: &str| Finding::file(Kind::Report, REPORT_FILE, what);
+    let Ok(serde_json::Value::Object(report)) = serde_json::from_slice(&bytes) else {
+        return Some(finding("contents").expected("one JSON object", "something else"));
+    };
+    let told = |report: &serde_json::Value| {
+        let number = |name: &str| {
+            report[name]
+                .as_u64()
+                .map_or("?".to_owned(), |n| n.to_string())
+        };
+        format!("{} tokens in windows of {}", number("tokens"), number("window"))
+    };
+    let found = report
+        .get("calibration")
+        .filter(|found| !found.is_null())
+        .map(told);
+    // A conversion from statistics sees no text that it could report on.
+    let text = manifest
+        .calibration
+        .as_ref()
+        .filter(|c| c.statistics_blake3.is_none());
+    let expected = text.map(|c| format!("{} tokens in windows of {}", c.tokens, c.window));
+    let words = |told: Option<String>| told.unwrap_or_else(|| "none".to_owned());
+    (found != expected)
+        .then(|| finding("calibration, as in the manifest").expected(words(expected), words(found)))
+}
+
 /// The conversion's own account. Nothing depends on it, so one that cannot be read is none.
 fn conversion(path: &Path) -> Option<CalibrationReport> {
     #[derive(Deserialize)]

@@ -4,6 +4,7 @@
 
 mod calibration;
 mod excerpt;
+mod strict;
 #[cfg(test)]
 pub(crate) mod tests;
 mod validate;
@@ -21,6 +22,7 @@ use crate::role::Role;
 use crate::unit::{TensorEntry, Unit};
 pub use calibration::{Calibration, LineHashes, MAX_CALIBRATION_LINES, SharedLines};
 pub use excerpt::Excerpt;
+pub use strict::MAX_DEPTH;
 pub use walk::Shard;
 
 /// First field of every manifest.
@@ -324,6 +326,10 @@ impl Manifest {
         bytes
     }
 
+    fn to_value(&self) -> serde_json::Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
     /// Reads and validates the bytes of `manifest.json`.
     ///
     /// # Errors
@@ -339,8 +345,10 @@ impl Manifest {
             .ok_or_else(|| refuse("expected the field `blake3` first, as written".to_owned()))?;
         if found != manifest.blake3 {
             let (expected, blake3) = (found, manifest.blake3);
-            return Err(refuse(format!("manifest hash: expected {expected}, found {blake3}")));
+            let damaged = format!("manifest hash: expected {expected}, found {blake3}");
+            return Err(refuse(wrong_kind(bytes).unwrap_or(damaged)));
         }
+        strict::check(bytes, &manifest.to_value()).map_err(refuse)?;
         manifest.validate().map_err(refuse)?;
         Ok(manifest)
     }

@@ -417,3 +417,144 @@ proptest! {
         prop_assert!(Manifest::from_bytes(Path::new("m"), &bytes).is_err());
     }
 }
+
+/// The manifest with `from` written as `to`, its hash made right, as a reader meets it.
+fn respelled(from: &str, to: &str) -> String {
+    let mut text = String::from_utf8(manifest().to_bytes()).unwrap();
+    assert!(text.contains(from), "{from}");
+    text = text.replacen(from, to, 1);
+    read_again(text, |digits| digits)
+}
+
+fn read_again(mut text: String, digits: impl FnOnce(String) -> String) -> String {
+    text.replace_range(15..79, &"0".repeat(64));
+    let hash = blake3::hash(text.as_bytes()).to_hex().to_string();
+    text.replace_range(15..79, &digits(hash));
+    match Manifest::from_bytes(Path::new("manifest.json"), text.as_bytes()) {
+        Ok(_) => "holds".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// What serde takes for the same thing is not: each has one spelling.
+#[test]
+fn another_spelling_is_refused() {
+    let entry = format!("\"config.json\", \"copy\", 10, \"{}\"", "01".repeat(32));
+    let object = format!(
+        "{{\n      \"path\": \"config.json\",\n      \"kind\": \"copy\",\n      \"size\": 10,\n      \
+         \"blake3\": \"{}\"\n    }}",
+        "01".repeat(32)
+    );
+    let deep = format!("\"recipe\": {}{}", "[".repeat(70), "]".repeat(70));
+    let recipe = "\"recipe\": {\n    \"name\": \"q4\"\n  }";
+    let norm = "\"qk_norm\": \"per_head\",";
+    let beta = "\"activation\": {\"clamped_swiglu\": {\"limit\": 1.0, \"alpha\": 1.0, \"beta\": 2}}, \
+                \"num_experts\": 3";
+    for (from, to, expected) in [
+        (
+            object.as_str(),
+            format!("[{entry}]"),
+            "`files[0]`: expected an object, found an array of 4",
+        ),
+        (
+            "\"kind\": \"none\"",
+            "\"kind\": 0".to_owned(),
+            "`model.layers[0].mixer.rope.scaling.kind`: expected \"none\", found 0",
+        ),
+        (
+            norm,
+            format!("{norm} \"softmax_scale\": null,"),
+            "`model.layers[0].mixer.softmax_scale`: expected a number or no field, found null",
+        ),
+        (
+            "\"num_experts\": 3",
+            beta.to_owned(),
+            "unknown field `beta`, expected `limit` or `alpha`",
+        ),
+        (recipe, "\"recipe\": {\"name\": 1, \"name\": 1}".to_owned(), "`name` appears twice"),
+        (recipe, deep, "nested deeper than 64 arrays and objects"),
+        (
+            "\"size\": 10",
+            "\"size\": 1e1".to_owned(),
+            "invalid type: floating point `10.0`, expected u64",
+        ),
+        (
+            "\"theta\": 10000.0",
+            "\"theta\": 1e39".to_owned(),
+            "`model.layers[0].mixer.rope.theta`: expected null, found 1e39",
+        ),
+        (
+            "shardwright 0.1.0",
+            "x\\u001b[8m".to_owned(),
+            "\"x\\u{1b}[8m\": expected no control character, found U+001B",
+        ),
+        (
+            "\"q4\"",
+            "\"\\u202eq4\"".to_owned(),
+            "\"\\u{202e}q4\": expected no control character, found U+202E",
+        ),
+        (
+            "\"q4\"",
+            "\"a\\u2028b\"".to_owned(),
+            "\"a\\u{2028}b\": expected no control character, found U+2028",
+        ),
+    ] {
+        let found = respelled(from, &to);
+        assert!(found.starts_with(&format!("manifest.json: {expected}")), "{from}: {found}");
+    }
+}
+
+#[test]
+fn spellings_that_the_document_allows_are_read() {
+    let text = String::from_utf8(manifest().to_bytes()).unwrap();
+    let found = read_again(text, |hash| hash.to_uppercase());
+    assert!(found.starts_with("manifest.json: `blake3`: expected \""), "{found}");
+    let norm = "\"qk_norm\": \"per_head\",";
+    let nothing = format!("{norm} \"temperature\": null, \"sinks\": false,");
+    let theta = "\"theta\": 10000.0";
+    for (from, to) in
+        [(norm, nothing.as_str()), (theta, "\"theta\": 1e4"), (theta, "\"theta\": 10000")]
+    {
+        assert_eq!(respelled(from, to), "holds", "{to}");
+    }
+}
+
+#[test]
+fn names_that_some_disk_or_reader_confuses_are_refused() {
+    let ignored = |names: &'static [&str]| {
+        move |m: &mut Manifest| {
+            let ignored = names.iter().map(|name| Ignored {
+                tensor: (*name).to_owned(),
+                role: None,
+                reason: "not used".to_owned(),
+            });
+            m.checkpoint.ignored = ignored.collect();
+        }
+    };
+    let source = |name: &str| SourceFile { name: name.to_owned(), size: 1, blake3: Hash([5; 32]) };
+    for (found, expected) in [
+        (
+            told(|m| m.files[0].path = "MANIFEST.JSON".to_owned()),
+            "files: `MANIFEST.JSON` is not a path inside the bundle",
+        ),
+        (
+            told(|m| {
+                let entry = FileEntry { path: "CONFIG.json".to_owned(), ..m.files[0].clone() };
+                m.files.insert(0, entry);
+            }),
+            "files: `CONFIG.json` and `config.json` differ in case alone",
+        ),
+        (told(ignored(&["b", "a"])), "checkpoint: ignored: `a` is repeated or out of order"),
+        (told(ignored(&["a", "a"])), "checkpoint: ignored: `a` is repeated or out of order"),
+        (
+            told(|m| m.checkpoint.files = vec![source("b"), source("a")]),
+            "checkpoint: files: `a` is repeated or out of order",
+        ),
+        (
+            told(|m| m.files[0].path = "a\nb".to_owned()),
+            "\"a\\nb\": expected no control character, found U+000A",
+        ),
+    ] {
+        assert_eq!(found, format!("manifest.json: {expected}"));
+    }
+}

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ALIGNMENTS, Calibration, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, MANIFEST_FILE,
-    Manifest, REPORT_FILE, VERSION,
+    Manifest, REPORT_FILE, VERSION, strict,
 };
 use crate::io::stays_inside;
 use crate::layout::{Unplaced, place_dense, place_expert};
@@ -29,6 +29,7 @@ impl Manifest {
                 format!("a power of two from {} to {}", ALIGNMENTS.start(), ALIGNMENTS.end());
             return Err(format!("alignment: expected {range}, found {}", self.alignment));
         }
+        strict::check_values(&self.to_value(), 0)?;
         self.model.validate()?;
         self.calibration
             .as_ref()
@@ -39,6 +40,7 @@ impl Manifest {
         let files = self.check_files()?;
         self.check_dense_units()?;
         self.check_sparse_layers()?;
+        self.check_record()?;
         self.check_left_out()?;
         let mut claims = Claims::default();
         for shard in &self.dense {
@@ -51,10 +53,17 @@ impl Manifest {
     }
 
     fn check_files(&self) -> Result<BTreeMap<&str, &FileEntry>, String> {
-        let mut files = BTreeMap::new();
+        let (mut files, mut folded) = (BTreeMap::new(), BTreeMap::new());
         let mut last = "";
         for file in &self.files {
             check_path(&file.path)?;
+            // One file on disks that do not tell upper case from lower.
+            if let Some(other) = folded.insert(file.path.to_lowercase(), &file.path)
+                && *other != file.path
+            {
+                let path = &file.path;
+                return Err(format!("files: `{other}` and `{path}` differ in case alone"));
+            }
             if file.path.as_str() <= last {
                 return Err(format!("files: `{}` is repeated or out of order", file.path));
             }
@@ -95,6 +104,22 @@ impl Manifest {
                 shard.unit
             )),
         }
+    }
+
+    /// The checkpoint's files and the tensors left out are sorted, none of them twice.
+    fn check_record(&self) -> Check {
+        let record = &self.checkpoint;
+        let ascending = |what: &str, names: Vec<&String>| match names
+            .windows(2)
+            .find(|pair| pair[0] >= pair[1])
+        {
+            None => Ok(()),
+            Some(pair) => {
+                Err(format!("checkpoint: {what}: `{}` is repeated or out of order", pair[1]))
+            }
+        };
+        ascending("files", record.files.iter().map(|f| &f.name).collect())?;
+        ascending("ignored", record.ignored.iter().map(|i| &i.tensor).collect())
     }
 
     /// Nothing of the text model is left out for its role, and nothing that a part holds.
@@ -270,7 +295,7 @@ fn expect<T: PartialEq + std::fmt::Debug>(place: &str, expected: &T, found: &T) 
 
 /// Refuses names that could leave the bundle or stand for another file.
 pub(crate) fn check_path(path: &str) -> Check {
-    if path == MANIFEST_FILE || !stays_inside(path) {
+    if path.to_lowercase() == MANIFEST_FILE || !stays_inside(path) {
         return Err(format!("files: `{path}` is not a path inside the bundle"));
     }
     Ok(())

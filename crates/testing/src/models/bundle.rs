@@ -148,7 +148,8 @@ impl Maker<'_> {
             reason: reason.clone(),
         });
         let ignored = self.inventory.ignored.iter().cloned();
-        let ignored = ignored.chain(left_out);
+        let mut ignored: Vec<_> = ignored.chain(left_out).collect();
+        ignored.sort_by(|a, b| a.tensor.cmp(&b.tensor));
         CheckpointRecord {
             files: self
                 .checkpoint
@@ -156,7 +157,7 @@ impl Maker<'_> {
                 .iter()
                 .map(|f| file(&f.name))
                 .collect(),
-            ignored: ignored.collect(),
+            ignored,
             excerpt: None,
         }
     }

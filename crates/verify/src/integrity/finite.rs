@@ -50,10 +50,12 @@ impl Run {
     }
 
     pub(super) fn finding(&self, file: &str, wrong: Wrong) -> Finding {
-        let (index, part) = match self.scales {
-            None => (wrong.index, "finite weights"),
-            Some(scales) if wrong.index < scales => (wrong.index, "a finite scale"),
-            Some(scales) => (wrong.index - scales, "a finite bias"),
+        let (index, part) = match (self.scales, wrong.value.is_finite()) {
+            (None, _) => (wrong.index, "finite weights"),
+            (Some(scales), false) if wrong.index < scales => (wrong.index, "a finite scale"),
+            (Some(scales), true) if wrong.index < scales => (wrong.index, "a scale below 2^112"),
+            (Some(scales), false) => (wrong.index - scales, "a finite bias"),
+            (Some(scales), true) => (wrong.index - scales, "a bias below 2^112"),
         };
         let (per_row, what) = (self.per_row.0.max(1), self.per_row.1);
         let (row, index) = (index / per_row, index % per_row);
@@ -65,7 +67,7 @@ impl Run {
     }
 }
 
-/// A float that is infinite or not a number.
+/// A float that is infinite, not a number, or makes infinite weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Wrong {
     /// Its number within the run.
@@ -92,7 +94,7 @@ impl<'a> Floats<'a> {
         let limit = offset + bytes.len() as u64;
         while let Some(run) = self.runs.get(self.next) {
             let part = overlap(run.start, run.end, offset, bytes);
-            if let Some((at, value)) = first_wrong(run.float, part) {
+            if let Some((at, value)) = first_wrong(run.float, run.scales.is_some(), part) {
                 let before = run.start.max(offset) - run.start;
                 let index = before / run.float.size() as u64 + at;
                 self.wrong[self.next].get_or_insert(Wrong { index, value });
@@ -105,12 +107,14 @@ impl<'a> Floats<'a> {
     }
 }
 
-/// The first float whose exponent is all ones.
-fn first_wrong(float: Float, bytes: &[u8]) -> Option<(u64, f32)> {
+/// The first float whose exponent is all ones, or, of scales and biases, large enough that weights
+/// could come out infinite: 255 times 2^112, or 1024 times a trellis's, still fits in a binary32.
+fn first_wrong(float: Float, scaled: bool, bytes: &[u8]) -> Option<(u64, f32)> {
+    let most = if scaled { 0x7780 } else { 0x7f80 };
     let at = match float {
         Float::F32 => position(bytes, |b: [u8; 4]| !f32::from_le_bytes(b).is_finite()),
         Float::F16 => position(bytes, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
-        Float::Bf16 => position(bytes, |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
+        Float::Bf16 => position(bytes, |b| u16::from_le_bytes(b) & 0x7f80 >= most),
     }?;
     let mut value = [0.0];
     widen(float, &bytes[at * float.size()..][..float.size()], &mut value);
@@ -133,7 +137,7 @@ mod tests {
         let one = |float: Float, value: f32| {
             let mut bytes = vec![0; 3 * float.size()];
             shardwright_quant::narrow(float, &[1.0, value, 0.0], &mut bytes);
-            first_wrong(float, &bytes)
+            first_wrong(float, false, &bytes)
         };
         for float in [Float::F32, Float::F16, Float::Bf16] {
             assert_eq!(one(float, f32::INFINITY), Some((1, f32::INFINITY)));
@@ -141,6 +145,21 @@ mod tests {
             assert!(one(float, f32::NAN).is_some_and(|(at, v)| at == 1 && v.is_nan()));
             assert_eq!(one(float, 65504.0), None);
         }
+    }
+
+    #[test]
+    fn scales_that_could_make_infinite_weights_are_told() {
+        let bytes = |bits: u16| bits.to_le_bytes();
+        for (bits, wrong) in [(0x777f, false), (0x7780, true), (0xf780, true), (0x7f7f, true)] {
+            assert_eq!(first_wrong(Float::Bf16, true, &bytes(bits)).is_some(), wrong, "{bits:x}");
+            assert_eq!(first_wrong(Float::Bf16, false, &bytes(bits)), None);
+        }
+        let largest = half_of(0x777f);
+        assert!((largest * 255.0 + largest).is_finite() && (largest * 1024.0).is_finite());
+    }
+
+    fn half_of(bits: u16) -> f32 {
+        f32::from_bits(u32::from(bits) << 16)
     }
 
     #[test]

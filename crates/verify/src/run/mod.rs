@@ -159,6 +159,9 @@ fn bundle(
     }
     let manifest = read_manifest(path)?;
     report.describe_bundle(&manifest);
+    report
+        .findings
+        .extend(overlap::check_report(path, &manifest));
     if let Some(overlap) = overlap::look_up(path, &manifest, text) {
         report.overlap(overlap);
     }

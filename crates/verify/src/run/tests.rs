@@ -1,6 +1,6 @@
 use std::fs;
 
-use shardwright_format::manifest::{Calibration, LineHashes, MANIFEST_FILE};
+use shardwright_format::manifest::{Calibration, LineHashes, MANIFEST_FILE, Manifest, REPORT_FILE};
 
 use super::*;
 use crate::report::Verdict;
@@ -184,7 +184,54 @@ fn calibrated(bundle: &TestBundle, text: &str) {
         statistics_blake3: None,
         line_hashes: LineHashes::of(text),
     };
-    bundle.rewrite(|manifest| manifest.calibration = Some(calibration));
+    let path = bundle.path(REPORT_FILE);
+    if fs::read(&path).unwrap() == b"{}\n" {
+        fs::write(&path, r#"{"calibration": {"tokens": 1000, "window": 64}}"#).unwrap();
+    }
+    let report = fs::read(&path).unwrap();
+    bundle.rewrite(|manifest| {
+        manifest.calibration = Some(calibration);
+        let entry = manifest.files.iter_mut().find(|f| f.path == REPORT_FILE);
+        let entry = entry.unwrap();
+        (entry.size, entry.blake3) = (report.len() as u64, blake3::hash(&report).into());
+    });
+}
+
+/// A manifest signed anew without its record of the calibration, or with another one.
+#[test]
+fn a_record_that_the_report_contradicts_is_found() {
+    let bundle = TestBundle::new("llama2", FOUR_BITS);
+    calibrated(&bundle, "a text");
+    let told = || run(&request(&bundle, None, Thresholds::default())).findings;
+    let only = |findings: Vec<Finding>| {
+        let [finding] = &findings[..] else { panic!("{findings:?}") };
+        finding.to_string()
+    };
+    assert_eq!(told(), []);
+    let path = bundle.path(MANIFEST_FILE);
+    let signed = Manifest::from_bytes(&path, &fs::read(&path).unwrap()).unwrap();
+    let resign = |change: &dyn Fn(&mut Manifest)| {
+        let mut manifest = signed.clone();
+        change(&mut manifest);
+        fs::write(&path, manifest.to_bytes()).unwrap();
+    };
+    resign(&|m| m.calibration = None);
+    let place = "report.json: calibration, as in the manifest";
+    let known = "1000 tokens in windows of 64";
+    assert_eq!(only(told()), format!("{place}: expected none, found {known}"));
+    resign(&|m| m.calibration.as_mut().unwrap().tokens = 7);
+    let expected = format!("{place}: expected 7 tokens in windows of 64, found {known}");
+    assert_eq!(only(told()), expected);
+    fs::write(bundle.path(REPORT_FILE), "[]").unwrap();
+    let report = fs::read(bundle.path(REPORT_FILE)).unwrap();
+    resign(&|m| {
+        let entry = m.files.iter_mut().find(|f| f.path == REPORT_FILE).unwrap();
+        (entry.size, entry.blake3) = (report.len() as u64, blake3::hash(&report).into());
+    });
+    assert_eq!(
+        only(told()),
+        "report.json: contents: expected one JSON object, found something else"
+    );
 }
 
 #[test]
