@@ -241,7 +241,7 @@ fn ranges_that_overlap_or_leave_the_file() {
     );
     hostile(
         |m| m["experts"][0]["stride"] = json!(16_384),
-        "layer 0 expert 0: 27648 bytes in a stride of 16384",
+        "layer 0 experts: 27648 bytes in a stride of 16384",
     );
     hostile(
         |m| m["experts"][1]["file"] = m["experts"][0]["file"].clone(),

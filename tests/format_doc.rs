@@ -66,6 +66,8 @@ fn constants_are_those_of_the_code() {
     let expected = [
         ("FORMAT", manifest::FORMAT.to_owned()),
         ("VERSION", manifest::VERSION.to_string()),
+        ("MAX_DEPTH", manifest::MAX_DEPTH.to_string()),
+        ("INDEX_LIMIT", shardwright_format::io::INDEX_LIMIT.to_string()),
         ("MANIFEST_FILE", manifest::MANIFEST_FILE.to_owned()),
         ("REPORT_FILE", manifest::REPORT_FILE.to_owned()),
         ("MANIFEST_HASH_OFFSET", "{\n  \"blake3\": \"".len().to_string()),
@@ -128,15 +130,15 @@ fn limits_are_those_of_the_validator() {
 
 #[test]
 fn the_table_of_tensors_names_the_roles_in_order() {
-    let rows = table("\n### 4.1 ");
+    let rows = table("\n## 14. ");
     let roles: Vec<_> = rows.iter().map(|row| code(&row[0])).collect();
     let expected: Vec<_> = Role::ALL.iter().map(|role| role.name()).collect();
     assert_eq!(roles, expected);
 }
 
-/// Section 4.1 gives a golden model the tensors that the code gives it.
+/// Section 14 gives a golden model the tensors that the code gives it.
 fn the_table_of_tensors_is_that_of_the_code(case: &str) {
-    let rows = table("\n### 4.1 ");
+    let rows = table("\n## 14. ");
     let spec = example_spec(case);
     for unit in spec.units() {
         let found: Vec<_> = spec
@@ -179,7 +181,7 @@ fn stated_tensors(rows: &[Vec<String>], spec: &ModelSpec, unit: Unit) -> Vec<(St
         .collect()
 }
 
-/// A sum of products of numbers and of fields of the model or the layer, or of what section 4.1
+/// A sum of products of numbers and of fields of the model or the layer, or of what section 14
 /// derives from them.
 fn product(text: &str, model: &Value, layer: &Value) -> u64 {
     let derived = |name: &str| {
@@ -339,6 +341,39 @@ fn the_worked_trellis_is_that_of_the_code() {
     }
     text.push_str("```\n");
     remade("trellis", &text);
+}
+
+/// Section 12.3 gives what the code makes of the bytes that its rule gives.
+#[test]
+fn the_larger_trellis_codes_are_those_of_the_code() {
+    let mut text = "```\n".to_owned();
+    for (rows, cols, bits, state_bits, places) in [
+        (270, 48, 3, 16, &[(0, 0), (255, 44), (256, 0), (269, 44)][..]),
+        (8, 256, 2, 12, &[(0, 0), (7, 252)]),
+    ] {
+        let encoding = Encoding::Trellis(Trellis::new(bits, state_bits).unwrap());
+        let parts = encoding.parts(rows, cols).unwrap();
+        let code = |i: u64| (i * i * 2_654_435_761 >> 24) as u8;
+        let mut bytes: Vec<u8> = (1..=parts.weight).map(code).collect();
+        bytes.extend((0..rows as u16).flat_map(|r| (0x3c00 + r).to_le_bytes()));
+        let (rows, cols) = (rows as usize, cols as usize);
+        let matrix = Matrix::new(encoding, rows, cols, &bytes).unwrap();
+        let mut values = vec![0.0; rows * cols];
+        matrix.dequantize(Backend::Scalar, 0..rows, &mut values);
+        let raw: Vec<u8> = values.iter().flat_map(|v: &f32| v.to_le_bytes()).collect();
+        writeln!(text, "[{rows}, {cols}], {bits} bits, states of {state_bits}").unwrap();
+        writeln!(text, "BLAKE3  {}", blake3::hash(&raw)).unwrap();
+        for (row, col) in places {
+            let four = &values[row * cols + col..][..4];
+            let four: Vec<_> = four
+                .iter()
+                .map(|v| format!("{:08x}", v.to_bits()))
+                .collect();
+            writeln!(text, "row {row:3}, columns {col:3} on  {}", four.join(" ")).unwrap();
+        }
+    }
+    text.push_str("```\n");
+    remade("vectors", &text);
 }
 
 /// The first bytes of each part of the unit's first tensors, and what follows the unit.

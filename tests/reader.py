@@ -243,6 +243,43 @@ def sign(column):
 # --- Manifest (§2, §3) ---------------------------------------------------------------------------
 
 
+STEERING = set(map(chr, (*range(32), *range(127, 160), 0x61C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+
+
+def check_values(value, depth=0):
+    """Nothing is nested deeply, no string steers a terminal, no number is infinite (§2)."""
+    check(depth <= 64, "the manifest is nested deeper than", 64)
+    if isinstance(value, str):
+        check(not set(value) & STEERING, "string", ascii(value))
+    elif isinstance(value, float):
+        check(math.isfinite(value), "number", value)
+    elif isinstance(value, (list, dict)):
+        for item in value if isinstance(value, list) else (*value, *value.values()):
+            check_values(item, depth + 1)
+
+
+def check_record(record):
+    """The checkpoint's files and the tensors left out ascend (§2.2)."""
+    fields(record, ("files", "ignored", "excerpt"), "checkpoint", ("excerpt",))
+    for listed, name in ((record["files"], "name"), (record["ignored"], "tensor")):
+        names = [entry[name].encode() for entry in listed]
+        check(all(a < b for a, b in zip(names, names[1:])), "checkpoint out of order:", name)
+
+
+def check_hashes(value, name=""):
+    """Every hash is 64 digits in lower case (§2.1)."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key != "recipe":
+                check_hashes(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            check_hashes(item, name)
+    elif name.endswith("blake3") and value is not None:
+        digits = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+        check(digits, name, value)
+
+
 def refuse_repeated(pairs):
     names = [name for name, _ in pairs]
     check(len(names) == len(set(names)), "a field appears twice among", names)
@@ -270,12 +307,16 @@ def read_manifest(root):
     start, end = len(PREFIX), len(PREFIX) + HEX_LEN
     found = blake3(data[:start] + b"0" * HEX_LEN + data[end:])
     check(data[start:end] == found.encode(), "manifest.json has hash", found)
+    check(len(data) <= 1 << 28, "manifest.json has", len(data), "bytes")
     manifest = json.loads(data, object_pairs_hook=refuse_repeated)
+    check_values(manifest)
+    check_hashes(manifest)
     names = "blake3 format version generator alignment model recipe checkpoint calibration files dense experts"
     fields(manifest, names.split(), "manifest", ("calibration",))
     check(manifest["format"] == "shardwright-bundle", "format", manifest["format"])
     check(manifest["version"] == 1, "version", manifest["version"])
     check(manifest["alignment"] in [1 << n for n in range(12, 21)], "alignment")
+    check_record(manifest["checkpoint"])
     if manifest.get("calibration") is not None:
         check_calibration(manifest["calibration"])
     return manifest
@@ -302,11 +343,12 @@ def check_paths(files):
         path = entry["path"]
         names = path.split("/")
         plain = all(n not in ("", ".", "..") and not set(n) & set("\\:\0") for n in names)
-        check(plain and path != "manifest.json", "path", path)
+        check(plain and path.lower() != "manifest.json", "path", path)
         check(path.encode() > last, "files out of order at", path)
         check(entry["kind"] in ("shards", "copy", "report"), "kind", entry["kind"])
         check((entry["kind"] == "report") == (path == "report.json"), "kind of", path)
         last = path.encode()
+    check(len({entry["path"].lower() for entry in files}) == len(files), "paths differ in case alone", "")
     check(any(entry["path"] == "report.json" for entry in files), "no report.json", "")
 
 
@@ -314,7 +356,10 @@ def check_files(root, manifest):
     """Every listed file is there with its size and hash, and no other file (§1, §8)."""
     listed = {entry["path"]: entry for entry in manifest["files"]}
     found = set()
-    for directory, _, names in os.walk(root):
+    for directory, folders, names in os.walk(root):
+        check(folders or names, directory, "is empty")
+        for name in (*folders, *names):
+            check(not os.path.islink(os.path.join(directory, name)), name, "is a symbolic link")
         for name in names:
             path = os.path.relpath(os.path.join(directory, name), root).replace(os.sep, "/")
             found.add(path)
@@ -523,6 +568,8 @@ def check_source(tensor, experts, place):
     fields(source, SOURCE.split(), place, ("expert_stride",))
     for dimension in source["shape"]:
         values *= dimension
+    check(tensor["rows"] == 1 or source["row_stride"] > 0, place, "row_stride", 0)
+    check(tensor["cols"] == 1 or source["col_stride"] > 0, place, "col_stride", 0)
     last = last_value(source, tensor["rows"], tensor["cols"], experts - 1)
     check(last < values, place, "source leaves", source["shape"])
 
@@ -664,7 +711,26 @@ def compare(checkpoint, entry, expert, values):
     return name
 
 
+def print_vectors():
+    """The text of §12.3, from codes and scales that are given by a rule."""
+    vectors = (((270, 48), 3, 16, ((0, 0), (255, 44), (256, 0), (269, 44))), ((8, 256), 2, 12, ((0, 0), (7, 252))))
+    for (rows, cols), bits, state_bits, places in vectors:
+        encoding = {"kind": "trellis", "bits": bits, "state_bits": state_bits}
+        codes, scales, _ = part_sizes(encoding, rows, cols)
+        data = bytearray(((k + 1) ** 2 * 2654435761 >> 24) & 0xFF for k in range(codes))
+        data += struct.pack(f"<{rows}H", *(0x3C00 + r for r in range(rows)))
+        raw = narrow("f32", dequantize(encoding, rows, cols, bytes(data)))
+        print(f"[{rows}, {cols}], {bits} bits, states of {state_bits}")
+        print("BLAKE3 ", blake3(raw))
+        for r, c in places:
+            four = struct.unpack_from("<4I", raw, (r * cols + c) * 4)
+            print(f"row {r:3}, columns {c:3} on ", *(f"{value:08x}" for value in four))
+    return 0
+
+
 def main(arguments):
+    if arguments == ["--vectors"]:
+        return print_vectors()
     if len(arguments) not in (1, 3) or (len(arguments) == 3 and arguments[1] != "--equals"):
         sys.stderr.write(__doc__)
         return 2

@@ -7,8 +7,8 @@ use std::process::Output;
 
 use shardwright_format::Role;
 use shardwright_quant::{Encoding, Trellis};
-use shardwright_testing::fixture;
 use shardwright_testing::models::random;
+use shardwright_testing::{fixture, root};
 
 use crate::harness::{Scratch, python};
 
@@ -108,4 +108,18 @@ fn an_independent_reader_refuses_damage() {
     refuses(&scratch, &["made.bundle"], "dense-000.bin has hash");
     scratch.edit_bytes("made.bundle/manifest.json", |bytes| bytes[200] ^= 1);
     refuses(&scratch, &["made.bundle"], "manifest.json has hash");
+}
+
+/// The document's larger trellis codes, decoded by the document's own words.
+#[test]
+#[ignore = "needs python3"]
+fn an_independent_reader_agrees_on_the_vectors() {
+    let scratch = Scratch::new();
+    let ran = reader(&scratch.path(""), &["--vectors"]);
+    let text = fs::read_to_string(root().join("docs/FORMAT.md")).unwrap();
+    let vectors = text
+        .split("<!-- vectors: remade by tests/format_doc.rs -->\n```\n")
+        .nth(1);
+    let vectors = vectors.unwrap().split("```").next().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), vectors);
 }

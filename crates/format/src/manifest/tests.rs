@@ -362,7 +362,7 @@ fn each_lie_about_tensors_and_experts_is_named() {
         ),
         (told(|m| m.experts[0].layer = 1), "experts: expected layers [0], found [1]"),
         (told(|m| m.experts[0].stride = u64::MAX), "layer 0 expert 1: range too large"),
-        (told(|m| m.experts[0].stride = 4096), "layer 0 expert 0: 6912 bytes in a stride of 4096"),
+        (told(|m| m.experts[0].stride = 4096), "layer 0 experts: 6912 bytes in a stride of 4096"),
         (told(|m| m.experts[0].blake3.truncate(1)), "layer 0 experts: hashes: expected 3, found 1"),
         (
             told(|m| m.files[2].size += 4096),

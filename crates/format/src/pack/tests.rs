@@ -253,7 +253,9 @@ fn unpacking_goes_on_from_wherever_it_was_stopped() {
             }
             fs::write(partial.join(last), bytes).unwrap();
             let done = case.run("out", true, 1, usize::MAX).unwrap();
-            assert!(number % 3 > 0 || done.kept_bytes > 0, "{number} {done:?}");
+            // The first file is empty.
+            let nothing = number % 9 == 0;
+            assert!(number % 3 > 0 || nothing || done.kept_bytes > 0, "{number} {done:?}");
         }
         assert!(contents(&case.path("out")) == expected, "{number}");
         assert!(!partial.exists());
