@@ -481,7 +481,7 @@ fn another_spelling_is_refused() {
         (
             "\"theta\": 10000.0",
             "\"theta\": 1e39".to_owned(),
-            "`model.layers[0].mixer.rope.theta`: expected null, found 1e39",
+            "`model.layers[0].mixer.rope.theta`: expected null, found 1e+39",
         ),
         (
             "shardwright 0.1.0",
