@@ -353,7 +353,7 @@ fn the_larger_trellis_codes_are_those_of_the_code() {
     ] {
         let encoding = Encoding::Trellis(Trellis::new(bits, state_bits).unwrap());
         let parts = encoding.parts(rows, cols).unwrap();
-        let code = |i: u64| (i * i * 2_654_435_761 >> 24) as u8;
+        let code = |i: u64| ((i * i * 2_654_435_761) >> 24) as u8;
         let mut bytes: Vec<u8> = (1..=parts.weight).map(code).collect();
         bytes.extend((0..rows as u16).flat_map(|r| (0x3c00 + r).to_le_bytes()));
         let (rows, cols) = (rows as usize, cols as usize);

@@ -202,7 +202,7 @@ fn calibrated(bundle: &TestBundle, text: &str) {
 fn a_record_that_the_report_contradicts_is_found() {
     let bundle = TestBundle::new("llama2", FOUR_BITS);
     calibrated(&bundle, "a text");
-    let told = || run(&request(&bundle, None, Thresholds::default())).findings;
+    let told = || run(request(&bundle, None, Thresholds::default())).findings;
     let only = |findings: Vec<Finding>| {
         let [finding] = &findings[..] else { panic!("{findings:?}") };
         finding.to_string()
