@@ -4,14 +4,14 @@ use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use shardwright_format::arch::{Inventory, SourceTensor};
+use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
-use shardwright_format::layout::{Unplaced, place_dense, place_expert};
+use shardwright_format::layout::{place_dense, place_expert};
 use shardwright_format::manifest::{
     CheckpointRecord, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT, FileEntry,
     FileKind, Hash, Manifest, SourceFile, VERSION,
 };
-use shardwright_format::{Unit, UnitLayout};
+use shardwright_format::{TensorEntry, Unit, UnitLayout};
 use shardwright_quant::{Affine, Encoding, Float, Trellis};
 
 type Result<T = (), E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -98,7 +98,7 @@ fn dense(
         .units()
         .filter(|unit| !matches!(unit, Unit::Expert { .. }));
     for unit in units {
-        let UnitLayout { tensors, len } = place_dense(unplaced(&inventory.units[&unit], codes))?;
+        let UnitLayout { tensors, len } = place_dense(encoded(&inventory.units[&unit].tensors, codes))?;
         let offset = end.next_multiple_of(DEFAULT_ALIGNMENT);
         end = offset + len;
         let file = "dense-000.bin".to_owned();
@@ -124,7 +124,7 @@ fn experts(
     let mut sparse = Vec::new();
     for (layer, spec) in (0..).zip(&inventory.spec.layers) {
         let Some(tensors) = inventory.expert_tensors(layer) else { continue };
-        let UnitLayout { tensors, len } = place_expert(unplaced(tensors, codes))?;
+        let UnitLayout { tensors, len } = place_expert(encoded(tensors, codes))?;
         let count = u64::from(spec.num_experts());
         let stride = len.next_multiple_of(DEFAULT_ALIGNMENT);
         let path = format!("experts/layer-{layer:03}.bin");
@@ -142,16 +142,13 @@ fn experts(
     Ok(sparse)
 }
 
-fn unplaced(tensors: &[SourceTensor], codes: Encoding) -> Vec<Unplaced> {
-    let one = |SourceTensor { role, rows, cols, view }: &SourceTensor| Unplaced {
-        role: *role,
-        encoding: match codes.parts(*rows, *cols) {
-            Ok(_) if view.shape.len() > 1 => codes,
-            _ => view.dtype.into(),
-        },
-        rows: *rows,
-        cols: *cols,
-        source: view.clone(),
+fn encoded(tensors: &[TensorEntry], codes: Encoding) -> Vec<TensorEntry> {
+    let one = |tensor: &TensorEntry| {
+        let encoding = match codes.parts(tensor.rows, tensor.cols) {
+            Ok(_) if tensor.source.shape.len() > 1 => codes,
+            _ => tensor.source.dtype.into(),
+        };
+        TensorEntry { encoding, ..tensor.clone() }
     };
     tensors.iter().map(one).collect()
 }

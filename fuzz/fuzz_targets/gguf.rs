@@ -8,9 +8,10 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use shardwright_format::arch::Inventory;
+use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::checkpoint::gguf::Header;
-use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights};
 use shardwright_format::io::AlignedBuf;
+use shardwright_format::weights::Weights;
 
 static DIR: LazyLock<tempfile::TempDir> =
     LazyLock::new(|| tempfile::tempdir().expect("a directory for the file"));
@@ -31,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(checkpoint) = Checkpoint::open(&path) else { return };
     let Ok(inventory) = Inventory::new(&checkpoint, None) else { return };
     let units: Vec<_> = inventory.spec.units().take(20).collect();
-    let weights = CheckpointWeights::new(checkpoint, inventory);
+    let weights = Weights::from_checkpoint(checkpoint, inventory);
     let mut buf = AlignedBuf::default();
     for unit in units {
         weights.read(unit, &mut buf).expect("what was accepted is read");

@@ -52,8 +52,8 @@ pub fn open(source: &Arc<Weights>, args: &CalibrationArgs) -> Result<Opened, Fai
         (Some(text), _) => Ok(Opened::Text(Box::new(corpus(source, text, args.text)?))),
         (None, Some(file)) => {
             let statistics = SavedStatistics::read(file, source.spec())?;
-            if let Some(weights) = source.checkpoint() {
-                statistics.check(file, weights.inventory())?;
+            if let Some((_, inventory)) = source.checkpoint() {
+                statistics.check(file, inventory)?;
             }
             Ok(Opened::Statistics(Box::new(statistics)))
         }

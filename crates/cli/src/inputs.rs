@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use shardwright_format::arch::{Arch, Inventory};
-use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights, is_repository, resolve};
+use shardwright_format::checkpoint::{Checkpoint, is_repository, resolve};
 use shardwright_format::io::{CONFIG_LIMIT, read_required};
 use shardwright_format::pack::Packed;
 use shardwright_format::weights::Weights;
@@ -23,21 +23,21 @@ const SHARDS: &str = "dense-000.bin";
 pub fn model(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
     check_model(path)?;
     if Bundle::is_bundle(path) {
-        return Ok(Weights::Bundle(Bundle::open(path)?));
+        return Ok(Bundle::open(path)?.into());
     }
-    Ok(Weights::Checkpoint(checkpoint(path, arch)?))
+    checkpoint(path, arch)
 }
 
 /// Opens a model that is no bundle and finds out what its tensors are for.
 ///
 /// # Errors
 /// A path that is no sound checkpoint of a known architecture.
-pub fn checkpoint(path: &Path, arch: &ArchArgs) -> Result<CheckpointWeights, Failure> {
+pub fn checkpoint(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
     check_checkpoint(path)?;
     let table = arch.arch.as_deref().map(read_arch).transpose()?;
     let checkpoint = Checkpoint::open(path)?;
     let inventory = Inventory::new(&checkpoint, table.as_ref())?;
-    Ok(CheckpointWeights::new(checkpoint, inventory))
+    Ok(Weights::from_checkpoint(checkpoint, inventory))
 }
 
 /// Models to judge, packed bundles too. A bundle is opened when its bytes have been checked: a damaged one is a finding.
@@ -50,8 +50,7 @@ pub fn candidates(paths: &[PathBuf], arch: &ArchArgs) -> Result<Vec<Candidate>, 
         if Bundle::is_bundle(path) || Packed::is_packed(path) {
             return Ok(Candidate::Bundle(path.clone()));
         }
-        let weights = Weights::Checkpoint(checkpoint(path, arch)?);
-        Ok(Candidate::Model(path.clone(), weights))
+        Ok(Candidate::Model(path.clone(), checkpoint(path, arch)?))
     };
     paths.iter().map(open).collect()
 }

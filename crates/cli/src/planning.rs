@@ -30,11 +30,10 @@ pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
     if let Some(layers) = &args.layers {
         weights = weights.excerpt(layers.clone())?;
     }
-    let source = Arc::new(Weights::Checkpoint(weights));
+    let source = Arc::new(weights);
     let calibration = calibration::open(&source, &args.calibration)?;
     let no_checkpoint = || FormatError::file(&args.checkpoint, "is no checkpoint");
-    let weights = source.checkpoint().ok_or_else(no_checkpoint)?;
-    let (checkpoint, inventory) = (weights.checkpoint(), weights.inventory());
+    let (checkpoint, inventory) = source.checkpoint().ok_or_else(no_checkpoint)?;
     let options = PlanOptions {
         alignment: args.align,
         threads: args.threads.count(),
@@ -42,7 +41,7 @@ pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
     };
     let recipe = match (target::wanted(&args.target), &calibration) {
         (Some(target), Opened::Text(corpus)) => {
-            target::recipe(target, &args.target, weights, corpus, &options, output)?
+            target::recipe(target, &args.target, (checkpoint, inventory), corpus, &options, output)?
         }
         _ => recipe::choose(&args.recipe, &inventory.spec)?,
     };

@@ -6,7 +6,8 @@ use shardwright_convert::allocate::{Allocation, Palette, Target};
 use shardwright_convert::calibrate::Corpus;
 use shardwright_convert::{PlanOptions, Recipe};
 use shardwright_format::FormatError;
-use shardwright_format::checkpoint::CheckpointWeights;
+use shardwright_format::arch::Inventory;
+use shardwright_format::checkpoint::Checkpoint;
 
 use crate::args::{EncodingsArg, TargetArgs};
 use crate::failure::Failure;
@@ -28,7 +29,7 @@ pub fn wanted(args: &TargetArgs) -> Option<Target> {
 pub fn recipe(
     target: Target,
     args: &TargetArgs,
-    model: &CheckpointWeights,
+    (checkpoint, inventory): (&Checkpoint, &Inventory),
     corpus: &Corpus,
     options: &PlanOptions,
     output: Output,
@@ -36,7 +37,6 @@ pub fn recipe(
     if let Some(path) = &args.save_recipe {
         inputs::check_parent(path)?;
     }
-    let (checkpoint, inventory) = (model.checkpoint(), model.inventory());
     let cancel = signal::stop_flag()?;
     let windows = args.probe_tokens.div_ceil(corpus.window) * corpus.window;
     let palette = match args.encodings {

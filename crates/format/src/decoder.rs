@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use shardwright_quant::{Affine, Float, Ggml};
 
-use crate::checkpoint::Dtype;
+use crate::dtype::Dtype;
 
 /// A scheme, the stored tensors that it needs by name, and its parameters. What each value is:
 /// `docs/FORMAT.md`, section "Decoders".
@@ -82,7 +82,8 @@ pub enum Decoder {
         group_size: u64,
         /// Whether one was taken from each zero point when it was packed, as checkpoints of the
         /// format `gptq` have it and those of `gptq_v2` do not.
-        less_one: bool,
+        #[serde(rename = "less_one")]
+        zeros_stored_minus_one: bool,
     },
     /// AWQ: four-bit integers in 32-bit words along the rows, interleaved, stored transposed.
     Awq {
@@ -108,76 +109,52 @@ pub enum Decoder {
     },
 }
 
+/// The names in a decoder, borrowed as it is, the main one first; the optional one apart.
+macro_rules! names {
+    ($decoder:expr, $borrow:ident) => {
+        match $decoder {
+            Decoder::Scaled { weight, scales, .. } => (vec![weight, scales], None),
+            Decoder::Mxfp4 { blocks, scales } => (vec![blocks, scales], None),
+            Decoder::Packed { codes, scales, zero_points, dims, .. } => {
+                (vec![codes, scales, dims], zero_points.$borrow())
+            }
+            Decoder::Mlx { weight, scales, biases, .. } => (vec![weight, scales, biases], None),
+            Decoder::Gptq { codes, zero_points, scales, groups, .. } => {
+                (vec![codes, zero_points, scales], groups.$borrow())
+            }
+            Decoder::Awq { codes, zero_points, scales, .. } => {
+                (vec![codes, zero_points, scales], None)
+            }
+            Decoder::Gguf { tensor, .. } => (vec![tensor], None),
+        }
+    };
+}
+
 impl Decoder {
     /// The stored tensor that holds the values or codes.
     pub fn main(&self) -> &str {
-        self.parts()[0]
+        self.stored_names()[0]
     }
 
     /// Every stored tensor that it needs, [`Self::main`] first.
-    pub fn parts(&self) -> Vec<&str> {
-        let mut parts: Vec<&str> = Vec::with_capacity(4);
-        let optional = match self {
-            Self::Scaled { weight, scales, .. } => {
-                parts.extend([weight.as_str(), scales]);
-                None
-            }
-            Self::Mxfp4 { blocks, scales } => {
-                parts.extend([blocks.as_str(), scales]);
-                None
-            }
-            Self::Packed { codes, scales, zero_points, dims, .. } => {
-                parts.extend([codes.as_str(), scales, dims]);
-                zero_points.as_deref()
-            }
-            Self::Mlx { weight, scales, biases, .. } => {
-                parts.extend([weight.as_str(), scales, biases]);
-                None
-            }
-            Self::Gptq { codes, zero_points, scales, groups, .. } => {
-                parts.extend([codes.as_str(), zero_points, scales]);
-                groups.as_deref()
-            }
-            Self::Awq { codes, zero_points, scales, .. } => {
-                parts.extend([codes.as_str(), zero_points, scales]);
-                None
-            }
-            Self::Gguf { tensor, .. } => {
-                parts.push(tensor);
-                None
-            }
-        };
-        parts.extend(optional);
-        parts
+    pub fn stored_names(&self) -> Vec<&str> {
+        let (names, optional) = names!(self, as_ref);
+        names
+            .into_iter()
+            .chain(optional)
+            .map(String::as_str)
+            .collect()
     }
 
     /// The same with other names of stored tensors.
     #[must_use]
     pub fn renamed(&self, rename: impl Fn(&str) -> String) -> Self {
         let mut renamed = self.clone();
-        for name in renamed.names() {
+        let (names, optional) = names!(&mut renamed, as_mut);
+        for name in names.into_iter().chain(optional) {
             *name = rename(name);
         }
         renamed
-    }
-
-    fn names(&mut self) -> Vec<&mut String> {
-        let (names, optional) = match self {
-            Self::Scaled { weight, scales, .. } => (vec![weight, scales], None),
-            Self::Mxfp4 { blocks, scales } => (vec![blocks, scales], None),
-            Self::Packed { codes, scales, zero_points, dims, .. } => {
-                (vec![codes, scales, dims], zero_points.as_mut())
-            }
-            Self::Mlx { weight, scales, biases, .. } => (vec![weight, scales, biases], None),
-            Self::Gptq { codes, zero_points, scales, groups, .. } => {
-                (vec![codes, zero_points, scales], groups.as_mut())
-            }
-            Self::Awq { codes, zero_points, scales, .. } => {
-                (vec![codes, zero_points, scales], None)
-            }
-            Self::Gguf { tensor, .. } => (vec![tensor], None),
-        };
-        names.into_iter().chain(optional).collect()
     }
 
     /// Whether it only puts floats in order.

@@ -1,33 +1,17 @@
 //! Where tensors lie inside a unit: pure, checked arithmetic.
 
-use shardwright_quant::{Encoding, EncodingError};
+use shardwright_quant::EncodingError;
 
-use crate::role::Role;
-use crate::unit::{SourceView, TensorEntry, UnitLayout};
+use crate::unit::{TensorEntry, UnitLayout};
 
 /// Tensors of a dense unit start on multiples of this, so that they can be used where they lie.
 pub const TENSOR_ALIGNMENT: u64 = 64;
-
-/// A tensor that has no place yet.
-#[derive(Clone, Debug)]
-pub struct Unplaced {
-    /// What it is for.
-    pub role: Role,
-    /// How it will be stored.
-    pub encoding: Encoding,
-    /// Rows.
-    pub rows: u64,
-    /// Columns.
-    pub cols: u64,
-    /// Where its values come from.
-    pub source: SourceView,
-}
 
 /// Places the tensors of a dense unit in the given order, each on a [`TENSOR_ALIGNMENT`] boundary.
 ///
 /// # Errors
 /// When an encoding cannot hold a shape.
-pub fn place_dense(tensors: Vec<Unplaced>) -> Result<UnitLayout, EncodingError> {
+pub fn place_dense(tensors: Vec<TensorEntry>) -> Result<UnitLayout, EncodingError> {
     place(tensors, TENSOR_ALIGNMENT)
 }
 
@@ -36,22 +20,20 @@ pub fn place_dense(tensors: Vec<Unplaced>) -> Result<UnitLayout, EncodingError> 
 ///
 /// # Errors
 /// When an encoding cannot hold a shape.
-pub fn place_expert(tensors: Vec<Unplaced>) -> Result<UnitLayout, EncodingError> {
+pub fn place_expert(tensors: Vec<TensorEntry>) -> Result<UnitLayout, EncodingError> {
     place(tensors, 1)
 }
 
-fn place(tensors: Vec<Unplaced>, alignment: u64) -> Result<UnitLayout, EncodingError> {
+fn place(mut tensors: Vec<TensorEntry>, alignment: u64) -> Result<UnitLayout, EncodingError> {
     let mut len = 0u64;
-    let mut placed = Vec::with_capacity(tensors.len());
-    for Unplaced { role, encoding, rows, cols, source } in tensors {
+    for tensor in &mut tensors {
+        let (rows, cols) = (tensor.rows, tensor.cols);
         let overflow = || EncodingError::Overflow { rows, cols };
-        let offset = len
+        tensor.offset = len
             .checked_next_multiple_of(alignment)
             .ok_or_else(overflow)?;
-        len = offset
-            .checked_add(encoding.parts(rows, cols)?.total())
-            .ok_or_else(overflow)?;
-        placed.push(TensorEntry { role, encoding, rows, cols, offset, source });
+        let end = tensor.offset.checked_add(tensor.byte_len()?);
+        len = end.ok_or_else(overflow)?;
     }
-    Ok(UnitLayout { tensors: placed.into(), len })
+    Ok(UnitLayout { tensors: tensors.into(), len })
 }

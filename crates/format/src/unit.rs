@@ -34,8 +34,8 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// The parts besides the text model, in the order of their shards.
-    pub const PARTS: [Self; 3] = [Self::Vision, Self::Mtp, Self::Indexer];
+    /// What is not the text model, in the order of its shards.
+    pub const EXTRAS: [Self; 3] = [Self::Vision, Self::Mtp, Self::Indexer];
 
     /// The layer that the unit is part of.
     pub const fn layer(self) -> Option<u32> {
@@ -45,8 +45,8 @@ impl Unit {
         }
     }
 
-    /// The one role of all tensors of a part besides the text model; none for the text model's units.
-    pub const fn part_role(self) -> Option<Role> {
+    /// The one role of all tensors of an extra; none for the text model's units.
+    pub const fn extra_role(self) -> Option<Role> {
         match self {
             Self::Vision => Some(Role::Vision),
             Self::Mtp => Some(Role::Mtp),
@@ -55,11 +55,11 @@ impl Unit {
         }
     }
 
-    /// The part that a role is of; none for the text model's roles.
-    pub fn of_part(role: Role) -> Option<Self> {
-        Self::PARTS
+    /// The extra that a role is of; none for the text model's roles.
+    pub fn from_extra_role(role: Role) -> Option<Self> {
+        Self::EXTRAS
             .into_iter()
-            .find(|unit| unit.part_role() == Some(role))
+            .find(|unit| unit.extra_role() == Some(role))
     }
 }
 
@@ -175,13 +175,23 @@ impl SourceView {
 
     /// The 16- or 32-bit type that stands for the source's: that of its values, or the upper half
     /// of a binary32 for those decoded to 32 bits, of which few are its own.
-    pub fn kept(&self) -> Float {
+    pub fn storage_dtype(&self) -> Float {
         let exact = self.decoder.as_ref().is_none_or(Decoder::is_plain);
         if exact { self.dtype } else { Float::Bf16 }
     }
 }
 
 impl TensorEntry {
+    /// A tensor of `[rows, cols]` at the start of its unit: [`crate::layout`] places it.
+    pub const fn new(
+        role: Role,
+        [rows, cols]: [u64; 2],
+        encoding: Encoding,
+        source: SourceView,
+    ) -> Self {
+        Self { role, encoding, rows, cols, offset: 0, source }
+    }
+
     /// The tensor of one of the units that share it: an expert's source view filled in.
     #[must_use]
     pub fn in_unit(&self, unit: Unit) -> Self {

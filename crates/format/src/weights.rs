@@ -1,75 +1,40 @@
-//! Where a runtime's weights come from: a bundle or a checkpoint, behind the same calls.
+//! A model's weights: a bundle or a checkpoint of any kind, behind the same calls.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use shardwright_quant::EncodingError;
+
 use crate::arch::Inventory;
 use crate::bundle::Bundle;
 use crate::census::Census;
-use crate::checkpoint::{Checkpoint, CheckpointWeights};
+use crate::checkpoint::{Checkpoint, read_unit, read_view};
 use crate::error::{FormatError, Result};
 use crate::io::AlignedBuf;
 use crate::model::ModelSpec;
 use crate::role::Role;
 use crate::unit::{TensorEntry, Unit, UnitLayout};
-use shardwright_quant::EncodingError;
 
-/// A model's weights, read unit by unit.
+/// Bytes of whole tensors, in the encoding in which the weights have them.
+pub type Patches = BTreeMap<(Unit, Role), Vec<u8>>;
+
+/// A model's weights, read unit by unit. A clone reads the same files.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    source: Arc<Source>,
+    /// What [`Self::read`] and [`Self::read_rows`] give in place of the source's own.
+    patches: Arc<Patches>,
+}
+
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant)] // a process has one or two
-pub enum Weights {
+#[allow(clippy::large_enum_variant)] // a process has a few
+enum Source {
     /// Quantized, from shards.
     Bundle(Bundle),
-    /// As they were, from checkpoint files.
-    Checkpoint(CheckpointWeights),
-    /// Those of another source, some tensors put in place of its own.
-    Overlay(Overlay),
-}
-
-/// Weights of which some tensors are others, as long as those and stored alike.
-#[derive(Debug)]
-pub struct Overlay {
-    base: Arc<Weights>,
-    /// Bytes of whole tensors, in the encoding that `base` has them in.
-    tensors: BTreeMap<(Unit, Role), Vec<u8>>,
-}
-
-impl Overlay {
-    /// `base` with `tensors` in place of its own.
-    pub const fn new(base: Arc<Weights>, tensors: BTreeMap<(Unit, Role), Vec<u8>>) -> Self {
-        Self { base, tensors }
-    }
-
-    /// Reads a unit and puts what replaces its tensors over them.
-    fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<UnitLayout> {
-        let layout = self.base.read(unit, buf)?;
-        for entry in layout.tensors.iter() {
-            let Some(bytes) = self.tensors.get(&(unit, entry.role)) else { continue };
-            let place = buf.as_mut_slice().get_mut(entry.offset as usize..);
-            let place = place.and_then(|place| place.get_mut(..bytes.len()));
-            let wrong = || FormatError::file(self.base.root(), format!("{unit}: too short"));
-            place.ok_or_else(wrong)?.copy_from_slice(bytes);
-        }
-        Ok(layout)
-    }
-
-    /// Reads rows of a tensor of plain floats, the only ones that this is used with.
-    fn read_rows(
-        &self,
-        unit: Unit,
-        entry: &TensorEntry,
-        rows: Range<u64>,
-        buf: &mut AlignedBuf,
-    ) -> Result<()> {
-        self.base.read_rows(unit, entry, rows.clone(), buf)?;
-        let Some(bytes) = self.tensors.get(&(unit, entry.role)) else { return Ok(()) };
-        let row = bytes.len() as u64 / entry.rows.max(1);
-        let range = (rows.start * row) as usize..(rows.end * row) as usize;
-        buf.as_mut_slice().copy_from_slice(&bytes[range]);
-        Ok(())
-    }
+    /// As they are, from checkpoint files.
+    Checkpoint(Checkpoint, Inventory),
 }
 
 impl Weights {
@@ -79,56 +44,87 @@ impl Weights {
     /// What either refuses.
     pub fn open(dir: &Path) -> Result<Self> {
         if Bundle::is_bundle(dir) {
-            return Ok(Self::Bundle(Bundle::open(dir)?));
+            return Ok(Bundle::open(dir)?.into());
         }
         let checkpoint = Checkpoint::open(dir)?;
         let inventory = Inventory::new(&checkpoint, None)?;
-        Ok(Self::Checkpoint(CheckpointWeights::new(checkpoint, inventory)))
+        Ok(Self::from_checkpoint(checkpoint, inventory))
     }
 
-    /// The bundle, if it is one.
-    pub const fn bundle(&self) -> Option<&Bundle> {
-        match self {
-            Self::Bundle(bundle) => Some(bundle),
-            Self::Checkpoint(_) | Self::Overlay(_) => None,
+    /// Joins a checkpoint with the inventory made from it.
+    pub fn from_checkpoint(checkpoint: Checkpoint, inventory: Inventory) -> Self {
+        Self::new(Source::Checkpoint(checkpoint, inventory))
+    }
+
+    fn new(source: Source) -> Self {
+        Self { source: Arc::new(source), patches: Arc::default() }
+    }
+
+    /// Some layers of a checkpoint as a model of their own; a bundle is what it is.
+    ///
+    /// # Errors
+    /// Layers that the model does not have; weights of which there is a clone.
+    pub fn excerpt(self, layers: Range<u32>) -> Result<Self> {
+        let root = self.root().to_owned();
+        let source = Arc::try_unwrap(self.source);
+        match source.map_err(|_| FormatError::file(&root, "is read by others already"))? {
+            Source::Checkpoint(mut checkpoint, inventory) => {
+                let inventory = inventory.excerpt(&mut checkpoint, layers)?;
+                Ok(Self::from_checkpoint(checkpoint, inventory))
+            }
+            bundle @ Source::Bundle(_) => Ok(Self::new(bundle)),
         }
     }
 
-    /// The checkpoint, if it is one.
-    pub const fn checkpoint(&self) -> Option<&CheckpointWeights> {
-        match self {
-            Self::Checkpoint(weights) => Some(weights),
-            Self::Bundle(_) | Self::Overlay(_) => None,
+    /// The same weights with `patches` in place of their own: as long as those, and stored alike.
+    #[must_use]
+    pub fn patched(&self, patches: Patches) -> Self {
+        Self { source: Arc::clone(&self.source), patches: Arc::new(patches) }
+    }
+
+    /// The bundle, if it is one.
+    pub fn bundle(&self) -> Option<&Bundle> {
+        match &*self.source {
+            Source::Bundle(bundle) => Some(bundle),
+            Source::Checkpoint(..) => None,
+        }
+    }
+
+    /// The checkpoint and what its tensors are for, if it is one.
+    pub fn checkpoint(&self) -> Option<(&Checkpoint, &Inventory)> {
+        match &*self.source {
+            Source::Bundle(_) => None,
+            Source::Checkpoint(checkpoint, inventory) => Some((checkpoint, inventory)),
         }
     }
 
     /// The model.
     pub fn spec(&self) -> &ModelSpec {
-        match self {
-            Self::Bundle(bundle) => &bundle.manifest().model,
-            Self::Checkpoint(weights) => &weights.inventory().spec,
-            Self::Overlay(overlay) => overlay.base.spec(),
+        match &*self.source {
+            Source::Bundle(bundle) => &bundle.manifest().model,
+            Source::Checkpoint(_, inventory) => &inventory.spec,
         }
     }
 
-    /// The parts besides the text model, which no runtime reads.
-    pub fn parts(&self) -> Vec<Unit> {
-        match self {
-            Self::Bundle(bundle) => bundle.manifest().parts().iter().map(|s| s.unit).collect(),
-            Self::Checkpoint(weights) => weights.inventory().parts.keys().copied().collect(),
-            Self::Overlay(overlay) => overlay.base.parts(),
+    /// What is not the text model, and what no runtime reads.
+    pub fn extras(&self) -> Vec<Unit> {
+        match &*self.source {
+            Source::Bundle(bundle) => bundle.manifest().extras().iter().map(|s| s.unit).collect(),
+            Source::Checkpoint(_, inventory) => inventory.extras.keys().copied().collect(),
         }
     }
 
-    /// A unit's tensors.
+    /// A unit's tensors in order of use; those of a checkpoint in its types.
     ///
     /// # Errors
     /// A unit that the model does not have.
     pub fn layout(&self, unit: Unit) -> Result<UnitLayout> {
-        match self {
-            Self::Bundle(bundle) => bundle.layout(unit),
-            Self::Checkpoint(weights) => weights.layout(unit),
-            Self::Overlay(overlay) => overlay.base.layout(unit),
+        match &*self.source {
+            Source::Bundle(bundle) => bundle.layout(unit),
+            Source::Checkpoint(_, inventory) => inventory.layout(unit).cloned().ok_or_else(|| {
+                let detail = format!("{unit}: the model has no such unit");
+                FormatError::file(self.root(), detail)
+            }),
         }
     }
 
@@ -139,9 +135,9 @@ impl Weights {
     /// When the encoding cannot hold the shape.
     pub fn stored_as(&self, tensor: &TensorEntry) -> Result<(String, u64), EncodingError> {
         let bytes = tensor.byte_len()?;
-        if let (Self::Checkpoint(weights), Some(decoder)) = (self, &tensor.source.decoder) {
-            let (checkpoint, count) = (weights.checkpoint(), tensor.rows * tensor.cols);
-            let held = checkpoint.stored_bytes(&tensor.source, count);
+        if let (Some((checkpoint, _)), Some(decoder)) = (self.checkpoint(), &tensor.source.decoder)
+        {
+            let held = checkpoint.stored_bytes(&tensor.source, tensor.rows * tensor.cols);
             return Ok((decoder.label(), held.unwrap_or(bytes)));
         }
         Ok((tensor.encoding.label(), bytes))
@@ -152,11 +148,11 @@ impl Weights {
     /// # Errors
     /// A tensor whose encoding cannot hold its shape.
     pub fn census(&self) -> Result<Census> {
-        if let Self::Bundle(bundle) = self {
+        if let Some(bundle) = self.bundle() {
             return Ok(bundle.manifest().census());
         }
         let mut census = Census::default();
-        for unit in self.spec().units().chain(self.parts()) {
+        for unit in self.spec().units().chain(self.extras()) {
             for tensor in self.layout(unit)?.tensors.iter() {
                 let stored = self.stored_as(tensor);
                 let refused = |e: EncodingError| FormatError::file(self.root(), e.to_string());
@@ -167,65 +163,84 @@ impl Weights {
         Ok(census)
     }
 
-    /// Reads a unit into `buf` and gives its layout.
+    /// Reads a unit into `buf` and gives its layout; what lies between tensors is unspecified.
     ///
     /// # Errors
-    /// What the operating system refuses; damaged bytes.
+    /// A unit that the model does not have; what the operating system refuses; damaged bytes.
     pub fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<UnitLayout> {
-        match self {
-            Self::Bundle(bundle) => bundle.read(unit, buf),
-            Self::Checkpoint(weights) => weights.read(unit, buf),
-            Self::Overlay(overlay) => overlay.read(unit, buf),
+        let layout = match &*self.source {
+            Source::Bundle(bundle) => bundle.read(unit, buf)?,
+            Source::Checkpoint(checkpoint, _) => {
+                let layout = self.layout(unit)?;
+                read_unit(checkpoint, &layout, buf)?;
+                layout
+            }
+        };
+        for tensor in layout.tensors.iter() {
+            let Some(bytes) = self.patches.get(&(unit, tensor.role)) else { continue };
+            let place = buf.as_mut_slice().get_mut(tensor.offset as usize..);
+            let place = place.and_then(|place| place.get_mut(..bytes.len()));
+            let wrong = || FormatError::file(self.root(), format!("{unit}: too short"));
+            place.ok_or_else(wrong)?.copy_from_slice(bytes);
         }
+        Ok(layout)
     }
 
-    /// Reads some rows of one tensor: a matrix of their own, `weight | scales | biases`.
+    /// Reads some rows of one tensor: a matrix of their own, `weight | scales | biases`. Of a
+    /// patched tensor they must be floats.
     ///
     /// # Errors
     /// As [`Self::read`].
     pub fn read_rows(
         &self,
         unit: Unit,
-        entry: &TensorEntry,
+        tensor: &TensorEntry,
         rows: Range<u64>,
         buf: &mut AlignedBuf,
     ) -> Result<()> {
-        match self {
-            Self::Bundle(bundle) => bundle.read_rows(unit, entry, rows, buf),
-            Self::Checkpoint(weights) => weights.read_rows(entry, rows, buf),
-            Self::Overlay(overlay) => overlay.read_rows(unit, entry, rows, buf),
+        match &*self.source {
+            Source::Bundle(bundle) => bundle.read_rows(unit, tensor, rows.clone(), buf)?,
+            Source::Checkpoint(checkpoint, _) => {
+                read_view(checkpoint, &tensor.source, rows.clone(), tensor.cols, buf)?;
+            }
         }
+        let Some(bytes) = self.patches.get(&(unit, tensor.role)) else { return Ok(()) };
+        let row = bytes.len() as u64 / tensor.rows.max(1);
+        let range = (rows.start * row) as usize..(rows.end * row) as usize;
+        buf.as_mut_slice().copy_from_slice(&bytes[range]);
+        Ok(())
     }
 
     /// Whether a tensor is stored in codes, not as plain floats in whatever order.
     pub fn is_coded(&self, entry: &TensorEntry) -> bool {
         let decoder = entry.source.decoder.as_ref();
-        match self {
-            Self::Bundle(_) => entry.encoding.float().is_none(),
-            Self::Checkpoint(_) => decoder.is_some_and(|decoder| !decoder.is_plain()),
-            Self::Overlay(overlay) => overlay.base.is_coded(entry),
+        match &*self.source {
+            Source::Bundle(_) => entry.encoding.float().is_none(),
+            Source::Checkpoint(..) => decoder.is_some_and(|decoder| !decoder.is_plain()),
         }
     }
 
     /// Whether units are read past the page cache.
     pub fn is_direct(&self) -> bool {
-        match self {
-            Self::Bundle(bundle) => bundle.is_direct(),
-            Self::Checkpoint(_) | Self::Overlay(_) => false,
-        }
+        self.bundle().is_some_and(Bundle::is_direct)
     }
 
     /// The directory.
     pub fn root(&self) -> &Path {
-        match self {
-            Self::Bundle(bundle) => bundle.root(),
-            Self::Checkpoint(weights) => weights.checkpoint().root(),
-            Self::Overlay(overlay) => overlay.base.root(),
+        match &*self.source {
+            Source::Bundle(bundle) => bundle.root(),
+            Source::Checkpoint(checkpoint, _) => checkpoint.root(),
         }
     }
 
     /// Where the tokenizer should lie.
     pub fn tokenizer_path(&self) -> PathBuf {
         self.root().join("tokenizer.json")
+    }
+}
+
+impl From<Bundle> for Weights {
+    fn from(bundle: Bundle) -> Self {
+        Self::new(Source::Bundle(bundle))
     }
 }

@@ -12,6 +12,7 @@ mod error;
 mod feedback;
 mod float;
 mod float8;
+pub mod foreign;
 mod ggml;
 mod kernel;
 mod matrix;

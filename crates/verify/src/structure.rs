@@ -82,8 +82,8 @@ impl Structure {
 
 /// The weight files of a model.
 pub(crate) fn files(weights: &Weights) -> Vec<ModelFile> {
-    let Weights::Checkpoint(weights) = weights else { return Vec::new() };
-    let files = weights.checkpoint().files().iter();
+    let Some((checkpoint, _)) = weights.checkpoint() else { return Vec::new() };
+    let files = checkpoint.files().iter();
     files
         .map(|f| ModelFile { path: f.name.clone(), bytes: f.file.len() })
         .collect()

@@ -36,7 +36,7 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     let started = Instant::now();
     let Planned { source, plan, calibration } = planning::make(&args.plan, output)?;
     let no_checkpoint = || Failure::new("the source is no checkpoint");
-    let checkpoint = source.checkpoint().ok_or_else(no_checkpoint)?.checkpoint();
+    let (checkpoint, _) = source.checkpoint().ok_or_else(no_checkpoint)?;
     let options = ConvertOptions {
         threads: args.plan.threads.count(),
         resume: args.resume,

@@ -143,12 +143,10 @@ impl Report {
             bytes: tally.bytes,
         };
         let text = census.text();
-        let (kind, checkpoint, bundle) = match weights {
-            Weights::Bundle(b) => ("bundle", None, Some(BundlePart::new(b.manifest(), list))),
-            Weights::Checkpoint(_) | Weights::Overlay(_) => {
-                ("checkpoint", CheckpointPart::new(weights), None)
-            }
-        };
+        let bundle = weights
+            .bundle()
+            .map(|b| BundlePart::new(b.manifest(), list));
+        let kind = if bundle.is_some() { "bundle" } else { "checkpoint" };
         Ok(Self {
             kind,
             model_type: spec.model_type.clone(),
@@ -158,7 +156,7 @@ impl Report {
             tensor_bytes: text.bytes,
             model: spec.clone(),
             roles: census.by_encoding().into_iter().map(row).collect(),
-            checkpoint,
+            checkpoint: CheckpointPart::new(weights),
             bundle,
             tensors: if list { Some(TensorRow::all(weights)?) } else { None },
         })
@@ -340,10 +338,9 @@ impl PartRow {
     fn all(weights: &Weights) -> Result<Vec<Self>, Failure> {
         let part = |(unit, role): (Unit, Role)| {
             let layout = weights.layout(unit)?;
-            let found = match weights {
-                Weights::Checkpoint(weights) => weights.inventory().parts.get(&unit),
-                Weights::Bundle(_) | Weights::Overlay(_) => None,
-            };
+            let found = weights
+                .checkpoint()
+                .and_then(|(_, inventory)| inventory.extras.get(&unit));
             let mut row = Self {
                 role,
                 parameters: 0,
@@ -358,9 +355,9 @@ impl PartRow {
             }
             Ok(row)
         };
-        let units = weights.parts().into_iter();
+        let units = weights.extras().into_iter();
         units
-            .filter_map(|unit| Some((unit, unit.part_role()?)))
+            .filter_map(|unit| Some((unit, unit.extra_role()?)))
             .map(part)
             .collect()
     }
@@ -392,15 +389,15 @@ fn quantized(facts: &Quantization) -> String {
 
 impl CheckpointPart {
     fn new(weights: &Weights) -> Option<Self> {
-        let Weights::Checkpoint(weights) = weights else { return None };
+        let (checkpoint, inventory) = weights.checkpoint()?;
         let row = |file: &shardwright_format::checkpoint::CheckpointFile| FileRow {
             path: file.name.clone(),
             kind: if file.name.ends_with(gguf::SUFFIX) { "gguf" } else { "safetensors" },
             bytes: file.file.len(),
         };
-        let files = weights.checkpoint().files().iter().map(row).collect();
-        let ignored = weights.inventory().ignored.clone();
-        Some(Self { files, ignored, quantization: weights.checkpoint().quantization().cloned() })
+        let files = checkpoint.files().iter().map(row).collect();
+        let ignored = inventory.ignored.clone();
+        Some(Self { files, ignored, quantization: checkpoint.quantization().cloned() })
     }
 }
 
@@ -452,7 +449,7 @@ impl ShardRow {
 impl TensorRow {
     fn all(weights: &Weights) -> Result<Vec<Self>, Failure> {
         let mut rows = Vec::new();
-        for unit in weights.spec().units().chain(weights.parts()) {
+        for unit in weights.spec().units().chain(weights.extras()) {
             for tensor in weights.layout(unit)?.tensors.iter() {
                 rows.push(Self::new(weights, unit, &tensor.in_unit(unit))?);
             }

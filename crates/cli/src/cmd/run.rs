@@ -140,9 +140,9 @@ fn prompt_text(args: &RunArgs) -> Result<String, Failure> {
 
 /// What may surprise in a prompt for a model, a line each.
 fn notes(weights: &Weights, text: &str, prompt: &[u32], tokens: usize) -> Vec<String> {
-    let mut notes = match weights {
-        Weights::Checkpoint(opened) => opened.checkpoint().notes().to_vec(),
-        _ => Vec::new(),
+    let mut notes = match weights.checkpoint() {
+        Some((checkpoint, _)) => checkpoint.notes().to_vec(),
+        None => Vec::new(),
     };
     let spec = weights.spec();
     let bos = spec

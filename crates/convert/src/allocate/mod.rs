@@ -184,19 +184,14 @@ impl Allocation<'_> {
     fn item(&self, sensitivity: Sensitivity, wishes: &[(Wish, f64)]) -> Result<Item> {
         let Sensitivity { layer, role, divergence } = sensitivity;
         let (unit, count) = place(self.inventory, layer, role);
-        let tensors = self
-            .inventory
-            .units
-            .get(&unit)
-            .map_or(&[][..], Vec::as_slice);
         let missing = || ConvertError::Plan(format!("the inventory has no {role} in {unit}"));
-        let tensor = tensors
-            .iter()
-            .find(|tensor| tensor.role == role)
+        let layout = self.inventory.units.get(&unit);
+        let tensor = layout
+            .and_then(|layout| layout.find(role))
             .ok_or_else(missing)?;
         let mut item = Item { sensitivity, wishes: Vec::new(), choices: Vec::new() };
         for (wish, cost) in wishes {
-            let Some(encoding) = wish.resolve(tensor.view.dtype, None) else { continue };
+            let Some(encoding) = wish.resolve(tensor.source.dtype, None) else { continue };
             // What cannot hold the shape is no choice.
             let Ok(parts) = encoding.parts(tensor.rows, tensor.cols) else { continue };
             item.wishes.push(*wish);
@@ -204,7 +199,7 @@ impl Allocation<'_> {
                 .push(Choice { bytes: parts.total() * count, cost: divergence.max(0.0) * cost });
         }
         item.wishes.push(Wish::Keep);
-        let kept = Float::size(tensor.view.dtype) as u64 * tensor.rows * tensor.cols;
+        let kept = Float::size(tensor.source.dtype) as u64 * tensor.rows * tensor.cols;
         item.choices.push(Choice { bytes: kept * count, cost: 0.0 });
         Ok(item)
     }
@@ -214,8 +209,9 @@ impl Allocation<'_> {
         match target {
             Target::Bytes(bytes) => bytes,
             Target::BitsPerWeight(bits) => {
-                let matrices = self.inventory.units.values().flatten();
-                let matrices = matrices.filter(|tensor| tensor.view.shape.len() > 1);
+                let matrices = self.inventory.units.values();
+                let matrices = matrices.flat_map(|layout| layout.tensors.iter());
+                let matrices = matrices.filter(|tensor| tensor.source.shape.len() > 1);
                 let weights: u64 = matrices.map(|tensor| tensor.rows * tensor.cols).sum();
                 (weights as f64 * bits / 8.0) as u64
             }
@@ -271,7 +267,7 @@ fn place(inventory: &Inventory, layer: Option<u32>, role: Role) -> (Unit, u64) {
     let routed = inventory
         .units
         .get(&expert)
-        .is_some_and(|t| t.iter().any(|t| t.role == role));
+        .is_some_and(|layout| layout.find(role).is_some());
     let experts = inventory.spec.layers[layer as usize].num_experts();
     if routed { (expert, u64::from(experts)) } else { (Unit::Layer(layer), 1) }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::unit::TensorEntry;
-use shardwright_format::weights::{Overlay, Weights};
+use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Role, Unit};
 use shardwright_quant::{
     Affine, Backend, Encoding, Float, Matrix, Method, PartsMut, narrow, quantize, widen,
@@ -138,7 +138,7 @@ impl Probing<'_> {
             .par_iter()
             .map(|unit| Ok(((*unit, role), self.requantized(*unit, role, guides)?)))
             .collect();
-        Ok(Weights::Overlay(Overlay::new(Arc::clone(self.original), tensors?)))
+        Ok(self.original.patched(tensors?))
     }
 
     /// A tensor after a round through codes, in its own type again.

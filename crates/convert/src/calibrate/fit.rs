@@ -42,8 +42,8 @@ impl SavedStatistics {
 /// Inputs at each place of a model.
 fn widths(inventory: &Inventory) -> BTreeMap<Place, u64> {
     let tensors = inventory.units.iter();
-    let tensors = tensors.flat_map(|(unit, tensors)| tensors.iter().map(|t| (*unit, t)));
-    let matrices = tensors.filter(|(_, tensor)| tensor.view.shape.len() > 1);
+    let tensors = tensors.flat_map(|(unit, layout)| layout.tensors.iter().map(|t| (*unit, t)));
+    let matrices = tensors.filter(|(_, tensor)| tensor.source.shape.len() > 1);
     let places = matrices.filter_map(|(unit, t)| Some((Place::of(unit, t.role)?, t.cols)));
     places.collect()
 }

@@ -25,7 +25,7 @@ pub fn convert(run: &mut Run<'_>, corpus: &Corpus) -> Result<Streamed> {
         run.make(&[Unit::Embedding], &Guides::new(inputs))?;
     }
     let bundle = Bundle::unfinished(run.writer.dir(), run.plan.manifest.clone())?;
-    let weights = Weights::Bundle(bundle);
+    let weights = Weights::from(bundle);
     let mut streams = Streams::new(corpus, &weights, threads)?;
     let mut seen = Streamed::default();
     for layer in 0..original.spec().layers.len() as u32 {
@@ -45,7 +45,7 @@ pub fn convert(run: &mut Run<'_>, corpus: &Corpus) -> Result<Streamed> {
     }
     seen.divergence = streams.divergence(corpus, &weights, threads)?;
     // No text goes through what is not the text model.
-    let parts = run.plan.manifest.parts().iter();
+    let parts = run.plan.manifest.extras().iter();
     let parts: Vec<_> = parts.map(|shard| shard.unit).collect();
     if !run.keep(&parts)? {
         run.make(&parts, &Guides::default())?;

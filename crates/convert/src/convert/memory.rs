@@ -60,7 +60,7 @@ pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
 
 /// Tensors of parts besides the text model: there may be any number of them in a shard.
 fn part_tensors(manifest: &Manifest) -> u64 {
-    let each = manifest.parts().iter().map(|s| s.tensors.len() as u64);
+    let each = manifest.extras().iter().map(|s| s.tensors.len() as u64);
     each.sum()
 }
 

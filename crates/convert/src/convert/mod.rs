@@ -117,7 +117,7 @@ pub fn convert(
     progress: &dyn Fn(Progress),
 ) -> Result<ConversionReport> {
     let partial = partial_path(out);
-    if !checkpoint.is_alone() {
+    if !checkpoint.is_single_file() {
         check_place(checkpoint.root(), out)?;
     }
     let source = Source::new(checkpoint)?;

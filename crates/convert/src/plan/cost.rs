@@ -119,7 +119,7 @@ fn dense_per_token(manifest: &Manifest) -> u64 {
     let text = manifest
         .dense
         .iter()
-        .filter(|shard| shard.unit.part_role().is_none());
+        .filter(|shard| shard.unit.extra_role().is_none());
     let shards = text.map(|shard| match (shard.unit, shard.tensors.first()) {
         // One row is read, unless the same matrix is the head.
         (Unit::Embedding, Some(t)) if !tied => t.row_len().unwrap_or_default(),

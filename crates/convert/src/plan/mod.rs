@@ -7,14 +7,14 @@ mod resolve;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use shardwright_format::arch::{Inventory, Part, SourceTensor};
+use shardwright_format::arch::{Extra, Inventory};
 use shardwright_format::checkpoint::Checkpoint;
-use shardwright_format::layout::{Unplaced, place_dense, place_expert};
+use shardwright_format::layout::{place_dense, place_expert};
 use shardwright_format::manifest::{
     ALIGNMENTS, Calibration, CheckpointRecord, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT,
     FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile, VERSION,
 };
-use shardwright_format::{FormatError, Role, Unit, UnitLayout};
+use shardwright_format::{FormatError, Role, TensorEntry, Unit, UnitLayout};
 use shardwright_quant::Method;
 
 use crate::error::{ConvertError, Result};
@@ -155,14 +155,14 @@ impl Plan {
             }
         }
         let (mut ignored, mut left_out) = (inventory.ignored.clone(), Vec::new());
-        for (unit, part) in &inventory.parts {
-            let (stored, out) = resolve_part(&mut resolver, *unit, part)?;
+        for (unit, extra) in &inventory.extras {
+            let (stored, out) = resolve_extra(&mut resolver, *unit, extra)?;
             dense.extend(stored);
-            left_out.extend(LeftOut::of(checkpoint, &out, &part.reason));
+            left_out.extend(LeftOut::of(checkpoint, &out, &extra.reason));
             ignored.extend(out.iter().map(|tensor| Ignored {
-                tensor: tensor.view.tensor.clone(),
+                tensor: tensor.source.tensor.clone(),
                 role: Some(tensor.role),
-                reason: part.reason.clone(),
+                reason: extra.reason.clone(),
             }));
         }
         ignored.sort_by(|a, b| a.tensor.cmp(&b.tensor));
@@ -358,7 +358,7 @@ fn copies(checkpoint: &Checkpoint) -> Result<(Vec<FileEntry>, Vec<SkippedFile>)>
             skipped.push(SkippedFile { path, reason });
             continue;
         }
-        let size = match checkpoint.made(&path) {
+        let size = match checkpoint.synthesized(&path) {
             Some(made) => made.len() as u64,
             None => size_of(&checkpoint.root().join(&path))?,
         };
@@ -377,44 +377,47 @@ fn resolve_dense(
     inventory: &Inventory,
     unit: Unit,
 ) -> Result<Resolved> {
-    let tensors = inventory.units.get(&unit).map(Vec::as_slice);
-    let (unplaced, methods) = choose_all(resolver, unit, tensors, 1)?;
-    let layout = place_dense(unplaced).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
+    let tensors = inventory.units.get(&unit).map(|layout| &layout.tensors[..]);
+    let (tensors, methods) = choose_all(resolver, unit, tensors, 1)?;
+    let layout = place_dense(tensors).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
     Ok(Resolved { unit, layout, methods })
 }
 
-/// A part besides the text model: what of it is stored, if anything, and what is left out.
-fn resolve_part<'a>(
+/// What is not the text model: what of it is stored, if anything, and what is left out.
+fn resolve_extra<'a>(
     resolver: &mut Resolver<'_>,
     unit: Unit,
-    part: &'a Part,
-) -> Result<(Option<Resolved>, Vec<&'a SourceTensor>)> {
-    let (mut unplaced, mut methods, mut out) = (Vec::new(), Vec::new(), Vec::new());
-    for tensor in &part.tensors {
-        match resolver.choose_part(unit, tensor)? {
+    extra: &'a Extra,
+) -> Result<(Option<Resolved>, Vec<&'a TensorEntry>)> {
+    let (mut tensors, mut methods, mut out) = (Vec::new(), Vec::new(), Vec::new());
+    for tensor in extra.layout.tensors.iter() {
+        match resolver.choose_extra(unit, tensor)? {
             Some(chosen) => {
-                unplaced.push(chosen.unplaced(tensor));
+                tensors.push(chosen.tensor(tensor));
                 methods.push(chosen.method);
             }
             None => out.push(tensor),
         }
     }
-    if unplaced.is_empty() {
+    if tensors.is_empty() {
         return Ok((None, out));
     }
-    let layout = place_dense(unplaced).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
+    let layout = place_dense(tensors).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
     Ok((Some(Resolved { unit, layout, methods }), out))
 }
 
 impl LeftOut {
     /// These tensors of one part counted; none of none.
-    fn of(checkpoint: &Checkpoint, tensors: &[&SourceTensor], reason: &str) -> Option<Self> {
+    fn of(checkpoint: &Checkpoint, tensors: &[&TensorEntry], reason: &str) -> Option<Self> {
         let role = tensors.first()?.role;
         Some(Self {
             role,
             tensors: tensors.len() as u64,
             parameters: tensors.iter().map(|t| t.rows * t.cols).sum(),
-            bytes: tensors.iter().map(|t| checkpoint.stored_len(&t.view)).sum(),
+            bytes: tensors
+                .iter()
+                .map(|t| checkpoint.stored_len(&t.source))
+                .sum(),
             reason: reason.to_owned(),
         })
     }
@@ -428,8 +431,8 @@ fn resolve_experts(
 ) -> Result<Resolved> {
     let unit = Unit::Expert { layer, expert: 0 };
     let count = inventory.spec.layers[layer as usize].num_experts();
-    let (unplaced, methods) = choose_all(resolver, unit, inventory.expert_tensors(layer), count)?;
-    let layout = place_expert(unplaced).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
+    let (tensors, methods) = choose_all(resolver, unit, inventory.expert_tensors(layer), count)?;
+    let layout = place_expert(tensors).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
     Ok(Resolved { unit, layout, methods })
 }
 
@@ -437,14 +440,14 @@ fn resolve_experts(
 fn choose_all(
     resolver: &mut Resolver<'_>,
     unit: Unit,
-    tensors: Option<&[SourceTensor]>,
+    tensors: Option<&[TensorEntry]>,
     count: u32,
-) -> Result<(Vec<Unplaced>, Vec<Method>)> {
+) -> Result<(Vec<TensorEntry>, Vec<Method>)> {
     let tensors =
         tensors.ok_or_else(|| ConvertError::Plan(format!("the inventory has no {unit}")))?;
-    let choose = |tensor: &SourceTensor| {
+    let choose = |tensor: &TensorEntry| {
         let chosen = resolver.choose(unit, tensor, count)?;
-        Ok((chosen.unplaced(tensor), chosen.method))
+        Ok((chosen.tensor(tensor), chosen.method))
     };
     tensors.iter().map(choose).collect()
 }

@@ -1,10 +1,9 @@
 //! Which rule decides for which tensor, and what became of its wish.
 
 use serde::{Deserialize, Serialize};
-use shardwright_format::arch::{Inventory, SourceTensor};
-use shardwright_format::layout::Unplaced;
+use shardwright_format::arch::Inventory;
 use shardwright_format::manifest::Excerpt;
-use shardwright_format::{Decoder, Role, Unit};
+use shardwright_format::{Decoder, Role, TensorEntry, Unit};
 use shardwright_quant::{Encoding, EncodingError, Float, Method};
 
 use crate::error::{ConvertError, Result};
@@ -90,14 +89,9 @@ pub struct Chosen {
 }
 
 impl Chosen {
-    pub fn unplaced(&self, tensor: &SourceTensor) -> Unplaced {
-        Unplaced {
-            role: tensor.role,
-            encoding: self.encoding,
-            rows: tensor.rows,
-            cols: tensor.cols,
-            source: tensor.view.clone(),
-        }
+    /// The tensor as it will be stored, not placed yet.
+    pub fn tensor(&self, tensor: &TensorEntry) -> TensorEntry {
+        TensorEntry { encoding: self.encoding, offset: 0, ..tensor.clone() }
     }
 }
 
@@ -136,8 +130,8 @@ impl<'a> Resolver<'a> {
 
     /// Decides for a tensor of the text model, or for the tensors that `count` experts of a layer
     /// have alike.
-    pub fn choose(&mut self, unit: Unit, tensor: &SourceTensor, count: u32) -> Result<Chosen> {
-        let name = || tensor.view.of_expert(0).tensor;
+    pub fn choose(&mut self, unit: Unit, tensor: &TensorEntry, count: u32) -> Result<Chosen> {
+        let name = || tensor.source.of_expert(0).tensor;
         let Some(at) = self.rule_for(unit, tensor, count)? else {
             return Err(self.refuse(format!(
                 "no rule matches tensor `{}` ({})",
@@ -158,7 +152,7 @@ impl<'a> Resolver<'a> {
 
     /// Decides for a tensor that is not the text model's: none where it is left out, as it is
     /// unless a rule names its role.
-    pub fn choose_part(&mut self, unit: Unit, tensor: &SourceTensor) -> Result<Option<Chosen>> {
+    pub fn choose_extra(&mut self, unit: Unit, tensor: &TensorEntry) -> Result<Option<Chosen>> {
         match self.rule_for(unit, tensor, 1)? {
             Some(at) => self.apply(at, tensor, 1),
             None => Ok(None),
@@ -166,8 +160,8 @@ impl<'a> Resolver<'a> {
     }
 
     /// What rule `at` makes of `count` tensors alike; none where it leaves them out.
-    fn apply(&mut self, at: usize, tensor: &SourceTensor, count: u32) -> Result<Option<Chosen>> {
-        let view = &tensor.view;
+    fn apply(&mut self, at: usize, tensor: &TensorEntry, count: u32) -> Result<Option<Chosen>> {
+        let view = &tensor.source;
         let rule = &self.recipe.rules[at];
         // All experts' vectors may lie in one tensor.
         let vector = view.shape.len() < 2 || (tensor.rows == 1 && tensor.role.is_expert());
@@ -176,7 +170,7 @@ impl<'a> Resolver<'a> {
             wish if vector && wish.is_codes() => Some(view.dtype.into()),
             wish => match own_codes(wish, tensor) {
                 Some(encoding) => Some(self.note_repacked(tensor, encoding, count)),
-                None => wish.resolve(view.kept(), self.recipe.scale_dtype),
+                None => wish.resolve(view.storage_dtype(), self.recipe.scale_dtype),
             },
         };
         let Some(encoding) = encoding else {
@@ -212,8 +206,8 @@ impl<'a> Resolver<'a> {
         Ok(Some(Chosen { encoding, method }))
     }
 
-    fn note_repacked(&mut self, tensor: &SourceTensor, encoding: Encoding, count: u64) -> Encoding {
-        let view = &tensor.view;
+    fn note_repacked(&mut self, tensor: &TensorEntry, encoding: Encoding, count: u64) -> Encoding {
+        let view = &tensor.source;
         self.resolution.repacked.push(Repacked {
             tensor: view.tensor.clone(),
             role: tensor.role,
@@ -229,14 +223,14 @@ impl<'a> Resolver<'a> {
     }
 
     /// The first rule that matches, the same for all `count` tensors, if any does.
-    fn rule_for(&self, unit: Unit, tensor: &SourceTensor, count: u32) -> Result<Option<usize>> {
+    fn rule_for(&self, unit: Unit, tensor: &TensorEntry, count: u32) -> Result<Option<usize>> {
         let first = self.excerpt.map_or(0, |excerpt| excerpt.first);
         let layer = unit.layer().map(|layer| layer + first);
         for (at, rule) in self.recipe.rules.iter().enumerate() {
             if !rule.matches.holds(tensor.role, layer, self.layers) {
                 continue;
             }
-            let holds = |e: &u32| rule.matches.holds_name(&tensor.view.of_expert(*e).tensor);
+            let holds = |e: &u32| rule.matches.holds_name(&tensor.source.of_expert(*e).tensor);
             let held = match rule.matches.name {
                 None => count,
                 Some(_) => (0..count).filter(holds).count() as u32,
@@ -249,7 +243,7 @@ impl<'a> Resolver<'a> {
                 return Err(self.refuse(format!(
                     "rule {label} matches `{}` of {held} experts and not of {missed}; \
                      all experts of a layer are stored alike",
-                    tensor.view.tensor
+                    tensor.source.tensor
                 )));
             }
         }
@@ -266,17 +260,17 @@ impl<'a> Resolver<'a> {
         &mut self,
         at: usize,
         reason: String,
-        tensor: &SourceTensor,
+        tensor: &TensorEntry,
         count: u64,
     ) -> Result<Encoding> {
-        let view = &tensor.view;
+        let view = &tensor.source;
         let rule = &self.recipe.rules[at];
         let encodings = rule.fallback.iter().map(|fallback| {
             let wish = match *fallback {
                 Fallback::Group(group) => rule.encoding.with_group(group),
                 Fallback::Other(wish) => wish,
             };
-            wish.resolve(view.kept(), self.recipe.scale_dtype)
+            wish.resolve(view.storage_dtype(), self.recipe.scale_dtype)
         });
         let fits = |e: &Encoding| e.parts(tensor.rows, tensor.cols).is_ok();
         let kept = tensor.role.is_extra().then(|| view.dtype.into());
@@ -304,11 +298,11 @@ impl<'a> Resolver<'a> {
     fn count(
         &mut self,
         at: usize,
-        tensor: &SourceTensor,
+        tensor: &TensorEntry,
         encoding: Encoding,
         count: u64,
     ) -> Result<()> {
-        let view = &tensor.view;
+        let view = &tensor.source;
         let parts = encoding.parts(tensor.rows, tensor.cols);
         let bytes = parts
             .map_err(|e| self.refuse(format!("tensor `{}`: {e}", view.tensor)))?
@@ -361,8 +355,8 @@ impl<'a> Resolver<'a> {
 
 /// The encoding that the source's codes are in, where a rule wishes for codes of as many bits:
 /// they are taken over in groups of their own size, and nothing is lost.
-fn own_codes(wish: Wish, tensor: &SourceTensor) -> Option<Encoding> {
-    let affine = tensor.view.affine(tensor.cols)?;
+fn own_codes(wish: Wish, tensor: &TensorEntry) -> Option<Encoding> {
+    let affine = tensor.source.affine(tensor.cols)?;
     match wish {
         Wish::Affine { bits, .. } if bits == affine.bits() => Some(Encoding::Affine(affine)),
         _ => None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use shardwright_format::arch::Inventory;
-use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights};
+use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::{self, LineHashes};
 use shardwright_format::weights::Weights;
 use shardwright_format::{Bundle, Role};
@@ -55,7 +55,7 @@ fn inventory(dir: &Path) -> Inventory {
 fn corpus(dir: &Path, seed: u32, tokens: usize) -> Corpus {
     let (checkpoint, inventory) = (Checkpoint::open(dir).unwrap(), inventory(dir));
     let vocab = inventory.spec.vocab_size as f32;
-    let original = Weights::Checkpoint(CheckpointWeights::new(checkpoint, inventory));
+    let original = Weights::from_checkpoint(checkpoint, inventory);
     let token = |x: f32| (f32::midpoint(x, 1.0) * vocab).min(vocab - 1.0) as u32;
     let tokens: Vec<u32> = noise(seed, tokens).into_iter().map(token).collect();
     let text = format!("{tokens:?}");
@@ -288,7 +288,7 @@ fn the_report_says_what_the_finished_bundle_does() {
         let made = Calibrated::of(&fixture(name), "q2g32");
         let out = dir.path().join("out");
         let seen = made.convert(&out, 2).unwrap().calibration.unwrap();
-        let bundle = Weights::Bundle(Bundle::open(&out).unwrap());
+        let bundle = Weights::from(Bundle::open(&out).unwrap());
         let mut streams = Streams::new(&made.corpus, &bundle, 2).unwrap();
         for layer in 0..bundle.spec().layers.len() as u32 {
             streams.step_original().unwrap();

@@ -16,23 +16,23 @@ fn check(bundle: &Bundle, exported: &Checkpoint, dtype: ExportDtype) {
     for (unit, tensors) in &inventory.units {
         bundle.read(*unit, &mut stored).unwrap();
         let layout = bundle.layout(*unit).unwrap();
-        for (entry, tensor) in layout.tensors.iter().zip(tensors) {
+        for (entry, tensor) in layout.tensors.iter().zip(tensors.tensors.iter()) {
             let len = entry.byte_len().unwrap() as usize;
             let bytes = &stored.as_slice()[entry.offset as usize..][..len];
             let (rows, cols) = (entry.rows as usize, entry.cols as usize);
             let matrix = Matrix::new(entry.encoding, rows, cols, bytes).unwrap();
             let mut expected = vec![0.0; rows * cols];
             matrix.dequantize(Backend::detect(), 0..rows, &mut expected);
-            read_view(exported, &tensor.view, 0..tensor.rows, tensor.cols, &mut read).unwrap();
+            read_view(exported, &tensor.source, 0..tensor.rows, tensor.cols, &mut read).unwrap();
             let mut found = vec![0.0; rows * cols];
-            widen(tensor.view.dtype, read.as_slice(), &mut found);
+            widen(tensor.source.dtype, read.as_slice(), &mut found);
             if dtype == ExportDtype::Source {
-                assert_eq!(tensor.view.dtype, entry.source.dtype);
+                assert_eq!(tensor.source.dtype, entry.source.dtype);
                 for x in &mut expected {
                     *x = entry.source.dtype.round(*x);
                 }
             } else {
-                assert_eq!(tensor.view.dtype, Float::F32);
+                assert_eq!(tensor.source.dtype, Float::F32);
             }
             assert_eq!(found, expected, "{unit} {}", entry.role);
         }

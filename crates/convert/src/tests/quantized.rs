@@ -3,8 +3,9 @@
 
 use serde_json::{Value, json};
 use shardwright_format::arch::Inventory;
-use shardwright_format::checkpoint::{CheckpointWeights, Dtype, header, read_view};
+use shardwright_format::checkpoint::{Dtype, header, read_view};
 use shardwright_format::io::AlignedBuf;
+use shardwright_format::weights::Weights;
 use shardwright_format::{Bundle, Unit};
 use shardwright_quant::{
     Affine, Backend, Encoding, Float, Guide, Matrix, Method, PartsMut, f8_e4m3, narrow, quantize,
@@ -179,14 +180,14 @@ fn recipe(bits: u8) -> Recipe {
 }
 
 /// The values of every tensor, unit by unit.
-fn values(weights: &CheckpointWeights, unit: Unit) -> Vec<Vec<f32>> {
+fn values(weights: &Weights, unit: Unit) -> Vec<Vec<f32>> {
     let mut read = AlignedBuf::default();
-    let tensors = &weights.inventory().units[&unit];
+    let tensors = &weights.checkpoint().unwrap().1.units[&unit].tensors;
     tensors
         .iter()
         .map(|tensor| {
-            let (view, rows) = (&tensor.view, 0..tensor.rows);
-            read_view(weights.checkpoint(), view, rows, tensor.cols, &mut read).unwrap();
+            let (view, rows) = (&tensor.source, 0..tensor.rows);
+            read_view(weights.checkpoint().unwrap().0, view, rows, tensor.cols, &mut read).unwrap();
             let mut values = vec![0.0; (tensor.rows * tensor.cols) as usize];
             widen(view.dtype, read.as_slice(), &mut values);
             values
@@ -194,18 +195,18 @@ fn values(weights: &CheckpointWeights, unit: Unit) -> Vec<Vec<f32>> {
         .collect()
 }
 
-fn opened(dir: &Path) -> CheckpointWeights {
+fn opened(dir: &Path) -> Weights {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let inventory = Inventory::new(&checkpoint, None).unwrap();
-    CheckpointWeights::new(checkpoint, inventory)
+    Weights::from_checkpoint(checkpoint, inventory)
 }
 
 /// A checkpoint with the decoded values of another in 32 bits.
-fn write_decoded(weights: &CheckpointWeights, dir: &Path) {
-    let checkpoint = weights.checkpoint();
+fn write_decoded(weights: &Weights, dir: &Path) {
+    let (checkpoint, inventory) = weights.checkpoint().unwrap();
     let mut held = Vec::new();
-    for (unit, tensors) in &weights.inventory().units {
-        for (tensor, values) in tensors.iter().zip(values(weights, *unit)) {
+    for (unit, tensors) in &inventory.units {
+        for (tensor, values) in tensors.tensors.iter().zip(values(weights, *unit)) {
             let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             // By roles: a matrix of an expert may be a part of its tensor.
             let (name, shape) = match unit {
@@ -214,7 +215,7 @@ fn write_decoded(weights: &CheckpointWeights, dir: &Path) {
                     let name = format!("model.layers.{layer}.mlp.experts.{expert}.{role}.weight");
                     (name, vec![tensor.rows, tensor.cols])
                 }
-                _ => (tensor.view.tensor.clone(), tensor.view.shape.clone()),
+                _ => (tensor.source.tensor.clone(), tensor.source.shape.clone()),
             };
             held.push((name, Float::F32.into(), shape, bytes));
         }
@@ -375,8 +376,8 @@ fn an_export_is_of_plain_floats_and_says_so() {
         let options = ExportOptions { dtype: ExportDtype::F32, ..ExportOptions::default() };
         to_hf(&bundle, &out, &options).unwrap();
         let (found, source) = (opened(&out), opened(&fixture(name)));
-        assert!(found.checkpoint().quantization().is_none());
-        for unit in source.inventory().units.keys() {
+        assert!(found.checkpoint().unwrap().0.quantization().is_none());
+        for unit in source.checkpoint().unwrap().1.units.keys() {
             assert_eq!(values(&found, *unit), values(&source, *unit), "{name} {unit}");
         }
         if !plain.is_empty() {
@@ -387,7 +388,7 @@ fn an_export_is_of_plain_floats_and_says_so() {
                     .map(|(n, t)| (n.clone(), t.shape.clone()))
                     .collect()
             };
-            assert_eq!(shapes(found.checkpoint()), shapes(&original));
+            assert_eq!(shapes(found.checkpoint().unwrap().0), shapes(&original));
         }
     }
 }

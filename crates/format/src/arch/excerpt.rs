@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::inventory::{Inventory, in_layer, split};
+use super::inventory::Inventory;
 use crate::checkpoint::Checkpoint;
 use crate::error::{FormatError, Result};
 use crate::manifest::Excerpt;
+use crate::names::{in_layer, split};
 use crate::unit::Unit;
 
 impl Inventory {
@@ -27,7 +28,7 @@ impl Inventory {
         self.units = renumbered(self.units, |unit| moved(unit, excerpt));
         let layer = |layer| excerpt.has(layer).then(|| layer - excerpt.first);
         self.experts = renumbered(self.experts, layer);
-        self.parts.clear();
+        self.extras.clear();
         self.ignored.retain(|ignored| {
             let (pattern, [layer, _]) = split(&ignored.tensor);
             let in_layer = pattern.as_deref().is_some_and(in_layer);
@@ -37,8 +38,8 @@ impl Inventory {
         let used = self
             .units
             .values()
-            .flatten()
-            .map(|tensor| &tensor.view.tensor);
+            .flat_map(|layout| layout.tensors.iter())
+            .map(|tensor| &tensor.source.tensor);
         let ignored = self.ignored.iter().map(|ignored| &ignored.tensor);
         let kept: BTreeSet<&str> = used.chain(ignored).map(String::as_str).collect();
         checkpoint.keep(|tensor| kept.contains(tensor));

@@ -1,10 +1,10 @@
 //! Tensors that hold the rows of several roles, or of all experts: where each part lies.
 
-use super::inventory::Claim;
+use super::claim::Claim;
 use super::table::{FusedRow, Layout, unit_of};
-use crate::TensorShape;
 use crate::checkpoint::TensorInfo;
 use crate::model::ModelSpec;
+use crate::shapes::TensorShape;
 use crate::unit::SourceView;
 
 /// A fused tensor of one layer.

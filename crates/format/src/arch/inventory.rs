@@ -5,34 +5,24 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use super::Arch;
+use super::claim::Claim;
 use super::fused::Fused;
-use super::table::{EXPERT, ExtraRow, LAYER, Target, unit_of};
-use crate::TensorShape;
+use super::table::{ExtraRow, Target, unit_of};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::{FormatError, Result};
+use crate::layout::place_dense;
 use crate::manifest::{Excerpt, Ignored};
 use crate::model::ModelSpec;
+use crate::names::{fill, in_layer, split, template};
 use crate::role::Role;
-use crate::unit::{SourceView, Unit, whole_matrix};
-
-/// One tensor of the model and where its values lie. A vector is one row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceTensor {
-    /// What it is for.
-    pub role: Role,
-    /// Rows.
-    pub rows: u64,
-    /// Columns.
-    pub cols: u64,
-    /// Its place in the checkpoint.
-    pub view: SourceView,
-}
+use crate::shapes::TensorShape;
+use crate::unit::{SourceView, TensorEntry, Unit, UnitLayout, whole_matrix};
 
 /// A part of the checkpoint that is not the text model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct Extra {
     /// Its tensors, each whole, in the order of their names.
-    pub tensors: Vec<SourceTensor>,
+    pub layout: UnitLayout,
     /// Why a bundle works without them.
     pub reason: String,
 }
@@ -42,16 +32,16 @@ pub struct Part {
 pub struct Inventory {
     /// The model.
     pub spec: ModelSpec,
-    /// The tensors of each unit, in the order of [`Role`].
-    pub units: BTreeMap<Unit, Vec<SourceTensor>>,
+    /// The tensors of each unit, in the order of [`Role`], in the types of the checkpoint.
+    pub units: BTreeMap<Unit, UnitLayout>,
     /// What is not the text model, by the unit that would hold it.
-    pub parts: BTreeMap<Unit, Part>,
+    pub extras: BTreeMap<Unit, Extra>,
     /// Tensors without a use, sorted by name.
     pub ignored: Vec<Ignored>,
     /// The layers that it has of the checkpoint, where not all.
     pub excerpt: Option<Excerpt>,
     /// Per layer, one view for all its experts: see [`SourceView`].
-    pub(super) experts: BTreeMap<u32, Vec<SourceTensor>>,
+    pub(super) experts: BTreeMap<u32, Vec<TensorEntry>>,
 }
 
 impl Inventory {
@@ -71,19 +61,17 @@ impl Inventory {
         Matching::new(checkpoint, arch)?.finish()
     }
 
+    /// The tensors of a unit, of what is not the text model too; none that the checkpoint lacks.
+    pub fn layout(&self, unit: Unit) -> Option<&UnitLayout> {
+        let extra = || self.extras.get(&unit).map(|extra| &extra.layout);
+        self.units.get(&unit).or_else(extra)
+    }
+
     /// The tensors of a layer's experts, in the order of [`Role`], each with the view that gives
     /// expert `e` by [`SourceView::of_expert`]. None for a layer without experts.
-    pub fn expert_tensors(&self, layer: u32) -> Option<&[SourceTensor]> {
+    pub fn expert_tensors(&self, layer: u32) -> Option<&[TensorEntry]> {
         self.experts.get(&layer).map(Vec::as_slice)
     }
-}
-
-/// A tensor's claim to be one of the model's.
-pub(super) struct Claim {
-    pub(super) unit: Unit,
-    pub(super) shape: TensorShape,
-    /// Its place, for every expert alike.
-    pub(super) template: SourceView,
 }
 
 /// The work of matching: claims by unit and role.
@@ -92,7 +80,8 @@ struct Matching<'a> {
     arch: &'a Arch,
     spec: ModelSpec,
     claims: BTreeMap<(Unit, Role), Claim>,
-    parts: BTreeMap<Unit, Part>,
+    /// Tensors of what is not the text model, and why a bundle works without them.
+    extras: BTreeMap<Unit, (Vec<TensorEntry>, String)>,
     ignored: Vec<Ignored>,
     /// A stored head of a model whose head is tied to its embedding.
     tied_head: Option<String>,
@@ -101,13 +90,15 @@ struct Matching<'a> {
 impl<'a> Matching<'a> {
     fn new(checkpoint: &'a Checkpoint, arch: &'a Arch) -> Result<Self> {
         let spec = arch.spec(checkpoint)?;
-        let (claims, parts, ignored) = (BTreeMap::new(), BTreeMap::new(), spare(checkpoint));
-        let mut matching = Self { checkpoint, arch, spec, claims, parts, ignored, tied_head: None };
+        let (claims, extras) = (BTreeMap::new(), BTreeMap::new());
+        let ignored = auxiliary(checkpoint);
+        let mut matching =
+            Self { checkpoint, arch, spec, claims, extras, ignored, tied_head: None };
         let mut fused: BTreeMap<(u32, bool), Vec<Fused<'a>>> = BTreeMap::new();
         let beyond = arch.beyond(checkpoint)?;
         for (name, info) in checkpoint.tensors() {
             if let Some(row) = matching.extra(name, &beyond) {
-                let taken = matching.take_part(name, info, row);
+                let taken = matching.take_extra(name, info, row);
                 taken.map_err(|detail| matching.refused(name, info, detail))?;
                 continue;
             }
@@ -135,7 +126,7 @@ impl<'a> Matching<'a> {
         fused
             .values()
             .try_for_each(|beside| matching.claim_fused(beside))?;
-        matching.pass_undecoded(&beyond)?;
+        matching.pass_unused(&beyond)?;
         Ok(matching)
     }
 
@@ -164,8 +155,8 @@ impl<'a> Matching<'a> {
     }
 
     /// Lets pass what is neither a float nor decoded, if the model does not use it.
-    fn pass_undecoded(&mut self, beyond: &[u32]) -> Result<()> {
-        for (name, stored) in self.checkpoint.undecoded() {
+    fn pass_unused(&mut self, beyond: &[u32]) -> Result<()> {
+        for (name, stored) in self.checkpoint.unused() {
             if let Some(row) = self.extra(name, beyond) {
                 let reason = format!("its {} values are no weights", stored.dtype);
                 self.ignore(name, Some(row.role), &reason);
@@ -198,10 +189,10 @@ impl<'a> Matching<'a> {
     }
 
     /// Takes in a tensor that is not the text model's.
-    fn take_part(&mut self, name: &str, info: &TensorInfo, row: &ExtraRow) -> Result<(), String> {
+    fn take_extra(&mut self, name: &str, info: &TensorInfo, row: &ExtraRow) -> Result<(), String> {
         let role = row.role;
-        let unit =
-            Unit::of_part(role).ok_or_else(|| format!("{role} is part of the text model"))?;
+        let unit = Unit::from_extra_role(role)
+            .ok_or_else(|| format!("{role} is part of the text model"))?;
         if info.values() == 0 {
             self.ignore(name, Some(role), "it holds no values");
             return Ok(());
@@ -218,9 +209,9 @@ impl<'a> Matching<'a> {
             expert_stride: 0,
             decoder: info.decoder.clone(),
         };
-        let empty = || Part { tensors: Vec::new(), reason: row.reason.clone() };
-        let part = self.parts.entry(unit).or_insert_with(empty);
-        part.tensors.push(SourceTensor { role, rows, cols, view });
+        let tensor = TensorEntry::new(role, [rows, cols], view.dtype.into(), view);
+        let empty = || (Vec::new(), row.reason.clone());
+        self.extras.entry(unit).or_insert_with(empty).0.push(tensor);
         Ok(())
     }
 
@@ -249,7 +240,7 @@ impl<'a> Matching<'a> {
             return Ok(());
         }
         let template = SourceView {
-            tensor: template_name(name, unit),
+            tensor: template(name, unit),
             dtype: info.dtype,
             shape: info.shape.clone(),
             start: 0,
@@ -259,7 +250,7 @@ impl<'a> Matching<'a> {
             decoder: info
                 .decoder
                 .as_ref()
-                .map(|d| d.renamed(|part| template_name(part, unit))),
+                .map(|d| d.renamed(|part| template(part, unit))),
         };
         self.insert(Claim { unit, shape, template })
     }
@@ -329,26 +320,35 @@ impl<'a> Matching<'a> {
         self.take_lone_head()?;
         self.check_tied_head()?;
         let mut units = BTreeMap::new();
-        let mut experts: BTreeMap<u32, Vec<SourceTensor>> = BTreeMap::new();
+        let mut experts: BTreeMap<u32, Vec<TensorEntry>> = BTreeMap::new();
         for unit in self.spec.units() {
             let mut tensors = Vec::new();
             for shape in self.spec.tensors(unit) {
                 let claim = self.claims.remove(&(unit, shape.role));
                 let claim = claim.ok_or_else(|| self.missing(unit, shape))?;
-                tensors.push(claim.source(claim.view()));
+                tensors.push(claim.tensor(claim.view()));
                 if let Unit::Expert { layer, expert } = unit {
                     self.share(experts.entry(layer).or_default(), expert, &claim)?;
                 }
             }
-            units.insert(unit, tensors);
+            units.insert(unit, self.placed(unit, tensors)?);
         }
-        let Self { spec, parts, ignored, .. } = self;
-        Ok(Inventory { spec, units, parts, ignored, excerpt: None, experts })
+        let mut extras = BTreeMap::new();
+        for (unit, (tensors, reason)) in std::mem::take(&mut self.extras) {
+            extras.insert(unit, Extra { layout: self.placed(unit, tensors)?, reason });
+        }
+        let Self { spec, ignored, .. } = self;
+        Ok(Inventory { spec, units, extras, ignored, excerpt: None, experts })
+    }
+
+    fn placed(&self, unit: Unit, tensors: Vec<TensorEntry>) -> Result<UnitLayout> {
+        let refused = |e| FormatError::file(self.checkpoint.root(), format!("{unit}: {e}"));
+        place_dense(tensors).map_err(refused)
     }
 
     /// Keeps expert 0's template; refuses another expert's that differs from it.
-    fn share(&self, templates: &mut Vec<SourceTensor>, expert: u32, claim: &Claim) -> Result<()> {
-        let own = claim.source(claim.template.clone());
+    fn share(&self, templates: &mut Vec<TensorEntry>, expert: u32, claim: &Claim) -> Result<()> {
+        let own = claim.tensor(claim.template.clone());
         match templates.iter().find(|tensor| tensor.role == own.role) {
             None => templates.push(own),
             Some(first) if *first == own => {}
@@ -361,10 +361,10 @@ impl<'a> Matching<'a> {
                 };
                 let detail = format!(
                     "expected expert {expert} stored as expert 0: `{}` in {}, found `{}` in {}",
-                    first.view.tensor,
-                    stored(&first.view),
-                    own.view.tensor,
-                    stored(&own.view),
+                    first.source.tensor,
+                    stored(&first.source),
+                    own.source.tensor,
+                    stored(&own.source),
                 );
                 return Err(self.refused(&name, info, detail));
             }
@@ -405,29 +405,18 @@ impl<'a> Matching<'a> {
 }
 
 /// Tensors that belong to quantized ones and that their values do not need.
-fn spare(checkpoint: &Checkpoint) -> Vec<Ignored> {
-    let spare = checkpoint.quantization().into_iter().flat_map(|q| &q.spare);
-    spare
+fn auxiliary(checkpoint: &Checkpoint) -> Vec<Ignored> {
+    let auxiliary = checkpoint
+        .quantization()
+        .into_iter()
+        .flat_map(|q| &q.auxiliary);
+    auxiliary
         .map(|(tensor, reason)| Ignored {
             tensor: tensor.clone(),
             role: None,
             reason: reason.clone(),
         })
         .collect()
-}
-
-impl Claim {
-    fn view(&self) -> SourceView {
-        match self.unit {
-            Unit::Expert { expert, .. } => self.template.of_expert(expert),
-            _ => self.template.clone(),
-        }
-    }
-
-    const fn source(&self, view: SourceView) -> SourceTensor {
-        let TensorShape { role, rows, cols } = self.shape;
-        SourceTensor { role, rows, cols, view }
-    }
 }
 
 /// Whether a name without a row of its own ends as those of buffers do, which older versions of
@@ -470,63 +459,4 @@ fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), String> {
     }
     let expected = dimensions(shape);
     Err(format!("expected shape {expected:?} of {}, found {:?}", shape.role, info.shape))
-}
-
-/// A name with its first two numbers, if it has them, replaced by placeholders. No pattern for a
-/// name that could be taken for one itself.
-pub(crate) fn split(name: &str) -> (Option<String>, [u32; 2]) {
-    let mut numbers = [0; 2];
-    if name.contains(['{', '}']) {
-        return (None, numbers);
-    }
-    let mut free = [LAYER, EXPERT].into_iter().zip(&mut numbers);
-    let mut parts = Vec::new();
-    for part in name.split('.') {
-        let number = number(part).and_then(|n| Some((n, free.next()?)));
-        parts.push(match number {
-            Some((value, (placeholder, number))) => {
-                *number = value;
-                placeholder
-            }
-            None => part,
-        });
-    }
-    (Some(parts.join(".")), numbers)
-}
-
-/// Whether the first number in a pattern is that of a layer.
-pub(super) fn in_layer(pattern: &str) -> bool {
-    pattern
-        .split_once(LAYER)
-        .is_some_and(|(before, _)| before.ends_with("layers."))
-}
-
-/// The number that `part` is when written plainly: no sign, no leading zeros.
-fn number(part: &str) -> Option<u32> {
-    let plain = part.bytes().all(|b| b.is_ascii_digit()) && (part == "0" || !part.starts_with('0'));
-    part.parse().ok().filter(|_| plain)
-}
-
-/// The name of an expert's tensor, its expert's number replaced by the placeholder; any other name
-/// as it is.
-fn template_name(name: &str, unit: Unit) -> String {
-    if !matches!(unit, Unit::Expert { .. }) {
-        return name.to_owned();
-    }
-    let mut seen = 0;
-    let parts = name.split('.').map(|part| {
-        seen += u32::from(number(part).is_some());
-        if seen == 2 && number(part).is_some() { EXPERT } else { part }
-    });
-    parts.collect::<Vec<_>>().join(".")
-}
-
-/// A name of the table with the numbers of `unit`.
-pub(super) fn fill(name: &str, unit: Unit) -> String {
-    let layer = unit.layer().unwrap_or_default().to_string();
-    let expert = match unit {
-        Unit::Expert { expert, .. } => expert.to_string(),
-        _ => String::new(),
-    };
-    name.replace(LAYER, &layer).replace(EXPERT, &expert)
 }

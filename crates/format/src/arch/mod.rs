@@ -15,6 +15,7 @@
 //! | `ignored` | names of tensors that no runtime needs, and why |
 //! | `_uncertain` | rows that a [`Draft`] is not certain of, and why: a table with any is refused |
 
+mod claim;
 mod config;
 mod draft;
 mod excerpt;
@@ -34,14 +35,13 @@ use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{FormatError, Result};
+use crate::names::fill;
 use crate::role::Role;
 use crate::unit::Unit;
 use table::Table;
 
 pub use draft::Draft;
-pub(crate) use inventory::split as split_name;
-pub use inventory::{Inventory, Part, SourceTensor};
-pub(crate) use table::{EXPERT, LAYER};
+pub use inventory::{Extra, Inventory};
 
 macro_rules! builtin {
     ($($model_type:literal,)*) => {
@@ -128,7 +128,7 @@ impl Arch {
     /// The first name that a tensor of a unit goes by, if the table has one for it alone.
     pub fn tensor_name(&self, unit: Unit, role: Role) -> Option<String> {
         let name = self.table.names.get(&role)?.first()?;
-        Some(inventory::fill(name, unit))
+        Some(fill(name, unit))
     }
 
     /// The `model_type` that the table is for.

@@ -5,15 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::checkpoint::Entries;
+use crate::entries::Entries;
 use crate::model::{DeltaProjection, GateActivation, Pairing, QkNorm, Scoring};
+use crate::names::{EXPERT, LAYER};
 use crate::role::Role;
 use crate::unit::Unit;
-
-/// Stands for the number of a layer in a tensor's name.
-pub(crate) const LAYER: &str = "{layer}";
-/// Stands for the number of an expert in a tensor's name.
-pub(crate) const EXPERT: &str = "{expert}";
 
 /// What a table says.
 #[derive(Debug)]

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use super::files::{FILE_SUFFIX, SINGLE_NAME};
 use super::index::{INDEX_NAME, Index};
-use super::{FILE_SUFFIX, SINGLE_NAME, wrong};
+use super::wrong;
 use crate::error::{FormatError, Result};
 use crate::io::{INDEX_LIMIT, read_limited};
 

@@ -8,9 +8,9 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize as Derive, Serialize};
 
-use super::dtype::{Dtype, unknown};
-use super::entries::Entries;
 use super::wrong;
+use crate::dtype::{Dtype, unknown};
+use crate::entries::Entries;
 use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
 

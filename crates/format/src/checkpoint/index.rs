@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::entries::Entries;
+use crate::entries::Entries;
 use crate::error::{FormatError, Result};
 use crate::io::stays_inside;
 

@@ -4,8 +4,10 @@
 use std::fs;
 use std::path::Path;
 
+use super::Checkpoint;
+use super::files::{CONFIG_NAME, FILE_SUFFIX, SINGLE_NAME};
 use super::header::refuse_pointer;
-use super::{CONFIG_NAME, Checkpoint, FILE_SUFFIX, INDEX_NAME, SINGLE_NAME};
+use super::index::INDEX_NAME;
 use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
 
@@ -71,7 +73,7 @@ pub fn clutter(name: &str) -> Option<&'static str> {
 
 impl Checkpoint {
     /// Every regular file besides weights, with `/` between directories, sorted; beside a model
-    /// that is one file those that belong to any model; [`Self::made`] among them.
+    /// that is one file those that belong to any model; [`Self::synthesized`] among them.
     ///
     /// # Errors
     /// What the operating system refuses.
@@ -89,7 +91,10 @@ impl Checkpoint {
 
     fn walk(&self) -> Result<(Vec<String>, Vec<Skipped>)> {
         let (mut copies, mut skipped) = (Vec::new(), Vec::new());
-        copies.extend(self.made(CONFIG_NAME).map(|_| CONFIG_NAME.to_owned()));
+        copies.extend(
+            self.synthesized(CONFIG_NAME)
+                .map(|_| CONFIG_NAME.to_owned()),
+        );
         let mut directories = vec![String::new()];
         while let Some(directory) = directories.pop() {
             let path = self.root().join(&directory);
@@ -99,7 +104,7 @@ impl Checkpoint {
                 let file_name = entry.file_name();
                 let name = format!("{directory}{}", file_name.to_string_lossy());
                 let fate = match file_name.to_str() {
-                    Some(name) if self.alone && !COMPANIONS.contains(&name) => continue,
+                    Some(name) if self.is_single_file() && !COMPANIONS.contains(&name) => continue,
                     Some(_) => self.fate(&name, &entry.path())?,
                     None => Fate::Skipped("its name is not UTF-8".to_owned()),
                 };
@@ -164,7 +169,7 @@ impl Checkpoint {
         if name == INDEX_NAME || self.files().iter().any(|file| file.name == name) {
             return Fate::Weights;
         }
-        if self.left_out.contains(name) {
+        if self.files_outside.contains(name) {
             return Fate::Skipped("weights of layers outside the excerpt".to_owned());
         }
         if name.ends_with(FILE_SUFFIX) {

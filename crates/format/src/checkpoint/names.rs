@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::StoredTensor;
+use super::files::StoredTensor;
 
 /// Put before every name by `DataParallel`, by PEFT, and by neither alone.
 const WRAPPERS: [&str; 2] = ["module.", "base_model.model."];

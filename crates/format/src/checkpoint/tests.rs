@@ -4,6 +4,8 @@ use std::os::unix::fs::symlink;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use shardwright_quant::Float;
+
 use super::testing::{message, raw_file, write_zeros};
 use super::*;
 use crate::io::AlignedBuf;

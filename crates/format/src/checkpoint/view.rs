@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use shardwright_quant::Float;
 
+use super::Checkpoint;
 use super::decode::{AffineRows, Decoding, Fetch};
-use super::{Checkpoint, TensorInfo};
+use super::files::TensorInfo;
 use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
 use crate::io::AlignedBuf;
-use crate::unit::SourceView;
+use crate::unit::{SourceView, UnitLayout};
 
 /// Most bytes held of a source that is gathered.
 const GATHER_LEN: usize = 4 << 20;
@@ -32,6 +33,26 @@ pub fn read_view(
     read_view_through(checkpoint, view, rows, cols, out, &mut fetch_from(checkpoint))
 }
 
+/// Makes `buf` hold the tensors of a unit as `layout` places them, in the checkpoint's types; what
+/// lies between them is unspecified.
+///
+/// # Errors
+/// As [`read_view`].
+pub(crate) fn read_unit(
+    checkpoint: &Checkpoint,
+    layout: &UnitLayout,
+    buf: &mut AlignedBuf,
+) -> Result<()> {
+    buf.resize(layout.len as usize);
+    for tensor in layout.tensors.iter() {
+        let rows = ViewRows::new(checkpoint, &tensor.source, 0..tensor.rows, tensor.cols)?;
+        let start = tensor.offset as usize;
+        let out = &mut buf.as_mut_slice()[start..start + rows.byte_len()];
+        rows.read(out, &mut fetch_from(checkpoint))?;
+    }
+    Ok(())
+}
+
 /// As [`read_view`], with the files' bytes from `fetch`.
 ///
 /// # Errors
@@ -44,9 +65,9 @@ pub fn read_view_through(
     out: &mut AlignedBuf,
     fetch: &mut Fetch<'_>,
 ) -> Result<()> {
-    let place = Place::new(checkpoint, view, rows, cols)?;
-    out.resize(place.byte_len());
-    place.read(out.as_mut_slice(), fetch)
+    let view_rows = ViewRows::new(checkpoint, view, rows, cols)?;
+    out.resize(view_rows.byte_len());
+    view_rows.read(out.as_mut_slice(), fetch)
 }
 
 /// Rows of a view whose source has codes that mean the same in the affine encoding of
@@ -62,12 +83,12 @@ pub fn read_affine(
     cols: u64,
     fetch: &mut Fetch<'_>,
 ) -> Result<Option<Vec<u8>>> {
-    let place = Place::new(checkpoint, view, rows, cols)?;
-    let (Some(affine), Some(decoding)) = (view.affine(cols), &place.decoding) else {
+    let view_rows = ViewRows::new(checkpoint, view, rows, cols)?;
+    let (Some(affine), Some(decoding)) = (view.affine(cols), &view_rows.decoding) else {
         return Ok(None);
     };
     let mut out = AffineRows::default();
-    let rows = (place.first / cols, view.row_stride / cols, place.rows);
+    let rows = (view_rows.first / cols, view.row_stride / cols, view_rows.rows);
     decoding.affine_rows(affine, rows, &mut out, fetch)?;
     Ok(Some(out.into_bytes()))
 }
@@ -83,19 +104,17 @@ pub fn view_extents(
     rows: Range<u64>,
     cols: u64,
 ) -> Result<Vec<(usize, Range<u64>)>> {
-    Ok(Place::new(checkpoint, view, rows, cols)?.extents())
+    Ok(ViewRows::new(checkpoint, view, rows, cols)?.extents())
 }
 
 /// Reads a checkpoint's files through the page cache.
-pub(super) fn fetch_from(
-    checkpoint: &Checkpoint,
-) -> impl FnMut(usize, u64, &mut [u8]) -> Result<()> {
+fn fetch_from(checkpoint: &Checkpoint) -> impl FnMut(usize, u64, &mut [u8]) -> Result<()> {
     |file, offset, out| checkpoint.files()[file].file.read_at(offset, out)
 }
 
 /// A checked set of rows of a view: element `(r, c)` is the value at
 /// `first + r * row_stride + c * col_stride` of the file's tensor, inside it for every element.
-pub(super) struct Place<'a> {
+struct ViewRows<'a> {
     info: &'a TensorInfo,
     decoding: Option<Decoding<'a>>,
     size: usize,
@@ -106,8 +125,8 @@ pub(super) struct Place<'a> {
     col_stride: u64,
 }
 
-impl<'a> Place<'a> {
-    pub(super) fn new(
+impl<'a> ViewRows<'a> {
+    fn new(
         checkpoint: &'a Checkpoint,
         view: &SourceView,
         rows: Range<u64>,
@@ -145,12 +164,12 @@ impl<'a> Place<'a> {
     }
 
     /// Bytes of the rows, packed.
-    pub(super) const fn byte_len(&self) -> usize {
+    const fn byte_len(&self) -> usize {
         self.rows as usize * self.cols as usize * self.size
     }
 
     /// Fills `out`, [`Self::byte_len`] bytes.
-    pub(super) fn read(&self, out: &mut [u8], fetch: &mut Fetch<'_>) -> Result<()> {
+    fn read(&self, out: &mut [u8], fetch: &mut Fetch<'_>) -> Result<()> {
         if out.is_empty() {
             return Ok(());
         }

@@ -110,7 +110,7 @@ pub struct Manifest {
     /// Every file of the bundle but the manifest, sorted by path.
     pub files: Vec<FileEntry>,
     /// Dense shards: embedding, layers in order, head; then parts besides the text model, where the
-    /// bundle has any, in the order of [`Unit::PARTS`].
+    /// bundle has any, in the order of [`Unit::EXTRAS`].
     pub dense: Vec<DenseShard>,
     /// Experts, one entry per sparse layer, in order.
     pub experts: Vec<ExpertShards>,
@@ -277,8 +277,8 @@ impl DenseShard {
 const PREFIX: &str = "{\n  \"blake3\": \"";
 
 impl Manifest {
-    /// The shards of parts besides the text model.
-    pub fn parts(&self) -> &[DenseShard] {
+    /// The shards of what is not the text model.
+    pub fn extras(&self) -> &[DenseShard] {
         self.dense
             .get(self.model.layers.len() + 2..)
             .unwrap_or_default()
@@ -288,7 +288,7 @@ impl Manifest {
     pub fn units(&self) -> impl Iterator<Item = Unit> + '_ {
         self.model
             .units()
-            .chain(self.parts().iter().map(|shard| shard.unit))
+            .chain(self.extras().iter().map(|shard| shard.unit))
     }
 
     /// The position in `dense` of a unit's shard; none for experts and for what the bundle does not
@@ -301,7 +301,7 @@ impl Manifest {
             Unit::Head => last,
             Unit::Expert { .. } => return None,
             Unit::Vision | Unit::Mtp | Unit::Indexer => {
-                last + 1 + self.parts().iter().position(|shard| shard.unit == unit)?
+                last + 1 + self.extras().iter().position(|shard| shard.unit == unit)?
             }
         };
         self.dense

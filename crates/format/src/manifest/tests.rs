@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use shardwright_quant::{Affine, Encoding, Float, Trellis};
 
 use super::*;
-use crate::layout::{Unplaced, place_dense, place_expert};
+use crate::layout::{place_dense, place_expert};
 use crate::model::{AttentionSpec, Ffn, LayerSpec, Mixer, MoeSpec, QkNorm, RopeScaling, RopeSpec};
 use crate::unit::{SourceView, UnitLayout};
 
@@ -59,12 +59,8 @@ fn trellis() -> Encoding {
 
 /// Matrices in `codes`, vectors in f16.
 fn layout(model: &ModelSpec, unit: Unit, codes: Encoding) -> UnitLayout {
-    let unplaced = model.tensors(unit).into_iter().map(|t| Unplaced {
-        role: t.role,
-        encoding: if t.rows > 1 { codes } else { Encoding::F16 },
-        rows: t.rows,
-        cols: t.cols,
-        source: SourceView {
+    let tensors = model.tensors(unit).into_iter().map(|t| {
+        let source = SourceView {
             tensor: format!("{}.{{expert}}", t.role),
             dtype: Float::F16,
             shape: vec![t.rows, t.cols],
@@ -73,11 +69,13 @@ fn layout(model: &ModelSpec, unit: Unit, codes: Encoding) -> UnitLayout {
             col_stride: 1,
             expert_stride: 0,
             decoder: None,
-        },
+        };
+        let encoding = if t.rows > 1 { codes } else { Encoding::F16 };
+        TensorEntry::new(t.role, [t.rows, t.cols], encoding, source)
     });
     match unit {
-        Unit::Expert { .. } => place_expert(unplaced.collect()).unwrap(),
-        _ => place_dense(unplaced.collect()).unwrap(),
+        Unit::Expert { .. } => place_expert(tensors.collect()).unwrap(),
+        _ => place_dense(tensors.collect()).unwrap(),
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     Manifest, REPORT_FILE, VERSION, strict,
 };
 use crate::io::stays_inside;
-use crate::layout::{Unplaced, place_dense, place_expert};
+use crate::layout::{place_dense, place_expert};
 use crate::role::Role;
 use crate::unit::{TensorEntry, Unit, UnitLayout, whole_matrix};
 
@@ -91,9 +91,9 @@ impl Manifest {
                 return Err(format!("dense: expected {unit}, found {}", shard.unit));
             }
         }
-        let mut free = Unit::PARTS.into_iter();
+        let mut free = Unit::EXTRAS.into_iter();
         match self
-            .parts()
+            .extras()
             .iter()
             .find(|s| !free.any(|unit| unit == s.unit))
         {
@@ -124,7 +124,7 @@ impl Manifest {
 
     /// Nothing of the text model is left out for its role, and nothing that a part holds.
     fn check_left_out(&self) -> Check {
-        let parts = self.parts().iter().flat_map(|shard| shard.tensors.iter());
+        let parts = self.extras().iter().flat_map(|shard| shard.tensors.iter());
         let stored: BTreeSet<_> = parts.map(|entry| entry.source.tensor.as_str()).collect();
         for ignored in &self.checkpoint.ignored {
             let tensor = &ignored.tensor;
@@ -187,7 +187,7 @@ impl Manifest {
     /// The tensors must be the model's, in order of use, or whole tensors of the part; each where
     /// the layout rule puts it.
     fn check_tensors(&self, unit: Unit, tensors: &[TensorEntry], len: u64) -> Check {
-        match unit.part_role() {
+        match unit.extra_role() {
             Some(role) => check_part(unit, role, tensors)?,
             None => self.check_shapes(unit, tensors)?,
         }
@@ -273,16 +273,9 @@ fn place_again(
     unit: Unit,
     tensors: &[TensorEntry],
 ) -> Result<UnitLayout, shardwright_quant::EncodingError> {
-    let unplaced = tensors.iter().map(|t| Unplaced {
-        role: t.role,
-        encoding: t.encoding,
-        rows: t.rows,
-        cols: t.cols,
-        source: t.source.clone(),
-    });
     match unit {
-        Unit::Expert { .. } => place_expert(unplaced.collect()),
-        _ => place_dense(unplaced.collect()),
+        Unit::Expert { .. } => place_expert(tensors.to_vec()),
+        _ => place_dense(tensors.to_vec()),
     }
 }
 

@@ -3,15 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use shardwright_format::arch::{Inventory, SourceTensor};
+use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::{Checkpoint, read_view};
 use shardwright_format::io::AlignedBuf;
-use shardwright_format::layout::{Unplaced, place_dense, place_expert};
+use shardwright_format::layout::{place_dense, place_expert};
 use shardwright_format::manifest::{
     CheckpointRecord, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, Hash, Ignored,
     MANIFEST_FILE, REPORT_FILE, SourceFile, VERSION,
 };
-use shardwright_format::{Manifest, Unit, UnitLayout};
+use shardwright_format::{Manifest, TensorEntry, Unit, UnitLayout};
 use shardwright_quant::{
     Affine, Backend, Encoding, Float, Guide, Method, PartsMut, Trellis, narrow, quantize, widen,
 };
@@ -107,7 +107,7 @@ impl Maker<'_> {
         let mut files = vec![self.write(DENSE, &dense_bytes, FileKind::Shards)];
         files.extend(experts.iter().map(|(_, file)| file.clone()));
         for copy in self.checkpoint.copies().unwrap() {
-            let made = self.checkpoint.made(&copy).map(<[u8]>::to_vec);
+            let made = self.checkpoint.synthesized(&copy).map(<[u8]>::to_vec);
             let read = || fs::read(self.checkpoint.root().join(&copy)).unwrap();
             let bytes = made.unwrap_or_else(read);
             files.push(self.write(&copy, &bytes, FileKind::Copy));
@@ -140,10 +140,10 @@ impl Maker<'_> {
             let (size, blake3) = (bytes.len() as u64, blake3::hash(&bytes).into());
             SourceFile { name: name.clone(), size, blake3 }
         };
-        let parts = self.inventory.parts.values();
-        let parts = parts.flat_map(|part| part.tensors.iter().map(|t| (t, &part.reason)));
+        let parts = self.inventory.extras.values();
+        let parts = parts.flat_map(|part| part.layout.tensors.iter().map(|t| (t, &part.reason)));
         let left_out = parts.map(|(tensor, reason)| Ignored {
-            tensor: tensor.view.tensor.clone(),
+            tensor: tensor.source.tensor.clone(),
             role: Some(tensor.role),
             reason: reason.clone(),
         });
@@ -171,11 +171,12 @@ impl Maker<'_> {
     }
 
     fn dense(&self, unit: Unit, file: &mut Vec<u8>) -> DenseShard {
-        let unplaced = self.inventory.units[&unit]
+        let tensors = self.inventory.units[&unit]
+            .tensors
             .iter()
-            .map(|t| self.unplaced(t))
+            .map(|t| self.encoded(t))
             .collect();
-        let layout = place_dense(unplaced).unwrap();
+        let layout = place_dense(tensors).unwrap();
         let bytes = self.encode(unit, &layout);
         let offset = file.len() as u64;
         file.extend(&bytes);
@@ -187,8 +188,8 @@ impl Maker<'_> {
 
     fn experts(&self, layer: u32) -> (ExpertShards, FileEntry) {
         let templates = self.inventory.expert_tensors(layer).unwrap();
-        let unplaced = templates.iter().map(|t| self.unplaced(t)).collect();
-        let UnitLayout { tensors, len } = place_expert(unplaced).unwrap();
+        let tensors = templates.iter().map(|t| self.encoded(t)).collect();
+        let UnitLayout { tensors, len } = place_expert(tensors).unwrap();
         let count = self.inventory.spec.layers[layer as usize].num_experts();
         let layout = UnitLayout { tensors: tensors.clone(), len };
         let encode = |expert| self.encode(Unit::Expert { layer, expert }, &layout);
@@ -206,7 +207,7 @@ impl Maker<'_> {
         (ExpertShards { layer, file: path, stride: stride as u64, len, tensors, blake3 }, entry)
     }
 
-    fn unplaced(&self, tensor: &SourceTensor) -> Unplaced {
+    fn encoded(&self, tensor: &TensorEntry) -> TensorEntry {
         let codes = match self.codes {
             Codes::Plain => None,
             Codes::Affine(bits) => {
@@ -216,23 +217,23 @@ impl Maker<'_> {
         };
         let fits =
             codes.filter(|codes| tensor.rows > 1 && codes.parts(tensor.rows, tensor.cols).is_ok());
-        Unplaced {
-            role: tensor.role,
-            encoding: fits.unwrap_or(Encoding::from(tensor.view.dtype)),
-            rows: tensor.rows,
-            cols: tensor.cols,
-            source: tensor.view.clone(),
-        }
+        let encoding = fits.unwrap_or(Encoding::from(tensor.source.dtype));
+        TensorEntry { encoding, ..tensor.clone() }
     }
 
     /// The bytes of a unit.
     fn encode(&self, unit: Unit, layout: &UnitLayout) -> Vec<u8> {
         let mut bytes = vec![0; layout.len as usize];
-        for (entry, source) in layout.tensors.iter().zip(&self.inventory.units[&unit]) {
+        for (entry, source) in layout
+            .tensors
+            .iter()
+            .zip(self.inventory.units[&unit].tensors.iter())
+        {
             let mut raw = AlignedBuf::default();
-            read_view(self.checkpoint, &source.view, 0..entry.rows, entry.cols, &mut raw).unwrap();
+            read_view(self.checkpoint, &source.source, 0..entry.rows, entry.cols, &mut raw)
+                .unwrap();
             let mut values = vec![0.0; (entry.rows * entry.cols) as usize];
-            widen(source.view.dtype, raw.as_slice(), &mut values);
+            widen(source.source.dtype, raw.as_slice(), &mut values);
             let out = &mut bytes[entry.offset as usize..][..entry.byte_len().unwrap() as usize];
             let (rows, cols) = (entry.rows as usize, entry.cols as usize);
             match entry.encoding {

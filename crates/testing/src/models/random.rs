@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use shardwright_format::arch::{Inventory, SourceTensor};
+use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
-use shardwright_format::layout::{Unplaced, place_dense, place_expert};
+use shardwright_format::layout::{place_dense, place_expert};
 use shardwright_format::manifest::{
     CheckpointRecord, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, Hash, MANIFEST_FILE,
     REPORT_FILE, VERSION,
 };
-use shardwright_format::{Manifest, Role, Unit, UnitLayout};
+use shardwright_format::{Manifest, Role, TensorEntry, Unit, UnitLayout};
 use shardwright_quant::{Encoding, Float, narrow};
 
 const ALIGNMENT: u64 = 4096;
@@ -69,7 +69,7 @@ impl Maker<'_> {
         let (mut file, mut shards) = (Vec::new(), Vec::new());
         let units = self.inventory.spec.units();
         for unit in units.filter(|unit| !matches!(unit, Unit::Expert { .. })) {
-            let layout = place_dense(self.unplaced(&self.inventory.units[&unit])).unwrap();
+            let layout = place_dense(self.encoded(&self.inventory.units[&unit].tensors)).unwrap();
             let bytes = self.bytes(&layout);
             let (offset, len) = (file.len() as u64, layout.len);
             pad(&mut file, &bytes);
@@ -85,7 +85,7 @@ impl Maker<'_> {
         let mut shards = Vec::new();
         for (layer, spec) in (0..).zip(&self.inventory.spec.layers) {
             let Some(tensors) = self.inventory.expert_tensors(layer) else { continue };
-            let layout = place_expert(self.unplaced(tensors)).unwrap();
+            let layout = place_expert(self.encoded(tensors)).unwrap();
             let (mut bytes, mut blake3) = (Vec::new(), Vec::new());
             for _ in 0..spec.num_experts() {
                 let record = self.bytes(&layout);
@@ -101,18 +101,12 @@ impl Maker<'_> {
         shards
     }
 
-    fn unplaced(&self, tensors: &[SourceTensor]) -> Vec<Unplaced> {
-        let encoding = |t: &SourceTensor| match t.view.shape.len() {
-            0 | 1 => t.view.dtype.into(),
+    fn encoded(&self, tensors: &[TensorEntry]) -> Vec<TensorEntry> {
+        let encoding = |t: &TensorEntry| match t.source.shape.len() {
+            0 | 1 => t.source.dtype.into(),
             _ => (self.encoding)(t.role),
         };
-        let one = |t: &SourceTensor| Unplaced {
-            role: t.role,
-            encoding: encoding(t),
-            rows: t.rows,
-            cols: t.cols,
-            source: t.view.clone(),
-        };
+        let one = |t: &TensorEntry| TensorEntry { encoding: encoding(t), ..t.clone() };
         tensors.iter().map(one).collect()
     }
 

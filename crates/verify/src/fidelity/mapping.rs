@@ -83,16 +83,15 @@ pub(super) fn source<'a>(
     unit: Unit,
     entry: &TensorEntry,
 ) -> Option<&'a SourceView> {
-    let found = if unit.part_role().is_some() {
-        let tensors = &inventory.parts.get(&unit)?.tensors;
+    let found = if unit.extra_role().is_some() {
+        let tensors = &inventory.extras.get(&unit)?.layout.tensors;
         let name = entry.source.tensor.as_str();
-        let at = tensors.binary_search_by_key(&name, |s| s.view.tensor.as_str());
+        let at = tensors.binary_search_by_key(&name, |s| s.source.tensor.as_str());
         &tensors[at.ok()?]
     } else {
-        let mut sources = inventory.units.get(&unit)?.iter();
-        sources.find(|s| s.role == entry.role)?
+        inventory.units.get(&unit)?.find(entry.role)?
     };
-    Some(&found.view)
+    Some(&found.source)
 }
 
 /// What the bundle leaves out must be what it may: tensors without a use and those of parts besides
@@ -100,8 +99,11 @@ pub(super) fn source<'a>(
 fn left_out(manifest: &Manifest, inventory: &Inventory) -> Vec<Finding> {
     let unused = inventory.ignored.iter();
     let unused = unused.map(|i| (i.tensor.as_str(), i.role));
-    let parts = inventory.parts.values().flat_map(|part| &part.tensors);
-    let parts = parts.map(|t| (t.view.tensor.as_str(), Some(t.role)));
+    let parts = inventory
+        .extras
+        .values()
+        .flat_map(|extra| extra.layout.tensors.iter());
+    let parts = parts.map(|t| (t.source.tensor.as_str(), Some(t.role)));
     let known: BTreeMap<_, _> = unused.chain(parts).collect();
     let finding = |tensor: &str| of_source(Kind::Mapping, tensor, "left out of the bundle");
     let name = |role: Option<Role>| role.map_or("no role of its own", Role::name);

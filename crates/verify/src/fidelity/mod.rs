@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use shardwright_format::manifest::Ignored;
 use shardwright_format::weights::Weights;
-use shardwright_format::{Bundle, TensorEntry, Unit};
+use shardwright_format::{TensorEntry, Unit};
 use shardwright_quant::Encoding;
 
 use crate::divergence::Party;
@@ -143,12 +143,12 @@ fn gather<'a>(
     (origin, unmatched): (Origin, Vec<Finding>),
     options: &FidelityOptions,
 ) -> Fidelity {
-    let bundle = bundle(candidate.weights);
+    let bundle = candidate.weights.bundle();
     let by_role = origin.by_role();
     let Origin { findings, notes, .. } = origin;
     let mut result = Fidelity { by_role, findings, notes, ..Fidelity::default() };
-    if let Weights::Checkpoint(original) = original.weights {
-        result.checkpoint_tensors = original.checkpoint().tensors().len() as u64;
+    if let Some((checkpoint, _)) = original.weights.checkpoint() {
+        result.checkpoint_tensors = checkpoint.tensors().len() as u64;
         result.checkpoint_hashed = bundle.is_some() && options.hash_checkpoint;
     }
     let ignored = bundle.map(|bundle| bundle.manifest().checkpoint.ignored.clone());
@@ -174,16 +174,11 @@ struct Slot {
     entry: TensorEntry,
 }
 
-const fn bundle(weights: &Weights) -> Option<&Bundle> {
-    match weights {
-        Weights::Bundle(bundle) => Some(bundle),
-        Weights::Checkpoint(_) | Weights::Overlay(_) => None,
-    }
-}
-
 /// A finding about a tensor of a candidate: the file of a bundle that it lies in, unit and role.
 fn place(finding: Finding, weights: &Weights, slot: &Slot) -> Finding {
-    let file = bundle(weights).and_then(|bundle| mapping::file_of(bundle.manifest(), slot.unit));
+    let file = weights
+        .bundle()
+        .and_then(|bundle| mapping::file_of(bundle.manifest(), slot.unit));
     let named = Finding { file: file.map(str::to_owned), ..finding };
     named.shard(slot.unit).role(slot.entry.role)
 }

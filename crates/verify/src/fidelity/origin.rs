@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights};
+use shardwright_format::arch::Inventory;
+use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::MANIFEST_FILE;
-use shardwright_format::weights::Weights;
 use shardwright_format::{Bundle, Manifest, ModelSpec, TensorEntry, Unit};
 
 use super::mapping::{self, Piece};
-use super::{FidelityOptions, bundle, coverage, place_entry, source};
+use super::{FidelityOptions, coverage, place_entry, source};
 use crate::divergence::Party;
 use crate::error::Result;
 use crate::finding::{Finding, Kind};
@@ -57,18 +57,18 @@ pub(super) fn trace(
     monitor: &Monitor<'_>,
 ) -> Result<Origin> {
     let specs = (original.weights.spec(), candidate.weights.spec());
-    let Some(bundle) = bundle(candidate.weights) else {
+    let Some(bundle) = candidate.weights.bundle() else {
         return Ok(other(Vec::new(), models_note(specs)));
     };
-    let Weights::Checkpoint(weights) = original.weights else {
+    let Some(checkpoint) = original.weights.checkpoint() else {
         let expected = made_from(bundle.manifest());
         let finding = unlike().expected(expected, format!("another bundle, {}", original.name));
         return Ok(elsewhere(finding, specs, options));
     };
     let pieces = mapping::pieces(bundle.manifest());
-    match differing(bundle.manifest(), weights, &pieces) {
+    match differing(bundle.manifest(), checkpoint, &pieces) {
         Some(finding) => Ok(elsewhere(finding, specs, options)),
-        None => made_from_it(bundle, weights, &pieces, options, monitor),
+        None => made_from_it(bundle, checkpoint, &pieces, options, monitor),
     }
 }
 
@@ -110,21 +110,20 @@ fn made_from(manifest: &Manifest) -> String {
 /// tensor comes from the very tensor that the original has for it: the same weights may lie in other files.
 fn differing(
     manifest: &Manifest,
-    original: &CheckpointWeights,
+    (checkpoint, inventory): (&Checkpoint, &Inventory),
     pieces: &[Piece<'_>],
 ) -> Option<Finding> {
-    let checkpoint = original.checkpoint();
     if same_files(manifest, checkpoint) {
         return None;
     }
     let entries = pieces
         .iter()
         .flat_map(|piece| piece.tensors.iter().map(move |entry| (piece.unit, entry)));
-    let text = entries.filter(|(unit, _)| unit.part_role().is_none());
+    let text = entries.filter(|(unit, _)| unit.extra_role().is_none());
     let (mut count, mut unlike_sources) = (0, Vec::new());
     for (unit, entry) in text {
         count += 1;
-        let expected = mapping::source(original.inventory(), unit, entry);
+        let expected = mapping::source(inventory, unit, entry);
         if expected != Some(&entry.source) {
             unlike_sources.push((unit, entry, expected));
         }
@@ -160,12 +159,11 @@ fn same_files(manifest: &Manifest, checkpoint: &Checkpoint) -> bool {
 /// A bundle made from the original: its whole account is checked.
 fn made_from_it(
     bundle: &Bundle,
-    original: &CheckpointWeights,
+    (checkpoint, inventory): (&Checkpoint, &Inventory),
     pieces: &[Piece<'_>],
     options: &FidelityOptions,
     monitor: &Monitor<'_>,
 ) -> Result<Origin> {
-    let (checkpoint, inventory) = (original.checkpoint(), original.inventory());
     let manifest = bundle.manifest();
     let same_files = same_files(manifest, checkpoint);
     let check =

@@ -56,7 +56,7 @@ pub(super) fn find(
 }
 
 fn units(weights: &Weights) -> Vec<Unit> {
-    weights.spec().units().chain(weights.parts()).collect()
+    weights.spec().units().chain(weights.extras()).collect()
 }
 
 /// What of a candidate may stand for a unit of the original.
@@ -81,7 +81,7 @@ impl<'a> Side<'a> {
     /// one role: there the name in the source decides.
     fn find(&self, unit: Unit, entry: &TensorEntry, findings: &mut Vec<Finding>) -> Option<Slot> {
         let layout = self.layout.as_ref()?;
-        let extra = unit.part_role().is_some();
+        let extra = unit.extra_role().is_some();
         let same = |t: &&TensorEntry| {
             t.role == entry.role && (!extra || t.source.tensor == entry.source.tensor)
         };
@@ -110,7 +110,7 @@ impl<'a> Side<'a> {
         let tied = original.spec().tie_word_embeddings;
         let unknown = |t: &&TensorEntry| {
             let head = tied && t.role == Role::LmHead;
-            unit.part_role().is_none() && !head && layout.find(t.role).is_none()
+            unit.extra_role().is_none() && !head && layout.find(t.role).is_none()
         };
         let finding = |entry: &TensorEntry| {
             let slot = Slot { unit, entry: entry.clone() };

@@ -166,7 +166,7 @@ fn bundle(
         report.overlap(overlap);
     }
     let weights = readable.then(|| Bundle::open(path)).transpose()?;
-    Ok((report, weights.map(Weights::Bundle)))
+    Ok((report, weights.map(Weights::from)))
 }
 
 /// Checks a bundle in the file that it is packed in.
@@ -210,9 +210,9 @@ fn model(
 
 /// The layers of the original that the candidates have.
 fn excerpt(original: Weights, judged: &[Judged]) -> Result<Weights> {
-    let excerpt = |judged: &Judged| match judged.weights.as_ref()? {
-        Weights::Bundle(bundle) => Some(bundle.manifest().checkpoint.excerpt),
-        Weights::Checkpoint(_) | Weights::Overlay(_) => Some(None),
+    let excerpt = |judged: &Judged| {
+        let bundle = judged.weights.as_ref()?.bundle();
+        Some(bundle.and_then(|bundle| bundle.manifest().checkpoint.excerpt))
     };
     let mut excerpts = judged.iter().filter_map(excerpt);
     let first = excerpts.next().flatten();
@@ -220,11 +220,9 @@ fn excerpt(original: Weights, judged: &[Judged]) -> Result<Weights> {
         let message = "candidates: expected all of the same layers, found excerpts that differ";
         return Err(VerifyError::Invalid(message.to_owned()));
     }
-    match (original, first) {
-        (Weights::Checkpoint(weights), Some(Excerpt { first, end, .. })) => {
-            Ok(Weights::Checkpoint(weights.excerpt(first..end)?))
-        }
-        (original, _) => Ok(original),
+    match first {
+        Some(Excerpt { first, end, .. }) => Ok(original.excerpt(first..end)?),
+        None => Ok(original),
     }
 }
 

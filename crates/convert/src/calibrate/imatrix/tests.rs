@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use shardwright_format::arch::Inventory;
-use shardwright_format::checkpoint::{Checkpoint, CheckpointWeights, read_view};
+use shardwright_format::checkpoint::{Checkpoint, read_view};
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Bundle, ModelSpec, Unit};
@@ -96,7 +96,7 @@ fn both_generations_say_the_same() {
 #[test]
 fn places_are_those_that_llama_saw() {
     let (checkpoint, inventory) = model("fixture-2m");
-    let original = Weights::Checkpoint(CheckpointWeights::new(checkpoint, inventory));
+    let original = Weights::from_checkpoint(checkpoint, inventory);
     let text = fixture("text/evaluation.txt");
     let string = std::fs::read_to_string(&text).unwrap();
     let corpus = Corpus::new(original.into(), (&text, &string), 96, 32).unwrap();
@@ -247,7 +247,7 @@ fn weighted_error(bundle: &Path, mapped: &Mapped) -> f64 {
     for (unit, tensors) in &inventory.units {
         bundle.read(*unit, &mut stored).unwrap();
         let layout = bundle.layout(*unit).unwrap();
-        for (entry, tensor) in layout.tensors.iter().zip(tensors) {
+        for (entry, tensor) in layout.tensors.iter().zip(tensors.tensors.iter()) {
             let place = Place::of(*unit, entry.role);
             let Some(moments) = place.and_then(|p| mapped.observed.get(&p)) else { continue };
             let importance = moments.diagonal();
@@ -257,9 +257,9 @@ fn weighted_error(bundle: &Path, mapped: &Mapped) -> f64 {
             let mut found = vec![0.0; rows * cols];
             let matrix = Matrix::new(entry.encoding, rows, cols, bytes).unwrap();
             matrix.dequantize(Backend::detect(), 0..rows, &mut found);
-            read_view(&checkpoint, &tensor.view, 0..tensor.rows, tensor.cols, &mut read).unwrap();
+            read_view(&checkpoint, &tensor.source, 0..tensor.rows, tensor.cols, &mut read).unwrap();
             let mut original = vec![0.0; rows * cols];
-            widen(tensor.view.dtype, read.as_slice(), &mut original);
+            widen(tensor.source.dtype, read.as_slice(), &mut original);
             for (at, (a, b)) in found.iter().zip(&original).enumerate() {
                 error += f64::from(importance[at % cols]) * f64::from(a - b).powi(2);
             }

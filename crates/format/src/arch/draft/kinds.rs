@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::arch::inventory::split;
-use crate::arch::table::LAYER;
 use crate::checkpoint::Checkpoint;
+use crate::names::{LAYER, split};
 use crate::role::Role;
 
 /// Parts of names that tell what is not the text model.

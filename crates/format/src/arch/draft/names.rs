@@ -1,7 +1,7 @@
 //! Roles guessed from names, for tensors that no built-in table knows.
 
-use crate::arch::inventory::in_layer;
-use crate::arch::table::{EXPERT, check_placeholders};
+use crate::arch::table::check_placeholders;
+use crate::names::{EXPERT, in_layer};
 use crate::role::Role;
 
 /// Roles of weights by the last parts of their names, `.weight` left out.

@@ -1,17 +1,17 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::checkpoint::CheckpointWeights;
 use crate::io::AlignedBuf;
 use crate::model::{AttentionSpec, Ffn, ModelSpec, MoeSpec, QkNorm, RopeScaling, RopeSpec};
 use crate::role::Role;
 use crate::unit::{TensorEntry, Unit};
+use crate::weights::Weights;
 use shardwright_quant::widen;
 
-fn open(case: &str) -> CheckpointWeights {
+fn open(case: &str) -> Weights {
     let checkpoint = Checkpoint::open(&golden(case)).unwrap();
     let inventory = Inventory::new(&checkpoint, None).unwrap();
-    CheckpointWeights::new(checkpoint, inventory)
+    Weights::from_checkpoint(checkpoint, inventory)
 }
 
 /// Every entry of `cases.json`: its name and the file of expected values, which variants share.
@@ -27,10 +27,10 @@ fn cases() -> Vec<(String, String)> {
 }
 
 /// The values of every tensor of the model, whatever type they are read in.
-fn values(weights: &CheckpointWeights) -> BTreeMap<(Unit, Role), Vec<f32>> {
+fn values(weights: &Weights) -> BTreeMap<(Unit, Role), Vec<f32>> {
     let mut buf = AlignedBuf::default();
     let mut values = BTreeMap::new();
-    for unit in weights.inventory().spec.units() {
+    for unit in weights.spec().units() {
         weights.read(unit, &mut buf).unwrap();
         for entry in weights.layout(unit).unwrap().tensors.iter() {
             let start = entry.offset as usize;
@@ -53,9 +53,10 @@ fn every_golden_maps_completely() {
     assert!(cases().len() >= 17);
     for (case, _) in cases() {
         let weights = open(&case);
-        let inventory = weights.inventory();
+        let (_, inventory) = weights.checkpoint().unwrap();
         for unit in inventory.spec.units() {
             let roles: Vec<_> = inventory.units[&unit]
+                .tensors
                 .iter()
                 .map(|tensor| tensor.role)
                 .collect();
@@ -76,7 +77,7 @@ fn variants_of_a_model_hold_the_same_values() {
     let mut first = BTreeMap::new();
     for (case, model) in cases() {
         let weights = open(&case);
-        let found = (weights.inventory().spec.clone(), values(&weights));
+        let found = (weights.spec().clone(), values(&weights));
         match first.get(&model) {
             None => drop(first.insert(model, found)),
             Some(expected) => assert!(*expected == found, "{case}"),
@@ -88,14 +89,18 @@ fn variants_of_a_model_hold_the_same_values() {
 fn views_of_experts_come_from_one_template() {
     for case in ["qwen3_moe", "qwen3_moe-fused", "qwen3_moe-fused-t"] {
         let weights = open(case);
-        let inventory = weights.inventory();
+        let (_, inventory) = weights.checkpoint().unwrap();
         assert!(inventory.expert_tensors(1).is_none(), "layer 1 is dense");
         for (expert, unit) in (0..6).map(|e| (e, Unit::Expert { layer: 2, expert: e })) {
             let templates = inventory.expert_tensors(2).unwrap();
-            let views: Vec<_> = templates.iter().map(|t| t.view.of_expert(expert)).collect();
-            let expected: Vec<_> = inventory.units[&unit]
+            let views: Vec<_> = templates
                 .iter()
-                .map(|t| t.view.clone())
+                .map(|t| t.source.of_expert(expert))
+                .collect();
+            let expected: Vec<_> = inventory.units[&unit]
+                .tensors
+                .iter()
+                .map(|t| t.source.clone())
                 .collect();
             assert_eq!(views, expected, "{case}");
         }
@@ -109,7 +114,7 @@ fn rows_are_read_alone() {
     let entry = weights.layout(unit).unwrap().tensors[1].clone();
     let all = &values(&weights)[&(unit, entry.role)];
     let (mut rows, row_len) = (AlignedBuf::default(), all.len() / entry.rows as usize);
-    weights.read_rows(&entry, 5..9, &mut rows).unwrap();
+    weights.read_rows(unit, &entry, 5..9, &mut rows).unwrap();
     assert_eq!(widened(&entry, rows.as_slice()), &all[5 * row_len..9 * row_len]);
 }
 
@@ -133,7 +138,7 @@ fn windows(spec: &ModelSpec) -> Vec<Option<u32>> {
 #[test]
 fn llama2_has_heads_of_its_own_and_ignores_frequencies() {
     let weights = open("llama2-inv-freq");
-    let Inventory { spec, ignored, .. } = weights.inventory();
+    let Inventory { spec, ignored, .. } = weights.checkpoint().unwrap().1;
     let expected = AttentionSpec {
         heads: 4,
         kv_heads: 4,
@@ -153,7 +158,7 @@ fn llama2_has_heads_of_its_own_and_ignores_frequencies() {
 fn llama3_scales_its_rotation_and_ties_its_head() {
     for case in ["llama3", "llama3-old"] {
         let weights = open(case);
-        let spec = &weights.inventory().spec;
+        let spec = weights.spec();
         let scaling = RopeScaling::Llama3 {
             factor: 8.0,
             low_freq_factor: 1.0,
@@ -169,23 +174,23 @@ fn llama3_scales_its_rotation_and_ties_its_head() {
 #[test]
 fn biases_follow_the_configuration() {
     let weights = open("llama-bias");
-    let spec = &weights.inventory().spec;
+    let spec = weights.spec();
     let found = attention(spec, 0);
     assert_eq!((found.qkv_bias, found.o_bias, found.kv_heads), (true, true, 4));
     assert!(matches!(&spec.layers[0].ffn, Ffn::Dense(dense) if dense.bias));
     let weights = open("qwen2");
-    let found = attention(&weights.inventory().spec, 0);
+    let found = attention(weights.spec(), 0);
     assert_eq!((found.qkv_bias, found.o_bias), (true, false));
 }
 
 #[test]
 fn windows_follow_the_configuration() {
-    assert_eq!(windows(&open("mistral").inventory().spec), [Some(8); 3]);
+    assert_eq!(windows(open("mistral").spec()), [Some(8); 3]);
     for case in ["qwen2", "qwen2-old"] {
-        assert_eq!(windows(&open(case).inventory().spec), [None, Some(8), Some(8)], "{case}");
+        assert_eq!(windows(open(case).spec()), [None, Some(8), Some(8)], "{case}");
     }
-    assert_eq!(windows(&open("qwen2_moe").inventory().spec), [None; 4]);
-    assert_eq!(windows(&open("mixtral").inventory().spec), [None; 2]);
+    assert_eq!(windows(open("qwen2_moe").spec()), [None; 4]);
+    assert_eq!(windows(open("mixtral").spec()), [None; 2]);
 }
 
 #[test]
@@ -193,16 +198,16 @@ fn queries_and_keys_are_normed_where_the_table_says() {
     for (case, norm) in
         [("qwen3", QkNorm::PerHead), ("qwen3_moe", QkNorm::PerHead), ("olmoe", QkNorm::Full)]
     {
-        assert_eq!(attention(&open(case).inventory().spec, 0).qk_norm, norm, "{case}");
+        assert_eq!(attention(open(case).spec(), 0).qk_norm, norm, "{case}");
     }
     let weights = open("olmoe");
-    assert_eq!(attention(&weights.inventory().spec, 0).clip_qkv, Some(1.5));
+    assert_eq!(attention(weights.spec(), 0).clip_qkv, Some(1.5));
 }
 
 #[test]
 fn a_stored_head_of_a_tied_model_is_ignored() {
     let weights = open("qwen3-head");
-    let ignored = &weights.inventory().ignored;
+    let ignored = &weights.checkpoint().unwrap().1.ignored;
     assert_eq!(ignored.len(), 1);
     assert_eq!(
         (&*ignored[0].tensor, &*ignored[0].reason),
@@ -214,7 +219,7 @@ fn a_stored_head_of_a_tied_model_is_ignored() {
 fn experts_follow_the_configuration() {
     let options = |case: &str, layer| {
         let weights = open(case);
-        let found = moe(&weights.inventory().spec, layer);
+        let found = moe(weights.spec(), layer);
         let shared = found
             .shared_expert
             .as_ref()
@@ -234,7 +239,9 @@ fn experts_follow_the_configuration() {
 fn dense_layers_among_sparse_ones() {
     let experts = |case: &str| -> Vec<u32> {
         open(case)
-            .inventory()
+            .checkpoint()
+            .unwrap()
+            .1
             .spec
             .layers
             .iter()

@@ -229,8 +229,9 @@ fn a_square_fused_tensor_is_laid_out_as_the_one_beside_it() {
     let inventory = inventory(dir.path()).unwrap();
     let expert = &inventory.units[&Unit::Expert { layer: 0, expert: 1 }];
     let strides: Vec<_> = expert
+        .tensors
         .iter()
-        .map(|t| (t.view.start, t.view.row_stride, t.view.col_stride))
+        .map(|t| (t.source.start, t.source.row_stride, t.source.col_stride))
         .collect();
     assert_eq!(strides, [(8192, 1, 128), (8192 + 64, 1, 128), (4096, 1, 64)]);
 }
@@ -251,7 +252,7 @@ fn an_ambiguous_fused_tensor_is_refused_unless_the_table_decides() {
         let json = json.replacen(roles, &format!(r#"{roles}, "layout": "{layout}""#), 1);
         let arch = Arch::parse(Path::new("own.json"), &json).unwrap();
         let inventory = Inventory::new(&checkpoint, Some(&arch)).unwrap();
-        let view = &inventory.expert_tensors(0).unwrap()[2].view;
+        let view = &inventory.expert_tensors(0).unwrap()[2].source;
         assert_eq!(
             (view.row_stride, view.col_stride, view.expert_stride),
             (strides.0, strides.1, 4096)

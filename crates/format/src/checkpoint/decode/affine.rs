@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use shardwright_quant::{Affine, narrow, widen};
+use shardwright_quant::Affine;
+use shardwright_quant::foreign::middle_biases;
 
 use super::{Decoding, Fetch};
 use crate::decoder::Decoder;
@@ -25,9 +26,6 @@ impl AffineRows {
 
 impl Decoding<'_> {
     /// Adds `count` rows, every `step`th from row `first` counted over all matrices, to `out`.
-    ///
-    /// A symmetric code means `(code - middle) * scale`: its bias is `-middle * scale`, rounded to
-    /// the type of scales.
     pub(in crate::checkpoint) fn affine_rows(
         &self,
         affine: Affine,
@@ -64,24 +62,10 @@ impl Decoding<'_> {
         let scales = read(1, grid_len)?;
         let biases = match self.decoder {
             Decoder::Mlx { .. } => read(2, grid_len)?,
-            _ => middle(affine, &scales),
+            _ => middle_biases(affine, &scales),
         };
         out.scales.extend(scales);
         out.biases.extend(biases);
         Ok(())
     }
-}
-
-/// What the middle code is less than zero by, for each scale.
-fn middle(affine: Affine, scales: &[u8]) -> Vec<u8> {
-    let dtype = affine.scale_dtype();
-    let mut values = vec![0.0; scales.len() / dtype.size()];
-    widen(dtype, scales, &mut values);
-    let middle = f32::from(affine.max_code() / 2 + 1);
-    for value in &mut values {
-        *value *= -middle;
-    }
-    let mut biases = vec![0; scales.len()];
-    narrow(dtype, &values, &mut biases);
-    biases
 }

@@ -1,24 +1,23 @@
-//! Makes the values of a quantized tensor as they are read, in 32-bit floats.
+//! Makes the values of a quantized tensor as they are read, in 32-bit floats. What codes mean is
+//! [`shardwright_quant::foreign`]; here is which bytes of which stored tensor it takes.
 
 mod affine;
-mod gguf;
-mod mxfp4;
-mod packed;
 mod part;
-mod scaled;
-mod transposed;
+mod schemes;
 
 use std::ops::Range;
 use std::path::Path;
 
+use shardwright_quant::foreign::Rect;
 use shardwright_quant::{Float, narrow};
 
-use super::{Checkpoint, TensorInfo};
+use super::Checkpoint;
+use super::files::TensorInfo;
 use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
 pub(super) use affine::AffineRows;
-pub(super) use mxfp4::GROUP as MXFP4_GROUP;
 use part::Part;
+use schemes::Reading;
 
 /// Reads bytes of a checkpoint file: its number, the first byte, what is to be filled.
 pub type Fetch<'f> = dyn FnMut(usize, u64, &mut [u8]) -> Result<()> + 'f;
@@ -31,28 +30,11 @@ pub(super) struct Decoding<'a> {
     decoder: &'a Decoder,
     /// The checkpoint's directory.
     root: &'a Path,
-    /// In the order of [`Decoder::parts`].
+    /// In the order of [`Decoder::stored_names`].
     parts: Vec<Part<'a>>,
     dtype: Float,
     rows: u64,
     cols: u64,
-}
-
-/// Some columns of some rows of one matrix of a tensor.
-struct Rect {
-    matrix: u64,
-    rows: Range<u64>,
-    cols: Range<u64>,
-}
-
-impl Rect {
-    const fn width(&self) -> usize {
-        (self.cols.end - self.cols.start) as usize
-    }
-
-    const fn len(&self) -> usize {
-        (self.rows.end - self.rows.start) as usize * self.width()
-    }
 }
 
 impl<'a> Decoding<'a> {
@@ -80,7 +62,7 @@ impl<'a> Decoding<'a> {
             Ok(Part::new(stored, matrices))
         };
         let parts = decoder
-            .parts()
+            .stored_names()
             .into_iter()
             .map(part)
             .collect::<Result<_>>()?;
@@ -101,10 +83,10 @@ impl<'a> Decoding<'a> {
         let (mut at, mut rest) = (first, out);
         let mut values = Vec::new();
         while at < end {
-            let rect = self.rect(at, end);
+            let (matrix, rect) = self.rect(at, end);
             values.clear();
             values.resize(rect.len(), 0.0);
-            self.decode(&rect, &mut values, fetch)?;
+            self.decode(matrix, &rect, &mut values, fetch)?;
             let (out, after) = rest.split_at_mut(rect.len() * size);
             narrow(self.dtype, &values, out);
             (at, rest) = (at + rect.len() as u64, after);
@@ -112,53 +94,44 @@ impl<'a> Decoding<'a> {
         Ok(())
     }
 
-    /// The most that can be decoded together from value `at`, before `end`: whole rows of one
-    /// matrix, or a part of one row.
-    fn rect(&self, at: u64, end: u64) -> Rect {
+    /// The most that can be decoded together from value `at`, before `end`: the matrix, and whole
+    /// rows of it or a part of one row.
+    fn rect(&self, at: u64, end: u64) -> (u64, Rect) {
         let (row, col) = (at / self.cols, at % self.cols);
         let (matrix, row) = (row / self.rows, row % self.rows);
         let left = end - at;
         if col != 0 || left < self.cols {
             let cols = col..self.cols.min(col + left);
-            return Rect { matrix, rows: row..row + 1, cols };
+            return (matrix, Rect { rows: row..row + 1, cols });
         }
         let most = (left / self.cols).min((PIECE / self.cols).max(1));
-        Rect { matrix, rows: row..self.rows.min(row + most), cols: 0..self.cols }
+        (matrix, Rect { rows: row..self.rows.min(row + most), cols: 0..self.cols })
     }
 
     /// Decodes a rectangle, with the columns around it that its codes can only be read with.
-    fn decode(&self, rect: &Rect, out: &mut [f32], fetch: &mut Fetch<'_>) -> Result<()> {
+    fn decode(
+        &self,
+        matrix: u64,
+        rect: &Rect,
+        out: &mut [f32],
+        fetch: &mut Fetch<'_>,
+    ) -> Result<()> {
         let unit = self.decoder.unit();
         let start = rect.cols.start / unit * unit;
         let end = rect.cols.end.next_multiple_of(unit).min(self.cols);
+        let mut reading = Reading { tensor: self, matrix, fetch };
         if (start..end) == rect.cols {
-            return self.decode_units(rect, out, fetch);
+            return reading.decode(rect, out);
         }
-        let wide = Rect { matrix: rect.matrix, rows: rect.rows.clone(), cols: start..end };
+        let wide = Rect { rows: rect.rows.clone(), cols: start..end };
         let mut values = vec![0.0; wide.len()];
-        self.decode_units(&wide, &mut values, fetch)?;
+        reading.decode(&wide, &mut values)?;
         let skip = (rect.cols.start - start) as usize;
         let rows = out.chunks_exact_mut(rect.width());
         for (out, row) in rows.zip(values.chunks_exact(wide.width())) {
             out.copy_from_slice(&row[skip..skip + out.len()]);
         }
         Ok(())
-    }
-
-    fn decode_units(&self, rect: &Rect, out: &mut [f32], fetch: &mut Fetch<'_>) -> Result<()> {
-        match *self.decoder {
-            Decoder::Scaled { values, block, .. } => self.scaled(values, block, rect, out, fetch),
-            Decoder::Mxfp4 { .. } => self.mxfp4(rect, out, fetch),
-            Decoder::Packed { bits, group_size, .. } => {
-                self.packed(bits, group_size, rect, out, fetch)
-            }
-            Decoder::Mlx { bits, group_size, .. } => self.mlx(bits, group_size, rect, out, fetch),
-            Decoder::Gptq { bits, group_size, less_one, .. } => {
-                self.gptq((bits, less_one), group_size, rect, out, fetch)
-            }
-            Decoder::Awq { group_size, .. } => self.awq(group_size, rect, out, fetch),
-            Decoder::Gguf { kind, heads, .. } => self.gguf(kind, heads, rect, out, fetch),
-        }
     }
 
     /// Where the parts of the matrices that hold values `first..end` lie: file and bytes.

@@ -5,7 +5,8 @@ use std::ops::Range;
 use shardwright_quant::{f8_e8m0, widen};
 
 use super::Fetch;
-use crate::checkpoint::{Dtype, StoredTensor};
+use crate::checkpoint::files::StoredTensor;
+use crate::dtype::Dtype;
 use crate::error::Result;
 
 /// A stored tensor, one of the parts of a quantized one.

@@ -138,7 +138,7 @@ fn values_are_those_of_other_implementations() {
         widen(Float::F32, &bytes, &mut expected);
         check_views(&checkpoint, name, &expected);
         assert_eq!(checkpoint.tensors().len(), 1, "parts are no tensors of their own");
-        assert_eq!(checkpoint.undecoded().count(), 0);
+        assert_eq!(checkpoint.unused().count(), 0);
     }
 }
 

@@ -138,7 +138,7 @@ fn blocks_are_stored_as_bytes_under_the_name_in_the_file() {
     assert_eq!(tensor, "blk.0.ffn_gate_exps.weight");
     assert_eq!(experts.shape, [3, 256, 256]);
     assert_eq!(blocks.stored()[tensor].shape, [3, 256, 144]);
-    assert_eq!(blocks.undecoded().count(), 0);
+    assert_eq!(blocks.unused().count(), 0);
     let quantized = &blocks.quantization().unwrap().tensors;
     assert_eq!(quantized.values().sum::<u64>(), 9);
     // Plain floats in the order of a checkpoint need no decoder.

@@ -1,6 +1,7 @@
 //! GGUF files: what llama.cpp keeps models and importance matrices in.
 
 mod config;
+mod facts;
 mod header;
 mod open;
 mod rope;

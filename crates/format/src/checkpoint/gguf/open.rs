@@ -1,25 +1,28 @@
 //! A GGUF file, or the pieces of one, as a checkpoint.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 use shardwright_quant::Float;
 
-use super::config::{self, Facts};
+use super::config;
+use super::facts::Facts;
 use super::header::{Header, Tensor};
 use super::read_header;
 use super::table::{Table, Target};
-use crate::arch::{EXPERT, LAYER, split_name};
-use crate::checkpoint::{
-    CONFIG_NAME, Checkpoint, CheckpointFile, Dtype, FILE_SUFFIX, INDEX_NAME, Quantization,
-    StoredTensor, TensorInfo, read_config,
+use crate::checkpoint::files::{
+    CONFIG_NAME, CheckpointFile, FILE_SUFFIX, Files, StoredTensor, TensorInfo, read_config,
 };
+use crate::checkpoint::group::{Grouped, Quantization};
+use crate::checkpoint::index::INDEX_NAME;
 use crate::decoder::Decoder;
+use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
+use crate::names::{EXPERT, LAYER, split};
 
 /// What names of files end in.
 pub const SUFFIX: &str = ".gguf";
@@ -72,7 +75,7 @@ fn numbered(name: &str) -> Option<(&str, &str)> {
 /// # Errors
 /// Files that contradict their layout, an architecture that is not known, metadata or tensors that
 /// are not those of one.
-pub(in crate::checkpoint) fn open(path: &Path, alone: bool) -> Result<Checkpoint> {
+pub(in crate::checkpoint) fn open(path: &Path, single_file: bool) -> Result<(Files, Grouped)> {
     let mut pieces = vec![Piece::open(path, 0)?];
     let count = pieces[0].count()?;
     for number in 1..count {
@@ -85,29 +88,27 @@ pub(in crate::checkpoint) fn open(path: &Path, alone: bool) -> Result<Checkpoint
         pieces.push(piece);
     }
     let opening = Opening::new(&pieces)?;
-    let (stored, tensors, spare) = opening.tensors()?;
-    let quantization = Quantization::decoded("gguf", &tensors, spare);
+    let (stored, tensors, auxiliary) = opening.tensors()?;
+    let quantization = Quantization::decoded("gguf", &tensors, auxiliary);
     let Opening { config, generated, .. } = opening;
     let root = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    Ok(Checkpoint {
-        left_out: BTreeSet::new(),
+    let files = Files {
         notes: Vec::new(),
         root: root.to_owned(),
         config_path: if generated { path.to_owned() } else { root.join(CONFIG_NAME) },
-        made_config: generated.then(|| format!("{config:#}\n").into_bytes()),
-        alone,
+        synthesized_config: generated.then(|| format!("{config:#}\n").into_bytes()),
+        single_file,
         config,
-        files: pieces
+        opened: pieces
             .into_iter()
             .map(Piece::into_file)
             .collect::<Result<_>>()?,
         stored,
-        tensors,
-        quantization,
-    })
+    };
+    Ok((files, Grouped { tensors, quantization }))
 }
 
 /// An open file and its first bytes.
@@ -190,12 +191,12 @@ impl<'a> Opening<'a> {
         let path = first.file.path().with_file_name(CONFIG_NAME);
         let generated = !path.is_file();
         let mut opening = Self { pieces, headers, table, config: Json::Null, generated };
-        opening.config = if generated { opening.made()? } else { read_config(&path)? };
+        opening.config = if generated { opening.synthesize()? } else { read_config(&path)? };
         Ok(opening)
     }
 
     /// The configuration that the metadata give.
-    fn made(&self) -> Result<Json> {
+    fn synthesize(&self) -> Result<Json> {
         let shapes = self
             .each()
             .map(|(_, t)| (t.name.to_owned(), t.shape.clone()));
@@ -238,13 +239,13 @@ impl<'a> Opening<'a> {
 
     /// Tensors as stored, those of weights by their names in a checkpoint, and those without use.
     fn tensors(&self) -> Result<(Named<StoredTensor>, Named<TensorInfo>, Named<String>)> {
-        let (mut stored, mut spare) = (BTreeMap::new(), BTreeMap::new());
+        let (mut stored, mut auxiliary) = (BTreeMap::new(), BTreeMap::new());
         let mut tensors = BTreeMap::new();
         for (at, tensor) in self.each() {
             if self.table.rope.factors.as_deref() == Some(tensor.name) {
                 stored.insert(tensor.name.to_owned(), as_stored(at, tensor));
                 let reason = "factors of rotary frequencies, computed from the configuration";
-                spare.insert(tensor.name.to_owned(), reason.to_owned());
+                auxiliary.insert(tensor.name.to_owned(), reason.to_owned());
                 continue;
             }
             let weights = self.weights(at, tensor);
@@ -260,12 +261,12 @@ impl<'a> Opening<'a> {
                 }
             }
         }
-        Ok((stored, tensors, spare))
+        Ok((stored, tensors, auxiliary))
     }
 
     /// A tensor of weights and its name in a checkpoint.
     fn weights(&self, file: usize, tensor: &Tensor<'_>) -> Result<(String, TensorInfo), String> {
-        let (pattern, [layer, expert]) = split_name(tensor.name);
+        let (pattern, [layer, expert]) = split(tensor.name);
         let target = pattern.and_then(|pattern| self.table.tensors.get(&pattern));
         let target = target.ok_or_else(|| format!("{} has no row for it", self.table.path))?;
         let name = target.name().replace(LAYER, &layer.to_string());

@@ -5,7 +5,7 @@ use std::f64::consts::TAU;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::config::Facts;
+use super::facts::Facts;
 
 /// `original_max_position_embeddings`, which llama.cpp takes where `config.json` has none. Factors
 /// depend on its ratio to the other two parameters alone, so any number would do.

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::checkpoint::Entries;
+use crate::entries::Entries;
 
 macro_rules! builtin {
     ($($name:literal,)*) => {

@@ -6,9 +6,10 @@ use shardwright_quant::Float;
 
 use super::Grouping;
 use super::fp8::{SCALE_TYPES, block_size};
-use super::scheme::shown;
-use crate::checkpoint::{Dtype, StoredTensor};
+use super::setting::shown;
+use crate::checkpoint::files::StoredTensor;
 use crate::decoder::Decoder;
+use crate::dtype::Dtype;
 use crate::error::Result;
 
 /// What the name of packed codes ends in.
@@ -79,7 +80,7 @@ impl Compressed {
         name: &str,
         stored: &StoredTensor,
     ) -> Result<()> {
-        grouping.spare_activations(name, ACTIVATIONS);
+        grouping.set_aside_activations(name, ACTIVATIONS);
         if let Some(module) = name.strip_suffix(CODES) {
             return self.take_packed(grouping, name, module, stored);
         }
@@ -125,11 +126,7 @@ impl Compressed {
             return Err(grouping.refused(name, detail));
         };
         let group_size = group.group_size(*cols).unwrap_or(*cols).max(1);
-        let zero_points = grouping
-            .checkpoint
-            .stored()
-            .contains_key(&zeros)
-            .then_some(zeros);
+        let zero_points = grouping.files.stored.contains_key(&zeros).then_some(zeros);
         if let Some(zeros) = &zero_points {
             let found = grouping.part(name, zeros, &[Dtype::I32])?;
             let words = rows.saturating_mul(u64::from(group.bits)).div_ceil(32);
@@ -248,7 +245,7 @@ impl Grouping<'_> {
         self.check_shape(of, name, &held.shape, &[vec![count as u64]])?;
         let size = held.dtype.size();
         let mut bytes = vec![0; count * size];
-        self.checkpoint.files()[held.file]
+        self.files.opened[held.file]
             .file
             .read_at(held.offset, &mut bytes)?;
         let numbers = bytes.chunks_exact(size).map(|bytes| {

@@ -6,9 +6,10 @@ use serde_json::Value;
 use shardwright_quant::Float;
 
 use super::Grouping;
-use super::scheme::shown;
-use crate::checkpoint::{Dtype, StoredTensor};
+use super::setting::shown;
+use crate::checkpoint::files::StoredTensor;
 use crate::decoder::Decoder;
+use crate::dtype::Dtype;
 use crate::error::Result;
 
 /// What the names of scales end in.
@@ -68,12 +69,12 @@ impl Fp8 {
         name: &str,
         stored: &StoredTensor,
     ) -> Result<()> {
-        grouping.spare_activations(name, ACTIVATIONS);
+        grouping.set_aside_activations(name, ACTIVATIONS);
         if !matches!(stored.dtype, Dtype::F8E4m3 | Dtype::F8E5m2) || stored.shape.len() < 2 {
             return Ok(());
         }
         let [usual, older] = SCALES.map(|ending| format!("{name}{ending}"));
-        let all = grouping.checkpoint.stored();
+        let all = &grouping.files.stored;
         let scales =
             if all.contains_key(&older) && !all.contains_key(&usual) { older } else { usual };
         let [.., rows, cols] = stored.shape[..] else { return Ok(()) };
@@ -98,11 +99,11 @@ pub(super) fn block_size(value: &Value) -> Option<[u64; 2]> {
 
 impl Grouping<'_> {
     /// Sets aside a scale of activations.
-    pub(super) fn spare_activations(&mut self, name: &str, endings: &[&str]) {
+    pub(super) fn set_aside_activations(&mut self, name: &str, endings: &[&str]) {
         let last = name.rsplit('.').next().unwrap_or(name);
         if endings.iter().any(|ending| last.ends_with(ending)) {
             let reason = "scale of quantized activations; activations are not quantized";
-            self.spare.insert(name.to_owned(), reason.to_owned());
+            self.auxiliary.insert(name.to_owned(), reason.to_owned());
         }
     }
 

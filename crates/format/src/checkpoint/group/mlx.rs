@@ -6,9 +6,10 @@ use serde_json::Value;
 use shardwright_quant::Float;
 
 use super::Grouping;
-use super::scheme::{number, shown};
-use crate::checkpoint::{Dtype, StoredTensor};
+use super::setting::{number, shown};
+use crate::checkpoint::files::StoredTensor;
 use crate::decoder::Decoder;
+use crate::dtype::Dtype;
 use crate::error::Result;
 
 /// Types of scales and biases.

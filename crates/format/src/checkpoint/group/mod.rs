@@ -6,6 +6,7 @@ mod ignore;
 mod mlx;
 mod mxfp4;
 mod scheme;
+mod setting;
 mod transposed;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,8 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use shardwright_quant::Float;
 
-use super::{Checkpoint, Dtype, StoredTensor, TensorInfo};
+use super::files::{Files, StoredTensor, TensorInfo};
 use crate::decoder::Decoder;
+use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
 pub use scheme::QUANTIZATION_KEYS;
 use scheme::Scheme;
@@ -37,8 +39,8 @@ pub struct Quantization {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<String>,
     /// Tensors beside quantized ones that their values do not need, and why.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub spare: BTreeMap<String, String>,
+    #[serde(rename = "spare", skip_serializing_if = "BTreeMap::is_empty")]
+    pub auxiliary: BTreeMap<String, String>,
 }
 
 impl Quantization {
@@ -46,13 +48,13 @@ impl Quantization {
     pub(super) fn decoded(
         method: &str,
         tensors: &BTreeMap<String, TensorInfo>,
-        spare: BTreeMap<String, String>,
+        auxiliary: BTreeMap<String, String>,
     ) -> Option<Self> {
         let mut counts = BTreeMap::new();
         for decoder in tensors.values().filter_map(|info| info.decoder.as_ref()) {
             *counts.entry(decoder.label()).or_insert(0) += 1;
         }
-        let any = !counts.is_empty() || !spare.is_empty();
+        let any = !counts.is_empty() || !auxiliary.is_empty();
         any.then(|| Self {
             method: method.to_owned(),
             tensors: counts,
@@ -60,9 +62,15 @@ impl Quantization {
             kept: BTreeMap::new(),
             unnamed: BTreeMap::new(),
             unread: Vec::new(),
-            spare,
+            auxiliary,
         })
     }
+}
+
+/// The tensors of weights of a checkpoint, and what of them is quantized; none if nothing is.
+pub(super) struct Grouped {
+    pub(super) tensors: BTreeMap<String, TensorInfo>,
+    pub(super) quantization: Option<Quantization>,
 }
 
 /// The tensors of weights of a checkpoint, quantized ones as they are once decoded.
@@ -70,53 +78,50 @@ impl Quantization {
 /// # Errors
 /// An unknown scheme; a part of a quantized tensor that is missing, left over, or of another dtype
 /// or shape; a quantized tensor of a module that the configuration says is not.
-pub(super) fn group(
-    checkpoint: &Checkpoint,
-) -> Result<(BTreeMap<String, TensorInfo>, Option<Quantization>)> {
+pub(super) fn group(files: &Files) -> Result<Grouped> {
     let plain = |stored: &StoredTensor| matches!(stored.dtype, Dtype::Float(_));
-    let scheme = match Scheme::of(checkpoint) {
+    let scheme = match Scheme::new(files) {
         // What a conversion to plain floats left in the configuration says nothing of the weights.
-        Err(_) if checkpoint.stored().values().all(plain) => None,
+        Err(_) if files.stored.values().all(plain) => None,
         found => found?,
     };
     let mut grouping = Grouping {
-        checkpoint,
+        files,
         used: BTreeSet::new(),
-        spare: BTreeMap::new(),
+        auxiliary: BTreeMap::new(),
         tensors: BTreeMap::new(),
     };
     if let Some(scheme) = &scheme {
-        for (name, stored) in checkpoint.stored() {
+        for (name, stored) in &files.stored {
             scheme.take(&mut grouping, name, stored)?;
         }
-        grouping.refuse_left_over(scheme)?;
+        grouping.refuse_unowned(scheme)?;
     }
     grouping.add_floats();
     let quantization = scheme.map(|scheme| grouping.facts(scheme)).transpose()?;
-    Ok((grouping.tensors, quantization))
+    Ok(Grouped { tensors: grouping.tensors, quantization })
 }
 
 /// The work of grouping.
 struct Grouping<'a> {
-    checkpoint: &'a Checkpoint,
+    files: &'a Files,
     /// Stored tensors that are parts of quantized ones.
     used: BTreeSet<String>,
-    spare: BTreeMap<String, String>,
+    auxiliary: BTreeMap<String, String>,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
 impl<'a> Grouping<'a> {
     fn refused(&self, name: &str, detail: impl Into<String>) -> FormatError {
-        let stored = self.checkpoint.stored().get(name);
-        let path = stored.map_or(self.checkpoint.root(), |stored| {
-            self.checkpoint.files()[stored.file].file.path()
-        });
+        let stored = self.files.stored.get(name);
+        let path = stored
+            .map_or(self.files.root.as_path(), |stored| self.files.opened[stored.file].file.path());
         FormatError::tensor(path, name, detail)
     }
 
     /// The stored tensor `name`, a part of `of`.
     fn part(&self, of: &str, name: &str, dtypes: &[Dtype]) -> Result<&'a StoredTensor> {
-        let found = self.checkpoint.stored().get(name);
+        let found = self.files.stored.get(name);
         let found = found
             .ok_or_else(|| self.refused(of, format!("expected `{name}` with it, found none")))?;
         if dtypes.contains(&found.dtype) {
@@ -133,7 +138,7 @@ impl<'a> Grouping<'a> {
             return Ok(());
         }
         let shapes: Vec<_> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
-        let whole = self.checkpoint.stored().get(of);
+        let whole = self.files.stored.get(of);
         let whole = whole.map_or_else(String::new, |s| format!(" of shape {:?}", s.shape));
         let shapes = shapes.join(" or ");
         let detail = format!("expected shape {shapes} with `{of}`{whole}, found {found:?}");
@@ -142,7 +147,7 @@ impl<'a> Grouping<'a> {
 
     /// Takes in a quantized tensor.
     fn add(&mut self, name: String, dtype: Float, shape: Vec<u64>, decoder: Decoder) -> Result<()> {
-        let main = &self.checkpoint.stored()[decoder.main()];
+        let main = &self.files.stored[decoder.main()];
         let values = shape
             .iter()
             .try_fold(4_u64, |len, dim| len.checked_mul(*dim));
@@ -150,12 +155,12 @@ impl<'a> Grouping<'a> {
             let detail = format!("decoded shape {shape:?}: its size in bytes leaves 64 bits");
             return Err(self.refused(decoder.main(), detail));
         }
-        if name != decoder.main() && self.checkpoint.stored().contains_key(&name) {
+        if name != decoder.main() && self.files.stored.contains_key(&name) {
             let detail = format!("it gives `{name}`, which the checkpoint holds too");
             return Err(self.refused(decoder.main(), detail));
         }
         self.used
-            .extend(decoder.parts().into_iter().map(str::to_owned));
+            .extend(decoder.stored_names().into_iter().map(str::to_owned));
         let StoredTensor { file, offset, len, .. } = *main;
         let info = TensorInfo { file, dtype, shape, offset, len, decoder: Some(decoder) };
         self.tensors.insert(name, info);
@@ -163,11 +168,11 @@ impl<'a> Grouping<'a> {
     }
 
     /// Refuses parts of the scheme's tensors that belong to none.
-    fn refuse_left_over(&self, scheme: &Scheme) -> Result<()> {
-        let mut names = self.checkpoint.stored().keys();
+    fn refuse_unowned(&self, scheme: &Scheme) -> Result<()> {
+        let mut names = self.files.stored.keys();
         let left = names.find_map(|name| {
             let whole = scheme.whole_of(name)?;
-            let free = !self.used.contains(name) && !self.spare.contains_key(name);
+            let free = !self.used.contains(name) && !self.auxiliary.contains_key(name);
             free.then_some((name, whole))
         });
         left.map_or(Ok(()), |(name, whole)| {
@@ -178,9 +183,9 @@ impl<'a> Grouping<'a> {
 
     /// Takes in what is stored as floats and is no part of a quantized tensor.
     fn add_floats(&mut self) {
-        for (name, stored) in self.checkpoint.stored() {
+        for (name, stored) in &self.files.stored {
             let Dtype::Float(dtype) = stored.dtype else { continue };
-            if self.used.contains(name) || self.spare.contains_key(name) {
+            if self.used.contains(name) || self.auxiliary.contains_key(name) {
                 continue;
             }
             let StoredTensor { file, offset, len, .. } = *stored;
@@ -210,9 +215,17 @@ impl<'a> Grouping<'a> {
                 (None, None) => *unnamed.entry(starred(name)).or_insert(0) += 1,
             }
         }
-        let spare = std::mem::take(&mut self.spare);
+        let auxiliary = std::mem::take(&mut self.auxiliary);
         let (ignore, unread) = (scheme.ignore.entries, scheme.ignore.unread);
-        Ok(Quantization { method: scheme.method, tensors, ignore, kept, unnamed, unread, spare })
+        Ok(Quantization {
+            method: scheme.method,
+            tensors,
+            ignore,
+            kept,
+            unnamed,
+            unread,
+            auxiliary,
+        })
     }
 }
 

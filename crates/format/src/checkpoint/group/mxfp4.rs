@@ -1,11 +1,12 @@
 //! `mxfp4`: the experts of gpt-oss, `N_blocks` beside `N_scales`, rows the outputs.
 
 use shardwright_quant::Float;
+use shardwright_quant::foreign::MXFP4_GROUP;
 
 use super::Grouping;
-use crate::checkpoint::decode::MXFP4_GROUP;
-use crate::checkpoint::{Dtype, StoredTensor};
+use crate::checkpoint::files::StoredTensor;
 use crate::decoder::Decoder;
+use crate::dtype::Dtype;
 use crate::error::Result;
 
 /// What the names of values end in.

@@ -1,6 +1,6 @@
 //! The scheme that a configuration names.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -8,9 +8,10 @@ use super::compressed::{self, Compressed};
 use super::fp8::Fp8;
 use super::ignore::Ignore;
 use super::mlx::{self, Mlx};
+use super::setting::shown;
 use super::transposed::{self, Transposed};
 use super::{Grouping, mxfp4};
-use crate::checkpoint::{Checkpoint, StoredTensor};
+use crate::checkpoint::files::{Files, StoredTensor};
 use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, read_limited};
 
@@ -49,8 +50,8 @@ impl Scheme {
     ///
     /// # Errors
     /// One that is not known, or parameters that it cannot have.
-    pub(super) fn of(checkpoint: &Checkpoint) -> Result<Option<Self>> {
-        let config = checkpoint.config();
+    pub(super) fn new(files: &Files) -> Result<Option<Self>> {
+        let config = &files.config;
         let objects = [("", Some(config)), ("text_config.", config.get("text_config"))];
         let found = objects.into_iter().find_map(|(place, object)| {
             let keys = QUANTIZATION_KEYS.iter();
@@ -58,8 +59,8 @@ impl Scheme {
             let (key, found) = found.find(|(_, value)| !value.is_null())?;
             Some((format!("{place}{key}"), found))
         });
-        let Some((place, config)) = found else { return Self::beside(checkpoint) };
-        let path = checkpoint.config_path();
+        let Some((place, config)) = found else { return Self::beside(files) };
+        let path: &Path = &files.config_path;
         let refuse = |detail| FormatError::file(path, format!("`{place}`: {detail}"));
         Self::parse(config)
             .map(Some)
@@ -67,9 +68,9 @@ impl Scheme {
     }
 
     /// The scheme that a file beside `config.json` describes.
-    fn beside(checkpoint: &Checkpoint) -> Result<Option<Self>> {
+    fn beside(files: &Files) -> Result<Option<Self>> {
         for (file, member, method) in BESIDE {
-            let path: PathBuf = checkpoint.root().join(file);
+            let path: PathBuf = files.root.join(file);
             let Some(text) = read_limited(&path, CONFIG_LIMIT)? else { continue };
             let refuse = |detail: String| FormatError::file(&path, detail);
             let found: Value = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
@@ -137,19 +138,4 @@ impl Scheme {
             Kind::Transposed(_) => transposed::whole_of(name),
         }
     }
-}
-
-/// The number `key` of a configuration, one of `known`.
-pub(super) fn number(config: &Value, key: &str, known: &[u64]) -> Result<u64, String> {
-    let found = config.get(key);
-    let number = found.and_then(Value::as_u64).filter(|n| known.contains(n));
-    number.ok_or_else(|| {
-        let known: Vec<_> = known.iter().map(u64::to_string).collect();
-        format!("`{key}`: expected one of {}, found {}", known.join(", "), shown(found))
-    })
-}
-
-/// A value for an error message.
-pub(super) fn shown(value: Option<&Value>) -> String {
-    value.map_or_else(|| "nothing".to_owned(), Value::to_string)
 }

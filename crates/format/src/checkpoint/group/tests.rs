@@ -2,6 +2,7 @@ use serde_json::{Value, json};
 use shardwright_quant::Float;
 
 use super::*;
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::testing::{Held, message, write_held};
 
 const F32: Dtype = Dtype::Float(Float::F32);
@@ -73,7 +74,7 @@ fn scales_have_other_names_and_may_be_one_for_each_row() {
         let config = json!({ "quant_method": method, "quant_algo": "FP8" });
         let facts = opened(&config, &[weight(), scales(shape), spare()]);
         assert_eq!(facts.tensors, BTreeMap::from([(label.to_owned(), 1)]), "{method}");
-        assert!(facts.spare.contains_key("a.input_scale"));
+        assert!(facts.auxiliary.contains_key("a.input_scale"));
     }
     let left = refusal(&json!({ "quant_method": "fp8" }), &[scales(&[]), spare()]);
     assert!(left.ends_with("it belongs to a quantized `a.weight`, found none"), "{left}");
@@ -255,5 +256,5 @@ fn scales_of_activations_are_set_aside_with_a_reason() {
     ];
     let facts = opened(&fp8(), &tensors);
     let reason = "scale of quantized activations; activations are not quantized";
-    assert_eq!(facts.spare, BTreeMap::from([("a.input_scale".to_owned(), reason.to_owned())]));
+    assert_eq!(facts.auxiliary, BTreeMap::from([("a.input_scale".to_owned(), reason.to_owned())]));
 }

@@ -4,9 +4,10 @@ use serde_json::Value;
 use shardwright_quant::Float;
 
 use super::Grouping;
-use super::scheme::{number, shown};
-use crate::checkpoint::{Dtype, StoredTensor};
+use super::setting::{number, shown};
+use crate::checkpoint::files::StoredTensor;
 use crate::decoder::Decoder;
+use crate::dtype::Dtype;
 use crate::error::Result;
 
 /// What the name of codes ends in.
@@ -26,7 +27,7 @@ pub(super) struct Transposed {
 }
 
 enum Packing {
-    Gptq { less_one: bool },
+    Gptq { zeros_stored_minus_one: bool },
     Awq,
 }
 
@@ -41,7 +42,8 @@ struct Extent {
 
 impl Transposed {
     pub(super) fn gptq(config: &Value) -> Result<Self, String> {
-        let less_one = match config.get("checkpoint_format").map(|f| (f, f.as_str())) {
+        let zeros_stored_minus_one = match config.get("checkpoint_format").map(|f| (f, f.as_str()))
+        {
             None | Some((Value::Null, _) | (_, Some("gptq"))) => true,
             Some((_, Some("gptq_v2"))) => false,
             Some((found, _)) => {
@@ -51,7 +53,11 @@ impl Transposed {
             }
         };
         let bits = number(config, "bits", &[2, 4, 8])? as u8;
-        Ok(Self { bits, group_size: group_size(config)?, packing: Packing::Gptq { less_one } })
+        Ok(Self {
+            bits,
+            group_size: group_size(config)?,
+            packing: Packing::Gptq { zeros_stored_minus_one },
+        })
     }
 
     pub(super) fn awq(config: &Value) -> Result<Self, String> {
@@ -84,9 +90,9 @@ impl Transposed {
         let (codes, group_size) = (name.to_owned(), size.step);
         let decoder = match self.packing {
             Packing::Awq => Decoder::Awq { codes, zero_points: zeros, scales, group_size },
-            Packing::Gptq { less_one } => {
+            Packing::Gptq { zeros_stored_minus_one } => {
                 let index = part("g_idx");
-                let held = grouping.checkpoint.stored().contains_key(&index);
+                let held = grouping.files.stored.contains_key(&index);
                 if held {
                     let found = grouping.part(name, &index, &[Dtype::I32])?;
                     grouping.check_shape(name, &index, &found.shape, &[vec![size.cols]])?;
@@ -94,7 +100,15 @@ impl Transposed {
                 let groups = held.then_some(index);
                 let bits = self.bits;
                 let zero_points = zeros;
-                Decoder::Gptq { codes, zero_points, scales, groups, bits, group_size, less_one }
+                Decoder::Gptq {
+                    codes,
+                    zero_points,
+                    scales,
+                    groups,
+                    bits,
+                    group_size,
+                    zeros_stored_minus_one,
+                }
             }
         };
         let shape = vec![size.rows, size.cols];

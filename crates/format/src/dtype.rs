@@ -135,7 +135,7 @@ impl TryFrom<String> for Dtype {
 }
 
 /// What is said of a name that is no type's.
-pub(super) fn unknown(label: &str) -> String {
+pub(crate) fn unknown(label: &str) -> String {
     let known: Vec<_> = Dtype::ALL.iter().map(|dtype| dtype.label()).collect();
     format!("unsupported dtype: expected one of {}, found `{label}`", known.join(", "))
 }

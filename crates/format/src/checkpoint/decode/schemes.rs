@@ -1,0 +1,211 @@
+//! What each scheme reads of which stored tensor.
+
+use std::ops::Range;
+
+use shardwright_quant::foreign::{
+    self, AWQ_ORDER, Grid, MXFP4_GROUP, PackedRows, Rect, WORD_ORDER,
+};
+use shardwright_quant::{Ggml, f8_e4m3, f8_e5m2};
+
+use super::{Decoding, Fetch};
+use crate::decoder::Decoder;
+use crate::dtype::Dtype;
+use crate::error::{FormatError, Result};
+
+/// One matrix of a quantized tensor, being read.
+pub(super) struct Reading<'r, 'a, 'f> {
+    pub(super) tensor: &'r Decoding<'a>,
+    pub(super) matrix: u64,
+    pub(super) fetch: &'r mut Fetch<'f>,
+}
+
+impl Reading<'_, '_, '_> {
+    /// Fills `out` with the values of a rectangle whose columns begin and end where codes can be
+    /// read alone.
+    pub(super) fn decode(&mut self, rect: &Rect, out: &mut [f32]) -> Result<()> {
+        match *self.tensor.decoder {
+            Decoder::Scaled { values, block, .. } => self.scaled(values, block, rect, out),
+            Decoder::Mxfp4 { .. } => self.mxfp4(rect, out),
+            Decoder::Packed { bits, group_size, .. } => self.packed(bits, group_size, rect, out),
+            Decoder::Mlx { bits, group_size, .. } => self.mlx(bits, group_size, rect, out),
+            Decoder::Gptq { bits, group_size, zeros_stored_minus_one, .. } => {
+                self.gptq(bits, group_size, zeros_stored_minus_one, rect, out)
+            }
+            Decoder::Awq { group_size, .. } => self.awq(group_size, rect, out),
+            Decoder::Gguf { kind, heads, .. } => self.gguf(kind, heads, rect, out),
+        }
+    }
+
+    /// Bytes `cols` of each of `rows` of stored tensor `at`; its rows are `row_len` bytes long.
+    fn bytes(
+        &mut self,
+        at: usize,
+        row_len: u64,
+        rows: &Range<u64>,
+        cols: &Range<u64>,
+    ) -> Result<Vec<u8>> {
+        let place = (rows.clone(), cols.clone());
+        self.tensor.parts[at].bytes(self.matrix, row_len, place, self.fetch)
+    }
+
+    /// Values `cols` of each of `rows` of stored tensor `at`, of floats; its rows are `width` values.
+    fn floats(
+        &mut self,
+        at: usize,
+        width: u64,
+        rows: &Range<u64>,
+        cols: &Range<u64>,
+    ) -> Result<Vec<f32>> {
+        let place = (rows.clone(), cols.clone());
+        self.tensor.parts[at].floats(self.matrix, width, place, self.fetch)
+    }
+
+    fn scaled(
+        &mut self,
+        values: Dtype,
+        block: [u64; 2],
+        rect: &Rect,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let cols = self.tensor.cols;
+        let bytes = self.bytes(0, cols, &rect.rows, &rect.cols)?;
+        let grid_rows = rect.rows.start / block[0]..rect.rows.end.div_ceil(block[0]);
+        let grid_cols = rect.groups(block[1]);
+        let scales = self.floats(1, cols.div_ceil(block[1]), &grid_rows, &grid_cols)?;
+        let value: fn(u8) -> f32 = match values {
+            Dtype::F8E4m3 => f8_e4m3,
+            Dtype::F8E5m2 => f8_e5m2,
+            _ => |byte| f32::from(byte.cast_signed()),
+        };
+        foreign::scaled(value, &bytes, &scales, block, rect, out);
+        Ok(())
+    }
+
+    fn mxfp4(&mut self, rect: &Rect, out: &mut [f32]) -> Result<()> {
+        let cols = self.tensor.cols;
+        let pairs = rect.cols.start / 2..rect.cols.end / 2;
+        let bytes = self.bytes(0, cols / 2, &rect.rows, &pairs)?;
+        let powers = self.bytes(1, cols / MXFP4_GROUP, &rect.rows, &rect.groups(MXFP4_GROUP))?;
+        foreign::mxfp4(&bytes, &powers, out);
+        Ok(())
+    }
+
+    fn packed(&mut self, bits: u8, group_size: u64, rect: &Rect, out: &mut [f32]) -> Result<()> {
+        let (groups, all) = (rect.groups(group_size), self.tensor.cols.div_ceil(group_size));
+        let codes = self.codes(bits, rect)?;
+        let scales = self.floats(1, all, &rect.rows, &groups)?;
+        // Stored tensor 2 is the shape, which was read when the checkpoint was opened.
+        let zeros = if self.tensor.parts.len() > 3 {
+            let per_word = 32 / u64::from(bits);
+            let words = rect.rows.start / per_word..rect.rows.end.div_ceil(per_word);
+            let bytes = self.bytes(3, all * 4, &words, &(groups.start * 4..groups.end * 4))?;
+            let width = (groups.end - groups.start) as usize;
+            Some(foreign::zero_points(bits, &bytes, width, rect))
+        } else {
+            None
+        };
+        let codes = PackedRows { bytes: &codes, bits };
+        foreign::symmetric(codes, group_size, &scales, zeros.as_deref(), rect, out);
+        Ok(())
+    }
+
+    fn mlx(&mut self, bits: u8, group_size: u64, rect: &Rect, out: &mut [f32]) -> Result<()> {
+        let (groups, all) = (rect.groups(group_size), self.tensor.cols.div_ceil(group_size));
+        let codes = self.codes(bits, rect)?;
+        let scales = self.floats(1, all, &rect.rows, &groups)?;
+        let biases = self.floats(2, all, &rect.rows, &groups)?;
+        let codes = PackedRows { bytes: &codes, bits };
+        foreign::affine(codes, group_size, &scales, &biases, rect, out);
+        Ok(())
+    }
+
+    /// The words along the columns that hold the codes of a rectangle.
+    fn codes(&mut self, bits: u8, rect: &Rect) -> Result<Vec<u8>> {
+        let bits = u64::from(bits);
+        let row_len = (self.tensor.cols * bits).div_ceil(32) * 4;
+        let words = rect.cols.start * bits / 8..(rect.cols.end * bits).div_ceil(32) * 4;
+        self.bytes(0, row_len, &rect.rows, &words)
+    }
+
+    fn gptq(
+        &mut self,
+        bits: u8,
+        group_size: u64,
+        zeros_stored_minus_one: bool,
+        rect: &Rect,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let index = self.group_index(group_size, rect)?;
+        let first = index.iter().min().copied().unwrap_or_default();
+        let last = index.iter().max().copied().unwrap_or_default();
+        let index: Vec<_> = index.iter().map(|group| (group - first) as usize).collect();
+        // Adding a word of ones in all places adds one to each zero point.
+        let add = if zeros_stored_minus_one { u32::MAX / ((1 << bits) - 1) } else { 0 };
+        let grid = self.grid((bits, &WORD_ORDER, add), &(first..last + 1), &rect.rows)?;
+        let words = rect.groups(32 / u64::from(bits));
+        let columns = rect.rows.start * 4..rect.rows.end * 4;
+        let bytes = self.bytes(0, self.tensor.rows * 4, &words, &columns)?;
+        foreign::gptq(bits, &bytes, &grid, &index, rect, out);
+        Ok(())
+    }
+
+    /// The group of each column.
+    fn group_index(&mut self, group_size: u64, rect: &Rect) -> Result<Vec<u64>> {
+        let tensor = self.tensor;
+        if tensor.parts.len() < 4 {
+            return Ok(rect.cols.clone().map(|c| c / group_size).collect());
+        }
+        let groups = tensor.cols.div_ceil(group_size);
+        let bytes = rect.cols.start * 4..rect.cols.end * 4;
+        let bytes = self.bytes(3, tensor.cols * 4, &(0..1), &bytes)?;
+        let index = bytes.as_chunks::<4>().0.iter().map(|bytes| {
+            let index = i32::from_le_bytes(*bytes);
+            let known = u64::try_from(index).ok().filter(|index| *index < groups);
+            known.ok_or_else(|| {
+                let detail = format!("expected groups below {groups}, found {index}");
+                FormatError::tensor(tensor.root, tensor.decoder.stored_names()[3], detail)
+            })
+        });
+        index.collect()
+    }
+
+    fn awq(&mut self, group_size: u64, rect: &Rect, out: &mut [f32]) -> Result<()> {
+        let grid = self.grid((4, &AWQ_ORDER, 0), &rect.groups(group_size), &rect.rows)?;
+        let words = rect.rows.start / 8 * 4..rect.rows.end.div_ceil(8) * 4;
+        let bytes = self.bytes(0, self.tensor.rows / 2, &rect.cols, &words)?;
+        foreign::awq(group_size, &bytes, &grid, rect, out);
+        Ok(())
+    }
+
+    /// Scales and zero points of some groups and rows: see [`Grid::new`].
+    fn grid(
+        &mut self,
+        (bits, order, add): (u8, &[u32], u32),
+        groups: &Range<u64>,
+        rows: &Range<u64>,
+    ) -> Result<Grid> {
+        let (all_rows, per_word) = (self.tensor.rows, 32 / u64::from(bits));
+        let words = rows.start / per_word * 4..rows.end.div_ceil(per_word) * 4;
+        let zeros = self.bytes(1, all_rows.div_ceil(per_word) * 4, groups, &words)?;
+        let scales = self.floats(2, all_rows, groups, rows)?;
+        Ok(Grid::new((bits, order, add), scales, &zeros, rows))
+    }
+
+    /// The values of whole blocks; with `heads`, of rows in the order of a checkpoint.
+    fn gguf(&mut self, kind: Ggml, heads: Option<u64>, rect: &Rect, out: &mut [f32]) -> Result<()> {
+        let bytes_of = |values: u64| values / kind.block_values() * kind.block_bytes();
+        let row_len = bytes_of(self.tensor.cols);
+        let cols = bytes_of(rect.cols.start)..bytes_of(rect.cols.end);
+        let Some(heads) = heads else {
+            let bytes = self.bytes(0, row_len, &rect.rows, &cols)?;
+            kind.decode(&bytes, out);
+            return Ok(());
+        };
+        for (row, out) in rect.rows.clone().zip(out.chunks_exact_mut(rect.width())) {
+            let at = foreign::interleaved_row(row, self.tensor.rows / heads);
+            let bytes = self.bytes(0, row_len, &(at..at + 1), &cols)?;
+            kind.decode(&bytes, out);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,141 @@
+//! What the files of a checkpoint say: configuration and headers, no weights.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use shardwright_quant::Float;
+
+use crate::decoder::Decoder;
+use crate::dtype::Dtype;
+use crate::error::{FormatError, Result};
+use crate::io::{CONFIG_LIMIT, ReadFile, read_required};
+
+/// The model's configuration.
+pub const CONFIG_NAME: &str = "config.json";
+/// The one file of a checkpoint that is not split.
+pub const SINGLE_NAME: &str = "model.safetensors";
+/// What the names of checkpoint files end in.
+pub(super) const FILE_SUFFIX: &str = ".safetensors";
+
+/// Configuration, headers and file handles.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub(super) root: PathBuf,
+    pub(super) config_path: PathBuf,
+    pub(super) config: Value,
+    /// Bytes of a `config.json` that no file holds.
+    pub(super) synthesized_config: Option<Vec<u8>>,
+    /// Whether only what belongs to every model is taken from the directory.
+    pub(super) single_file: bool,
+    pub(super) opened: Vec<CheckpointFile>,
+    pub(super) stored: BTreeMap<String, StoredTensor>,
+    /// What is odd and was put right: a line each.
+    pub(super) notes: Vec<String>,
+}
+
+impl Files {
+    /// A directory of files, none of which is open yet.
+    pub(super) const fn new(root: PathBuf, config_path: PathBuf, config: Value) -> Self {
+        Self {
+            root,
+            config_path,
+            config,
+            synthesized_config: None,
+            single_file: false,
+            opened: Vec::new(),
+            stored: BTreeMap::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Whether two ranges, of these files and of others, hold the same bytes: file, first byte,
+    /// length.
+    pub(super) fn same_range(
+        &self,
+        a: (usize, u64, u64),
+        other: &Self,
+        b: (usize, u64, u64),
+    ) -> Result<bool> {
+        const PIECE: u64 = 1 << 20;
+        if a.2 != b.2 {
+            return Ok(false);
+        }
+        let (mut left, mut right) = (Vec::new(), Vec::new());
+        for at in (0..a.2).step_by(PIECE as usize) {
+            let len = PIECE.min(a.2 - at) as usize;
+            left.resize(len, 0);
+            right.resize(len, 0);
+            self.opened[a.0].file.read_at(a.1 + at, &mut left)?;
+            other.opened[b.0].file.read_at(b.1 + at, &mut right)?;
+            if left != right {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// One `.safetensors` or GGUF file.
+#[derive(Debug)]
+pub struct CheckpointFile {
+    /// Path from the checkpoint's directory.
+    pub name: String,
+    /// The open file.
+    pub file: ReadFile,
+    /// The byte at which its data starts.
+    pub header_len: u64,
+}
+
+/// A tensor as a file holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Position in [`Checkpoint::files`](super::Checkpoint::files).
+    pub file: usize,
+    /// Type of its values.
+    pub dtype: Dtype,
+    /// Outermost dimension first.
+    pub shape: Vec<u64>,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// A tensor of weights: as stored, or decoded from several stored ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Position in [`Checkpoint::files`](super::Checkpoint::files); of the stored tensor with the
+    /// values or codes if it is decoded.
+    pub file: usize,
+    /// Type of its values, once decoded.
+    pub dtype: Float,
+    /// Outermost dimension first, once decoded.
+    pub shape: Vec<u64>,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Bytes there.
+    pub len: u64,
+    /// How its values are made, if it is quantized.
+    pub decoder: Option<Decoder>,
+}
+
+impl TensorInfo {
+    /// Values.
+    pub fn values(&self) -> u64 {
+        // No overflow: the header's check, or that of grouping, has multiplied them.
+        self.shape.iter().product()
+    }
+}
+
+/// Reads a `config.json`.
+pub(super) fn read_config(path: &Path) -> Result<Value> {
+    let text = read_required(path, CONFIG_LIMIT)?;
+    let config: Value =
+        serde_json::from_slice(&text).map_err(|e| FormatError::file(path, e.to_string()))?;
+    if config.is_object() {
+        Ok(config)
+    } else {
+        Err(FormatError::file(path, "expected a JSON object"))
+    }
+}

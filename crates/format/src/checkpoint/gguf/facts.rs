@@ -1,0 +1,94 @@
+//! What a GGUF file says of its model: metadata and shapes, looked up through a table.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value as Json;
+
+use super::header::Value;
+use super::table::{Origin, Table};
+
+/// What a file says, but for the values of its tensors.
+pub(super) struct Facts<'a> {
+    pub(super) table: &'a Table,
+    pub(super) metadata: &'a BTreeMap<&'a str, Value<'a>>,
+    /// Shapes, outermost dimension first.
+    pub(super) shapes: &'a BTreeMap<String, Vec<u64>>,
+}
+
+impl Facts<'_> {
+    /// Refuses metadata of the architecture that have no use: they may change what is computed.
+    pub(super) fn check_known(&self) -> Result<(), String> {
+        let prefix = format!("{}.", self.table.architecture);
+        for key in self.metadata.keys().filter(|key| key.starts_with(&prefix)) {
+            if !self.table.knows(key) {
+                let path = self.table.path;
+                return Err(format!("metadatum `{key}`: expected one that {path} lists"));
+            }
+        }
+        for (key, allowed) in &self.table.supported {
+            let Some(found) = self.get(key)? else { continue };
+            if !allowed.contains(&found) {
+                let allowed: Vec<_> = allowed.iter().map(Json::to_string).collect();
+                let expected = allowed.join(" or ");
+                return Err(format!("metadatum `{key}`: expected {expected}, found {found}"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn value(&self, origin: &Origin) -> Result<Json, String> {
+        let has = |name: &String| self.shapes.contains_key(name);
+        Ok(match origin {
+            Origin::Keys { keys, default } => return self.agreed(keys, default.as_ref()),
+            Origin::Value { value } => value.clone(),
+            Origin::With { with } => has(with).into(),
+            Origin::Without { without } => (!has(without)).into(),
+            Origin::RowsOf { rows_of } => {
+                let rows = self.shapes.get(rows_of).and_then(|shape| shape.first());
+                let rows =
+                    rows.ok_or_else(|| format!("expected tensor `{rows_of}`, found none"))?;
+                (*rows).into()
+            }
+        })
+    }
+
+    /// A metadatum that is one value.
+    pub(super) fn get(&self, key: &str) -> Result<Option<Json>, String> {
+        let Some(value) = self.metadata.get(key) else { return Ok(None) };
+        let found = |found: &dyn std::fmt::Display| {
+            Err(format!("metadatum `{key}`: expected one value, found {found}"))
+        };
+        let number = match *value {
+            Value::Array(count) => return found(&format!("a list of {count}")),
+            Value::Whole(number) => return Ok(Some(number.into())),
+            Value::Negative(number) => return Ok(Some(number.into())),
+            Value::Bool(value) => return Ok(Some(value.into())),
+            Value::Text(text) => return Ok(Some(text.into())),
+            // The shortest decimal that is this number in 32 bits.
+            Value::F32(number) => number.to_string().parse().unwrap_or(f64::NAN),
+            Value::F64(number) => number,
+        };
+        serde_json::Number::from_f64(number)
+            .map_or_else(|| found(&number), |number| Ok(Some(number.into())))
+    }
+
+    /// The value of those of `keys` that are there.
+    fn agreed(&self, keys: &[String], default: Option<&Json>) -> Result<Json, String> {
+        let mut first: Option<(&String, Json)> = None;
+        for key in keys {
+            let Some(found) = self.get(key)? else { continue };
+            match &first {
+                Some((other, expected)) if *expected != found => {
+                    return Err(format!(
+                        "metadatum `{key}`: expected {expected} as in `{other}`, found {found}"
+                    ));
+                }
+                Some(_) => {}
+                None => first = Some((key, found)),
+            }
+        }
+        let value = first.map(|(_, value)| value).or_else(|| default.cloned());
+        value
+            .ok_or_else(|| format!("metadatum `{}`: expected one, found none", keys.join("` or `")))
+    }
+}

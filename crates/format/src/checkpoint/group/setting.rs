@@ -1,0 +1,18 @@
+//! Values of a quantization's configuration.
+
+use serde_json::Value;
+
+/// The number `key` of a configuration, one of `known`.
+pub(super) fn number(config: &Value, key: &str, known: &[u64]) -> Result<u64, String> {
+    let found = config.get(key);
+    let number = found.and_then(Value::as_u64).filter(|n| known.contains(n));
+    number.ok_or_else(|| {
+        let known: Vec<_> = known.iter().map(u64::to_string).collect();
+        format!("`{key}`: expected one of {}, found {}", known.join(", "), shown(found))
+    })
+}
+
+/// A value for an error message.
+pub(super) fn shown(value: Option<&Value>) -> String {
+    value.map_or_else(|| "nothing".to_owned(), Value::to_string)
+}
