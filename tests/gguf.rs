@@ -51,6 +51,39 @@ fn every_file_converts_and_holds() {
     }
 }
 
+/// A model is named by any of its files; a part that sees, beside it, is no second model.
+#[test]
+fn any_piece_names_the_model() {
+    let (scratch, file) = named("olmoe");
+    let whole = scratch.ok(&format!("inspect {file}")).stdout;
+    for number in 2..=3 {
+        let found = scratch.ok(&format!("inspect ckpt/olmoe-0000{number}-of-00003.gguf"));
+        assert_eq!(found.stdout, whole);
+    }
+    fs::write(scratch.path("ckpt/mmproj-model-f16.gguf"), "GGUF").unwrap();
+    let plan = scratch.json("plan ckpt --bits 4 --group-size 32");
+    let skipped = plan["skipped"].to_string();
+    assert!(skipped.contains("mmproj-model-f16.gguf"), "{plan}");
+}
+
+/// A vocabulary in the file is a tokenizer in the bundle.
+#[test]
+fn bundles_have_the_tokenizer_of_the_metadata() {
+    for name in ["llama-bpe", "spm"] {
+        let scratch = Scratch::new();
+        fs::copy(fixture("tokenizers").join(format!("{name}.gguf")), scratch.path("m.gguf"))
+            .unwrap();
+        scratch.ok("convert m.gguf -o out --bits 4 --group-size 32");
+        let files = contents(&scratch.path("out"));
+        assert!(
+            files.contains_key("tokenizer.json") && files.contains_key("tokenizer_config.json")
+        );
+        assert_eq!(scratch.json("verify out --against m.gguf")["verdict"], json!("holds"));
+        let run = |model: &str| scratch.json(&format!("run {model} --prompt Hello --tokens 4"));
+        assert_eq!(run("out")["prompt_tokens"], run("m.gguf")["prompt_tokens"]);
+    }
+}
+
 /// The same weights make the same shards, whatever file they came in.
 #[test]
 fn shards_are_those_of_the_checkpoint() {
@@ -146,9 +179,12 @@ fn files_are_refused_by_name() {
     assert!(ran.stderr.contains("bytes of data, found"), "{}", ran.stderr);
     let (scratch, file) = named("olmoe");
     fs::remove_file(scratch.path("ckpt/olmoe-00002-of-00003.gguf")).unwrap();
-    let ran = scratch.run(&format!("inspect {file}"));
-    assert_eq!(ran.code, Some(2));
-    assert!(ran.stderr.contains("ckpt/olmoe-00002-of-00003.gguf: "), "{}", ran.stderr);
+    for file in [file.as_str(), "ckpt/olmoe-00003-of-00003.gguf"] {
+        let ran = scratch.run(&format!("inspect {file}"));
+        assert_eq!(ran.code, Some(2));
+        assert!(ran.stderr.contains("ckpt/olmoe-00002-of-00003.gguf: "), "{}", ran.stderr);
+    }
+    fs::remove_file(scratch.path(&file)).unwrap();
     scratch.refused(
         "inspect ckpt/olmoe-00003-of-00003.gguf",
         "error: ckpt/olmoe-00003-of-00003.gguf: split.no: expected 0, found 2; name the first file \

@@ -106,6 +106,9 @@ pub enum Decoder {
         /// where rows are in order. A vector's values are its rows.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         heads: Option<u64>,
+        /// Whether every value is one too large: llama.cpp adds one to the norms of some models.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        less_one: bool,
     },
 }
 
@@ -157,7 +160,7 @@ impl Decoder {
         renamed
     }
 
-    /// Whether it only puts floats in order.
+    /// Whether it only puts floats in order, or takes one off them.
     pub const fn is_plain(&self) -> bool {
         matches!(self, Self::Gguf { kind, .. } if kind.float().is_some())
     }

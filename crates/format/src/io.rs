@@ -16,6 +16,8 @@ pub const DIRECT_IO_ALIGNMENT: usize = 4096;
 pub const CONFIG_LIMIT: u64 = 16 << 20;
 /// Larger indexes and manifests are refused unread: a model of a trillion weights takes a tenth.
 pub const INDEX_LIMIT: u64 = 256 << 20;
+/// Larger tokenizers are refused unread: those of 262,144 tokens take 33 MB.
+pub const TOKENIZER_LIMIT: u64 = 256 << 20;
 
 /// The bytes of a file of at most `limit` bytes.
 ///

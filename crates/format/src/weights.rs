@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use shardwright_quant::EncodingError;
@@ -12,7 +12,7 @@ use crate::bundle::Bundle;
 use crate::census::Census;
 use crate::checkpoint::{Checkpoint, read_unit, read_view};
 use crate::error::{FormatError, Result};
-use crate::io::AlignedBuf;
+use crate::io::{AlignedBuf, read_limited};
 use crate::model::ModelSpec;
 use crate::role::Role;
 use crate::unit::{TensorEntry, Unit, UnitLayout};
@@ -233,9 +233,17 @@ impl Weights {
         }
     }
 
-    /// Where the tokenizer should lie.
-    pub fn tokenizer_path(&self) -> PathBuf {
-        self.root().join("tokenizer.json")
+    /// The bytes of a file beside the weights, at most `limit`, or of one that a GGUF file
+    /// describes instead.
+    ///
+    /// # Errors
+    /// A description that is not known, a file that is too long, and what the operating system
+    /// refuses.
+    pub fn companion(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        match &*self.source {
+            Source::Bundle(bundle) => read_limited(&bundle.root().join(name), limit),
+            Source::Checkpoint(checkpoint, _) => checkpoint.companion(name, limit),
+        }
     }
 }
 

@@ -95,7 +95,7 @@ fn a_budget_decides_how_many_tokens_go_together() {
 #[test]
 fn a_trained_model_reads_a_text_alike_in_chunks() {
     let path = fixture("fixture-2m");
-    let tokenizer = Tokenizer::open(&path.join("tokenizer.json")).unwrap();
+    let tokenizer = Tokenizer::open(&Weights::open(&path).unwrap()).unwrap();
     let text =
         "def parse(lines):\n    \"\"\"Split every line at its first colon.\"\"\"\n    pairs = ";
     let tokens = tokenizer.encode(&text.repeat(2), true).unwrap();

@@ -1,11 +1,17 @@
 //! The tokenizer of the trained fixture.
 #![allow(clippy::unwrap_used)]
 
+use serde_json::json;
+use shardwright_format::arch::Inventory;
+use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::weights::Weights;
+use shardwright_runtime::Result;
 use shardwright_runtime::text::{TextStream, Tokenizer};
 use shardwright_testing::fixture;
 
 fn tokenizer() -> Tokenizer {
-    Tokenizer::open(&fixture("fixture-2m/tokenizer.json")).unwrap()
+    let path = fixture("fixture-2m/tokenizer.json");
+    Tokenizer::parse(&path, &std::fs::read(&path).unwrap()).unwrap()
 }
 
 #[test]
@@ -57,12 +63,50 @@ fn an_unfinished_character_comes_at_the_end() {
 #[test]
 fn a_missing_or_damaged_tokenizer_is_named_with_its_remedy() {
     let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("fixture-2m").join(name), dir.path().join(name)).unwrap();
+    }
     let path = dir.path().join("tokenizer.json");
-    let refused = Tokenizer::open(&path).unwrap_err().to_string();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let inventory = Inventory::new(&checkpoint, None).unwrap();
+    let weights = Weights::from_checkpoint(checkpoint, inventory);
+    let refused = Tokenizer::open(&weights).unwrap_err().to_string();
     let help = "no such file; copy the tokenizer.json of the original model there";
     assert_eq!(refused, format!("{}: {help}", path.display()));
     std::fs::write(&path, "{\"version\": 1").unwrap();
-    let refused = Tokenizer::open(&path).unwrap_err().to_string();
-    assert!(refused.starts_with(&format!("{}: is not a tokenizer (", path.display())), "{refused}");
+    let refused = Tokenizer::open(&weights).unwrap_err().to_string();
+    let expected = format!("{}: is not a usable tokenizer (", path.display());
+    assert!(refused.starts_with(&expected), "{refused}");
     assert!(refused.ends_with("copy the tokenizer.json of the original model there again"));
+}
+
+/// Each makes the tokenizers library panic, or ask for 8 GB first.
+#[test]
+fn tokenizers_that_contradict_themselves_are_refused() {
+    let path = fixture("fixture-2m/tokenizer.json");
+    let json = std::fs::read(&path).unwrap();
+    let of = |member: &str, value: serde_json::Value| {
+        let mut document: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        document[member] = value;
+        Tokenizer::parse(&path, document.to_string().as_bytes())
+    };
+    let template = json!({"type": "TemplateProcessing", "pair": [], "special_tokens": {},
+                          "single": [{"SpecialToken": {"id": "nope", "type_id": 0}}]});
+    let refused = |tokenizer: Result<Tokenizer>| {
+        let used = tokenizer.and_then(|t| t.encode("text", true).map(drop));
+        used.unwrap_err().to_string()
+    };
+    let error = refused(of("post_processor", template));
+    assert!(error.ends_with("the tokenizer contradicts itself"), "{error}");
+    for (table, expected) in [
+        ("", "precompiled_charsmap: expected base64 of a table"),
+        ("/////w==", "precompiled_charsmap: expected at most 6 bytes, found 4294967295"),
+    ] {
+        let normalizer = json!({"type": "Precompiled", "precompiled_charsmap": table});
+        let nested = json!({"type": "Sequence", "normalizers": [&normalizer]});
+        for normalizer in [nested, normalizer] {
+            let error = refused(of("normalizer", normalizer));
+            assert!(error.contains(&format!("is not a usable tokenizer ({expected})")), "{error}");
+        }
+    }
 }

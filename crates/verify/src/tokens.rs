@@ -1,8 +1,7 @@
 //! One text as the tokens that all models of a comparison predict.
 
-use std::fs;
-use std::path::PathBuf;
-
+use shardwright_format::checkpoint::TOKENIZER_NAME;
+use shardwright_format::io::TOKENIZER_LIMIT;
 use shardwright_runtime::text::Tokenizer;
 
 use crate::divergence::{EvalWindows, Party};
@@ -26,9 +25,16 @@ pub(crate) fn read(
     candidates: &[Party<'_>],
     windows: EvalWindows,
 ) -> Result<Tokens> {
-    let all = std::iter::once(original).chain(candidates);
-    let reference = all.clone().find(|party| path(party).is_file());
-    let reference = reference.unwrap_or(original);
+    let of_original = json(original)?;
+    let files: Vec<_> = candidates.iter().map(json).collect::<Result<_>>()?;
+    let first = candidates
+        .iter()
+        .zip(&files)
+        .find(|(_, file)| file.is_some());
+    let (reference, own) = match first {
+        Some((candidate, file)) if of_original.is_none() => (candidate, file),
+        _ => (original, &of_original),
+    };
     let tokenizer = open(reference)?;
     let encode = |tokenizer: &Tokenizer, party: &Party<'_>| {
         let tokens = tokenizer.encode(&text.content, false);
@@ -36,8 +42,8 @@ pub(crate) fn read(
     };
     let tokens = encode(&tokenizer, reference)?;
     let used = windows.count(tokens.len())? * windows.window;
-    for party in candidates {
-        if !path(party).is_file() || same_file(party, reference) {
+    for (party, file) in candidates.iter().zip(&files) {
+        if file.is_none() || file == own {
             continue;
         }
         let other = open(party)?;
@@ -45,26 +51,18 @@ pub(crate) fn read(
         let found = encode(&other, party)?;
         same_tokens(&tokens[..used], &found, (reference.name, party.name))?;
     }
-    let without = candidates
-        .iter()
-        .map(|party| !path(party).is_file())
-        .collect();
+    let without = files.iter().map(Option::is_none).collect();
     Ok(Tokens { tokens, without })
 }
 
-fn path(party: &Party<'_>) -> PathBuf {
-    party.weights.tokenizer_path()
+/// The bytes of a model's tokenizer, if it has one.
+fn json(party: &Party<'_>) -> Result<Option<Vec<u8>>> {
+    let found = party.weights.companion(TOKENIZER_NAME, TOKENIZER_LIMIT);
+    found.map_err(|e| VerifyError::of_model(party.name)(e.into()))
 }
 
 fn open(party: &Party<'_>) -> Result<Tokenizer> {
-    Tokenizer::open(&path(party)).map_err(VerifyError::of_model(party.name))
-}
-
-fn same_file(a: &Party<'_>, b: &Party<'_>) -> bool {
-    match (fs::read(path(a)), fs::read(path(b))) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    }
+    Tokenizer::open(party.weights).map_err(VerifyError::of_model(party.name))
 }
 
 /// # Errors

@@ -94,7 +94,7 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
     let started = Instant::now();
     let sampler = sampler(args)?;
     let weights = inputs::model(&args.model, &args.arch)?;
-    let tokenizer = Tokenizer::open(&weights.tokenizer_path())?;
+    let tokenizer = Tokenizer::open(&weights)?;
     let text = prompt_text(args)?;
     let prompt = tokenizer.encode(&text, true)?;
     let options = options(args, &prompt)?;

@@ -46,7 +46,7 @@ impl Corpus {
         limit: usize,
         window: usize,
     ) -> Result<Self> {
-        let mut tokens = Tokenizer::open(&original.tokenizer_path())?.encode(text, false)?;
+        let mut tokens = Tokenizer::open(&original)?.encode(text, false)?;
         let found = tokens.len().min(limit);
         tokens.truncate(found - found % window);
         if tokens.is_empty() {

@@ -41,7 +41,7 @@ pub fn finish(
 
 /// Copies a file of the checkpoint that must not have changed since it was planned.
 fn copy(source: &Source<'_>, writer: &BundleWriter, path: &str, size: u64) -> Result<Hash> {
-    if let Some(made) = source.checkpoint.synthesized(path) {
+    if let Some(made) = source.checkpoint.synthesized(path)? {
         return Ok(writer.put(path, made)?);
     }
     let from = source.checkpoint.root().join(path);

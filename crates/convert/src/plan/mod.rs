@@ -358,7 +358,7 @@ fn copies(checkpoint: &Checkpoint) -> Result<(Vec<FileEntry>, Vec<SkippedFile>)>
             skipped.push(SkippedFile { path, reason });
             continue;
         }
-        let size = match checkpoint.synthesized(&path) {
+        let size = match checkpoint.synthesized(&path)? {
             Some(made) => made.len() as u64,
             None => size_of(&checkpoint.root().join(&path))?,
         };

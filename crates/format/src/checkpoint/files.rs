@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use shardwright_quant::Float;
 
+use super::gguf::Synthesized;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
@@ -13,6 +14,10 @@ use crate::io::{CONFIG_LIMIT, ReadFile, read_required};
 
 /// The model's configuration.
 pub const CONFIG_NAME: &str = "config.json";
+/// The model's tokenizer, as the tokenizers library reads it.
+pub const TOKENIZER_NAME: &str = "tokenizer.json";
+/// What transformers reads beside it, a template for conversations among it.
+pub const TOKENIZER_CONFIG_NAME: &str = "tokenizer_config.json";
 /// The one file of a checkpoint that is not split.
 pub const SINGLE_NAME: &str = "model.safetensors";
 /// What the names of checkpoint files end in.
@@ -24,8 +29,8 @@ pub(super) struct Files {
     pub(super) root: PathBuf,
     pub(super) config_path: PathBuf,
     pub(super) config: Value,
-    /// Bytes of a `config.json` that no file holds.
-    pub(super) synthesized_config: Option<Vec<u8>>,
+    /// Files that a GGUF file describes and none holds.
+    pub(super) synthesized: Synthesized,
     /// Whether only what belongs to every model is taken from the directory.
     pub(super) single_file: bool,
     pub(super) opened: Vec<CheckpointFile>,
@@ -36,12 +41,12 @@ pub(super) struct Files {
 
 impl Files {
     /// A directory of files, none of which is open yet.
-    pub(super) const fn new(root: PathBuf, config_path: PathBuf, config: Value) -> Self {
+    pub(super) fn new(root: PathBuf, config_path: PathBuf, config: Value) -> Self {
         Self {
             root,
             config_path,
             config,
-            synthesized_config: None,
+            synthesized: Synthesized::default(),
             single_file: false,
             opened: Vec::new(),
             stored: BTreeMap::new(),

@@ -91,10 +91,8 @@ impl Checkpoint {
 
     fn walk(&self) -> Result<(Vec<String>, Vec<Skipped>)> {
         let (mut copies, mut skipped) = (Vec::new(), Vec::new());
-        copies.extend(
-            self.synthesized(CONFIG_NAME)
-                .map(|_| CONFIG_NAME.to_owned()),
-        );
+        let synthesized = self.files.synthesized.names().into_iter();
+        copies.extend(synthesized.map(str::to_owned));
         let mut directories = vec![String::new()];
         while let Some(directory) = directories.pop() {
             let path = self.root().join(&directory);

@@ -23,13 +23,17 @@ use shardwright_quant::widen;
 
 use crate::decoder::Decoder;
 use crate::error::Result;
+use crate::io::read_limited;
 use crate::unit::SourceView;
 use files::Files;
 use group::Grouped;
 
 pub use crate::dtype::Dtype;
 pub use decode::Fetch;
-pub use files::{CONFIG_NAME, CheckpointFile, SINGLE_NAME, StoredTensor, TensorInfo};
+pub use files::{
+    CONFIG_NAME, CheckpointFile, SINGLE_NAME, StoredTensor, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME,
+    TensorInfo,
+};
 pub use group::{QUANTIZATION_KEYS, Quantization};
 pub use hub::{is_repository, resolve};
 pub use index::INDEX_NAME;
@@ -82,11 +86,25 @@ impl Checkpoint {
         &self.files.root
     }
 
-    /// The bytes of one of [`Self::copies`] that no file of the checkpoint holds: `config.json`
-    /// made from the metadata of a GGUF file.
-    pub fn synthesized(&self, path: &str) -> Option<&[u8]> {
-        let config = self.files.synthesized_config.as_deref();
-        config.filter(|_| path == CONFIG_NAME)
+    /// The bytes of one of [`Self::copies`] that no file of the checkpoint holds: `config.json`,
+    /// `tokenizer.json` or `tokenizer_config.json` made from the metadata of a GGUF file.
+    ///
+    /// # Errors
+    /// Metadata of a tokenizer that is not known.
+    pub fn synthesized(&self, path: &str) -> Result<Option<&[u8]>> {
+        self.files.synthesized.get(path)
+    }
+
+    /// The bytes of a file beside the weights, at most `limit`, or of one that is
+    /// [`Self::synthesized`].
+    ///
+    /// # Errors
+    /// As [`Self::synthesized`]; a file that is too long, and what the operating system refuses.
+    pub fn companion(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        match self.synthesized(name)? {
+            Some(made) => Ok(Some(made.to_owned())),
+            None => read_limited(&self.files.root.join(name), limit),
+        }
     }
 
     /// Whether the checkpoint is a file, and what else lies in its directory no part of it.

@@ -1,6 +1,7 @@
 //! Text: tokens of it, text of tokens, and the choice of the next one. Nothing in the mathematics
 //! needs it.
 
+mod guard;
 mod sampler;
 mod stream;
 mod tokenizer;

@@ -2,6 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use shardwright_format::checkpoint::TOKENIZER_NAME;
+use shardwright_format::io::TOKENIZER_LIMIT;
+use shardwright_format::weights::Weights;
+
+use super::guard::{check_charsmaps, guarded};
 use crate::error::{Result, RuntimeError};
 
 /// The tokenizer of a checkpoint or bundle.
@@ -12,18 +17,29 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`.
+    /// Reads the `tokenizer.json` of a model, or what a GGUF file says in its place.
     ///
     /// # Errors
-    /// A file that is missing or no tokenizer, and what to do about it.
-    pub fn open(path: &Path) -> Result<Self> {
-        if !path.is_file() {
+    /// A file that is missing, too long or no tokenizer, and what to do about it.
+    pub fn open(weights: &Weights) -> Result<Self> {
+        let path = weights.root().join(TOKENIZER_NAME);
+        let Some(json) = weights.companion(TOKENIZER_NAME, TOKENIZER_LIMIT)? else {
             let detail = "no such file; copy the tokenizer.json of the original model there";
-            return Err(RuntimeError::tokenizer(path, detail));
-        }
-        let mut inner = tokenizers::Tokenizer::from_file(path).map_err(|e| {
+            return Err(RuntimeError::tokenizer(&path, detail));
+        };
+        Self::parse(&path, &json)
+    }
+
+    /// The tokenizer that a `tokenizer.json` describes; errors name `path`.
+    ///
+    /// # Errors
+    /// No tokenizer, or none that can be used.
+    pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
+        let read = || tokenizers::Tokenizer::from_bytes(json).map_err(|e| e.to_string());
+        let read = check_charsmaps(json).and_then(|()| guarded(read).unwrap_or_else(unusable));
+        let mut inner = read.map_err(|e| {
             let help = "copy the tokenizer.json of the original model there again";
-            RuntimeError::tokenizer(path, format!("is not a tokenizer ({e}); {help}"))
+            RuntimeError::tokenizer(path, format!("is not a usable tokenizer ({e}); {help}"))
         })?;
         // What a file says of cutting or filling up texts is left from training: no token of a text may be
         // lost to it, and none added.
@@ -39,8 +55,8 @@ impl Tokenizer {
     /// # Errors
     /// Text that the tokenizer refuses.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode(text, special);
-        let encoding = encoding.map_err(|e| {
+        let encode = || self.inner.encode(text, special).map_err(|e| e.to_string());
+        let encoding = guarded(encode).unwrap_or_else(unusable).map_err(|e| {
             RuntimeError::tokenizer(&self.path, format!("cannot encode the text: {e}"))
         })?;
         Ok(encoding.get_ids().to_vec())
@@ -51,8 +67,9 @@ impl Tokenizer {
     /// # Errors
     /// Tokens that the tokenizer refuses.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.inner
-            .decode(tokens, true)
+        let decode = || self.inner.decode(tokens, true).map_err(|e| e.to_string());
+        guarded(decode)
+            .unwrap_or_else(unusable)
             .map_err(|e| self.undecodable(&e))
     }
 
@@ -66,7 +83,12 @@ impl Tokenizer {
         self.inner.id_to_token(token)
     }
 
-    fn undecodable(&self, e: &tokenizers::Error) -> RuntimeError {
+    fn undecodable(&self, e: &str) -> RuntimeError {
         RuntimeError::tokenizer(&self.path, format!("cannot decode: {e}"))
     }
+}
+
+/// What is said of a tokenizer over which the library panicked.
+fn unusable<T>() -> Result<T, String> {
+    Err("the tokenizer contradicts itself".to_owned())
 }

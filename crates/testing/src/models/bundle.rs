@@ -107,7 +107,11 @@ impl Maker<'_> {
         let mut files = vec![self.write(DENSE, &dense_bytes, FileKind::Shards)];
         files.extend(experts.iter().map(|(_, file)| file.clone()));
         for copy in self.checkpoint.copies().unwrap() {
-            let made = self.checkpoint.synthesized(&copy).map(<[u8]>::to_vec);
+            let made = self
+                .checkpoint
+                .synthesized(&copy)
+                .unwrap()
+                .map(<[u8]>::to_vec);
             let read = || fs::read(self.checkpoint.root().join(&copy)).unwrap();
             let bytes = made.unwrap_or_else(read);
             files.push(self.write(&copy, &bytes, FileKind::Copy));

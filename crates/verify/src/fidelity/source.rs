@@ -129,7 +129,7 @@ impl Check<'_> {
             let missing = finding("copy");
             return Ok(Some(missing.expected("a file of the checkpoint", "none by that name")));
         }
-        let hash = match self.checkpoint.synthesized(&entry.path) {
+        let hash = match self.checkpoint.synthesized(&entry.path)? {
             Some(made) => blake3::hash(made).into(),
             None => hash_file(&self.checkpoint.root().join(&entry.path), meter)?.0,
         };

@@ -147,10 +147,13 @@ impl<'a> Decoding<'a> {
 }
 
 impl Decoder {
-    /// A tensor's shape as matrices: of a vector, values that are in another order are rows.
+    /// A tensor's shape as matrices: of a vector, values that are changed or in another order are
+    /// rows.
     fn matrices(&self, shape: &[u64]) -> Vec<u64> {
         match (self, shape) {
-            (Self::Gguf { heads: Some(_), .. }, [values]) => vec![*values, 1],
+            (Self::Gguf { heads: Some(_), .. } | Self::Gguf { less_one: true, .. }, [values]) => {
+                vec![*values, 1]
+            }
             _ => shape.to_vec(),
         }
     }

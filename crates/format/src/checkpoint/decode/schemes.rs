@@ -32,7 +32,15 @@ impl Reading<'_, '_, '_> {
                 self.gptq(bits, group_size, zeros_stored_minus_one, rect, out)
             }
             Decoder::Awq { group_size, .. } => self.awq(group_size, rect, out),
-            Decoder::Gguf { kind, heads, .. } => self.gguf(kind, heads, rect, out),
+            Decoder::Gguf { kind, heads, less_one, .. } => {
+                self.gguf(kind, heads, rect, out)?;
+                if less_one {
+                    for value in out {
+                        *value -= 1.0;
+                    }
+                }
+                Ok(())
+            }
         }
     }
 

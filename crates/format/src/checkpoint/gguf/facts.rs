@@ -59,7 +59,7 @@ impl Facts<'_> {
             Err(format!("metadatum `{key}`: expected one value, found {found}"))
         };
         let number = match *value {
-            Value::Array(count) => return found(&format!("a list of {count}")),
+            Value::Array(array) => return found(&format!("a list of {}", array.count)),
             Value::Whole(number) => return Ok(Some(number.into())),
             Value::Negative(number) => return Ok(Some(number.into())),
             Value::Bool(value) => return Ok(Some(value.into())),

@@ -1,4 +1,4 @@
-//! Files that llama.cpp made: `fixtures/gguf/cases.json`, whose `_comment` says what each entry
+//! Files that llama.cpp or gguf-py made: `fixtures/gguf/cases.json`, whose `_comment` says what each entry
 //! holds.
 
 use std::collections::BTreeMap;

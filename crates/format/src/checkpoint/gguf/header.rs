@@ -52,8 +52,55 @@ pub enum Value<'a> {
     Bool(bool),
     /// A text.
     Text(&'a str),
-    /// So many values of a kind.
-    Array(u64),
+    /// Values of a kind.
+    Array(Array<'a>),
+}
+
+/// Values of one kind, as the file holds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Array<'a> {
+    kind: u32,
+    /// How many.
+    pub count: u64,
+    /// All of them: [`skip`] has gone past them.
+    bytes: &'a [u8],
+}
+
+impl<'a> Array<'a> {
+    /// Its texts.
+    ///
+    /// # Errors
+    /// Values of another kind, and those that are no UTF-8.
+    pub fn texts(&self) -> Result<Vec<&'a str>, String> {
+        if self.kind != kind::STRING {
+            return Err(format!("expected texts, found values of kind {}", self.kind));
+        }
+        let mut bytes = Bytes::new(self.bytes);
+        let text = |at| name(&mut bytes).map_err(|e| format!("text {at}: {e}"));
+        (0..self.count).map(text).collect()
+    }
+
+    /// Its numbers; none of texts.
+    pub fn numbers(&self) -> impl Iterator<Item = Value<'static>> {
+        let size = size(self.kind).unwrap_or_default() as usize;
+        let bytes = if size == 0 { &[] } else { self.bytes };
+        bytes
+            .chunks_exact(size.max(1))
+            .map(|bytes| number(self.kind, bytes))
+    }
+}
+
+impl Value<'_> {
+    /// A number, rounded to 32 bits; NaN for what is none.
+    pub const fn as_f32(&self) -> f32 {
+        match *self {
+            Self::Whole(number) => number as f32,
+            Self::Negative(number) => number as f32,
+            Self::F32(number) => number,
+            Self::F64(number) => number as f32,
+            Self::Bool(_) | Self::Text(_) | Self::Array(_) => f32::NAN,
+        }
+    }
 }
 
 /// A tensor as the header describes it.
@@ -174,8 +221,10 @@ fn metadatum<'a>(bytes: &mut Bytes<'a>) -> Result<Value<'a>, Fault> {
         kind::STRING => Value::Text(name(bytes)?),
         kind::ARRAY => {
             let (kind, count) = (bytes.u32()?, bytes.u64()?);
-            skip(bytes, kind, count)?;
-            Value::Array(count)
+            let mut after = *bytes;
+            skip(&mut after, kind, count)?;
+            let bytes = bytes.take(bytes.left() - after.left())?;
+            Value::Array(Array { kind, count, bytes })
         }
         kind => number(kind, bytes.take(size(kind)?)?),
     })

@@ -5,11 +5,14 @@ mod facts;
 mod header;
 mod open;
 mod rope;
+mod synthesized;
 mod table;
+mod tokenizer;
 
 pub(super) use open::{find, open};
+pub(super) use synthesized::Synthesized;
 
-pub use header::{Header, MAGIC, Tensor, Value};
+pub use header::{Array, Header, MAGIC, Tensor, Value};
 pub use open::SUFFIX;
 
 use super::header::refuse_pointer;

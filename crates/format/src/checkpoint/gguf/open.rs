@@ -12,6 +12,7 @@ use super::config;
 use super::facts::Facts;
 use super::header::{Header, Tensor};
 use super::read_header;
+use super::synthesized::Synthesized;
 use super::table::{Table, Target};
 use crate::checkpoint::files::{
     CONFIG_NAME, CheckpointFile, FILE_SUFFIX, Files, StoredTensor, TensorInfo, read_config,
@@ -26,17 +27,19 @@ use crate::names::{EXPERT, LAYER, split};
 
 /// What names of files end in.
 pub const SUFFIX: &str = ".gguf";
+/// What the names of files with the part that sees or hears have in them: no model by itself.
+const PROJECTOR: &str = "mmproj";
 /// Most rotary factors that are believed.
 const MOST_FACTORS: u64 = 1 << 16;
 
 /// The GGUF file that `path` is, or that the directory holds in place of safetensors: of several
-/// pieces the first.
+/// pieces the first, whichever is named; parts that see or hear are none.
 ///
 /// # Errors
 /// A directory with several models.
 pub(in crate::checkpoint) fn find(path: &Path) -> Result<Option<PathBuf>> {
     if path.is_file() {
-        return Ok(Some(path.to_owned()));
+        return Ok(Some(first_piece(path)));
     }
     let Ok(entries) = fs::read_dir(path) else { return Ok(None) };
     let mut found = Vec::new();
@@ -46,7 +49,8 @@ pub(in crate::checkpoint) fn find(path: &Path) -> Result<Option<PathBuf>> {
         if name == INDEX_NAME || name.ends_with(FILE_SUFFIX) {
             return Ok(None);
         }
-        if name.ends_with(SUFFIX) && numbered(name).is_none_or(|(_, number)| number == "00001") {
+        let first = numbered(name).is_none_or(|(_, number)| number == "00001");
+        if name.ends_with(SUFFIX) && first && !name.contains(PROJECTOR) {
             found.push(name.to_owned());
         }
     }
@@ -60,6 +64,21 @@ pub(in crate::checkpoint) fn find(path: &Path) -> Result<Option<PathBuf>> {
             Err(FormatError::file(path, detail))
         }
     }
+}
+
+/// The first piece of the model that `path` is a piece of, where it lies beside it.
+fn first_piece(path: &Path) -> PathBuf {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let first = numbered(name).map(|(stem, number)| {
+        let rest = &name[stem.len() + 1 + number.len()..];
+        path.with_file_name(format!("{stem}-00001{rest}"))
+    });
+    first
+        .filter(|first| first.is_file())
+        .unwrap_or_else(|| path.to_owned())
 }
 
 /// Stem and number of a piece's name: `STEM-00001-of-00003.gguf`.
@@ -90,6 +109,10 @@ pub(in crate::checkpoint) fn open(path: &Path, single_file: bool) -> Result<(Fil
     let opening = Opening::new(&pieces)?;
     let (stored, tensors, auxiliary) = opening.tensors()?;
     let quantization = Quantization::decoded("gguf", &tensors, auxiliary);
+    let config = opening
+        .generated
+        .then(|| format!("{:#}\n", opening.config).into_bytes());
+    let synthesized = Synthesized::new(path, &opening.headers[0], config);
     let Opening { config, generated, .. } = opening;
     let root = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -99,7 +122,7 @@ pub(in crate::checkpoint) fn open(path: &Path, single_file: bool) -> Result<(Fil
         notes: Vec::new(),
         root: root.to_owned(),
         config_path: if generated { path.to_owned() } else { root.join(CONFIG_NAME) },
-        synthesized_config: generated.then(|| format!("{config:#}\n").into_bytes()),
+        synthesized,
         single_file,
         config,
         opened: pieces
@@ -272,17 +295,18 @@ impl<'a> Opening<'a> {
         let name = target.name().replace(LAYER, &layer.to_string());
         let name = name.replace(EXPERT, &expert.to_string());
         let heads = match target {
-            Target::Name(_) => None,
             Target::Interleaved { heads, .. } => Some(self.heads(heads, &tensor.shape)?),
+            Target::Name(_) | Target::Changed { .. } => None,
         };
+        let less_one = matches!(target, Target::Changed { less_one: true, .. });
         let Tensor { kind, offset, len, .. } = *tensor;
         if kind.float().is_none() && tensor.shape.len() < 2 {
             let name = kind.name();
             return Err(format!("expected a matrix of {name}, found shape {:?}", tensor.shape));
         }
-        let decoded = kind.float().is_none() || heads.is_some();
+        let decoded = kind.float().is_none() || heads.is_some() || less_one;
         let stored = tensor.name.to_owned();
-        let decoder = decoded.then_some(Decoder::Gguf { tensor: stored, kind, heads });
+        let decoder = decoded.then_some(Decoder::Gguf { tensor: stored, kind, heads, less_one });
         let (dtype, shape) = (kind.float().unwrap_or(Float::F32), tensor.shape.clone());
         Ok((name, TensorInfo { file, dtype, shape, offset, len, decoder }))
     }

@@ -10,7 +10,7 @@
 //! | `rope` | metadata of scaled positions, and the tensor of factors that stands for llama3 scaling |
 //! | `supported` | metadata that may be absent or have one of these values, nothing else |
 //! | `unused` | metadata that change nothing, and why |
-//! | `tensors` | name in the file, with `{layer}` and `{expert}`: name in a checkpoint, and the parameter with the number of heads where rows are interleaved |
+//! | `tensors` | name in the file, with `{layer}` and `{expert}`: name in a checkpoint, and the parameter with the number of heads where rows are interleaved, or that one was added to every value |
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ macro_rules! builtin {
     };
 }
 
-builtin! { "llama", "mixtral", "olmoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", }
+builtin! { "gemma3", "llama", "mixtral", "olmoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", }
 
 /// A table.
 #[derive(Deserialize)]
@@ -90,12 +90,17 @@ pub(super) enum Target {
         name: String,
         heads: String,
     },
+    /// Whether one is taken off every value, which llama.cpp added (`norm_shift`).
+    Changed {
+        name: String,
+        less_one: bool,
+    },
 }
 
 impl Target {
     pub(super) fn name(&self) -> &str {
         match self {
-            Self::Name(name) | Self::Interleaved { name, .. } => name,
+            Self::Name(name) | Self::Interleaved { name, .. } | Self::Changed { name, .. } => name,
         }
     }
 }
