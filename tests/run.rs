@@ -126,7 +126,7 @@ fn a_missing_or_damaged_tokenizer() {
     assert_eq!(ran.code, Some(2));
     assert!(
         ran.stderr
-            .starts_with("error: ckpt/tokenizer.json: is not a tokenizer ("),
+            .starts_with("error: ckpt/tokenizer.json: is not a usable tokenizer ("),
         "{ran:?}"
     );
 }
