@@ -58,8 +58,8 @@ pub(super) fn check_charsmaps(json: &[u8]) -> Result<(), String> {
 fn check_charsmap(table: &str) -> Result<(), String> {
     let len = table.len() as u64 / 4 * 3;
     // Six digits of 6 bits are more than four bytes, highest bits first.
-    let digits = table.bytes().take(6).map(digit);
-    let first = digits.fold(Some(0u64), |bits, digit| Some(bits? << 6 | digit?));
+    let mut digits = table.bytes().take(6).map(digit);
+    let first = digits.try_fold(0u64, |bits, digit| Some(bits << 6 | digit?));
     let first = first.filter(|_| table.len() >= 8).map(|bits| bits >> 4);
     let found = first.map(|bits| u64::from((bits as u32).swap_bytes()));
     match found {
