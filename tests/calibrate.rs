@@ -257,8 +257,8 @@ fn texts_that_cannot_be_used() {
         );
         scratch.refused(
             &format!("{command} bytes.txt"),
-            "error: bytes.txt: expected text in UTF-8: invalid utf-8 sequence of 1 bytes from \
-             index 0",
+            "error: bytes.txt: expected text in UTF-8, found UTF-16: `iconv -f UTF-16LE -t UTF-8` \
+             changes it",
         );
         scratch.refused(
             &format!("{command} text.txt --calibration-tokens 100"),

@@ -49,8 +49,7 @@ fn a_damaged_packed_file_is_refused_and_leaves_nothing() {
         "unpack bundle/config.json -o other",
         "error: bundle/config.json: is not a packed bundle",
     );
-    scratch
-        .refused("pack whole.pack -o other.pack", "error: whole.pack: there is no such directory");
+    scratch.refused("pack whole.pack -o other.pack", "error: whole.pack: is not a directory");
     scratch.refused(
         "verify whole.pack --against ckpt",
         "error: whole.pack: expected a bundle to compare, found a packed one: unpack it",

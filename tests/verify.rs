@@ -202,15 +202,15 @@ fn a_tokenizer_that_cuts_or_fills_up_changes_nothing() {
 #[test]
 fn what_lies_beside_the_model_decides_nothing() {
     let scratch = Scratch::with("fixture-2m");
-    fs::write(scratch.path("ckpt/README.md"), "v1").unwrap();
+    fs::write(scratch.path("ckpt/USAGE.md"), "v1").unwrap();
     scratch.ok("convert ckpt -o out");
-    fs::write(scratch.path("ckpt/README.md"), "v2").unwrap();
+    fs::write(scratch.path("ckpt/USAGE.md"), "v2").unwrap();
     fs::create_dir_all(scratch.path("out/.cache/huggingface")).unwrap();
     fs::write(scratch.path("out/.gitattributes"), "*.bin filter=lfs").unwrap();
     let report = scratch.json("verify out --against ckpt");
     assert_eq!(report["verdict"], json!("holds"), "{report}");
     let notes = report["notes"].to_string();
-    assert!(notes.contains("README.md: copy") && notes.contains(".gitattributes"), "{notes}");
+    assert!(notes.contains("USAGE.md: copy") && notes.contains(".gitattributes"), "{notes}");
 }
 
 #[test]
@@ -222,12 +222,10 @@ fn text_from_a_bundle_steers_no_terminal() {
     fs::write(&path, manifest.to_bytes()).unwrap();
     for command in ["verify out", "inspect out", "verify out --against ckpt"] {
         let ran = scratch.run(command);
-        assert!(!ran.stdout.contains(['\u{1b}', '\u{202e}']), "{ran:?}");
-        assert!(
-            ran.stdout
-                .contains("x\\n\\nverdict: holds\\n\\u{1b}[8m\\u{202e}"),
-            "{ran:?}"
-        );
+        assert_ne!(ran.code, Some(0), "{ran:?}");
+        let printed = ran.stdout + &ran.stderr;
+        assert!(!printed.contains(['\u{1b}', '\u{202e}']), "{printed}");
+        assert!(printed.contains("x\\n\\nverdict: holds\\n\\u{1b}[8m\\u{202e}"), "{printed}");
     }
 }
 

@@ -200,8 +200,8 @@ fn a_ledger_that_cannot_be_read_is_left_alone() {
     let text = std::fs::read_to_string(&ledger).unwrap();
     for (line, expected) in [
         ("garbage\n", "the first line of its ledger cannot be read: "),
-        ("{\"ledger\":1,\"other\":2}\n", "expected a ledger of version 2, found 1"),
-        ("{\"ledger\":2,\"other\":2}\n", "the first line of its ledger cannot be read: "),
+        ("{\"ledger\":1,\"other\":2}\n", "expected a ledger of version 3, found 1"),
+        ("{\"ledger\":3,\"other\":2}\n", "the first line of its ledger cannot be read: "),
     ] {
         std::fs::write(&ledger, line).unwrap();
         let before = contents(&partial);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use super::files::{FILE_SUFFIX, SINGLE_NAME};
+use super::file_names::{FILE_SUFFIX, SINGLE_NAME};
 use super::index::{INDEX_NAME, Index};
 use super::wrong;
 use crate::error::{FormatError, Result};

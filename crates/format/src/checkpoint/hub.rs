@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::files::CONFIG_NAME;
+use super::file_names::CONFIG_NAME;
 
 /// The directory of a model: `path` itself, the snapshot that a cache directory
 /// (`models--org--name`) has of it, or for a repository's name (`org/name`) the one in the cache of

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::Checkpoint;
-use super::files::{CONFIG_NAME, FILE_SUFFIX, SINGLE_NAME};
+use super::file_names::{CONFIG_NAME, FILE_SUFFIX, SINGLE_NAME};
 use super::header::refuse_pointer;
 use super::index::INDEX_NAME;
 use crate::error::{FormatError, Result};

@@ -3,6 +3,7 @@
 
 mod decode;
 mod discover;
+mod file_names;
 mod files;
 pub mod gguf;
 mod group;
@@ -30,10 +31,8 @@ use group::Grouped;
 
 pub use crate::dtype::Dtype;
 pub use decode::Fetch;
-pub use files::{
-    CONFIG_NAME, CheckpointFile, SINGLE_NAME, StoredTensor, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME,
-    TensorInfo,
-};
+pub use file_names::{CONFIG_NAME, SINGLE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME};
+pub use files::{CheckpointFile, StoredTensor, TensorInfo};
 pub use group::{QUANTIZATION_KEYS, Quantization};
 pub use hub::{is_repository, resolve};
 pub use index::INDEX_NAME;

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::files::{CONFIG_NAME, CheckpointFile, Files, StoredTensor, read_config};
+use super::file_names::CONFIG_NAME;
+use super::files::{CheckpointFile, Files, StoredTensor, read_config};
 use super::index::{INDEX_NAME, Index};
 use super::{discover, header, names, wrong};
 use crate::error::{FormatError, Result};

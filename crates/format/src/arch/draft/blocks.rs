@@ -31,6 +31,7 @@ const HIDDEN: &[(&str, &str)] = &[
     ("/attention/full_without_rope", "false"),
     ("/attention/without_rope", "null"),
     ("/attention/rotary/query_growth", "null"),
+    ("/attention/rotary/fixed_alpha", "false"),
     ("/attention/temperature", "null"),
     ("/latent/rotary/pairing", "\"half\""),
     ("/moe/weights_on_input", "false"),

@@ -14,9 +14,8 @@ use super::header::{Header, Tensor};
 use super::read_header;
 use super::synthesized::Synthesized;
 use super::table::{Table, Target};
-use crate::checkpoint::files::{
-    CONFIG_NAME, CheckpointFile, FILE_SUFFIX, Files, StoredTensor, TensorInfo, read_config,
-};
+use crate::checkpoint::file_names::{CONFIG_NAME, FILE_SUFFIX};
+use crate::checkpoint::files::{CheckpointFile, Files, StoredTensor, TensorInfo, read_config};
 use crate::checkpoint::group::{Grouped, Quantization};
 use crate::checkpoint::index::INDEX_NAME;
 use crate::decoder::Decoder;

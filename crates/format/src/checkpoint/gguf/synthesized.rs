@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use super::header::Header;
 use super::read_header;
 use super::tokenizer::{self, Documents};
-use crate::checkpoint::files::{CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME};
+use crate::checkpoint::file_names::{CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME};
 use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
 
