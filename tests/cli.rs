@@ -6,7 +6,7 @@ use shardwright_testing::root;
 
 use crate::harness::Scratch;
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "inspect",
     "plan",
     "convert",
@@ -14,6 +14,7 @@ const COMMANDS: [&str; 12] = [
     "verify",
     "compare",
     "run",
+    "bench",
     "export",
     "pack",
     "unpack",

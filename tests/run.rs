@@ -160,3 +160,29 @@ fn statistics_go_to_standard_error() {
     assert_eq!(starts, ["prompt", "decode", "memory"], "{}", ran.stderr);
     assert_eq!(scratch.ok("run out --prompt This -n 4 --quiet").stderr, "");
 }
+
+#[test]
+fn bench_measures_every_test_at_every_depth() {
+    let scratch = Scratch::with("fixture-2m");
+    let report = scratch.json("bench ckpt -p 0,5 -n 3 -d 0,4 -r 2 --threads 2");
+    let tests = report["tests"].as_array().unwrap();
+    let names: Vec<&str> = tests.iter().map(|t| t["test"].as_str().unwrap()).collect();
+    assert_eq!(names, ["pp5", "tg3", "pp5 @ d4", "tg3 @ d4"]);
+    for test in tests {
+        assert_eq!(test["samples"].as_array().unwrap().len(), 2);
+        assert!(test["tokens_per_second"].as_f64().unwrap() > 0.0);
+    }
+    let size = fs::metadata(scratch.path("ckpt/model.safetensors"))
+        .unwrap()
+        .len();
+    let stored = report["size_bytes"].as_u64().unwrap();
+    assert!(stored > size / 2 && stored < 2 * size, "{stored} of {size}");
+    let table = scratch.ok("bench ckpt -p 5 -n 0 -r 1").stdout;
+    let titles: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(titles, ["model", "size", "params", "backend", "threads", "test", "t/s"]);
+    assert!(table.contains(" pp5 ") && table.contains(" \u{b1} 0.00"), "{table}");
+    scratch.refused(
+        "bench ckpt -p 0 -n 0",
+        "error: expected something to measure, found neither -p nor -n",
+    );
+}

@@ -58,6 +58,15 @@ Examples:
 
 Text goes to stdout as it is made, statistics to stderr (or all of it to stdout with --json).";
 
+pub const BENCH: &str = "\
+Examples:
+  shardwright bench qwen3.bundle
+  shardwright bench qwen3.bundle -p 128,512 -n 64 -d 0,2048 --threads 4
+  shardwright bench qwen3.bundle -p 0 --memory 512MiB       generation alone, streamed
+
+The columns are those of llama-bench: pp512 reads a prompt of 512 tokens, tg128 generates 128, and
+d2048 says how many positions were there before. Tokens per second: mean and standard deviation.";
+
 pub const VERIFY: &str = "\
 Examples:
   shardwright verify qwen3.bundle                              every byte is the one written

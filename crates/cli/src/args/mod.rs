@@ -1,6 +1,7 @@
 //! The command line: every command, option and example.
 
 mod arch;
+mod bench;
 mod calibrate;
 mod help;
 mod pack;
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bytes;
 pub use arch::{ArchCommand, ArchCommandArgs};
+pub use bench::BenchArgs;
 pub use calibrate::CalibrateArgs;
 pub use pack::{PackArgs, UnpackArgs};
 pub use recipe::{
@@ -60,6 +62,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// Generate text with a bundle or a checkpoint, inside a memory budget
     Run(RunArgs),
+    /// Measure how fast a model reads prompts and generates
+    Bench(BenchArgs),
     /// Write a bundle's weights back as a Hugging Face checkpoint
     Export(ExportArgs),
     /// Compress a bundle into one file, for a download or an artifact store

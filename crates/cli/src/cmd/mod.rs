@@ -1,6 +1,7 @@
 //! One module per command: options in, report out.
 
 mod arch;
+mod bench;
 mod calibrate;
 mod compare;
 mod convert;
@@ -31,6 +32,7 @@ pub fn run(command: &Command, output: Output) -> Outcome {
         Command::Verify(args) => verify::run(args, output),
         Command::Compare(args) => done(compare::run(args, output)),
         Command::Run(args) => run::run(args, output),
+        Command::Bench(args) => bench::run(args, output),
         Command::Export(args) => done(export::run(args, output)),
         Command::Pack(args) => done(pack::run(args, output)),
         Command::Unpack(args) => done(pack::run_unpack(args, output)),

@@ -10,22 +10,18 @@ use std::time::Instant;
 use serde::Serialize;
 use shardwright_format::prose;
 use shardwright_format::weights::Weights;
-use shardwright_runtime::plan::PROGRAM_BYTES;
 use shardwright_runtime::text::{Sampler, Sampling, TextStream, Tokenizer};
-use shardwright_runtime::{MemoryPlan, Mode, Options, Runtime, RuntimeError, Stats};
+use shardwright_runtime::{Mode, Options, Runtime, Stats};
 
 use crate::args::{RunArgs, SamplingArgs};
 use crate::bytes;
+use crate::engine;
 use crate::failure::{Failure, INTERRUPTED, Outcome};
 use crate::inputs;
 use crate::output::{self, Output};
 use crate::process;
 use crate::progress::{Count, Stage};
 use crate::signal;
-
-/// Memory kept free of weights beside what the program holds when its tokenizer is loaded: stacks,
-/// the text, and what the allocator does not give back.
-const SLACK: u64 = 4 << 20;
 
 /// What `run` prints with `--json`.
 #[derive(Serialize)]
@@ -104,8 +100,7 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
             eprintln!("note: {note}");
         }
     }
-    check_fits(&weights, &options)?;
-    let runtime = Runtime::open(weights, &options).map_err(|e| explain(&e))?;
+    let runtime = engine::open(weights, &options)?;
     let mut session = Session {
         stream: TextStream::new(&tokenizer),
         sampler,
@@ -165,9 +160,6 @@ fn notes(weights: &Weights, text: &str, prompt: &[u32], tokens: usize) -> Vec<St
     notes
 }
 
-/// What a thread takes of its stack and of the allocator, generously.
-const THREAD_BYTES: u64 = 128 << 10;
-
 fn options(args: &RunArgs, prompt: &[u32]) -> Result<Options, Failure> {
     if prompt.is_empty() {
         return Err(Failure::new("the prompt has no tokens: expected at least one"));
@@ -179,36 +171,7 @@ fn options(args: &RunArgs, prompt: &[u32]) -> Result<Options, Failure> {
             "the prompt has {found} tokens: expected at most {context}, as --context says"
         )));
     }
-    let held = process::memory().unwrap_or_default();
-    let memory = args.memory.or_else(process::available_memory);
-    let threads = args.threads.count();
-    let reserved = PROGRAM_BYTES.max(held + SLACK) + threads as u64 * THREAD_BYTES;
-    Ok(Options { memory, reserved, threads, context, ..Options::default() })
-}
-
-/// Refuses what the machine cannot hold: swapping would be slower than streaming.
-fn check_fits(weights: &Weights, options: &Options) -> Result<(), Failure> {
-    let plan = MemoryPlan::new(weights, options).map_err(|e| explain(&e))?;
-    match process::available_memory() {
-        Some(available) if plan.total > available => {
-            let (total, free) = (bytes::memory(plan.total), bytes::memory(available));
-            let message = format!("this takes {total} of memory, and {free} are free");
-            let floor = bytes::memory(plan.min_bytes);
-            Err(Failure::new(message).help(format!("a smaller --memory, at least {floor}")))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn explain(error: &RuntimeError) -> Failure {
-    let message = error.to_string();
-    match error {
-        RuntimeError::Budget { min_bytes, .. } => {
-            let mib = min_bytes.div_ceil(1 << 20);
-            Failure::new(message).help(format!("--memory {mib}MiB is enough"))
-        }
-        _ => Failure::new(message),
-    }
+    Ok(engine::options(args.memory, args.threads.count(), context))
 }
 
 fn sampler(args: &RunArgs) -> Result<Sampler, Failure> {

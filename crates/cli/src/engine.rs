@@ -1,0 +1,52 @@
+//! A runtime within what the machine has.
+
+use shardwright_format::weights::Weights;
+use shardwright_runtime::plan::PROGRAM_BYTES;
+use shardwright_runtime::{MemoryPlan, Options, Runtime, RuntimeError};
+
+use crate::bytes;
+use crate::failure::Failure;
+use crate::process;
+
+/// Memory kept free of weights beside what the program holds when its tokenizer is loaded: stacks,
+/// the text, and what the allocator does not give back.
+const SLACK: u64 = 4 << 20;
+
+/// What a thread takes of its stack and of the allocator, generously.
+const THREAD_BYTES: u64 = 128 << 10;
+
+/// How to run a model here: within `memory`, or what the machine has free.
+pub fn options(memory: Option<u64>, threads: usize, context: usize) -> Options {
+    let held = process::memory().unwrap_or_default();
+    let memory = memory.or_else(process::available_memory);
+    let reserved = PROGRAM_BYTES.max(held + SLACK) + threads as u64 * THREAD_BYTES;
+    Options { memory, reserved, threads, context, ..Options::default() }
+}
+
+/// Opens a runtime, unless the machine cannot hold it: swapping would be slower than streaming.
+///
+/// # Errors
+/// A budget below the least that works, or above what is free; weights that cannot be read.
+pub fn open(weights: Weights, options: &Options) -> Result<Runtime, Failure> {
+    let plan = MemoryPlan::new(&weights, options).map_err(|e| explain(&e))?;
+    match process::available_memory() {
+        Some(available) if plan.total > available => {
+            let (total, free) = (bytes::memory(plan.total), bytes::memory(available));
+            let message = format!("this takes {total} of memory, and {free} are free");
+            let least = bytes::memory(plan.min_bytes);
+            Err(Failure::new(message).help(format!("a smaller --memory, at least {least}")))
+        }
+        _ => Runtime::open(weights, options).map_err(|e| explain(&e)),
+    }
+}
+
+fn explain(error: &RuntimeError) -> Failure {
+    let message = error.to_string();
+    match error {
+        RuntimeError::Budget { min_bytes, .. } => {
+            let mib = min_bytes.div_ceil(1 << 20);
+            Failure::new(message).help(format!("--memory {mib}MiB is enough"))
+        }
+        _ => Failure::new(message),
+    }
+}
