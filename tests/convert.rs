@@ -346,7 +346,7 @@ fn weights_that_are_no_numbers_are_named_with_their_position() {
 #[test]
 fn options_of_recipes() {
     let scratch = Scratch::with("golden/llama2");
-    scratch.refused("plan ckpt --recipe q5", "error: unknown recipe `q5`: expected one of q4, q3, q2, moe-q4, moe-q3, moe-q2, moe-mixed, dense-mixed, t4, t3, t2, or a path
+    scratch.refused("plan ckpt --recipe q5", "error: unknown recipe `q5`: expected one of q4, q3, q2, moe-q4, moe-q3, moe-q2, moe-mixed, dense-q4, dense-mixed, t4, t3, t2, or a path
 help: `shardwright recipes` says what each is for");
     scratch.refused(
         "plan ckpt --recipe nowhere.json",

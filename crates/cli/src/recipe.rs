@@ -13,7 +13,7 @@ use crate::failure::Failure;
 const DEFAULT_GROUP_SIZE: u16 = 64;
 /// What a model with experts, and one without, is converted with unless the user says otherwise.
 const DEFAULT_SPARSE: &str = "moe-q4";
-const DEFAULT_DENSE: &str = "q4";
+const DEFAULT_DENSE: &str = "dense-q4";
 
 /// The recipe that the options ask for, changed as they say.
 ///

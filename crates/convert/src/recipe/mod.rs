@@ -141,6 +141,7 @@ const BUILTIN: &[(&str, &str)] = &[
     ("moe-q3", include_str!("../../../../configs/recipes/moe-q3.json")),
     ("moe-q2", include_str!("../../../../configs/recipes/moe-q2.json")),
     ("moe-mixed", include_str!("../../../../configs/recipes/moe-mixed.json")),
+    ("dense-q4", include_str!("../../../../configs/recipes/dense-q4.json")),
     ("dense-mixed", include_str!("../../../../configs/recipes/dense-mixed.json")),
     ("t4", include_str!("../../../../configs/recipes/t4.json")),
     ("t3", include_str!("../../../../configs/recipes/t3.json")),
@@ -286,7 +287,7 @@ mod tests {
         assert_eq!(
             error,
             "unknown recipe `q5`: expected one of q4, q3, q2, moe-q4, moe-q3, moe-q2, moe-mixed, \
-             dense-mixed, t4, t3, t2, or a path"
+             dense-q4, dense-mixed, t4, t3, t2, or a path"
         );
     }
 
