@@ -3,7 +3,7 @@
 use shardwright_format::{Role, TensorEntry, Unit};
 use shardwright_quant::{Encoding, Float, widen};
 
-use super::scan::overlap;
+use super::ranges::overlap;
 use crate::finding::{Finding, Kind};
 
 /// Bytes `start..end` are floats of one tensor.

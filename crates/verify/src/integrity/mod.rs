@@ -1,6 +1,7 @@
 //! Are the bundle's bytes those that were written? Every byte is read once.
 
 mod finite;
+mod ranges;
 mod scan;
 #[cfg(test)]
 mod tests;

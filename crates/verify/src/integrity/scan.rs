@@ -8,6 +8,7 @@ use shardwright_format::manifest::{Extent, FileEntry, Hash};
 use shardwright_format::{Manifest, TensorEntry, Unit};
 
 use super::finite::{Floats, Run, Wrong};
+use super::ranges::overlap;
 use crate::error::Result;
 use crate::hashing::stream;
 use crate::monitor::Meter;
@@ -157,12 +158,6 @@ impl<'a> Scanner<'a> {
             floats: self.floats.wrong,
         }
     }
-}
-
-/// The part of `start..end` that lies in `bytes`, which begin at `offset`.
-pub(super) fn overlap(start: u64, end: u64, offset: u64, bytes: &[u8]) -> &[u8] {
-    let clamp = |at: u64| at.saturating_sub(offset).min(bytes.len() as u64) as usize;
-    &bytes[clamp(start)..clamp(end)]
 }
 
 /// Hashes of the shards that have passed whole.
