@@ -3,7 +3,7 @@ use std::path::Path;
 
 use shardwright_format::weights::Weights;
 use shardwright_testing::models::{Codes, FOUR_BITS, TestBundle};
-use shardwright_testing::{fixture, golden};
+use shardwright_testing::{Golden, fixture, golden};
 
 use super::*;
 use crate::{
@@ -17,6 +17,16 @@ fn open(path: &Path) -> Weights {
 
 /// Values and predictions of `candidate` against `original`.
 fn judge(original: &Path, candidate: &Path) -> (Fidelity, Divergence) {
+    let tokens: Vec<u32> = (0..96).map(|i| (i * i * 7 + i * 13) % 61).collect();
+    judge_on(original, candidate, &tokens, EvalWindows::new(16))
+}
+
+fn judge_on(
+    original: &Path,
+    candidate: &Path,
+    tokens: &[u32],
+    windows: EvalWindows,
+) -> (Fidelity, Divergence) {
     let (original, candidate) = (open(original), open(candidate));
     let party = |name, weights| Party { name, weights };
     let (original, candidates) = (party("original", &original), [party("it", &candidate)]);
@@ -24,9 +34,7 @@ fn judge(original: &Path, candidate: &Path) -> (Fidelity, Divergence) {
         FidelityOptions { max_rmse: None, hash_checkpoint: true, other_source: false, threads: 2 };
     let silent = Monitor::silent();
     let values = fidelity(original, &candidates, &options, &silent).unwrap();
-    let tokens: Vec<u32> = (0..96).map(|i| (i * i * 7 + i * 13) % 61).collect();
-    let windows = EvalWindows::new(16);
-    let found = divergences(original, &candidates, &tokens, windows, 2, &silent).unwrap();
+    let found = divergences(original, &candidates, tokens, windows, 2, &silent).unwrap();
     (values.into_iter().next().unwrap(), found.into_iter().next().unwrap().unwrap())
 }
 
@@ -52,6 +60,50 @@ fn packed_int4_is_a_candidate() {
 #[test]
 fn mxfp4_is_a_candidate() {
     holds_the_same(&golden("gpt_oss"), &golden("gpt_oss-mxfp4"));
+}
+
+/// KL divergence of a row of logits from another, in 64 bits.
+fn kl(original: &[f32], candidate: &[f32]) -> f64 {
+    let log_sum = |z: &[f32]| z.iter().map(|z| f64::from(*z).exp()).sum::<f64>().ln();
+    let (p, q) = (log_sum(original), log_sum(candidate));
+    let pairs = original.iter().zip(candidate);
+    let terms = pairs.map(|(a, b)| {
+        let (a, b) = (f64::from(*a) - p, f64::from(*b) - q);
+        a.exp() * (a - b)
+    });
+    terms.sum()
+}
+
+/// Codes that are not the golden's own values diverge as transformers' logits of both say.
+fn diverges_as_expected(original: &str, candidate: &str) {
+    let (expected, found) = (Golden::named(original), Golden::named(candidate));
+    let (tokens, logits) = (expected.tokens(), |case: &Golden| case.floats("logits").unwrap());
+    let (a, b) = (logits(&expected), logits(&found));
+    let vocab = a.len() / tokens.len();
+    let rows = a.chunks(vocab).zip(b.chunks(vocab));
+    let each = rows.map(|(a, b)| kl(a, b)).take(tokens.len() - 1);
+    let mean = each.sum::<f64>() / (tokens.len() - 1) as f64;
+    let windows = EvalWindows::new(tokens.len());
+    let (values, predictions) = judge_on(&expected.path, &found.path, &tokens, windows);
+    assert_eq!(values.findings, [], "{candidate}");
+    assert!(values.by_role && values.rmse > 0.001 && values.exact < values.tensors);
+    let wrong = (predictions.kld_mean - mean).abs() / mean;
+    assert!(wrong < 1e-4, "{candidate}: expected {mean}, found {}", predictions.kld_mean);
+}
+
+#[test]
+fn gptq_is_a_candidate() {
+    diverges_as_expected("qwen2", "qwen2-gptq");
+}
+
+#[test]
+fn awq_is_a_candidate() {
+    diverges_as_expected("qwen2", "qwen2-awq");
+}
+
+#[test]
+fn mlx_is_a_candidate() {
+    diverges_as_expected("qwen2", "qwen2-mlx");
 }
 
 #[test]
