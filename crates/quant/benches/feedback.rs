@@ -6,7 +6,7 @@
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use shardwright_quant::{
-    Affine, Backend, Encoding, Feedback, Float, Guide, Method, PartsMut, Trellis, quantize,
+    Affine, Backend, Encoding, Float, HessianFactor, Method, Objective, PartsMut, Trellis, quantize,
 };
 
 const ROWS: usize = 256;
@@ -45,16 +45,16 @@ fn factor(bencher: Bencher<'_, '_>, cols: usize) {
     let gram = gram(cols);
     bencher
         .counter(ItemsCount::new(cols * cols * cols / 6))
-        .bench_local(|| Feedback::new(black_box(&gram), cols, 0.01, q2()).unwrap());
+        .bench_local(|| HessianFactor::new(black_box(&gram), cols, 0.01, q2()).unwrap());
 }
 
 fn rows(bencher: Bencher<'_, '_>, cols: usize, encoding: Encoding, method: Method) {
-    let feedback = Feedback::new(&gram(cols), cols, 0.01, encoding).unwrap();
-    let (x, guide) = (weights(cols), Guide::Feedback(&feedback));
+    let feedback = HessianFactor::new(&gram(cols), cols, 0.01, encoding).unwrap();
+    let (x, objective) = (weights(cols), Objective::Hessian(&feedback));
     let mut bytes = vec![0; encoding.parts(ROWS as u64, cols as u64).unwrap().total() as usize];
     bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
         let out = PartsMut::split(encoding, ROWS, cols, &mut bytes).unwrap();
-        quantize(Backend::detect(), black_box(&x), cols, encoding, method, guide, out).unwrap()
+        quantize(Backend::detect(), black_box(&x), cols, encoding, method, objective, out).unwrap()
     });
 }
 

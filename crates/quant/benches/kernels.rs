@@ -8,7 +8,7 @@ use std::hint::black_box;
 use divan::counter::ItemsCount;
 use divan::{Bencher, main as run};
 use shardwright_quant::{
-    Activations, Affine, Backend, Encoding, Float, Guide, Matrix, Method, Outputs, PartsMut,
+    Activations, Affine, Backend, Encoding, Float, Matrix, Method, Objective, Outputs, PartsMut,
     Trellis, add_outer_products, dot, matmul, narrow, quantize, widen,
 };
 
@@ -97,8 +97,16 @@ fn stored(encoding: Encoding) -> Vec<u8> {
     match encoding {
         Encoding::Affine(_) => {
             let out = PartsMut::split(encoding, ROWS, COLS, &mut bytes).unwrap();
-            quantize(Backend::detect(), &x, COLS, encoding, Method::MinMax, Guide::Weights, out)
-                .unwrap();
+            quantize(
+                Backend::detect(),
+                &x,
+                COLS,
+                encoding,
+                Method::MinMax,
+                Objective::Weights,
+                out,
+            )
+            .unwrap();
         }
         // Any bytes are streams; two of them are a scale.
         Encoding::Trellis(_) => {
@@ -122,7 +130,7 @@ fn quantization(bencher: Bencher<'_, '_>, case: &str) {
     let mut bytes = vec![0; encoding.parts(16, COLS as u64).unwrap().total() as usize];
     bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
         let out = PartsMut::split(encoding, 16, COLS, &mut bytes).unwrap();
-        quantize(backend, black_box(&x), COLS, encoding, method, Guide::Weights, out).unwrap()
+        quantize(backend, black_box(&x), COLS, encoding, method, Objective::Weights, out).unwrap()
     });
 }
 
@@ -143,10 +151,10 @@ fn trellis_codes(bencher: Bencher<'_, '_>, case: &str) {
     let (encoding, cols) = (trellis(bits, state_bits), 32);
     let x = weights(ROWS * cols);
     let mut bytes = vec![0; encoding.parts(ROWS as u64, cols as u64).unwrap().total() as usize];
-    let (method, guide) = (Method::Search, Guide::Weights);
+    let (method, objective) = (Method::Search, Objective::Weights);
     bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
         let out = PartsMut::split(encoding, ROWS, cols, &mut bytes).unwrap();
-        quantize(backend, black_box(&x), cols, encoding, method, guide, out).unwrap()
+        quantize(backend, black_box(&x), cols, encoding, method, objective, out).unwrap()
     });
 }
 

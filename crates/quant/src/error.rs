@@ -49,7 +49,7 @@ pub enum QuantError {
     NoCodes(Encoding),
     /// The method needs to know more of the inputs.
     #[error("{method}: needs {needs} to guide it")]
-    Guide {
+    NeedsInputs {
         /// The method, or the encoding.
         method: &'static str,
         /// What is missing.
@@ -60,7 +60,7 @@ pub enum QuantError {
         "moment of inputs {row} and {col}: expected a finite number, not negative on the diagonal, \
          found {value}"
     )]
-    Gram {
+    Moment {
         /// The Gram's row.
         row: u64,
         /// The Gram's column.
@@ -84,7 +84,7 @@ pub enum QuantError {
         "a factored Gram of {found} inputs for {expected} columns of {}: a Gram is of one width and basis",
         .encoding.label()
     )]
-    OtherGram {
+    OtherHessian {
         /// Columns of the matrix.
         expected: u64,
         /// Inputs of the Gram.
@@ -96,7 +96,7 @@ pub enum QuantError {
 
 impl QuantError {
     /// The moment of two inputs that cannot be.
-    pub(crate) const fn gram(row: usize, col: usize, value: f32) -> Self {
-        Self::Gram { row: row as u64, col: col as u64, value }
+    pub(crate) const fn moment(row: usize, col: usize, value: f32) -> Self {
+        Self::Moment { row: row as u64, col: col as u64, value }
     }
 }

@@ -48,7 +48,7 @@ pub fn run(args: &CalibrateArgs, output: Output) -> Result<(), Failure> {
     let corpus = calibration::corpus(&source, &args.text, args.amount)?;
     let layers = corpus.original.spec().layers.len() as u64;
     let stage = Stage::new(output, "calibrating", Count::Of("layers"));
-    let keep = if args.importance_only { Keep::Diagonal } else { Keep::Gram };
+    let keep = if args.importance_only { Keep::Diagonal } else { Keep::Full };
     let show = |done: u32| stage.set(u64::from(done), layers);
     let seen = observe(&corpus, keep, args.threads.count(), &cancel, &show);
     drop(stage);

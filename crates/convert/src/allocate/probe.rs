@@ -18,7 +18,7 @@ use shardwright_quant::{
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Head, InputSite};
 
-use crate::calibrate::guides::Guides;
+use crate::calibrate::objectives::Objectives;
 use crate::calibrate::observe::{head_inputs, layer_inputs};
 use crate::calibrate::streams::mean_divergence;
 use crate::error::{ConvertError, Result};
@@ -73,10 +73,10 @@ impl Probing<'_> {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(ConvertError::Stopped);
             }
-            let guides = Guides::new(layer_inputs(&mut base, original, layer)?);
+            let objectives = Objectives::new(layer_inputs(&mut base, original, layer)?);
             let mut after = Vec::new();
             for role in self.roles(layer)? {
-                let overlay = self.quantized(&units(original, layer, role), role, &guides)?;
+                let overlay = self.quantized(&units(original, layer, role), role, &objectives)?;
                 after.push(base.look_ahead(&overlay)?);
                 variants.push(Variant { layer: Some(layer), role, head: None });
             }
@@ -96,18 +96,18 @@ impl Probing<'_> {
         let embedding = || LayerPass::new(original, self.tokens, self.window, self.threads);
         let mut last = embedding()?;
         while last.step()?.is_some() {}
-        let guides = Guides::new(head_inputs(original, last.hidden(), self.threads)?);
+        let objectives = Objectives::new(head_inputs(original, last.hidden(), self.threads)?);
         let tied = original.spec().tie_word_embeddings;
-        let blind = Guides::default();
+        let blind = Objectives::default();
         // An embedding that is no head is looked up, not multiplied: nothing guides it.
-        let embed_guides = if tied { &guides } else { &blind };
-        let embed = self.quantized(&[Unit::Embedding], Role::EmbedTokens, embed_guides)?;
+        let embed_objectives = if tied { &objectives } else { &blind };
+        let embed = self.quantized(&[Unit::Embedding], Role::EmbedTokens, embed_objectives)?;
         let x = LayerPass::new(&embed, self.tokens, self.window, self.threads)?.into_hidden();
         others.append(&x);
         let mut variants =
             vec![Variant { layer: None, role: Role::EmbedTokens, head: tied.then_some(embed) }];
         if !tied {
-            let head = self.quantized(&[Unit::Head], Role::LmHead, &guides)?;
+            let head = self.quantized(&[Unit::Head], Role::LmHead, &objectives)?;
             others.append(embedding()?.hidden());
             variants.push(Variant { layer: None, role: Role::LmHead, head: Some(head) });
         }
@@ -133,16 +133,16 @@ impl Probing<'_> {
     }
 
     /// The model with one role of some units quantized.
-    fn quantized(&self, units: &[Unit], role: Role, guides: &Guides) -> Result<Weights> {
+    fn quantized(&self, units: &[Unit], role: Role, objectives: &Objectives) -> Result<Weights> {
         let tensors: Result<BTreeMap<_, _>> = units
             .par_iter()
-            .map(|unit| Ok(((*unit, role), self.requantized(*unit, role, guides)?)))
+            .map(|unit| Ok(((*unit, role), self.requantized(*unit, role, objectives)?)))
             .collect();
         Ok(self.original.patched(tensors?))
     }
 
     /// A tensor after a round through codes, in its own type again.
-    fn requantized(&self, unit: Unit, role: Role, guides: &Guides) -> Result<Vec<u8>> {
+    fn requantized(&self, unit: Unit, role: Role, objectives: &Objectives) -> Result<Vec<u8>> {
         let layout = self.original.layout(unit)?;
         let missing = || FormatError::file(self.original.root(), format!("{unit}: no {role}"));
         let entry = layout.find(role).ok_or_else(missing)?;
@@ -154,7 +154,7 @@ impl Probing<'_> {
         };
         let mut values = vec![0.0; (entry.rows * entry.cols) as usize];
         widen(dtype, bytes.as_slice(), &mut values);
-        round(unit, &TensorEntry { encoding, ..entry.clone() }, guides, &mut values)?;
+        round(unit, &TensorEntry { encoding, ..entry.clone() }, objectives, &mut values)?;
         let mut out = bytes.as_slice().to_vec();
         narrow(dtype, &values, &mut out);
         Ok(out)
@@ -216,17 +216,24 @@ fn reference(entry: &TensorEntry) -> Option<(Float, Encoding)> {
 }
 
 /// Takes values through an encoding and back.
-fn round(unit: Unit, entry: &TensorEntry, guides: &Guides, values: &mut [f32]) -> Result<()> {
+fn round(
+    unit: Unit,
+    entry: &TensorEntry,
+    objectives: &Objectives,
+    values: &mut [f32],
+) -> Result<()> {
     let (rows, cols) = (entry.rows as usize, entry.cols as usize);
     let refuse = |e: String| ConvertError::Plan(format!("{unit} {}: {e}", entry.role));
-    let costs = guides.costs(unit, entry, Method::Gptq).map_err(refuse)?;
+    let costs = objectives
+        .objective(unit, entry, Method::Gptq)
+        .map_err(refuse)?;
     let len = entry.byte_len().map_err(|e| refuse(e.to_string()))?;
     let mut bytes = vec![0; len as usize];
     let backend = Backend::detect();
     let parts = PartsMut::split(entry.encoding, rows, cols, &mut bytes);
     let parts = parts.map_err(|e| refuse(e.to_string()))?;
     let method = costs.method(Method::Gptq);
-    quantize(backend, values, cols, entry.encoding, method, costs.guide(), parts)
+    quantize(backend, values, cols, entry.encoding, method, costs.as_objective(), parts)
         .map_err(|e| refuse(e.to_string()))?;
     let matrix = Matrix::new(entry.encoding, rows, cols, &bytes);
     let matrix = matrix.map_err(|e| refuse(e.to_string()))?;

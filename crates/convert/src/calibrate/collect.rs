@@ -9,8 +9,8 @@ use shardwright_format::weights::Weights;
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Activations, Hook, InputSite, RuntimeError};
 
-use super::gram::Gram;
-use super::statistics::{Moments, Observed, Place};
+use super::hessian::FullSum;
+use super::statistics::{Hessian, InputKey, InputStats};
 
 /// Rows that an expert is given at least; those that its router did not send count
 /// [`EXTRA_WEIGHT`] of an average pick.
@@ -23,34 +23,34 @@ const BATCH_BYTES: usize = if cfg!(test) { 64 << 10 } else { 256 << 20 };
 pub const GRAM_LIMIT: usize = 16 << 10;
 
 /// Units of a layer and what their matrices are given.
-pub struct Batch {
+pub struct InputBatch {
     /// Complete units.
     pub units: Vec<Unit>,
     /// Their inputs.
-    pub observed: Observed,
+    pub inputs: InputStats,
 }
 
 /// Sums of one place.
-enum Sum {
-    Gram(Gram),
+enum HessianSum {
+    Full(FullSum),
     Diagonal { sum: Vec<f64>, weight: f64 },
 }
 
-impl Sum {
+impl HessianSum {
     fn new(cols: usize) -> Self {
         if cols <= GRAM_LIMIT {
-            return Self::Gram(Gram::new(cols));
+            return Self::Full(FullSum::new(cols));
         }
         Self::Diagonal { sum: vec![0.0; cols], weight: 0.0 }
     }
 
     fn byte_len(cols: usize) -> usize {
-        if cols <= GRAM_LIMIT { Gram::byte_len(cols) } else { 8 * cols }
+        if cols <= GRAM_LIMIT { FullSum::byte_len(cols) } else { 8 * cols }
     }
 
     fn add(&mut self, rows: &[f32], weights: &[f32]) {
         match self {
-            Self::Gram(gram) => gram.add(rows, weights),
+            Self::Full(gram) => gram.add(rows, weights),
             Self::Diagonal { sum, weight } => {
                 for (row, x) in rows.chunks_exact(sum.len()).enumerate() {
                     let square = f64::from(weights.get(row).copied().unwrap_or(1.0)).powi(2);
@@ -63,11 +63,11 @@ impl Sum {
         }
     }
 
-    fn into_moments(self) -> Option<Moments> {
+    fn into_hessian(self) -> Option<Hessian> {
         match self {
-            Self::Gram(gram) => gram.into_mean().map(Moments::Gram),
+            Self::Full(gram) => gram.into_mean().map(Hessian::Full),
             Self::Diagonal { sum, weight } if weight > 0.0 => {
-                Some(Moments::Diagonal(sum.iter().map(|s| (s / weight) as f32).collect()))
+                Some(Hessian::Diagonal(sum.iter().map(|s| (s / weight) as f32).collect()))
             }
             Self::Diagonal { .. } => None,
         }
@@ -79,8 +79,8 @@ struct Collector<'a> {
     layer: u32,
     /// Weight of a row that the router did not send.
     extra: f32,
-    out: &'a SyncSender<Batch>,
-    sums: BTreeMap<Place, Sum>,
+    out: &'a SyncSender<InputBatch>,
+    sums: BTreeMap<InputKey, HessianSum>,
     bytes: usize,
     /// Complete units that wait.
     units: Vec<Unit>,
@@ -99,12 +99,12 @@ impl Collector<'_> {
                 self.send()?;
             }
         }
-        let place =
-            Place { layer: Some(layer), expert: activations.expert, site: activations.site };
+        let key =
+            InputKey { layer: Some(layer), expert: activations.expert, site: activations.site };
         let bytes = &mut self.bytes;
-        let sum = self.sums.entry(place).or_insert_with(|| {
-            *bytes += Sum::byte_len(activations.cols);
-            Sum::new(activations.cols)
+        let sum = self.sums.entry(key).or_insert_with(|| {
+            *bytes += HessianSum::byte_len(activations.cols);
+            HessianSum::new(activations.cols)
         });
         let weight = |w: &f32| if *w == 0.0 { self.extra } else { *w };
         let weights: Vec<f32> = activations.weights.iter().map(weight).collect();
@@ -115,8 +115,8 @@ impl Collector<'_> {
     /// Hands on the complete units, those of the current one excepted.
     fn send(&mut self) -> Result<(), RuntimeError> {
         let sums = std::mem::take(&mut self.sums).into_iter();
-        let observed = sums.filter_map(|(place, sum)| Some((place, sum.into_moments()?)));
-        let batch = Batch { units: std::mem::take(&mut self.units), observed: observed.collect() };
+        let inputs = sums.filter_map(|(key, sum)| Some((key, sum.into_hessian()?)));
+        let batch = InputBatch { units: std::mem::take(&mut self.units), inputs: inputs.collect() };
         self.bytes = 0;
         // Nobody listens any more: the conversion has failed and says why.
         self.out.send(batch).map_err(|_| RuntimeError::HookGone)
@@ -132,7 +132,7 @@ pub fn collect(
     stream: &mut LayerPass<'_>,
     original: &Weights,
     layer: u32,
-    out: &SyncSender<Batch>,
+    out: &SyncSender<InputBatch>,
 ) -> Result<(), RuntimeError> {
     let spec = &original.spec().layers[layer as usize];
     let mut collector = Collector {
@@ -159,12 +159,12 @@ fn picks(spec: &LayerSpec) -> u32 {
 }
 
 /// The inputs of the head, as rows after the final norm.
-pub fn head(rows: impl Iterator<Item = Vec<f32>>, cols: usize) -> Observed {
-    let mut sum = Sum::new(cols);
+pub fn head(rows: impl Iterator<Item = Vec<f32>>, cols: usize) -> InputStats {
+    let mut sum = HessianSum::new(cols);
     rows.for_each(|rows| sum.add(&rows, &[]));
-    let place = Place { layer: None, expert: None, site: InputSite::Head };
-    sum.into_moments()
-        .map(|moments| (place, moments))
+    let key = InputKey { layer: None, expert: None, site: InputSite::Head };
+    sum.into_hessian()
+        .map(|hessian| (key, hessian))
         .into_iter()
         .collect()
 }

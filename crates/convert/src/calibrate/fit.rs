@@ -7,7 +7,7 @@ use shardwright_format::FormatError;
 use shardwright_format::arch::Inventory;
 
 use super::saved::{SavedStatistics, name};
-use super::statistics::Place;
+use super::statistics::InputKey;
 use crate::error::Result;
 
 impl SavedStatistics {
@@ -20,10 +20,10 @@ impl SavedStatistics {
         let refuse = |detail: String| {
             FormatError::file(path, format!("{detail}: these are statistics of another model"))
         };
-        let observed = self.guides.observed();
-        for (place, moments) in observed {
-            let (label, found) = (name(*place), moments.cols() as u64);
-            let cols = expected.get(place);
+        let inputs = self.objectives.inputs();
+        for (key, hessian) in inputs {
+            let (label, found) = (name(*key), hessian.cols() as u64);
+            let cols = expected.get(key);
             let cols = *cols.ok_or_else(|| refuse(format!("the model has no `{label}`")))?;
             if cols != found {
                 return Err(
@@ -31,7 +31,7 @@ impl SavedStatistics {
                 );
             }
         }
-        let unknown = |layer: &u32| !observed.keys().any(|place| place.layer == Some(*layer));
+        let unknown = |layer: &u32| !inputs.keys().any(|key| key.layer == Some(*layer));
         if let Some(layer) = (0..inventory.spec.layers.len() as u32).find(unknown) {
             return Err(refuse(format!("layer {layer}: expected statistics, found none")).into());
         }
@@ -40,10 +40,10 @@ impl SavedStatistics {
 }
 
 /// Inputs at each place of a model.
-fn widths(inventory: &Inventory) -> BTreeMap<Place, u64> {
+fn widths(inventory: &Inventory) -> BTreeMap<InputKey, u64> {
     let tensors = inventory.units.iter();
     let tensors = tensors.flat_map(|(unit, layout)| layout.tensors.iter().map(|t| (*unit, t)));
     let matrices = tensors.filter(|(_, tensor)| tensor.source.shape.len() > 1);
-    let places = matrices.filter_map(|(unit, t)| Some((Place::of(unit, t.role)?, t.cols)));
-    places.collect()
+    let keys = matrices.filter_map(|(unit, t)| Some((InputKey::for_tensor(unit, t.role)?, t.cols)));
+    keys.collect()
 }

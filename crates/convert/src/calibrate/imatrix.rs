@@ -18,7 +18,7 @@ use shardwright_format::{FormatError, ModelSpec, Unit};
 use shardwright_quant::Ggml;
 use shardwright_runtime::InputSite;
 
-use super::statistics::{Moments, Observed, Place};
+use super::statistics::{Hessian, InputKey, InputStats};
 use crate::error::Result;
 
 /// Names of a layer's matrices, after `blk.N.`, and which of its inputs they have.
@@ -83,8 +83,8 @@ struct Entry<'a> {
 /// A file as statistics of a model.
 #[derive(Debug, Default)]
 pub struct Mapped {
-    /// By place.
-    pub observed: Observed,
+    /// By key.
+    pub inputs: InputStats,
     /// Names that the model has no matrix for.
     pub ignored: Vec<String>,
     /// Experts that the text did not reach.
@@ -186,14 +186,14 @@ impl<'a> Imatrix<'a> {
         let ignored = self.others.iter().map(|name| (*name).to_owned());
         let mut mapped = Mapped { ignored: ignored.collect(), ..Mapped::default() };
         for (name, entry) in &self.entries {
-            let Some((layer, site)) = place(name, spec) else {
+            let Some((layer, site)) = key(name, spec) else {
                 mapped.ignored.push((*name).to_owned());
                 continue;
             };
             let added = mapped.add(entry, (layer, site), spec);
             added.map_err(|e| FormatError::tensor(path, name, e))?;
         }
-        if mapped.observed.is_empty() {
+        if mapped.inputs.is_empty() {
             let detail = "expected importance of the model's matrices, found none";
             return Err(FormatError::file(path, detail).into());
         }
@@ -232,7 +232,7 @@ const fn floats(bytes: &[u8]) -> &[[u8; 4]] {
 }
 
 /// The layer and input of a matrix; none for names that are not known.
-fn place(name: &str, spec: &ModelSpec) -> Option<(Option<u32>, InputSite)> {
+fn key(name: &str, spec: &ModelSpec) -> Option<(Option<u32>, InputSite)> {
     let name = name.strip_suffix(WEIGHT)?;
     if name == HEAD || name == TIED_HEAD && spec.tie_word_embeddings {
         return Some((None, InputSite::Head));
@@ -255,13 +255,13 @@ impl Mapped {
             .filter(|_| of_experts)
             .map_or(0, LayerSpec::num_experts);
         let expert = of_experts.then_some(0);
-        let first = Place { layer, expert, site };
+        let first = InputKey { layer, expert, site };
         let cols = first.inputs(spec).ok_or("the model has no such matrix")?;
         for (at, means) in (0..).zip(entry.means(experts.max(1) as usize, cols as usize)?) {
-            let place = Place { expert: expert.map(|_| at), ..first };
+            let key = InputKey { expert: expert.map(|_| at), ..first };
             match (means, layer) {
                 // Matrices of a place have the same inputs: any of them will do.
-                (Some(means), _) => drop(self.observed.insert(place, Moments::Diagonal(means))),
+                (Some(means), _) => drop(self.inputs.insert(key, Hessian::Diagonal(means))),
                 (None, Some(layer)) if of_experts => {
                     self.unseen.insert(Unit::Expert { layer, expert: at });
                 }

@@ -3,9 +3,9 @@
 
 pub(crate) mod collect;
 pub(crate) mod fit;
-pub(crate) mod gram;
-pub(crate) mod guides;
+pub(crate) mod hessian;
 pub(crate) mod imatrix;
+pub(crate) mod objectives;
 pub(crate) mod observe;
 pub(crate) mod saved;
 pub(crate) mod statistics;

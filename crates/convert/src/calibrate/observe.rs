@@ -10,7 +10,7 @@ use shardwright_runtime::{Head, RuntimeError};
 
 use super::Corpus;
 use super::collect::{collect, head};
-use super::statistics::{Moments, Observed};
+use super::statistics::{Hessian, InputStats};
 use super::streams::coverage;
 use crate::error::{ConvertError, Result};
 
@@ -21,7 +21,7 @@ const ROWS: usize = 512;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     /// The products of all pairs: what `gptq` and trellis codes use.
-    Gram,
+    Full,
     /// Each input's own second moment: what `importance` uses, far smaller.
     Diagonal,
 }
@@ -29,8 +29,8 @@ pub enum Keep {
 /// What a text showed.
 #[derive(Debug)]
 pub struct Observation {
-    /// By place.
-    pub(crate) observed: Observed,
+    /// By key.
+    pub(crate) inputs: InputStats,
     /// How often experts were picked, per layer that has some.
     pub coverage: Vec<LayerCoverage>,
 }
@@ -49,16 +49,16 @@ pub fn observe(
 ) -> Result<Observation> {
     let original = &corpus.original;
     let mut pass = LayerPass::new(original, &corpus.tokens, corpus.window, threads)?;
-    let mut seen = Observation { observed: Observed::new(), coverage: Vec::new() };
+    let mut seen = Observation { inputs: InputStats::new(), coverage: Vec::new() };
     for layer in 0..original.spec().layers.len() as u32 {
         if cancel.load(Ordering::Relaxed) {
             return Err(ConvertError::Stopped);
         }
-        let observed = layer_inputs(&mut pass, original, layer)?;
-        seen.observed.extend(
-            observed
+        let inputs = layer_inputs(&mut pass, original, layer)?;
+        seen.inputs.extend(
+            inputs
                 .into_iter()
-                .map(|(place, moments)| (place, keep.of(moments))),
+                .map(|(key, hessian)| (key, keep.of(hessian))),
         );
         pass.step()?;
         seen.coverage
@@ -66,40 +66,44 @@ pub fn observe(
         progress(layer + 1);
     }
     let inputs = head_inputs(original, pass.hidden(), threads)?;
-    seen.observed.extend(
+    seen.inputs.extend(
         inputs
             .into_iter()
-            .map(|(place, moments)| (place, keep.of(moments))),
+            .map(|(key, hessian)| (key, keep.of(hessian))),
     );
     Ok(seen)
 }
 
 impl Keep {
-    fn of(self, moments: Moments) -> Moments {
+    fn of(self, hessian: Hessian) -> Hessian {
         match self {
-            Self::Gram => moments,
-            Self::Diagonal => Moments::Diagonal(moments.diagonal()),
+            Self::Full => hessian,
+            Self::Diagonal => Hessian::Diagonal(hessian.diagonal()),
         }
     }
 }
 
 /// What the next layer's matrices are given, all of it at once; the stream stays where it was.
-pub fn layer_inputs(pass: &mut LayerPass<'_>, original: &Weights, layer: u32) -> Result<Observed> {
+pub fn layer_inputs(
+    pass: &mut LayerPass<'_>,
+    original: &Weights,
+    layer: u32,
+) -> Result<InputStats> {
     std::thread::scope(|scope| {
         let (sender, batches) = sync_channel(0);
         let watching = scope.spawn(move || collect(pass, original, layer, &sender));
-        let observed = batches.iter().flat_map(|batch| batch.observed).collect();
+        let inputs = batches.iter().flat_map(|batch| batch.inputs).collect();
         watching.join().map_err(|_| RuntimeError::Panicked)??;
-        Ok(observed)
+        Ok(inputs)
     })
 }
 
 /// What a tied head is multiplied with, in the original: the embedding must be made before the
 /// bundle has a stream. Nothing for a head of its own.
-pub fn tied_head_inputs(corpus: &Corpus, threads: usize) -> Result<Observed> {
+pub fn tied_head_inputs(corpus: &Corpus, threads: usize) -> Result<InputStats> {
     let original = &corpus.original;
     if !original.spec().tie_word_embeddings {
-        return Ok(Observed::new());
+        return Ok(InputStats::new());
     }
     let mut pass = LayerPass::new(original, &corpus.tokens, corpus.window, threads)?;
     while pass.step()?.is_some() {}
@@ -107,7 +111,7 @@ pub fn tied_head_inputs(corpus: &Corpus, threads: usize) -> Result<Observed> {
 }
 
 /// What the head is multiplied with, of a residual stream after the last layer.
-pub fn head_inputs(original: &Weights, stream: &[f32], threads: usize) -> Result<Observed> {
+pub fn head_inputs(original: &Weights, stream: &[f32], threads: usize) -> Result<InputStats> {
     let cols = original.spec().hidden_size as usize;
     let norm = Head::new(original, threads)?;
     let rows = stream.chunks(ROWS * cols).map(|rows| norm.normed(rows));

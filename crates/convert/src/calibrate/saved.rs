@@ -11,10 +11,10 @@ use shardwright_format::manifest;
 use shardwright_format::{FormatError, ModelSpec, Unit};
 use shardwright_runtime::InputSite;
 
-use super::guides::Guides;
 use super::imatrix::{self, Imatrix};
+use super::objectives::Objectives;
 use super::observe::Observation;
-use super::statistics::{Moments, Observed, Place};
+use super::statistics::{Hessian, InputKey, InputStats};
 use crate::error::Result;
 
 /// Largest file of statistics that is read.
@@ -28,8 +28,8 @@ const NEITHER: &str = "expected statistics of `shardwright calibrate` (safetenso
 /// What was observed before, as a file of statistics has it.
 #[derive(Debug)]
 pub struct SavedStatistics {
-    /// By place.
-    pub(crate) guides: Guides,
+    /// By key.
+    pub(crate) objectives: Objectives,
     /// What the manifest says of it.
     pub record: manifest::Calibration,
     /// What of the file is of no use: names that the model has no matrix for.
@@ -39,18 +39,18 @@ pub struct SavedStatistics {
 }
 
 /// `head`, `layers.3.mixer`, `layers.3.experts.7.expert_out`.
-pub(super) fn name(place: Place) -> String {
-    let site = place.site.name();
-    let layer = place
+pub(super) fn name(key: InputKey) -> String {
+    let site = key.site.name();
+    let layer = key
         .layer
         .map_or(String::new(), |layer| format!("layers.{layer}."));
-    let expert = place
+    let expert = key
         .expert
         .map_or(String::new(), |expert| format!("experts.{expert}."));
     format!("{layer}{expert}{site}")
 }
 
-fn parse(name: &str) -> Option<Place> {
+fn parse(name: &str) -> Option<InputKey> {
     let parts: Vec<_> = name.split('.').collect();
     let number = |text: &str| text.parse().ok();
     let (layer, expert, site) = match parts[..] {
@@ -64,10 +64,10 @@ fn parse(name: &str) -> Option<Place> {
     let site = InputSite::ALL
         .into_iter()
         .find(|known| known.name() == site)?;
-    Some(Place { layer, expert, site })
+    Some(InputKey { layer, expert, site })
 }
 
-/// Moments as they lie in a file: little-endian `f32`.
+/// Second moments as they lie in a file: little-endian `f32`.
 struct Stored {
     shape: Vec<usize>,
     bytes: Vec<u8>,
@@ -91,11 +91,11 @@ impl View for Stored {
     }
 }
 
-impl From<&Moments> for Stored {
-    fn from(moments: &Moments) -> Self {
-        let (shape, values) = match moments {
-            Moments::Diagonal(values) => (vec![values.len()], values),
-            Moments::Gram(values) => (vec![moments.cols(); 2], values),
+impl From<&Hessian> for Stored {
+    fn from(hessian: &Hessian) -> Self {
+        let (shape, values) = match hessian {
+            Hessian::Diagonal(values) => (vec![values.len()], values),
+            Hessian::Full(values) => (vec![hessian.cols(); 2], values),
         };
         Self { shape, bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect() }
     }
@@ -153,7 +153,7 @@ impl Kind {
 fn other(path: &Path, imatrix: &Imatrix<'_>, spec: &ModelSpec) -> Result<SavedStatistics> {
     let mapped = imatrix.map(path, spec)?;
     Ok(SavedStatistics {
-        guides: Guides::new(mapped.observed).tied(spec.tie_word_embeddings),
+        objectives: Objectives::new(mapped.inputs).tied(spec.tie_word_embeddings),
         record: manifest::Calibration {
             tokens: imatrix.tokens,
             window: imatrix.window,
@@ -173,36 +173,36 @@ fn own(path: &Path, bytes: &[u8], spec: &ModelSpec) -> Result<SavedStatistics> {
     let record: manifest::Calibration =
         serde_json::from_str(record).map_err(|e| refuse(format!("{RECORD}: {e}")))?;
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| refuse(e.to_string()))?;
-    let mut observed = Observed::new();
+    let mut inputs = InputStats::new();
     for (name, view) in tensors.iter() {
         let wrong = |detail: &str| FormatError::tensor(path, name, detail);
-        let place = parse(name).ok_or_else(|| wrong("is no place of a model"))?;
-        if place
+        let key = parse(name).ok_or_else(|| wrong("is no place of a model"))?;
+        if key
             .layer
             .is_some_and(|layer| layer as usize >= spec.layers.len())
         {
             return Err(wrong("the model has no such layer").into());
         }
-        observed.insert(place, moments(&view).map_err(wrong)?);
+        inputs.insert(key, hessian(&view).map_err(wrong)?);
     }
     let (ignored, unseen) = (Vec::new(), Vec::new());
     Ok(SavedStatistics {
-        guides: Guides::new(observed).tied(spec.tie_word_embeddings),
+        objectives: Objectives::new(inputs).tied(spec.tie_word_embeddings),
         record,
         ignored,
         unseen,
     })
 }
 
-fn moments(view: &TensorView<'_>) -> Result<Moments, &'static str> {
+fn hessian(view: &TensorView<'_>) -> Result<Hessian, &'static str> {
     let values = view.data().as_chunks().0.iter();
     let values: Vec<f32> = values.map(|b| f32::from_le_bytes(*b)).collect();
     if view.dtype() != Dtype::F32 || values.iter().any(|v| !v.is_finite()) {
         return Err("expected finite values of F32");
     }
     match *view.shape() {
-        [_] => Ok(Moments::Diagonal(values)),
-        [rows, cols] if rows == cols => Ok(Moments::Gram(values)),
+        [_] => Ok(Hessian::Diagonal(values)),
+        [rows, cols] if rows == cols => Ok(Hessian::Full(values)),
         _ => Err("expected a vector or a square matrix"),
     }
 }
@@ -216,7 +216,7 @@ impl Observation {
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = Path::new(&partial);
-        let written = write(partial, &self.observed, record);
+        let written = write(partial, &self.inputs, record);
         if written.is_err() {
             // The error that matters is the one above.
             let _ = std::fs::remove_file(partial);
@@ -226,10 +226,10 @@ impl Observation {
     }
 }
 
-fn write(path: &Path, observed: &Observed, record: &manifest::Calibration) -> Result<()> {
-    let tensors: BTreeMap<_, _> = observed
+fn write(path: &Path, inputs: &InputStats, record: &manifest::Calibration) -> Result<()> {
+    let tensors: BTreeMap<_, _> = inputs
         .iter()
-        .map(|(place, moments)| (name(*place), Stored::from(moments)))
+        .map(|(key, hessian)| (name(*key), Stored::from(hessian)))
         .collect();
     let record = serde_json::to_string(record);
     let record = record.map_err(|e| FormatError::file(path, e.to_string()))?;

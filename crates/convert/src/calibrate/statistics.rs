@@ -7,7 +7,7 @@ use shardwright_runtime::InputSite;
 
 /// Matrices that share their input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Place {
+pub struct InputKey {
     /// The layer; none for the head.
     pub layer: Option<u32>,
     /// The routed expert, for those.
@@ -16,9 +16,9 @@ pub struct Place {
     pub site: InputSite,
 }
 
-impl Place {
+impl InputKey {
     /// Where the input of a tensor is observed; none for what multiplies nothing.
-    pub fn of(unit: Unit, role: Role) -> Option<Self> {
+    pub fn for_tensor(unit: Unit, role: Role) -> Option<Self> {
         let site = InputSite::from_role(role)?;
         let expert = match unit {
             Unit::Expert { expert, .. } => Some(expert),
@@ -38,26 +38,26 @@ impl Place {
         let tensors = spec.tensors(unit);
         let tensor = tensors
             .iter()
-            .find(|t| Self::of(unit, t.role) == Some(self));
+            .find(|t| Self::for_tensor(unit, t.role) == Some(self));
         tensor.map(|t| t.cols)
     }
 }
 
 /// Mean products of the inputs of matrices.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Moments {
+pub enum Hessian {
     /// Of each input with itself, `[cols]`.
     Diagonal(Vec<f32>),
     /// Of each with each, `[cols, cols]`.
-    Gram(Vec<f32>),
+    Full(Vec<f32>),
 }
 
-impl Moments {
+impl Hessian {
     /// Inputs.
     pub fn cols(&self) -> usize {
         match self {
             Self::Diagonal(values) => values.len(),
-            Self::Gram(values) => values.len().isqrt(),
+            Self::Full(values) => values.len().isqrt(),
         }
     }
 
@@ -65,10 +65,10 @@ impl Moments {
     pub fn diagonal(&self) -> Vec<f32> {
         match self {
             Self::Diagonal(values) => values.clone(),
-            Self::Gram(values) => values.iter().copied().step_by(self.cols() + 1).collect(),
+            Self::Full(values) => values.iter().copied().step_by(self.cols() + 1).collect(),
         }
     }
 }
 
-/// By place.
-pub type Observed = BTreeMap<Place, Moments>;
+/// By key.
+pub type InputStats = BTreeMap<InputKey, Hessian>;

@@ -10,8 +10,8 @@ use shardwright_runtime::layerwise::LayerPass;
 
 use super::Run;
 use crate::calibrate::Corpus;
-use crate::calibrate::collect::{Batch, collect};
-use crate::calibrate::guides::Guides;
+use crate::calibrate::collect::{InputBatch, collect};
+use crate::calibrate::objectives::Objectives;
 use crate::calibrate::observe::{head_inputs, tied_head_inputs};
 use crate::calibrate::streams::{Streamed, Streams, coverage};
 use crate::error::Result;
@@ -22,7 +22,7 @@ pub fn convert(run: &mut Run<'_>, corpus: &Corpus) -> Result<Streamed> {
     let original = &corpus.original;
     if !run.keep(&[Unit::Embedding])? {
         let inputs = tied_head_inputs(corpus, threads)?;
-        run.make(&[Unit::Embedding], &Guides::new(inputs))?;
+        run.make(&[Unit::Embedding], &Objectives::new(inputs))?;
     }
     let bundle = Bundle::unfinished(run.writer.dir(), run.plan.manifest.clone())?;
     let weights = Weights::from(bundle);
@@ -41,14 +41,14 @@ pub fn convert(run: &mut Run<'_>, corpus: &Corpus) -> Result<Streamed> {
     }
     if !run.keep(&[Unit::Head])? {
         let inputs = head_inputs(original, streams.quantized.hidden(), threads)?;
-        run.make(&[Unit::Head], &Guides::new(inputs))?;
+        run.make(&[Unit::Head], &Objectives::new(inputs))?;
     }
     seen.divergence = streams.divergence(corpus, &weights, threads)?;
     // No text goes through what is not the text model.
     let parts = run.plan.manifest.extras().iter();
     let parts: Vec<_> = parts.map(|shard| shard.unit).collect();
     if !run.keep(&parts)? {
-        run.make(&parts, &Guides::default())?;
+        run.make(&parts, &Objectives::default())?;
     }
     Ok(seen)
 }
@@ -72,9 +72,9 @@ fn make_layer(
         let (sender, batches) = sync_channel(0);
         let watching = scope.spawn(move || collect(stream, original, layer, &sender));
         let mut made = Ok(());
-        for Batch { mut units, observed } in &batches {
+        for InputBatch { mut units, inputs } in &batches {
             units.retain(|unit| !run.lines.contains_key(unit));
-            made = run.make(&units, &Guides::new(observed));
+            made = run.make(&units, &Objectives::new(inputs));
             if made.is_err() {
                 break;
             }

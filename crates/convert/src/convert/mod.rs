@@ -22,7 +22,7 @@ use shardwright_format::manifest::{Hash, Manifest, REPORT_FILE};
 use shardwright_format::writer::BundleWriter;
 use shardwright_format::{FormatError, Unit};
 
-use crate::calibrate::guides::Guides;
+use crate::calibrate::objectives::Objectives;
 use crate::calibrate::streams::Streamed;
 use crate::calibrate::{Corpus, SavedStatistics};
 use crate::error::{ConvertError, Result};
@@ -324,32 +324,32 @@ impl Run<'_> {
         match self.options.calibration {
             Calibration::Text(corpus) => calibrated::convert(self, corpus).map(Some),
             Calibration::Statistics(statistics) => self
-                .make(&order(self.plan), &statistics.guides)
+                .make(&order(self.plan), &statistics.objectives)
                 .map(|()| None),
             Calibration::None => self
-                .make(&order(self.plan), &Guides::default())
+                .make(&order(self.plan), &Objectives::default())
                 .map(|()| None),
         }
     }
 
     /// Makes or confirms `units`, on all threads.
-    fn make(&mut self, units: &[Unit], guides: &Guides) -> Result<()> {
-        self.work(units, Some(guides))?;
+    fn make(&mut self, units: &[Unit], objectives: &Objectives) -> Result<()> {
+        self.work(units, Some(objectives))?;
         if units.iter().any(|unit| !self.lines.contains_key(unit)) {
             return Err(self.cancelled());
         }
         Ok(())
     }
 
-    /// Takes `units` through all threads. Without guides none is made, only confirmed.
-    fn work(&mut self, units: &[Unit], guides: Option<&Guides>) -> Result<()> {
+    /// Takes `units` through all threads. Without objectives none is made, only confirmed.
+    fn work(&mut self, units: &[Unit], objectives: Option<&Objectives>) -> Result<()> {
         let (stop, next) = (AtomicBool::new(false), AtomicUsize::new(0));
         let shared = Shared { units, claims: self.claims, next: &next, stop: &stop };
         std::thread::scope(|scope| {
             let (sender, receiver) = sync_channel(BACKLOG);
             for _ in 0..self.options.threads.max(1) {
                 let (sender, shared) = (sender.clone(), &shared);
-                let maker = Maker::new(self, guides, &stop);
+                let maker = Maker::new(self, objectives, &stop);
                 scope.spawn(move || work(maker, shared, &sender));
             }
             drop(sender);

@@ -17,7 +17,7 @@ use super::memory::{COPY_BLOCK, RECORD_LIMIT};
 use super::sink::Sink;
 use super::source::{Reader, Run, Source, without};
 use super::unit::{UnitJob, Worker};
-use crate::calibrate::guides::Guides;
+use crate::calibrate::objectives::Objectives;
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
 
@@ -49,10 +49,14 @@ pub struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    /// Without guides no unit is made, only confirmed.
-    pub fn new(run: &super::Run<'a>, guides: Option<&'a Guides>, stop: &'a AtomicBool) -> Self {
+    /// Without objectives no unit is made, only confirmed.
+    pub fn new(
+        run: &super::Run<'a>,
+        objectives: Option<&'a Objectives>,
+        stop: &'a AtomicBool,
+    ) -> Self {
         let super::Run { plan, writer, partial, source, .. } = *run;
-        let worker = Worker::new(Reader::new(source), (guides, run.pool), stop);
+        let worker = Worker::new(Reader::new(source), (objectives, run.pool), stop);
         Self { plan, writer, partial, worker, record: Vec::new(), part: Vec::new() }
     }
 
@@ -78,7 +82,7 @@ impl<'a> Maker<'a> {
                 return Ok(Some(Outcome::Kept(line.clone())));
             }
         }
-        if self.worker.guides.is_none() {
+        if self.worker.objectives.is_none() {
             return Ok(None);
         }
         if let Some(soon) = soon {

@@ -17,7 +17,7 @@ use super::memory::{GATHER_LIMIT, SOURCE_TILE, WEIGHTS_TILE};
 use super::repack::copied;
 use super::sink::Sink;
 use super::source::{Reader, Source, extent};
-use crate::calibrate::guides::{Costs, Guides};
+use crate::calibrate::objectives::{Objectives, SharedObjective};
 use crate::error::{ConvertError, Result};
 
 /// Rows that feedback goes through together: whole tiles of a trellis.
@@ -28,7 +28,7 @@ pub struct Worker<'a> {
     pub reader: Reader<'a>,
     pub stop: &'a AtomicBool,
     /// What is known of the inputs; none where units are only confirmed.
-    pub guides: Option<&'a Guides>,
+    pub objectives: Option<&'a Objectives>,
     /// A tile of the source, row-major, when it does not lie so in the file.
     gathered: AlignedBuf,
     quantizer: Quantizer<'a>,
@@ -72,13 +72,13 @@ fn is_packed(view: &SourceView, entry: &TensorEntry) -> bool {
 impl<'a> Worker<'a> {
     pub fn new(
         reader: Reader<'a>,
-        (guides, pool): (Option<&'a Guides>, &'a rayon::ThreadPool),
+        (objectives, pool): (Option<&'a Objectives>, &'a rayon::ThreadPool),
         stop: &'a AtomicBool,
     ) -> Self {
         Self {
             reader,
             stop,
-            guides,
+            objectives,
             gathered: AlignedBuf::default(),
             quantizer: Quantizer::new(pool),
         }
@@ -145,8 +145,8 @@ impl<'a> Worker<'a> {
     fn choose(&self, job: &UnitJob<'_>, at: usize) -> Result<Chosen> {
         let (entry, method) = (&job.tensors[at], job.methods[at]);
         let costs = self
-            .guides
-            .map_or(Ok(Costs::Unknown), |g| g.costs(job.unit, entry, method));
+            .objectives
+            .map_or(Ok(SharedObjective::Weights), |g| g.objective(job.unit, entry, method));
         let refuse = |e| ConvertError::Plan(format!("{} {}: {e}", job.unit, entry.role));
         let costs = costs.map_err(refuse)?;
         Ok(Chosen { encoding: entry.encoding, method: costs.method(method), costs })
@@ -285,14 +285,14 @@ impl From<QuantError> for Refusal {
 struct Chosen {
     encoding: Encoding,
     method: Method,
-    costs: Costs,
+    costs: SharedObjective,
 }
 
 impl Chosen {
     /// Rows that are worth a task of their own; none depends on others.
     fn step(&self, cols: usize) -> usize {
         match self.costs {
-            Costs::Feedback(_) => FEEDBACK_ROWS,
+            SharedObjective::Hessian(_) => FEEDBACK_ROWS,
             _ => (WEIGHTS_TILE as usize / cols.max(1)).max(1),
         }
         .next_multiple_of(self.encoding.row_block() as usize)
@@ -329,7 +329,7 @@ impl<'a> Quantizer<'a> {
             .zip(pieces(out, chosen.encoding, step, cols)?);
         let rows = rows.enumerate();
         let mut stats = QuantStats::default();
-        if !matches!(chosen.costs, Costs::Feedback(_)) {
+        if !matches!(chosen.costs, SharedObjective::Hessian(_)) {
             for (at, (bytes, part)) in rows {
                 let found = self.fill_few((bytes, dtype), cols, chosen, part);
                 stats.merge(&found.map_err(|e| e.below((at * step) as u64))?);
@@ -364,8 +364,8 @@ impl<'a> Quantizer<'a> {
         match chosen.encoding {
             Encoding::Affine(_) | Encoding::Trellis(_) => {
                 let Chosen { encoding, method, costs } = chosen;
-                let guide = costs.guide();
-                Ok(quantize(self.backend, &self.weights, cols, *encoding, *method, guide, out)?)
+                let objective = costs.as_objective();
+                Ok(quantize(self.backend, &self.weights, cols, *encoding, *method, objective, out)?)
             }
             Encoding::F32 => self.plain(bytes, dtype, Float::F32, cols, out.weight),
             Encoding::F16 => self.plain(bytes, dtype, Float::F16, cols, out.weight),

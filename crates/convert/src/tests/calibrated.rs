@@ -151,7 +151,7 @@ fn threads_do_not_change_a_byte() {
 fn statistics_and_what_is_made_of_them_do_not_depend_on_threads() {
     for (name, keep) in MODELS
         .into_iter()
-        .zip([Keep::Gram, Keep::Diagonal].into_iter().cycle())
+        .zip([Keep::Full, Keep::Diagonal].into_iter().cycle())
     {
         let dir = tempfile::tempdir().unwrap();
         let corpus = corpus(&fixture(name), 7, 6 * WINDOW);
@@ -240,7 +240,7 @@ fn what_was_begun_with_one_text_is_not_finished_with_another() {
         let error = run(&case, Calibration::Text(&other), &out, 2, true).unwrap_err();
         assert_eq!(error.to_string(), message);
     }
-    let statistics = saved(&made.corpus, Keep::Gram, 2, &dir.path().join("s.safetensors"));
+    let statistics = saved(&made.corpus, Keep::Full, 2, &dir.path().join("s.safetensors"));
     let case = plan(&source, &recipe("q2g32"), &statistics.record);
     let error = run(&case, Calibration::Statistics(&statistics), &out, 2, true).unwrap_err();
     assert_eq!(error.to_string(), message);

@@ -26,7 +26,7 @@ const RETRIES: u32 = 4;
 
 /// The factored Gram of the inputs of a matrix.
 #[derive(Clone, Debug)]
-pub struct Feedback {
+pub struct HessianFactor {
     cols: usize,
     /// Columns rotated together, 1 for the basis of the weights.
     rotation: usize,
@@ -40,7 +40,7 @@ pub struct Feedback {
     added: Vec<f32>,
 }
 
-impl Feedback {
+impl HessianFactor {
     /// Factors `gram`, `[cols, cols]`, the mean of `x xᵀ` over inputs `x`, for matrices that are
     /// stored in `encoding`. Only the lower triangle of `gram` is read, both where `encoding` rotates.
     ///
@@ -51,7 +51,7 @@ impl Feedback {
     /// The result is the same on every CPU. It takes `cols²` values of memory beside `gram`.
     ///
     /// # Errors
-    /// [`QuantError::Gram`] names a moment that is not finite, or negative on the diagonal,
+    /// [`QuantError::Moment`] names a moment that is not finite, or negative on the diagonal,
     /// [`QuantError::Damping`] a damping that is; [`QuantError::NotPositive`] when no damping helped;
     /// the others say what does not fit `cols` or has no codes.
     pub fn new(
@@ -124,7 +124,7 @@ impl Feedback {
             return Ok(());
         }
         let (expected, found) = (cols as u64, self.cols as u64);
-        Err(QuantError::OtherGram { expected, found, encoding })
+        Err(QuantError::OtherHessian { expected, found, encoding })
     }
 }
 
@@ -147,10 +147,10 @@ fn check(gram: &[f32], cols: usize, damping: f32) -> Result<(), QuantError> {
     }
     for (row, moments) in gram.chunks_exact(cols.max(1)).enumerate() {
         if let Some(col) = moments.iter().position(|v| !v.is_finite()) {
-            return Err(QuantError::gram(row, col, moments[col]));
+            return Err(QuantError::moment(row, col, moments[col]));
         }
         if moments[row] < 0.0 {
-            return Err(QuantError::gram(row, row, moments[row]));
+            return Err(QuantError::moment(row, row, moments[row]));
         }
     }
     Ok(())

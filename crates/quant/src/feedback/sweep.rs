@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Feedback;
+use super::HessianFactor;
 use super::update::{DEPTH, Line, Panels};
 use crate::kernel::{Kernel, LANES, Simd};
 
@@ -70,12 +70,12 @@ impl Rows {
 /// Feedback in blocks of columns: what lies before a block is added by [`Self::before`], what lies
 /// inside it by [`Self::inside`].
 pub struct Sweep<'a> {
-    feedback: &'a Feedback,
+    feedback: &'a HessianFactor,
     panels: Panels,
 }
 
 impl<'a> Sweep<'a> {
-    pub fn new(feedback: &'a Feedback) -> Self {
+    pub fn new(feedback: &'a HessianFactor) -> Self {
         Self { feedback, panels: Panels::default() }
     }
 
@@ -123,7 +123,7 @@ pub const BLOCK: usize = 128;
 
 /// `y = x · (F + I)`.
 pub struct Product<'a> {
-    pub feedback: &'a Feedback,
+    pub feedback: &'a HessianFactor,
     pub x: &'a Rows,
     pub y: &'a mut Rows,
 }

@@ -1,6 +1,6 @@
 //! The factor against a direct one in f64, and Grams that have none.
 
-use super::{Feedback, Product, Rows};
+use super::{HessianFactor, Product, Rows};
 use crate::Backend;
 use crate::encoding::{Affine, Encoding, Float, Trellis};
 use crate::error::QuantError;
@@ -67,7 +67,7 @@ fn rotated(gram: &[f32], cols: usize) -> Vec<f32> {
 fn the_factor_is_that_of_a_direct_computation() {
     for (cols, encoding) in [(32, q2()), (288, q2()), (416, q2()), (16, t2()), (304, t2())] {
         let gram = gram(cols, 2 * cols, 1);
-        let feedback = Feedback::new(&gram, cols, 0.01, encoding).unwrap();
+        let feedback = HessianFactor::new(&gram, cols, 0.01, encoding).unwrap();
         let h = if encoding == q2() { gram } else { rotated(&gram, cols) };
         let (factor, costs) = reference(&h, cols, &feedback.added);
         for k in 0..cols {
@@ -85,7 +85,7 @@ fn the_factor_is_that_of_a_direct_computation() {
 fn every_backend_factors_alike() {
     for (cols, encoding) in [(160, q2()), (288, t2())] {
         let gram = gram(cols, cols, 2);
-        let factor = |backend| Feedback::new_on(backend, &gram, cols, 0.01, encoding).unwrap();
+        let factor = |backend| HessianFactor::new_on(backend, &gram, cols, 0.01, encoding).unwrap();
         let expected = factor(Backend::Scalar);
         let x = noise(37 * cols, 3);
         for backend in Backend::available() {
@@ -109,7 +109,7 @@ fn every_backend_factors_alike() {
 fn the_energy_is_that_of_the_gram_without_damping() {
     let cols = 160;
     let (gram, x) = (gram(cols, 3 * cols, 4), noise(21 * cols, 5));
-    let feedback = Feedback::new(&gram, cols, 0.1, q2()).unwrap();
+    let feedback = HessianFactor::new(&gram, cols, 0.1, q2()).unwrap();
     let (mut rows, mut y) = (Rows::default(), Rows::default());
     rows.set(&x, cols);
     Backend::detect().run(Product { feedback: &feedback, x: &rows, y: &mut y });
@@ -134,12 +134,12 @@ fn an_input_that_was_always_zero_neither_gives_nor_takes() {
     }
     gram[5 * cols + 5] = 0.0;
     for damping in [0.0, 0.01] {
-        let feedback = Feedback::new(&gram, cols, damping, q2()).unwrap();
+        let feedback = HessianFactor::new(&gram, cols, damping, q2()).unwrap();
         assert!(feedback.row(5).iter().all(|v| *v == 0.0));
         assert!((6..cols).all(|k| feedback.row(k)[5] == 0.0));
         assert!(feedback.costs[5] > 0.0);
     }
-    let nothing = Feedback::new(&vec![0.0; cols * cols], cols, 0.01, q2()).unwrap();
+    let nothing = HessianFactor::new(&vec![0.0; cols * cols], cols, 0.01, q2()).unwrap();
     assert_eq!(nothing.costs, [1.0; 64]);
 }
 
@@ -148,7 +148,7 @@ fn a_singular_gram_is_damped() {
     let cols = 128;
     let gram = gram(cols, 10, 7);
     for damping in [0.0, 1e-9, 0.01] {
-        let feedback = Feedback::new(&gram, cols, damping, q2()).unwrap();
+        let feedback = HessianFactor::new(&gram, cols, damping, q2()).unwrap();
         assert!(feedback.costs.iter().all(|v| v.is_finite() && *v > 0.0));
         assert!(feedback.added[0] > 0.0);
     }
@@ -158,7 +158,7 @@ fn a_singular_gram_is_damped() {
 fn what_is_no_gram_is_refused() {
     let cols = 32;
     let good = gram(cols, 100, 8);
-    let new = |gram: &[f32], damping| Feedback::new(gram, cols, damping, q2()).map(|_| ());
+    let new = |gram: &[f32], damping| HessianFactor::new(gram, cols, damping, q2()).map(|_| ());
     let with = |at: usize, value| {
         let mut gram = good.clone();
         gram[at] = value;
@@ -178,6 +178,6 @@ fn what_is_no_gram_is_refused() {
         }
     }
     assert!(matches!(new(&wild, 0.01), Err(QuantError::NotPositive { cols: 32, .. })));
-    assert!(Feedback::new(&good, cols, 0.01, Encoding::F16).is_err());
-    assert!(Feedback::new(&good[..24 * 24], 24, 0.01, q2()).is_err());
+    assert!(HessianFactor::new(&good, cols, 0.01, Encoding::F16).is_err());
+    assert!(HessianFactor::new(&good[..24 * 24], 24, 0.01, q2()).is_err());
 }

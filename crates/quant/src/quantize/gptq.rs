@@ -2,7 +2,7 @@
 //!
 //! Columns come in their natural order, in blocks of one group. The scale and bias of a group are
 //! searched for its weights as the feedback has left them, each column weighted by what its error
-//! costs (see [`Feedback`]); as everywhere, they are rounded to storage before codes are chosen.
+//! costs (see [`HessianFactor`]); as everywhere, they are rounded to storage before codes are chosen.
 
 use super::group::{Choice, Chosen, MAX_GROUP, Place, choose, relative};
 use super::lanes::{Grid, Measure, Tile, code, extremes, nearest};
@@ -10,7 +10,7 @@ use super::output::CHUNK;
 use super::{PartsMut, QuantStats};
 use crate::encoding::Affine;
 use crate::error::QuantError;
-use crate::feedback::{Feedback, Line, Product, Rows, Sweep};
+use crate::feedback::{HessianFactor, Line, Product, Rows, Sweep};
 use crate::kernel::{Kernel, LANES, Simd};
 
 /// [`super::quantize`] as a kernel. The weights are finite.
@@ -18,7 +18,7 @@ pub struct Gptq<'a> {
     pub x: &'a [f32],
     pub cols: usize,
     pub affine: Affine,
-    pub feedback: &'a Feedback,
+    pub feedback: &'a HessianFactor,
     pub out: PartsMut<'a>,
 }
 

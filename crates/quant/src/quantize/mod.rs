@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::encoding::{Affine, Encoding};
 use crate::error::QuantError;
-use crate::feedback::Feedback;
+use crate::feedback::HessianFactor;
 use crate::kernel::Backend;
 
 use group::Choice;
@@ -32,12 +32,12 @@ pub enum Method {
     #[default]
     Search,
     /// The search with every squared error weighted by the second moment of its input. Never worse
-    /// than [`Self::MinMax`] on any group in the weighted error. Needs [`Guide::Importance`] or
-    /// [`Guide::Feedback`].
+    /// than [`Self::MinMax`] on any group in the weighted error. Needs [`Objective::Diagonal`] or
+    /// [`Objective::Hessian`].
     Importance,
     /// Column by column; what rounding a column did to the outputs is made up for in the columns
     /// after it (GPTQ, arXiv 2210.17323). Each group's scale and bias are searched, weighted, when
-    /// its first column's turn comes. Needs [`Guide::Feedback`].
+    /// its first column's turn comes. Needs [`Objective::Hessian`].
     Gptq,
 }
 
@@ -55,29 +55,29 @@ impl Method {
 
 /// What is known of the inputs of a matrix, and so what an error costs.
 #[derive(Clone, Copy, Debug)]
-pub enum Guide<'a> {
+pub enum Objective<'a> {
     /// Nothing: all columns count alike.
     Weights,
     /// The second moment of each input, `[cols]`.
-    Importance(&'a [f32]),
+    Diagonal(&'a [f32]),
     /// The Gram of the inputs, factored.
-    Feedback(&'a Feedback),
+    Hessian(&'a HessianFactor),
 }
 
-impl Guide<'_> {
-    /// Whether the guide is one for `cols` inputs of a matrix in `encoding`.
+impl Objective<'_> {
+    /// Whether the objective is one for `cols` inputs of a matrix in `encoding`.
     fn check(self, cols: usize, encoding: Encoding) -> Result<(), QuantError> {
         match self {
             Self::Weights => Ok(()),
-            Self::Importance(moments) => {
+            Self::Diagonal(moments) => {
                 check("importance", (cols * 4) as u64, size_of_val(moments))?;
                 let bad = |v: &f32| !(v.is_finite() && *v >= 0.0);
                 match moments.iter().position(bad) {
-                    Some(at) => Err(QuantError::gram(at, at, moments[at])),
+                    Some(at) => Err(QuantError::moment(at, at, moments[at])),
                     None => Ok(()),
                 }
             }
-            Self::Feedback(feedback) => feedback.check(cols, encoding),
+            Self::Hessian(feedback) => feedback.check(cols, encoding),
         }
     }
 
@@ -86,10 +86,10 @@ impl Guide<'_> {
         match self {
             Self::Weights => {
                 let needs = "the second moments of the inputs";
-                Err(QuantError::Guide { method: Method::Importance.name(), needs })
+                Err(QuantError::NeedsInputs { method: Method::Importance.name(), needs })
             }
-            Self::Importance(moments) => Ok(moments),
-            Self::Feedback(feedback) => Ok(feedback.moments()),
+            Self::Diagonal(moments) => Ok(moments),
+            Self::Hessian(feedback) => Ok(feedback.moments()),
         }
     }
 }
@@ -137,7 +137,7 @@ fn check(part: &'static str, expected: u64, found: usize) -> Result<(), QuantErr
 /// Quantizes `x`, whole rows of `cols` weights, into `out`.
 ///
 /// `method` chooses among affine codes; a trellis is always coded column by column with the
-/// feedback of `guide`, or without any for [`Guide::Weights`].
+/// feedback of `objective`, or without any for [`Objective::Weights`].
 ///
 /// Every bit of the result is the same for every backend, and a row's result does not depend on
 /// the rows that are quantized with it; in a trellis, a block of [`Encoding::row_block`] rows,
@@ -145,7 +145,7 @@ fn check(part: &'static str, expected: u64, found: usize) -> Result<(), QuantErr
 ///
 /// # Errors
 /// [`QuantError::NotFinite`] and [`QuantError::ScaleRange`] name the first offender, rows counted
-/// from the start of `x`; [`QuantError::Guide`] says what the method needs to know of the inputs;
+/// from the start of `x`; [`QuantError::NeedsInputs`] says what the method needs to know of the inputs;
 /// the others say which slice does not fit the shape. After an error the contents of `out` are
 /// unspecified.
 pub fn quantize(
@@ -154,7 +154,7 @@ pub fn quantize(
     cols: usize,
     encoding: Encoding,
     method: Method,
-    guide: Guide<'_>,
+    objective: Objective<'_>,
     out: PartsMut<'_>,
 ) -> Result<QuantStats, QuantError> {
     let rows = x.len().checked_div(cols).unwrap_or(0);
@@ -163,16 +163,16 @@ pub fn quantize(
     check("codes", parts.weight, out.weight.len())?;
     check("scales", parts.scales, out.scales.len())?;
     check("biases", parts.biases, out.biases.len())?;
-    guide.check(cols, encoding)?;
+    objective.check(cols, encoding)?;
     if x.is_empty() {
         return Ok(QuantStats::default());
     }
     match encoding {
         Encoding::Affine(affine) => {
-            quantize_affine(Target { backend, x, cols, guide }, affine, method, out)
+            quantize_affine(Target { backend, x, cols, objective }, affine, method, out)
         }
         Encoding::Trellis(trellis) => {
-            let feedback = trellis::feedback(guide, x, cols)?;
+            let feedback = trellis::feedback(objective, x, cols)?;
             backend.run(trellis::Quantize { backend, x, cols, trellis, feedback, out })
         }
         plain => Err(QuantError::NoCodes(plain)),
@@ -185,7 +185,7 @@ struct Target<'a> {
     backend: Backend,
     x: &'a [f32],
     cols: usize,
-    guide: Guide<'a>,
+    objective: Objective<'a>,
 }
 
 /// Each group on its own, unless the method is GPTQ.
@@ -195,26 +195,26 @@ fn quantize_affine(
     method: Method,
     mut out: PartsMut<'_>,
 ) -> Result<QuantStats, QuantError> {
-    let Target { backend, x, cols, guide } = target;
+    let Target { backend, x, cols, objective } = target;
     let weights;
-    let choice = match (method, guide) {
+    let choice = match (method, objective) {
         (Method::MinMax, _) => Choice::MinMax,
         (Method::Search, _) => Choice::Search,
         (Method::Importance, _) => {
-            weights = group::relative(guide.moments()?, affine.group_size());
+            weights = group::relative(objective.moments()?, affine.group_size());
             Choice::Weighted(&weights)
         }
-        (Method::Gptq, Guide::Feedback(feedback)) => {
+        (Method::Gptq, Objective::Hessian(feedback)) => {
             group::not_finite(x, 0, cols).map_or(Ok(()), Err)?;
             return backend.run(gptq::Gptq { x, cols, affine, feedback, out });
         }
         (Method::Gptq, _) => {
             let needs = "the factored Gram of the inputs";
-            return Err(QuantError::Guide { method: method.name(), needs });
+            return Err(QuantError::NeedsInputs { method: method.name(), needs });
         }
     };
     let mut stats =
         backend.run(group::Quantize { x, cols, affine, choice, out: out.reborrow() })?;
-    output::measure(backend, x, cols, Encoding::Affine(affine), guide, &out, &mut stats);
+    output::measure(backend, x, cols, Encoding::Affine(affine), objective, &out, &mut stats);
     Ok(stats)
 }

@@ -1,8 +1,8 @@
-//! What the error of stored weights does to the outputs, as far as a guide knows the inputs.
+//! What the error of stored weights does to the outputs, as far as an objective knows the inputs.
 
-use super::{Guide, PartsMut, QuantStats};
+use super::{Objective, PartsMut, QuantStats};
 use crate::encoding::Encoding;
-use crate::feedback::{Feedback, Product, Rows};
+use crate::feedback::{HessianFactor, Product, Rows};
 use crate::kernel::Backend;
 use crate::matrix::Matrix;
 
@@ -15,11 +15,11 @@ pub fn measure(
     x: &[f32],
     cols: usize,
     encoding: Encoding,
-    guide: Guide<'_>,
+    objective: Objective<'_>,
     out: &PartsMut<'_>,
     stats: &mut QuantStats,
 ) {
-    if matches!(guide, Guide::Weights) || x.is_empty() {
+    if matches!(objective, Objective::Weights) || x.is_empty() {
         return;
     }
     let rows = x.len() / cols;
@@ -37,25 +37,25 @@ pub fn measure(
         let Ok(matrix) = Matrix::new(encoding, count, cols, &bytes) else { return };
         matrix.dequantize(backend, 0..count, errors);
         errors.iter_mut().zip(x).for_each(|(v, x)| *v = x - *v);
-        stats.output_error += energy(backend, errors, cols, guide);
-        stats.output += energy(backend, x, cols, guide);
+        stats.output_error += energy(backend, errors, cols, objective);
+        stats.output += energy(backend, x, cols, objective);
     }
 }
 
 /// `Σ X H Xᵀ`.
-fn energy(backend: Backend, x: &[f32], cols: usize, guide: Guide<'_>) -> f64 {
-    match guide {
-        Guide::Weights => 0.0,
-        Guide::Importance(moments) => x
+fn energy(backend: Backend, x: &[f32], cols: usize, objective: Objective<'_>) -> f64 {
+    match objective {
+        Objective::Weights => 0.0,
+        Objective::Diagonal(moments) => x
             .chunks_exact(cols)
             .flat_map(|row| row.iter().zip(moments))
             .map(|(x, moment)| f64::from(*x) * f64::from(*x) * f64::from(*moment))
             .sum(),
-        Guide::Feedback(feedback) => product_energy(backend, x, feedback),
+        Objective::Hessian(feedback) => product_energy(backend, x, feedback),
     }
 }
 
-fn product_energy(backend: Backend, x: &[f32], feedback: &Feedback) -> f64 {
+fn product_energy(backend: Backend, x: &[f32], feedback: &HessianFactor) -> f64 {
     let (mut rows, mut products) = (Rows::default(), Rows::default());
     rows.set(x, feedback.cols());
     backend.run(Product { feedback, x: &rows, y: &mut products });

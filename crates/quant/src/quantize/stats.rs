@@ -19,8 +19,8 @@ pub struct QuantStats {
     pub improved_groups: u64,
     /// Groups whose weights are all equal.
     pub constant_groups: u64,
-    /// `Σ ΔW H ΔWᵀ`: the squared error of the outputs, mean over the inputs that the guide counted.
-    /// `H` is their Gram without damping, or its diagonal alone. 0 without a guide.
+    /// `Σ ΔW H ΔWᵀ`: the squared error of the outputs, mean over the inputs that the objective counted.
+    /// `H` is their Gram without damping, or its diagonal alone. 0 without an objective.
     pub output_error: f64,
     /// `Σ W H Wᵀ`: the squared outputs, counted alike.
     pub output: f64,

@@ -7,10 +7,10 @@
 use half::bf16;
 
 use super::output::CHUNK;
-use super::{Guide, PartsMut, QuantStats, group};
+use super::{Objective, PartsMut, QuantStats, group};
 use crate::encoding::{Encoding, Float, Trellis};
 use crate::error::QuantError;
-use crate::feedback::{BLOCK, Feedback, Line, Product, Rows, Sweep};
+use crate::feedback::{BLOCK, HessianFactor, Line, Product, Rows, Sweep};
 use crate::kernel::{Backend, Kernel, LANES, Simd};
 use crate::matrix::Matrix;
 use crate::trellis::rotate::rotate;
@@ -34,7 +34,7 @@ pub struct Quantize<'a> {
     pub x: &'a [f32],
     pub cols: usize,
     pub trellis: Trellis,
-    pub feedback: Option<&'a Feedback>,
+    pub feedback: Option<&'a HessianFactor>,
     pub out: PartsMut<'a>,
 }
 
@@ -108,12 +108,12 @@ impl Work {
     /// Chooses the scale `a · s` of each row with the least `(w - a ŵ) H (w - a ŵ)ᵀ` for its values
     /// `ŵ = s · value`, in 16 bits, and brings errors and lost targets up to it.
     #[inline(always)]
-    fn refit<S: Simd>(&mut self, s: S, feedback: Option<&Feedback>) {
+    fn refit<S: Simd>(&mut self, s: S, feedback: Option<&HessianFactor>) {
         match feedback {
             Some(feedback) => Product { feedback, x: &self.weights, y: &mut self.outputs }.run(s),
             None => self.outputs.copy(&self.weights),
         }
-        let costs = feedback.map(Feedback::costs);
+        let costs = feedback.map(HessianFactor::costs);
         let lost = self.targets.strips_mut().zip(self.errors.strips_mut());
         let known = self.outputs.strips().zip(self.weights.strips());
         let scales = self.scales.chunks_mut(LANES);
@@ -144,7 +144,7 @@ impl Work {
     }
 
     /// Adds what the outputs lose.
-    fn count(&self, feedback: Option<&Feedback>, stats: &mut QuantStats) {
+    fn count(&self, feedback: Option<&HessianFactor>, stats: &mut QuantStats) {
         let Some(feedback) = feedback else { return };
         stats.output_error += feedback.energy(&self.errors, &self.targets);
         stats.output += feedback.energy(&self.weights, &self.outputs);
@@ -181,7 +181,7 @@ fn rescale(ratio: &Line, whole: &[Line], lost: &mut [Line]) {
 fn encode<S: Simd>(
     s: S,
     encoder: &mut Encoder,
-    feedback: Option<&Feedback>,
+    feedback: Option<&HessianFactor>,
     work: &mut Work,
     streams: &mut [u8],
 ) {
@@ -285,20 +285,21 @@ impl Quantize<'_> {
     }
 }
 
-/// Refuses weights that are not finite, and guides that a rotation makes useless.
+/// Refuses weights that are not finite, and objectives that a rotation makes useless.
 pub fn feedback<'a>(
-    guide: Guide<'a>,
+    objective: Objective<'a>,
     x: &[f32],
     cols: usize,
-) -> Result<Option<&'a Feedback>, QuantError> {
+) -> Result<Option<&'a HessianFactor>, QuantError> {
     if let Some(error) = group::not_finite(x, 0, cols) {
         return Err(error);
     }
-    match guide {
-        Guide::Weights => Ok(None),
-        Guide::Feedback(feedback) => Ok(Some(feedback)),
-        Guide::Importance(_) => {
-            Err(QuantError::Guide { method: "trellis", needs: "the factored Gram of the inputs" })
-        }
+    match objective {
+        Objective::Weights => Ok(None),
+        Objective::Hessian(feedback) => Ok(Some(feedback)),
+        Objective::Diagonal(_) => Err(QuantError::NeedsInputs {
+            method: "trellis",
+            needs: "the factored Gram of the inputs",
+        }),
     }
 }

@@ -13,7 +13,7 @@ use shardwright_format::manifest::{
 };
 use shardwright_format::{Manifest, TensorEntry, Unit, UnitLayout};
 use shardwright_quant::{
-    Affine, Backend, Encoding, Float, Guide, Method, PartsMut, Trellis, narrow, quantize, widen,
+    Affine, Backend, Encoding, Float, Method, Objective, PartsMut, Trellis, narrow, quantize, widen,
 };
 
 use crate::golden;
@@ -243,8 +243,9 @@ impl Maker<'_> {
             match entry.encoding {
                 coded @ (Encoding::Affine(_) | Encoding::Trellis(_)) => {
                     let parts = PartsMut::split(coded, rows, cols, out).unwrap();
-                    let (method, guide) = (Method::MinMax, Guide::Weights);
-                    quantize(Backend::Scalar, &values, cols, coded, method, guide, parts).unwrap();
+                    let (method, objective) = (Method::MinMax, Objective::Weights);
+                    quantize(Backend::Scalar, &values, cols, coded, method, objective, parts)
+                        .unwrap();
                 }
                 plain => narrow(plain.float().unwrap(), &values, out),
             }

@@ -12,7 +12,7 @@ use shardwright_quant::{Backend, Matrix, Method, widen};
 use shardwright_testing::fixture;
 
 use super::{Imatrix, Mapped};
-use crate::calibrate::statistics::Place;
+use crate::calibrate::statistics::InputKey;
 use crate::calibrate::{Corpus, Keep, SavedStatistics, observe};
 use crate::{Calibration, ConvertOptions, Plan, PlanOptions, Recipe, convert};
 
@@ -70,16 +70,16 @@ fn near(a: &[f32], b: &[f32], share: f32) -> bool {
 #[test]
 fn both_generations_say_the_same() {
     let [new, old] = KINDS.map(mapped);
-    assert!(new.observed.keys().eq(old.observed.keys()));
-    for (place, moments) in &new.observed {
-        let other = old.observed[place].diagonal();
-        assert!(near(&moments.diagonal(), &other, 1e-6), "{place:?}");
+    assert!(new.inputs.keys().eq(old.inputs.keys()));
+    for (key, hessian) in &new.inputs {
+        let other = old.inputs[key].diagonal();
+        assert!(near(&hessian.diagonal(), &other, 1e-6), "{key:?}");
     }
     for mapped in [new, old] {
         assert_eq!(mapped.unseen.into_iter().collect::<Vec<_>>(), [UNSEEN]);
         assert!(mapped.ignored.is_empty(), "{:?}", mapped.ignored);
         // Every place of every layer and expert but one; the head is not in these files.
-        assert_eq!(mapped.observed.len(), 4 * (3 + 2 * 8) - 2);
+        assert_eq!(mapped.inputs.len(), 4 * (3 + 2 * 8) - 2);
     }
     let spec = spec();
     let [new, old] = KINDS.map(|kind| SavedStatistics::read(&path(kind), &spec).unwrap());
@@ -92,7 +92,7 @@ fn both_generations_say_the_same() {
 }
 
 /// The same text through our own runtime: tokenizers split it a little differently, so that only
-/// places can be told by it. Experts are given too few tokens for that.
+/// Places can be told by it. Experts are given too few tokens for that.
 #[test]
 fn places_are_those_that_llama_saw() {
     let (checkpoint, inventory) = model("fixture-2m");
@@ -101,16 +101,16 @@ fn places_are_those_that_llama_saw() {
     let string = std::fs::read_to_string(&text).unwrap();
     let corpus = Corpus::new(original.into(), (&text, &string), 96, 32).unwrap();
     let seen = observe(&corpus, Keep::Diagonal, 2, &AtomicBool::new(false), &|_| {}).unwrap();
-    for (place, moments) in mapped("gguf").observed {
-        if place.expert.is_some() {
+    for (key, hessian) in mapped("gguf").inputs {
+        if key.expert.is_some() {
             continue;
         }
-        let theirs = moments.diagonal();
-        let likeness = |other: &Place| cosine(&theirs, &seen.observed[other].diagonal());
-        let places = seen.observed.keys().filter(|p| p.expert.is_none());
-        let nearest = places.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-        assert_eq!(nearest, Some(&place));
-        assert!(likeness(&place) > 0.9, "{place:?} {}", likeness(&place));
+        let theirs = hessian.diagonal();
+        let likeness = |other: &InputKey| cosine(&theirs, &seen.inputs[other].diagonal());
+        let keys = seen.inputs.keys().filter(|p| p.expert.is_none());
+        let nearest = keys.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+        assert_eq!(nearest, Some(&key));
+        assert!(likeness(&key) > 0.9, "{key:?} {}", likeness(&key));
     }
 }
 
@@ -248,9 +248,9 @@ fn weighted_error(bundle: &Path, mapped: &Mapped) -> f64 {
         bundle.read(*unit, &mut stored).unwrap();
         let layout = bundle.layout(*unit).unwrap();
         for (entry, tensor) in layout.tensors.iter().zip(tensors.tensors.iter()) {
-            let place = Place::of(*unit, entry.role);
-            let Some(moments) = place.and_then(|p| mapped.observed.get(&p)) else { continue };
-            let importance = moments.diagonal();
+            let key = InputKey::for_tensor(*unit, entry.role);
+            let Some(hessian) = key.and_then(|p| mapped.inputs.get(&p)) else { continue };
+            let importance = hessian.diagonal();
             let (rows, cols) = (entry.rows as usize, entry.cols as usize);
             let len = entry.byte_len().unwrap() as usize;
             let bytes = &stored.as_slice()[entry.offset as usize..][..len];

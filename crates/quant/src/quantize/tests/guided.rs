@@ -5,10 +5,10 @@ use proptest::prelude::*;
 use super::{gaussian, kinds};
 use crate::encoding::{Affine, Encoding, Float, Trellis};
 use crate::error::QuantError;
-use crate::feedback::Feedback;
+use crate::feedback::HessianFactor;
 use crate::feedback::tests::gram;
 use crate::kernel::tests::noise;
-use crate::quantize::{Guide, Method, PartsMut, QuantStats, quantize};
+use crate::quantize::{Method, Objective, PartsMut, QuantStats, quantize};
 use crate::{Backend, Matrix};
 
 /// A quantized matrix, its values and what it cost.
@@ -25,7 +25,7 @@ fn run_on(
     cols: usize,
     encoding: Encoding,
     method: Method,
-    guide: Guide<'_>,
+    guide: Objective<'_>,
 ) -> Result<Quantized, QuantError> {
     let rows = x.len() / cols;
     let total = encoding.parts(rows as u64, cols as u64)?.total();
@@ -37,7 +37,13 @@ fn run_on(
     Ok(Quantized { stats, bytes, values })
 }
 
-fn run(x: &[f32], cols: usize, encoding: Encoding, method: Method, guide: Guide<'_>) -> Quantized {
+fn run(
+    x: &[f32],
+    cols: usize,
+    encoding: Encoding,
+    method: Method,
+    guide: Objective<'_>,
+) -> Quantized {
     run_on(Backend::detect(), x, cols, encoding, method, guide).unwrap()
 }
 
@@ -79,16 +85,21 @@ fn diagonal(gram: &[f32], cols: usize) -> Vec<f32> {
 }
 
 /// What each way loses in the outputs over what the search loses, and that it says so.
-fn ratios(encoding: Encoding, ways: &[(Method, Guide<'_>)], gram: &[f32], cols: usize) -> Vec<f64> {
+fn ratios(
+    encoding: Encoding,
+    ways: &[(Method, Objective<'_>)],
+    gram: &[f32],
+    cols: usize,
+) -> Vec<f64> {
     let x = gaussian(40 * cols, 5);
     let zeros = vec![0.0; x.len()];
-    let base = run(&x, cols, encoding, Method::Search, Guide::Weights).values;
+    let base = run(&x, cols, encoding, Method::Search, Objective::Weights).values;
     let base = lost(&x, &base, gram, cols);
     ways.iter()
         .map(|&(method, guide)| {
             let Quantized { stats, values, .. } = run(&x, cols, encoding, method, guide);
             let found = lost(&x, &values, gram, cols);
-            if let Guide::Feedback(_) = guide {
+            if let Objective::Hessian(_) = guide {
                 let (error, output) =
                     (stats.output_error / found, stats.output / lost(&x, &zeros, gram, cols));
                 assert!((error - 1.0).abs() < 1e-3, "{encoding:?} {method:?}: {error}");
@@ -108,8 +119,8 @@ fn feedback_lowers_what_correlated_outputs_lose() {
     let gram = gram(cols, 3 * cols, 1);
     for (bits, at_most) in [(2, 0.4), (3, 0.3), (4, 0.3), (8, 0.5)] {
         let encoding = affine(bits);
-        let feedback = Feedback::new(&gram, cols, 0.01, encoding).unwrap();
-        let guide = Guide::Feedback(&feedback);
+        let feedback = HessianFactor::new(&gram, cols, 0.01, encoding).unwrap();
+        let guide = Objective::Hessian(&feedback);
         let ways =
             [Method::MinMax, Method::Search, Method::Importance, Method::Gptq].map(|m| (m, guide));
         let found = ratios(encoding, &ways, &gram, cols);
@@ -119,8 +130,8 @@ fn feedback_lowers_what_correlated_outputs_lose() {
     }
     for bits in Trellis::BITS {
         let encoding = trellis(bits);
-        let feedback = Feedback::new(&gram, cols, 0.01, encoding).unwrap();
-        let ways = [Guide::Weights, Guide::Feedback(&feedback)].map(|g| (Method::Search, g));
+        let feedback = HessianFactor::new(&gram, cols, 0.01, encoding).unwrap();
+        let ways = [Objective::Weights, Objective::Hessian(&feedback)].map(|g| (Method::Search, g));
         let found = ratios(encoding, &ways, &gram, cols);
         assert!(found[1] < 0.4, "{bits} bits: trellis {found:?}");
     }
@@ -133,17 +144,17 @@ fn without_correlations_feedback_is_the_search() {
     let mut gram = vec![0.0; cols * cols];
     gram.iter_mut().step_by(cols + 1).for_each(|v| *v = 3.0);
     for bits in Affine::BITS {
-        let feedback = Feedback::new(&gram, cols, 0.01, affine(bits)).unwrap();
-        let guide = Guide::Feedback(&feedback);
+        let feedback = HessianFactor::new(&gram, cols, 0.01, affine(bits)).unwrap();
+        let guide = Objective::Hessian(&feedback);
         let found = run(&x, cols, affine(bits), Method::Gptq, guide);
-        let base = run(&x, cols, affine(bits), Method::Search, Guide::Weights);
+        let base = run(&x, cols, affine(bits), Method::Search, Objective::Weights);
         assert_eq!(found.bytes, base.bytes);
         assert_eq!(found.stats.improved_groups, base.stats.improved_groups);
     }
-    let feedback = Feedback::new(&gram, cols, 0.01, trellis(2)).unwrap();
-    let base = run(&x, cols, trellis(2), Method::Gptq, Guide::Weights);
+    let feedback = HessianFactor::new(&gram, cols, 0.01, trellis(2)).unwrap();
+    let base = run(&x, cols, trellis(2), Method::Gptq, Objective::Weights);
     assert_eq!(base.stats.output_error, 0.0);
-    let found = run(&x, cols, trellis(2), Method::Gptq, Guide::Feedback(&feedback));
+    let found = run(&x, cols, trellis(2), Method::Gptq, Objective::Hessian(&feedback));
     // The rotation leaves rounding beside the diagonal.
     let ratio = found.stats.sum_sq_error / base.stats.sum_sq_error;
     assert!((ratio - 1.0).abs() < 0.02, "{ratio}");
@@ -155,11 +166,11 @@ fn every_backend_and_every_chunk_agrees() {
     let (gram, x) = (gram(cols, 200, 3), gaussian(290 * cols, 4));
     let moments = diagonal(&gram, cols);
     for encoding in [affine(2), affine(3), trellis(2), trellis(3)] {
-        let feedback = Feedback::new(&gram, cols, 0.01, encoding).unwrap();
-        let (importance, guide) = (Guide::Importance(&moments), Guide::Feedback(&feedback));
+        let feedback = HessianFactor::new(&gram, cols, 0.01, encoding).unwrap();
+        let (importance, guide) = (Objective::Diagonal(&moments), Objective::Hessian(&feedback));
         let ways = match encoding {
             Encoding::Affine(_) => [(Method::Importance, importance), (Method::Gptq, guide)],
-            _ => [(Method::Gptq, Guide::Weights), (Method::Gptq, guide)],
+            _ => [(Method::Gptq, Objective::Weights), (Method::Gptq, guide)],
         };
         for (method, guide) in ways {
             let few = &x[..if encoding.row_block() == 1 { x.len() } else { 50 * cols }];
@@ -184,8 +195,8 @@ fn a_dead_input_is_rounded_to_nearest() {
     for i in 0..cols {
         (gram[dead * cols + i], gram[i * cols + dead]) = (0.0, 0.0);
     }
-    let feedback = Feedback::new(&gram, cols, 0.01, affine(3)).unwrap();
-    let found = run(&x, cols, affine(3), Method::Gptq, Guide::Feedback(&feedback));
+    let feedback = HessianFactor::new(&gram, cols, 0.01, affine(3)).unwrap();
+    let found = run(&x, cols, affine(3), Method::Gptq, Objective::Hessian(&feedback));
     for (x, values) in x.chunks(cols).zip(found.values.chunks(cols)) {
         // All values of the group are on its grid, most of them taken.
         let nearest = values[32..]
@@ -194,8 +205,8 @@ fn a_dead_input_is_rounded_to_nearest() {
             .fold(f32::MAX, f32::min);
         assert_eq!((values[dead] - x[dead]).abs(), nearest);
     }
-    let feedback = Feedback::new(&gram, cols, 0.01, trellis(2)).unwrap();
-    let found = run(&x, cols, trellis(2), Method::Gptq, Guide::Feedback(&feedback));
+    let feedback = HessianFactor::new(&gram, cols, 0.01, trellis(2)).unwrap();
+    let found = run(&x, cols, trellis(2), Method::Gptq, Objective::Hessian(&feedback));
     assert!(found.values.iter().all(|v| v.is_finite()));
 }
 
@@ -204,11 +215,11 @@ fn rows_of_zeros_cost_nothing_in_a_trellis() {
     let cols = 32;
     let mut x = gaussian(9 * cols, 8);
     x[3 * cols..4 * cols].fill(0.0);
-    let found = run(&x, cols, trellis(2), Method::Gptq, Guide::Weights);
+    let found = run(&x, cols, trellis(2), Method::Gptq, Objective::Weights);
     assert_eq!(found.values[3 * cols..4 * cols], [0.0; 32]);
     assert!(found.stats.sqnr_db() > 8.0, "{:?}", found.stats);
     assert_eq!((found.stats.groups, found.stats.constant_groups), (9, 1));
-    let zeros = run(&vec![0.0; 3 * cols], cols, trellis(2), Method::Gptq, Guide::Weights);
+    let zeros = run(&vec![0.0; 3 * cols], cols, trellis(2), Method::Gptq, Objective::Weights);
     assert_eq!(zeros.stats.sum_sq_error, 0.0);
 }
 
@@ -225,7 +236,7 @@ fn importance_is_never_worse_than_min_max_on_any_group() {
                 vec![0.0; 64],
             ];
             for moments in kinds as [Vec<f32>; 4] {
-                let guide = Guide::Importance(&moments);
+                let guide = Objective::Diagonal(&moments);
                 let base = run(&x, 64, encoding, Method::MinMax, guide);
                 let found = run(&x, 64, encoding, Method::Importance, guide);
                 let groups = base.values.chunks(64).zip(found.values.chunks(64));
@@ -244,7 +255,7 @@ fn importance_is_never_worse_than_min_max_on_any_group() {
 fn the_scale_of_a_row_is_the_best_for_its_codes() {
     let cols = 256;
     let x = gaussian(16 * cols, 9);
-    let found = run(&x, cols, trellis(2), Method::Gptq, Guide::Weights);
+    let found = run(&x, cols, trellis(2), Method::Gptq, Objective::Weights);
     for (x, values) in x.chunks(cols).zip(found.values.chunks(cols)) {
         let sum = |f: fn(f32, f32) -> f32| -> f64 {
             x.iter()
@@ -264,7 +275,7 @@ fn importance_lowers_the_weighted_error() {
     let moments: Vec<f32> = noise(64, 11).iter().map(|v| (v * 4.0).exp()).collect();
     for (bits, at_most) in [(2, 0.76), (3, 0.73), (4, 0.77)] {
         let encoding = Encoding::Affine(Affine::new(bits, 64, Float::F16).unwrap());
-        let guide = Guide::Importance(&moments);
+        let guide = Objective::Diagonal(&moments);
         let error = |method| run(&x, 64, encoding, method, guide).stats.output_error;
         let ratio = error(Method::Importance) / error(Method::Search);
         assert!(ratio < at_most, "{bits} bits: {ratio}");
@@ -275,15 +286,15 @@ fn importance_lowers_the_weighted_error() {
 fn a_guide_that_does_not_fit_is_refused() {
     let (cols, x) = (32, gaussian(32, 1));
     let gram = gram(cols, 100, 1);
-    let feedback = Feedback::new(&gram, cols, 0.01, affine(2)).unwrap();
+    let feedback = HessianFactor::new(&gram, cols, 0.01, affine(2)).unwrap();
     let moments = diagonal(&gram, cols);
-    let error = |x: &[f32], encoding, method, guide: Guide<'_>| {
+    let error = |x: &[f32], encoding, method, guide: Objective<'_>| {
         run_on(Backend::detect(), x, x.len(), encoding, method, guide)
             .unwrap_err()
             .to_string()
     };
     let (none, importance, guide) =
-        (Guide::Weights, Guide::Importance(&moments), Guide::Feedback(&feedback));
+        (Objective::Weights, Objective::Diagonal(&moments), Objective::Hessian(&feedback));
     let gptq = "gptq: needs the factored Gram of the inputs to guide it";
     assert_eq!(error(&x, affine(2), Method::Gptq, none), gptq);
     assert_eq!(error(&x, affine(2), Method::Gptq, importance), gptq);
@@ -295,18 +306,18 @@ fn a_guide_that_does_not_fit_is_refused() {
     assert!(error(&[0.0; 64], affine(2), Method::Gptq, guide).contains("of 32 inputs for 64"));
     assert!(error(&[0.0; 64], affine(2), Method::Search, importance).contains("importance"));
     let bad = vec![f32::NAN; 32];
-    let nan = Guide::Importance(&bad);
+    let nan = Objective::Diagonal(&bad);
     assert!(error(&x, affine(2), Method::Importance, nan).contains("finite number"));
     let mut x = x;
     x[7] = f32::INFINITY;
     for encoding in [affine(2), trellis(2)] {
-        let feedback = Feedback::new(&gram, cols, 0.01, encoding).unwrap();
-        let found = error(&x, encoding, Method::Gptq, Guide::Feedback(&feedback));
+        let feedback = HessianFactor::new(&gram, cols, 0.01, encoding).unwrap();
+        let found = error(&x, encoding, Method::Gptq, Objective::Hessian(&feedback));
         assert_eq!(found, "row 0, column 7: expected a finite weight, found inf");
     }
     x[7] = 1e6;
-    let feedback = Feedback::new(&gram, cols, 0.01, affine(2)).unwrap();
-    let found = error(&x, affine(2), Method::Gptq, Guide::Feedback(&feedback));
+    let feedback = HessianFactor::new(&gram, cols, 0.01, affine(2)).unwrap();
+    let found = error(&x, affine(2), Method::Gptq, Objective::Hessian(&feedback));
     assert!(found.starts_with("row 0, column 0: 333"), "{found}");
     assert!(matches!(
         run_on(Backend::detect(), &x, cols, Encoding::F16, Method::Search, none),
@@ -321,7 +332,7 @@ proptest! {
         moments in prop::collection::vec(0f32..10.0, 32),
         bits in prop::sample::select(Affine::BITS.to_vec()),
     ) {
-        let guide = Guide::Importance(&moments);
+        let guide = Objective::Diagonal(&moments);
         let error = |method| weighted(&x, &run(&x, 32, affine(bits), method, guide).values, &moments);
         let (base, found) = (error(Method::MinMax), error(Method::Importance));
         prop_assert!(found <= base, "{found} {base}");

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::Backend;
 use crate::encoding::{Affine, Encoding, Float};
-use crate::feedback::{Feedback, Rows, Sweep};
+use crate::feedback::{HessianFactor, Rows, Sweep};
 use crate::kernel::{Kernel, LANES, Simd};
 use crate::quantize::gptq::feed_back;
 use crate::quantize::group::Chosen;
@@ -13,7 +13,7 @@ use crate::quantize::lanes::{Extremes, Grid, Measure, Pair, Tile};
 
 /// GPTQ with scales and biases that are given.
 struct Given<'a> {
-    feedback: &'a Feedback,
+    feedback: &'a HessianFactor,
     affine: Affine,
     scales: &'a [f32],
     biases: &'a [f32],
@@ -71,7 +71,7 @@ fn feedback_is_that_of_gptq_through_the_inverse() {
         .collect();
     let affine = Affine::new(number("bits") as u8, group as u16, Float::F16).unwrap();
     let damping = case["damping"].as_f64().unwrap() as f32;
-    let feedback = Feedback::new(&gram, cols, damping, Encoding::Affine(affine)).unwrap();
+    let feedback = HessianFactor::new(&gram, cols, damping, Encoding::Affine(affine)).unwrap();
     let [x, scales, biases, codes] =
         ["weight", "scales", "biases", "codes"].map(|name| numbers(&case[name]));
     let mut weights = Rows::default();

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shardwright_format::Unit;
 use shardwright_format::unit::TensorEntry;
-use shardwright_quant::{Encoding, Feedback, Guide, Method};
+use shardwright_quant::{Encoding, HessianFactor, Method, Objective};
 
-use super::statistics::{Moments, Observed, Place};
+use super::statistics::{Hessian, InputKey, InputStats};
 
 /// Added to the diagonal, as a share of its mean: inputs are never known well enough to be
 /// trusted further.
@@ -15,51 +15,51 @@ pub const DAMPING: f32 = 0.05;
 
 /// What an error of a tensor costs.
 #[derive(Clone, Debug)]
-pub enum Costs {
+pub enum SharedObjective {
     /// The same everywhere: nothing is known of the inputs.
-    Unknown,
+    Weights,
     /// By column.
-    Importance(Arc<[f32]>),
+    Diagonal(Arc<[f32]>),
     /// By all pairs of columns.
-    Feedback(Arc<Feedback>),
+    Hessian(Arc<HessianFactor>),
 }
 
-impl Costs {
+impl SharedObjective {
     /// As the quantizer takes it.
-    pub fn guide(&self) -> Guide<'_> {
+    pub fn as_objective(&self) -> Objective<'_> {
         match self {
-            Self::Unknown => Guide::Weights,
-            Self::Importance(values) => Guide::Importance(values),
-            Self::Feedback(feedback) => Guide::Feedback(feedback),
+            Self::Weights => Objective::Weights,
+            Self::Diagonal(values) => Objective::Diagonal(values),
+            Self::Hessian(feedback) => Objective::Hessian(feedback),
         }
     }
 
     /// The best that `method` can be with what is known.
     pub const fn method(&self, method: Method) -> Method {
         match (self, method) {
-            (Self::Unknown, Method::Importance | Method::Gptq) => Method::Search,
-            (Self::Importance(_), Method::Gptq) => Method::Importance,
+            (Self::Weights, Method::Importance | Method::Gptq) => Method::Search,
+            (Self::Diagonal(_), Method::Gptq) => Method::Importance,
             _ => method,
         }
     }
 }
 
 /// Factors are shared by the matrices of a place that are rounded in the same basis.
-type Basis = (Place, bool);
+type Basis = (InputKey, bool);
 
 /// Inputs that were observed, and the factors made of them so far.
 #[derive(Debug, Default)]
-pub struct Guides {
-    observed: Observed,
+pub struct Objectives {
+    inputs: InputStats,
     /// Whether the embedding is only looked up, and multiplied with nothing.
     untied: bool,
-    factors: Mutex<BTreeMap<Basis, Arc<Feedback>>>,
+    factors: Mutex<BTreeMap<Basis, Arc<HessianFactor>>>,
 }
 
-impl Guides {
+impl Objectives {
     /// Of what was observed.
-    pub fn new(observed: Observed) -> Self {
-        Self { observed, untied: false, factors: Mutex::default() }
+    pub fn new(inputs: InputStats) -> Self {
+        Self { inputs, untied: false, factors: Mutex::default() }
     }
 
     /// The same for a model whose head is, or is not, the embedding.
@@ -69,54 +69,64 @@ impl Guides {
         self
     }
 
-    /// By place.
-    pub const fn observed(&self) -> &Observed {
-        &self.observed
+    /// By key.
+    pub const fn inputs(&self) -> &InputStats {
+        &self.inputs
     }
 
     /// What is known for a tensor of `unit`, by as much as `method` can use.
     ///
     /// # Errors
     /// Inputs of another width than the tensor's, or that no damping makes invertible.
-    pub fn costs(&self, unit: Unit, entry: &TensorEntry, method: Method) -> Result<Costs, String> {
+    pub fn objective(
+        &self,
+        unit: Unit,
+        entry: &TensorEntry,
+        method: Method,
+    ) -> Result<SharedObjective, String> {
         let looked_up = self.untied && unit == Unit::Embedding;
         let coded = entry.encoding.float().is_none();
-        let known = Place::of(unit, entry.role).filter(|_| coded && !looked_up);
-        let Some((place, moments)) = known.and_then(|p| Some((p, self.observed.get(&p)?))) else {
-            return Ok(Costs::Unknown);
+        let known = InputKey::for_tensor(unit, entry.role).filter(|_| coded && !looked_up);
+        let Some((key, hessian)) = known.and_then(|p| Some((p, self.inputs.get(&p)?))) else {
+            return Ok(SharedObjective::Weights);
         };
-        if moments.cols() as u64 != entry.cols {
-            let (expected, found) = (entry.cols, moments.cols());
+        if hessian.cols() as u64 != entry.cols {
+            let (expected, found) = (entry.cols, hessian.cols());
             return Err(format!("statistics: expected {expected} inputs, found {found}"));
         }
-        match (method, moments) {
-            (_, Moments::Gram(gram)) if is_rotated(entry.encoding) => {
-                self.feedback(place, gram, entry)
+        match (method, hessian) {
+            (_, Hessian::Full(gram)) if is_rotated(entry.encoding) => {
+                self.feedback(key, gram, entry)
             }
-            (_, Moments::Diagonal(values)) if is_rotated(entry.encoding) => {
-                self.feedback(place, &diagonal(values), entry)
+            (_, Hessian::Diagonal(values)) if is_rotated(entry.encoding) => {
+                self.feedback(key, &diagonal(values), entry)
             }
-            (Method::Gptq, Moments::Gram(gram)) => self.feedback(place, gram, entry),
+            (Method::Gptq, Hessian::Full(gram)) => self.feedback(key, gram, entry),
             (Method::Gptq | Method::Importance, _) => {
-                Ok(Costs::Importance(moments.diagonal().into()))
+                Ok(SharedObjective::Diagonal(hessian.diagonal().into()))
             }
-            (Method::MinMax | Method::Search, _) => Ok(Costs::Unknown),
+            (Method::MinMax | Method::Search, _) => Ok(SharedObjective::Weights),
         }
     }
 
-    fn feedback(&self, place: Place, gram: &[f32], entry: &TensorEntry) -> Result<Costs, String> {
-        let basis = (place, is_rotated(entry.encoding));
+    fn feedback(
+        &self,
+        key: InputKey,
+        gram: &[f32],
+        entry: &TensorEntry,
+    ) -> Result<SharedObjective, String> {
+        let basis = (key, is_rotated(entry.encoding));
         if let Some(found) = self.factors().get(&basis) {
-            return Ok(Costs::Feedback(Arc::clone(found)));
+            return Ok(SharedObjective::Hessian(Arc::clone(found)));
         }
         // Not held while the factor is made: each unit has inputs of its own.
-        let made = Feedback::new(gram, entry.cols as usize, DAMPING, entry.encoding);
+        let made = HessianFactor::new(gram, entry.cols as usize, DAMPING, entry.encoding);
         let made = Arc::new(made.map_err(|e| format!("statistics: {e}"))?);
         self.factors().insert(basis, Arc::clone(&made));
-        Ok(Costs::Feedback(made))
+        Ok(SharedObjective::Hessian(made))
     }
 
-    fn factors(&self) -> MutexGuard<'_, BTreeMap<Basis, Arc<Feedback>>> {
+    fn factors(&self) -> MutexGuard<'_, BTreeMap<Basis, Arc<HessianFactor>>> {
         self.factors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -160,16 +170,18 @@ mod tests {
 
     #[test]
     fn an_embedding_is_guided_by_the_heads_inputs_only_where_it_is_the_head() {
-        let place = Place { layer: None, expert: None, site: InputSite::Head };
-        let observed = || Observed::from([(place, Moments::Diagonal(vec![1.0; 32]))]);
+        let key = InputKey { layer: None, expert: None, site: InputSite::Head };
+        let inputs = || InputStats::from([(key, Hessian::Diagonal(vec![1.0; 32]))]);
         let embed = entry(Role::EmbedTokens);
         let costs = |tied, unit, entry: &TensorEntry| {
-            let guides = Guides::new(observed()).tied(tied);
-            guides.costs(unit, entry, Method::Importance).unwrap()
+            let objectives = Objectives::new(inputs()).tied(tied);
+            objectives
+                .objective(unit, entry, Method::Importance)
+                .unwrap()
         };
-        assert!(matches!(costs(true, Unit::Embedding, &embed), Costs::Importance(_)));
-        assert!(matches!(costs(false, Unit::Embedding, &embed), Costs::Unknown));
+        assert!(matches!(costs(true, Unit::Embedding, &embed), SharedObjective::Diagonal(_)));
+        assert!(matches!(costs(false, Unit::Embedding, &embed), SharedObjective::Weights));
         let head = entry(Role::LmHead);
-        assert!(matches!(costs(false, Unit::Head, &head), Costs::Importance(_)));
+        assert!(matches!(costs(false, Unit::Head, &head), SharedObjective::Diagonal(_)));
     }
 }

@@ -11,7 +11,7 @@ const SHRINKAGE: f64 = 0.5;
 
 /// `Σ ω² x xᵀ` over rows `x`, as they come.
 #[derive(Clone, Debug)]
-pub struct Gram {
+pub struct FullSum {
     cols: usize,
     /// `[cols, cols]`, of which each tile of rows is filled from its own first column on.
     sum: Vec<f32>,
@@ -23,7 +23,7 @@ pub struct Gram {
     weighted: Vec<f32>,
 }
 
-impl Gram {
+impl FullSum {
     /// Of rows of `cols` values, none yet.
     pub fn new(cols: usize) -> Self {
         Self {
@@ -102,7 +102,7 @@ mod tests {
             .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
             .collect();
         let weights = [1.0, 0.5, 0.0, 2.0, 1.5];
-        let mut gram = Gram::new(cols);
+        let mut gram = FullSum::new(cols);
         gram.add(&rows[..2 * cols], &weights[..2]);
         gram.add(&rows[2 * cols..], &weights[2..]);
         let mean = gram.into_mean().unwrap();
@@ -125,6 +125,6 @@ mod tests {
             let (found, expected) = (mean[i * (cols + 1)], second(i) + raise);
             assert!((found / expected - 1.0).abs() < 1e-5, "{i}: {found} {expected}");
         }
-        assert!(Gram::new(4).into_mean().is_none());
+        assert!(FullSum::new(4).into_mean().is_none());
     }
 }
