@@ -113,6 +113,12 @@ fn an_export_has_the_names_of_transformers() {
         let (scratch, file) = named(name);
         scratch.ok(&format!("convert {file} -o kept --recipe q4 --set *=keep"));
         scratch.ok("export kept --to hf -o hf");
+        // The file itself gives the same checkpoint as a bundle that keeps its values.
+        scratch.ok(&format!("export {file} --to hf -o direct"));
+        for file in ["model.safetensors", "config.json"] {
+            let bytes = |dir: &str| fs::read(scratch.path(dir).join(file)).unwrap();
+            assert!(bytes("hf") == bytes("direct"), "{name}: {file}");
+        }
         // The files have other sizes than the goldens, so names alone can be compared.
         let names = |dir: &Path| {
             let checkpoint = Checkpoint::open(dir).unwrap();

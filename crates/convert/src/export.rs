@@ -1,5 +1,5 @@
-//! Bundles back to Hugging Face form: every weight dequantized, under the name, in the shape and
-//! in the place that it had in the checkpoint.
+//! Models to Hugging Face form: every weight dequantized, under the name, in the shape and in the
+//! place that it has in a checkpoint of plain floats.
 
 mod places;
 
@@ -10,13 +10,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use shardwright_format::bundle::Bundle;
 use shardwright_format::checkpoint::{
-    CONFIG_NAME, INDEX_NAME, QUANTIZATION_KEYS, SINGLE_NAME, header,
+    CONFIG_NAME, INDEX_NAME, QUANTIZATION_KEYS, SINGLE_NAME, describes_quantization, header,
 };
-use shardwright_format::io::AlignedBuf;
-use shardwright_format::manifest::{FileKind, Manifest};
-use shardwright_format::unit::{TensorEntry, UnitLayout};
+use shardwright_format::io::{AlignedBuf, CONFIG_LIMIT};
+use shardwright_format::manifest::FileKind;
+use shardwright_format::unit::TensorEntry;
+use shardwright_format::weights::Weights;
 use shardwright_format::writer::publish;
 use shardwright_format::{Decoder, FormatError, Unit};
 use shardwright_quant::{Backend, Float, Matrix, MatrixError, narrow};
@@ -34,10 +34,10 @@ const WHOLE_LIMIT: u64 = if cfg!(test) { 16 << 10 } else { 64 << 20 };
 /// The type that weights are exported in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ExportDtype {
-    /// 32 bits: every value exactly what the bundle stands for.
+    /// 32 bits: every value exactly what the model stands for.
     #[default]
     F32,
-    /// What the checkpoint had: half the size, values rounded once more.
+    /// That of the checkpoint's values: half the size where it is 16 bits, values of a bundle rounded once more.
     Source,
 }
 
@@ -50,7 +50,7 @@ impl ExportDtype {
     }
 }
 
-/// How a bundle is exported.
+/// How a model is exported.
 #[derive(Clone, Copy, Debug)]
 pub struct ExportOptions {
     /// Type of the weights.
@@ -65,17 +65,26 @@ impl Default for ExportOptions {
     }
 }
 
-/// Writes `bundle` as a checkpoint to `out`; gives the files written.
+/// What an export wrote.
+#[derive(Debug)]
+pub struct Exported {
+    /// The files.
+    pub files: Vec<PlannedFile>,
+    /// How the checkpoint held tensors that are plain floats now.
+    pub unquantized: BTreeSet<String>,
+}
+
+/// Writes a model as a checkpoint of plain floats to `out`.
 ///
 /// Memory is one unit of at most 64 MiB, or a few rows of a larger one.
 ///
 /// # Errors
-/// An output that exists, views that do not fill the checkpoint's tensors, and what the operating
-/// system refuses.
-pub fn to_hf(bundle: &Bundle, out: &Path, options: &ExportOptions) -> Result<Vec<PlannedFile>> {
-    if let Some(excerpt) = bundle.manifest().checkpoint.excerpt {
-        let detail = format!("{excerpt}: expected a bundle of all layers, as config.json says");
-        return Err(FormatError::file(bundle.root(), detail).into());
+/// An output that exists, an excerpt of a model, views that do not fill the checkpoint's tensors, and
+/// what the operating system refuses.
+pub fn to_hf(weights: &Weights, out: &Path, options: &ExportOptions) -> Result<Exported> {
+    if let Some(excerpt) = weights.excerpted() {
+        let detail = format!("{excerpt}: expected a model of all layers, as config.json says");
+        return Err(FormatError::file(weights.root(), detail).into());
     }
     let partial = partial_path(out);
     for path in [out, &partial] {
@@ -85,8 +94,8 @@ pub fn to_hf(bundle: &Bundle, out: &Path, options: &ExportOptions) -> Result<Vec
         }
     }
     std::fs::create_dir_all(&partial).map_err(|e| FormatError::io(&partial, e))?;
-    let exported =
-        export(bundle, &partial, options).and_then(|files| Ok((publish(&partial, out)?, files).1));
+    let exported = export(weights, &partial, options)
+        .and_then(|exported| Ok((publish(&partial, out)?, exported).1));
     if exported.is_err() {
         // Nothing half-made is left; that it cannot be removed is no news after the first error.
         let _ = std::fs::remove_dir_all(&partial);
@@ -94,59 +103,76 @@ pub fn to_hf(bundle: &Bundle, out: &Path, options: &ExportOptions) -> Result<Vec
     exported
 }
 
-fn export(bundle: &Bundle, dir: &Path, options: &ExportOptions) -> Result<Vec<PlannedFile>> {
-    let manifest = bundle.manifest();
-    let places = Places::new(manifest);
-    let tensors = tensors(manifest, &places, options.dtype)?;
-    let files = Export::create(dir, &tensors, options.file_limit)?;
+fn export(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Exported> {
+    let places = Places::new(weights.spec());
+    let (tensors, unquantized) = tensors(weights, &places, options.dtype)?;
+    let writing = Writing::create(dir, &tensors, options.file_limit)?;
     let mut buf = AlignedBuf::default();
-    for unit in manifest.units() {
-        files.unit(bundle, unit, (&places, options.dtype), &mut buf)?;
+    for unit in weights.units() {
+        writing.unit(weights, unit, (&places, options.dtype), &mut buf)?;
     }
-    let mut written = files.finish(dir, &tensors)?;
-    for entry in manifest.files.iter().filter(|f| f.kind == FileKind::Copy) {
-        copy(bundle, dir, &entry.path, options.dtype)?;
-        written.push(PlannedFile { path: entry.path.clone(), size: entry.size });
+    let mut files = writing.finish(dir, &tensors)?;
+    let plain = unquantized.is_empty() && options.dtype == ExportDtype::Source;
+    for path in companions(weights)? {
+        let size = if path == CONFIG_NAME && !plain {
+            write_config(weights, dir, options.dtype)?
+        } else {
+            copy(weights, dir, &path)?
+        };
+        files.push(PlannedFile { path, size });
     }
-    Ok(written)
+    Ok(Exported { files, unquantized })
+}
+
+/// Files beside the weights that belong to a checkpoint of plain floats.
+fn companions(weights: &Weights) -> Result<Vec<String>> {
+    let mut paths = match (weights.bundle(), weights.checkpoint()) {
+        (Some(bundle), _) => {
+            let copies = bundle.manifest().files.iter();
+            let copies = copies.filter(|file| file.kind == FileKind::Copy);
+            copies.map(|file| file.path.clone()).collect()
+        }
+        (_, Some((checkpoint, _))) => checkpoint.copies()?,
+        (None, None) => Vec::new(),
+    };
+    paths.retain(|path| !describes_quantization(path));
+    Ok(paths)
 }
 
 /// A tensor of the exported checkpoint.
-struct Exported {
+struct Tensor {
     dtype: Float,
     shape: Vec<u64>,
-    /// Values that some unit of the bundle fills.
+    /// Values that some unit of the model fills.
     filled: u64,
 }
 
-impl Exported {
+impl Tensor {
     fn values(&self) -> u64 {
         self.shape.iter().product()
     }
 }
 
-/// Every tensor by name.
+/// Every tensor by name, and how the checkpoint held those that are floats only here.
 fn tensors(
-    manifest: &Manifest,
+    weights: &Weights,
     places: &Places,
     dtype: ExportDtype,
-) -> Result<BTreeMap<String, Exported>> {
-    let mut tensors = BTreeMap::<String, Exported>::new();
-    let mut add = |unit: Unit, entry: &TensorEntry| {
-        let view = places.view(unit, entry);
-        let new = || Exported { dtype: dtype.of(view.dtype), shape: view.shape.clone(), filled: 0 };
-        tensors
-            .entry(view.tensor.clone())
-            .or_insert_with(new)
-            .filled += entry.rows * entry.cols;
-    };
-    for shard in manifest.shards() {
-        shard.tensors.iter().for_each(|t| add(shard.unit, t));
+) -> Result<(BTreeMap<String, Tensor>, BTreeSet<String>)> {
+    let (mut tensors, mut unquantized) = (BTreeMap::<String, Tensor>::new(), BTreeSet::new());
+    for unit in weights.units() {
+        for entry in weights.layout(unit)?.tensors.iter() {
+            let coded = entry.source.decoder.as_ref();
+            unquantized.extend(coded.filter(|d| !d.is_plain()).map(Decoder::label));
+            let view = places.view(unit, entry);
+            let new = || Tensor { dtype: dtype.of(view.dtype), shape: view.shape, filled: 0 };
+            tensors.entry(view.tensor).or_insert_with(new).filled += entry.rows * entry.cols;
+        }
     }
     match tensors.iter().find(|(_, t)| t.filled != t.values()) {
-        None => Ok(tensors),
+        None => Ok((tensors, unquantized)),
         Some((name, t)) => Err(ConvertError::Plan(format!(
-            "tensor `{name}`: expected {} values of shape {:?}, the bundle holds {}",
+            "tensor `{name}`: expected {} values of shape {:?}, the model holds {}",
             t.values(),
             t.shape,
             t.filled
@@ -163,16 +189,16 @@ struct Spot {
 }
 
 /// The exported files, open.
-struct Export {
+struct Writing {
     files: Vec<(PathBuf, File)>,
     spots: BTreeMap<String, Spot>,
 }
 
-impl Export {
+impl Writing {
     /// Writes the headers and makes room for the weights.
-    fn create(dir: &Path, tensors: &BTreeMap<String, Exported>, limit: u64) -> Result<Self> {
+    fn create(dir: &Path, tensors: &BTreeMap<String, Tensor>, limit: u64) -> Result<Self> {
         let groups = split(tensors, limit);
-        let mut export = Self { files: Vec::new(), spots: BTreeMap::new() };
+        let mut writing = Self { files: Vec::new(), spots: BTreeMap::new() };
         for (at, names) in groups.iter().enumerate() {
             let name = match groups.len() {
                 1 => SINGLE_NAME.to_owned(),
@@ -187,7 +213,7 @@ impl Export {
             let header = header::encode(&path, &metadata, listed)?;
             let mut base = header.len() as u64;
             for (name, tensor) in entries {
-                export
+                writing
                     .spots
                     .insert(name.to_owned(), Spot { file: at, base });
                 base += tensor.values() * tensor.dtype.size() as u64;
@@ -198,32 +224,31 @@ impl Export {
             let file = options.open(&path).map_err(io)?;
             file.write_all_at(&header, 0).map_err(io)?;
             file.set_len(base).map_err(io)?;
-            export.files.push((path, file));
+            writing.files.push((path, file));
         }
-        Ok(export)
+        Ok(writing)
     }
 
     /// Writes every tensor of a unit.
     fn unit(
         &self,
-        bundle: &Bundle,
+        weights: &Weights,
         unit: Unit,
         (places, dtype): (&Places, ExportDtype),
         buf: &mut AlignedBuf,
     ) -> Result<()> {
-        let layout = bundle.layout(unit)?;
+        let layout = weights.layout(unit)?;
         let whole = layout.len <= WHOLE_LIMIT;
         if whole {
-            bundle.read(unit, buf)?;
+            weights.read(unit, buf)?;
         }
-        let UnitLayout { tensors, .. } = &layout;
-        for entry in tensors.iter() {
+        for entry in layout.tensors.iter() {
             let view = places.view(unit, entry);
             let block = entry.encoding.row_block();
             let step = (TILE / entry.cols.max(1) / block).max(1) * block;
             for start in (0..entry.rows).step_by(step as usize) {
                 let rows = start..(start + step).min(entry.rows);
-                let values = dequantized(bundle, (unit, entry), rows.clone(), whole, buf)?;
+                let values = dequantized(weights, (unit, entry), rows.clone(), whole, buf)?;
                 self.rows(&view, rows, entry.cols, dtype.of(view.dtype), &values)?;
             }
         }
@@ -303,7 +328,7 @@ impl Export {
     }
 
     /// Makes the files durable and writes the index of more than one.
-    fn finish(self, dir: &Path, tensors: &BTreeMap<String, Exported>) -> Result<Vec<PlannedFile>> {
+    fn finish(self, dir: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<PlannedFile>> {
         let name = |path: &Path| {
             path.file_name()
                 .unwrap_or_default()
@@ -335,16 +360,16 @@ impl Export {
 }
 
 /// The values of `rows`, which can be read alone, row-major: from the unit in `buf` where it is
-/// `whole`, else from the bundle.
+/// `whole`, else from the files.
 fn dequantized(
-    bundle: &Bundle,
+    weights: &Weights,
     (unit, entry): (Unit, &TensorEntry),
     rows: Range<u64>,
     whole: bool,
     buf: &mut AlignedBuf,
 ) -> Result<Vec<f32>> {
     let refuse =
-        |e: MatrixError| FormatError::file(bundle.root(), format!("{unit} {}: {e}", entry.role));
+        |e: MatrixError| FormatError::file(weights.root(), format!("{unit} {}: {e}", entry.role));
     let (first, count) = (rows.start as usize, (rows.end - rows.start) as usize);
     let mut values = vec![0.0; count * entry.cols as usize];
     let matrix = |rows: u64, bytes| {
@@ -356,7 +381,7 @@ fn dequantized(
         let matrix = matrix(entry.rows, bytes)?;
         matrix.dequantize(Backend::detect(), first..first + count, &mut values);
     } else {
-        bundle.read_rows(unit, entry, rows, buf)?;
+        weights.read_rows(unit, entry, rows, buf)?;
         let matrix = matrix(count as u64, buf.as_slice())?;
         matrix.dequantize(Backend::detect(), 0..count, &mut values);
     }
@@ -364,7 +389,7 @@ fn dequantized(
 }
 
 /// Names in order, cut before a file passes the limit.
-fn split(tensors: &BTreeMap<String, Exported>, limit: u64) -> Vec<Vec<&str>> {
+fn split(tensors: &BTreeMap<String, Tensor>, limit: u64) -> Vec<Vec<&str>> {
     let mut groups: Vec<Vec<&str>> = vec![Vec::new()];
     let mut size = 0;
     for (name, tensor) in tensors {
@@ -389,27 +414,30 @@ fn write_json(path: &Path, value: &Value) -> Result<u64> {
     Ok(bytes.len() as u64)
 }
 
-/// How the checkpoint held the tensors of a bundle that were quantized; none of them is in an
-/// export, whose configuration does not speak of it.
-pub fn quantized_sources(manifest: &Manifest) -> BTreeSet<String> {
-    let decoders = manifest
-        .tensors()
-        .filter_map(|(.., tensor)| tensor.source.decoder.as_ref());
-    decoders.map(Decoder::label).collect()
-}
-
-/// Copies a file; the configuration is told the weights' new type, and that they are floats.
-fn copy(bundle: &Bundle, dir: &Path, path: &str, dtype: ExportDtype) -> Result<()> {
-    let (from, to) = (bundle.root().join(path), dir.join(path));
+/// Copies a file, or writes the one that a GGUF file describes; gives its size.
+fn copy(weights: &Weights, dir: &Path, path: &str) -> Result<u64> {
+    let (from, to) = (weights.root().join(path), dir.join(path));
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent).map_err(|e| FormatError::io(parent, e))?;
     }
-    let quantized = !quantized_sources(bundle.manifest()).is_empty();
-    if path != CONFIG_NAME || (dtype == ExportDtype::Source && !quantized) {
-        std::fs::copy(&from, &to).map_err(|e| FormatError::io(&from, e))?;
-        return Ok(());
+    let checkpoint = weights.checkpoint().map(|(checkpoint, _)| checkpoint);
+    if let Some(made) = checkpoint
+        .map(|c| c.synthesized(path))
+        .transpose()?
+        .flatten()
+    {
+        std::fs::write(&to, made).map_err(|e| FormatError::io(&to, e))?;
+        return Ok(made.len() as u64);
     }
-    let text = std::fs::read(&from).map_err(|e| FormatError::io(&from, e))?;
+    Ok(std::fs::copy(&from, &to).map_err(|e| FormatError::io(&from, e))?)
+}
+
+/// Writes `config.json` with the weights' new type, and without a word of codes; gives its size.
+fn write_config(weights: &Weights, dir: &Path, dtype: ExportDtype) -> Result<u64> {
+    let from = weights.root().join(CONFIG_NAME);
+    let text = weights
+        .companion(CONFIG_NAME, CONFIG_LIMIT)?
+        .unwrap_or_default();
     let config = serde_json::from_slice::<Value>(&text);
     let mut config = config.map_err(|e| FormatError::file(&from, e.to_string()))?;
     for place in ["", "/text_config"] {
@@ -427,6 +455,5 @@ fn copy(bundle: &Bundle, dir: &Path, path: &str, dtype: ExportDtype) -> Result<(
             }
         }
     }
-    write_json(&to, &config)?;
-    Ok(())
+    write_json(&dir.join(CONFIG_NAME), &config)
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`Plan`] is a value: every byte range of the bundle, known from headers alone. [`convert()`]
 //! carries it out in a directory beside the output, unit by unit, so that a killed conversion
-//! goes on where it was. [`to_hf`] turns a bundle back into a checkpoint.
+//! goes on where it was. [`to_hf`] turns any model into a checkpoint of plain floats.
 
 pub mod allocate;
 pub mod calibrate;
@@ -15,7 +15,7 @@ mod report;
 
 pub use convert::{Calibration, ConvertOptions, Phase, Progress, convert, partial_path};
 pub use error::{ConvertError, Result};
-pub use export::{ExportDtype, ExportOptions, quantized_sources, to_hf};
+pub use export::{ExportDtype, ExportOptions, Exported, to_hf};
 pub use plan::{
     Cost, FallbackUsed, LeftOut, Leftover, Plan, PlanOptions, PlannedFile, Repacked, RoleSummary,
     RuleMatch, SkippedFile, Summary,

@@ -13,6 +13,7 @@ use crate::census::Census;
 use crate::checkpoint::{Checkpoint, read_unit, read_view};
 use crate::error::{FormatError, Result};
 use crate::io::{AlignedBuf, read_limited};
+use crate::manifest::{Excerpt, Ignored};
 use crate::model::ModelSpec;
 use crate::role::Role;
 use crate::unit::{TensorEntry, Unit, UnitLayout};
@@ -106,6 +107,27 @@ impl Weights {
         }
     }
 
+    /// Every unit: those of the text model, and then [`Self::extras`].
+    pub fn units(&self) -> impl Iterator<Item = Unit> + '_ {
+        self.spec().units().chain(self.extras())
+    }
+
+    /// Tensors of the checkpoint that the model is without.
+    pub fn ignored(&self) -> &[Ignored] {
+        match &*self.source {
+            Source::Bundle(bundle) => &bundle.manifest().checkpoint.ignored,
+            Source::Checkpoint(_, inventory) => &inventory.ignored,
+        }
+    }
+
+    /// The layers that it has of a model, where not all.
+    pub fn excerpted(&self) -> Option<Excerpt> {
+        match &*self.source {
+            Source::Bundle(bundle) => bundle.manifest().checkpoint.excerpt,
+            Source::Checkpoint(_, inventory) => inventory.excerpt,
+        }
+    }
+
     /// What is not the text model, and what no runtime reads.
     pub fn extras(&self) -> Vec<Unit> {
         match &*self.source {
@@ -152,7 +174,7 @@ impl Weights {
             return Ok(bundle.manifest().census());
         }
         let mut census = Census::default();
-        for unit in self.spec().units().chain(self.extras()) {
+        for unit in self.units() {
             for tensor in self.layout(unit)?.tensors.iter() {
                 let stored = self.stored_as(tensor);
                 let refused = |e: EncodingError| FormatError::file(self.root(), e.to_string());

@@ -95,7 +95,8 @@ Warns where reports are not comparable: other checkpoints, texts or windows. Exi
 pub const EXPORT: &str = "\
 Examples:
   shardwright export qwen3.bundle --to hf -o qwen3-dequantized
-  shardwright export qwen3.bundle --to hf -o qwen3-dequantized --dtype source";
+  shardwright export qwen3.bundle --to hf -o qwen3-dequantized --dtype source
+  shardwright export qwen3-Q4_K_M.gguf --to hf -o qwen3-from-gguf     weights, config and tokenizer of a GGUF file";
 
 pub const PACK: &str = "\
 Examples:

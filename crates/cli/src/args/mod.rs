@@ -64,7 +64,7 @@ pub enum Command {
     Run(RunArgs),
     /// Measure how fast a model reads prompts and generates
     Bench(BenchArgs),
-    /// Write a bundle's weights back as a Hugging Face checkpoint
+    /// Write a model's weights as a Hugging Face checkpoint of plain floats
     Export(ExportArgs),
     /// Compress a bundle into one file, for a download or an artifact store
     Pack(PackArgs),
@@ -184,9 +184,9 @@ impl ThreadArgs {
 #[derive(Debug, Args)]
 #[command(after_help = help::EXPORT)]
 pub struct ExportArgs {
-    /// Directory of a bundle
-    pub bundle: PathBuf,
-    /// Form to write: a Hugging Face checkpoint, with the source's own tensor names and layout
+    /// A bundle, a checkpoint of any dtype or quantization, or a GGUF file
+    pub model: PathBuf,
+    /// Form to write: a Hugging Face checkpoint of plain floats, with the source's own tensor names and layout
     #[arg(long, value_enum)]
     pub to: ExportForm,
     /// Directory to create
@@ -195,6 +195,8 @@ pub struct ExportArgs {
     /// Type of the dequantized weights
     #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
     pub dtype: DtypeArg,
+    #[command(flatten)]
+    pub arch: ArchArgs,
 }
 
 /// What `export` writes.
@@ -207,9 +209,9 @@ pub enum ExportForm {
 /// Type of exported weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum DtypeArg {
-    /// 32 bits: exactly what the bundle stands for
+    /// 32 bits: exactly what the model stands for
     F32,
-    /// As in the checkpoint: smaller, every value rounded once more
+    /// As the checkpoint's values are: where these have 16 bits half the size, those of a bundle rounded once more
     Source,
 }
 

@@ -1,11 +1,10 @@
-//! `export`: a bundle's weights, dequantized, as a Hugging Face checkpoint.
+//! `export`: a model's weights, dequantized, as a Hugging Face checkpoint.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde::Serialize;
-use shardwright_convert::{ExportOptions, PlannedFile, quantized_sources, to_hf};
-use shardwright_format::Bundle;
+use shardwright_convert::{ExportOptions, Exported, PlannedFile, to_hf};
 use shardwright_format::manifest::Ignored;
 use shardwright_format::shown::shown;
 use shardwright_verify::{Monitor, integrity};
@@ -22,7 +21,7 @@ struct Report {
     checkpoint: String,
     bytes: u64,
     files: Vec<PlannedFile>,
-    /// Tensors that the bundle was made without, and the export is.
+    /// Tensors of the checkpoint that the model is without, and the export is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     left_out: Vec<Ignored>,
     /// How the checkpoint held tensors that are plain floats here.
@@ -33,18 +32,18 @@ struct Report {
 /// Runs the command.
 ///
 /// # Errors
-/// A bundle that is refused or damaged, an output that exists or cannot be written.
+/// A model that is refused, a damaged bundle, an output that exists or cannot be written.
 pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
-    inputs::check_directory(&args.bundle)?;
-    let bundle = Bundle::open(&args.bundle)?;
-    check_sound(args)?;
+    let model = inputs::model(&args.model, &args.arch)?;
+    if model.bundle().is_some() {
+        check_sound(args)?;
+    }
     let options = ExportOptions { dtype: args.dtype.into(), ..ExportOptions::default() };
-    let files = match args.to {
-        ExportForm::Hf => to_hf(&bundle, &args.out, &options)?,
+    let Exported { files, unquantized } = match args.to {
+        ExportForm::Hf => to_hf(&model, &args.out, &options)?,
     };
     let bytes = files.iter().map(|file| file.size).sum();
-    let left_out = bundle.manifest().checkpoint.ignored.clone();
-    let unquantized = quantized_sources(bundle.manifest());
+    let left_out = model.ignored().to_vec();
     let checkpoint = args.out.display().to_string();
     let report = Report { checkpoint, bytes, files, left_out, unquantized };
     output.report(&report, &text(&report))
@@ -52,9 +51,9 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
 
 /// Refuses damaged bytes: what leaves here carries no hash that could tell them apart later.
 fn check_sound(args: &ExportArgs) -> Result<(), Failure> {
-    let found = integrity(&args.bundle, ThreadArgs::default().count(), &Monitor::silent())?;
+    let found = integrity(&args.model, ThreadArgs::default().count(), &Monitor::silent())?;
     let Some(first) = found.findings.first() else { return Ok(()) };
-    let help = format!("`shardwright verify {}` lists every finding", args.bundle.display());
+    let help = format!("`shardwright verify {}` lists every finding", args.model.display());
     Err(Failure::new(format!("the bundle is damaged: {first}")).help(help))
 }
 
@@ -76,8 +75,8 @@ fn text(report: &Report) -> String {
         let schemes = schemes.join(", ");
         let _ = write!(
             out,
-            "\nplain floats, where the original held {schemes}: its quantization_config is left \
-             out of config.json\n"
+            "\nplain floats, where the original held {schemes}: config.json says nothing of it any \
+             more\n"
         );
     }
     out

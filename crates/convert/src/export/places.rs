@@ -1,26 +1,21 @@
-//! Where the tensors of a bundle lie in a checkpoint of plain floats.
+//! Where the tensors of a model lie in a checkpoint of plain floats.
 
 use shardwright_format::arch::Arch;
-use shardwright_format::manifest::Manifest;
 use shardwright_format::unit::TensorEntry;
-use shardwright_format::{Decoder, SourceView, Unit};
+use shardwright_format::{Decoder, ModelSpec, SourceView, Unit};
 
 /// Knows the names that transformers has for a model's tensors.
 pub(super) struct Places(Option<Arch>);
 
 impl Places {
-    pub(super) fn new(manifest: &Manifest) -> Self {
-        Self(Arch::builtin(&manifest.model.model_type))
+    pub(super) fn new(spec: &ModelSpec) -> Self {
+        Self(Arch::builtin(&spec.model_type))
     }
 
     /// The place of a tensor of a unit.
     pub(super) fn view(&self, unit: Unit, entry: &TensorEntry) -> SourceView {
-        match unit {
-            Unit::Expert { expert, .. } => {
-                self.unstacked(unit, entry, unquantized(entry.source.of_expert(expert)))
-            }
-            _ => unquantized(entry.source.clone()),
-        }
+        let view = unquantized(entry.in_unit(unit).source);
+        if matches!(unit, Unit::Expert { .. }) { self.unstacked(unit, entry, view) } else { view }
     }
 
     /// GGUF and MLX stack one matrix of all experts under a name that ends in `.weight`; transformers

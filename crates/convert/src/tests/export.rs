@@ -4,6 +4,7 @@ use shardwright_format::Bundle;
 use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::{Checkpoint, read_view};
 use shardwright_format::io::AlignedBuf;
+use shardwright_format::weights::Weights;
 use shardwright_quant::{Backend, Float, Matrix, widen};
 
 use super::{CHECKPOINTS, Case, contents, fixture};
@@ -51,7 +52,8 @@ fn trellis_codes_are_exported_by_whole_blocks_of_rows() {
         case.convert(&dir.path().join("b"), 2).unwrap();
         let bundle = Bundle::open(&dir.path().join("b")).unwrap();
         let out = dir.path().join("hf");
-        to_hf(&bundle, &out, &ExportOptions::default()).unwrap();
+        let weights = Weights::open(&dir.path().join("b")).unwrap();
+        to_hf(&weights, &out, &ExportOptions::default()).unwrap();
         check(&bundle, &Checkpoint::open(&out).unwrap(), ExportDtype::F32);
     }
 }
@@ -67,8 +69,10 @@ fn exported_weights_are_the_dequantized_ones() {
             case.convert(&dir.path().join("b"), 2).unwrap();
             let bundle = Bundle::open(&dir.path().join("b")).unwrap();
             let out = dir.path().join("hf");
-            let files = to_hf(&bundle, &out, &ExportOptions { dtype, file_limit }).unwrap();
-            let sizes: Vec<_> = files
+            let weights = Weights::open(&dir.path().join("b")).unwrap();
+            let exported = to_hf(&weights, &out, &ExportOptions { dtype, file_limit }).unwrap();
+            let sizes: Vec<_> = exported
+                .files
                 .iter()
                 .filter(|f| f.path.ends_with(".safetensors"))
                 .collect();
@@ -84,7 +88,7 @@ fn exported_weights_are_the_dequantized_ones() {
             check(&bundle, &exported, dtype);
             let config = String::from_utf8(contents(&out)["config.json"].clone()).unwrap();
             assert!(dtype == ExportDtype::Source || !config.contains("float16"), "{config}");
-            let error = to_hf(&bundle, &out, &ExportOptions::default())
+            let error = to_hf(&weights, &out, &ExportOptions::default())
                 .unwrap_err()
                 .to_string();
             assert!(error.ends_with("already exists; remove it or choose another name"), "{error}");

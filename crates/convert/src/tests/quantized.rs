@@ -361,6 +361,48 @@ fn a_code_that_is_no_number_is_refused_by_its_place() {
     assert!(error.ends_with(expected), "{error}");
 }
 
+/// A checkpoint of plain floats holds the values of another model.
+fn holds_the_same(plain: &Path, source: &Path) {
+    let (found, source) = (opened(plain), opened(source));
+    assert!(found.checkpoint().unwrap().0.quantization().is_none());
+    for unit in source.checkpoint().unwrap().1.units.keys() {
+        let (found, expected) = (values(&found, *unit), values(&source, *unit));
+        assert_eq!(found, expected, "{} {unit}", source.root().display());
+    }
+}
+
+/// What is no bundle is exported as it is: every scheme, GGUF, and floats themselves.
+#[test]
+fn any_model_is_exported_as_plain_floats() {
+    let golden = |case: &str| fixture(&format!("golden/{case}"));
+    let coded = [
+        "deepseek_v3-fp8",
+        "kimi_k2-int4",
+        "gpt_oss-mxfp4",
+        "qwen2-gptq",
+        "qwen2-awq",
+        "qwen2-mlx",
+    ];
+    let sources = coded.map(|case| (golden(case), true)).into_iter().chain([
+        (fixture("gguf/llama3-q8_0.gguf"), true),
+        (fixture("gguf/mixtral.gguf"), false),
+        (golden("qwen3_5_moe"), false),
+        (golden("qwen3_moe-fused-t"), false),
+    ]);
+    for (source, coded) in sources {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("hf");
+        let options = ExportOptions { dtype: ExportDtype::Source, file_limit: 60_000 };
+        let exported = to_hf(&opened(&source), &out, &options).unwrap();
+        assert_eq!(!exported.unquantized.is_empty(), coded, "{}", source.display());
+        assert!(exported.files.len() > 3);
+        holds_the_same(&out, &source);
+        assert_eq!(opened(&out).units().count(), opened(&source).units().count());
+        let config = std::fs::read_to_string(out.join("config.json")).unwrap();
+        assert!(!config.contains("quantization"), "{config}");
+    }
+}
+
 #[test]
 fn an_export_is_of_plain_floats_and_says_so() {
     let cases = [("golden/gpt_oss-mxfp4", "golden/gpt_oss"), ("golden/deepseek_v3-fp8", "")];
@@ -371,15 +413,15 @@ fn an_export_is_of_plain_floats_and_says_so() {
         let recipe = Recipe::parse("t", json).unwrap();
         let case = Case::new(&fixture(name), &recipe, PlanOptions::default()).unwrap();
         case.convert(&made, 1).unwrap();
-        let bundle = Bundle::open(&made).unwrap();
-        assert!(!crate::quantized_sources(bundle.manifest()).is_empty());
         let options = ExportOptions { dtype: ExportDtype::F32, ..ExportOptions::default() };
-        to_hf(&bundle, &out, &options).unwrap();
-        let (found, source) = (opened(&out), opened(&fixture(name)));
-        assert!(found.checkpoint().unwrap().0.quantization().is_none());
-        for unit in source.checkpoint().unwrap().1.units.keys() {
-            assert_eq!(values(&found, *unit), values(&source, *unit), "{name} {unit}");
-        }
+        assert!(
+            !to_hf(&Weights::open(&made).unwrap(), &out, &options)
+                .unwrap()
+                .unquantized
+                .is_empty()
+        );
+        holds_the_same(&out, &fixture(name));
+        let found = opened(&out);
         if !plain.is_empty() {
             let original = Checkpoint::open(&fixture(plain)).unwrap();
             let shapes = |c: &Checkpoint| -> Vec<_> {

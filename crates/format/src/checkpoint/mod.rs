@@ -33,7 +33,7 @@ pub use crate::dtype::Dtype;
 pub use decode::Fetch;
 pub use file_names::{CONFIG_NAME, SINGLE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME};
 pub use files::{CheckpointFile, StoredTensor, TensorInfo};
-pub use group::{QUANTIZATION_KEYS, Quantization};
+pub use group::{QUANTIZATION_KEYS, Quantization, describes_quantization};
 pub use hub::{is_repository, resolve};
 pub use index::INDEX_NAME;
 pub use listing::{Skipped, clutter};

@@ -18,8 +18,8 @@ use super::files::{Files, StoredTensor, TensorInfo};
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
-pub use scheme::QUANTIZATION_KEYS;
 use scheme::Scheme;
+pub use scheme::{QUANTIZATION_KEYS, describes_quantization};
 
 /// What of a checkpoint is quantized and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

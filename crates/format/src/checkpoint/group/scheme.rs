@@ -45,6 +45,11 @@ const METHODS: &[&str] =
 const BESIDE: &[(&str, &str, &str)] =
     &[("hf_quant_config.json", "/quantization", "modelopt"), ("quantize_config.json", "", "gptq")];
 
+/// Whether a file of this name says how weights are quantized, and nothing else.
+pub fn describes_quantization(name: &str) -> bool {
+    BESIDE.iter().any(|(file, ..)| *file == name)
+}
+
 impl Scheme {
     /// The scheme that `config.json` describes.
     ///
