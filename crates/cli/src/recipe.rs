@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use shardwright_convert::recipe::{Recipe, Wish};
+use shardwright_convert::recipe::{EncodingSpec, Recipe};
 use shardwright_format::ModelSpec;
 use shardwright_format::io::{CONFIG_LIMIT, read_required};
 
@@ -25,8 +25,8 @@ pub fn choose(args: &RecipeArgs, spec: &ModelSpec) -> Result<Recipe, Failure> {
         (Some(name), _) => named(name)?,
         (None, Some(bits)) => {
             let group = args.group_size.unwrap_or(DEFAULT_GROUP_SIZE);
-            let wish: Wish = format!("q{bits}g{group}").parse().map_err(Failure::new)?;
-            Recipe::uniform(wish, sparse)
+            let wanted: EncodingSpec = format!("q{bits}g{group}").parse().map_err(Failure::new)?;
+            Recipe::uniform(wanted, sparse)
         }
         (None, None) => Recipe::builtin(if sparse { DEFAULT_SPARSE } else { DEFAULT_DENSE })?,
     };

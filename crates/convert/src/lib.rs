@@ -17,8 +17,8 @@ pub use convert::{Calibration, ConvertOptions, Phase, Progress, convert, partial
 pub use error::{ConvertError, Result};
 pub use export::{ExportDtype, ExportOptions, Exported, to_hf};
 pub use plan::{
-    Cost, FallbackUsed, LeftOut, Leftover, Plan, PlanOptions, PlannedFile, Repacked, RoleSummary,
-    RuleMatch, SkippedFile, Summary,
+    Cost, FallbackUsed, OmittedExtra, Plan, PlanOptions, PlannedFile, Repacked, RoleSummary,
+    RuleMatch, SkippedFile, Summary, UnquantizedMatrix,
 };
 pub use recipe::Recipe;
 pub use report::{ConversionReport, ExpertReport, TensorReport};

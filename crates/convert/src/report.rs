@@ -10,7 +10,7 @@ use shardwright_quant::{Encoding, Method, QuantStats};
 
 use crate::calibrate::streams::{RULE, Streamed};
 use crate::plan::{
-    FallbackUsed, LeftOut, Leftover, Plan, Repacked, RuleMatch, SkippedFile, Summary,
+    FallbackUsed, OmittedExtra, Plan, Repacked, RuleMatch, SkippedFile, Summary, UnquantizedMatrix,
 };
 
 /// What a conversion did. The same for every machine, thread count and interruption.
@@ -31,7 +31,7 @@ pub struct ConversionReport {
     /// Tensors that could not be stored as wished.
     pub fallbacks: Vec<FallbackUsed>,
     /// Matrices that stay in 16 or 32 bits.
-    pub leftovers: Vec<Leftover>,
+    pub leftovers: Vec<UnquantizedMatrix>,
     /// Tensors whose codes were taken over from the checkpoint; where one lost anything after all,
     /// because a bias had no exact value, its own entry says so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -40,7 +40,7 @@ pub struct ConversionReport {
     pub ignored: Vec<Ignored>,
     /// Those of them that are parts besides the text model, counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<OmittedExtra>,
     /// Files of the checkpoint that are not in the bundle.
     pub skipped: Vec<SkippedFile>,
     /// What a text showed of the conversion; none without one.

@@ -96,7 +96,7 @@ impl BundleWriter {
 
     /// Takes note of what `bytes` at `offset` of a file are: whole blocks of the alignment, so
     /// that the file need not be read again for its hash.
-    pub fn note(&self, file: usize, offset: u64, bytes: &[u8]) {
+    pub fn hash_written(&self, file: usize, offset: u64, bytes: &[u8]) {
         let file = &self.files[file];
         let single = file.size <= self.alignment;
         if single || !offset.is_multiple_of(self.alignment) {

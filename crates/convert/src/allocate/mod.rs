@@ -15,7 +15,7 @@ use shardwright_quant::Float;
 
 use crate::error::{ConvertError, Result};
 use crate::plan::{Plan, PlanOptions};
-use crate::recipe::{Fallback, Layers, Match, Recipe, Roles, Rule, Wish};
+use crate::recipe::{EncodingSpec, Fallback, Layers, Match, Recipe, Roles, Rule};
 use probe::{Probing, REFERENCE_BITS, Sensitivity};
 use solve::{Choice, solve};
 
@@ -62,12 +62,12 @@ const TRELLIS: [(&str, f64); 3] = [("t2", 2.6), ("t3", 0.57), ("t4", 0.13)];
 
 impl Palette {
     /// Encodings and what they cost beside the reference.
-    fn wishes(self) -> Result<Vec<(Wish, f64)>> {
+    fn specs(self) -> Result<Vec<(EncodingSpec, f64)>> {
         let parse = |text: String, cost| {
-            let wish = text
+            let wanted = text
                 .parse()
                 .map_err(|e| ConvertError::Plan(format!("{text}: {e}")))?;
-            Ok((wish, cost))
+            Ok((wanted, cost))
         };
         match self {
             Self::Affine => AFFINE
@@ -93,7 +93,7 @@ impl Palette {
 /// A role of a layer, what it costs, and how it may be stored.
 struct Item {
     sensitivity: Sensitivity,
-    wishes: Vec<Wish>,
+    specs: Vec<EncodingSpec>,
     choices: Vec<Choice>,
 }
 
@@ -174,14 +174,14 @@ impl Allocation<'_> {
 
     /// Each measured role with the encodings that can hold it.
     fn items(&self, measured: &[Sensitivity]) -> Result<Vec<Item>> {
-        let wishes = self.palette.wishes()?;
+        let specs = self.palette.specs()?;
         measured
             .iter()
-            .map(|sensitivity| self.item(*sensitivity, &wishes))
+            .map(|sensitivity| self.item(*sensitivity, &specs))
             .collect()
     }
 
-    fn item(&self, sensitivity: Sensitivity, wishes: &[(Wish, f64)]) -> Result<Item> {
+    fn item(&self, sensitivity: Sensitivity, specs: &[(EncodingSpec, f64)]) -> Result<Item> {
         let Sensitivity { layer, role, divergence } = sensitivity;
         let (unit, count) = place(self.inventory, layer, role);
         let missing = || ConvertError::Plan(format!("the inventory has no {role} in {unit}"));
@@ -189,16 +189,16 @@ impl Allocation<'_> {
         let tensor = layout
             .and_then(|layout| layout.find(role))
             .ok_or_else(missing)?;
-        let mut item = Item { sensitivity, wishes: Vec::new(), choices: Vec::new() };
-        for (wish, cost) in wishes {
-            let Some(encoding) = wish.resolve(tensor.source.dtype, None) else { continue };
+        let mut item = Item { sensitivity, specs: Vec::new(), choices: Vec::new() };
+        for (wanted, cost) in specs {
+            let Some(encoding) = wanted.resolve(tensor.source.dtype, None) else { continue };
             // What cannot hold the shape is no choice.
             let Ok(parts) = encoding.parts(tensor.rows, tensor.cols) else { continue };
-            item.wishes.push(*wish);
+            item.specs.push(*wanted);
             item.choices
                 .push(Choice { bytes: parts.total() * count, cost: divergence.max(0.0) * cost });
         }
-        item.wishes.push(Wish::Keep);
+        item.specs.push(EncodingSpec::Keep);
         let kept = Float::size(tensor.source.dtype) as u64 * tensor.rows * tensor.cols;
         item.choices.push(Choice { bytes: kept * count, cost: 0.0 });
         Ok(item)
@@ -277,11 +277,11 @@ fn recipe(target: Target, items: &[Item], chosen: &[usize]) -> Recipe {
     let mut layers = BTreeMap::<(Role, String), Vec<(Option<u32>, f64)>>::new();
     for (item, at) in items.iter().zip(chosen) {
         let Sensitivity { layer, role, divergence } = item.sensitivity;
-        let key = (role, item.wishes[*at].to_string());
+        let key = (role, item.specs[*at].to_string());
         layers.entry(key).or_default().push((layer, divergence));
     }
-    let rules = layers.into_iter().filter_map(|((role, wish), found)| {
-        let wish: Wish = wish.parse().ok()?;
+    let rules = layers.into_iter().filter_map(|((role, wanted), found)| {
+        let wanted: EncodingSpec = wanted.parse().ok()?;
         let numbers: Vec<u32> = found.iter().filter_map(|(layer, _)| *layer).collect();
         let cost: f64 = found.iter().map(|(_, cost)| cost).sum();
         Some(Rule {
@@ -290,16 +290,16 @@ fn recipe(target: Target, items: &[Item], chosen: &[usize]) -> Recipe {
                 layer: (!numbers.is_empty()).then(|| Layers::of(&numbers)),
                 name: None,
             },
-            encoding: wish,
+            encoding: wanted,
             method: None,
-            fallback: vec![Fallback::Other(Wish::Keep)],
+            fallback: vec![Fallback::Encoding(EncodingSpec::Keep)],
             optional: false,
             note: format!("alone at {REFERENCE_BITS} bits these cost {cost:.2e} nats per token"),
         })
     });
     let keep = Rule {
         matches: Match::default(),
-        encoding: Wish::Keep,
+        encoding: EncodingSpec::Keep,
         method: None,
         fallback: Vec::new(),
         optional: true,

@@ -8,7 +8,7 @@ use shardwright_format::{Bundle, Unit};
 use shardwright_runtime::RuntimeError;
 use shardwright_runtime::layerwise::LayerPass;
 
-use super::Run;
+use super::Conversion;
 use crate::calibrate::Corpus;
 use crate::calibrate::collect::{InputBatch, collect};
 use crate::calibrate::objectives::Objectives;
@@ -17,55 +17,55 @@ use crate::calibrate::streams::{Streamed, Streams, coverage};
 use crate::error::Result;
 
 /// Makes every unit; gives what was seen of the text.
-pub fn convert(run: &mut Run<'_>, corpus: &Corpus) -> Result<Streamed> {
-    let threads = run.options.threads;
+pub fn convert(conversion: &mut Conversion<'_>, corpus: &Corpus) -> Result<Streamed> {
+    let threads = conversion.options.threads;
     let original = &corpus.original;
-    if !run.keep(&[Unit::Embedding])? {
+    if !conversion.keep(&[Unit::Embedding])? {
         let inputs = tied_head_inputs(corpus, threads)?;
-        run.make(&[Unit::Embedding], &Objectives::new(inputs))?;
+        conversion.make(&[Unit::Embedding], &Objectives::new(inputs))?;
     }
-    let bundle = Bundle::unfinished(run.writer.dir(), run.plan.manifest.clone())?;
+    let bundle = Bundle::unfinished(conversion.writer.dir(), conversion.plan.manifest.clone())?;
     let weights = Weights::from(bundle);
     let mut streams = Streams::new(corpus, &weights, threads)?;
     let mut seen = Streamed::default();
     for layer in 0..original.spec().layers.len() as u32 {
-        if run.options.cancel.load(Ordering::Relaxed) {
-            return Err(run.cancelled());
+        if conversion.options.cancel.load(Ordering::Relaxed) {
+            return Err(conversion.cancelled());
         }
         let routes = streams.step_original()?;
         seen.coverage
             .extend(coverage(layer, original.spec(), routes));
-        make_layer(run, &mut streams.quantized, original, layer)?;
+        make_layer(conversion, &mut streams.quantized, original, layer)?;
         streams.step_quantized()?;
         seen.layers.push(streams.output(layer));
     }
-    if !run.keep(&[Unit::Head])? {
+    if !conversion.keep(&[Unit::Head])? {
         let inputs = head_inputs(original, streams.quantized.hidden(), threads)?;
-        run.make(&[Unit::Head], &Objectives::new(inputs))?;
+        conversion.make(&[Unit::Head], &Objectives::new(inputs))?;
     }
     seen.divergence = streams.divergence(corpus, &weights, threads)?;
     // No text goes through what is not the text model.
-    let parts = run.plan.manifest.extras().iter();
+    let parts = conversion.plan.manifest.extras().iter();
     let parts: Vec<_> = parts.map(|shard| shard.unit).collect();
-    if !run.keep(&parts)? {
-        run.make(&parts, &Objectives::default())?;
+    if !conversion.keep(&parts)? {
+        conversion.make(&parts, &Objectives::default())?;
     }
     Ok(seen)
 }
 
 /// Makes the units of a layer from what the bundle's own stream brings to them.
 fn make_layer(
-    run: &mut Run<'_>,
+    conversion: &mut Conversion<'_>,
     stream: &mut LayerPass<'_>,
     original: &Weights,
     layer: u32,
 ) -> Result<()> {
-    let units: Vec<Unit> = run
+    let units: Vec<Unit> = conversion
         .plan
         .units()
         .filter(|unit| unit.layer() == Some(layer))
         .collect();
-    if run.keep(&units)? {
+    if conversion.keep(&units)? {
         return Ok(());
     }
     std::thread::scope(|scope| {
@@ -73,8 +73,8 @@ fn make_layer(
         let watching = scope.spawn(move || collect(stream, original, layer, &sender));
         let mut made = Ok(());
         for InputBatch { mut units, inputs } in &batches {
-            units.retain(|unit| !run.lines.contains_key(unit));
-            made = run.make(&units, &Objectives::new(inputs));
+            units.retain(|unit| !conversion.finished.contains_key(unit));
+            made = conversion.make(&units, &Objectives::new(inputs));
             if made.is_err() {
                 break;
             }

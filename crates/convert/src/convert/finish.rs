@@ -6,7 +6,7 @@ use shardwright_format::manifest::{FileKind, Hash, Manifest};
 use shardwright_format::writer::BundleWriter;
 use shardwright_format::{FormatError, Unit};
 
-use super::ledger::Line;
+use super::ledger::LedgerEntry;
 use super::source::Source;
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
@@ -17,11 +17,11 @@ pub fn finish(
     plan: &Plan,
     source: &Source<'_>,
     writer: BundleWriter,
-    lines: &BTreeMap<Unit, Line>,
+    finished: &BTreeMap<Unit, LedgerEntry>,
     report: &ConversionReport,
 ) -> Result<()> {
     let mut manifest = plan.manifest.clone();
-    fill_shards(&mut manifest, lines)?;
+    fill_shards(&mut manifest, finished)?;
     for (at, file) in manifest.checkpoint.files.iter_mut().enumerate() {
         file.blake3 = source.finalize(at)?;
     }
@@ -54,19 +54,19 @@ fn copy(source: &Source<'_>, writer: &BundleWriter, path: &str, size: u64) -> Re
 }
 
 /// The hash of every shard.
-fn fill_shards(manifest: &mut Manifest, lines: &BTreeMap<Unit, Line>) -> Result<()> {
-    let line = |unit: Unit| {
-        lines
+fn fill_shards(manifest: &mut Manifest, finished: &BTreeMap<Unit, LedgerEntry>) -> Result<()> {
+    let entry = |unit: Unit| {
+        finished
             .get(&unit)
             .ok_or_else(|| ConvertError::Plan(format!("{unit} was not converted")))
     };
     for shard in &mut manifest.dense {
-        shard.blake3 = line(shard.unit)?.blake3;
+        shard.blake3 = entry(shard.unit)?.blake3;
     }
     for shards in &mut manifest.experts {
         let layer = shards.layer;
         for (hash, expert) in shards.blake3.iter_mut().zip(0u32..) {
-            *hash = line(Unit::Expert { layer, expert })?.blake3;
+            *hash = entry(Unit::Expert { layer, expert })?.blake3;
         }
     }
     Ok(())

@@ -19,7 +19,7 @@ use shardwright_format::manifest::{Calibration, Hash};
 use shardwright_format::{FormatError, Unit};
 use shardwright_quant::QuantStats;
 
-use super::source::Run;
+use super::source::HashedBlocks;
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
 
@@ -123,7 +123,7 @@ impl Fingerprint {
 /// A finished unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Line {
+pub struct LedgerEntry {
     /// The unit.
     pub unit: Unit,
     /// Hash of its bytes.
@@ -131,42 +131,19 @@ pub struct Line {
     /// What each tensor lost.
     pub stats: Vec<QuantStats>,
     /// Blocks of checkpoint files hashed while it was made.
-    pub blocks: Vec<Blocks>,
+    pub blocks: Vec<HashedBlocks>,
     /// Hashes of what it was made from besides those blocks.
-    pub rest: Vec<Rest>,
+    pub rest: Vec<RestHash>,
 }
 
 /// What a unit needs of a checkpoint file and no hashed block holds: ends of tensors, small ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Rest {
+pub struct RestHash {
     /// The checkpoint file's number.
     pub file: usize,
     /// Hash of those bytes.
     pub blake3: Hash,
-}
-
-/// [`Run`] as the ledger has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Blocks {
-    file: usize,
-    first: usize,
-    values: Vec<Hash>,
-}
-
-impl From<Run> for Blocks {
-    fn from(run: Run) -> Self {
-        let values = run.values.into_iter().map(Hash).collect();
-        Self { file: run.file, first: run.first, values }
-    }
-}
-
-impl From<&Blocks> for Run {
-    fn from(blocks: &Blocks) -> Self {
-        let values = blocks.values.iter().map(|hash| hash.0).collect();
-        Self { file: blocks.file, first: blocks.first, values }
-    }
 }
 
 /// The ledger's file, open for more lines.
@@ -211,7 +188,7 @@ impl Locked {
         mut self,
         fingerprint: &Fingerprint,
         clear: impl FnOnce() -> Result<()>,
-    ) -> Result<(Ledger, BTreeMap<Unit, Line>)> {
+    ) -> Result<(Ledger, BTreeMap<Unit, LedgerEntry>)> {
         let io = |e| FormatError::io(&self.path, e);
         let mut text = Vec::new();
         self.file.read_to_end(&mut text).map_err(io)?;
@@ -280,7 +257,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 impl Ledger {
     /// Adds a finished unit.
-    pub fn add(&mut self, line: &Line) -> Result<()> {
+    pub fn add(&mut self, line: &LedgerEntry) -> Result<()> {
         self.append(line)
     }
 
@@ -315,9 +292,9 @@ fn first_line<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Option<(T, usize)> {
 }
 
 /// The units in whole lines from byte `at`, and where the last of those ends.
-fn lines(text: &[u8], mut at: usize) -> (BTreeMap<Unit, Line>, usize) {
+fn lines(text: &[u8], mut at: usize) -> (BTreeMap<Unit, LedgerEntry>, usize) {
     let mut units = BTreeMap::new();
-    while let Some((line, len)) = first_line::<Line>(&text[at..]) {
+    while let Some((line, len)) = first_line::<LedgerEntry>(&text[at..]) {
         units.insert(line.unit, line);
         at += len;
     }

@@ -28,8 +28,8 @@ use crate::calibrate::{Corpus, SavedStatistics};
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
 use crate::report::ConversionReport;
-use ledger::{Fingerprint, Ledger, Line, Locked};
-use shard::{Maker, Outcome};
+use ledger::{Fingerprint, Ledger, LedgerEntry, Locked};
+use shard::{ShardOutcome, ShardWriter};
 use source::Source;
 
 /// Name of the ledger in the partial directory.
@@ -118,7 +118,7 @@ pub fn convert(
 ) -> Result<ConversionReport> {
     let partial = partial_path(out);
     if !checkpoint.is_single_file() {
-        check_place(checkpoint.root(), out)?;
+        refuse_output_inside_checkpoint(checkpoint.root(), out)?;
     }
     let source = Source::new(checkpoint)?;
     let fingerprint = Fingerprint::new(plan, checkpoint, source.block)?;
@@ -137,7 +137,7 @@ pub fn convert(
     let (ledger, claims) = open_ledger(&partial, options.resume, &fingerprint)?;
     let writer = BundleWriter::create(&partial.join(BUNDLE_DIR), &plan.manifest)?;
     let pool = compute_pool(options.threads)?;
-    let mut run = Run {
+    let mut run = Conversion {
         plan,
         source: &source,
         writer: &writer,
@@ -146,21 +146,21 @@ pub fn convert(
         partial: &partial,
         options,
         claims: &claims,
-        lines: BTreeMap::new(),
+        finished: BTreeMap::new(),
         unsynced: 0,
         pool: &pool,
     };
     let streamed = run.convert()?;
-    let lines = std::mem::take(&mut run.lines);
+    let finished = std::mem::take(&mut run.finished);
     run.tell(Phase::Finish);
     source.hash_rest(options.threads)?;
     let stats = |unit| {
-        lines
+        finished
             .get(&unit)
-            .map_or(&[][..], |line| line.stats.as_slice())
+            .map_or(&[][..], |entry| entry.stats.as_slice())
     };
     let report = ConversionReport::new(plan, stats, streamed);
-    finish::finish(plan, &source, writer, &lines, &report)?;
+    finish::finish(plan, &source, writer, &finished, &report)?;
     shardwright_format::writer::publish(&partial.join(BUNDLE_DIR), out)?;
     std::fs::remove_dir_all(&partial).map_err(|e| FormatError::io(&partial, e))?;
     Ok(report)
@@ -231,7 +231,7 @@ fn outline(manifest: &Manifest) -> Manifest {
 }
 
 /// Refuses an output inside the checkpoint: the next conversion would copy it.
-fn check_place(checkpoint: &Path, out: &Path) -> Result<()> {
+fn refuse_output_inside_checkpoint(checkpoint: &Path, out: &Path) -> Result<()> {
     let Ok(root) = checkpoint.canonicalize() else { return Ok(()) };
     // Directories on the way to the output need not exist yet.
     let parents = out.ancestors().skip(1);
@@ -281,7 +281,7 @@ fn open_ledger(
     partial: &Path,
     resume: bool,
     fingerprint: &Fingerprint,
-) -> Result<(Ledger, BTreeMap<Unit, Line>)> {
+) -> Result<(Ledger, BTreeMap<Unit, LedgerEntry>)> {
     let path = partial.join(LEDGER_FILE);
     if partial.exists() && !resume {
         ledger::check_free(&path)?;
@@ -301,7 +301,7 @@ fn open_ledger(
 }
 
 /// What one run works with.
-struct Run<'a> {
+struct Conversion<'a> {
     plan: &'a Plan,
     source: &'a Source<'a>,
     writer: &'a BundleWriter,
@@ -309,16 +309,16 @@ struct Run<'a> {
     progress: &'a dyn Fn(Progress),
     partial: &'a Path,
     options: &'a ConvertOptions<'a>,
-    claims: &'a BTreeMap<Unit, Line>,
+    claims: &'a BTreeMap<Unit, LedgerEntry>,
     /// Units made or confirmed.
-    lines: BTreeMap<Unit, Line>,
+    finished: BTreeMap<Unit, LedgerEntry>,
     /// Bytes written since the last time that they were put on disk.
     unsynced: u64,
     /// Threads for what one unit computes.
     pool: &'a rayon::ThreadPool,
 }
 
-impl Run<'_> {
+impl Conversion<'_> {
     /// Makes or confirms every unit; gives what was seen of a text on the way.
     fn convert(&mut self) -> Result<Option<Streamed>> {
         match self.options.calibration {
@@ -335,7 +335,7 @@ impl Run<'_> {
     /// Makes or confirms `units`, on all threads.
     fn make(&mut self, units: &[Unit], objectives: &Objectives) -> Result<()> {
         self.work(units, Some(objectives))?;
-        if units.iter().any(|unit| !self.lines.contains_key(unit)) {
+        if units.iter().any(|unit| !self.finished.contains_key(unit)) {
             return Err(self.cancelled());
         }
         Ok(())
@@ -349,8 +349,8 @@ impl Run<'_> {
             let (sender, receiver) = sync_channel(BACKLOG);
             for _ in 0..self.options.threads.max(1) {
                 let (sender, shared) = (sender.clone(), &shared);
-                let maker = Maker::new(self, objectives, &stop);
-                scope.spawn(move || work(maker, shared, &sender));
+                let shard_writer = ShardWriter::new(self, objectives, &stop);
+                scope.spawn(move || work(shard_writer, shared, &sender));
             }
             drop(sender);
             let collected = self.collect(&receiver, &stop);
@@ -366,7 +366,7 @@ impl Run<'_> {
         let claimed = units.iter().filter(|unit| claims.contains_key(unit));
         let claimed: Vec<_> = claimed.copied().collect();
         self.work(&claimed, None)?;
-        Ok(units.iter().all(|unit| self.lines.contains_key(unit)))
+        Ok(units.iter().all(|unit| self.finished.contains_key(unit)))
     }
 
     /// Puts on disk what there is, for `resume`.
@@ -377,20 +377,24 @@ impl Run<'_> {
         if let Err(error) = self.ledger.sync() {
             return error;
         }
-        let (done, total) = (self.lines.len(), self.plan.manifest.shard_count());
+        let (done, total) = (self.finished.len(), self.plan.manifest.shard_count());
         ConvertError::Cancelled { done, total, path: self.partial.to_owned() }
     }
 
     /// Takes finished units until there are no more, or until told to stop.
-    fn collect(&mut self, receiver: &Receiver<Result<Outcome>>, stop: &AtomicBool) -> Result<()> {
+    fn collect(
+        &mut self,
+        receiver: &Receiver<Result<ShardOutcome>>,
+        stop: &AtomicBool,
+    ) -> Result<()> {
         loop {
             if self.options.cancel.load(Ordering::Relaxed) {
                 stop.store(true, Ordering::Relaxed);
             }
-            let (line, made) = match receiver.recv_timeout(TICK) {
+            let (entry, made) = match receiver.recv_timeout(TICK) {
                 Ok(outcome) => match outcome? {
-                    Outcome::Made(line) => (line, true),
-                    Outcome::Kept(line) => (line, false),
+                    ShardOutcome::Made(entry) => (entry, true),
+                    ShardOutcome::Kept(entry) => (entry, false),
                 },
                 Err(RecvTimeoutError::Timeout) => {
                     self.tell(Phase::Convert);
@@ -399,15 +403,15 @@ impl Run<'_> {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
             if made {
-                self.ledger.add(&line)?;
-                self.unsynced += self.plan.unit_len(line.unit).unwrap_or_default();
+                self.ledger.add(&entry)?;
+                self.unsynced += self.plan.unit_len(entry.unit).unwrap_or_default();
             }
             if self.unsynced >= SYNC_BYTES {
                 self.writer.sync()?;
                 self.unsynced = 0;
             }
-            self.lines
-                .insert(line.unit, Line { blocks: Vec::new(), rest: Vec::new(), ..line });
+            self.finished
+                .insert(entry.unit, LedgerEntry { blocks: Vec::new(), rest: Vec::new(), ..entry });
             self.tell(Phase::Convert);
         }
     }
@@ -415,7 +419,7 @@ impl Run<'_> {
     fn tell(&self, phase: Phase) {
         (self.progress)(Progress {
             phase,
-            shards: self.lines.len(),
+            shards: self.finished.len(),
             total_shards: self.plan.manifest.shard_count(),
             source_bytes: self.source.bytes_read.load(Ordering::Relaxed),
             total_source_bytes: self.source.total,
@@ -426,7 +430,7 @@ impl Run<'_> {
 /// What the threads share.
 struct Shared<'a> {
     units: &'a [Unit],
-    claims: &'a BTreeMap<Unit, Line>,
+    claims: &'a BTreeMap<Unit, LedgerEntry>,
     next: &'a AtomicUsize,
     stop: &'a AtomicBool,
 }
@@ -447,7 +451,11 @@ fn order(plan: &Plan) -> Vec<Unit> {
 }
 
 /// One thread: takes units until there are none left.
-fn work(mut maker: Maker<'_>, shared: &Shared<'_>, sender: &SyncSender<Result<Outcome>>) {
+fn work(
+    mut shard_writer: ShardWriter<'_>,
+    shared: &Shared<'_>,
+    sender: &SyncSender<Result<ShardOutcome>>,
+) {
     while !shared.stop.load(Ordering::Relaxed) {
         let Some(unit) = shared
             .units
@@ -456,7 +464,7 @@ fn work(mut maker: Maker<'_>, shared: &Shared<'_>, sender: &SyncSender<Result<Ou
             return;
         };
         let soon = shared.units.get(shared.next.load(Ordering::Relaxed));
-        let outcome = maker.make(*unit, shared.claims.get(unit), soon.copied());
+        let outcome = shard_writer.make(*unit, shared.claims.get(unit), soon.copied());
         let failed = outcome.is_err();
         // Nothing to send: told to stop, which the loop sees, or only to confirm.
         let sent = outcome

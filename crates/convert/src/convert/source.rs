@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use shardwright_format::checkpoint::{Checkpoint, TensorInfo};
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::manifest::Hash;
@@ -29,15 +30,16 @@ pub struct Source<'a> {
     pub bytes_read: AtomicU64,
 }
 
-/// Hashed blocks of one file that follow one another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
+/// Hashed blocks of one file that follow one another, as the ledger has them too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HashedBlocks {
     /// The checkpoint file's number.
     pub file: usize,
     /// The first block's number.
-    pub first: usize,
+    first: usize,
     /// Their chaining values.
-    pub values: Vec<[u8; 32]>,
+    values: Vec<Hash>,
 }
 
 impl<'a> Source<'a> {
@@ -96,8 +98,8 @@ impl<'a> Source<'a> {
     }
 
     /// Hashes the blocks that start in `range` and lie in `bytes`, which start at `offset` of the
-    /// file, and adds them to `runs`.
-    fn hash(&self, file: usize, range: &Range<u64>, bytes: &[u8], runs: &mut Vec<Run>) {
+    /// file, and adds them to `blocks`.
+    fn hash(&self, file: usize, range: &Range<u64>, bytes: &[u8], blocks: &mut Vec<HashedBlocks>) {
         if self.tree(file).num_blocks() < 2 {
             return;
         }
@@ -111,22 +113,22 @@ impl<'a> Source<'a> {
                 self.tree(file).restore(block as usize, value);
                 value
             });
-            add(runs, file, block as usize, value);
+            add(blocks, file, block as usize, Hash(value));
         }
     }
 
     /// Takes in blocks hashed before an interruption, which [`Self::verify`] found unchanged.
-    pub fn restore(&self, runs: &[Run]) {
-        for run in runs {
+    pub fn restore(&self, blocks: &[HashedBlocks]) {
+        for run in blocks {
             let mut tree = self.tree(run.file);
             for (block, value) in (run.first..).zip(&run.values) {
-                tree.restore(block, *value);
+                tree.restore(block, value.0);
             }
         }
     }
 
     /// Bytes of the file that a run speaks of; none if the file has not that many.
-    pub fn extent_of(&self, run: &Run) -> Option<Range<u64>> {
+    pub fn extent_of(&self, run: &HashedBlocks) -> Option<Range<u64>> {
         let blocks = self.trees.get(run.file).map(|_| self.tree(run.file))?;
         let end = run.first.checked_add(run.values.len())?;
         let start = u64::try_from(run.first).ok()?.checked_mul(self.block)?;
@@ -135,7 +137,7 @@ impl<'a> Source<'a> {
     }
 
     /// Whether the blocks of a run are still what they were, each read and hashed again.
-    pub fn verify(&self, run: &Run, buf: &mut Vec<u8>) -> Result<bool> {
+    pub fn verify(&self, run: &HashedBlocks, buf: &mut Vec<u8>) -> Result<bool> {
         let Some(extent) = self.extent_of(run) else { return Ok(false) };
         let block = self.block as usize;
         let step = COPY_BLOCK.max(self.block);
@@ -144,7 +146,7 @@ impl<'a> Source<'a> {
             buf.resize(step.min(extent.end - start) as usize, 0);
             self.read_at(run.file, start, buf)?;
             let mut found = (start..).step_by(block).zip(buf.chunks(block));
-            if !found.all(|(at, bytes)| expected.next() == Some(&chaining_value(bytes, at))) {
+            if !found.all(|(at, bytes)| expected.next() == Some(&Hash(chaining_value(bytes, at)))) {
                 return Ok(false);
             }
         }
@@ -232,12 +234,12 @@ impl<'a> Source<'a> {
     }
 }
 
-fn add(runs: &mut Vec<Run>, file: usize, block: usize, value: [u8; 32]) {
-    match runs.last_mut() {
+fn add(blocks: &mut Vec<HashedBlocks>, file: usize, block: usize, value: Hash) {
+    match blocks.last_mut() {
         Some(run) if run.file == file && run.first + run.values.len() == block => {
             run.values.push(value);
         }
-        _ => runs.push(Run { file, first: block, values: vec![value] }),
+        _ => blocks.push(HashedBlocks { file, first: block, values: vec![value] }),
     }
 }
 
@@ -283,18 +285,18 @@ pub struct Reader<'a> {
     file: usize,
     window: Range<u64>,
     bytes: AlignedBuf,
-    /// Blocks hashed since [`Self::take_runs`].
-    runs: Vec<Run>,
+    /// Blocks hashed since [`Self::take_blocks`].
+    blocks: Vec<HashedBlocks>,
 }
 
 impl<'a> Reader<'a> {
     pub fn new(source: &'a Source<'a>) -> Self {
-        Self { source, file: 0, window: 0..0, bytes: AlignedBuf::default(), runs: Vec::new() }
+        Self { source, file: 0, window: 0..0, bytes: AlignedBuf::default(), blocks: Vec::new() }
     }
 
     /// Blocks hashed for the unit that is complete.
-    pub fn take_runs(&mut self) -> Vec<Run> {
-        std::mem::take(&mut self.runs)
+    pub fn take_blocks(&mut self) -> Vec<HashedBlocks> {
+        std::mem::take(&mut self.blocks)
     }
 
     /// The bytes of a range, hashed if they had not been.
@@ -331,7 +333,7 @@ impl<'a> Reader<'a> {
         self.source
             .read_at(file, range.start, self.bytes.as_mut_slice())?;
         self.source
-            .hash(file, range, self.bytes.as_slice(), &mut self.runs);
+            .hash(file, range, self.bytes.as_slice(), &mut self.blocks);
         (self.file, self.window) = (file, range.clone());
         self.source
             .bytes_read

@@ -24,7 +24,7 @@ use crate::error::{ConvertError, Result};
 const FEEDBACK_ROWS: usize = 256;
 
 /// One thread's buffers and what it reads from.
-pub struct Worker<'a> {
+pub struct TensorQuantizer<'a> {
     pub reader: Reader<'a>,
     pub stop: &'a AtomicBool,
     /// What is known of the inputs; none where units are only confirmed.
@@ -35,14 +35,14 @@ pub struct Worker<'a> {
 }
 
 /// A unit's tensors, where its experts' values come from filled in.
-pub struct UnitJob<'p> {
+pub struct UnitTensors<'p> {
     pub unit: Unit,
     pub tensors: &'p [TensorEntry],
     pub methods: &'p [Method],
     pub views: Vec<SourceView>,
 }
 
-impl<'p> UnitJob<'p> {
+impl<'p> UnitTensors<'p> {
     pub fn new(unit: Unit, tensors: &'p [TensorEntry], methods: &'p [Method]) -> Self {
         let view = |t: &TensorEntry| match unit {
             Unit::Expert { expert, .. } => t.source.of_expert(expert),
@@ -69,7 +69,7 @@ fn is_packed(view: &SourceView, entry: &TensorEntry) -> bool {
     view.col_stride == 1 && (view.row_stride == entry.cols || entry.rows == 1)
 }
 
-impl<'a> Worker<'a> {
+impl<'a> TensorQuantizer<'a> {
     pub fn new(
         reader: Reader<'a>,
         (objectives, pool): (Option<&'a Objectives>, &'a rayon::ThreadPool),
@@ -87,7 +87,7 @@ impl<'a> Worker<'a> {
     /// Converts every tensor of a unit; gives what each lost, or none when asked to stop.
     pub fn convert(
         &mut self,
-        job: &UnitJob<'_>,
+        job: &UnitTensors<'_>,
         sink: &mut Sink<'_>,
     ) -> Result<Option<Vec<QuantStats>>> {
         let mut stats = Vec::with_capacity(job.tensors.len());
@@ -101,7 +101,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Asks for the bytes of a unit that will be read soon.
-    pub fn prefetch(&self, job: &UnitJob<'_>) -> Result<()> {
+    pub fn prefetch(&self, job: &UnitTensors<'_>) -> Result<()> {
         for (entry, view) in job.tensors.iter().zip(&job.views) {
             let source = self.reader.source;
             let extents = view_extents(source.checkpoint, view, 0..entry.rows, entry.cols)?;
@@ -115,7 +115,7 @@ impl<'a> Worker<'a> {
 
     fn tensor(
         &mut self,
-        job: &UnitJob<'_>,
+        job: &UnitTensors<'_>,
         at: usize,
         sink: &mut Sink<'_>,
     ) -> Result<Option<QuantStats>> {
@@ -142,7 +142,7 @@ impl<'a> Worker<'a> {
     }
 
     /// How the codes of a tensor are chosen, as far as its inputs are known.
-    fn choose(&self, job: &UnitJob<'_>, at: usize) -> Result<Chosen> {
+    fn choose(&self, job: &UnitTensors<'_>, at: usize) -> Result<Chosen> {
         let (entry, method) = (&job.tensors[at], job.methods[at]);
         let costs = self
             .objectives
@@ -154,7 +154,7 @@ impl<'a> Worker<'a> {
 
     fn tile(
         &mut self,
-        job: &UnitJob<'_>,
+        job: &UnitTensors<'_>,
         at: usize,
         (chosen, parts): (&Chosen, Parts),
         rows: Range<u64>,
@@ -222,7 +222,7 @@ fn gather(bytes: &[u8], view: &SourceView, rows: &Range<u64>, cols: u64, out: &m
 /// Names the file, tensor and position of what cannot be stored.
 fn refuse(
     source: &Source<'_>,
-    job: &UnitJob<'_>,
+    job: &UnitTensors<'_>,
     at: usize,
     first: u64,
     refusal: Refusal,

@@ -24,7 +24,7 @@ use crate::report::ConversionReport;
 pub use cost::{Cost, RoleSummary, Summary};
 pub(crate) use files::shard_files;
 use resolve::Resolver;
-pub use resolve::{FallbackUsed, Leftover, Repacked, RuleMatch};
+pub use resolve::{FallbackUsed, Repacked, RuleMatch, UnquantizedMatrix};
 
 /// What the plan must know besides the checkpoint and the recipe.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ pub struct SkippedFile {
 /// does not have it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LeftOut {
+pub struct OmittedExtra {
     /// Which part.
     pub role: Role,
     /// Tensors; [`Plan::ignored`] names them.
@@ -89,7 +89,7 @@ pub struct Plan {
     /// Tensors that could not be stored as wished, and how they are stored instead.
     pub fallbacks: Vec<FallbackUsed>,
     /// Matrices that stay in 16 or 32 bits.
-    pub leftovers: Vec<Leftover>,
+    pub leftovers: Vec<UnquantizedMatrix>,
     /// Tensors whose codes are taken over from the checkpoint, without loss.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub repacked: Vec<Repacked>,
@@ -97,7 +97,7 @@ pub struct Plan {
     pub ignored: Vec<Ignored>,
     /// Those of them that are parts besides the text model, counted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<OmittedExtra>,
     /// Files of the checkpoint that are not in the bundle.
     pub skipped: Vec<SkippedFile>,
     /// What is odd about the checkpoint: a line each.
@@ -158,7 +158,7 @@ impl Plan {
         for (unit, extra) in &inventory.extras {
             let (stored, out) = resolve_extra(&mut resolver, *unit, extra)?;
             dense.extend(stored);
-            left_out.extend(LeftOut::of(checkpoint, &out, &extra.reason));
+            left_out.extend(OmittedExtra::new(checkpoint, &out, &extra.reason));
             ignored.extend(out.iter().map(|tensor| Ignored {
                 tensor: tensor.source.tensor.clone(),
                 role: Some(tensor.role),
@@ -406,9 +406,9 @@ fn resolve_extra<'a>(
     Ok((Some(Resolved { unit, layout, methods }), out))
 }
 
-impl LeftOut {
+impl OmittedExtra {
     /// These tensors of one part counted; none of none.
-    fn of(checkpoint: &Checkpoint, tensors: &[&TensorEntry], reason: &str) -> Option<Self> {
+    fn new(checkpoint: &Checkpoint, tensors: &[&TensorEntry], reason: &str) -> Option<Self> {
         let role = tensors.first()?.role;
         Some(Self {
             role,

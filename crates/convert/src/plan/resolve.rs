@@ -7,7 +7,7 @@ use shardwright_format::{Decoder, Role, TensorEntry, Unit};
 use shardwright_quant::{Encoding, EncodingError, Float, Method};
 
 use crate::error::{ConvertError, Result};
-use crate::recipe::{Fallback, Recipe, Roles, Rule, Wish};
+use crate::recipe::{EncodingSpec, Fallback, Recipe, Roles, Rule};
 
 /// A rule and what it matched.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ pub struct FallbackUsed {
 
 /// A matrix that stays in 16 or 32 bits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Leftover {
+pub struct UnquantizedMatrix {
     /// Name in the checkpoint; `{expert}` stands for each expert's number.
     pub tensor: String,
     /// What it is for.
@@ -79,7 +79,7 @@ pub struct Resolution {
     pub repacked: Vec<Repacked>,
     pub rules: Vec<RuleMatch>,
     pub fallbacks: Vec<FallbackUsed>,
-    pub leftovers: Vec<Leftover>,
+    pub leftovers: Vec<UnquantizedMatrix>,
 }
 
 /// How one tensor is stored.
@@ -167,10 +167,10 @@ impl<'a> Resolver<'a> {
         let vector = view.shape.len() < 2 || (tensor.rows == 1 && tensor.role.is_expert());
         let count = u64::from(count);
         let encoding = match rule.encoding {
-            wish if vector && wish.is_codes() => Some(view.dtype.into()),
-            wish => match own_codes(wish, tensor) {
-                Some(encoding) => Some(self.note_repacked(tensor, encoding, count)),
-                None => wish.resolve(view.storage_dtype(), self.recipe.scale_dtype),
+            wanted if vector && wanted.is_codes() => Some(view.dtype.into()),
+            wanted => match own_codes(wanted, tensor) {
+                Some(encoding) => Some(self.record_repacked(tensor, encoding, count)),
+                None => wanted.resolve(view.storage_dtype(), self.recipe.scale_dtype),
             },
         };
         let Some(encoding) = encoding else {
@@ -206,7 +206,12 @@ impl<'a> Resolver<'a> {
         Ok(Some(Chosen { encoding, method }))
     }
 
-    fn note_repacked(&mut self, tensor: &TensorEntry, encoding: Encoding, count: u64) -> Encoding {
+    fn record_repacked(
+        &mut self,
+        tensor: &TensorEntry,
+        encoding: Encoding,
+        count: u64,
+    ) -> Encoding {
         let view = &tensor.source;
         self.resolution.repacked.push(Repacked {
             tensor: view.tensor.clone(),
@@ -266,11 +271,11 @@ impl<'a> Resolver<'a> {
         let view = &tensor.source;
         let rule = &self.recipe.rules[at];
         let encodings = rule.fallback.iter().map(|fallback| {
-            let wish = match *fallback {
+            let wanted = match *fallback {
                 Fallback::Group(group) => rule.encoding.with_group(group),
-                Fallback::Other(wish) => wish,
+                Fallback::Encoding(wanted) => wanted,
             };
-            wish.resolve(view.storage_dtype(), self.recipe.scale_dtype)
+            wanted.resolve(view.storage_dtype(), self.recipe.scale_dtype)
         });
         let fits = |e: &Encoding| e.parts(tensor.rows, tensor.cols).is_ok();
         let kept = tensor.role.is_extra().then(|| view.dtype.into());
@@ -312,7 +317,7 @@ impl<'a> Resolver<'a> {
         found.weights += count * tensor.rows * tensor.cols;
         found.bytes += count * bytes;
         if let (Some(float), true) = (encoding.float(), view.shape.len() > 1) {
-            self.resolution.leftovers.push(Leftover {
+            self.resolution.leftovers.push(UnquantizedMatrix {
                 tensor: view.tensor.clone(),
                 role: tensor.role,
                 encoding: encoding.label(),
@@ -327,9 +332,9 @@ impl<'a> Resolver<'a> {
         let rule = &self.recipe.rules[at];
         let label = describe(at, rule);
         match rule.encoding {
-            Wish::Keep => format!("rule {label} keeps it"),
-            Wish::Float(_) => format!("rule {label} asks for {}", float.name()),
-            Wish::LeaveOut | Wish::Affine { .. } | Wish::Trellis(_) => {
+            EncodingSpec::Keep => format!("rule {label} keeps it"),
+            EncodingSpec::Float(_) => format!("rule {label} asks for {}", float.name()),
+            EncodingSpec::LeaveOut | EncodingSpec::Affine { .. } | EncodingSpec::Trellis(_) => {
                 format!("fallback of rule {label}")
             }
         }
@@ -355,10 +360,12 @@ impl<'a> Resolver<'a> {
 
 /// The encoding that the source's codes are in, where a rule wishes for codes of as many bits:
 /// they are taken over in groups of their own size, and nothing is lost.
-fn own_codes(wish: Wish, tensor: &TensorEntry) -> Option<Encoding> {
+fn own_codes(wanted: EncodingSpec, tensor: &TensorEntry) -> Option<Encoding> {
     let affine = tensor.source.affine(tensor.cols)?;
-    match wish {
-        Wish::Affine { bits, .. } if bits == affine.bits() => Some(Encoding::Affine(affine)),
+    match wanted {
+        EncodingSpec::Affine { bits, .. } if bits == affine.bits() => {
+            Some(Encoding::Affine(affine))
+        }
         _ => None,
     }
 }

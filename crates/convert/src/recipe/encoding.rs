@@ -13,7 +13,7 @@ use shardwright_quant::{Affine, Encoding, Float, Trellis};
 const DEFAULT_GROUP_SIZE: u16 = 64;
 /// State width of a trellis where text names none.
 const DEFAULT_STATE_BITS: u8 = 12;
-/// What recipes call [`Wish::LeaveOut`].
+/// What recipes call [`EncodingSpec::LeaveOut`].
 const LEAVE_OUT: &str = "leave_out";
 
 /// How a recipe wants a tensor stored.
@@ -22,7 +22,7 @@ const LEAVE_OUT: &str = "leave_out";
 /// `{"bits": 4, "group_size": 32, "scale_dtype": "bf16"}` for affine codes and
 /// `{"bits": 3, "state_bits": 16}` for those of a trellis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum EncodingSpec {
     /// In the source's type.
     Keep,
     /// Not at all: only for what is not the text model.
@@ -42,7 +42,7 @@ pub enum Wish {
     Trellis(Trellis),
 }
 
-impl Wish {
+impl EncodingSpec {
     /// Trellis codes, checked.
     fn trellis(bits: u8, state_bits: u8) -> Result<Self, String> {
         let trellis = Trellis::new(bits, state_bits).map_err(|e| e.to_string())?;
@@ -91,7 +91,7 @@ impl Wish {
     }
 }
 
-impl fmt::Display for Wish {
+impl fmt::Display for EncodingSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Keep => f.write_str("keep"),
@@ -108,7 +108,7 @@ impl fmt::Display for Wish {
     }
 }
 
-impl FromStr for Wish {
+impl FromStr for EncodingSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -168,13 +168,13 @@ struct RawCodes {
 }
 
 impl RawCodes {
-    fn wish(self) -> Result<Wish, String> {
+    fn wanted(self) -> Result<EncodingSpec, String> {
         match self {
             Self { bits, group_size: None, scale_dtype: None, state_bits: Some(state_bits) } => {
-                Wish::trellis(bits, state_bits)
+                EncodingSpec::trellis(bits, state_bits)
             }
             Self { bits, group_size: Some(group_size), scale_dtype, state_bits: None } => {
-                Wish::affine(bits, group_size, scale_dtype)
+                EncodingSpec::affine(bits, group_size, scale_dtype)
             }
             Self { state_bits: Some(_), .. } => {
                 Err("a trellis has bits and state_bits and no other field".to_owned())
@@ -186,7 +186,7 @@ impl RawCodes {
     }
 }
 
-impl Serialize for Wish {
+impl Serialize for EncodingSpec {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Keep | Self::LeaveOut | Self::Float(_) => serializer.collect_str(self),
@@ -206,11 +206,11 @@ impl Serialize for Wish {
     }
 }
 
-impl<'de> Deserialize<'de> for Wish {
+impl<'de> Deserialize<'de> for EncodingSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct TextOrMap;
         impl<'de> Visitor<'de> for TextOrMap {
-            type Value = Wish;
+            type Value = EncodingSpec;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(
@@ -219,13 +219,13 @@ impl<'de> Deserialize<'de> for Wish {
                 )
             }
 
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Wish, E> {
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<EncodingSpec, E> {
                 text.parse().map_err(E::custom)
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Wish, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<EncodingSpec, A::Error> {
                 let raw = RawCodes::deserialize(MapAccessDeserializer::new(map))?;
-                raw.wish().map_err(A::Error::custom)
+                raw.wanted().map_err(A::Error::custom)
             }
         }
         deserializer.deserialize_any(TextOrMap)
@@ -239,14 +239,14 @@ pub enum Fallback {
     /// Affine codes of the same bits and scales in groups of this many columns. Nothing to a trellis.
     Group(u16),
     /// Another encoding.
-    Other(Wish),
+    Encoding(EncodingSpec),
 }
 
 impl Serialize for Fallback {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Group(group) => serializer.serialize_u16(*group),
-            Self::Other(wish) => serializer.collect_str(wish),
+            Self::Encoding(wanted) => serializer.collect_str(wanted),
         }
     }
 }
@@ -273,11 +273,13 @@ impl<'de> Deserialize<'de> for Fallback {
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Fallback, E> {
-                let wish = text.parse().and_then(|wish| match wish {
-                    Wish::LeaveOut => Err("what a rule wants stored is not left out".to_owned()),
-                    wish => Ok(Fallback::Other(wish)),
+                let wanted = text.parse().and_then(|wanted| match wanted {
+                    EncodingSpec::LeaveOut => {
+                        Err("what a rule wants stored is not left out".to_owned())
+                    }
+                    wanted => Ok(Fallback::Encoding(wanted)),
                 });
-                wish.map_err(|wrong: String| E::custom(format!("fallback: {wrong}")))
+                wanted.map_err(|wrong: String| E::custom(format!("fallback: {wrong}")))
             }
         }
         deserializer.deserialize_any(GroupOrName)

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use shardwright_format::Role;
 use shardwright_quant::{Float, Method};
 
-pub use encoding::{Fallback, Wish};
+pub use encoding::{EncodingSpec, Fallback};
 pub use pattern::{LayerRange, Layers, Roles, matches_glob};
 
 /// Which tensor is stored how.
@@ -36,7 +36,7 @@ pub struct Rule {
     pub matches: Match,
     /// How they are stored. Vectors (one dimension in the checkpoint) keep their type unless a
     /// float type is named here: they are never quantized.
-    pub encoding: Wish,
+    pub encoding: EncodingSpec,
     /// How codes are chosen. When absent: `gptq` with calibration, `search` without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
@@ -185,7 +185,7 @@ impl Recipe {
     /// goes into smaller ones, and what none divides is kept, as a convolution of four taps. With
     /// `routers`, so are those of experts: a rounding there sends a token elsewhere, and they are a
     /// thousandth of a model's bytes.
-    pub fn uniform(encoding: Wish, routers: bool) -> Self {
+    pub fn uniform(encoding: EncodingSpec, routers: bool) -> Self {
         let rule = |matches, encoding, fallback| Rule {
             matches,
             encoding,
@@ -195,11 +195,16 @@ impl Recipe {
             note: String::new(),
         };
         let smaller = SMALLER_GROUPS.map(Fallback::Group);
-        let fallback = smaller.into_iter().chain([Fallback::Other(Wish::Keep)]);
+        let fallback = smaller
+            .into_iter()
+            .chain([Fallback::Encoding(EncodingSpec::Keep)]);
         let mut rules = vec![rule(Match::default(), encoding, fallback.collect())];
         if routers {
             let role = Some(Roles::of(Role::Router));
-            rules.insert(0, rule(Match { role, ..Match::default() }, Wish::Keep, Vec::new()));
+            rules.insert(
+                0,
+                rule(Match { role, ..Match::default() }, EncodingSpec::Keep, Vec::new()),
+            );
         }
         Self {
             name: format!("uniform {encoding}"),
@@ -355,7 +360,7 @@ mod tests {
 
     #[test]
     fn trellis_codes_are_written_in_text_or_by_their_fields() {
-        let wish = |json: &str| {
+        let wanted = |json: &str| {
             let recipe = format!(r#"{{"name":"x","rules":[{{"encoding":{json}}}]}}"#);
             Recipe::parse("x", &recipe).unwrap().rules[0].encoding
         };
@@ -364,14 +369,14 @@ mod tests {
             (r#""t3s16""#, "t3s16"),
             (r#"{"bits": 4, "state_bits": 10}"#, "t4s10"),
         ] {
-            let wish = wish(json);
-            assert_eq!(wish.to_string(), expected);
-            assert_eq!(expected.parse(), Ok(wish));
-            let fields = serde_json::to_string(&wish).unwrap();
-            assert_eq!(serde_json::from_str::<Wish>(&fields).unwrap(), wish, "{fields}");
+            let wanted = wanted(json);
+            assert_eq!(wanted.to_string(), expected);
+            assert_eq!(expected.parse(), Ok(wanted));
+            let fields = serde_json::to_string(&wanted).unwrap();
+            assert_eq!(serde_json::from_str::<EncodingSpec>(&fields).unwrap(), wanted, "{fields}");
         }
         assert_eq!(
-            serde_json::to_string(&wish(r#""t3""#)).unwrap(),
+            serde_json::to_string(&wanted(r#""t3""#)).unwrap(),
             r#"{"bits":3,"state_bits":12}"#
         );
         let json = r#"{"name":"x","rules":[{"encoding":"t3","method":"search",
@@ -388,7 +393,7 @@ mod tests {
         let recipe = recipe.with_overrides(&texts).unwrap();
         assert_eq!(recipe.rules[1].encoding.to_string(), "q2g32:bf16");
         assert_eq!(recipe.rules[1].fallback, recipe.rules[2].fallback);
-        assert_eq!(recipe.rules[0].encoding, Wish::Keep);
+        assert_eq!(recipe.rules[0].encoding, EncodingSpec::Keep);
         assert_eq!(
             recipe.rules.iter().map(|r| r.optional).collect::<Vec<_>>(),
             [false, false, true]

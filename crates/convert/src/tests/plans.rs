@@ -3,7 +3,7 @@
 use shardwright_format::{Role, Unit};
 
 use super::{CHECKPOINTS, Case, Tiny, fixture};
-use crate::recipe::Wish;
+use crate::recipe::EncodingSpec;
 use crate::{PlanOptions, Recipe, Result};
 
 fn plan(name: &str, json: &str) -> Result<Case> {
@@ -98,7 +98,7 @@ fn a_trellis_falls_back_where_columns_cannot_be_rotated() {
 /// Rows left out of the last block take whole steps of 8; a token reads a block of the embedding.
 #[test]
 fn sizes_of_trellis_codes_are_planned() {
-    let recipe = Recipe::uniform("t3".parse::<Wish>().unwrap(), false);
+    let recipe = Recipe::uniform("t3".parse::<EncodingSpec>().unwrap(), false);
     let case = Case::new(&fixture("fixture-2m"), &recipe, PlanOptions::default()).unwrap();
     let layout = case.plan.layout(Unit::Embedding).unwrap();
     assert_eq!(layout.len, 1024 * 128 * 3 / 8 + 1024 * 2);
@@ -196,7 +196,7 @@ fn scales_take_the_type_of_the_source_unless_told() {
 
 #[test]
 fn bits_per_weight_counts_everything_but_vectors() {
-    let uniform = Recipe::uniform("q4g32".parse::<Wish>().unwrap(), false);
+    let uniform = Recipe::uniform("q4g32".parse::<EncodingSpec>().unwrap(), false);
     let case = Case::new(&fixture("golden/qwen2_moe"), &uniform, PlanOptions::default()).unwrap();
     assert_eq!(case.plan.summary.bits_per_weight, 5.0);
     let rules: u64 = case.plan.rules.iter().map(|r| r.bytes).sum();
