@@ -251,7 +251,7 @@ fn calibrate(scratch: &Scratch, text: &str) {
         tokens: 2048,
         window: 256,
         statistics_blake3: None,
-        line_hashes: LineHashes::of(text),
+        line_hashes: LineHashes::from_text(text),
     });
     let report = scratch.path("out/report.json");
     let mut told: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();

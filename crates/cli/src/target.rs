@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use shardwright_convert::allocate::{Allocation, Palette, Target};
+use shardwright_convert::allocate::{BitAllocation, Palette, SizeTarget};
 use shardwright_convert::calibrate::Corpus;
 use shardwright_convert::{PlanOptions, Recipe};
 use shardwright_format::FormatError;
@@ -17,9 +17,9 @@ use crate::progress::{Count, Stage};
 use crate::signal;
 
 /// The total that the options ask for.
-pub fn wanted(args: &TargetArgs) -> Option<Target> {
-    let bits = args.target_bpw.map(Target::BitsPerWeight);
-    bits.or(args.target_size.map(Target::Bytes))
+pub fn wanted(args: &TargetArgs) -> Option<SizeTarget> {
+    let bits = args.target_bpw.map(SizeTarget::BitsPerWeight);
+    bits.or(args.target_size.map(SizeTarget::Bytes))
 }
 
 /// The recipe that fits `target` and costs least on the first windows of the text.
@@ -27,7 +27,7 @@ pub fn wanted(args: &TargetArgs) -> Option<Target> {
 /// # Errors
 /// A target that nothing fits, what probing the model refuses, a stop by the user.
 pub fn recipe(
-    target: Target,
+    target: SizeTarget,
     args: &TargetArgs,
     (checkpoint, inventory): (&Checkpoint, &Inventory),
     corpus: &Corpus,
@@ -43,7 +43,7 @@ pub fn recipe(
         EncodingsArg::Affine => Palette::Affine,
         EncodingsArg::All => Palette::All { state_bits: args.state_bits },
     };
-    let allocation = Allocation {
+    let allocation = BitAllocation {
         original: &corpus.original,
         checkpoint,
         inventory,

@@ -42,7 +42,7 @@ pub enum ExportDtype {
 }
 
 impl ExportDtype {
-    const fn of(self, source: Float) -> Float {
+    const fn for_source(self, source: Float) -> Float {
         match self {
             Self::F32 => Float::F32,
             Self::Source => source,
@@ -165,7 +165,7 @@ fn tensors(
             let coded = entry.source.decoder.as_ref();
             unquantized.extend(coded.filter(|d| !d.is_plain()).map(Decoder::label));
             let view = places.view(unit, entry);
-            let new = || Tensor { dtype: dtype.of(view.dtype), shape: view.shape, filled: 0 };
+            let new = || Tensor { dtype: dtype.for_source(view.dtype), shape: view.shape, filled: 0 };
             tensors.entry(view.tensor).or_insert_with(new).filled += entry.rows * entry.cols;
         }
     }
@@ -249,7 +249,7 @@ impl Writing {
             for start in (0..entry.rows).step_by(step as usize) {
                 let rows = start..(start + step).min(entry.rows);
                 let values = dequantized(weights, (unit, entry), rows.clone(), whole, buf)?;
-                self.rows(&view, rows, entry.cols, dtype.of(view.dtype), &values)?;
+                self.rows(&view, rows, entry.cols, dtype.for_source(view.dtype), &values)?;
             }
         }
         Ok(())

@@ -55,12 +55,12 @@ struct LayerRow {
     increase: Option<f64>,
     /// As the conversion says.
     output_error: Option<f64>,
-    parts: Vec<Part>,
+    parts: Vec<BarSegment>,
 }
 
 /// A part of a layer's bar.
 #[derive(Debug, Serialize)]
-struct Part {
+struct BarSegment {
     class: String,
     /// In percent of the axis.
     width: f64,
@@ -191,7 +191,7 @@ fn layers(report: &Report, weights: u64) -> Vec<LayerRow> {
     let errors = errors(report);
     let row = |(place, group): ((u8, u32), Vec<&Allocation>)| {
         let (bytes, count) = (bytes(&group), group.iter().map(|a| a.weights).sum());
-        let parts = group.iter().map(|a| part(a, most));
+        let parts = group.iter().map(|a| segment(a, most));
         let drift = drift(report, place);
         LayerRow {
             name: match place.0 {
@@ -213,9 +213,9 @@ fn layers(report: &Report, weights: u64) -> Vec<LayerRow> {
     groups.into_iter().map(row).collect()
 }
 
-fn part(a: &Allocation, most: u64) -> Part {
+fn segment(a: &Allocation, most: u64) -> BarSegment {
     let (size, bits) = (crate::text::bytes(a.bytes), a.bits_per_weight());
-    Part {
+    BarSegment {
         class: class(&a.encoding),
         width: 100.0 * share(a.bytes, most),
         title: format!("{}: {}, {size}, {bits:.2} bits per weight", a.role, a.encoding),

@@ -29,7 +29,7 @@ mod tokens;
 mod values;
 
 pub use allocation::Allocation;
-pub use compare::{Comparison, Delta, Difference, DriftRow, Figures, Named, Row};
+pub use compare::{Delta, Difference, DriftRow, Figures, Named, ReportComparison, Row};
 pub use curve::Point;
 pub use divergence::{
     Bin, Bucket, DP_FRACTIONS, Divergence, EvalWindows, LayerDrift, NoiseFloor, Party, divergences,

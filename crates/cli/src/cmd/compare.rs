@@ -1,6 +1,6 @@
 //! `compare`: reports of `verify` side by side, as text, JSON and a page.
 
-use shardwright_verify::{Comparison, Named};
+use shardwright_verify::{Named, ReportComparison};
 
 use crate::args::CompareArgs;
 use crate::failure::Failure;
@@ -13,7 +13,7 @@ use crate::page::{points, write_page};
 /// Files that are no reports, and a page that cannot be written.
 pub fn run(args: &CompareArgs, output: Output) -> Result<(), Failure> {
     let reports = Named::read(&args.reports)?;
-    let comparison = Comparison::new(&reports, points(&args.beside)?);
+    let comparison = ReportComparison::new(&reports, points(&args.beside)?);
     if let Some(path) = &args.html {
         write_page(path, &comparison.to_html())?;
     }

@@ -44,12 +44,12 @@ struct RuntimeMemory {
 pub fn run(args: &PlanArgs, output: Output) -> Result<(), Failure> {
     let planned = planning::make(args, output)?;
     let plan = &planned.plan;
-    let report = Report { plan, runtime: RuntimeMemory::of(plan)? };
+    let report = Report { plan, runtime: RuntimeMemory::from_plan(plan)? };
     output.report(&report, &text(&report))
 }
 
 impl RuntimeMemory {
-    fn of(plan: &Plan) -> Result<Self, Failure> {
+    fn from_plan(plan: &Plan) -> Result<Self, Failure> {
         let layout = |unit| {
             let missing = || FormatError::file(Path::new("plan"), format!("has no {unit}"));
             plan.layout(unit).ok_or_else(missing)

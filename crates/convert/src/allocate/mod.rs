@@ -17,11 +17,11 @@ use crate::error::{ConvertError, Result};
 use crate::plan::{Plan, PlanOptions};
 use crate::recipe::{EncodingSpec, Fallback, Layers, Match, Recipe, Roles, Rule};
 use probe::{Probing, REFERENCE_BITS, Sensitivity};
-use solve::{Choice, solve};
+use solve::{EncodingCost, solve};
 
 /// What the bundle may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Target {
+pub enum SizeTarget {
     /// Bits per weight of all matrices together, scales included.
     BitsPerWeight(f64),
     /// Bytes of the whole bundle.
@@ -94,11 +94,11 @@ impl Palette {
 struct Item {
     sensitivity: Sensitivity,
     specs: Vec<EncodingSpec>,
-    choices: Vec<Choice>,
+    choices: Vec<EncodingCost>,
 }
 
 /// What decides over a recipe for a total.
-pub struct Allocation<'a> {
+pub struct BitAllocation<'a> {
     /// The original, for running it.
     pub original: &'a Arc<Weights>,
     /// The same, for planning.
@@ -120,12 +120,12 @@ pub struct Allocation<'a> {
 /// Budgets that are planned at most.
 const ROUNDS: usize = 20;
 
-impl Allocation<'_> {
+impl BitAllocation<'_> {
     /// The recipe that fits `target` and, by the probe, costs least.
     ///
     /// # Errors
     /// A target below what the smallest encodings take, and all that probing and planning refuse.
-    pub fn recipe(&self, target: Target, progress: &dyn Fn(u32)) -> Result<Recipe> {
+    pub fn recipe(&self, target: SizeTarget, progress: &dyn Fn(u32)) -> Result<Recipe> {
         let probing = Probing {
             original: self.original,
             tokens: self.tokens,
@@ -142,7 +142,7 @@ impl Allocation<'_> {
     }
 
     /// The recipe of the largest budget whose plan fits; none when no budget was found.
-    fn largest(&self, target: Target, items: &[Item]) -> Result<Option<Recipe>> {
+    fn largest(&self, target: SizeTarget, items: &[Item]) -> Result<Option<Recipe>> {
         let choices: Vec<_> = items.iter().map(|item| item.choices.clone()).collect();
         // The plan of a budget takes more than it: norms, files, padding, which comes in steps. So
         // the largest budget whose plan fits is searched between these.
@@ -183,7 +183,7 @@ impl Allocation<'_> {
 
     fn item(&self, sensitivity: Sensitivity, specs: &[(EncodingSpec, f64)]) -> Result<Item> {
         let Sensitivity { layer, role, divergence } = sensitivity;
-        let (unit, count) = place(self.inventory, layer, role);
+        let (unit, count) = representative(self.inventory, layer, role);
         let missing = || ConvertError::Plan(format!("the inventory has no {role} in {unit}"));
         let layout = self.inventory.units.get(&unit);
         let tensor = layout
@@ -195,20 +195,23 @@ impl Allocation<'_> {
             // What cannot hold the shape is no choice.
             let Ok(parts) = encoding.parts(tensor.rows, tensor.cols) else { continue };
             item.specs.push(*wanted);
-            item.choices
-                .push(Choice { bytes: parts.total() * count, cost: divergence.max(0.0) * cost });
+            item.choices.push(EncodingCost {
+                bytes: parts.total() * count,
+                cost: divergence.max(0.0) * cost,
+            });
         }
         item.specs.push(EncodingSpec::Keep);
         let kept = Float::size(tensor.source.dtype) as u64 * tensor.rows * tensor.cols;
-        item.choices.push(Choice { bytes: kept * count, cost: 0.0 });
+        item.choices
+            .push(EncodingCost { bytes: kept * count, cost: 0.0 });
         Ok(item)
     }
 
     /// Bytes for the items alone, before anything is known of the rest.
-    fn budget(&self, target: Target) -> u64 {
+    fn budget(&self, target: SizeTarget) -> u64 {
         match target {
-            Target::Bytes(bytes) => bytes,
-            Target::BitsPerWeight(bits) => {
+            SizeTarget::Bytes(bytes) => bytes,
+            SizeTarget::BitsPerWeight(bits) => {
                 let matrices = self.inventory.units.values();
                 let matrices = matrices.flat_map(|layout| layout.tensors.iter());
                 let matrices = matrices.filter(|tensor| tensor.source.shape.len() > 1);
@@ -219,7 +222,7 @@ impl Allocation<'_> {
     }
 
     /// The smallest encodings, where even those are too large a refusal.
-    fn smallest(&self, target: Target, items: &[Item]) -> Result<Recipe> {
+    fn smallest(&self, target: SizeTarget, items: &[Item]) -> Result<Recipe> {
         let least: Vec<_> = items
             .iter()
             .map(|item| {
@@ -236,10 +239,10 @@ impl Allocation<'_> {
         }
         let (bits, bytes) = (plan.summary.bits_per_weight, plan.summary.bundle_bytes);
         Err(ConvertError::Plan(match target {
-            Target::BitsPerWeight(target) => format!(
+            SizeTarget::BitsPerWeight(target) => format!(
                 "--target-bpw: expected at least {bits:.3}, what the smallest encodings take, found {target}"
             ),
-            Target::Bytes(target) => format!(
+            SizeTarget::Bytes(target) => format!(
                 "--target-size: expected at least {bytes} bytes, what the smallest encodings take, found {target}"
             ),
         }))
@@ -247,10 +250,10 @@ impl Allocation<'_> {
 }
 
 /// Bytes by which a plan misses the target.
-fn excess(plan: &Plan, target: Target) -> u64 {
+fn excess(plan: &Plan, target: SizeTarget) -> u64 {
     match target {
-        Target::Bytes(bytes) => plan.summary.bundle_bytes.saturating_sub(bytes),
-        Target::BitsPerWeight(bits) => {
+        SizeTarget::Bytes(bytes) => plan.summary.bundle_bytes.saturating_sub(bytes),
+        SizeTarget::BitsPerWeight(bits) => {
             let over = plan.summary.bits_per_weight - bits;
             let weights: u64 = plan.summary.roles.iter().map(|role| role.weights).sum();
             if over <= 0.0 { 0 } else { ((over * weights as f64 / 8.0) as u64).max(1) }
@@ -259,7 +262,7 @@ fn excess(plan: &Plan, target: Target) -> u64 {
 }
 
 /// A unit that has a role, and how many such tensors the layer has.
-fn place(inventory: &Inventory, layer: Option<u32>, role: Role) -> (Unit, u64) {
+fn representative(inventory: &Inventory, layer: Option<u32>, role: Role) -> (Unit, u64) {
     let Some(layer) = layer else {
         return (if role == Role::LmHead { Unit::Head } else { Unit::Embedding }, 1);
     };
@@ -273,7 +276,7 @@ fn place(inventory: &Inventory, layer: Option<u32>, role: Role) -> (Unit, u64) {
 }
 
 /// Rules for what was chosen, one per role and encoding; all else stays as it is.
-fn recipe(target: Target, items: &[Item], chosen: &[usize]) -> Recipe {
+fn recipe(target: SizeTarget, items: &[Item], chosen: &[usize]) -> Recipe {
     let mut layers = BTreeMap::<(Role, String), Vec<(Option<u32>, f64)>>::new();
     for (item, at) in items.iter().zip(chosen) {
         let Sensitivity { layer, role, divergence } = item.sensitivity;
@@ -286,8 +289,8 @@ fn recipe(target: Target, items: &[Item], chosen: &[usize]) -> Recipe {
         let cost: f64 = found.iter().map(|(_, cost)| cost).sum();
         Some(Rule {
             matches: Match {
-                role: Some(Roles::of(role)),
-                layer: (!numbers.is_empty()).then(|| Layers::of(&numbers)),
+                role: Some(Roles::from_role(role)),
+                layer: (!numbers.is_empty()).then(|| Layers::from_numbers(&numbers)),
                 name: None,
             },
             encoding: wanted,
@@ -306,8 +309,8 @@ fn recipe(target: Target, items: &[Item], chosen: &[usize]) -> Recipe {
         note: String::new(),
     };
     let total = match target {
-        Target::BitsPerWeight(bits) => format!("{bits} bits per weight"),
-        Target::Bytes(bytes) => format!("{bytes} bytes"),
+        SizeTarget::BitsPerWeight(bits) => format!("{bits} bits per weight"),
+        SizeTarget::Bytes(bytes) => format!("{bytes} bytes"),
     };
     Recipe {
         name: format!("at most {total}"),

@@ -2,7 +2,7 @@
 
 /// One way to store an item.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
+pub struct EncodingCost {
     /// Bytes it takes.
     pub bytes: u64,
     /// What it costs, in any unit that adds up.
@@ -11,7 +11,7 @@ pub struct Choice {
 
 /// A step from one choice of an item to a better one.
 #[derive(Clone, Copy, Debug)]
-struct Step {
+struct HullStep {
     item: usize,
     from: usize,
     to: usize,
@@ -25,7 +25,7 @@ struct Step {
 /// Steps along each item's lower convex hull are taken by falling gain per byte (the Lagrangian
 /// solution of the multiple-choice knapsack), then what room is left goes to the best single
 /// steps that still fit.
-pub fn solve(items: &[Vec<Choice>], budget: u64) -> Option<Vec<usize>> {
+pub fn solve(items: &[Vec<EncodingCost>], budget: u64) -> Option<Vec<usize>> {
     let mut chosen: Vec<usize> = items
         .iter()
         .map(|choices| smallest(choices))
@@ -38,13 +38,13 @@ pub fn solve(items: &[Vec<Choice>], budget: u64) -> Option<Vec<usize>> {
     if used > budget {
         return None;
     }
-    let mut steps: Vec<Step> = items
+    let mut steps: Vec<HullStep> = items
         .iter()
         .enumerate()
         .flat_map(|(item, choices)| hull(item, choices))
         .collect();
     steps.sort_by(|a, b| b.gain.total_cmp(&a.gain).then(a.item.cmp(&b.item)));
-    for Step { item, from, to, .. } in steps {
+    for HullStep { item, from, to, .. } in steps {
         let more = items[item][to].bytes - items[item][from].bytes;
         // A step whose forerunner did not fit does not start where the item is.
         if chosen[item] == from && used + more <= budget {
@@ -59,20 +59,21 @@ pub fn solve(items: &[Vec<Choice>], budget: u64) -> Option<Vec<usize>> {
 }
 
 /// The choice of least bytes; of equal ones the cheapest.
-fn smallest(choices: &[Choice]) -> Option<usize> {
-    let key = |a: &Choice, b: &Choice| a.bytes.cmp(&b.bytes).then(a.cost.total_cmp(&b.cost));
+fn smallest(choices: &[EncodingCost]) -> Option<usize> {
+    let key =
+        |a: &EncodingCost, b: &EncodingCost| a.bytes.cmp(&b.bytes).then(a.cost.total_cmp(&b.cost));
     (0..choices.len()).min_by(|a, b| key(&choices[*a], &choices[*b]))
 }
 
 /// Steps along the lower convex hull of an item's choices, from the smallest on.
-fn hull(item: usize, choices: &[Choice]) -> Vec<Step> {
+fn hull(item: usize, choices: &[EncodingCost]) -> Vec<HullStep> {
     let mut steps = Vec::new();
     let Some(mut from) = smallest(choices) else { return steps };
     loop {
         let step = |to: usize| {
             let bytes = choices[to].bytes.checked_sub(choices[from].bytes)?;
             let gain = (choices[from].cost - choices[to].cost) / bytes as f64;
-            (bytes > 0 && gain > 0.0).then_some(Step { item, from, to, gain })
+            (bytes > 0 && gain > 0.0).then_some(HullStep { item, from, to, gain })
         };
         let best = (0..choices.len())
             .filter_map(step)
@@ -84,7 +85,7 @@ fn hull(item: usize, choices: &[Choice]) -> Vec<Step> {
 }
 
 /// The change of one item that saves most within `room` more bytes.
-fn best_fit(items: &[Vec<Choice>], chosen: &[usize], room: u64) -> Option<(usize, usize)> {
+fn best_fit(items: &[Vec<EncodingCost>], chosen: &[usize], room: u64) -> Option<(usize, usize)> {
     let mut best: Option<(f64, usize, usize)> = None;
     for (item, choices) in items.iter().enumerate() {
         let now = choices[chosen[item]];
@@ -103,9 +104,9 @@ fn best_fit(items: &[Vec<Choice>], chosen: &[usize], room: u64) -> Option<(usize
 mod tests {
     use super::*;
 
-    fn choices(of: &[(u64, f64)]) -> Vec<Choice> {
+    fn choices(of: &[(u64, f64)]) -> Vec<EncodingCost> {
         of.iter()
-            .map(|&(bytes, cost)| Choice { bytes, cost })
+            .map(|&(bytes, cost)| EncodingCost { bytes, cost })
             .collect()
     }
 

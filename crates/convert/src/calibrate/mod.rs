@@ -60,7 +60,7 @@ impl Corpus {
             tokens: tokens.len() as u64,
             window: window as u32,
             statistics_blake3: None,
-            line_hashes: LineHashes::of(text),
+            line_hashes: LineHashes::from_text(text),
         };
         Ok(Self { original, tokens, window, record })
     }

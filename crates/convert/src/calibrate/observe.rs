@@ -58,7 +58,7 @@ pub fn observe(
         seen.inputs.extend(
             inputs
                 .into_iter()
-                .map(|(key, hessian)| (key, keep.of(hessian))),
+                .map(|(key, hessian)| (key, keep.apply(hessian))),
         );
         pass.step()?;
         seen.coverage
@@ -69,13 +69,13 @@ pub fn observe(
     seen.inputs.extend(
         inputs
             .into_iter()
-            .map(|(key, hessian)| (key, keep.of(hessian))),
+            .map(|(key, hessian)| (key, keep.apply(hessian))),
     );
     Ok(seen)
 }
 
 impl Keep {
-    fn of(self, hessian: Hessian) -> Hessian {
+    fn apply(self, hessian: Hessian) -> Hessian {
         match self {
             Self::Full => hessian,
             Self::Diagonal => Hessian::Diagonal(hessian.diagonal()),

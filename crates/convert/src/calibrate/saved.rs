@@ -116,7 +116,7 @@ impl SavedStatistics {
     /// As [`Self::read`].
     pub fn parse(path: &Path, bytes: &[u8], spec: &ModelSpec) -> Result<Self> {
         let refuse = |detail: String| FormatError::file(path, detail);
-        let found = match Kind::of(bytes).ok_or_else(|| refuse(NEITHER.to_owned()))? {
+        let found = match Kind::from_bytes(bytes).ok_or_else(|| refuse(NEITHER.to_owned()))? {
             Kind::Own => own(path, bytes, spec)?,
             Kind::Gguf => other(path, &Imatrix::gguf(bytes).map_err(refuse)?, spec)?,
             Kind::Older => other(path, &Imatrix::older(bytes).map_err(refuse)?, spec)?,
@@ -137,7 +137,7 @@ enum Kind {
 
 impl Kind {
     /// By how a file begins.
-    fn of(bytes: &[u8]) -> Option<Self> {
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
         // Of safetensors: JSON after its length.
         let own = bytes.get(8) == Some(&b'{');
         match () {

@@ -45,10 +45,10 @@ pub fn convert(conversion: &mut Conversion<'_>, corpus: &Corpus) -> Result<Strea
     }
     seen.divergence = streams.divergence(corpus, &weights, threads)?;
     // No text goes through what is not the text model.
-    let parts = conversion.plan.manifest.extras().iter();
-    let parts: Vec<_> = parts.map(|shard| shard.unit).collect();
-    if !conversion.keep(&parts)? {
-        conversion.make(&parts, &Objectives::default())?;
+    let extras = conversion.plan.manifest.extras().iter();
+    let extras: Vec<_> = extras.map(|shard| shard.unit).collect();
+    if !conversion.keep(&extras)? {
+        conversion.make(&extras, &Objectives::default())?;
     }
     Ok(seen)
 }

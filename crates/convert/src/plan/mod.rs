@@ -193,7 +193,7 @@ impl Plan {
             dense_methods,
             expert_methods,
         };
-        plan.place(dense, experts, copies)?;
+        plan.lay_out(dense, experts, copies)?;
         plan.measure(options.threads);
         plan.manifest
             .validate()
@@ -202,7 +202,7 @@ impl Plan {
     }
 
     /// Gives every unit its file and offset, and every file its size.
-    fn place(
+    fn lay_out(
         &mut self,
         dense: Vec<(Unit, UnitLayout)>,
         experts: Vec<(Unit, UnitLayout)>,

@@ -200,7 +200,7 @@ impl Recipe {
             .chain([Fallback::Encoding(EncodingSpec::Keep)]);
         let mut rules = vec![rule(Match::default(), encoding, fallback.collect())];
         if routers {
-            let role = Some(Roles::of(Role::Router));
+            let role = Some(Roles::from_role(Role::Router));
             rules.insert(
                 0,
                 rule(Match { role, ..Match::default() }, EncodingSpec::Keep, Vec::new()),

@@ -64,7 +64,7 @@ pub struct Roles {
 
 impl Roles {
     /// One role.
-    pub fn of(role: Role) -> Self {
+    pub fn from_role(role: Role) -> Self {
         Self { globs: vec![role.name().to_owned()], roles: vec![role] }
     }
 
@@ -125,7 +125,7 @@ pub struct Layers(Vec<LayerRange>);
 
 impl Layers {
     /// These layers, ascending, as few ranges as hold them.
-    pub fn of(layers: &[u32]) -> Self {
+    pub fn from_numbers(layers: &[u32]) -> Self {
         let mut ranges = Vec::new();
         for run in layers.chunk_by(|a, b| a + 1 == *b) {
             ranges.extend(match *run {

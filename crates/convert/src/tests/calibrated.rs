@@ -64,7 +64,7 @@ fn corpus(dir: &Path, seed: u32, tokens: usize) -> Corpus {
         tokens: tokens.len() as u64,
         window: WINDOW as u32,
         statistics_blake3: None,
-        line_hashes: LineHashes::of(&text),
+        line_hashes: LineHashes::from_text(&text),
     };
     Corpus { original: Arc::new(original), tokens, window: WINDOW, record }
 }
@@ -76,7 +76,7 @@ fn plan(dir: &Path, recipe: &Recipe, record: &manifest::Calibration) -> Case {
 }
 
 impl Calibrated {
-    fn of(dir: &Path, encoding: &str) -> Self {
+    fn new(dir: &Path, encoding: &str) -> Self {
         let corpus = corpus(dir, 7, 6 * WINDOW);
         Self { case: plan(dir, &recipe(encoding), &corpus.record), corpus }
     }
@@ -133,7 +133,7 @@ fn threads_do_not_change_a_byte() {
     for name in MODELS {
         for encoding in ["q2g32", "t2s10"] {
             let dir = tempfile::tempdir().unwrap();
-            let made = Calibrated::of(&fixture(name), encoding);
+            let made = Calibrated::new(&fixture(name), encoding);
             let [one, two] = [1, 2].map(|threads| {
                 let out = dir.path().join(threads.to_string());
                 made.convert(&out, threads).unwrap();
@@ -176,7 +176,7 @@ fn an_interruption_anywhere_changes_nothing() {
         ("golden/qwen2_moe", "t2s10", 11),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let made = Calibrated::of(&fixture(name), encoding);
+        let made = Calibrated::new(&fixture(name), encoding);
         let whole = dir.path().join("whole");
         made.convert(&whole, 2).unwrap();
         let expected = contents(&whole);
@@ -202,7 +202,7 @@ fn a_damaged_shard_is_made_again_from_the_same_inputs() {
     copy_dir(&fixture("golden/qwen2_moe"), &source);
     let note = |text: &str| std::fs::write(source.join("note.txt"), text).unwrap();
     note("a");
-    let made = Calibrated::of(&source, "q2g32");
+    let made = Calibrated::new(&source, "q2g32");
     let whole = dir.path().join("whole");
     made.convert(&whole, 2).unwrap();
     // A copied file that is not what was planned stops the conversion after its last shard.
@@ -225,7 +225,7 @@ fn a_damaged_shard_is_made_again_from_the_same_inputs() {
 fn what_was_begun_with_one_text_is_not_finished_with_another() {
     let dir = tempfile::tempdir().unwrap();
     let source = fixture("golden/llama3");
-    let made = Calibrated::of(&source, "q2g32");
+    let made = Calibrated::new(&source, "q2g32");
     let out = dir.path().join("out");
     made.interrupt(&out, 2, false);
     let message = format!(
@@ -253,7 +253,7 @@ fn what_was_begun_with_one_text_is_not_finished_with_another() {
 fn feedback_lowers_the_error_of_outputs() {
     for name in MODELS {
         let dir = tempfile::tempdir().unwrap();
-        let made = Calibrated::of(&fixture(name), "q2g32");
+        let made = Calibrated::new(&fixture(name), "q2g32");
         let [gptq, search] = [Method::Gptq, Method::Search].map(|method| {
             let recipe = recipe("q2g32").with_method(method);
             let case = plan(&fixture(name), &recipe, &made.corpus.record);
@@ -285,7 +285,7 @@ fn feedback_lowers_the_error_of_outputs() {
 fn the_report_says_what_the_finished_bundle_does() {
     for name in MODELS {
         let dir = tempfile::tempdir().unwrap();
-        let made = Calibrated::of(&fixture(name), "q2g32");
+        let made = Calibrated::new(&fixture(name), "q2g32");
         let out = dir.path().join("out");
         let seen = made.convert(&out, 2).unwrap().calibration.unwrap();
         let bundle = Weights::from(Bundle::open(&out).unwrap());

@@ -64,7 +64,7 @@ fn exported_weights_are_the_dequantized_ones() {
         for (dtype, file_limit) in
             [(ExportDtype::F32, 5_000_000_000), (ExportDtype::Source, 40_000)]
         {
-            let case = Case::of(name, "q4");
+            let case = Case::from_fixture(name, "q4");
             let dir = tempfile::tempdir().unwrap();
             case.convert(&dir.path().join("b"), 2).unwrap();
             let bundle = Bundle::open(&dir.path().join("b")).unwrap();

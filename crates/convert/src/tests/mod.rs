@@ -50,7 +50,7 @@ impl Case {
         Ok(Self { checkpoint, plan })
     }
 
-    fn of(name: &str, recipe: &str) -> Self {
+    fn from_fixture(name: &str, recipe: &str) -> Self {
         let recipe = Recipe::builtin(recipe).unwrap();
         Self::new(&fixture(name), &recipe, PlanOptions::default()).unwrap()
     }

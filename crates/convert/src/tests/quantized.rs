@@ -237,7 +237,7 @@ fn shards(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     files.filter(|(name, _)| !others(name)).collect()
 }
 
-fn of(dir: &Path, bits: u8) -> Case {
+fn case_of_bits(dir: &Path, bits: u8) -> Case {
     Case::new(dir, &recipe(bits), PlanOptions::default()).unwrap()
 }
 
@@ -252,9 +252,11 @@ fn decoding_on_the_way_gives_the_shards_of_the_decoded_checkpoint() {
         write_decoded(&opened(&source), &decoded);
         let out = |name: &str| dir.path().join(name);
         // Three bits, which no source has: nothing is taken over.
-        of(&decoded, 3).convert(&out("expected"), 1).unwrap();
+        case_of_bits(&decoded, 3)
+            .convert(&out("expected"), 1)
+            .unwrap();
         for threads in [1, 2] {
-            let case = of(&source, 3);
+            let case = case_of_bits(&source, 3);
             assert!(case.plan.repacked.is_empty());
             let found = out(&format!("found{threads}"));
             case.convert(&found, threads).unwrap();
@@ -271,7 +273,7 @@ fn codes_of_the_same_width_are_taken_over_and_mean_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let (source, out) = (dir.path().join("source"), dir.path().join("out"));
         requantized("golden/qwen3_moe", &source, config, encode);
-        let case = of(&source, 4);
+        let case = case_of_bits(&source, 4);
         let first = |r: &Repacked| (r.source.clone(), r.encoding.clone());
         assert!(case.plan.repacked.len() > 10);
         let expected = (label.to_owned(), "q4 g32 bf16".to_owned());
@@ -326,7 +328,9 @@ fn codes_without_an_exact_bias_are_not_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     requantized("golden/qwen3_moe", &source, int4_config(), huge);
-    let report = of(&source, 4).convert(&dir.path().join("out"), 1).unwrap();
+    let report = case_of_bits(&source, 4)
+        .convert(&dir.path().join("out"), 1)
+        .unwrap();
     assert!(
         report
             .tensors
@@ -352,7 +356,7 @@ fn a_code_that_is_no_number_is_refused_by_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     requantized("golden/qwen3_moe", &source, fp8_config(), broken);
-    let error = of(&source, 4)
+    let error = case_of_bits(&source, 4)
         .convert(&dir.path().join("out"), 1)
         .unwrap_err()
         .to_string();

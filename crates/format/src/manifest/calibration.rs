@@ -49,7 +49,7 @@ pub struct LineHashes(Vec<u64>);
 
 impl LineHashes {
     /// Of a text.
-    pub fn of(text: &str) -> Self {
+    pub fn from_text(text: &str) -> Self {
         Self(line_hashes(text, MAX_CALIBRATION_LINES))
     }
 
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn hashes_survive_the_round_trip() {
-        let hashes = LineHashes::of(&lines(0..50));
+        let hashes = LineHashes::from_text(&lines(0..50));
         let hex = String::from(hashes.clone());
         assert_eq!(hex.len(), 50 * 16);
         assert_eq!(read(&hex).unwrap(), hashes);
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn shared_lines_are_counted() {
-        let hashes = LineHashes::of(&lines(0..100));
+        let hashes = LineHashes::from_text(&lines(0..100));
         let shared = hashes.shared_with(&lines(90..110));
         assert_eq!(shared, SharedLines { shared: 10, compared: 20 });
         assert!((shared.fraction() - 0.5).abs() < 1e-15);
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn of_a_long_text_a_sample_is_compared() {
-        let hashes = LineHashes::of(&lines(0..3 * 4096));
+        let hashes = LineHashes::from_text(&lines(0..3 * 4096));
         assert_eq!(hashes.as_slice().len(), MAX_CALIBRATION_LINES);
         let shared = hashes.shared_with(&lines(0..2 * 4096));
         // A third of the lines, all of them shared.

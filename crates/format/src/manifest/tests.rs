@@ -148,7 +148,7 @@ fn a_calibrated_manifest_survives_the_round_trip() {
         tokens: 4096,
         window: 256,
         statistics_blake3: None,
-        line_hashes: LineHashes::of("a line that is long enough to count"),
+        line_hashes: LineHashes::from_text("a line that is long enough to count"),
     };
     let calibrated = Manifest { calibration: Some(calibration), ..manifest() };
     let bytes = calibrated.to_bytes();
@@ -162,7 +162,7 @@ fn each_lie_about_calibration_is_named() {
     let with = |calibration| move |m: &mut Manifest| m.calibration = Some(calibration);
     let nothing = Calibration::default();
     let statistics_blake3 = Some(Hash([3; 32]));
-    let line_hashes = LineHashes::of("a line that is long enough to count");
+    let line_hashes = LineHashes::from_text("a line that is long enough to count");
     let textless = Calibration { statistics_blake3, line_hashes, ..Calibration::default() };
     for (found, expected) in [
         (told(with(nothing)), "expected text_blake3 or statistics_blake3"),

@@ -4,7 +4,7 @@
 //! searched for its weights as the feedback has left them, each column weighted by what its error
 //! costs (see [`HessianFactor`]); as everywhere, they are rounded to storage before codes are chosen.
 
-use super::group::{Choice, Chosen, MAX_GROUP, Place, choose, relative};
+use super::group::{GroupPair, MAX_GROUP, PairSearch, TileTarget, choose, relative};
 use super::lanes::{Grid, Measure, Tile, code, extremes, nearest};
 use super::output::CHUNK;
 use super::{PartsMut, QuantStats};
@@ -101,7 +101,7 @@ impl Gptq<'_> {
         let (group, grid) = (self.affine.group_size(), Grid::new(self.affine));
         let block = strip.start..strip.start + group;
         let tile = &targets[block.clone()];
-        let chosen = choose(s, grid, tile, Some(strip.weights), Choice::Search);
+        let chosen = choose(s, grid, tile, Some(strip.weights), PairSearch::Search);
         let mut chosen = chosen.map_err(|overflow| {
             let (row, col) = ((strip.row + overflow.lane) as u64, strip.start as u64);
             let dtype = self.affine.scale_dtype();
@@ -121,7 +121,7 @@ impl Gptq<'_> {
         );
         let (first, step) = (strip.row * (self.cols / group), self.cols / group);
         let first = first + strip.start / group;
-        let place = Place { affine: self.affine, first, step, count: strip.count };
+        let place = TileTarget { affine: self.affine, first, step, count: strip.count };
         place.write(s, &mut self.out, &rounded[..group], chosen.pair);
         place.count(s, stats, &chosen);
         Ok(())
@@ -149,7 +149,7 @@ pub fn feed_back<S: Simd>(
     grid: Grid,
     sweep: &Sweep<'_>,
     start: usize,
-    chosen: &mut Chosen<S::F>,
+    chosen: &mut GroupPair<S::F>,
     (targets, errors): (&mut [Line], &mut [Line]),
     rounded: &mut Tile,
 ) {

@@ -15,7 +15,7 @@ pub const MAX_GROUP: usize = 128;
 
 /// How the pairs of groups are chosen, each group on its own.
 #[derive(Clone, Copy)]
-pub enum Choice<'a> {
+pub enum PairSearch<'a> {
     MinMax,
     Search,
     /// The search with the squared errors of column `k` weighted by value `k`: [`relative`] weights.
@@ -23,16 +23,16 @@ pub enum Choice<'a> {
 }
 
 /// [`super::quantize`] as a kernel, for affine codes without feedback.
-pub struct Quantize<'a> {
+pub struct QuantizeGroups<'a> {
     pub x: &'a [f32],
     pub cols: usize,
     pub affine: Affine,
-    pub choice: Choice<'a>,
+    pub choice: PairSearch<'a>,
     pub out: PartsMut<'a>,
 }
 
 /// The pair of each group as it is stored.
-pub struct Chosen<F> {
+pub struct GroupPair<F> {
     pub pair: Pair<F>,
     pub measured: Measure<F>,
     /// 1 where the search beat min-max.
@@ -48,7 +48,7 @@ pub struct Overflow {
     pub value: f32,
 }
 
-impl Kernel for Quantize<'_> {
+impl Kernel for QuantizeGroups<'_> {
     type Output = Result<QuantStats, QuantError>;
 
     #[inline(always)]
@@ -59,7 +59,7 @@ impl Kernel for Quantize<'_> {
         for (i, x) in self.x.chunks(LANES * group).enumerate() {
             let groups = i * LANES..i * LANES + x.len() / group;
             transpose(x.chunks_exact(group), &mut tile[..group]);
-            if let Choice::Weighted(all) = self.choice {
+            if let PairSearch::Weighted(all) = self.choice {
                 let whole = groups
                     .clone()
                     .map(|g| &all[g * group % self.cols..][..group]);
@@ -107,8 +107,8 @@ pub fn choose<S: Simd>(
     grid: Grid,
     tile: &Tile,
     weights: Option<&Tile>,
-    choice: Choice<'_>,
-) -> Result<Chosen<S::F>, Overflow> {
+    choice: PairSearch<'_>,
+) -> Result<GroupPair<S::F>, Overflow> {
     let ends = extremes(s, tile);
     let exact = min_max(s, grid, ends);
     let base = exact.stored(s, grid.dtype);
@@ -119,13 +119,13 @@ pub fn choose<S: Simd>(
     let weights = Weights(weights);
     let before = measure(s, grid, tile, weights, base);
     let (pair, measured, improved) = match choice {
-        Choice::MinMax => (base, before, s.splat(0.0)),
+        PairSearch::MinMax => (base, before, s.splat(0.0)),
         _ => search::search(s, grid, tile, weights, ends, (base, before)),
     };
-    Ok(Chosen { pair, measured, improved, ends })
+    Ok(GroupPair { pair, measured, improved, ends })
 }
 
-impl Quantize<'_> {
+impl QuantizeGroups<'_> {
     /// Quantizes `groups` of the matrix, whose weights are in `tile`.
     #[inline(always)]
     fn sixteen<S: Simd>(
@@ -137,7 +137,7 @@ impl Quantize<'_> {
     ) -> Result<(), QuantError> {
         let grid = Grid::new(self.affine);
         let chosen = match self.choice {
-            Choice::Weighted(_) => choose(s, grid, tile, Some(weights), self.choice),
+            PairSearch::Weighted(_) => choose(s, grid, tile, Some(weights), self.choice),
             choice => choose(s, grid, tile, None, choice),
         };
         let chosen = match chosen {
@@ -145,7 +145,7 @@ impl Quantize<'_> {
             Err(overflow) => return Err(self.explain(&groups, &overflow)),
         };
         let place =
-            Place { affine: self.affine, first: groups.start, step: 1, count: groups.len() };
+            TileTarget { affine: self.affine, first: groups.start, step: 1, count: groups.len() };
         place.write(s, &mut self.out, tile, chosen.pair);
         place.count(s, stats, &chosen);
         Ok(())
@@ -189,7 +189,7 @@ impl Overflow {
 }
 
 /// Where the groups of a tile are stored: lane `l` is group `first + step · l` of the matrix.
-pub struct Place {
+pub struct TileTarget {
     pub affine: Affine,
     pub first: usize,
     pub step: usize,
@@ -197,7 +197,7 @@ pub struct Place {
     pub count: usize,
 }
 
-impl Place {
+impl TileTarget {
     /// Stores codes, scales and biases.
     #[inline(always)]
     pub fn write<S: Simd>(&self, s: S, out: &mut PartsMut<'_>, tile: &Tile, pair: Pair<S::F>) {
@@ -221,7 +221,7 @@ impl Place {
 
     /// Adds the groups to `stats`, in order.
     #[inline(always)]
-    pub fn count<S: Simd>(&self, s: S, stats: &mut QuantStats, chosen: &Chosen<S::F>) {
+    pub fn count<S: Simd>(&self, s: S, stats: &mut QuantStats, chosen: &GroupPair<S::F>) {
         let [min, max, error, square, worst, improved] = [
             values(s, chosen.ends.min),
             values(s, chosen.ends.max),

@@ -17,7 +17,7 @@ use crate::error::QuantError;
 use crate::feedback::HessianFactor;
 use crate::kernel::Backend;
 
-use group::Choice;
+use group::PairSearch;
 
 pub use stats::QuantStats;
 
@@ -173,7 +173,7 @@ pub fn quantize(
         }
         Encoding::Trellis(trellis) => {
             let feedback = trellis::feedback(objective, x, cols)?;
-            backend.run(trellis::Quantize { backend, x, cols, trellis, feedback, out })
+            backend.run(trellis::QuantizeTrellis { backend, x, cols, trellis, feedback, out })
         }
         plain => Err(QuantError::NoCodes(plain)),
     }
@@ -198,11 +198,11 @@ fn quantize_affine(
     let Target { backend, x, cols, objective } = target;
     let weights;
     let choice = match (method, objective) {
-        (Method::MinMax, _) => Choice::MinMax,
-        (Method::Search, _) => Choice::Search,
+        (Method::MinMax, _) => PairSearch::MinMax,
+        (Method::Search, _) => PairSearch::Search,
         (Method::Importance, _) => {
             weights = group::relative(objective.moments()?, affine.group_size());
-            Choice::Weighted(&weights)
+            PairSearch::Weighted(&weights)
         }
         (Method::Gptq, Objective::Hessian(feedback)) => {
             group::not_finite(x, 0, cols).map_or(Ok(()), Err)?;
@@ -214,7 +214,7 @@ fn quantize_affine(
         }
     };
     let mut stats =
-        backend.run(group::Quantize { x, cols, affine, choice, out: out.reborrow() })?;
+        backend.run(group::QuantizeGroups { x, cols, affine, choice, out: out.reborrow() })?;
     output::measure(backend, x, cols, Encoding::Affine(affine), objective, &out, &mut stats);
     Ok(stats)
 }

@@ -4,7 +4,7 @@ use super::lanes::{Extremes, Grid, Measure, Pair, Tile, Weights, code, measure, 
 use crate::kernel::Simd;
 
 /// Where to start and how far to go.
-struct Plan {
+struct SearchPlan {
     /// How much of the range is cut off below and above; less than nothing widens it.
     starts: &'static [(f32, f32)],
     /// Rounds of nearest codes and least squares from each start.
@@ -21,13 +21,13 @@ struct Plan {
 /// |---------------|------|------|------|------|
 /// | these starts  | .502 | .726 | .812 | .826 |
 /// | the fine grid | .501 | .721 | .809 | .817 |
-const fn plan(bits: u8) -> Plan {
+const fn plan(bits: u8) -> SearchPlan {
     match bits {
-        2 => Plan { starts: &STARTS_2, rounds: 4 },
-        3 => Plan { starts: &STARTS_3, rounds: 4 },
-        4 => Plan { starts: &STARTS_4, rounds: 4 },
-        6 => Plan { starts: &STARTS_6, rounds: 2 },
-        _ => Plan { starts: &STARTS_8, rounds: 2 },
+        2 => SearchPlan { starts: &STARTS_2, rounds: 4 },
+        3 => SearchPlan { starts: &STARTS_3, rounds: 4 },
+        4 => SearchPlan { starts: &STARTS_4, rounds: 4 },
+        6 => SearchPlan { starts: &STARTS_6, rounds: 2 },
+        _ => SearchPlan { starts: &STARTS_8, rounds: 2 },
     }
 }
 
@@ -115,7 +115,7 @@ struct Sums<F> {
 }
 
 /// A tile, what its errors count, and what least squares needs of it beside the codes.
-struct Target<'a, F> {
+struct FitTarget<'a, F> {
     tile: &'a Tile,
     weights: Weights<'a>,
     /// What `x` is counted from.
@@ -139,7 +139,7 @@ pub fn search<S: Simd>(
 ) -> (Pair<S::F>, Measure<S::F>, S::F) {
     let plan = plan(grid.bits);
     let range = s.sub(ends.max, ends.min);
-    let target = Target::new(s, tile, weights, ends.min);
+    let target = FitTarget::new(s, tile, weights, ends.min);
     let (mut best, mut least) = (base, before.cost);
     for &(low, high) in plan.starts {
         let bias = s.mul_add(range, s.splat(low), ends.min);
@@ -182,7 +182,7 @@ fn keep_better<S: Simd>(
     (pair, measured, choose(s.splat(1.0), s.splat(0.0)))
 }
 
-impl<'a, F: Copy> Target<'a, F> {
+impl<'a, F: Copy> FitTarget<'a, F> {
     #[inline(always)]
     fn new<S: Simd<F = F>>(s: S, tile: &'a Tile, weights: Weights<'a>, origin: F) -> Self {
         let mut sum_x = s.splat(0.0);

@@ -29,7 +29,7 @@ const TILE: usize = Trellis::TILE_ROWS as usize;
 const _: () = assert!(TILE == CHUNK);
 
 /// [`super::quantize`] as a kernel. The weights are finite.
-pub struct Quantize<'a> {
+pub struct QuantizeTrellis<'a> {
     pub backend: Backend,
     pub x: &'a [f32],
     pub cols: usize,
@@ -54,7 +54,7 @@ struct Work {
     costs: Vec<f32>,
 }
 
-impl Kernel for Quantize<'_> {
+impl Kernel for QuantizeTrellis<'_> {
     type Output = Result<QuantStats, QuantError>;
 
     #[inline(always)]
@@ -251,7 +251,7 @@ impl Column {
     }
 }
 
-impl Quantize<'_> {
+impl QuantizeTrellis<'_> {
     /// Adds what a reader of the tile sees of its weights.
     fn compare(
         &self,

@@ -50,7 +50,7 @@ struct Column<'a> {
 }
 
 /// A stretch of rows, cyclic, and the bits that the rows around it prescribe.
-struct Run {
+struct RowSpan {
     first: usize,
     rows: usize,
     /// The lowest `state_bits - bits` bits of the first state, and the highest of the last.
@@ -107,10 +107,10 @@ impl Encoder {
     ) {
         let rows = column.targets.len();
         let reach = (REACH * self.state_bits() / BITS).min(rows / 2);
-        let seam = Run { first: rows - reach, rows: 2 * reach, overlap: None };
+        let seam = RowSpan { first: rows - reach, rows: 2 * reach, overlap: None };
         let start = self.run::<S, BITS, CODES>(s, column, &seam);
         let last = self.path::<BITS>(start).nth(reach - 1).unwrap_or(start);
-        let mut run = Run { first: 0, rows, overlap: Some(last >> BITS) };
+        let mut run = RowSpan { first: 0, rows, overlap: Some(last >> BITS) };
         for round in 0..=SHORT * self.state_bits() / (rows * BITS) {
             if round > 0 {
                 run.first = SHIFT * round % rows;
@@ -172,7 +172,7 @@ impl Encoder {
         &mut self,
         s: S,
         column: Column<'_>,
-        run: &Run,
+        run: &RowSpan,
     ) -> usize {
         let groups = 1 << (self.state_bits() - BITS);
         self.begin::<CODES>(run.overlap);

@@ -49,11 +49,11 @@ pub struct TestBundle {
 impl TestBundle {
     /// Stores the checkpoint of a fixture.
     pub fn new(case: &str, codes: Codes) -> Self {
-        Self::of(&golden(case), codes)
+        Self::from_checkpoint(&golden(case), codes)
     }
 
     /// Stores a checkpoint.
-    pub fn of(checkpoint: &Path, codes: Codes) -> Self {
+    pub fn from_checkpoint(checkpoint: &Path, codes: Codes) -> Self {
         let opened = Checkpoint::open(checkpoint).unwrap();
         let inventory = Inventory::new(&opened, None).unwrap();
         let root = tempfile::tempdir().unwrap();

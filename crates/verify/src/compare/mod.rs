@@ -57,7 +57,7 @@ impl Named {
 
 /// Reports side by side. Serializes to the JSON of `compare --json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Comparison {
+pub struct ReportComparison {
     /// The reports, in the order given.
     pub reports: Vec<Row>,
     /// Every report but the first against the first.
@@ -206,7 +206,7 @@ pub struct DriftRow {
     pub rmse: Vec<Option<f64>>,
 }
 
-impl Comparison {
+impl ReportComparison {
     /// Lays reports side by side; `beside` only shows in the curve.
     pub fn new(reports: &[Named], beside: Vec<Point>) -> Self {
         let rows: Vec<_> = reports.iter().map(row).collect();

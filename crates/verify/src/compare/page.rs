@@ -2,14 +2,14 @@
 
 use serde::Serialize;
 
-use super::{Comparison, Delta, Difference};
+use super::{Delta, Difference, ReportComparison};
 use crate::html::render;
 use crate::plot::{self, Axis, Curve};
 
 /// What the template sees.
 #[derive(Serialize)]
 struct Page<'a> {
-    c: &'a Comparison,
+    c: &'a ReportComparison,
     curve: Option<Curve>,
     judged: Vec<Judged<'a>>,
 }
@@ -54,7 +54,7 @@ impl Word {
     }
 }
 
-impl Comparison {
+impl ReportComparison {
     /// The comparison as a self-contained HTML page. Everything that comes from outside is escaped.
     pub fn to_html(&self) -> String {
         let floor = self.reports.iter().find_map(|r| r.figures?.noise_floor);

@@ -31,7 +31,7 @@ fn report(name: &str, bits: f64, kld_mean: f64) -> Named {
 #[test]
 fn differences_are_told_by_their_errors() {
     let reports = [report("a", 4.0, 0.01), report("b", 3.0, 0.05), report("c", 4.1, 0.0101)];
-    let comparison = Comparison::new(&reports, Vec::new());
+    let comparison = ReportComparison::new(&reports, Vec::new());
     let [b, c] = &comparison.differences[..] else { panic!("{:?}", comparison.differences) };
     assert!((b.kld_mean.difference - 0.04).abs() < 1e-12 && b.kld_mean.tells());
     assert!((b.kld_mean.se - 0.001 * 2f64.sqrt()).abs() < 1e-15);
@@ -49,7 +49,7 @@ fn what_is_not_comparable_is_said() {
     reports[1].report.text.as_mut().unwrap().blake3 = Hash([2; 32]);
     reports[1].report.divergence.as_mut().unwrap().windows = 8;
     reports[2].report.divergence = None;
-    let comparison = Comparison::new(&reports, Vec::new());
+    let comparison = ReportComparison::new(&reports, Vec::new());
     assert_eq!(
         comparison.warnings,
         [
@@ -74,7 +74,7 @@ fn the_page_has_the_curve_and_escapes_names() {
         kld_mean_se: None,
         weight_bytes: None,
     };
-    let page = Comparison::new(&reports, vec![beside]).to_html();
+    let page = ReportComparison::new(&reports, vec![beside]).to_html();
     assert!(page.contains("<svg") && page.contains("peer &amp; co") && !page.contains("<b>:"));
     assert!(page.contains("&lt;b&gt;") && page.contains("worse"));
     for alien in ["http:", "https:", "<script", "src=", "url(", "NaN"] {

@@ -2,10 +2,10 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{Comparison, Delta, Row};
+use super::{Delta, ReportComparison, Row};
 use crate::text::bytes;
 
-impl Display for Comparison {
+impl Display for ReportComparison {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let names = self.reports.iter().map(|r| r.name.chars().count());
         let width = names.max().unwrap_or(0).max(6);
@@ -22,7 +22,7 @@ impl Display for Comparison {
     }
 }
 
-impl Comparison {
+impl ReportComparison {
     fn sizes(&self, f: &mut Formatter<'_>, width: usize) -> fmt::Result {
         writeln!(f, "====== Bundles ======")?;
         let head = ("report", "bits/weight", "size", "model", "bundle");

@@ -31,7 +31,7 @@ impl LayerDrift {
         let chunks = original
             .par_chunks(hidden * CHUNK)
             .zip(candidate.par_chunks(hidden * CHUNK));
-        let sums: Vec<Sums> = chunks.map(|(x, y)| Sums::of(x, y, hidden)).collect();
+        let sums: Vec<Sums> = chunks.map(|(x, y)| Sums::new(x, y, hidden)).collect();
         let total = sums.iter().fold(Sums::default(), Sums::plus);
         let tokens = (original.len() / hidden).max(1) as f64;
         let rmse = if total.error == 0.0 { 0.0 } else { (total.error / total.size).sqrt() };
@@ -47,7 +47,7 @@ struct Sums {
 }
 
 impl Sums {
-    fn of(original: &[f32], candidate: &[f32], hidden: usize) -> Self {
+    fn new(original: &[f32], candidate: &[f32], hidden: usize) -> Self {
         let rows = original.chunks(hidden).zip(candidate.chunks(hidden));
         rows.fold(Self::default(), |sums, (x, y)| sums.plus(&Self::of_token(x, y)))
     }

@@ -16,7 +16,7 @@ struct Mean {
 
 impl Mean {
     /// `se = sqrt((mean x² - mean²) / (n - 1))`, 0 for a single value.
-    fn of(values: impl ExactSizeIterator<Item = f64>) -> Self {
+    fn new(values: impl ExactSizeIterator<Item = f64>) -> Self {
         let n = values.len() as f64;
         let (sum, squares) = values.fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x));
         let mean = sum / n;
@@ -196,8 +196,8 @@ impl Divergence {
 
     fn set_perplexity(&mut self, scores: &[Score]) {
         let n = scores.len() as f64;
-        let base = Mean::of(scores.iter().map(|s| s.nll_original));
-        let test = Mean::of(scores.iter().map(|s| s.nll));
+        let base = Mean::new(scores.iter().map(|s| s.nll_original));
+        let test = Mean::new(scores.iter().map(|s| s.nll));
         let product = scores.iter().map(|s| s.nll * s.nll_original).sum::<f64>() / n;
         let covariance = if n > 1.0 { (product - base.mean * test.mean) / (n - 1.0) } else { 0.0 };
         let spread = |a: f64, b: f64, ab: f64| (a * a + b * b - 2.0 * ab).max(0.0).sqrt();
@@ -215,7 +215,7 @@ impl Divergence {
     }
 
     fn set_kld(&mut self, scores: &[Score]) {
-        let mean = Mean::of(scores.iter().map(|s| s.kld));
+        let mean = Mean::new(scores.iter().map(|s| s.kld));
         (self.kld_mean, self.kld_mean_se) = (mean.mean, mean.se);
         let sorted = ascending(scores.iter().map(|s| s.kld));
         for (fraction, figure) in [
@@ -237,8 +237,8 @@ impl Divergence {
 
     fn set_probabilities(&mut self, scores: &[Score]) {
         let n = scores.len() as f64;
-        let mean = Mean::of(scores.iter().map(Score::probability_change));
-        let square = Mean::of(scores.iter().map(|s| s.probability_change().powi(2)));
+        let mean = Mean::new(scores.iter().map(Score::probability_change));
+        let square = Mean::new(scores.iter().map(|s| s.probability_change().powi(2)));
         (self.dp_mean, self.dp_mean_se) = (mean.mean, mean.se);
         self.dp_rms = square.mean.sqrt();
         self.dp_rms_se = if self.dp_rms > 0.0 { 0.5 / self.dp_rms * square.se } else { 0.0 };
@@ -250,7 +250,7 @@ impl Divergence {
         let same = scores.iter().filter(|s| s.same_top).count();
         self.top_flips = (scores.len() - same) as u64;
         self.same_top = same as f64 / n;
-        let overlap = Mean::of(scores.iter().map(|s| s.top_overlap));
+        let overlap = Mean::new(scores.iter().map(|s| s.top_overlap));
         (self.top5_overlap, self.top5_overlap_se) = (Some(overlap.mean), Some(overlap.se));
         let variance = self.same_top * (1.0 - self.same_top);
         self.same_top_se = if n > 1.0 { (variance / (n - 1.0)).sqrt() } else { 0.0 };
@@ -265,7 +265,7 @@ fn error_by_window(scores: &[Score], per_window: usize) -> Option<f64> {
         return None;
     }
     let mean = |window: &[Score]| window.iter().map(|s| s.kld).sum::<f64>() / window.len() as f64;
-    Some(Mean::of(windows.map(mean)).se)
+    Some(Mean::new(windows.map(mean)).se)
 }
 
 fn bucket(scores: &[Score], from: f64, to: f64) -> Bucket {

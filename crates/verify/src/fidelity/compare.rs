@@ -32,7 +32,7 @@ const ROUNDING: f64 = 1.0 / 64.0;
 
 /// How a tensor differs from its source.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Comparison {
+pub(super) struct ValueComparison {
     pub(super) errors: QuantStats,
     /// The row with the largest relative RMSE.
     worst_row: Option<(u64, f64)>,
@@ -117,7 +117,7 @@ fn resolution(encoding: Encoding) -> f64 {
     }
 }
 
-impl Comparison {
+impl ValueComparison {
     /// Whether nothing was lost.
     pub(super) fn is_exact(&self) -> bool {
         self.errors.sum_sq_error == 0.0 && self.not_finite.is_none()
@@ -173,7 +173,7 @@ pub(super) fn tensors(
     original: &Party<'_>,
     candidates: &[Party<'_>],
     meter: &Meter<'_>,
-) -> Result<Vec<Option<Comparison>>> {
+) -> Result<Vec<Option<ValueComparison>>> {
     let work = Work { pair, original, candidates };
     let entry = &pair.original.entry;
     let step = work.rows_at_once();
@@ -186,10 +186,10 @@ pub(super) fn tensors(
         Ok(compared)
     });
     // In the order of rows: sums of floats depend on it.
-    let compared: Vec<Vec<Option<Comparison>>> = compared.collect::<Result<_>>()?;
+    let compared: Vec<Vec<Option<ValueComparison>>> = compared.collect::<Result<_>>()?;
     let slots = pair.candidates.iter();
     let mut all: Vec<_> = slots
-        .map(|slot| slot.as_ref().map(|_| Comparison::default()))
+        .map(|slot| slot.as_ref().map(|_| ValueComparison::default()))
         .collect();
     for tile in &compared {
         for (all, tile) in all.iter_mut().zip(tile) {
@@ -252,7 +252,7 @@ impl Work<'_> {
         (tile / entry.cols.max(1) / block).max(1) * block
     }
 
-    fn compare(&self, tile: &mut Tile, rows: Range<u64>) -> Result<Vec<Option<Comparison>>> {
+    fn compare(&self, tile: &mut Tile, rows: Range<u64>) -> Result<Vec<Option<ValueComparison>>> {
         let original = Tensor { party: self.original, slot: &self.pair.original };
         original.read(&rows, &mut tile.source_bytes, &mut tile.source)?;
         let compare = |other: Option<Tensor<'_>>| {
@@ -278,7 +278,12 @@ struct Tile {
 
 impl Tile {
     /// Compares what was read, rows from `first` on.
-    fn compare(&mut self, original: &Tensor<'_>, other: &Tensor<'_>, first: u64) -> Comparison {
+    fn compare(
+        &mut self,
+        original: &Tensor<'_>,
+        other: &Tensor<'_>,
+        first: u64,
+    ) -> ValueComparison {
         let (cols, encoding) = (other.slot.entry.cols as usize, other.slot.entry.encoding);
         if original.is_less_one() != other.is_less_one() {
             return self.compare_norms(other.is_less_one(), cols, first);
@@ -301,7 +306,7 @@ impl Tile {
     }
 
     /// Norms of which one side holds what they are less one, as some formats of the same model do.
-    fn compare_norms(&self, other_is_less_one: bool, cols: usize, first: u64) -> Comparison {
+    fn compare_norms(&self, other_is_less_one: bool, cols: usize, first: u64) -> ValueComparison {
         let complete = |norm: &[f32]| norm.iter().map(|w| w + 1.0).collect::<Vec<_>>();
         if other_is_less_one {
             measure(&self.source, &complete(&self.stored), cols, first, 0.0)
@@ -333,9 +338,9 @@ fn measure(
     cols: usize,
     first_row: u64,
     resolution: f64,
-) -> Comparison {
+) -> ValueComparison {
     let least = resolution * resolution * cols as f64;
-    let mut all = Comparison::default();
+    let mut all = ValueComparison::default();
     for (row, (x, y)) in (first_row..).zip(source.chunks(cols).zip(stored.chunks(cols))) {
         let errors = row_errors(x, y);
         all.errors.merge(&errors);

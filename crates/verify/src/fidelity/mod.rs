@@ -22,8 +22,8 @@ use crate::error::Result;
 use crate::finding::{Finding, Kind};
 use crate::hashing::pool;
 use crate::monitor::{Meter, Monitor, Stage};
-use compare::Comparison;
 pub use compare::Limits;
+use compare::ValueComparison;
 use origin::Origin;
 use pairs::Pair;
 pub use summary::{RoleFidelity, TensorFidelity};
@@ -139,7 +139,7 @@ pub fn fidelity(
 fn gather<'a>(
     candidate: &Party<'_>,
     original: &Party<'_>,
-    compared: impl Iterator<Item = (&'a Slot, &'a Comparison)>,
+    compared: impl Iterator<Item = (&'a Slot, &'a ValueComparison)>,
     (origin, unmatched): (Origin, Vec<Finding>),
     options: &FidelityOptions,
 ) -> Fidelity {
@@ -160,7 +160,7 @@ fn gather<'a>(
         let findings = compared.findings(&limits).into_iter();
         result
             .findings
-            .extend(findings.map(|f| place(f, candidate.weights, slot)));
+            .extend(findings.map(|f| located(f, candidate.weights, slot)));
         summary.add(candidate.weights, slot, compared);
     }
     summary.finish(&mut result);
@@ -175,7 +175,7 @@ struct Slot {
 }
 
 /// A finding about a tensor of a candidate: the file of a bundle that it lies in, unit and role.
-fn place(finding: Finding, weights: &Weights, slot: &Slot) -> Finding {
+fn located(finding: Finding, weights: &Weights, slot: &Slot) -> Finding {
     let file = weights
         .bundle()
         .and_then(|bundle| mapping::file_of(bundle.manifest(), slot.unit));

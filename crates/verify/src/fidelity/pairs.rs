@@ -4,7 +4,7 @@ use shardwright_format::weights::Weights;
 use shardwright_format::{Role, TensorEntry, Unit, UnitLayout};
 
 use super::origin::Origin;
-use super::{Slot, place};
+use super::{Slot, located};
 use crate::divergence::Party;
 use crate::error::Result;
 use crate::finding::{Finding, Kind};
@@ -99,7 +99,7 @@ impl<'a> Side<'a> {
         let finding = Finding::new(Kind::Coverage, "tensor").expected(shape(entry), found);
         findings.extend(
             self.by_role
-                .then(|| place(finding, self.party.weights, &wanted)),
+                .then(|| located(finding, self.party.weights, &wanted)),
         );
         None
     }
@@ -115,7 +115,7 @@ impl<'a> Side<'a> {
         let finding = |entry: &TensorEntry| {
             let slot = Slot { unit, entry: entry.clone() };
             let finding = Finding::new(Kind::Coverage, "tensor").expected("none", "one");
-            place(finding, self.party.weights, &slot)
+            located(finding, self.party.weights, &slot)
         };
         own.tensors.iter().filter(unknown).map(finding).collect()
     }

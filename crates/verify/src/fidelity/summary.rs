@@ -7,7 +7,7 @@ use shardwright_format::weights::Weights;
 use shardwright_format::{Role, Unit};
 use shardwright_quant::QuantStats;
 
-use super::compare::Comparison;
+use super::compare::ValueComparison;
 use super::{Fidelity, Slot};
 
 /// How far all tensors of a role are from their sources.
@@ -99,7 +99,7 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    pub(super) fn add(&mut self, weights: &Weights, slot: &Slot, compared: &Comparison) {
+    pub(super) fn add(&mut self, weights: &Weights, slot: &Slot, compared: &ValueComparison) {
         let Slot { unit, entry } = slot;
         let errors = &compared.errors;
         // The encoding holds the shape: its matrix has just been read.

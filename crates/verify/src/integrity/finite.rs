@@ -7,7 +7,7 @@ use super::ranges::overlap;
 use crate::finding::{Finding, Kind};
 
 /// Bytes `start..end` are floats of one tensor.
-pub(super) struct Run {
+pub(super) struct FloatRun {
     pub(super) unit: Unit,
     role: Role,
     float: Float,
@@ -19,9 +19,9 @@ pub(super) struct Run {
     per_row: (u64, Option<&'static str>),
 }
 
-impl Run {
+impl FloatRun {
     /// The floats of a unit's tensor, the unit starting at byte `base`.
-    pub(super) fn of(unit: Unit, base: u64, entry: &TensorEntry) -> Option<Self> {
+    pub(super) fn from_entry(unit: Unit, base: u64, entry: &TensorEntry) -> Option<Self> {
         let parts = entry.encoding.parts(entry.rows, entry.cols).ok()?;
         let start = base + entry.offset;
         let (end, role) = (start + parts.total(), entry.role);
@@ -78,14 +78,14 @@ pub(super) struct Wrong {
 /// The first float of each run that is not finite.
 pub(super) struct Floats<'a> {
     /// By offset, apart from each other.
-    runs: &'a [Run],
+    runs: &'a [FloatRun],
     /// The first run whose end has not passed.
     next: usize,
     pub(super) wrong: Vec<Option<Wrong>>,
 }
 
 impl<'a> Floats<'a> {
-    pub(super) fn new(runs: &'a [Run]) -> Self {
+    pub(super) fn new(runs: &'a [FloatRun]) -> Self {
         Self { runs, next: 0, wrong: vec![None; runs.len()] }
     }
 
@@ -166,7 +166,7 @@ mod tests {
     fn a_run_may_cross_blocks() {
         let run = |start, end| {
             let (unit, role, float) = (Unit::Head, Role::FinalNorm, Float::Bf16);
-            Run { unit, role, float, start, end, scales: None, per_row: (4, Some("column")) }
+            FloatRun { unit, role, float, start, end, scales: None, per_row: (4, Some("column")) }
         };
         let runs = [run(4, 24), run(32, 40)];
         let mut bytes = [0xff; 48];

@@ -7,7 +7,7 @@ use std::path::Path;
 use shardwright_format::manifest::{Extent, FileEntry, Hash};
 use shardwright_format::{Manifest, TensorEntry, Unit};
 
-use super::finite::{Floats, Run, Wrong};
+use super::finite::{FloatRun, Floats, Wrong};
 use super::ranges::overlap;
 use crate::error::Result;
 use crate::hashing::stream;
@@ -21,7 +21,7 @@ pub(super) struct FileMap<'a> {
     /// Bytes that must be zero, by offset.
     pub(super) gaps: Vec<Gap>,
     /// Floats that must be finite, by offset.
-    pub(super) floats: Vec<Run>,
+    pub(super) floats: Vec<FloatRun>,
 }
 
 /// Bytes `start..end` are a shard.
@@ -86,7 +86,7 @@ impl<'a> FileMap<'a> {
             .push(Shard { unit, start, end: start + len, blake3 });
         let runs = tensors
             .iter()
-            .filter_map(|entry| Run::of(unit, extent.offset, entry));
+            .filter_map(|entry| FloatRun::from_entry(unit, extent.offset, entry));
         self.floats.extend(runs);
         let mut last = 0;
         for tensor in tensors {
@@ -109,7 +109,7 @@ impl<'a> FileMap<'a> {
             }
         }
         self.gaps.sort_by_key(|g| g.start);
-        self.floats.sort_by_key(Run::start);
+        self.floats.sort_by_key(FloatRun::start);
     }
 }
 

@@ -129,7 +129,7 @@ fn a_bundle_may_be_the_original() {
 #[test]
 fn a_bundle_of_another_source_is_one_finding() {
     let gguf = fixture("gguf/llama3-q8_0.gguf");
-    let bundle = TestBundle::of(&gguf, FOUR_BITS);
+    let bundle = TestBundle::from_checkpoint(&gguf, FOUR_BITS);
     let (values, predictions) = judge(&golden("llama3"), bundle.root.path());
     let [finding] = &values.findings[..] else { panic!("{:?}", values.findings) };
     assert_eq!(finding.kind, Kind::Checkpoint);
@@ -156,7 +156,7 @@ fn request(bundles: &[&TestBundle], original: &Path, other_source: bool) -> Veri
 
 #[test]
 fn another_source_may_be_wanted() {
-    let bundle = TestBundle::of(&fixture("gguf/llama3-q8_0.gguf"), FOUR_BITS);
+    let bundle = TestBundle::from_checkpoint(&fixture("gguf/llama3-q8_0.gguf"), FOUR_BITS);
     let run = |wanted| {
         verify(request(&[&bundle], &golden("llama3"), wanted), &Monitor::silent()).unwrap()
     };

@@ -39,7 +39,7 @@ fn run(request: VerifyRequest<'_>) -> Report {
 
 #[test]
 fn a_sound_bundle_of_the_trained_fixture_holds() {
-    let bundle = TestBundle::of(&trained(), FOUR_BITS);
+    let bundle = TestBundle::from_checkpoint(&trained(), FOUR_BITS);
     let text = text();
     let limits =
         Thresholds { max_kld: Some(1.0), min_same_top: Some(0.5), ..Thresholds::default() };
@@ -94,7 +94,7 @@ fn pages_and_json(report: &Report) {
 
 #[test]
 fn a_limit_that_is_not_kept_is_found() {
-    let bundle = TestBundle::of(&trained(), Codes::Affine(2));
+    let bundle = TestBundle::from_checkpoint(&trained(), Codes::Affine(2));
     let text = text();
     let limits =
         Thresholds { max_kld: Some(1e-6), max_bits_per_weight: Some(2.0), ..Thresholds::default() };
@@ -182,7 +182,7 @@ fn calibrated(bundle: &TestBundle, text: &str) {
         tokens: 1000,
         window: 64,
         statistics_blake3: None,
-        line_hashes: LineHashes::of(text),
+        line_hashes: LineHashes::from_text(text),
     };
     let path = bundle.path(REPORT_FILE);
     if fs::read(&path).unwrap() == b"{}\n" {
@@ -236,7 +236,7 @@ fn a_record_that_the_report_contradicts_is_found() {
 
 #[test]
 fn the_calibration_text_is_no_evaluation() {
-    let bundle = TestBundle::of(&trained(), FOUR_BITS);
+    let bundle = TestBundle::from_checkpoint(&trained(), FOUR_BITS);
     let path = text();
     let content = fs::read_to_string(&path).unwrap();
     calibrated(&bundle, &content);
@@ -250,7 +250,7 @@ fn the_calibration_text_is_no_evaluation() {
 
 #[test]
 fn lines_of_the_calibration_text_are_a_warning() {
-    let bundle = TestBundle::of(&trained(), FOUR_BITS);
+    let bundle = TestBundle::from_checkpoint(&trained(), FOUR_BITS);
     let path = text();
     let content = fs::read_to_string(&path).unwrap();
     let half = &content[..content.floor_char_boundary(content.len() / 2)];

@@ -36,7 +36,7 @@ pub(super) struct Kinds {
 impl Kinds {
     /// Reads the names of a checkpoint whose text model has `layers` layers; later ones are left
     /// out.
-    pub(super) fn of(checkpoint: &Checkpoint, layers: Option<u64>) -> Self {
+    pub(super) fn from_checkpoint(checkpoint: &Checkpoint, layers: Option<u64>) -> Self {
         let mut kinds = Self::default();
         let mut all = BTreeMap::new();
         for (name, info) in checkpoint.tensors() {

@@ -106,7 +106,7 @@ impl<'a> Work<'a> {
         let model_type = model_type(checkpoint.config_path(), checkpoint.config())?;
         let config = settings::flat(checkpoint.config());
         let layers = config.get("num_hidden_layers").and_then(Value::as_u64);
-        let kinds = Kinds::of(checkpoint, layers);
+        let kinds = Kinds::from_checkpoint(checkpoint, layers);
         let base = |(name, json): &(&'static str, &str)| {
             let raw = serde_json::from_str(json).ok()?;
             Some(Base { name, raw, table: Table::parse(json).ok()? })

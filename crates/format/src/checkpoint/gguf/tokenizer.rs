@@ -153,7 +153,7 @@ enum Kind {
 }
 
 impl Kind {
-    const fn of(value: &Value<'_>) -> Self {
+    const fn from_value(value: &Value<'_>) -> Self {
         match value {
             Value::Whole(2) => Self::Unknown,
             Value::Whole(3) => Self::Control,
@@ -192,7 +192,9 @@ impl<'a> Vocabulary<'a> {
             .collect();
         let kinds = list(metadata, "token_type").map(|list| list.numbers().collect::<Vec<_>>());
         let kinds: Vec<_> = match kinds {
-            Some(kinds) if kinds.len() == tokens.len() => kinds.iter().map(Kind::of).collect(),
+            Some(kinds) if kinds.len() == tokens.len() => {
+                kinds.iter().map(Kind::from_value).collect()
+            }
             None => vec![Kind::Normal; tokens.len()],
             Some(kinds) => {
                 let (expected, found) = (tokens.len(), kinds.len());

@@ -8,7 +8,7 @@ use crate::encoding::{Affine, Encoding, Float};
 use crate::feedback::{HessianFactor, Rows, Sweep};
 use crate::kernel::{Kernel, LANES, Simd};
 use crate::quantize::gptq::feed_back;
-use crate::quantize::group::Chosen;
+use crate::quantize::group::GroupPair;
 use crate::quantize::lanes::{Extremes, Grid, Measure, Pair, Tile};
 
 /// GPTQ with scales and biases that are given.
@@ -42,14 +42,14 @@ impl Kernel for Given<'_> {
 }
 
 impl Given<'_> {
-    fn chosen<S: Simd>(&self, s: S, group: usize, groups: usize) -> Chosen<S::F> {
+    fn chosen<S: Simd>(&self, s: S, group: usize, groups: usize) -> GroupPair<S::F> {
         let row = |all: &[f32]| {
             let value = |l: usize| all.get(l * groups + group).copied().unwrap_or(0.0);
             s.load(&std::array::from_fn(value))
         };
         let (pair, zero) = (Pair { scale: row(self.scales), bias: row(self.biases) }, s.splat(0.0));
         let ends = Extremes { min: zero, max: zero, nan_unless_finite: zero };
-        Chosen { pair, measured: Measure::none(s), improved: zero, ends }
+        GroupPair { pair, measured: Measure::none(s), improved: zero, ends }
     }
 }
 
