@@ -165,7 +165,8 @@ fn tensors(
             let coded = entry.source.decoder.as_ref();
             unquantized.extend(coded.filter(|d| !d.is_plain()).map(Decoder::label));
             let view = places.view(unit, entry);
-            let new = || Tensor { dtype: dtype.for_source(view.dtype), shape: view.shape, filled: 0 };
+            let new =
+                || Tensor { dtype: dtype.for_source(view.dtype), shape: view.shape, filled: 0 };
             tensors.entry(view.tensor).or_insert_with(new).filled += entry.rows * entry.cols;
         }
     }
