@@ -14,9 +14,6 @@ use std::path::Path;
 
 use shardwright_testing::root;
 
-/// Crates that still have rings. None is to be added.
-const EXCEPTIONS: &[&str] = &["quant", "convert", "verify", "cli"];
-
 /// A file of a crate.
 struct Module {
     file: String,
@@ -249,9 +246,7 @@ fn no_crate_has_a_ring_of_files() {
     let mut found = Vec::new();
     for entry in fs::read_dir(root().join("crates")).unwrap() {
         let package = entry.unwrap().file_name().into_string().unwrap();
-        if !EXCEPTIONS.contains(&package.as_str()) {
-            found.extend(rings(&package));
-        }
+        found.extend(rings(&package));
     }
     assert!(found.is_empty(), "rings of files:\n  {}", found.join("\n  "));
 }

@@ -11,17 +11,16 @@ mod error;
 mod export;
 mod plan;
 pub mod recipe;
-mod report;
 
 pub use convert::{Calibration, ConvertOptions, Phase, Progress, convert, partial_path};
 pub use error::{ConvertError, Result};
 pub use export::{ExportDtype, ExportOptions, Exported, to_hf};
 pub use plan::{
-    Cost, FallbackUsed, OmittedExtra, Plan, PlanOptions, PlannedFile, Repacked, RoleSummary,
-    RuleMatch, SkippedFile, Summary, UnquantizedMatrix,
+    ConversionReport, Cost, ExpertReport, FallbackUsed, OmittedExtra, Plan, PlanOptions,
+    PlannedFile, Repacked, RoleSummary, RuleMatch, SkippedFile, Summary, TensorReport,
+    UnquantizedMatrix,
 };
 pub use recipe::Recipe;
-pub use report::{ConversionReport, ExpertReport, TensorReport};
 
 #[cfg(test)]
 mod tests;

@@ -9,8 +9,8 @@ use shardwright_format::{FormatError, Unit};
 use super::ledger::LedgerEntry;
 use super::source::Source;
 use crate::error::{ConvertError, Result};
+use crate::plan::ConversionReport;
 use crate::plan::Plan;
-use crate::report::ConversionReport;
 
 /// Fills in the manifest, writes report and copies, and the manifest last.
 pub fn finish(

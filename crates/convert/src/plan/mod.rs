@@ -2,6 +2,7 @@
 
 mod cost;
 mod files;
+mod report;
 mod resolve;
 
 use std::path::Path;
@@ -19,10 +20,10 @@ use shardwright_quant::Method;
 
 use crate::error::{ConvertError, Result};
 use crate::recipe::Recipe;
-use crate::report::ConversionReport;
 
 pub use cost::{Cost, RoleSummary, Summary};
 pub(crate) use files::shard_files;
+pub use report::{ConversionReport, ExpertReport, TensorReport};
 use resolve::Resolver;
 pub use resolve::{FallbackUsed, Repacked, RuleMatch, UnquantizedMatrix};
 

@@ -8,8 +8,6 @@
 use serde::{Deserialize, Serialize};
 use shardwright_quant::{Float, narrow, widen};
 
-use super::Divergence;
-
 /// One window of this many is run a second time, `MOST` at most: a few percent of the work.
 const EVERY: usize = 16;
 const MOST: usize = 8;
@@ -29,19 +27,6 @@ pub struct NoiseFloor {
     pub kld_p99: f64,
     /// Share of tokens for which both hold the same token most probable.
     pub same_top: f64,
-}
-
-impl NoiseFloor {
-    pub(super) const fn new(windows: usize, d: &Divergence) -> Self {
-        Self {
-            windows: windows as u64,
-            tokens: d.tokens,
-            kld_mean: d.kld_mean,
-            kld_mean_se: d.kld_mean_se,
-            kld_p99: d.kld_p99,
-            same_top: d.same_top,
-        }
-    }
 }
 
 /// Windows to measure on, of `count`.

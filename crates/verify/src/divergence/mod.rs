@@ -118,7 +118,7 @@ pub fn divergences(
     let streams = panel.layers(monitor)?;
     let (scores, floor) = panel.heads(&streams, monitor)?;
     let sum_up = |scores: &[Score]| pool.install(|| Divergence::new(scores, windows.per_window()));
-    let floor = NoiseFloor::new(floor::windows(count), &sum_up(&floor));
+    let floor = sum_up(&floor).as_noise_floor(floor::windows(count));
     let result = |(scores, ended): (Result<Vec<Score>>, Result<Ended>)| {
         let (ended, scores) = (ended?, scores?);
         let mut result = sum_up(&scores);

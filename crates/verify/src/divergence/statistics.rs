@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::floor::NoiseFloor;
 use super::score::Score;
 
 /// A mean and its standard error.
@@ -133,7 +134,7 @@ pub struct Divergence {
     pub kld_histogram: Vec<Bin>,
     /// What the original's own arithmetic comes to in 16 bits; none where it was not measured.
     #[serde(default)]
-    pub noise_floor: Option<super::NoiseFloor>,
+    pub noise_floor: Option<NoiseFloor>,
     /// Drift of the residual stream: after the embedding, then after each layer.
     pub layers: Vec<super::LayerDrift>,
 }
@@ -176,6 +177,18 @@ const FIRST_DECADE: i32 = -9;
 const LAST_DECADE: i32 = 2;
 
 impl Divergence {
+    /// These figures of the original beside itself, as the floor of others.
+    pub(super) const fn as_noise_floor(&self, windows: usize) -> NoiseFloor {
+        NoiseFloor {
+            windows: windows as u64,
+            tokens: self.tokens,
+            kld_mean: self.kld_mean,
+            kld_mean_se: self.kld_mean_se,
+            kld_p99: self.kld_p99,
+            same_top: self.same_top,
+        }
+    }
+
     /// Sums up scored tokens, `per_window` of each window; drift and windows are left for the caller.
     pub(super) fn new(scores: &[Score], per_window: usize) -> Self {
         let mut all = Self { tokens: scores.len() as u64, ..Self::default() };

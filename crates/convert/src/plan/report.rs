@@ -8,10 +8,10 @@ use shardwright_format::report::{CalibrationReport, LayerCoverage, LayerOutput};
 use shardwright_format::unit::TensorEntry;
 use shardwright_quant::{Encoding, Method, QuantStats};
 
-use crate::calibrate::streams::{RULE, Streamed};
-use crate::plan::{
+use super::{
     FallbackUsed, OmittedExtra, Plan, Repacked, RuleMatch, SkippedFile, Summary, UnquantizedMatrix,
 };
+use crate::calibrate::streams::{RULE, Streamed};
 
 /// What a conversion did. The same for every machine, thread count and interruption.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
