@@ -5,43 +5,27 @@
 //! Nothing here knows the converter: provenance comes from the manifest, roles from the
 //! checkpoint's own inventory, values from the scalar definition of the encodings.
 
-mod allocation;
-mod breakdown;
-mod compare;
-mod curve;
-mod divergence;
+mod check;
 mod error;
-mod fidelity;
-mod finding;
-mod hashing;
-mod html;
-mod integrity;
-mod ladder;
 mod monitor;
-mod overlap;
-mod plot;
 mod report;
 mod run;
-mod structure;
-mod text;
-mod thresholds;
-mod tokens;
-mod values;
+mod show;
 
-pub use allocation::Allocation;
-pub use compare::{Delta, Difference, DriftRow, Figures, Named, ReportComparison, Row};
-pub use curve::Point;
-pub use divergence::{
+pub use check::divergence::{
     Bin, Bucket, DP_FRACTIONS, Divergence, EvalWindows, LayerDrift, NoiseFloor, Party, divergences,
 };
+pub use check::fidelity::{Fidelity, FidelityOptions, RoleFidelity, TensorFidelity, fidelity};
+pub use check::finding::{Finding, Kind};
+pub use check::integrity::{FileCheck, Integrity, integrity};
+pub use check::overlap::CalibrationRecord;
+pub use check::structure::{ModelFile, Structure};
 pub use error::{Result, VerifyError};
-pub use fidelity::{Fidelity, FidelityOptions, RoleFidelity, TensorFidelity, fidelity};
-pub use finding::{Finding, Kind};
-pub use integrity::{FileCheck, Integrity, integrity};
-pub use ladder::{Ladder, Original};
 pub use monitor::{Monitor, Progress, Stage};
-pub use overlap::CalibrationRecord;
+pub use report::allocation::Allocation;
+pub use report::compare::{Delta, Difference, DriftRow, Figures, Named, ReportComparison, Row};
+pub use report::curve::Point;
+pub use report::ladder::{Ladder, Original};
+pub use report::thresholds::Thresholds;
 pub use report::{BundleSummary, Form, ModelSummary, Report, TextRecord, Verdict};
 pub use run::{Candidate, VerifyRequest, verify};
-pub use structure::{ModelFile, Structure};
-pub use thresholds::Thresholds;

@@ -11,18 +11,18 @@ use shardwright_format::manifest::Excerpt;
 use shardwright_format::pack::Packed;
 use shardwright_format::weights::Weights;
 
-use crate::divergence::{EvalWindows, Party, divergences};
+use crate::check::divergence::{EvalWindows, Party, divergences};
+use crate::check::fidelity::{FidelityOptions, fidelity};
+use crate::check::finding::{Finding, Kind};
+use crate::check::integrity::{integrity, packed_integrity};
+use crate::check::overlap::{self, Text};
+use crate::check::structure::Structure;
+use crate::check::tokens;
 use crate::error::{Result, VerifyError};
-use crate::fidelity::{FidelityOptions, fidelity};
-use crate::finding::{Finding, Kind};
-use crate::integrity::{integrity, packed_integrity};
-use crate::ladder::{Ladder, Original};
 use crate::monitor::Monitor;
-use crate::overlap::{self, Text};
+use crate::report::ladder::{Ladder, Original};
+use crate::report::thresholds::Thresholds;
 use crate::report::{ModelSummary, Report, TextRecord};
-use crate::structure::Structure;
-use crate::thresholds::Thresholds;
-use crate::tokens;
 
 /// A model to be judged.
 #[derive(Debug)]

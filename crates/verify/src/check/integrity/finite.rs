@@ -1,0 +1,185 @@
+//! Are stored scales, biases and plain values finite? Their bytes pass by anyway.
+
+use shardwright_format::{Role, TensorEntry, Unit};
+use shardwright_quant::{Encoding, Float, widen};
+
+use super::ranges::overlap;
+use crate::check::finding::{Finding, Kind};
+
+/// Bytes `start..end` are floats of one tensor.
+pub(super) struct FloatRun {
+    pub(super) unit: Unit,
+    role: Role,
+    float: Float,
+    start: u64,
+    end: u64,
+    /// Scales before the first bias; none in a plain tensor.
+    scales: Option<u64>,
+    /// Floats of a row, and what they are: columns or groups, or nothing where a row has one.
+    per_row: (u64, Option<&'static str>),
+}
+
+impl FloatRun {
+    /// The floats of a unit's tensor, the unit starting at byte `base`.
+    pub(super) fn from_entry(unit: Unit, base: u64, entry: &TensorEntry) -> Option<Self> {
+        let parts = entry.encoding.parts(entry.rows, entry.cols).ok()?;
+        let start = base + entry.offset;
+        let (end, role) = (start + parts.total(), entry.role);
+        Some(match entry.encoding {
+            Encoding::Affine(affine) => {
+                let (float, start) = (affine.scale_dtype(), start + parts.weight);
+                let scales = Some(parts.scales / float.size() as u64);
+                let per_row = (entry.cols / affine.group_size() as u64, Some("group"));
+                Self { unit, role, float, start, end, scales, per_row }
+            }
+            Encoding::Trellis(_) => {
+                let (float, start) = (Float::Bf16, start + parts.weight);
+                let (scales, per_row) = (Some(entry.rows), (1, None));
+                Self { unit, role, float, start, end, scales, per_row }
+            }
+            Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {
+                let float = entry.encoding.float()?;
+                let per_row = (entry.cols, Some("column"));
+                Self { unit, role, float, start, end, scales: None, per_row }
+            }
+        })
+    }
+
+    pub(super) const fn start(&self) -> u64 {
+        self.start
+    }
+
+    pub(super) fn finding(&self, file: &str, wrong: Wrong) -> Finding {
+        let (index, part) = match (self.scales, wrong.value.is_finite()) {
+            (None, _) => (wrong.index, "finite weights"),
+            (Some(scales), false) if wrong.index < scales => (wrong.index, "a finite scale"),
+            (Some(scales), true) if wrong.index < scales => (wrong.index, "a scale below 2^112"),
+            (Some(scales), false) => (wrong.index - scales, "a finite bias"),
+            (Some(scales), true) => (wrong.index - scales, "a bias below 2^112"),
+        };
+        let (per_row, what) = (self.per_row.0.max(1), self.per_row.1);
+        let (row, index) = (index / per_row, index % per_row);
+        let place = what.map_or(format!("row {row}"), |what| format!("row {row}, {what} {index}"));
+        Finding::file(Kind::NotFinite, file, place)
+            .expected(part, wrong.value)
+            .shard(self.unit)
+            .role(self.role)
+    }
+}
+
+/// A float that is infinite, not a number, or makes infinite weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Wrong {
+    /// Its number within the run.
+    index: u64,
+    value: f32,
+}
+
+/// The first float of each run that is not finite.
+pub(super) struct Floats<'a> {
+    /// By offset, apart from each other.
+    runs: &'a [FloatRun],
+    /// The first run whose end has not passed.
+    next: usize,
+    pub(super) wrong: Vec<Option<Wrong>>,
+}
+
+impl<'a> Floats<'a> {
+    pub(super) fn new(runs: &'a [FloatRun]) -> Self {
+        Self { runs, next: 0, wrong: vec![None; runs.len()] }
+    }
+
+    /// Takes the bytes from `offset` on; must not cut a float.
+    pub(super) fn update(&mut self, offset: u64, bytes: &[u8]) {
+        let limit = offset + bytes.len() as u64;
+        while let Some(run) = self.runs.get(self.next) {
+            let part = overlap(run.start, run.end, offset, bytes);
+            if let Some((at, value)) = first_wrong(run.float, run.scales.is_some(), part) {
+                let before = run.start.max(offset) - run.start;
+                let index = before / run.float.size() as u64 + at;
+                self.wrong[self.next].get_or_insert(Wrong { index, value });
+            }
+            if run.end > limit {
+                return;
+            }
+            self.next += 1;
+        }
+    }
+}
+
+/// The first float whose exponent is all ones, or, of scales and biases, large enough that weights
+/// could come out infinite: 255 times 2^112, or 1024 times a trellis's, still fits in a binary32.
+fn first_wrong(float: Float, scaled: bool, bytes: &[u8]) -> Option<(u64, f32)> {
+    let most = if scaled { 0x7780 } else { 0x7f80 };
+    let at = match float {
+        Float::F32 => position(bytes, |b: [u8; 4]| !f32::from_le_bytes(b).is_finite()),
+        Float::F16 => position(bytes, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
+        Float::Bf16 => position(bytes, |b| u16::from_le_bytes(b) & 0x7f80 >= most),
+    }?;
+    let mut value = [0.0];
+    widen(float, &bytes[at * float.size()..][..float.size()], &mut value);
+    Some((at as u64, value[0]))
+}
+
+/// Looks at all first, without a branch for each: nearly always none is wrong.
+fn position<const N: usize>(bytes: &[u8], wrong: impl Fn([u8; N]) -> bool) -> Option<usize> {
+    let (floats, _) = bytes.as_chunks::<N>();
+    let any = floats.iter().fold(false, |any, b| any | wrong(*b));
+    any.then(|| floats.iter().position(|b| wrong(*b)))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_that_are_not_finite_are_told_by_their_exponent() {
+        let one = |float: Float, value: f32| {
+            let mut bytes = vec![0; 3 * float.size()];
+            shardwright_quant::narrow(float, &[1.0, value, 0.0], &mut bytes);
+            first_wrong(float, false, &bytes)
+        };
+        for float in [Float::F32, Float::F16, Float::Bf16] {
+            assert_eq!(one(float, f32::INFINITY), Some((1, f32::INFINITY)));
+            assert_eq!(one(float, f32::NEG_INFINITY), Some((1, f32::NEG_INFINITY)));
+            assert!(one(float, f32::NAN).is_some_and(|(at, v)| at == 1 && v.is_nan()));
+            assert_eq!(one(float, 65504.0), None);
+        }
+    }
+
+    #[test]
+    fn scales_that_could_make_infinite_weights_are_told() {
+        let bytes = |bits: u16| bits.to_le_bytes();
+        for (bits, wrong) in [(0x777f, false), (0x7780, true), (0xf780, true), (0x7f7f, true)] {
+            assert_eq!(first_wrong(Float::Bf16, true, &bytes(bits)).is_some(), wrong, "{bits:x}");
+            assert_eq!(first_wrong(Float::Bf16, false, &bytes(bits)), None);
+        }
+        let largest = half_of(0x777f);
+        assert!((largest * 255.0 + largest).is_finite() && (largest * 1024.0).is_finite());
+    }
+
+    fn half_of(bits: u16) -> f32 {
+        f32::from_bits(u32::from(bits) << 16)
+    }
+
+    #[test]
+    fn a_run_may_cross_blocks() {
+        let run = |start, end| {
+            let (unit, role, float) = (Unit::Head, Role::FinalNorm, Float::Bf16);
+            FloatRun { unit, role, float, start, end, scales: None, per_row: (4, Some("column")) }
+        };
+        let runs = [run(4, 24), run(32, 40)];
+        let mut bytes = [0xff; 48];
+        bytes[4..24].fill(0);
+        bytes[32..40].fill(0);
+        bytes[18..20].copy_from_slice(&[0x80, 0xff]);
+        for block in (2..=48).step_by(2) {
+            let mut floats = Floats::new(&runs);
+            for (i, bytes) in bytes.chunks(block).enumerate() {
+                floats.update((i * block) as u64, bytes);
+            }
+            let wrong = Wrong { index: 7, value: f32::NEG_INFINITY };
+            assert_eq!(floats.wrong, [Some(wrong), None], "{block}");
+        }
+    }
+}

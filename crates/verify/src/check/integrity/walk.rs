@@ -1,0 +1,100 @@
+//! What lies in the bundle's directory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use shardwright_format::manifest::MANIFEST_FILE;
+use shardwright_format::{FormatError, Manifest};
+
+use crate::check::finding::{Finding, Kind};
+use crate::error::Result;
+
+/// What lies in the bundle's directory.
+#[derive(Default)]
+pub(super) struct Found {
+    /// Regular files that the manifest names, with their sizes.
+    pub(super) files: BTreeMap<String, u64>,
+    /// Paths of the manifest where something else than a file lies.
+    pub(super) strange: BTreeSet<String>,
+    /// One for everything that should not be there.
+    pub(super) findings: Vec<Finding>,
+    /// What tools and repositories leave beside a bundle.
+    pub(super) beside: Vec<String>,
+}
+
+/// Whether something at the root of a bundle comes with every repository or from a tool: hidden files and
+/// folders, as `.git`, `.gitattributes`, `.cache` and `.DS_Store`, and a model card or licence.
+fn is_beside(path: &str) -> bool {
+    let root = !path.contains('/');
+    let stem = path.split('.').next().unwrap_or(path);
+    root && (path.starts_with('.') || matches!(stem, "README" | "LICENSE" | "LICENCE" | "NOTICE"))
+}
+
+/// Looks at every directory that a path of the manifest passes through; follows no link.
+pub(super) fn walk(dir: &Path, manifest: &Manifest) -> Result<Found> {
+    let files: BTreeSet<&str> = manifest.files.iter().map(|f| f.path.as_str()).collect();
+    let folders = files
+        .iter()
+        .flat_map(|path| path.match_indices('/').map(|(i, _)| &path[..i]));
+    let named = Named { folders: folders.collect(), files };
+    let mut found = Found::default();
+    named.visit(dir, "", &mut found)?;
+    Ok(found)
+}
+
+struct Named<'a> {
+    files: BTreeSet<&'a str>,
+    folders: BTreeSet<&'a str>,
+}
+
+impl Named<'_> {
+    /// `folder` is empty or ends in `/`.
+    fn visit(&self, dir: &Path, folder: &str, found: &mut Found) -> Result<()> {
+        let at = dir.join(folder);
+        let io = |e| FormatError::io(&at, e);
+        let mut entries = fs::read_dir(&at)
+            .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
+            .map_err(io)?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let path = format!("{folder}{}", entry.file_name().to_string_lossy());
+            let metadata = entry.metadata().map_err(io)?;
+            let is_folder = self.folders.contains(path.as_str());
+            if metadata.is_dir() && is_folder {
+                self.visit(dir, &format!("{path}/"), found)?;
+            } else if metadata.is_file() && self.files.contains(path.as_str()) {
+                found.files.insert(path, metadata.len());
+            } else if !(metadata.is_file() && path == MANIFEST_FILE) {
+                self.refuse(&path, metadata.file_type(), found);
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, path: &str, kind: fs::FileType, found: &mut Found) {
+        let what = match kind {
+            kind if kind.is_symlink() => "a symbolic link",
+            kind if kind.is_dir() => "a directory",
+            kind if kind.is_file() => "a file",
+            _ => "a device, pipe or socket",
+        };
+        if is_beside(path) && !self.files.contains(path) && !kind.is_symlink() {
+            found.beside.push(path.to_owned());
+            return;
+        }
+        let expected = match () {
+            () if self.files.contains(path) || path == MANIFEST_FILE => "a file",
+            () if self.folders.contains(path) => "a directory",
+            () => "nothing by that name in the manifest",
+        };
+        if expected == "a directory" {
+            let prefix = format!("{path}/");
+            let below = self.files.iter().filter(|file| file.starts_with(&prefix));
+            found.strange.extend(below.map(|file| (*file).to_owned()));
+        }
+        found.strange.insert(path.to_owned());
+        let finding = Finding::file(Kind::Extra, path, "directory entry");
+        found.findings.push(finding.expected(expected, what));
+    }
+}

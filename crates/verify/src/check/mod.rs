@@ -1,0 +1,11 @@
+//! What is held against what: bytes, values, predictions. Nothing here knows how it will be shown.
+
+pub mod divergence;
+pub mod fidelity;
+pub mod finding;
+pub mod hashing;
+pub mod integrity;
+pub mod overlap;
+pub mod structure;
+pub mod tokens;
+pub mod values;

@@ -1,0 +1,106 @@
+//! One text as the tokens that all models of a comparison predict.
+
+use shardwright_format::checkpoint::TOKENIZER_NAME;
+use shardwright_format::io::TOKENIZER_LIMIT;
+use shardwright_runtime::text::Tokenizer;
+
+use crate::check::divergence::{EvalWindows, Party};
+use crate::check::overlap::Text;
+use crate::error::{Result, VerifyError};
+
+/// The text's tokens, without any that a tokenizer puts around a text; and, of each candidate, whether it
+/// has no tokenizer of its own.
+pub(crate) struct Tokens {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) without: Vec<bool>,
+}
+
+/// Reads the text with the original's tokenizer, or the first candidate's that has one.
+///
+/// # Errors
+/// Tokenizers that differ in a piece or in what they make of the text that is used; none at all.
+pub(crate) fn read(
+    text: &Text<'_>,
+    original: &Party<'_>,
+    candidates: &[Party<'_>],
+    windows: EvalWindows,
+) -> Result<Tokens> {
+    let of_original = json(original)?;
+    let files: Vec<_> = candidates.iter().map(json).collect::<Result<_>>()?;
+    let first = candidates
+        .iter()
+        .zip(&files)
+        .find(|(_, file)| file.is_some());
+    let (reference, own) = match first {
+        Some((candidate, file)) if of_original.is_none() => (candidate, file),
+        _ => (original, &of_original),
+    };
+    let tokenizer = open(reference)?;
+    let encode = |tokenizer: &Tokenizer, party: &Party<'_>| {
+        let tokens = tokenizer.encode(&text.content, false);
+        tokens.map_err(VerifyError::of_model(party.name))
+    };
+    let tokens = encode(&tokenizer, reference)?;
+    let used = windows.count(tokens.len())? * windows.window;
+    for (party, file) in candidates.iter().zip(&files) {
+        if file.is_none() || file == own {
+            continue;
+        }
+        let other = open(party)?;
+        same_pieces((&tokenizer, reference.name), (&other, party.name))?;
+        let found = encode(&other, party)?;
+        same_tokens(&tokens[..used], &found, (reference.name, party.name))?;
+    }
+    let without = files.iter().map(Option::is_none).collect();
+    Ok(Tokens { tokens, without })
+}
+
+/// The bytes of a model's tokenizer, if it has one.
+fn json(party: &Party<'_>) -> Result<Option<Vec<u8>>> {
+    let found = party.weights.companion(TOKENIZER_NAME, TOKENIZER_LIMIT);
+    found.map_err(|e| VerifyError::of_model(party.name)(e.into()))
+}
+
+fn open(party: &Party<'_>) -> Result<Tokenizer> {
+    Tokenizer::open(party.weights).map_err(VerifyError::of_model(party.name))
+}
+
+/// # Errors
+/// Names the sizes, or the first token that stands for another piece.
+fn same_pieces((a, a_name): (&Tokenizer, &str), (b, b_name): (&Tokenizer, &str)) -> Result<()> {
+    let unlike = |what: String| Err(VerifyError::Invalid(format!("tokenizers differ: {what}")));
+    let (ours, theirs) = (a.vocab_size(), b.vocab_size());
+    let pieces = |tokenizer: &Tokenizer, id| {
+        tokenizer
+            .piece(id)
+            .map_or("nothing".to_owned(), |p| format!("{p:?}"))
+    };
+    let different = (0..ours.max(theirs) as u32).find(|&id| a.piece(id) != b.piece(id));
+    let first = different.map_or(String::new(), |id| {
+        format!("token {id} is {} in {a_name}, {} in {b_name}", pieces(a, id), pieces(b, id))
+    });
+    match () {
+        () if ours != theirs => {
+            let comma = if first.is_empty() { "" } else { "; " };
+            unlike(format!("{ours} tokens in {a_name}, {theirs} in {b_name}{comma}{first}"))
+        }
+        () if different.is_some() => unlike(first),
+        () => Ok(()),
+    }
+}
+
+/// # Errors
+/// Names the first position at which the two make other tokens of the text.
+fn same_tokens(used: &[u32], found: &[u32], (a, b): (&str, &str)) -> Result<()> {
+    let at = used
+        .iter()
+        .zip(found)
+        .position(|(x, y)| x != y)
+        .or_else(|| (found.len() < used.len()).then_some(found.len()));
+    let Some(at) = at else { return Ok(()) };
+    let theirs = found
+        .get(at)
+        .map_or("the end".to_owned(), ToString::to_string);
+    let what = format!("at position {at} of the text {a} has token {}, {b} {theirs}", used[at]);
+    Err(VerifyError::Invalid(format!("tokenizers differ: {what}")))
+}
