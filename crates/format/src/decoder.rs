@@ -32,6 +32,32 @@ pub enum Decoder {
         /// Powers, `[.., rows, groups]`.
         scales: String,
     },
+    /// Four-bit floats in groups of 16 with a scale in `F8_E4M3`, as `ModelOpt`, compressed-tensors
+    /// and MLX store NVFP4.
+    Nvfp4 {
+        /// Pairs of values, `[.., rows, cols / 2]` bytes.
+        codes: String,
+        /// Scales, `[.., rows, groups]`.
+        scales: String,
+        /// One number in 32 bits for the whole matrix; none means 1.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tensor_scale: Option<String>,
+        /// Whether scales are divided by it, as in compressed-tensors, and not multiplied.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        divided: bool,
+    },
+    /// The rows of each head from two decoded tensors, as MLX keeps `kv_b_proj` of latent attention:
+    /// first those of the keys, which are columns there, then those of the values.
+    Heads {
+        /// `[heads, cols, key_rows]`.
+        keys: Box<Self>,
+        /// `[heads, value_rows, cols]`.
+        values: Box<Self>,
+        /// Rows of a head from `keys`.
+        key_rows: u64,
+        /// Rows of a head from `values`.
+        value_rows: u64,
+    },
     /// `pack-quantized` of compressed-tensors: integers in 32-bit words along the columns.
     Packed {
         /// Codes, `[.., rows, words]`.
@@ -129,6 +155,10 @@ macro_rules! names {
                 (vec![codes, zero_points, scales], None)
             }
             Decoder::Gguf { tensor, .. } => (vec![tensor], None),
+            Decoder::Nvfp4 { codes, scales, tensor_scale, .. } => {
+                (vec![codes, scales], tensor_scale.$borrow())
+            }
+            Decoder::Heads { .. } => (Vec::new(), None),
         }
     };
 }
@@ -141,6 +171,9 @@ impl Decoder {
 
     /// Every stored tensor that it needs, [`Self::main`] first.
     pub fn stored_names(&self) -> Vec<&str> {
+        if let Self::Heads { keys, values, .. } = self {
+            return [keys.stored_names(), values.stored_names()].concat();
+        }
         let (names, optional) = names!(self, as_ref);
         names
             .into_iter()
@@ -153,16 +186,38 @@ impl Decoder {
     #[must_use]
     pub fn renamed(&self, rename: impl Fn(&str) -> String) -> Self {
         let mut renamed = self.clone();
-        let (names, optional) = names!(&mut renamed, as_mut);
-        for name in names.into_iter().chain(optional) {
-            *name = rename(name);
-        }
+        renamed.rename(&rename);
         renamed
     }
 
+    fn rename(&mut self, rename: &impl Fn(&str) -> String) {
+        if let Self::Heads { keys, values, .. } = self {
+            keys.rename(rename);
+            values.rename(rename);
+        }
+        let (names, optional) = names!(self, as_mut);
+        for name in names.into_iter().chain(optional) {
+            *name = rename(name);
+        }
+    }
+
+    /// A tensor of plain floats as it is; `less_one` where every value is one too large.
+    pub const fn plain(tensor: String, dtype: Float, less_one: bool) -> Self {
+        let kind = match dtype {
+            Float::F32 => Ggml::F32,
+            Float::F16 => Ggml::F16,
+            Float::Bf16 => Ggml::Bf16,
+        };
+        Self::Gguf { tensor, kind, heads: None, less_one }
+    }
+
     /// Whether it only puts floats in order, or takes one off them.
-    pub const fn is_plain(&self) -> bool {
-        matches!(self, Self::Gguf { kind, .. } if kind.float().is_some())
+    pub fn is_plain(&self) -> bool {
+        match self {
+            Self::Gguf { kind, .. } => kind.float().is_some(),
+            Self::Heads { keys, values, .. } => keys.is_plain() && values.is_plain(),
+            _ => false,
+        }
     }
 
     /// The affine encoding in which the codes mean the same, if there is one: with 16-bit scales,
@@ -184,6 +239,8 @@ impl Decoder {
                 format!("{} {rows}x{cols}", values.label().to_lowercase())
             }
             Self::Mxfp4 { .. } => "mxfp4".to_owned(),
+            Self::Nvfp4 { .. } => "nvfp4".to_owned(),
+            Self::Heads { keys, .. } => format!("{} by head", keys.label()),
             Self::Packed { zero_points, bits, group_size, .. } => {
                 let zero = if zero_points.is_some() { " asymmetric" } else { "" };
                 format!("int{bits} g{group_size}{zero}")

@@ -44,6 +44,9 @@ pub struct Inventory {
     pub(super) experts: BTreeMap<u32, Vec<TensorEntry>>,
 }
 
+/// What the names of biases end in.
+const BIAS: &str = ".bias";
+
 impl Inventory {
     /// Matches a checkpoint with `arch`, or with the built-in table of its `model_type`.
     ///
@@ -108,11 +111,23 @@ impl<'a> Matching<'a> {
             let (pattern, [layer, expert]) = split(&arch.table.plain(name));
             match pattern.and_then(|pattern| arch.table.targets.get(&pattern)) {
                 None | Some(Target::Ignored(_)) => {
+                    if matching.is_empty_bias(name, info)? {
+                        continue;
+                    }
                     let detail = format!("{} has no row for it", arch.path.display());
                     return Err(matching.refused(name, info, detail));
                 }
                 Some(Target::Role(role)) => {
-                    let checked = matching.claim(name, info, unit_of(*role, layer, expert), *role);
+                    let unit = unit_of(*role, layer, expert);
+                    let needs =
+                        |spec: &ModelSpec| spec.tensors(unit).iter().any(|t| t.role == *role);
+                    if name.ends_with(BIAS)
+                        && !needs(&matching.spec)
+                        && matching.is_empty_bias(name, info)?
+                    {
+                        continue;
+                    }
+                    let checked = matching.claim(name, info, unit, *role);
                     checked.map_err(|detail| matching.refused(name, info, detail))?;
                 }
                 Some(Target::Fused(row)) => {
@@ -152,6 +167,17 @@ impl<'a> Matching<'a> {
         };
         self.ignore(name, None, reason);
         true
+    }
+
+    /// Whether a tensor that the model has no use for is a bias of zeros, as older `AutoGPTQ` put
+    /// beside every matrix; if so it is listed.
+    fn is_empty_bias(&mut self, name: &str, info: &TensorInfo) -> Result<bool> {
+        let bias = name.ends_with(BIAS) && info.shape.len() == 1 && info.decoder.is_none();
+        let empty = bias && self.checkpoint.is_zero(info)?;
+        if empty {
+            self.ignore(name, None, "a bias of zeros, which adds nothing");
+        }
+        Ok(empty)
     }
 
     /// Lets pass what is neither a float nor decoded, if the model does not use it.
@@ -450,10 +476,11 @@ fn dimensions(shape: TensorShape) -> Vec<u64> {
 /// Refuses another shape; a single row may be one-dimensional or two-dimensional.
 fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), String> {
     let TensorShape { rows, cols, .. } = shape;
-    // The inner dimension of a depthwise convolution says nothing.
+    // The inner dimension of a depthwise convolution says nothing; MLX has it last.
     if info.shape == dimensions(shape)
         || info.shape == [rows, cols]
-        || (shape.role == Role::DeltaConv && info.shape == [rows, 1, cols])
+        || (shape.role == Role::DeltaConv
+            && (info.shape == [rows, 1, cols] || info.shape == [rows, cols, 1]))
     {
         return Ok(());
     }

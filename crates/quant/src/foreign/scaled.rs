@@ -1,11 +1,13 @@
 //! One byte per value times a scale per block (FP8, INT8), and four-bit floats with a power of two
-//! per 32 of them (MXFP4).
+//! per 32 of them (MXFP4) or a scale per 16 (NVFP4).
 
 use super::Rect;
-use crate::float8::{f4_e2m1, f8_e8m0};
+use crate::float8::f4_e2m1;
 
 /// Values that share a power in MXFP4.
 pub const MXFP4_GROUP: u64 = 32;
+/// Values that share a scale in NVFP4.
+pub const NVFP4_GROUP: u64 = 16;
 
 /// Value times scale, rounded once, in 32 bits. `value` says what a byte means; `block` is how many
 /// rows and columns share a scale. `scales` are those of the blocks that `rect` touches.
@@ -37,17 +39,19 @@ pub fn scaled(
     }
 }
 
-/// Value times power: exact. `bytes` hold 32 codes in 16 bytes, the low four bits of a byte the
-/// first of its two; `powers` one byte for each 32.
-pub fn mxfp4(bytes: &[u8], powers: &[u8], out: &mut [f32]) {
+/// Four-bit floats times the scale of their group, rounded once, in 32 bits. `bytes` hold two codes each, the low four bits
+/// the first; `out` is as many whole groups of `GROUP` values as there are `scales`.
+pub fn fp4<const GROUP: usize>(bytes: &[u8], scales: &[f32], out: &mut [f32]) {
     let values: [f32; 16] = std::array::from_fn(|code| f4_e2m1(code as u8));
-    let (groups, _) = out.as_chunks_mut::<{ MXFP4_GROUP as usize }>();
-    let (blocks, _) = bytes.as_chunks::<{ MXFP4_GROUP as usize / 2 }>();
-    for ((out, block), power) in groups.iter_mut().zip(blocks).zip(powers) {
-        let power = f8_e8m0(*power);
+    let (groups, _) = out.as_chunks_mut::<GROUP>();
+    for ((out, block), scale) in groups
+        .iter_mut()
+        .zip(bytes.chunks_exact(GROUP / 2))
+        .zip(scales)
+    {
         for (pair, byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(block) {
             let codes = [byte & 15, byte >> 4];
-            *pair = codes.map(|code| values[usize::from(code)] * power);
+            *pair = codes.map(|code| values[usize::from(code)] * scale);
         }
     }
 }

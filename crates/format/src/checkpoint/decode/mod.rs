@@ -8,7 +8,7 @@ mod schemes;
 use std::ops::Range;
 use std::path::Path;
 
-use shardwright_quant::foreign::Rect;
+use shardwright_quant::foreign::{NVFP4_GROUP, Rect};
 use shardwright_quant::{Float, narrow};
 
 use super::Checkpoint;
@@ -32,6 +32,8 @@ pub(super) struct Decoding<'a> {
     root: &'a Path,
     /// In the order of [`Decoder::stored_names`].
     parts: Vec<Part<'a>>,
+    /// The tensors that [`Decoder::Heads`] takes rows from.
+    heads: Vec<Decoding<'a>>,
     dtype: Float,
     rows: u64,
     cols: u64,
@@ -47,11 +49,26 @@ impl<'a> Decoding<'a> {
         info: &'a TensorInfo,
         decoder: &'a Decoder,
     ) -> Result<Self> {
-        let shape = decoder.matrices(&info.shape);
-        let [lead @ .., rows, cols] = &shape[..] else {
-            let path = checkpoint.path_of(info);
-            let detail = format!("expected a matrix to decode, found shape {:?}", info.shape);
-            return Err(FormatError::tensor(path, decoder.main(), detail));
+        let heads = decoder.heads(&info.shape);
+        let heads = heads
+            .into_iter()
+            .map(|(shape, inner)| Self::of(checkpoint, &shape, Float::F32, inner));
+        let heads = heads.collect::<Result<_>>()?;
+        let found = Self::of(checkpoint, &info.shape, info.dtype, decoder)?;
+        Ok(Self { heads, ..found })
+    }
+
+    /// As [`Self::new`], of a decoder that has no others inside.
+    fn of(
+        checkpoint: &'a Checkpoint,
+        shape: &[u64],
+        dtype: Float,
+        decoder: &'a Decoder,
+    ) -> Result<Self> {
+        let matrices = decoder.matrices(shape);
+        let [lead @ .., rows, cols] = &matrices[..] else {
+            let detail = format!("expected a matrix to decode, found shape {shape:?}");
+            return Err(FormatError::tensor(checkpoint.root(), decoder.main(), detail));
         };
         let matrices = lead.iter().product();
         let part = |name: &str| {
@@ -70,7 +87,8 @@ impl<'a> Decoding<'a> {
             decoder,
             root: checkpoint.root(),
             parts,
-            dtype: info.dtype,
+            heads: Vec::new(),
+            dtype,
             rows: *rows,
             cols: *cols,
         })
@@ -116,6 +134,9 @@ impl<'a> Decoding<'a> {
         out: &mut [f32],
         fetch: &mut Fetch<'_>,
     ) -> Result<()> {
+        if let Decoder::Heads { key_rows, value_rows, .. } = *self.decoder {
+            return self.heads(key_rows, value_rows, rect, out, fetch);
+        }
         let unit = self.decoder.unit();
         let start = rect.cols.start / unit * unit;
         let end = rect.cols.end.next_multiple_of(unit).min(self.cols);
@@ -134,6 +155,42 @@ impl<'a> Decoding<'a> {
         Ok(())
     }
 
+    /// Rows of heads, each head's first from the columns of the keys, the others from the values.
+    fn heads(
+        &self,
+        key_rows: u64,
+        value_rows: u64,
+        rect: &Rect,
+        out: &mut [f32],
+        fetch: &mut Fetch<'_>,
+    ) -> Result<()> {
+        let [keys, values] = &self.heads[..] else { return Ok(()) };
+        let (mut row, mut rest) = (rect.rows.start, out);
+        while row < rect.rows.end {
+            let (head, at) = (row / (key_rows + value_rows), row % (key_rows + value_rows));
+            let first = if at < key_rows { 0 } else { key_rows };
+            let end = if at < key_rows { key_rows } else { key_rows + value_rows };
+            let count = (end - at).min(rect.rows.end - row);
+            let (rows, after) = rest.split_at_mut(count as usize * rect.width());
+            let taken = at - first..at - first + count;
+            if at < key_rows {
+                let turned = Rect { rows: rect.cols.clone(), cols: taken };
+                let mut block = vec![0.0; rows.len()];
+                keys.decode(head, &turned, &mut block, fetch)?;
+                for (r, row) in rows.chunks_exact_mut(rect.width()).enumerate() {
+                    let column = block.iter().skip(r).step_by(count as usize);
+                    row.iter_mut()
+                        .zip(column)
+                        .for_each(|(to, from)| *to = *from);
+                }
+            } else {
+                values.decode(head, &Rect { rows: taken, cols: rect.cols.clone() }, rows, fetch)?;
+            }
+            (row, rest) = (row + count, after);
+        }
+        Ok(())
+    }
+
     /// Where the parts of the matrices that hold values `first..end` lie: file and bytes.
     pub(super) fn extents(&self, first: u64, end: u64) -> Vec<(usize, Range<u64>)> {
         let matrix = self.rows * self.cols;
@@ -141,7 +198,10 @@ impl<'a> Decoding<'a> {
             return Vec::new();
         }
         let matrices = first / matrix..(end - 1) / matrix + 1;
-        let extents = self.parts.iter().map(|part| part.extent(&matrices));
+        // Parts of heads are counted in other matrices, and taken whole.
+        let whole = 0..if self.heads.is_empty() { 0 } else { u64::MAX };
+        let matrices = if self.heads.is_empty() { &matrices } else { &whole };
+        let extents = self.parts.iter().map(|part| part.extent(matrices));
         extents.collect()
     }
 }
@@ -158,10 +218,21 @@ impl Decoder {
         }
     }
 
+    /// The decoders inside, each with the shape of its tensor, for a tensor of this shape.
+    fn heads(&self, shape: &[u64]) -> Vec<(Vec<u64>, &Self)> {
+        let (Self::Heads { keys, values, key_rows, value_rows }, [rows, cols]) = (self, shape)
+        else {
+            return Vec::new();
+        };
+        let heads = rows / (key_rows + value_rows).max(1);
+        vec![(vec![heads, *cols, *key_rows], keys), (vec![heads, *value_rows, *cols], values)]
+    }
+
     /// Columns whose codes can only be read together: ranges of columns start at a multiple.
     const fn unit(&self) -> u64 {
         match self {
-            Self::Scaled { .. } | Self::Awq { .. } => 1,
+            Self::Scaled { .. } | Self::Awq { .. } | Self::Heads { .. } => 1,
+            Self::Nvfp4 { .. } => NVFP4_GROUP,
             // 32 codes of any width fill whole words.
             Self::Mxfp4 { .. } | Self::Packed { .. } | Self::Mlx { .. } | Self::Gptq { .. } => 32,
             Self::Gguf { kind, .. } => kind.block_values(),

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use shardwright_quant::{f8_e8m0, widen};
+use shardwright_quant::{f8_e4m3, f8_e8m0, widen};
 
 use super::Fetch;
 use crate::checkpoint::files::StoredTensor;
@@ -30,7 +30,7 @@ impl<'a> Part<'a> {
     /// File and bytes of some matrices.
     pub(super) fn extent(&self, matrices: &Range<u64>) -> (usize, Range<u64>) {
         let StoredTensor { file, offset, len, .. } = *self.stored;
-        if self.matrices == 1 {
+        if self.matrices == 1 || matrices.end > self.matrices {
             return (file, offset..offset + len);
         }
         let len = self.matrix_len();
@@ -71,7 +71,8 @@ impl<'a> Part<'a> {
         let cols = cols.start * size..cols.end * size;
         let bytes = self.bytes(matrix, width * size, (rows, cols), fetch)?;
         let Dtype::Float(dtype) = self.stored.dtype else {
-            return Ok(bytes.into_iter().map(f8_e8m0).collect());
+            let byte = if self.stored.dtype == Dtype::F8E4m3 { f8_e4m3 } else { f8_e8m0 };
+            return Ok(bytes.into_iter().map(byte).collect());
         };
         let mut values = vec![0.0; bytes.len() / dtype.size()];
         widen(dtype, &bytes, &mut values);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use shardwright_quant::foreign::{
-    self, AWQ_ORDER, Grid, MXFP4_GROUP, PackedRows, Rect, WORD_ORDER,
+    self, AWQ_ORDER, Grid, MXFP4_GROUP, NVFP4_GROUP, PackedRows, Rect, WORD_ORDER,
 };
 use shardwright_quant::{Ggml, f8_e4m3, f8_e5m2};
 
@@ -26,6 +26,11 @@ impl Reading<'_, '_, '_> {
         match *self.tensor.decoder {
             Decoder::Scaled { values, block, .. } => self.scaled(values, block, rect, out),
             Decoder::Mxfp4 { .. } => self.mxfp4(rect, out),
+            Decoder::Nvfp4 { ref tensor_scale, divided, .. } => {
+                self.nvfp4(tensor_scale.is_some(), divided, rect, out)
+            }
+            // Its rows are those of others: see [`Decoding::heads`].
+            Decoder::Heads { .. } => Ok(()),
             Decoder::Packed { bits, group_size, .. } => self.packed(bits, group_size, rect, out),
             Decoder::Mlx { bits, group_size, .. } => self.mlx(bits, group_size, rect, out),
             Decoder::Gptq { bits, group_size, zeros_stored_minus_one, .. } => {
@@ -93,8 +98,29 @@ impl Reading<'_, '_, '_> {
         let cols = self.tensor.cols;
         let pairs = rect.cols.start / 2..rect.cols.end / 2;
         let bytes = self.bytes(0, cols / 2, &rect.rows, &pairs)?;
-        let powers = self.bytes(1, cols / MXFP4_GROUP, &rect.rows, &rect.groups(MXFP4_GROUP))?;
-        foreign::mxfp4(&bytes, &powers, out);
+        let powers = self.floats(1, cols / MXFP4_GROUP, &rect.rows, &rect.groups(MXFP4_GROUP))?;
+        foreign::fp4::<{ MXFP4_GROUP as usize }>(&bytes, &powers, out);
+        Ok(())
+    }
+
+    /// Scales are in `F8_E4M3` whatever type the checkpoint gives their bytes.
+    fn nvfp4(
+        &mut self,
+        tensor_scale: bool,
+        divided: bool,
+        rect: &Rect,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let cols = self.tensor.cols;
+        let pairs = rect.cols.start / 2..rect.cols.end / 2;
+        let bytes = self.bytes(0, cols / 2, &rect.rows, &pairs)?;
+        let scales = self.bytes(1, cols / NVFP4_GROUP, &rect.rows, &rect.groups(NVFP4_GROUP))?;
+        let whole = if tensor_scale { self.floats(2, 1, &(0..1), &(0..1))?[0] } else { 1.0 };
+        let scales = scales.into_iter().map(f8_e4m3);
+        let scales: Vec<_> = scales
+            .map(|scale| if divided { scale / whole } else { scale * whole })
+            .collect();
+        foreign::fp4::<{ NVFP4_GROUP as usize }>(&bytes, &scales, out);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 use shardwright_quant::Float;
+use shardwright_quant::foreign::MXFP4_GROUP;
 
 use super::Grouping;
 use super::fp8::{SCALE_TYPES, block_size};
@@ -23,10 +24,18 @@ const ENDINGS: &[&str] = &[
     ".weight_global_scale",
 ];
 /// What names of scales of activations and of the KV cache end in.
-const ACTIVATIONS: &[&str] = &["input_scale", "output_scale", "k_scale", "v_scale"];
+const ACTIVATIONS: &[&str] =
+    &["input_scale", "output_scale", "k_scale", "v_scale", "input_global_scale"];
 /// Formats whose tensors are read.
-const FORMATS: &[&str] =
-    &["pack-quantized", "float-quantized", "int-quantized", "naive-quantized", "mixed-precision"];
+const FORMATS: &[&str] = &[
+    "pack-quantized",
+    "float-quantized",
+    "int-quantized",
+    "naive-quantized",
+    "mixed-precision",
+    "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
+];
 
 /// Its parameters.
 pub(super) struct Compressed {
@@ -82,6 +91,9 @@ impl Compressed {
     ) -> Result<()> {
         grouping.set_aside_activations(name, ACTIVATIONS);
         if let Some(module) = name.strip_suffix(CODES) {
+            if stored.dtype == Dtype::U8 {
+                return take_pairs(grouping, name, module, stored);
+            }
             return self.take_packed(grouping, name, module, stored);
         }
         let bytes = matches!(stored.dtype, Dtype::F8E4m3 | Dtype::F8E5m2 | Dtype::I8);
@@ -100,6 +112,11 @@ impl Compressed {
     ) -> Result<()> {
         grouping.part(name, name, &[Dtype::I32])?;
         let part = |part: &str| format!("{module}.weight_{part}");
+        let order = part("g_idx");
+        if grouping.files.stored.contains_key(&order) {
+            let detail = "columns out of order (`actorder`: \"group\") are not read";
+            return Err(grouping.refused(&order, detail));
+        }
         let (scales, dims, zeros) = (part("scale"), part("shape"), part("zero_point"));
         let shape = grouping.numbers(name, &dims, stored.shape.len())?;
         let held = grouping.part(name, &scales, &SCALE_TYPES[..3])?;
@@ -171,6 +188,36 @@ impl Compressed {
     }
 }
 
+/// Takes in pairs of four-bit floats: with a scale for the tensor NVFP4, without one MXFP4.
+fn take_pairs(
+    grouping: &mut Grouping<'_>,
+    name: &str,
+    module: &str,
+    stored: &StoredTensor,
+) -> Result<()> {
+    let whole = format!("{module}.weight");
+    let [scales, of_tensor] = ["scale", "global_scale"].map(|part| format!("{whole}_{part}"));
+    if grouping.files.stored.contains_key(&of_tensor) {
+        let found = grouping.part(name, &of_tensor, &SCALE_TYPES[..1])?;
+        grouping.check_shape(name, &of_tensor, &found.shape, &[vec![], vec![1]])?;
+        return grouping.add_nvfp4((name, &whole), stored, scales, (Some(of_tensor), true));
+    }
+    let [lead @ .., rows, bytes] = &stored.shape[..] else {
+        let detail = format!("expected a matrix, found shape {:?}", stored.shape);
+        return Err(grouping.refused(name, detail));
+    };
+    let cols = bytes.saturating_mul(2);
+    let shape = [lead, &[*rows, cols / MXFP4_GROUP]].concat();
+    let found = grouping.part(name, &scales, &[Dtype::U8, Dtype::F8E8m0])?;
+    grouping.check_shape(name, &scales, &found.shape, &[shape])?;
+    if !cols.is_multiple_of(MXFP4_GROUP) {
+        let detail = format!("expected rows of whole groups of {MXFP4_GROUP}, found {cols} codes");
+        return Err(grouping.refused(name, detail));
+    }
+    let decoder = Decoder::Mxfp4 { blocks: name.to_owned(), scales };
+    grouping.add(whole, Float::Bf16, [lead, &[*rows, cols]].concat(), decoder)
+}
+
 impl Group {
     fn parse(group: &Value) -> Result<Self, String> {
         if group.get("format").is_some_and(|format| !format.is_null()) {
@@ -194,6 +241,8 @@ impl Group {
             (Some("tensor"), ..) => Strategy::Tensor,
             (Some("channel"), ..) => Strategy::Channel,
             (Some("group"), Some(size), _) => Strategy::Group(size),
+            // Of four-bit floats, whose groups their parts show.
+            (Some("tensor_group"), Some(size), _) => Strategy::Group(size),
             (Some("block"), _, Some(block)) => Strategy::Block(block),
             _ => {
                 let found = shown(weights.get("strategy"));

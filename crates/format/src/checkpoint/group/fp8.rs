@@ -26,10 +26,8 @@ const ACTIVATIONS: &[&str] = &[
     "k_scale",
     "v_scale",
 ];
-/// The member by which `ModelOpt` names what it did.
-const ALGORITHM: &str = "quant_algo";
-
 /// Its parameters.
+#[derive(Default)]
 pub(super) struct Fp8 {
     /// Rows and columns of a block; none for one scale per tensor.
     block: Option<[u64; 2]>,
@@ -45,15 +43,6 @@ impl Fp8 {
             })?),
         };
         Ok(Self { block })
-    }
-
-    /// `ModelOpt`'s FP8, with one scale for each tensor.
-    pub(super) fn modelopt(config: &Value) -> Result<Self, String> {
-        let found = config.get(ALGORITHM);
-        if found.and_then(Value::as_str) == Some("FP8") {
-            return Ok(Self { block: None });
-        }
-        Err(format!("`{ALGORITHM}`: expected \"FP8\" of ModelOpt, found {}", shown(found)))
     }
 
     /// The tensor that scales of this name are of.

@@ -1,13 +1,15 @@
-//! MLX's affine mode: `X.weight` of words beside `X.scales` and `X.biases`.
+//! MLX: `X.weight` of words beside `X.scales`, and in the affine mode `X.biases`; and what mlx-lm
+//! rewrites in models of some families.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 use shardwright_quant::Float;
+use shardwright_quant::foreign::{MXFP4_GROUP, NVFP4_GROUP};
 
 use super::Grouping;
 use super::setting::{number, shown};
-use crate::checkpoint::files::StoredTensor;
+use crate::checkpoint::files::{StoredTensor, TensorInfo};
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -18,28 +20,54 @@ const SCALE_TYPES: &[Dtype] =
 /// Widths of codes.
 const BITS: &[u64] = &[2, 3, 4, 5, 6, 8];
 /// What names of parts besides the weight end in.
-const ENDINGS: &[&str] = &[".scales", ".biases"];
+const ENDINGS: &[&str] = &[".scales", ".biases", ".global_scale"];
+/// Norms to which mlx-lm adds one where it turns the convolutions of gated delta nets, by what their names
+/// end in.
+const RAISED: &[&str] = &[
+    ".input_layernorm.weight",
+    ".post_attention_layernorm.weight",
+    "model.norm.weight",
+    ".q_norm.weight",
+    ".k_norm.weight",
+];
+/// What the name of such a convolution ends in.
+const CONVOLUTION: &str = ".linear_attn.conv1d.weight";
+/// What the names of the two halves of `kv_b_proj` end in, and its own.
+const HALVES: [&str; 3] = [".embed_q.weight", ".unembed_out.weight", ".kv_b_proj.weight"];
 
-/// Bits of a code and columns of a group.
-type Width = (u8, u64);
+/// What codes are and how many share a scale.
+#[derive(Clone, Copy)]
+struct Mode {
+    kind: Kind,
+    bits: u8,
+    group_size: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Affine,
+    Mxfp4,
+    Nvfp4,
+    Mxfp8,
+}
 
 /// Its parameters.
 pub(super) struct Mlx {
-    width: Width,
+    mode: Mode,
     /// Those of modules that have their own.
-    modules: BTreeMap<String, Width>,
+    modules: BTreeMap<String, Mode>,
     /// Modules that are not quantized.
     pub(super) kept: Vec<String>,
 }
 
 impl Mlx {
     pub(super) fn parse(config: &Value) -> Result<Self, String> {
-        let mut parsed = Self { width: width(config)?, modules: BTreeMap::new(), kept: Vec::new() };
+        let mut parsed = Self { mode: mode(config)?, modules: BTreeMap::new(), kept: Vec::new() };
         for (name, value) in config.as_object().into_iter().flatten() {
             match value {
                 Value::Object(_) => {
-                    let width = width(value).map_err(|e| format!("`{name}`: {e}"))?;
-                    parsed.modules.insert(name.clone(), width);
+                    let mode = mode(value).map_err(|e| format!("`{name}`: {e}"))?;
+                    parsed.modules.insert(name.clone(), mode);
                 }
                 Value::Bool(false) => parsed.kept.push(name.clone()),
                 _ => {}
@@ -59,7 +87,8 @@ impl Mlx {
         if stored.dtype != Dtype::U32 {
             return Ok(());
         }
-        let (bits, group_size) = *self.modules.get(module).unwrap_or(&self.width);
+        let mode = *self.modules.get(module).unwrap_or(&self.mode);
+        let Mode { kind, bits, group_size } = mode;
         let cols = words.saturating_mul(32) / u64::from(bits);
         if cols % group_size != 0
             || cols.saturating_mul(u64::from(bits)) != words.saturating_mul(32)
@@ -71,6 +100,11 @@ impl Mlx {
             return Err(grouping.refused(name, detail));
         }
         let shape = [lead, &[*rows, cols / group_size]].concat();
+        let whole = [lead, &[*rows, cols]].concat();
+        if kind != Kind::Affine {
+            let decoder = scaled(grouping, name, &shape, mode)?;
+            return grouping.add(name.to_owned(), Float::F32, whole, decoder);
+        }
         let [scales, biases] = ["scales", "biases"].map(|part| format!("{module}.{part}"));
         let mut types = SCALE_TYPES;
         for part in [&scales, &biases] {
@@ -81,19 +115,105 @@ impl Mlx {
         let scale_dtype = types[0].float().unwrap_or(Float::F32);
         let weight = name.to_owned();
         let decoder = Decoder::Mlx { weight, scales, biases, scale_dtype, bits, group_size };
-        grouping.add(name.to_owned(), Float::F32, [lead, &[*rows, cols]].concat(), decoder)
+        grouping.add(name.to_owned(), Float::F32, whole, decoder)
     }
 }
 
-fn width(config: &Value) -> Result<Width, String> {
-    match config.get("mode") {
-        None => {}
-        Some(mode) if mode == "affine" => {}
-        other => return Err(format!("`mode`: expected \"affine\", found {}", shown(other))),
+/// Small floats in the words of `name`, with a byte of scale for each group: `shape`.
+fn scaled(grouping: &Grouping<'_>, name: &str, shape: &[u64], mode: Mode) -> Result<Decoder> {
+    let part = |part: &str| format!("{}{part}", name.trim_end_matches(".weight"));
+    let (codes, scales, of_tensor) = (name.to_owned(), part(".scales"), part(".global_scale"));
+    let found = grouping.part(name, &scales, &[Dtype::U8])?;
+    grouping.check_shape(name, &scales, &found.shape, &[shape.to_vec()])?;
+    if grouping.files.stored.contains_key(&of_tensor) {
+        return Err(grouping.refused(&of_tensor, "a scale for the whole tensor is not read"));
     }
-    let bits = number(config, "bits", BITS)?;
-    let group_size = number(config, "group_size", &[16, 32, 64, 128])?;
-    Ok((bits as u8, group_size))
+    Ok(match mode.kind {
+        Kind::Affine | Kind::Mxfp4 => Decoder::Mxfp4 { blocks: codes, scales },
+        Kind::Nvfp4 => Decoder::Nvfp4 { codes, scales, tensor_scale: None, divided: false },
+        Kind::Mxfp8 => {
+            let block = [1, mode.group_size];
+            Decoder::Scaled { weight: codes, values: Dtype::F8E4m3, scales, block }
+        }
+    })
+}
+
+/// # Errors
+/// A mode that is not known, or bits and groups that it does not have.
+fn mode(config: &Value) -> Result<Mode, String> {
+    let found = config.get("mode");
+    let (kind, bits, sizes): (_, _, &[u64]) = match found.map(|mode| mode.as_str()) {
+        None | Some(Some("affine")) => (Kind::Affine, BITS, &[16, 32, 64, 128]),
+        Some(Some("mxfp4")) => (Kind::Mxfp4, &[4], &[MXFP4_GROUP]),
+        Some(Some("nvfp4")) => (Kind::Nvfp4, &[4], &[NVFP4_GROUP]),
+        Some(Some("mxfp8")) => (Kind::Mxfp8, &[8], &[MXFP4_GROUP]),
+        _ => {
+            let found = shown(found);
+            return Err(format!(
+                "`mode`: expected \"affine\", \"mxfp4\", \"nvfp4\" or \"mxfp8\", found {found}"
+            ));
+        }
+    };
+    let bits = number(config, "bits", bits)? as u8;
+    Ok(Mode { kind, bits, group_size: number(config, "group_size", sizes)? })
+}
+
+/// Makes of what mlx-lm rewrote what the model's own checkpoint holds: takes one off the norms where a
+/// convolution is turned, as mlx-lm adds one there and only there, and joins the halves of `kv_b_proj`.
+pub(super) fn restore(tensors: &mut BTreeMap<String, TensorInfo>) {
+    let turned = |(name, info): (&String, &TensorInfo)| {
+        name.ends_with(CONVOLUTION) && matches!(info.shape[..], [_, taps, 1] if taps > 1)
+    };
+    if tensors.iter().any(turned) {
+        let norms = tensors.iter_mut().filter(|(name, info)| {
+            info.shape.len() == 1 && RAISED.iter().any(|ending| name.ends_with(ending))
+        });
+        for (name, info) in norms.filter(|(_, info)| info.decoder.is_none()) {
+            info.decoder = Some(Decoder::plain(name.clone(), info.dtype, true));
+            info.dtype = Float::F32;
+        }
+    }
+    let keys = tensors.keys().filter(|name| name.ends_with(HALVES[0]));
+    for keys in keys.cloned().collect::<Vec<_>>() {
+        join_halves(tensors, &keys);
+    }
+}
+
+/// Joins `X.embed_q` `[heads, cols, key rows]` with `X.unembed_out` `[heads, value rows, cols]`; leaves
+/// them if these are not their shapes.
+fn join_halves(tensors: &mut BTreeMap<String, TensorInfo>, keys: &str) -> Option<()> {
+    let module = keys.strip_suffix(HALVES[0])?;
+    let (values, whole) = (format!("{module}{}", HALVES[1]), format!("{module}{}", HALVES[2]));
+    let (first, second) = (tensors.get(keys)?, tensors.get(&values)?);
+    let ([heads, cols, key_rows], [same_heads, value_rows, same_cols]) = (
+        <[u64; 3]>::try_from(&first.shape[..]).ok()?,
+        <[u64; 3]>::try_from(&second.shape[..]).ok()?,
+    );
+    let rows = key_rows.checked_add(value_rows)?.checked_mul(heads)?;
+    if (heads, cols) != (same_heads, same_cols) || tensors.contains_key(&whole) {
+        return None;
+    }
+    let inner = |name: &str, info: &TensorInfo| {
+        let plain = || Decoder::plain(name.to_owned(), info.dtype, false);
+        Box::new(info.decoder.clone().unwrap_or_else(plain))
+    };
+    let (keys_decoder, values_decoder) = (inner(keys, first), inner(&values, second));
+    let dtype = if first.dtype == second.dtype { first.dtype } else { Float::F32 };
+    let joined = TensorInfo {
+        dtype,
+        shape: vec![rows, cols],
+        decoder: Some(Decoder::Heads {
+            keys: keys_decoder,
+            values: values_decoder,
+            key_rows,
+            value_rows,
+        }),
+        ..first.clone()
+    };
+    tensors.remove(keys);
+    tensors.remove(&values);
+    tensors.insert(whole, joined);
+    Some(())
 }
 
 /// The weight that a part of this name belongs to.

@@ -4,6 +4,7 @@ mod compressed;
 mod fp8;
 mod ignore;
 mod mlx;
+mod modelopt;
 mod mxfp4;
 mod scheme;
 mod setting;
@@ -79,6 +80,7 @@ pub(super) struct Grouped {
 /// An unknown scheme; a part of a quantized tensor that is missing, left over, or of another dtype
 /// or shape; a quantized tensor of a module that the configuration says is not.
 pub(super) fn group(files: &Files) -> Result<Grouped> {
+    refuse_unread(files)?;
     let plain = |stored: &StoredTensor| matches!(stored.dtype, Dtype::Float(_));
     let scheme = match Scheme::new(files) {
         // What a conversion to plain floats left in the configuration says nothing of the weights.
@@ -99,7 +101,35 @@ pub(super) fn group(files: &Files) -> Result<Grouped> {
     }
     grouping.add_floats();
     let quantization = scheme.map(|scheme| grouping.facts(scheme)).transpose()?;
-    Ok(Grouped { tensors: grouping.tensors, quantization })
+    let mut tensors = grouping.tensors;
+    mlx::restore(&mut tensors);
+    Ok(Grouped { tensors, quantization })
+}
+
+/// Endings of names that show codes of which no weights are made, and whose they are.
+const UNREAD: &[(&str, &str)] = &[
+    (".weight.quant_map", "bitsandbytes"),
+    (".quant_state.bitsandbytes__nf4", "bitsandbytes"),
+    (".quant_state.bitsandbytes__fp4", "bitsandbytes"),
+    (".SCB", "bitsandbytes"),
+    (".W_q", "HQQ"),
+    (".pre_quant_scale", "ModelOpt's AWQ"),
+];
+
+/// Refuses codes by the tensors that show them, whatever the configuration says.
+fn refuse_unread(files: &Files) -> Result<()> {
+    for (name, stored) in &files.stored {
+        let Some((_, whose)) = UNREAD.iter().find(|(ending, _)| name.ends_with(ending)) else {
+            continue;
+        };
+        let detail = format!(
+            "it belongs to codes of {whose}, which are not read; load the model with transformers, \
+             dequantize it and save it again"
+        );
+        let path = files.opened[stored.file].file.path();
+        return Err(FormatError::tensor(path, name, detail));
+    }
+    Ok(())
 }
 
 /// The work of grouping.

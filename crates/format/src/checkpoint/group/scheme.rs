@@ -10,7 +10,7 @@ use super::ignore::Ignore;
 use super::mlx::{self, Mlx};
 use super::setting::shown;
 use super::transposed::{self, Transposed};
-use super::{Grouping, mxfp4};
+use super::{Grouping, modelopt, mxfp4};
 use crate::checkpoint::files::{Files, StoredTensor};
 use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, read_limited};
@@ -26,6 +26,7 @@ pub(super) struct Scheme {
 
 enum Kind {
     Fp8(Fp8),
+    ModelOpt,
     Mxfp4,
     Compressed(Compressed),
     Mlx(Mlx),
@@ -39,7 +40,7 @@ pub const QUANTIZATION_KEYS: &[&str] =
 
 /// The methods that are known.
 const METHODS: &[&str] =
-    &["fp8", "fbgemm_fp8", "modelopt", "mxfp4", "compressed-tensors", "gptq", "awq"];
+    &["fp8", "fbgemm_fp8", "modelopt", "mxfp4", "compressed-tensors", "gptq", "awq", "auto-round"];
 
 /// Files beside `config.json` that describe a scheme where it does not: name, member, method.
 const BESIDE: &[(&str, &str, &str)] =
@@ -96,7 +97,11 @@ impl Scheme {
         let found = config.get("quant_method");
         let kind = match found.map(|method| method.as_str().unwrap_or_default()) {
             Some("fp8" | "fbgemm_fp8") => Kind::Fp8(Fp8::parse(config)?),
-            Some("modelopt") => Kind::Fp8(Fp8::modelopt(config)?),
+            Some("modelopt") => modelopt::check(config).map(|()| Kind::ModelOpt)?,
+            None if config.get(modelopt::ALGORITHM).is_some() => {
+                modelopt::check(config).map(|()| Kind::ModelOpt)?
+            }
+            Some("auto-round") => Kind::Transposed(Transposed::auto_round(config)?),
             Some("mxfp4") => Kind::Mxfp4,
             Some("compressed-tensors") => Kind::Compressed(Compressed::parse(config)?),
             Some("gptq") => Kind::Transposed(Transposed::gptq(config)?),
@@ -126,6 +131,7 @@ impl Scheme {
     ) -> Result<()> {
         match &self.kind {
             Kind::Fp8(fp8) => fp8.take(grouping, name, stored),
+            Kind::ModelOpt => modelopt::take(grouping, name, stored),
             Kind::Mxfp4 => mxfp4::take(grouping, name, stored),
             Kind::Compressed(compressed) => compressed.take(grouping, name, stored),
             Kind::Mlx(mlx) => mlx.take(grouping, name, stored),
@@ -137,6 +143,7 @@ impl Scheme {
     pub(super) fn whole_of(&self, name: &str) -> Option<String> {
         match &self.kind {
             Kind::Fp8(_) => Fp8::whole_of(name),
+            Kind::ModelOpt => modelopt::whole_of(name),
             Kind::Mxfp4 => mxfp4::whole_of(name),
             Kind::Compressed(_) => compressed::whole_of(name),
             Kind::Mlx(_) => mlx::whole_of(name),

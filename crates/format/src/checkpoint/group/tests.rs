@@ -78,11 +78,17 @@ fn scales_have_other_names_and_may_be_one_for_each_row() {
     }
     let left = refusal(&json!({ "quant_method": "fp8" }), &[scales(&[]), spare()]);
     assert!(left.ends_with("it belongs to a quantized `a.weight`, found none"), "{left}");
+    let other = json!({ "quant_method": "modelopt", "quant_algo": "W4A8_AWQ" });
+    assert_eq!(
+        refusal(&other, &[zeros("a.weight", Dtype::U8, &[256, 64])]),
+        "DIR/config.json: `quantization_config`: `quant_algo`: expected one of FP8, NVFP4, \
+         MIXED_PRECISION of ModelOpt, found \"W4A8_AWQ\""
+    );
     let nvfp4 = json!({ "quant_method": "modelopt", "quant_algo": "NVFP4" });
+    let name = "DIR/model.safetensors: tensor `a.weight`:";
     assert_eq!(
         refusal(&nvfp4, &[zeros("a.weight", Dtype::U8, &[256, 64])]),
-        "DIR/config.json: `quantization_config`: `quant_algo`: expected \"FP8\" of ModelOpt, found \
-         \"NVFP4\""
+        format!("{name} expected `a.weight_scale_2` with it, found none")
     );
 }
 
@@ -101,8 +107,9 @@ fn a_file_beside_the_configuration_may_describe_the_scheme() {
     let facts = describe("FP8").unwrap().quantization().unwrap().clone();
     assert_eq!((facts.method.as_str(), facts.tensors.len()), ("modelopt", 1));
     assert_eq!(
-        message(dir.path(), describe("NVFP4")),
-        "DIR/hf_quant_config.json: `quant_algo`: expected \"FP8\" of ModelOpt, found \"NVFP4\""
+        message(dir.path(), describe("INT8")),
+        "DIR/hf_quant_config.json: `quant_algo`: expected one of FP8, NVFP4, MIXED_PRECISION of \
+         ModelOpt, found \"INT8\""
     );
 }
 
@@ -121,8 +128,18 @@ fn a_description_left_over_from_codes_is_not_asked() {
     assert_eq!(
         refusal(&config["quantization_config"], &[zeros("a.weight", Dtype::U8, &[256, 64])]),
         "DIR/config.json: `quantization_config`: `quant_method`: expected one of fp8, fbgemm_fp8, \
-         modelopt, mxfp4, compressed-tensors, gptq, awq, or MLX's group_size and bits, found \
-         \"bitsandbytes\""
+         modelopt, mxfp4, compressed-tensors, gptq, awq, auto-round, or MLX's group_size and bits, \
+         found \"bitsandbytes\""
+    );
+    let codes = [
+        zeros("a.weight", Dtype::U8, &[256, 1]),
+        zeros("a.weight.quant_state.bitsandbytes__nf4", Dtype::U8, &[80]),
+    ];
+    assert_eq!(
+        refusal(&config["quantization_config"], &codes),
+        "DIR/model.safetensors: tensor `a.weight.quant_state.bitsandbytes__nf4`: it belongs to codes \
+         of bitsandbytes, which are not read; load the model with transformers, dequantize it and \
+         save it again"
     );
 }
 
@@ -244,7 +261,8 @@ fn packed_integers_have_the_shape_that_is_stored_with_them() {
     assert_eq!(
         refusal(&other, &[codes()]),
         "DIR/config.json: `quantization_config`: `format`: expected one of pack-quantized, \
-         float-quantized, int-quantized, naive-quantized, mixed-precision, found \"marlin-24\""
+         float-quantized, int-quantized, naive-quantized, mixed-precision, nvfp4-pack-quantized, \
+         mxfp4-pack-quantized, found \"marlin-24\""
     );
 }
 
@@ -258,4 +276,30 @@ fn scales_of_activations_are_set_aside_with_a_reason() {
     let facts = opened(&fp8(), &tensors);
     let reason = "scale of quantized activations; activations are not quantized";
     assert_eq!(facts.auxiliary, BTreeMap::from([("a.input_scale".to_owned(), reason.to_owned())]));
+}
+
+/// Width of a module is that of the first pattern that fits from the start of its name.
+#[test]
+fn widths_of_modules_follow_the_first_pattern() {
+    let module = |name: &str, words: u64, groups: u64| {
+        let name = |part: &str| -> &'static str { format!("{name}.{part}").leak() };
+        [
+            zeros(name("qweight"), Dtype::I32, &[words, 16]),
+            zeros(name("qzeros"), Dtype::I32, &[groups, words * 16 / 64]),
+            zeros(name("scales"), Dtype::Float(Float::F16), &[groups, 16]),
+        ]
+    };
+    let config = json!({ "quant_method": "gptq", "bits": 4, "group_size": 32,
+        "dynamic": { "+:.*up": { "bits": 8, "group_size": -1 }, ".*up2": { "bits": 2 } } });
+    let tensors = [module("m.down", 8, 2), module("m.up2", 16, 1)].concat();
+    let facts = opened(&config, &tensors);
+    let labels: Vec<_> = facts.tensors.keys().map(String::as_str).collect();
+    assert_eq!(labels, ["gptq int4 g32", "gptq int8 g64"]);
+    let wrong = json!({ "quant_method": "gptq", "bits": 4, "group_size": 32,
+        "dynamic": { "(": { "bits": 8 } } });
+    let told = refusal(&wrong, &tensors);
+    assert!(told.ends_with("`dynamic`: `(`: expected a regular expression"), "{told}");
+    let packed = json!({ "quant_method": "auto-round", "packing_format": "auto_round", "bits": 4 });
+    let told = refusal(&packed, &tensors);
+    assert!(told.contains("`packing_format`: expected \"auto_round:auto_gptq\""), "{told}");
 }

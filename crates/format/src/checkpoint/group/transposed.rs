@@ -1,5 +1,6 @@
-//! GPTQ and AWQ: `X.qweight` with inputs as rows, beside `X.qzeros` and `X.scales`.
+//! GPTQ, AWQ and what `AutoRound` packs like either: `X.qweight` with inputs as rows, beside `X.qzeros` and `X.scales`.
 
+use regex::Regex;
 use serde_json::Value;
 use shardwright_quant::Float;
 
@@ -20,12 +21,20 @@ const SCALE_TYPES: &[Dtype] =
 
 /// Parameters of either.
 pub(super) struct Transposed {
-    bits: u8,
-    /// None for one group of all columns.
-    group_size: Option<u64>,
+    width: Width,
+    /// Those of modules that have their own, by patterns of which the first that fits counts.
+    modules: Vec<(Regex, Width)>,
     packing: Packing,
 }
 
+#[derive(Clone, Copy)]
+struct Width {
+    bits: u8,
+    /// None for one group of all columns.
+    group_size: Option<u64>,
+}
+
+#[derive(Clone, Copy)]
 enum Packing {
     Gptq { zeros_stored_minus_one: bool },
     Awq,
@@ -52,12 +61,37 @@ impl Transposed {
                 ));
             }
         };
-        let bits = number(config, "bits", &[2, 4, 8])? as u8;
-        Ok(Self {
-            bits,
-            group_size: group_size(config)?,
-            packing: Packing::Gptq { zeros_stored_minus_one },
-        })
+        let packing = Packing::Gptq { zeros_stored_minus_one };
+        let width = Width::parse(config, None, packing)?;
+        Ok(Self { width, modules: dynamic(config, width, packing)?, packing })
+    }
+
+    /// `AutoRound`'s configuration of tensors that are packed as the others do.
+    pub(super) fn auto_round(config: &Value) -> Result<Self, String> {
+        let found = config.get("packing_format");
+        let packing = match found.and_then(Value::as_str) {
+            Some("auto_round:auto_gptq") => Packing::Gptq { zeros_stored_minus_one: true },
+            Some("auto_round:auto_awq") => Packing::Awq,
+            _ => {
+                return Err(format!(
+                    "`packing_format`: expected \"auto_round:auto_gptq\" or \
+                     \"auto_round:auto_awq\", found {}",
+                    shown(found)
+                ));
+            }
+        };
+        let width = Width::parse(config, None, packing)?;
+        let mut modules = Vec::new();
+        let own = config.get("extra_config").and_then(Value::as_object);
+        for (name, own) in own.into_iter().flatten() {
+            let floats = own.get("bits").and_then(Value::as_u64) == Some(16);
+            if !floats {
+                let own = Width::parse(own, Some(width), packing)
+                    .map_err(|e| format!("`extra_config`: `{name}`: {e}"))?;
+                modules.push((pattern(&format!("{}$", regex::escape(name)))?, own));
+            }
+        }
+        Ok(Self { width, modules, packing })
     }
 
     pub(super) fn awq(config: &Value) -> Result<Self, String> {
@@ -66,8 +100,8 @@ impl Transposed {
             Some((_, Some(version))) if version.eq_ignore_ascii_case("gemm") => {}
             Some((found, _)) => return Err(format!("`version`: expected \"gemm\", found {found}")),
         }
-        number(config, "bits", &[4])?;
-        Ok(Self { bits: 4, group_size: group_size(config)?, packing: Packing::Awq })
+        let width = Width::parse(config, None, Packing::Awq)?;
+        Ok(Self { width, modules: Vec::new(), packing: Packing::Awq })
     }
 
     pub(super) fn take(
@@ -79,9 +113,15 @@ impl Transposed {
         let Some(module) = name.strip_suffix(CODES) else { return Ok(()) };
         grouping.part(name, name, &[Dtype::I32])?;
         let part = |part: &str| format!("{module}.{part}");
-        let size = self.size(grouping, name, stored)?;
+        let width = self
+            .modules
+            .iter()
+            .find(|(pattern, _)| pattern.is_match(module));
+        let width = width.map_or(self.width, |(_, width)| *width);
+        let size = self.size(grouping, name, width, stored)?;
         let (scales, zeros) = (part("scales"), part("qzeros"));
-        let per_word = 32 / u64::from(self.bits);
+        let bits = width.bits;
+        let per_word = 32 / u64::from(bits);
         let found = grouping.part(name, &scales, SCALE_TYPES)?;
         grouping.check_shape(name, &scales, &found.shape, &[vec![size.groups, size.rows]])?;
         let found = grouping.part(name, &zeros, &[Dtype::I32])?;
@@ -98,7 +138,6 @@ impl Transposed {
                     grouping.check_shape(name, &index, &found.shape, &[vec![size.cols]])?;
                 }
                 let groups = held.then_some(index);
-                let bits = self.bits;
                 let zero_points = zeros;
                 Decoder::Gptq {
                     codes,
@@ -115,8 +154,14 @@ impl Transposed {
         grouping.add(part("weight"), Float::F32, shape, decoder)
     }
 
-    fn size(&self, grouping: &Grouping<'_>, name: &str, stored: &StoredTensor) -> Result<Extent> {
-        let per_word = 32 / u64::from(self.bits);
+    fn size(
+        &self,
+        grouping: &Grouping<'_>,
+        name: &str,
+        width: Width,
+        stored: &StoredTensor,
+    ) -> Result<Extent> {
+        let per_word = 32 / u64::from(width.bits);
         let [first, second] = stored.shape[..] else {
             let detail = format!("expected two dimensions, found {:?}", stored.shape);
             return Err(grouping.refused(name, detail));
@@ -125,9 +170,53 @@ impl Transposed {
             Packing::Gptq { .. } => (second, first.saturating_mul(per_word)),
             Packing::Awq => (second.saturating_mul(per_word), first),
         };
-        let group_size = self.group_size.unwrap_or(cols).max(1);
+        let group_size = width.group_size.unwrap_or(cols).max(1);
         Ok(Extent { rows, cols, groups: cols.div_ceil(group_size), step: group_size })
     }
+}
+
+impl Width {
+    /// What `config` says, and where it says nothing `default`.
+    fn parse(config: &Value, default: Option<Self>, packing: Packing) -> Result<Self, String> {
+        let known: &[u64] = match packing {
+            Packing::Gptq { .. } => &[2, 4, 8],
+            Packing::Awq => &[4],
+        };
+        let bits = match (config.get("bits"), default) {
+            (None, Some(default)) => default.bits,
+            _ => number(config, "bits", known)? as u8,
+        };
+        let group_size = match (config.get("group_size"), default) {
+            (None, Some(default)) => default.group_size,
+            _ => group_size(config)?,
+        };
+        Ok(Self { bits, group_size })
+    }
+}
+
+/// `GPTQModel`'s `dynamic`: by expressions that match from the start of a module's name, widths after
+/// `+:` or nothing; after `-:` modules that are not quantized.
+fn dynamic(
+    config: &Value,
+    default: Width,
+    packing: Packing,
+) -> Result<Vec<(Regex, Width)>, String> {
+    let mut modules = Vec::new();
+    let listed = config.get("dynamic").and_then(Value::as_object);
+    for (name, own) in listed.into_iter().flatten() {
+        let left_out = name.starts_with("-:");
+        let expression = name.trim_start_matches("-:").trim_start_matches("+:");
+        let width = if left_out { Ok(default) } else { Width::parse(own, Some(default), packing) };
+        let wrong = |e| format!("`dynamic`: `{name}`: {e}");
+        modules.push((pattern(expression).map_err(wrong)?, width.map_err(wrong)?));
+    }
+    Ok(modules)
+}
+
+/// An expression that must match from the start of a name.
+fn pattern(expression: &str) -> Result<Regex, String> {
+    Regex::new(&format!("^(?:{expression})"))
+        .map_err(|_| "expected a regular expression".to_owned())
 }
 
 /// Columns of a group; none for -1.

@@ -106,6 +106,17 @@ fn mlx_is_a_candidate() {
     diverges_as_expected("qwen2", "qwen2-mlx");
 }
 
+/// As mlx-lm writes them: other names and layouts, norms with one added, and small floats.
+#[test]
+fn what_mlx_lm_rewrites_is_a_candidate() {
+    for base in ["qwen3_next", "qwen3_5", "qwen3_5_moe", "llama4", "gpt_oss", "kimi_k2", "gemma3"] {
+        diverges_as_expected(base, &format!("{base}-mlx"));
+    }
+    for mode in ["mxfp4", "nvfp4", "mxfp8"] {
+        diverges_as_expected("gemma3", &format!("gemma3-mlx-{mode}"));
+    }
+}
+
 #[test]
 fn gguf_files_are_candidates_and_originals() {
     let gguf = |name: &str| fixture(&format!("gguf/{name}"));
