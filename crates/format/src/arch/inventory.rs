@@ -9,6 +9,7 @@ use super::claim::Claim;
 use super::fused::Fused;
 use super::table::{ExtraRow, Target, unit_of};
 use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
 use crate::layout::place_dense;
 use crate::manifest::{Excerpt, Ignored};
@@ -169,11 +170,16 @@ impl<'a> Matching<'a> {
         true
     }
 
-    /// Whether a tensor that the model has no use for is a bias of zeros, as older `AutoGPTQ` put
-    /// beside every matrix; if so it is listed.
+    /// Whether a tensor that the model has no use for is a bias of zeros beside a matrix of GPTQ, as
+    /// older `AutoGPTQ` put one beside each; if so it is listed.
     fn is_empty_bias(&mut self, name: &str, info: &TensorInfo) -> Result<bool> {
-        let bias = name.ends_with(BIAS) && info.shape.len() == 1 && info.decoder.is_none();
-        let empty = bias && self.checkpoint.is_zero(info)?;
+        let matrix = name
+            .strip_suffix(BIAS)
+            .map(|module| format!("{module}.weight"));
+        let matrix = matrix.and_then(|name| self.checkpoint.tensors().get(&name));
+        let decoder = matrix.and_then(|info| info.decoder.as_ref());
+        let beside = matches!(decoder, Some(Decoder::Gptq { .. })) && info.decoder.is_none();
+        let empty = beside && self.checkpoint.is_zero(info)?;
         if empty {
             self.ignore(name, None, "a bias of zeros, which adds nothing");
         }

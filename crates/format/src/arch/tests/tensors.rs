@@ -2,6 +2,8 @@ use serde_json::json;
 use shardwright_quant::Float;
 
 use super::*;
+use crate::checkpoint::Dtype;
+use crate::checkpoint::testing::{Held, write_held};
 use crate::unit::Unit;
 
 /// The tensor called `name`.
@@ -258,4 +260,35 @@ fn an_ambiguous_fused_tensor_is_refused_unless_the_table_decides() {
             (strides.0, strides.1, 4096)
         );
     }
+}
+
+/// Older `AutoGPTQ` put a bias of zeros beside every matrix; one that is not zero is another model.
+#[test]
+fn a_bias_of_zeros_beside_codes_of_gptq_is_left_out() {
+    const BIAS: &str = "model.layers.1.mlp.down_proj.bias";
+    let original = Checkpoint::open(&golden("qwen2-gptq")).unwrap();
+    let with = |bias: Vec<u8>| {
+        let dir = tempfile::tempdir().unwrap();
+        let stored = original.stored().iter().map(|(name, stored)| {
+            let mut bytes = vec![0; stored.len as usize];
+            let file = &original.files()[stored.file].file;
+            file.read_at(stored.offset, &mut bytes).unwrap();
+            (&*name.clone().leak(), stored.dtype, stored.shape.clone(), bytes)
+        });
+        let bias = (BIAS, Dtype::Float(Float::F16), vec![64], bias);
+        let held: Vec<Held> = stored.chain([bias]).collect();
+        write_held(dir.path(), original.config(), &held);
+        (inventory(dir.path()), dir)
+    };
+    let ignored = with(vec![0; 128]).0.unwrap().ignored;
+    let ignored: Vec<_> = ignored
+        .iter()
+        .map(|i| (i.tensor.as_str(), &*i.reason))
+        .collect();
+    assert_eq!(ignored, [(BIAS, "a bias of zeros, which adds nothing")]);
+    let mut bytes = vec![0; 128];
+    bytes[127] = 0x3c;
+    let (refused, dir) = with(bytes);
+    let told = message(dir.path(), refused);
+    assert!(told.contains("mlp.down_proj.bias`: "), "{told}");
 }
