@@ -240,9 +240,8 @@ impl Group {
         let strategy = match (text, size, block) {
             (Some("tensor"), ..) => Strategy::Tensor,
             (Some("channel"), ..) => Strategy::Channel,
-            (Some("group"), Some(size), _) => Strategy::Group(size),
-            // Of four-bit floats, whose groups their parts show.
-            (Some("tensor_group"), Some(size), _) => Strategy::Group(size),
+            // The other one is of four-bit floats, whose groups their parts show.
+            (Some("group" | "tensor_group"), Some(size), _) => Strategy::Group(size),
             (Some("block"), _, Some(block)) => Strategy::Block(block),
             _ => {
                 let found = shown(weights.get("strategy"));
