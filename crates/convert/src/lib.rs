@@ -12,7 +12,7 @@ mod export;
 mod plan;
 pub mod recipe;
 
-pub use convert::{Calibration, ConvertOptions, Phase, Progress, convert, partial_path};
+pub use convert::{Buffers, Calibration, ConvertOptions, Phase, Progress, convert, partial_path};
 pub use error::{ConvertError, Result};
 pub use export::{ExportDtype, ExportOptions, Exported, to_hf};
 pub use plan::{

@@ -6,7 +6,8 @@
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use shardwright_quant::{
-    Affine, Backend, Encoding, Float, HessianFactor, Method, Objective, PartsMut, Trellis, quantize,
+    Affine, Backend, Encoding, Float, HessianFactor, Job, Method, Objective, PartsMut, Trellis,
+    quantize,
 };
 
 const ROWS: usize = 256;
@@ -54,7 +55,8 @@ fn rows(bencher: Bencher<'_, '_>, cols: usize, encoding: Encoding, method: Metho
     let mut bytes = vec![0; encoding.parts(ROWS as u64, cols as u64).unwrap().total() as usize];
     bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
         let out = PartsMut::split(encoding, ROWS, cols, &mut bytes).unwrap();
-        quantize(Backend::detect(), black_box(&x), cols, encoding, method, objective, out).unwrap()
+        let (backend, x) = (Backend::detect(), black_box(&x));
+        quantize(&Job { backend, x, cols, encoding, method, objective }, out).unwrap()
     });
 }
 

@@ -8,8 +8,8 @@ use std::hint::black_box;
 use divan::counter::ItemsCount;
 use divan::{Bencher, main as run};
 use shardwright_quant::{
-    Activations, Affine, Backend, Encoding, Float, Matrix, Method, Objective, Outputs, PartsMut,
-    Trellis, add_outer_products, dot, matmul, narrow, quantize, widen,
+    Activations, Affine, Backend, Encoding, Float, Job, Matrix, Method, Objective, Outputs,
+    PartsMut, Trellis, add_outer_products, dot, matmul, narrow, quantize, widen,
 };
 
 const ROWS: usize = 256;
@@ -97,16 +97,10 @@ fn stored(encoding: Encoding) -> Vec<u8> {
     match encoding {
         Encoding::Affine(_) => {
             let out = PartsMut::split(encoding, ROWS, COLS, &mut bytes).unwrap();
-            quantize(
-                Backend::detect(),
-                &x,
-                COLS,
-                encoding,
-                Method::MinMax,
-                Objective::Weights,
-                out,
-            )
-            .unwrap();
+            let (backend, method, objective) =
+                (Backend::detect(), Method::MinMax, Objective::Weights);
+            let job = Job { backend, x: &x, cols: COLS, encoding, method, objective };
+            quantize(&job, out).unwrap();
         }
         // Any bytes are streams; two of them are a scale.
         Encoding::Trellis(_) => {
@@ -130,7 +124,8 @@ fn quantization(bencher: Bencher<'_, '_>, case: &str) {
     let mut bytes = vec![0; encoding.parts(16, COLS as u64).unwrap().total() as usize];
     bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
         let out = PartsMut::split(encoding, 16, COLS, &mut bytes).unwrap();
-        quantize(backend, black_box(&x), COLS, encoding, method, Objective::Weights, out).unwrap()
+        let (x, objective) = (black_box(&x), Objective::Weights);
+        quantize(&Job { backend, x, cols: COLS, encoding, method, objective }, out).unwrap()
     });
 }
 
@@ -154,7 +149,8 @@ fn trellis_codes(bencher: Bencher<'_, '_>, case: &str) {
     let (method, objective) = (Method::Search, Objective::Weights);
     bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
         let out = PartsMut::split(encoding, ROWS, cols, &mut bytes).unwrap();
-        quantize(backend, black_box(&x), cols, encoding, method, objective, out).unwrap()
+        quantize(&Job { backend, x: black_box(&x), cols, encoding, method, objective }, out)
+            .unwrap()
     });
 }
 

@@ -37,4 +37,4 @@ pub use matrix::{Matrix, MatrixError};
 pub use outer::add_outer_products;
 pub use pack::{pack, unpack};
 pub use product::matmul;
-pub use quantize::{Method, Objective, PartsMut, QuantStats, quantize};
+pub use quantize::{Job, Method, Objective, PartsMut, QuantStats, quantize};

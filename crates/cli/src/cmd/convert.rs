@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use serde::Serialize;
-use shardwright_convert::{ConversionReport, ConvertOptions, Phase, Progress, convert};
+use shardwright_convert::{Buffers, ConversionReport, ConvertOptions, Phase, Progress, convert};
 
 use super::plan;
 use crate::args::ConvertArgs;
@@ -42,6 +42,7 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
         resume: args.resume,
         cancel: &cancel,
         calibration: calibration.calibration(),
+        buffers: Buffers::DEFAULT,
     };
     let converting = Stage::new(output, "converting", Count::Bytes);
     let complete = Cell::new(false);

@@ -13,7 +13,7 @@ use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Role, Unit};
 use shardwright_quant::{
-    Affine, Backend, Encoding, Float, Matrix, Method, PartsMut, narrow, quantize, widen,
+    Affine, Backend, Encoding, Float, Job, Matrix, Method, PartsMut, narrow, quantize, widen,
 };
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Head, InputSite};
@@ -232,8 +232,9 @@ fn round(
     let backend = Backend::detect();
     let parts = PartsMut::split(entry.encoding, rows, cols, &mut bytes);
     let parts = parts.map_err(|e| refuse(e.to_string()))?;
-    let method = costs.method(Method::Gptq);
-    quantize(backend, values, cols, entry.encoding, method, costs.as_objective(), parts)
+    let (encoding, objective) = (entry.encoding, costs.as_objective());
+    let method = Method::Gptq.given(objective);
+    quantize(&Job { backend, x: values, cols, encoding, method, objective }, parts)
         .map_err(|e| refuse(e.to_string()))?;
     let matrix = Matrix::new(entry.encoding, rows, cols, &bytes);
     let matrix = matrix.map_err(|e| refuse(e.to_string()))?;

@@ -17,8 +17,6 @@ use super::statistics::{Hessian, InputKey, InputStats};
 pub const LEAST_ROWS: usize = 256;
 /// See [`LEAST_ROWS`].
 const EXTRA_WEIGHT: f32 = 0.25;
-/// Bytes of Gram matrices that wait for their units' conversion.
-const BATCH_BYTES: usize = if cfg!(test) { 64 << 10 } else { 256 << 20 };
 /// Inputs whose Gram is kept; of more, only each one's own second moment is.
 pub const GRAM_LIMIT: usize = 16 << 10;
 
@@ -82,6 +80,8 @@ struct Collector<'a> {
     out: &'a SyncSender<InputBatch>,
     sums: BTreeMap<InputKey, HessianSum>,
     bytes: usize,
+    /// Bytes of sums that are sent on.
+    batch_bytes: usize,
     /// Complete units that wait.
     units: Vec<Unit>,
     current: Unit,
@@ -95,7 +95,7 @@ impl Collector<'_> {
             .map_or(Unit::Layer(layer), |expert| Unit::Expert { layer, expert });
         if unit != self.current {
             self.units.push(std::mem::replace(&mut self.current, unit));
-            if self.bytes >= BATCH_BYTES {
+            if self.bytes >= self.batch_bytes {
                 self.send()?;
             }
         }
@@ -124,7 +124,7 @@ impl Collector<'_> {
 }
 
 /// Takes the stream through layer `layer` as `original` has it and sends every unit of the layer
-/// with its inputs; the stream stays where it was.
+/// with its inputs, about `batch_bytes` of them at a time; the stream stays where it was.
 ///
 /// # Errors
 /// As [`LayerPass::observe`].
@@ -132,6 +132,7 @@ pub fn collect(
     stream: &mut LayerPass<'_>,
     original: &Weights,
     layer: u32,
+    batch_bytes: usize,
     out: &SyncSender<InputBatch>,
 ) -> Result<(), RuntimeError> {
     let spec = &original.spec().layers[layer as usize];
@@ -141,6 +142,7 @@ pub fn collect(
         out,
         sums: BTreeMap::new(),
         bytes: 0,
+        batch_bytes,
         units: Vec::new(),
         current: Unit::Layer(layer),
     };

@@ -33,15 +33,6 @@ impl SharedObjective {
             Self::Hessian(feedback) => Objective::Hessian(feedback),
         }
     }
-
-    /// The best that `method` can be with what is known.
-    pub const fn method(&self, method: Method) -> Method {
-        match (self, method) {
-            (Self::Weights, Method::Importance | Method::Gptq) => Method::Search,
-            (Self::Diagonal(_), Method::Gptq) => Method::Importance,
-            _ => method,
-        }
-    }
 }
 
 /// Factors are shared by the matrices of a place that are rounded in the same basis.

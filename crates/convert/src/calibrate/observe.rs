@@ -91,7 +91,7 @@ pub fn layer_inputs(
 ) -> Result<InputStats> {
     std::thread::scope(|scope| {
         let (sender, batches) = sync_channel(0);
-        let watching = scope.spawn(move || collect(pass, original, layer, &sender));
+        let watching = scope.spawn(move || collect(pass, original, layer, usize::MAX, &sender));
         let inputs = batches.iter().flat_map(|batch| batch.inputs).collect();
         watching.join().map_err(|_| RuntimeError::Panicked)??;
         Ok(inputs)

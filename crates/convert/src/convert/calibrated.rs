@@ -70,7 +70,8 @@ fn make_layer(
     }
     std::thread::scope(|scope| {
         let (sender, batches) = sync_channel(0);
-        let watching = scope.spawn(move || collect(stream, original, layer, &sender));
+        let batch = conversion.options.buffers.hessians;
+        let watching = scope.spawn(move || collect(stream, original, layer, batch, &sender));
         let mut made = Ok(());
         for InputBatch { mut units, inputs } in &batches {
             units.retain(|unit| !conversion.finished.contains_key(unit));

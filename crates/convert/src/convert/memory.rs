@@ -1,20 +1,55 @@
 //! Sizes of the conversion's buffers, and what they add up to.
 //!
-//! Tests use small ones, so that small checkpoints take every path; no byte of a bundle depends on
-//! them.
+//! No byte of a bundle depends on them.
 
 use shardwright_format::manifest::Manifest;
 
-/// Bytes of the source read at a time. Small enough to stay in a shared cache until it is used.
-pub const SOURCE_TILE: u64 = if cfg!(test) { 8 << 10 } else { 2 << 20 };
-/// Weights widened and quantized at a time: 128 KiB of `f32` stay in a core's own cache.
-pub const WEIGHTS_TILE: u64 = if cfg!(test) { 1 << 10 } else { 32 << 10 };
-/// Units up to this many bytes are put together in memory; larger ones are written in pieces.
-pub const RECORD_LIMIT: u64 = if cfg!(test) { 12 << 10 } else { 32 << 20 };
-/// Strided source matrices up to this many bytes are held whole while they are gathered.
-pub const GATHER_LIMIT: u64 = if cfg!(test) { 48 << 10 } else { 96 << 20 };
-/// Bytes hashed or copied at a time.
-pub const COPY_BLOCK: u64 = if cfg!(test) { 16 << 10 } else { 1 << 20 };
+/// Sizes of the conversion's buffers. Small ones take a small checkpoint along every path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffers {
+    /// Bytes of the source read at a time. Small enough to stay in a shared cache until it is used.
+    pub source_tile: u64,
+    /// Weights widened and quantized at a time: 128 KiB of `f32` stay in a core's own cache.
+    pub weights_tile: u64,
+    /// Units up to this many bytes are put together in memory; larger ones are written in pieces.
+    pub record_limit: u64,
+    /// Transposed source matrices are gathered in pieces of half as many bytes.
+    pub gather_limit: u64,
+    /// Bytes hashed or copied at a time.
+    pub copy_block: u64,
+    /// Bytes of a block of a checkpoint file whose hash the ledger keeps; chosen by the size of the
+    /// checkpoint if none.
+    pub source_block: Option<u64>,
+    /// Bytes of Hessians that wait for their units' conversion.
+    pub hessians: usize,
+}
+
+impl Buffers {
+    /// Those of the program.
+    pub const DEFAULT: Self = Self {
+        source_tile: 2 << 20,
+        weights_tile: 32 << 10,
+        record_limit: 32 << 20,
+        gather_limit: 96 << 20,
+        copy_block: 1 << 20,
+        source_block: None,
+        hessians: 256 << 20,
+    };
+
+    /// Bytes of a hashed block. Larger for large checkpoints, so that neither memory nor the ledger
+    /// grows much.
+    pub(crate) fn source_block(&self, source_bytes: u64) -> u64 {
+        let by_size = if source_bytes <= 0x10_0000_0000 { 256 << 10 } else { 1 << 20 };
+        self.source_block.unwrap_or(by_size)
+    }
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
 /// What names, headers and the ledger's books of one shard take, with its three tensors.
 const SHARD_BOOKS: u64 = 2 << 10;
 /// What the books of a tensor of a part take, or its name and reason if it is left out: measured
@@ -23,35 +58,28 @@ const TENSOR_BOOKS: u64 = 3 << 10;
 /// Program, manifest, tables of names and headers.
 const BASE: u64 = 40 << 20;
 
-/// Bytes of a block of a checkpoint file whose hash the ledger keeps. Larger for large
-/// checkpoints, so that neither memory nor the ledger grows much.
-pub const fn source_block(source_bytes: u64) -> u64 {
-    match source_bytes {
-        _ if cfg!(test) => 4 << 10,
-        0..=0x10_0000_0000 => 256 << 10,
-        _ => 1 << 20,
-    }
-}
-
 /// Bytes that the conversion holds at most.
 pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
+    let buffers = Buffers::DEFAULT;
+    let source_block = buffers.source_block(source_bytes);
     let record = manifest.shards().map(|shard| shard.extent.len);
     let record = record
-        .filter(|len| *len <= RECORD_LIMIT)
+        .filter(|len| *len <= buffers.record_limit)
         .max()
         .unwrap_or_default();
     let tensors = || manifest.tensors().map(|(.., tensor)| tensor);
     let row = tensors().map(|t| t.cols * 4).max().unwrap_or_default();
     let decoded = tensors().any(|t| t.source.decoder.is_some());
-    let decode = if decoded { SOURCE_TILE * 4 } else { 0 };
+    let decode = if decoded { buffers.source_tile * 4 } else { 0 };
     let strided = tensors()
         .filter(|t| t.source.col_stride != 1)
         .map(|t| t.rows * t.cols * t.source.dtype.size() as u64 * 2)
         .max()
-        .map_or(0, |len| len.min(GATHER_LIMIT));
-    let tile = SOURCE_TILE.max(row) * 2 + source_block(source_bytes) + (WEIGHTS_TILE * 4).max(row);
+        .map_or(0, |len| len.min(buffers.gather_limit));
+    let tile =
+        buffers.source_tile.max(row) * 2 + source_block + (buffers.weights_tile * 4).max(row);
     let shards = (manifest.shard_count() - manifest.dense.len()) as u64;
-    let blocks = source_bytes / source_block(source_bytes);
+    let blocks = source_bytes / source_block;
     BASE + (tile + record + strided + decode) * threads as u64
         + shards * SHARD_BOOKS
         + (part_tensors(manifest) + manifest.checkpoint.ignored.len() as u64) * TENSOR_BOOKS
@@ -68,5 +96,5 @@ fn part_tensors(manifest: &Manifest) -> u64 {
 pub fn ledger_bytes(manifest: &Manifest, source_bytes: u64) -> u64 {
     manifest.shard_count() as u64 * 1024
         + part_tensors(manifest) * 512
-        + source_bytes.div_ceil(source_block(source_bytes)) * 67
+        + source_bytes.div_ceil(Buffers::DEFAULT.source_block(source_bytes)) * 67
 }

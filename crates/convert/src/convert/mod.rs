@@ -3,7 +3,7 @@
 mod calibrated;
 mod finish;
 mod ledger;
-pub mod memory;
+pub(crate) mod memory;
 mod repack;
 mod shard;
 mod sink;
@@ -29,6 +29,7 @@ use crate::error::{ConvertError, Result};
 use crate::plan::ConversionReport;
 use crate::plan::Plan;
 use ledger::{Fingerprint, Ledger, LedgerEntry, Locked};
+pub use memory::Buffers;
 use shard::{ShardOutcome, ShardWriter};
 use source::Source;
 
@@ -54,6 +55,8 @@ pub struct ConvertOptions<'a> {
     pub cancel: &'a AtomicBool,
     /// What is known of the inputs of matrices, or how to learn it.
     pub calibration: Calibration<'a>,
+    /// How much is read, computed and written at a time.
+    pub buffers: Buffers,
 }
 
 /// What codes are chosen by, besides the weights.
@@ -120,7 +123,7 @@ pub fn convert(
     if !checkpoint.is_single_file() {
         refuse_output_inside_checkpoint(checkpoint.root(), out)?;
     }
-    let source = Source::new(checkpoint)?;
+    let source = Source::new(checkpoint, &options.buffers)?;
     let fingerprint = Fingerprint::new(plan, checkpoint, source.block)?;
     if let Some(report) = already_published(plan, out, &partial, options.resume, &fingerprint)? {
         let (shards, bytes) = (plan.manifest.shard_count(), source.total);
@@ -421,7 +424,12 @@ impl Conversion<'_> {
             phase,
             shards: self.finished.len(),
             total_shards: self.plan.manifest.shard_count(),
-            source_bytes: self.source.bytes_read.load(Ordering::Relaxed),
+            // Transposed matrices that share a tensor are read once for each.
+            source_bytes: self
+                .source
+                .bytes_read
+                .load(Ordering::Relaxed)
+                .min(self.source.total),
             total_source_bytes: self.source.total,
         });
     }

@@ -2,13 +2,12 @@
 
 use std::ops::Range;
 
-use shardwright_format::SourceView;
 use shardwright_format::checkpoint::read_affine;
-use shardwright_format::unit::TensorEntry;
 use shardwright_quant::{Backend, Encoding, Matrix, PartsMut, QuantStats, widen};
 
 use super::source::Reader;
 use crate::error::Result;
+use crate::plan::PlannedTensor;
 
 /// Some rows in the encoding of their tensor, each value of which is the source's.
 pub struct Copied {
@@ -16,14 +15,15 @@ pub struct Copied {
     stats: QuantStats,
 }
 
-/// The rows of a view as its source's codes give them, if they are in the encoding of `entry` and
+/// The rows of a view as its source's codes give them, if they are in the encoding of the tensor and
 /// stand for the very values that were `decoded`.
 pub fn copied(
-    reader: &mut Reader<'_>,
-    (view, entry): (&SourceView, &TensorEntry),
+    reader: &Reader<'_>,
+    tensor: &PlannedTensor<'_>,
     rows: Range<u64>,
     decoded: &[u8],
 ) -> Result<Option<Copied>> {
+    let (view, entry) = (&tensor.view, tensor.entry);
     let own = view.affine(entry.cols).map(Encoding::Affine);
     if own != Some(entry.encoding) {
         return Ok(None);

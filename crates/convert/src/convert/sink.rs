@@ -21,10 +21,10 @@ impl Sink<'_> {
     pub fn rows<T>(
         &mut self,
         entry: &TensorEntry,
-        parts: Parts,
         rows: Range<u64>,
         fill: impl FnOnce(PartsMut<'_>) -> Result<T>,
     ) -> Result<T> {
+        let parts = leading(entry, entry.rows)?;
         let (start, end) = (leading(entry, rows.start)?, leading(entry, rows.end)?);
         match self {
             Self::Record(bytes) => {

@@ -7,23 +7,25 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use shardwright_format::checkpoint::{Checkpoint, TensorInfo};
+use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::manifest::Hash;
 use shardwright_format::treehash::{TreeHash, chaining_value};
 use shardwright_format::{FormatError, Result as FormatResult, SourceView};
 
-use super::memory::{COPY_BLOCK, source_block};
+use super::memory::Buffers;
 use crate::error::Result;
 
 /// A checkpoint's bytes and the hashes of its files in the making.
 pub struct Source<'a> {
     pub checkpoint: &'a Checkpoint,
-    /// Opened once more, so that positions read here do not disturb other readers.
+    /// Opened once more, so that read-ahead here follows what is read here.
     files: Vec<File>,
     trees: Vec<Mutex<TreeHash>>,
     /// Bytes of a hashed block.
     pub block: u64,
+    /// Bytes hashed or copied at a time.
+    copy_block: u64,
     /// Bytes of all tensors.
     pub total: u64,
     /// Bytes of tensors read so far.
@@ -44,9 +46,9 @@ pub struct HashedBlocks {
 
 impl<'a> Source<'a> {
     /// Opens the checkpoint's files for hashing reads.
-    pub fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
+    pub fn new(checkpoint: &'a Checkpoint, buffers: &Buffers) -> Result<Self> {
         let file_bytes = checkpoint.files().iter().map(|f| f.file.len()).sum();
-        let block = source_block(file_bytes);
+        let block = buffers.source_block(file_bytes);
         let open = |f: &shardwright_format::checkpoint::CheckpointFile| {
             File::open(f.file.path()).map_err(|e| FormatError::io(f.file.path(), e))
         };
@@ -56,16 +58,8 @@ impl<'a> Source<'a> {
             .map(|f| Mutex::new(TreeHash::new(f.file.len(), block)))
             .collect();
         let total = checkpoint.stored().values().map(|stored| stored.len).sum();
-        Ok(Self { checkpoint, files: files?, trees, block, total, bytes_read: AtomicU64::new(0) })
-    }
-
-    /// Where a view's tensor lies.
-    pub fn info(&self, view: &SourceView) -> Result<&'a TensorInfo> {
-        let root = self.checkpoint.root();
-        let found = self.checkpoint.tensors().get(&view.tensor);
-        let missing =
-            || FormatError::tensor(root, &view.tensor, "the checkpoint has no such tensor");
-        Ok(found.ok_or_else(missing)?)
+        let (files, copy_block, bytes_read) = (files?, buffers.copy_block, AtomicU64::new(0));
+        Ok(Self { checkpoint, files, trees, block, copy_block, total, bytes_read })
     }
 
     /// A refusal of a tensor's contents.
@@ -140,7 +134,7 @@ impl<'a> Source<'a> {
     pub fn verify(&self, run: &HashedBlocks, buf: &mut Vec<u8>) -> Result<bool> {
         let Some(extent) = self.extent_of(run) else { return Ok(false) };
         let block = self.block as usize;
-        let step = COPY_BLOCK.max(self.block);
+        let step = self.copy_block.max(self.block);
         let mut expected = run.values.iter();
         for start in extent.clone().step_by(step as usize) {
             buf.resize(step.min(extent.end - start) as usize, 0);
@@ -162,8 +156,8 @@ impl<'a> Source<'a> {
     ) -> Result<Hash> {
         let mut hasher = blake3::Hasher::new();
         for range in ranges {
-            for start in (range.start..range.end).step_by(COPY_BLOCK as usize) {
-                buf.resize(COPY_BLOCK.min(range.end - start) as usize, 0);
+            for start in (range.start..range.end).step_by(self.copy_block as usize) {
+                buf.resize(self.copy_block.min(range.end - start) as usize, 0);
                 self.read_at(file, start, buf)?;
                 hasher.update(buf);
             }
@@ -171,7 +165,7 @@ impl<'a> Source<'a> {
         Ok(hasher.finalize().into())
     }
 
-    /// Every stretch of blocks that nobody hashed, in pieces of [`COPY_BLOCK`] and less.
+    /// Every stretch of blocks that nobody hashed, in pieces of [`Self::copy_block`] and less.
     fn unhashed(&self) -> Vec<(usize, Range<u64>)> {
         let mut found: Vec<(usize, Range<u64>)> = Vec::new();
         for file in 0..self.trees.len() {
@@ -182,7 +176,7 @@ impl<'a> Source<'a> {
                     Some((f, last))
                         if *f == file
                             && last.end == range.start
-                            && range.end - last.start <= COPY_BLOCK =>
+                            && range.end - last.start <= self.copy_block =>
                     {
                         last.end = range.end;
                     }
@@ -265,18 +259,6 @@ pub fn without(mut of: Vec<Range<u64>>, mut holes: Vec<Range<u64>>) -> Vec<Range
         done = done.max(range.end);
     }
     left
-}
-
-/// Bytes of the file that some rows of a view of a plain tensor lie between.
-pub fn extent(info: &TensorInfo, view: &SourceView, rows: Range<u64>, cols: u64) -> Range<u64> {
-    let size = info.dtype.size() as u64;
-    let first = view.start + rows.start * view.row_stride;
-    let count = rows.end - rows.start;
-    if count == 0 || cols == 0 {
-        return info.offset..info.offset;
-    }
-    let last = first + (count - 1) * view.row_stride + (cols - 1) * view.col_stride;
-    info.offset + first * size..info.offset + (last + 1) * size
 }
 
 /// One thread's reader: a window of a file, and the blocks hashed for the unit at hand.

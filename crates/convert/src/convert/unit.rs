@@ -4,21 +4,20 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
-use shardwright_format::checkpoint::{read_view, read_view_through, view_extents};
+use shardwright_format::checkpoint::{read_view_through, view_extents};
 use shardwright_format::io::AlignedBuf;
-use shardwright_format::unit::TensorEntry;
-use shardwright_format::{SourceView, Unit};
 use shardwright_quant::{
-    Backend, Encoding, Float, Method, Parts, PartsMut, QuantError, QuantStats, narrow, quantize,
+    Backend, Encoding, Float, Job, Method, PartsMut, QuantError, QuantStats, narrow, quantize,
     widen,
 };
 
-use super::memory::{GATHER_LIMIT, SOURCE_TILE, WEIGHTS_TILE};
+use super::memory::Buffers;
 use super::repack::copied;
 use super::sink::Sink;
-use super::source::{Reader, Source, extent};
+use super::source::{Reader, Source};
 use crate::calibrate::objectives::{Objectives, SharedObjective};
 use crate::error::{ConvertError, Result};
+use crate::plan::{PlannedTensor, PlannedUnit};
 
 /// Rows that feedback goes through together: whole tiles of a trellis.
 const FEEDBACK_ROWS: usize = 256;
@@ -29,70 +28,33 @@ pub struct TensorQuantizer<'a> {
     pub stop: &'a AtomicBool,
     /// What is known of the inputs; none where units are only confirmed.
     pub objectives: Option<&'a Objectives>,
-    /// A tile of the source, row-major, when it does not lie so in the file.
-    gathered: AlignedBuf,
-    quantizer: Quantizer<'a>,
-}
-
-/// A unit's tensors, where its experts' values come from filled in.
-pub struct UnitTensors<'p> {
-    pub unit: Unit,
-    pub tensors: &'p [TensorEntry],
-    pub methods: &'p [Method],
-    pub views: Vec<SourceView>,
-}
-
-impl<'p> UnitTensors<'p> {
-    pub fn new(unit: Unit, tensors: &'p [TensorEntry], methods: &'p [Method]) -> Self {
-        let view = |t: &TensorEntry| match unit {
-            Unit::Expert { expert, .. } => t.source.of_expert(expert),
-            _ => t.source.clone(),
-        };
-        Self { unit, tensors, methods, views: tensors.iter().map(view).collect() }
-    }
-
-    /// Bytes of the file between which a strided tensor lies, with those of the unit's other
-    /// tensors that share its source tensor: fused matrices are read together.
-    fn gather_extent(&self, at: usize, reader: &Reader<'_>) -> Result<Range<u64>> {
-        let info = reader.source.info(&self.views[at])?;
-        let same = self.tensors.iter().zip(&self.views);
-        let same = same.filter(|(_, view)| view.tensor == self.views[at].tensor);
-        let extents = same.map(|(t, view)| extent(info, view, 0..t.rows, t.cols));
-        Ok(extents
-            .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
-            .unwrap_or(0..0))
-    }
-}
-
-/// Whether rows follow one another without gaps.
-fn is_packed(view: &SourceView, entry: &TensorEntry) -> bool {
-    view.col_stride == 1 && (view.row_stride == entry.cols || entry.rows == 1)
+    pub buffers: Buffers,
+    /// A tile of the source, row-major.
+    tile: AlignedBuf,
+    rows: RowQuantizer<'a>,
 }
 
 impl<'a> TensorQuantizer<'a> {
     pub fn new(
         reader: Reader<'a>,
-        (objectives, pool): (Option<&'a Objectives>, &'a rayon::ThreadPool),
+        objectives: Option<&'a Objectives>,
+        pool: &'a rayon::ThreadPool,
+        buffers: Buffers,
         stop: &'a AtomicBool,
     ) -> Self {
-        Self {
-            reader,
-            stop,
-            objectives,
-            gathered: AlignedBuf::default(),
-            quantizer: Quantizer::new(pool),
-        }
+        let rows = RowQuantizer::new(pool, buffers.weights_tile as usize);
+        Self { reader, stop, objectives, buffers, tile: AlignedBuf::default(), rows }
     }
 
     /// Converts every tensor of a unit; gives what each lost, or none when asked to stop.
     pub fn convert(
         &mut self,
-        job: &UnitTensors<'_>,
+        unit: &PlannedUnit<'_>,
         sink: &mut Sink<'_>,
     ) -> Result<Option<Vec<QuantStats>>> {
-        let mut stats = Vec::with_capacity(job.tensors.len());
-        for at in 0..job.tensors.len() {
-            match self.tensor(job, at, sink)? {
+        let mut stats = Vec::with_capacity(unit.tensors.len());
+        for tensor in &unit.tensors {
+            match self.tensor(tensor, sink)? {
                 Some(found) => stats.push(found),
                 None => return Ok(None),
             }
@@ -100,141 +62,108 @@ impl<'a> TensorQuantizer<'a> {
         Ok(Some(stats))
     }
 
-    /// Asks for the bytes of a unit that will be read soon.
-    pub fn prefetch(&self, job: &UnitTensors<'_>) -> Result<()> {
-        for (entry, view) in job.tensors.iter().zip(&job.views) {
-            let source = self.reader.source;
-            let extents = view_extents(source.checkpoint, view, 0..entry.rows, entry.cols)?;
-            for (file, mut range) in extents {
-                range.end = range.end.min(range.start + 4 * SOURCE_TILE);
-                source.prefetch(file, &range);
-            }
+    /// Asks for the first bytes of a unit that will be read soon.
+    pub fn prefetch(&self, unit: &PlannedUnit<'_>) -> Result<()> {
+        let most = 4 * self.buffers.source_tile;
+        unit.tensors
+            .iter()
+            .try_for_each(|tensor| self.prefetch_rows(tensor, 0..tensor.entry.rows, most))
+    }
+
+    fn prefetch_rows(&self, tensor: &PlannedTensor<'_>, rows: Range<u64>, most: u64) -> Result<()> {
+        let source = self.reader.source;
+        for (file, mut range) in
+            view_extents(source.checkpoint, &tensor.view, rows, tensor.entry.cols)?
+        {
+            range.end = range.end.min(range.start.saturating_add(most));
+            source.prefetch(file, &range);
         }
         Ok(())
     }
 
-    fn tensor(
-        &mut self,
-        job: &UnitTensors<'_>,
-        at: usize,
-        sink: &mut Sink<'_>,
-    ) -> Result<Option<QuantStats>> {
-        let (entry, view) = (&job.tensors[at], &job.views[at]);
+    /// Rows that are read and quantized together.
+    fn tile_rows(&self, tensor: &PlannedTensor<'_>) -> u64 {
+        let (entry, view) = (tensor.entry, &tensor.view);
         let row_bytes = (entry.cols * view.dtype.size() as u64).max(1);
         let block = entry.encoding.row_block();
-        let step = (SOURCE_TILE / row_bytes)
+        // Transposed rows lie between each other's values: all that fit are gathered at once, so
+        // that the file is read once and not once for each tile.
+        let bytes = match view.col_stride {
+            1 => self.buffers.source_tile,
+            _ => self.buffers.gather_limit / 2,
+        };
+        (bytes / row_bytes)
             .min(entry.rows)
             .next_multiple_of(block)
-            .max(block);
-        let method = self.choose(job, at)?;
-        let parts = entry.encoding.parts(entry.rows, entry.cols);
-        let parts =
-            parts.map_err(|e| ConvertError::Plan(format!("{} {}: {e}", job.unit, entry.role)))?;
+            .max(block)
+    }
+
+    fn tensor(
+        &mut self,
+        tensor: &PlannedTensor<'_>,
+        sink: &mut Sink<'_>,
+    ) -> Result<Option<QuantStats>> {
+        let (entry, step) = (tensor.entry, self.tile_rows(tensor));
+        let objective = match self.objectives {
+            Some(objectives) => objectives.objective(tensor.unit, entry, tensor.method),
+            None => Ok(SharedObjective::Weights),
+        };
+        let objective = objective
+            .map_err(|e| ConvertError::Plan(format!("{} {}: {e}", tensor.unit, entry.role)))?;
+        let method = tensor.method.given(objective.as_objective());
+        let how = How { encoding: entry.encoding, method, objective };
         let mut stats = QuantStats::default();
         for start in (0..entry.rows).step_by(step as usize) {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            let rows = start..(start + step).min(entry.rows);
-            stats.merge(&self.tile(job, at, (&method, parts), rows, sink)?);
+            let end = (start + step).min(entry.rows);
+            let soon = (end + step).min(entry.rows)..(end + 2 * step).min(entry.rows);
+            self.prefetch_rows(tensor, soon, u64::MAX)?;
+            stats.merge(&self.tile(tensor, &how, start..end, sink)?);
         }
         Ok(Some(stats))
     }
 
-    /// How the codes of a tensor are chosen, as far as its inputs are known.
-    fn choose(&self, job: &UnitTensors<'_>, at: usize) -> Result<Chosen> {
-        let (entry, method) = (&job.tensors[at], job.methods[at]);
-        let costs = self
-            .objectives
-            .map_or(Ok(SharedObjective::Weights), |g| g.objective(job.unit, entry, method));
-        let refuse = |e| ConvertError::Plan(format!("{} {}: {e}", job.unit, entry.role));
-        let costs = costs.map_err(refuse)?;
-        Ok(Chosen { encoding: entry.encoding, method: costs.method(method), costs })
-    }
-
     fn tile(
         &mut self,
-        job: &UnitTensors<'_>,
-        at: usize,
-        (chosen, parts): (&Chosen, Parts),
+        tensor: &PlannedTensor<'_>,
+        how: &How,
         rows: Range<u64>,
         sink: &mut Sink<'_>,
     ) -> Result<QuantStats> {
-        let (entry, view) = (&job.tensors[at], &job.views[at]);
-        let source = self.reader.source;
-        let info = source.info(view)?;
-        let bytes = if view.decoder.is_some() {
-            let reader = &mut self.reader;
-            let mut fetch = |file, offset, out: &mut [u8]| reader.fetch(file, offset, out);
-            let (checkpoint, out) = (source.checkpoint, &mut self.gathered);
-            read_view_through(checkpoint, view, rows.clone(), entry.cols, out, &mut fetch)?;
-            let decoded = self.gathered.as_slice();
-            if let Some(copied) = copied(reader, (view, entry), rows.clone(), decoded)? {
-                return sink.rows(entry, parts, rows, |mut parts| Ok(copied.fill(&mut parts)));
-            }
-            decoded
-        } else if is_packed(view, entry) {
-            let range = extent(info, view, rows.clone(), entry.cols);
-            let ahead = range.end + SOURCE_TILE;
-            let last = extent(info, view, 0..entry.rows, entry.cols).end;
-            source.prefetch(
-                info.file,
-                &(ahead.min(last)..(ahead + range.end - range.start).min(last)),
-            );
-            self.reader.read(info.file, range)?
-        } else {
-            let around = job.gather_extent(at, &self.reader)?;
-            if around.end - around.start <= GATHER_LIMIT {
-                let first = info.offset + view.start * info.dtype.size() as u64 - around.start;
-                let window = self.reader.read(info.file, around)?;
-                gather(&window[first as usize..], view, &rows, entry.cols, &mut self.gathered);
-            } else {
-                read_view(source.checkpoint, view, rows.clone(), entry.cols, &mut self.gathered)?;
-            }
-            self.gathered.as_slice()
-        };
-        let quantizer = &mut self.quantizer;
-        sink.rows(entry, parts, rows.clone(), |mut parts| {
-            let done = quantizer.fill((bytes, view.dtype), entry.cols as usize, chosen, &mut parts);
-            done.map_err(|e| refuse(source, job, at, rows.start, e))
-        })
-    }
-}
-
-/// Puts rows of a strided view, whose first value `bytes` starts with, one after the other.
-fn gather(bytes: &[u8], view: &SourceView, rows: &Range<u64>, cols: u64, out: &mut AlignedBuf) {
-    let size = view.dtype.size();
-    out.resize((rows.end - rows.start) as usize * cols as usize * size);
-    let row_len = cols as usize * size;
-    let (row_step, col_step) = (view.row_stride as usize * size, view.col_stride as usize * size);
-    // Sixteen columns at a time: their cache lines stay at hand while the rows go by.
-    for first in (0..cols as usize).step_by(16) {
-        let last = (first + 16).min(cols as usize);
-        for (r, row) in (rows.start as usize..).zip(out.as_mut_slice().chunks_exact_mut(row_len)) {
-            for c in first..last {
-                let from = r * row_step + c * col_step;
-                row[c * size..(c + 1) * size].copy_from_slice(&bytes[from..from + size]);
-            }
+        let (entry, view, reader) = (tensor.entry, &tensor.view, &mut self.reader);
+        let source = reader.source;
+        let mut fetch = |file, offset, out: &mut [u8]| reader.fetch(file, offset, out);
+        let (checkpoint, out) = (source.checkpoint, &mut self.tile);
+        read_view_through(checkpoint, view, rows.clone(), entry.cols, out, &mut fetch)?;
+        let values =
+            Values { bytes: self.tile.as_slice(), dtype: view.dtype, cols: entry.cols as usize };
+        if let Some(copied) = copied(reader, tensor, rows.clone(), values.bytes)? {
+            return sink.rows(entry, rows, |mut parts| Ok(copied.fill(&mut parts)));
         }
+        let quantizer = &mut self.rows;
+        sink.rows(entry, rows.clone(), |mut parts| {
+            let done = quantizer.fill(values, how, &mut parts);
+            done.map_err(|e| refuse(source, tensor, rows.start, e))
+        })
     }
 }
 
 /// Names the file, tensor and position of what cannot be stored.
 fn refuse(
     source: &Source<'_>,
-    job: &UnitTensors<'_>,
-    at: usize,
+    tensor: &PlannedTensor<'_>,
     first: u64,
     refusal: Refusal,
 ) -> ConvertError {
     let refusal = refusal.below(first).to_string();
-    let view = &job.views[at];
     // A tensor that holds many matrices needs their name beside the position.
-    let detail = match view.shape.len() {
+    let detail = match tensor.view.shape.len() {
         0..=2 => refusal,
-        _ => format!("{} {}: {refusal}", job.unit, job.tensors[at].role),
+        _ => format!("{} {}: {refusal}", tensor.unit, tensor.entry.role),
     };
-    source.refuse(view, detail).into()
+    source.refuse(&tensor.view, detail).into()
 }
 
 /// Why some rows cannot be stored.
@@ -281,57 +210,62 @@ impl From<QuantError> for Refusal {
     }
 }
 
-/// How a tensor is stored, and its codes chosen.
-struct Chosen {
+/// How the rows of a tensor are stored, and their codes chosen.
+struct How {
     encoding: Encoding,
     method: Method,
-    costs: SharedObjective,
+    objective: SharedObjective,
 }
 
-impl Chosen {
-    /// Rows that are worth a task of their own; none depends on others.
-    fn step(&self, cols: usize) -> usize {
-        match self.costs {
-            SharedObjective::Hessian(_) => FEEDBACK_ROWS,
-            _ => (WEIGHTS_TILE as usize / cols.max(1)).max(1),
-        }
-        .next_multiple_of(self.encoding.row_block() as usize)
-    }
+/// Values of whole rows, as the source has them.
+#[derive(Clone, Copy)]
+struct Values<'a> {
+    bytes: &'a [u8],
+    dtype: Float,
+    cols: usize,
 }
 
 /// Turns values of the source's type into a tensor's encoding, some rows at a time.
-struct Quantizer<'a> {
+struct RowQuantizer<'a> {
     backend: Backend,
     pool: &'a rayon::ThreadPool,
+    /// Weights quantized at a time.
+    tile: usize,
     weights: Vec<f32>,
     again: Vec<f32>,
 }
 
-/// Values of whole rows, of the source's type.
-type Rows<'a> = (&'a [u8], Float);
-
-impl<'a> Quantizer<'a> {
-    fn new(pool: &'a rayon::ThreadPool) -> Self {
-        Self { backend: Backend::detect(), pool, weights: Vec::new(), again: Vec::new() }
+impl<'a> RowQuantizer<'a> {
+    fn new(pool: &'a rayon::ThreadPool, tile: usize) -> Self {
+        Self { backend: Backend::detect(), pool, tile, weights: Vec::new(), again: Vec::new() }
     }
 
-    /// Fills the parts of whole rows of `cols` values.
+    /// Rows that are worth a task of their own; none depends on others.
+    fn step(&self, how: &How, cols: usize) -> usize {
+        match how.objective {
+            SharedObjective::Hessian(_) => FEEDBACK_ROWS,
+            _ => (self.tile / cols.max(1)).max(1),
+        }
+        .next_multiple_of(how.encoding.row_block() as usize)
+    }
+
+    /// Fills the parts of whole rows.
     fn fill(
         &mut self,
-        (bytes, dtype): Rows<'_>,
-        cols: usize,
-        chosen: &Chosen,
+        values: Values<'_>,
+        how: &How,
         out: &mut PartsMut<'_>,
     ) -> Result<QuantStats, Refusal> {
-        let (step, row) = (chosen.step(cols), cols * dtype.size());
+        let Values { bytes, dtype, cols } = values;
+        let (step, row) = (self.step(how, cols), cols * dtype.size());
         let rows = bytes
             .chunks((step * row).max(1))
-            .zip(pieces(out, chosen.encoding, step, cols)?);
+            .zip(pieces(out, how.encoding, step, cols)?);
         let rows = rows.enumerate();
         let mut stats = QuantStats::default();
-        if !matches!(chosen.costs, SharedObjective::Hessian(_)) {
+        if !matches!(how.objective, SharedObjective::Hessian(_)) {
             for (at, (bytes, part)) in rows {
-                let found = self.fill_few((bytes, dtype), cols, chosen, part);
+                let found = self.fill_few(Values { bytes, ..values }, how, part);
                 stats.merge(&found.map_err(|e| e.below((at * step) as u64))?);
             }
             return Ok(stats);
@@ -341,7 +275,8 @@ impl<'a> Quantizer<'a> {
         let found: Vec<_> = self.pool.install(|| {
             let tasks = tasks.into_par_iter().with_max_len(1);
             let one = |(at, (bytes, part)): (usize, (&[u8], PartsMut<'_>))| {
-                let found = Quantizer::new(self.pool).fill_few((bytes, dtype), cols, chosen, part);
+                let mut quantizer = RowQuantizer::new(self.pool, self.tile);
+                let found = quantizer.fill_few(Values { bytes, ..values }, how, part);
                 found.map_err(|e| e.below((at * step) as u64))
             };
             tasks.map(one).collect()
@@ -354,34 +289,35 @@ impl<'a> Quantizer<'a> {
 
     fn fill_few(
         &mut self,
-        (bytes, dtype): Rows<'_>,
-        cols: usize,
-        chosen: &Chosen,
+        values: Values<'_>,
+        how: &How,
         out: PartsMut<'_>,
     ) -> Result<QuantStats, Refusal> {
+        let Values { bytes, dtype, cols } = values;
         self.weights.resize(bytes.len() / dtype.size(), 0.0);
         widen(dtype, bytes, &mut self.weights);
-        match chosen.encoding {
-            Encoding::Affine(_) | Encoding::Trellis(_) => {
-                let Chosen { encoding, method, costs } = chosen;
-                let objective = costs.as_objective();
-                Ok(quantize(self.backend, &self.weights, cols, *encoding, *method, objective, out)?)
-            }
-            Encoding::F32 => self.plain(bytes, dtype, Float::F32, cols, out.weight),
-            Encoding::F16 => self.plain(bytes, dtype, Float::F16, cols, out.weight),
-            Encoding::Bf16 => self.plain(bytes, dtype, Float::Bf16, cols, out.weight),
+        if let Some(float) = how.encoding.float() {
+            return self.plain(values, float, out.weight);
         }
+        let job = Job {
+            backend: self.backend,
+            x: &self.weights,
+            cols,
+            encoding: how.encoding,
+            method: how.method,
+            objective: how.objective.as_objective(),
+        };
+        Ok(quantize(&job, out)?)
     }
 
     /// Stores plain floats: the source's bytes where the type is the same.
     fn plain(
         &mut self,
-        bytes: &[u8],
-        from: Float,
+        values: Values<'_>,
         to: Float,
-        cols: usize,
         out: &mut [u8],
     ) -> Result<QuantStats, Refusal> {
+        let Values { bytes, dtype: from, cols } = values;
         check_finite(&self.weights, cols)?;
         let weights = self.weights.len() as u64;
         if from == to {

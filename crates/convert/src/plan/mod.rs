@@ -5,6 +5,7 @@ mod files;
 mod report;
 mod resolve;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use shardwright_format::manifest::{
     ALIGNMENTS, Calibration, CheckpointRecord, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT,
     FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile, VERSION,
 };
-use shardwright_format::{FormatError, Role, TensorEntry, Unit, UnitLayout};
+use shardwright_format::{FormatError, Role, SourceView, TensorEntry, Unit, UnitLayout};
 use shardwright_quant::Method;
 
 use crate::error::{ConvertError, Result};
@@ -113,12 +114,36 @@ pub struct Plan {
     /// The manifest with every hash zero; its shards are the layout.
     #[serde(skip)]
     pub manifest: Manifest,
-    /// How codes are chosen, per tensor of each dense shard.
+    /// How codes are chosen, per tensor of a dense unit and of each layer's expert 0; only
+    /// [`Self::planned`] looks here.
     #[serde(skip)]
-    pub(crate) dense_methods: Vec<Vec<Method>>,
-    /// How codes are chosen, per tensor of each layer's experts.
-    #[serde(skip)]
-    pub(crate) expert_methods: Vec<Vec<Method>>,
+    methods: BTreeMap<Unit, Vec<Method>>,
+}
+
+/// A unit as it will be made.
+pub(crate) struct PlannedUnit<'p> {
+    /// Which one.
+    pub unit: Unit,
+    /// Path of its shard file inside the bundle.
+    pub file: &'p str,
+    /// Where in the file it starts.
+    pub offset: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// Its tensors, by offset.
+    pub tensors: Vec<PlannedTensor<'p>>,
+}
+
+/// A tensor as it will be made.
+pub(crate) struct PlannedTensor<'p> {
+    /// The unit that it is of.
+    pub unit: Unit,
+    /// Role, shape, encoding, and where it lies in the unit.
+    pub entry: &'p TensorEntry,
+    /// Where its values come from; an expert's own.
+    pub view: SourceView,
+    /// How codes are chosen, if the inputs are known as well as it asks.
+    pub method: Method,
 }
 
 /// Program and version, as manifests and ledgers have it.
@@ -169,14 +194,10 @@ impl Plan {
         ignored.sort_by(|a, b| a.tensor.cmp(&b.tensor));
         let resolution = resolver.finish()?;
         let (copies, skipped) = copies(checkpoint)?;
-        let (dense, dense_methods): (Vec<_>, _) = dense
-            .into_iter()
-            .map(|r| ((r.unit, r.layout), r.methods))
-            .unzip();
-        let (experts, expert_methods): (Vec<_>, _) = experts
-            .into_iter()
-            .map(|r| ((r.unit, r.layout), r.methods))
-            .unzip();
+        let resolved = dense.iter().chain(&experts);
+        let methods = resolved.map(|r| (r.unit, r.methods.clone())).collect();
+        let layouts = |resolved: Vec<Resolved>| resolved.into_iter().map(|r| (r.unit, r.layout));
+        let (dense, experts) = (layouts(dense).collect(), layouts(experts).collect());
         let mut plan = Self {
             recipe: recipe.clone(),
             rules: resolution.rules,
@@ -191,8 +212,7 @@ impl Plan {
             cost: Cost::default(),
             manifest: skeleton(checkpoint, inventory, recipe, options, ignored.clone())?,
             ignored,
-            dense_methods,
-            expert_methods,
+            methods,
         };
         plan.lay_out(dense, experts, copies)?;
         plan.measure(options.threads);
@@ -257,27 +277,46 @@ impl Plan {
         match unit {
             Unit::Expert { layer, .. } => self
                 .expert_shards(layer)
-                .map(|(_, s)| UnitLayout { tensors: s.tensors.clone(), len: s.len }),
+                .map(|s| UnitLayout { tensors: s.tensors.clone(), len: s.len }),
             _ => self
                 .dense_shard(unit)
-                .map(|(_, s)| UnitLayout { tensors: s.tensors.clone(), len: s.len }),
+                .map(|s| UnitLayout { tensors: s.tensors.clone(), len: s.len }),
         }
     }
 
-    /// A layer's experts and their position in the manifest.
-    pub(crate) fn expert_shards(&self, layer: u32) -> Option<(usize, &ExpertShards)> {
-        let at = self
-            .manifest
-            .experts
-            .binary_search_by_key(&layer, |e| e.layer)
-            .ok()?;
-        Some((at, &self.manifest.experts[at]))
+    /// What makes a unit; none for one that the model does not have.
+    pub(crate) fn planned<'p>(&'p self, unit: Unit) -> Option<PlannedUnit<'p>> {
+        let (file, extent, tensors, methods) = if let Unit::Expert { layer, expert } = unit {
+            let shards = self.expert_shards(layer)?;
+            let methods = self.methods.get(&Unit::Expert { layer, expert: 0 })?;
+            (&shards.file, shards.extent(expert)?, &shards.tensors, methods)
+        } else {
+            let shard = self.dense_shard(unit)?;
+            (&shard.file, shard.extent(), &shard.tensors, self.methods.get(&unit)?)
+        };
+        let tensor = |(entry, method): (&'p TensorEntry, &Method)| PlannedTensor {
+            unit,
+            entry,
+            view: match unit {
+                Unit::Expert { expert, .. } => entry.source.of_expert(expert),
+                _ => entry.source.clone(),
+            },
+            method: *method,
+        };
+        let tensors = tensors.iter().zip(methods).map(tensor).collect();
+        Some(PlannedUnit { unit, file, offset: extent.offset, len: extent.len, tensors })
     }
 
-    /// A dense shard and its position in the manifest.
-    pub(crate) fn dense_shard(&self, unit: Unit) -> Option<(usize, &DenseShard)> {
-        let at = self.manifest.dense_position(unit)?;
-        Some((at, &self.manifest.dense[at]))
+    /// A layer's experts.
+    fn expert_shards(&self, layer: u32) -> Option<&ExpertShards> {
+        let experts = &self.manifest.experts;
+        let at = experts.binary_search_by_key(&layer, |e| e.layer).ok()?;
+        experts.get(at)
+    }
+
+    /// A dense shard.
+    fn dense_shard(&self, unit: Unit) -> Option<&DenseShard> {
+        self.manifest.dense.get(self.manifest.dense_position(unit)?)
     }
 }
 

@@ -5,11 +5,11 @@ use shardwright_format::Role;
 use shardwright_format::Unit;
 use shardwright_format::manifest::{Excerpt, Ignored};
 use shardwright_format::report::{CalibrationReport, LayerCoverage, LayerOutput};
-use shardwright_format::unit::TensorEntry;
 use shardwright_quant::{Encoding, Method, QuantStats};
 
 use super::{
-    FallbackUsed, OmittedExtra, Plan, Repacked, RuleMatch, SkippedFile, Summary, UnquantizedMatrix,
+    FallbackUsed, OmittedExtra, Plan, PlannedTensor, Repacked, RuleMatch, SkippedFile, Summary,
+    UnquantizedMatrix,
 };
 use crate::calibrate::streams::{RULE, Streamed};
 
@@ -120,22 +120,25 @@ impl ConversionReport {
         stats: impl Fn(Unit) -> &'a [QuantStats],
         streamed: Option<Streamed>,
     ) -> Self {
-        let dense = plan.manifest.dense.iter().zip(&plan.dense_methods);
-        let tensors = dense.flat_map(|(shard, methods)| {
-            let unit = shard.unit;
-            let each = shard.tensors.iter().zip(methods).zip(stats(unit));
-            each.map(move |((tensor, method), stats)| tensor_report(unit, tensor, *method, stats))
+        let dense = plan.manifest.dense.iter();
+        let dense = dense.filter_map(|shard| plan.planned(shard.unit));
+        let tensors = dense.flat_map(|unit| {
+            let each = unit.tensors.into_iter().zip(stats(unit.unit));
+            each.map(|(tensor, stats)| tensor_report(&tensor, stats))
         });
         let tensors = tensors.collect();
-        let layers = plan.manifest.experts.iter().zip(&plan.expert_methods);
-        let experts = layers.flat_map(|(shards, methods)| {
+        let experts = plan.manifest.experts.iter().flat_map(|shards| {
             let layer = shards.layer;
             let units: Vec<_> = (0..shards.blake3.len() as u32)
                 .map(|expert| stats(Unit::Expert { layer, expert }))
                 .collect();
-            let each = shards.tensors.iter().zip(methods).enumerate();
-            each.map(move |(at, (tensor, method))| {
-                expert_report(layer, tensor, *method, units.iter().filter_map(|u| u.get(at)))
+            let planned = plan.planned(Unit::Expert { layer, expert: 0 });
+            let each = planned
+                .into_iter()
+                .flat_map(|unit| unit.tensors)
+                .enumerate();
+            each.map(|(at, tensor)| {
+                expert_report(layer, &tensor, units.iter().filter_map(|u| u.get(at)))
             })
             .collect::<Vec<_>>()
         });
@@ -263,10 +266,11 @@ fn output_error(stats: &QuantStats) -> Option<f64> {
 }
 
 /// None for plain floats and for codes that were taken over.
-fn method_of(tensor: &TensorEntry, method: Method, stats: &QuantStats) -> Option<Method> {
+fn method_of(planned: &PlannedTensor<'_>, stats: &QuantStats) -> Option<Method> {
+    let tensor = planned.entry;
     let own = tensor.source.affine(tensor.cols).map(Encoding::Affine);
     let copied = own == Some(tensor.encoding) && stats.sum_sq_error == 0.0;
-    (tensor.encoding.float().is_none() && !copied).then_some(method)
+    (tensor.encoding.float().is_none() && !copied).then_some(planned.method)
 }
 
 fn sqnr(stats: &QuantStats) -> Option<f64> {
@@ -277,18 +281,14 @@ const fn groups(stats: &QuantStats) -> [u64; 3] {
     [stats.groups, stats.improved_groups, stats.constant_groups]
 }
 
-fn tensor_report(
-    unit: Unit,
-    tensor: &TensorEntry,
-    method: Method,
-    stats: &QuantStats,
-) -> TensorReport {
+fn tensor_report(planned: &PlannedTensor<'_>, stats: &QuantStats) -> TensorReport {
+    let tensor = planned.entry;
     TensorReport {
-        unit,
+        unit: planned.unit,
         role: tensor.role,
         tensor: tensor.source.tensor.clone(),
         encoding: tensor.encoding.label(),
-        method: method_of(tensor, method, stats),
+        method: method_of(planned, stats),
         relative_rmse: stats.relative_rmse(),
         sqnr_db: sqnr(stats),
         max_abs_error: stats.max_abs_error,
@@ -299,11 +299,10 @@ fn tensor_report(
 
 fn expert_report<'a>(
     layer: u32,
-    tensor: &TensorEntry,
-    method: Method,
+    planned: &PlannedTensor<'_>,
     each: impl Iterator<Item = &'a QuantStats>,
 ) -> ExpertReport {
-    let mut all = ZERO;
+    let (tensor, mut all) = (planned.entry, ZERO);
     let mut worst = (0, 0.0);
     for (expert, stats) in (0u32..).zip(each) {
         all.merge(stats);
@@ -317,7 +316,7 @@ fn expert_report<'a>(
         role: tensor.role,
         tensor: tensor.source.tensor.clone(),
         encoding: tensor.encoding.label(),
-        method: method_of(tensor, method, &all),
+        method: method_of(planned, &all),
         relative_rmse: all.relative_rmse(),
         sqnr_db: sqnr(&all),
         max_abs_error: all.max_abs_error,

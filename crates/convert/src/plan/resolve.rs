@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use shardwright_format::arch::Inventory;
 use shardwright_format::manifest::Excerpt;
 use shardwright_format::{Decoder, Role, TensorEntry, Unit};
-use shardwright_quant::{Encoding, EncodingError, Float, Method};
+use shardwright_quant::{Encoding, EncodingError, Float, Method, Objective};
 
 use crate::error::{ConvertError, Result};
 use crate::recipe::{EncodingSpec, Fallback, Recipe, Roles, Rule};
@@ -192,11 +192,14 @@ impl<'a> Resolver<'a> {
         };
         self.count(at, tensor, encoding, count)?;
         let method = match method_of(rule, self.calibrated) {
-            method if tensor.role.is_extra() => unguided(method),
+            // No text goes through what is not the text model.
+            method if tensor.role.is_extra() => method.given(Objective::Weights),
             method => method,
         };
-        let needs = matches!(method, Method::Importance | Method::Gptq);
-        if needs && !self.calibrated && encoding.float().is_none() {
+        if method.given(Objective::Weights) != method
+            && !self.calibrated
+            && encoding.float().is_none()
+        {
             let (label, name) = (describe(at, rule), method.name());
             return Err(self.refuse(format!(
                 "rule {label} asks for {name}, which needs calibration: add --calibrate TEXT or \
@@ -375,15 +378,7 @@ fn method_of(rule: &Rule, calibrated: bool) -> Method {
     let best = if calibrated { Method::Gptq } else { Method::Search };
     let method = rule.method.unwrap_or(best);
     let only_extras = rule.matches.role.as_ref().is_some_and(Roles::only_extras);
-    if only_extras { unguided(method) } else { method }
-}
-
-/// The best that `method` can be without knowing inputs, as those of what no text goes through.
-const fn unguided(method: Method) -> Method {
-    match method {
-        Method::Importance | Method::Gptq => Method::Search,
-        Method::MinMax | Method::Search => method,
-    }
+    if only_extras { method.given(Objective::Weights) } else { method }
 }
 
 /// A rule's position, from 1, and what it is about.

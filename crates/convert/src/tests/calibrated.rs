@@ -1,5 +1,6 @@
 //! Conversions with a text: the same bytes whatever happens on the way.
 
+use crate::tests::SMALL_BUFFERS;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -93,7 +94,13 @@ impl Calibrated {
     fn interrupt(&self, out: &Path, count: usize, resume: bool) {
         let cancel = AtomicBool::new(count == 0);
         let calibration = Calibration::Text(&self.corpus);
-        let options = ConvertOptions { threads: 2, resume, cancel: &cancel, calibration };
+        let options = ConvertOptions {
+            threads: 2,
+            resume,
+            cancel: &cancel,
+            calibration,
+            buffers: SMALL_BUFFERS,
+        };
         let stopped = self.case.run(out, &options, &|progress| {
             if progress.shards >= count {
                 cancel.store(true, Ordering::Relaxed);
@@ -115,7 +122,11 @@ fn run(
     resume: bool,
 ) -> Result<ConversionReport> {
     let cancel = AtomicBool::new(false);
-    case.run(out, &ConvertOptions { threads, resume, cancel: &cancel, calibration }, &|_| {})
+    case.run(
+        out,
+        &ConvertOptions { threads, resume, cancel: &cancel, calibration, buffers: SMALL_BUFFERS },
+        &|_| {},
+    )
 }
 
 /// What `corpus` shows, by way of a file.

@@ -18,8 +18,8 @@ use shardwright_quant::{Float, narrow};
 use shardwright_testing::{contents, copy_dir, fixture};
 
 use crate::{
-    Calibration, ConversionReport, ConvertOptions, Plan, PlanOptions, Progress, Recipe, Result,
-    convert,
+    Buffers, Calibration, ConversionReport, ConvertOptions, Plan, PlanOptions, Progress, Recipe,
+    Result, convert,
 };
 
 /// Checkpoints that between them have every layout: one and two files, f16, bf16 and f32, fused
@@ -153,6 +153,23 @@ fn noise(seed: u32, count: usize) -> Vec<f32> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
+/// So that small checkpoints take every path.
+pub const SMALL_BUFFERS: Buffers = Buffers {
+    source_tile: 8 << 10,
+    weights_tile: 1 << 10,
+    record_limit: 12 << 10,
+    gather_limit: 48 << 10,
+    copy_block: 16 << 10,
+    source_block: Some(4 << 10),
+    hessians: 64 << 10,
+};
+
 fn options(threads: usize, resume: bool, cancel: &AtomicBool) -> ConvertOptions<'_> {
-    ConvertOptions { threads, resume, cancel, calibration: Calibration::None }
+    ConvertOptions {
+        threads,
+        resume,
+        cancel,
+        calibration: Calibration::None,
+        buffers: SMALL_BUFFERS,
+    }
 }

@@ -8,7 +8,7 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Bundle, Unit};
 use shardwright_quant::{
-    Affine, Backend, Encoding, Float, Matrix, Method, Objective, PartsMut, f8_e4m3, narrow,
+    Affine, Backend, Encoding, Float, Job, Matrix, Method, Objective, PartsMut, f8_e4m3, narrow,
     quantize, widen,
 };
 
@@ -147,7 +147,8 @@ fn mlx(name: &str, values: &[f32], rows: u64, cols: u64) -> Vec<Held> {
         [parts.weight, parts.scales, parts.biases].map(|len| vec![0; len as usize]);
     let out = PartsMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
     let (backend, method, objective) = (Backend::detect(), Method::MinMax, Objective::Weights);
-    quantize(backend, values, cols as usize, encoding, method, objective, out).unwrap();
+    let job = Job { backend, x: values, cols: cols as usize, encoding, method, objective };
+    quantize(&job, out).unwrap();
     let grid = vec![rows, cols / 32];
     vec![
         (name.to_owned(), Dtype::U32, vec![rows, cols / 8], weight),

@@ -1,5 +1,6 @@
 //! Interruptions anywhere end in the same bytes.
 
+use crate::tests::SMALL_BUFFERS;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,6 +17,7 @@ fn interrupt(case: &Case, out: &Path, count: usize) {
         resume: false,
         cancel: &cancel,
         calibration: Calibration::None,
+        buffers: SMALL_BUFFERS,
     };
     let watch = |progress: Progress| {
         if progress.shards >= count {
@@ -239,6 +241,7 @@ fn a_complete_bundle_is_complete_again() {
         resume: true,
         cancel: &cancel,
         calibration: Calibration::None,
+        buffers: SMALL_BUFFERS,
     };
     let again = case.run(&out, &options, &|progress| told.set(Some(progress.phase)));
     assert_eq!((again.unwrap(), told.get()), (report, Some(Phase::Complete)));

@@ -177,16 +177,36 @@ impl<'a> ViewRows<'a> {
             return self.values(self.first, out, fetch);
         }
         if self.col_stride == 1 {
-            let row_len = self.cols as usize * self.size;
-            for (r, row) in (0..).zip(out.chunks_exact_mut(row_len)) {
-                self.values(self.first + r * self.row_stride, row, fetch)?;
-            }
-            return Ok(());
+            return self.slices(out, fetch);
         }
         match self.size {
             2 => self.gather::<2>(out.as_chunks_mut().0, fetch),
             _ => self.gather::<4>(out.as_chunks_mut().0, fetch),
         }
+    }
+
+    /// Rows that lie in order with others between them: read with those where they are few, else
+    /// each alone. What lies between is never decoded.
+    fn slices(&self, out: &mut [u8], fetch: &mut Fetch<'_>) -> Result<()> {
+        let (row, step) = (self.cols as usize * self.size, self.row_stride as usize * self.size);
+        // Rows that overlap, or are one, come from no conversion; they are read one by one.
+        let dense = (row..row.saturating_mul(SPARSE_STEP as usize)).contains(&step)
+            && self.decoding.is_none();
+        let together = if dense { (GATHER_LEN / step.max(1)).max(1) } else { 1 };
+        let mut block = Vec::new();
+        for (at, out) in (0..).step_by(together).zip(out.chunks_mut(together * row)) {
+            let first = self.first + at * self.row_stride;
+            if out.len() == row {
+                self.values(first, out, fetch)?;
+                continue;
+            }
+            block.resize((out.len() / row - 1) * step + row, 0);
+            self.values(first, &mut block, fetch)?;
+            for (out, block) in out.chunks_exact_mut(row).zip(block.chunks(step)) {
+                out.copy_from_slice(&block[..row]);
+            }
+        }
+        Ok(())
     }
 
     /// Fills `out` with values of the tensor from number `first` on.

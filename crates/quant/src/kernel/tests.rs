@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::encoding::{Affine, Encoding, Float};
 use crate::float::{Narrow, Widen};
 use crate::quantize::tests::kinds;
-use crate::quantize::{Method, Objective, PartsMut, QuantStats, quantize};
+use crate::quantize::{Job, Method, Objective, PartsMut, QuantStats, quantize};
 use crate::{Activations, Backend, Matrix, Outputs, axpy, dot, matmul};
 
 /// Lengths around the lanes, the registers and the groups.
@@ -111,7 +111,8 @@ fn stored(encoding: Encoding, rows: usize, cols: usize) -> Vec<u8> {
         Encoding::Affine(_) => {
             let out = PartsMut::split(encoding, rows, cols, &mut bytes).unwrap();
             let (method, objective) = (Method::MinMax, Objective::Weights);
-            quantize(Backend::Scalar, &x, cols, encoding, method, objective, out).unwrap();
+            let backend = Backend::Scalar;
+            quantize(&Job { backend, x: &x, cols, encoding, method, objective }, out).unwrap();
         }
         // Any bytes are streams, any floats scales.
         Encoding::Trellis(_) => {
@@ -221,7 +222,8 @@ fn quantized(backend: Backend, x: &[f32], affine: Affine, method: Method) -> (Ve
     let rows = x.len() / cols;
     let mut bytes = vec![0; encoding.parts(rows as u64, cols as u64).unwrap().total() as usize];
     let out = PartsMut::split(encoding, rows, cols, &mut bytes).unwrap();
-    let stats = quantize(backend, x, cols, encoding, method, Objective::Weights, out).unwrap();
+    let objective = Objective::Weights;
+    let stats = quantize(&Job { backend, x, cols, encoding, method, objective }, out).unwrap();
     (bytes, stats)
 }
 

@@ -51,6 +51,16 @@ impl Method {
             Self::Gptq => "gptq",
         }
     }
+
+    /// The best that the method can be with what `objective` knows of the inputs.
+    #[must_use]
+    pub const fn given(self, objective: Objective<'_>) -> Self {
+        match (objective, self) {
+            (Objective::Weights, Self::Importance | Self::Gptq) => Self::Search,
+            (Objective::Diagonal(_), Self::Gptq) => Self::Importance,
+            _ => self,
+        }
+    }
 }
 
 /// What is known of the inputs of a matrix, and so what an error costs.
@@ -134,29 +144,37 @@ fn check(part: &'static str, expected: u64, found: usize) -> Result<(), QuantErr
     if expected == found { Ok(()) } else { Err(QuantError::Length { part, expected, found }) }
 }
 
-/// Quantizes `x`, whole rows of `cols` weights, into `out`.
-///
-/// `method` chooses among affine codes; a trellis is always coded column by column with the
-/// feedback of `objective`, or without any for [`Objective::Weights`].
+/// Weights, and how they are to be quantized.
+#[derive(Clone, Copy, Debug)]
+pub struct Job<'a> {
+    /// Which registers compute; no bit of the result depends on it.
+    pub backend: Backend,
+    /// Whole rows of `cols` weights.
+    pub x: &'a [f32],
+    /// Weights of a row.
+    pub cols: usize,
+    /// The codes wanted.
+    pub encoding: Encoding,
+    /// How affine codes are chosen. A trellis is always coded column by column with the feedback of
+    /// a Hessian, or without any for [`Objective::Weights`].
+    pub method: Method,
+    /// What an error costs.
+    pub objective: Objective<'a>,
+}
+
+/// Quantizes the weights of `job` into `out`.
 ///
 /// Every bit of the result is the same for every backend, and a row's result does not depend on
 /// the rows that are quantized with it; in a trellis, a block of [`Encoding::row_block`] rows,
-/// counted from the start of `x`, takes the place of a row.
+/// counted from the start of the weights, takes the place of a row.
 ///
 /// # Errors
 /// [`QuantError::NotFinite`] and [`QuantError::ScaleRange`] name the first offender, rows counted
-/// from the start of `x`; [`QuantError::NeedsInputs`] says what the method needs to know of the inputs;
-/// the others say which slice does not fit the shape. After an error the contents of `out` are
-/// unspecified.
-pub fn quantize(
-    backend: Backend,
-    x: &[f32],
-    cols: usize,
-    encoding: Encoding,
-    method: Method,
-    objective: Objective<'_>,
-    out: PartsMut<'_>,
-) -> Result<QuantStats, QuantError> {
+/// from the start of the weights; [`QuantError::NeedsInputs`] says what the method needs to know of
+/// the inputs; the others say which slice does not fit the shape. After an error the contents of
+/// `out` are unspecified.
+pub fn quantize(job: &Job<'_>, out: PartsMut<'_>) -> Result<QuantStats, QuantError> {
+    let Job { backend, x, cols, encoding, objective, .. } = *job;
     let rows = x.len().checked_div(cols).unwrap_or(0);
     check("weights", (rows * cols * 4) as u64, size_of_val(x))?;
     let parts = encoding.parts(rows as u64, cols as u64)?;
@@ -168,9 +186,7 @@ pub fn quantize(
         return Ok(QuantStats::default());
     }
     match encoding {
-        Encoding::Affine(affine) => {
-            quantize_affine(Target { backend, x, cols, objective }, affine, method, out)
-        }
+        Encoding::Affine(affine) => quantize_affine(job, affine, out),
         Encoding::Trellis(trellis) => {
             let feedback = trellis::feedback(objective, x, cols)?;
             backend.run(trellis::QuantizeTrellis { backend, x, cols, trellis, feedback, out })
@@ -179,23 +195,13 @@ pub fn quantize(
     }
 }
 
-/// Weights and what an error in them costs.
-#[derive(Clone, Copy)]
-struct Target<'a> {
-    backend: Backend,
-    x: &'a [f32],
-    cols: usize,
-    objective: Objective<'a>,
-}
-
 /// Each group on its own, unless the method is GPTQ.
 fn quantize_affine(
-    target: Target<'_>,
+    job: &Job<'_>,
     affine: Affine,
-    method: Method,
     mut out: PartsMut<'_>,
 ) -> Result<QuantStats, QuantError> {
-    let Target { backend, x, cols, objective } = target;
+    let Job { backend, x, cols, method, objective, .. } = *job;
     let weights;
     let choice = match (method, objective) {
         (Method::MinMax, _) => PairSearch::MinMax,
@@ -215,6 +221,6 @@ fn quantize_affine(
     };
     let mut stats =
         backend.run(group::QuantizeGroups { x, cols, affine, choice, out: out.reborrow() })?;
-    output::measure(backend, x, cols, Encoding::Affine(affine), objective, &out, &mut stats);
+    output::measure(job, &out, &mut stats);
     Ok(stats)
 }

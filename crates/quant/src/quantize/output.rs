@@ -1,7 +1,6 @@
 //! What the error of stored weights does to the outputs, as far as an objective knows the inputs.
 
-use super::{Objective, PartsMut, QuantStats};
-use crate::encoding::Encoding;
+use super::{Job, Objective, PartsMut, QuantStats};
 use crate::feedback::{HessianFactor, Product, Rows};
 use crate::kernel::Backend;
 use crate::matrix::Matrix;
@@ -9,16 +8,9 @@ use crate::matrix::Matrix;
 /// Rows that are looked at together: sixteen strips share what is loaded of a factor.
 pub const CHUNK: usize = 256;
 
-/// Adds to `stats` what reading `out`, affine codes, does to the outputs of `x`.
-pub fn measure(
-    backend: Backend,
-    x: &[f32],
-    cols: usize,
-    encoding: Encoding,
-    objective: Objective<'_>,
-    out: &PartsMut<'_>,
-    stats: &mut QuantStats,
-) {
+/// Adds to `stats` what reading `out`, affine codes, does to the outputs.
+pub fn measure(job: &Job<'_>, out: &PartsMut<'_>, stats: &mut QuantStats) {
+    let Job { backend, x, cols, encoding, objective, .. } = *job;
     if matches!(objective, Objective::Weights) || x.is_empty() {
         return;
     }

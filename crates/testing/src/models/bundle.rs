@@ -13,7 +13,8 @@ use shardwright_format::manifest::{
 };
 use shardwright_format::{Manifest, TensorEntry, Unit, UnitLayout};
 use shardwright_quant::{
-    Affine, Backend, Encoding, Float, Method, Objective, PartsMut, Trellis, narrow, quantize, widen,
+    Affine, Backend, Encoding, Float, Job, Method, Objective, PartsMut, Trellis, narrow, quantize,
+    widen,
 };
 
 use crate::golden;
@@ -243,9 +244,15 @@ impl Maker<'_> {
             match entry.encoding {
                 coded @ (Encoding::Affine(_) | Encoding::Trellis(_)) => {
                     let parts = PartsMut::split(coded, rows, cols, out).unwrap();
-                    let (method, objective) = (Method::MinMax, Objective::Weights);
-                    quantize(Backend::Scalar, &values, cols, coded, method, objective, parts)
-                        .unwrap();
+                    let job = Job {
+                        backend: Backend::Scalar,
+                        x: &values,
+                        cols,
+                        encoding: coded,
+                        method: Method::MinMax,
+                        objective: Objective::Weights,
+                    };
+                    quantize(&job, parts).unwrap();
                 }
                 plain => narrow(plain.float().unwrap(), &values, out),
             }

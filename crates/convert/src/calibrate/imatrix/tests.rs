@@ -1,5 +1,6 @@
 //! Both generations, as llama.cpp writes them for fixture-2m, and what is no such file.
 
+use crate::tests::SMALL_BUFFERS;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -288,7 +289,13 @@ fn codes_are_chosen_by_importance() {
         let options = PlanOptions { calibration: record.cloned(), ..PlanOptions::default() };
         let plan = Plan::new(&checkpoint, &inventory, &recipe, &options).unwrap();
         let cancel = AtomicBool::new(false);
-        let options = ConvertOptions { threads: 2, resume: false, cancel: &cancel, calibration };
+        let options = ConvertOptions {
+            threads: 2,
+            resume: false,
+            cancel: &cancel,
+            calibration,
+            buffers: SMALL_BUFFERS,
+        };
         let out = dir.path().join(method.name());
         let report = convert(&plan, &checkpoint, &out, &options, &|_| {}).unwrap();
         (weighted_error(&out, &mapped), report)

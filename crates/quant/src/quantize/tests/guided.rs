@@ -8,7 +8,7 @@ use crate::error::QuantError;
 use crate::feedback::HessianFactor;
 use crate::feedback::tests::gram;
 use crate::kernel::tests::noise;
-use crate::quantize::{Method, Objective, PartsMut, QuantStats, quantize};
+use crate::quantize::{Job, Method, Objective, PartsMut, QuantStats, quantize};
 use crate::{Backend, Matrix};
 
 /// A quantized matrix, its values and what it cost.
@@ -31,7 +31,7 @@ fn run_on(
     let total = encoding.parts(rows as u64, cols as u64)?.total();
     let (mut bytes, mut values) = (vec![0; total as usize], vec![0.0; x.len()]);
     let out = PartsMut::split(encoding, rows, cols, &mut bytes)?;
-    let stats = quantize(backend, x, cols, encoding, method, guide, out)?;
+    let stats = quantize(&Job { backend, x, cols, encoding, method, objective: guide }, out)?;
     let matrix = Matrix::new(encoding, rows, cols, &bytes).unwrap();
     matrix.dequantize(backend, 0..rows, &mut values);
     Ok(Quantized { stats, bytes, values })

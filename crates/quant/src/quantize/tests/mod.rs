@@ -5,7 +5,7 @@ mod reference;
 
 use proptest::prelude::*;
 
-use super::{Method, Objective, PartsMut, QuantStats, quantize};
+use super::{Job, Method, Objective, PartsMut, QuantStats, quantize};
 use crate::Backend;
 use crate::encoding::{Affine, Encoding, EncodingError, Float};
 use crate::error::QuantError;
@@ -25,7 +25,8 @@ fn run(x: &[f32], cols: usize, affine: Affine, method: Method) -> Result<Quantiz
     let total = encoding.parts(rows as u64, cols as u64)?.total();
     let (mut bytes, mut values) = (vec![0; total as usize], vec![0.0; x.len()]);
     let out = PartsMut::split(encoding, rows, cols, &mut bytes)?;
-    let stats = quantize(Backend::detect(), x, cols, encoding, method, Objective::Weights, out)?;
+    let (backend, objective) = (Backend::detect(), Objective::Weights);
+    let stats = quantize(&Job { backend, x, cols, encoding, method, objective }, out)?;
     let matrix = Matrix::new(encoding, rows, cols, &bytes).unwrap();
     matrix.dequantize(Backend::detect(), 0..rows, &mut values);
     Ok(Quantized { stats, bytes, values })
@@ -278,8 +279,10 @@ fn shapes_that_do_not_fit_are_refused() {
     assert_eq!(run(&[0.0; 96], 96, f16(4), Method::MinMax).unwrap_err(), columns.into());
     let (mut weight, mut scales, mut biases) = ([0; 32], [0; 2], [0; 4]);
     let out = PartsMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
-    let (encoding, guide) = (Encoding::Affine(f16(4)), Objective::Weights);
-    let error = quantize(Backend::Scalar, &[0.0; 64], 64, encoding, Method::MinMax, guide, out);
+    let (encoding, objective) = (Encoding::Affine(f16(4)), Objective::Weights);
+    let (backend, method) = (Backend::Scalar, Method::MinMax);
+    let job = Job { backend, x: &[0.0; 64], cols: 64, encoding, method, objective };
+    let error = quantize(&job, out);
     assert_eq!(error.unwrap_err().to_string(), "biases: expected 2 bytes, found 4");
     assert!(PartsMut::split(encoding, 2, 64, &mut [0; 71]).is_err());
     run(&[], 64, f16(4), Method::Search).unwrap();
