@@ -186,3 +186,80 @@ fn bench_measures_every_test_at_every_depth() {
         "error: expected something to measure, found neither -p nor -n",
     );
 }
+
+/// A checkpoint whose template shows what it is given.
+fn conversing(template: &str) -> Scratch {
+    let scratch = Scratch::with("fixture-2m");
+    fs::write(scratch.path("ckpt/chat_template.jinja"), template).unwrap();
+    scratch
+}
+
+const PLAIN: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+                     {% if add_generation_prompt %}assistant:{% endif %}";
+
+#[test]
+fn a_turn_is_given_in_the_template_of_the_model() {
+    let scratch = conversing(PLAIN);
+    scratch.ok("convert ckpt -o out");
+    assert!(scratch.path("out/chat_template.jinja").is_file());
+    for model in ["ckpt", "out"] {
+        let mut command = scratch.command(&format!("run {model} --json -n 9 --prompt"));
+        let output = command
+            .arg("system: Be brief\nuser: Hi\nassistant:")
+            .output()
+            .unwrap();
+        let plain: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let mut command = scratch.command(&format!("run {model} --json -n 9 --chat --prompt Hi"));
+        let output = command.args(["--system", "Be brief"]).output().unwrap();
+        let chat: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(chat["logits_blake3"], plain["logits_blake3"], "{model}");
+        assert!(chat.get("notes").is_none(), "{chat}");
+        let note = plain["notes"][0].as_str().unwrap();
+        assert!(note.starts_with("the model has a chat template, and the prompt is "), "{note}");
+    }
+}
+
+#[test]
+fn a_conversation_is_read_whole_at_every_turn() {
+    let scratch = conversing(PLAIN);
+    fs::write(scratch.path("lines"), "Hi\n\nAnd now?\n").unwrap();
+    let mut command = scratch.command("run ckpt --chat -n 6 --quiet --ignore-eos");
+    let stdin = fs::File::open(scratch.path("lines")).unwrap();
+    let output = command.stdin(stdin).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let turn = |prompt: &str| {
+        let mut command = scratch.command("run ckpt -n 6 --quiet --ignore-eos --prompt");
+        let output = command.arg(prompt).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let first = turn("user: Hi\nassistant:");
+    let text = first.strip_suffix('\n').unwrap();
+    let second = turn(&format!("user: Hi\nassistant: {text}\nuser: And now?\nassistant:"));
+    assert_eq!(said, first + &second);
+}
+
+#[test]
+fn chat_without_a_template_or_with_one_that_refuses() {
+    let scratch = Scratch::with("fixture-2m");
+    scratch.refused(
+        "run ckpt --chat --prompt Hi",
+        "error: ckpt: the model has no chat template, which --chat needs\n\
+         help: leave out --chat, or put the chat_template.jinja of the original model there",
+    );
+    let template = "{{ raise_exception('no users') }}";
+    fs::write(scratch.path("ckpt/chat_template.jinja"), template).unwrap();
+    scratch.refused(
+        "run ckpt --chat --prompt Hi",
+        "error: ckpt/chat_template.jinja: line 1 of the chat template: the template refuses the conversation: no users",
+    );
+    let endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}";
+    fs::write(scratch.path("ckpt/chat_template.jinja"), endless).unwrap();
+    scratch.refused(
+        "run ckpt --chat --prompt Hi",
+        "error: ckpt/chat_template.jinja: the chat template does not end, or makes too much text",
+    );
+    scratch.refused(
+        "run ckpt --chat --json",
+        r#"{"error":"a conversation has no report for --json","help":"give the one turn with --prompt or --prompt-file"}"#,
+    );
+}

@@ -115,6 +115,14 @@ pub enum RuntimeError {
         /// What is wrong, and what helps.
         detail: String,
     },
+    /// The chat template cannot be used, or not for this conversation.
+    #[error("{}: {detail}", path.display())]
+    Template {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
     /// Threads could not be started.
     #[error("cannot start threads: {0}")]
     Threads(String),
@@ -141,6 +149,10 @@ pub enum RuntimeError {
 impl RuntimeError {
     pub(crate) fn tokenizer(path: &Path, detail: impl Into<String>) -> Self {
         Self::Tokenizer { path: path.to_owned(), detail: detail.into() }
+    }
+
+    pub(crate) fn template(path: &Path, detail: impl Into<String>) -> Self {
+        Self::Template { path: path.to_owned(), detail: detail.into() }
     }
 }
 

@@ -55,6 +55,8 @@ Examples:
   shardwright run qwen3.bundle --prompt-file story.txt --memory 512MiB
   shardwright run Qwen3-30B-A3B --prompt Hello              the original, unquantized
   shardwright run qwen3.bundle --prompt Hello --temperature 0.8 --top-p 0.95 --seed 7
+  shardwright run qwen3.bundle --chat                       a conversation, a line for each turn
+  shardwright run qwen3.bundle --chat --system 'Be brief.' --prompt 'Why is the sky blue?'
 
 Text goes to stdout as it is made, statistics to stderr (or all of it to stdout with --json).";
 

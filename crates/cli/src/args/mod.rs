@@ -110,19 +110,27 @@ pub struct RunArgs {
     /// Directory of a bundle, or of a checkpoint to run unquantized
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
-    /// Text to continue
-    #[arg(short, long, value_name = "TEXT", required_unless_present = "prompt_file")]
+    /// Text to continue; with --chat, the user's turn
+    #[arg(short, long, value_name = "TEXT", required_unless_present_any = ["prompt_file", "chat"])]
     pub prompt: Option<String>,
     /// File that holds the text to continue; `-` is standard input
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub prompt_file: Option<PathBuf>,
-    /// Tokens to generate, fewer if the model ends its text
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128, value_parser = positions)]
-    pub tokens: usize,
+    /// Converse in the model's own chat template, up to the end of its turn; without a prompt, a
+    /// conversation on standard input, a line for each turn
+    #[arg(long)]
+    pub chat: bool,
+    /// What the model is told of its task before the conversation begins
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+    /// Tokens to generate, fewer if the model ends its text; without it 128, with --chat 1024
+    #[arg(short = 'n', long, value_name = "N", value_parser = positions)]
+    pub tokens: Option<usize>,
     /// Memory for the whole process, such as 512MiB; without it, what the machine has free
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     pub memory: Option<u64>,
-    /// Positions the KV cache has room for; without it, the prompt and the tokens asked for
+    /// Positions the KV cache has room for; without it, the prompt and the tokens asked for, and for
+    /// a conversation 4096
     #[arg(long, value_name = "N", value_parser = positions)]
     pub context: Option<usize>,
     #[command(flatten)]
@@ -131,6 +139,13 @@ pub struct RunArgs {
     pub threads: ThreadArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+impl RunArgs {
+    /// Tokens to generate at most, for each turn of a conversation.
+    pub fn new_tokens(&self) -> usize {
+        self.tokens.unwrap_or(if self.chat { 1024 } else { 128 })
+    }
 }
 
 /// How `run` picks a token.

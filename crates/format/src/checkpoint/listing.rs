@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::Checkpoint;
-use super::file_names::{CONFIG_NAME, FILE_SUFFIX, SINGLE_NAME};
+use super::file_names::{CHAT_TEMPLATE_NAME, CONFIG_NAME, FILE_SUFFIX, SINGLE_NAME};
 use super::header::refuse_pointer;
 use super::index::INDEX_NAME;
 use crate::error::{FormatError, Result};
@@ -29,7 +29,7 @@ const OTHER_WEIGHTS: &[&str] =
 const COMPANIONS: &[&str] = &[
     CONFIG_NAME,
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE_NAME,
     "chat_template.json",
     "generation_config.json",
     "merges.txt",

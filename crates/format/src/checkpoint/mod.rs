@@ -31,7 +31,9 @@ use group::Grouped;
 
 pub use crate::dtype::Dtype;
 pub use decode::Fetch;
-pub use file_names::{CONFIG_NAME, SINGLE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME};
+pub use file_names::{
+    CHAT_TEMPLATE_NAME, CONFIG_NAME, SINGLE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME,
+};
 pub use files::{CheckpointFile, StoredTensor, TensorInfo};
 pub use group::{QUANTIZATION_KEYS, Quantization, describes_quantization};
 pub use hub::{is_repository, resolve};

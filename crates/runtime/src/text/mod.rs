@@ -1,11 +1,13 @@
 //! Text: tokens of it, text of tokens, and the choice of the next one. Nothing in the mathematics
 //! needs it.
 
+mod chat;
 mod guard;
 mod sampler;
 mod stream;
 mod tokenizer;
 
+pub use chat::{ChatTemplate, Message};
 pub use sampler::{Sampler, Sampling};
 pub use stream::TextStream;
 pub use tokenizer::Tokenizer;

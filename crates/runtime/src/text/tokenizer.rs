@@ -83,6 +83,11 @@ impl Tokenizer {
         self.inner.id_to_token(token)
     }
 
+    /// The token that `piece` stands for, if it is one.
+    pub fn token(&self, piece: &str) -> Option<u32> {
+        self.inner.token_to_id(piece)
+    }
+
     fn undecodable(&self, e: &str) -> RuntimeError {
         RuntimeError::tokenizer(&self.path, format!("cannot decode: {e}"))
     }

@@ -3,7 +3,16 @@
 use serde_json::{Map, Value as Json};
 
 use super::facts::Facts;
+use super::header::Value;
 use super::rope;
+
+/// Tokens that end a turn of a conversation, by what they are called where the metadata do not say.
+/// Source: llama.cpp, `src/llama-vocab.cpp`.
+const TURN_ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>"];
+/// Where this is a token, `<|end|>` ends a message, of which a turn has several.
+const SEVERAL_MESSAGES: &str = "<|return|>";
+/// Who else ends a text, beside `eos_token_id`.
+const ENDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
 /// The `config.json` of a file; `factors` are those of its rotary frequencies, if it has any.
 ///
@@ -15,8 +24,44 @@ pub(super) fn make(facts: &Facts<'_>, factors: Option<&[f32]>) -> Result<Json, S
     for (name, origin) in &facts.table.config.0 {
         config.insert(name.clone(), facts.value(origin)?);
     }
+    end_turns(facts, &mut config);
     if let Some(scaling) = rope::scaling(facts, &config, factors)? {
         config.insert("rope_scaling".to_owned(), scaling);
     }
     Ok(Json::Object(config))
+}
+
+/// Adds the tokens that end a turn to those that end a text.
+fn end_turns(facts: &Facts<'_>, config: &mut Map<String, Json>) {
+    let Some(Json::Number(end)) = config.get("eos_token_id") else { return };
+    let mut ends = vec![Json::Number(end.clone())];
+    let named = ENDS.iter().filter_map(|key| match facts.metadata.get(key) {
+        Some(Value::Whole(id)) => Some(Json::from(*id)),
+        _ => None,
+    });
+    let mut named: Vec<_> = named.collect();
+    if named.is_empty() {
+        named.extend(turn_end(facts).map(Json::from));
+    }
+    for end in named {
+        if !ends.contains(&end) {
+            ends.push(end);
+        }
+    }
+    if ends.len() > 1 {
+        config.insert("eos_token_id".to_owned(), ends.into());
+    }
+}
+
+/// The number of the token that is called like the end of a turn.
+fn turn_end(facts: &Facts<'_>) -> Option<u64> {
+    let Some(Value::Array(tokens)) = facts.metadata.get("tokenizer.ggml.tokens") else {
+        return None;
+    };
+    let tokens = tokens.texts().ok()?;
+    let find = |name: &str| tokens.iter().position(|token| *token == name);
+    let mut ends = TURN_ENDS
+        .iter()
+        .filter(|name| **name != "<|end|>" || find(SEVERAL_MESSAGES).is_none());
+    ends.find_map(|name| find(name)).map(|id| id as u64)
 }

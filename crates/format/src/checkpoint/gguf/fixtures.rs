@@ -148,6 +148,27 @@ fn blocks_are_stored_as_bytes_under_the_name_in_the_file() {
     assert!(matches!(bias.decoder, Some(Decoder::Gguf { heads: Some(4), .. })));
 }
 
+/// A turn ends with another token than a text, and the template is that of the file, whatever
+/// tokenizer lies beside it.
+#[test]
+fn conversations_have_their_ends_and_their_template() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    std::fs::copy(fixture("tokenizers/llama-bpe.gguf"), &path).unwrap();
+    let config = Checkpoint::open(&path).unwrap().config().clone();
+    assert_eq!(config["eos_token_id"], serde_json::json!([601, 602]));
+    let template = || {
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let config = checkpoint.companion("tokenizer_config.json", 1 << 20);
+        let config: Json = serde_json::from_slice(&config.unwrap()?).unwrap();
+        config["chat_template"].as_str().map(str::to_owned)
+    };
+    std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+    assert!(template().unwrap().starts_with("{{ bos_token }}"));
+    std::fs::write(dir.path().join("chat_template.jinja"), "{{ 1 }}").unwrap();
+    assert_eq!(template(), None);
+}
+
 #[test]
 fn numbers_of_any_size_are_no_reason_to_panic() {
     let dir = tempfile::tempdir().unwrap();

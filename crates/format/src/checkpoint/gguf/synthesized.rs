@@ -5,18 +5,21 @@ use std::sync::OnceLock;
 
 use super::header::Header;
 use super::read_header;
-use super::tokenizer::{self, Documents};
-use crate::checkpoint::file_names::{CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME};
+use super::tokenizer;
+use crate::checkpoint::file_names::{
+    CHAT_TEMPLATE_NAME, CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME,
+};
 use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
 
-/// What is made, the tokenizer when it is first asked for.
+/// What is made, the files of the tokenizer when they are first asked for.
 #[derive(Debug, Default)]
 pub(in crate::checkpoint) struct Synthesized {
     config: Option<Vec<u8>>,
     /// The file with the vocabulary, and which files it stands for.
     vocabulary: Option<(PathBuf, Vec<&'static str>)>,
-    documents: OnceLock<Documents>,
+    tokenizer: OnceLock<Vec<u8>>,
+    tokenizer_config: OnceLock<Vec<u8>>,
 }
 
 impl Synthesized {
@@ -24,10 +27,13 @@ impl Synthesized {
     pub(super) fn new(file: &Path, header: &Header<'_>, config: Option<Vec<u8>>) -> Self {
         let lacks = |name: &&str| !file.with_file_name(name).is_file();
         let names = [TOKENIZER_NAME, TOKENIZER_CONFIG_NAME];
-        let needed = tokenizer::is_there(&header.metadata) && lacks(&TOKENIZER_NAME);
+        // Beside another tokenizer the configuration is made for its template alone.
+        let template = tokenizer::has_template(&header.metadata) && lacks(&CHAT_TEMPLATE_NAME);
+        let needed = tokenizer::is_there(&header.metadata)
+            && (lacks(&TOKENIZER_NAME) || template && lacks(&TOKENIZER_CONFIG_NAME));
         let vocabulary =
             needed.then(|| (file.to_owned(), names.into_iter().filter(lacks).collect()));
-        Self { config, vocabulary, documents: OnceLock::new() }
+        Self { config, vocabulary, ..Self::default() }
     }
 
     pub(in crate::checkpoint) fn names(&self) -> Vec<&'static str> {
@@ -45,23 +51,23 @@ impl Synthesized {
         if !names.contains(&name) {
             return Ok(None);
         }
-        let documents = if let Some(made) = self.documents.get() {
-            made
-        } else {
-            let made = documents(file)?;
-            self.documents.get_or_init(|| made)
-        };
         let of_config = name == TOKENIZER_CONFIG_NAME;
-        Ok(Some(if of_config { &documents.config } else { &documents.tokenizer }))
+        let made = if of_config { &self.tokenizer_config } else { &self.tokenizer };
+        if made.get().is_none() {
+            let bytes = document(file, of_config)?;
+            made.get_or_init(|| bytes);
+        }
+        Ok(made.get().map(Vec::as_slice))
     }
 }
 
 /// Reads the metadata again: a vocabulary is too large to be kept for those who ask for none.
-fn documents(path: &Path) -> Result<Documents> {
+fn document(path: &Path, of_config: bool) -> Result<Vec<u8>> {
     let file = ReadFile::open(path)?;
     let bytes = read_header(&file)?;
     let refused = |detail: String| FormatError::file(path, detail);
     let header = Header::parse(&bytes, file.len() - bytes.len() as u64);
     let header = header.map_err(|e| refused(e.to_string()))?;
-    tokenizer::make(&header.metadata).map_err(refused)
+    let make = if of_config { tokenizer::config } else { tokenizer::tokenizer };
+    make(&header.metadata).map_err(refused)
 }

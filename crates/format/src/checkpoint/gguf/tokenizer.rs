@@ -14,6 +14,8 @@ use super::header::{Array, Value};
 
 /// What a space is in a vocabulary of `SentencePiece`.
 const SPACE: &str = "\u{2581}";
+/// The template for conversations.
+const TEMPLATE: &str = "tokenizer.chat_template";
 /// Longer tokens have no merges: they are whole phrases, found before any merge.
 const LONGEST_MERGED: usize = 256;
 /// Rows of text before a BPE: `configs/tokenizers.json`.
@@ -22,33 +24,30 @@ const REMEDY: &str = "put the model's tokenizer.json beside the file";
 
 type Metadata<'a> = BTreeMap<&'a str, Value<'a>>;
 
-/// Both files of a tokenizer.
-#[derive(Debug)]
-pub(super) struct Documents {
-    pub(super) tokenizer: Vec<u8>,
-    pub(super) config: Vec<u8>,
-}
-
 /// Whether the metadata have a vocabulary.
 pub(super) fn is_there(metadata: &Metadata<'_>) -> bool {
     let model = text(metadata, "model");
     model.is_some_and(|model| !matches!(model, "none" | "no_vocab"))
 }
 
-/// The files of the tokenizer that the metadata describe.
+/// Whether the metadata have a template for conversations.
+pub(super) fn has_template(metadata: &Metadata<'_>) -> bool {
+    metadata.contains_key(TEMPLATE)
+}
+
+/// The `tokenizer.json` that the metadata describe.
 ///
 /// # Errors
 /// A kind of tokenizer or of splitting text that is not known, and metadata that are missing or
 /// contradict each other.
-pub(super) fn make(metadata: &Metadata<'_>) -> Result<Documents, String> {
+pub(super) fn tokenizer(metadata: &Metadata<'_>) -> Result<Vec<u8>, String> {
     let vocabulary = Vocabulary::new(metadata)?;
-    let (document, bos) = match text(metadata, "model") {
+    let document = match text(metadata, "model") {
         Some("gpt2") => {
             let split = Split::find(text(metadata, "pre"))?;
-            let merges = merges(metadata)?;
-            (vocabulary.bytewise(&split, &merges)?, split.add_bos)
+            vocabulary.bytewise(&split, &merges(metadata)?)
         }
-        Some("llama") => (vocabulary.scored(flag(metadata, "add_space_prefix", true))?, true),
+        Some("llama") => vocabulary.scored(flag(metadata, "add_space_prefix", true)),
         found => {
             let found = found.unwrap_or("none");
             return Err(format!(
@@ -56,18 +55,18 @@ pub(super) fn make(metadata: &Metadata<'_>) -> Result<Documents, String> {
             ));
         }
     };
-    let around = [
-        flag(metadata, "add_bos_token", bos).then(|| vocabulary.named("bos")),
-        flag(metadata, "add_eos_token", false).then(|| vocabulary.named("eos")),
-    ];
-    let around = around.map(Option::flatten);
-    let document = Document { post_processor: template(around), ..document };
-    let config = vocabulary.config(around.map(|token| token.is_some()));
-    let bytes = |json: serde_json::Result<Vec<u8>>| json.map_err(|e| e.to_string());
-    Ok(Documents {
-        tokenizer: bytes(serde_json::to_vec(&document))?,
-        config: bytes(serde_json::to_vec_pretty(&config))?,
-    })
+    let document = Document { post_processor: template(vocabulary.around()), ..document? };
+    serde_json::to_vec(&document).map_err(|e| e.to_string())
+}
+
+/// The `tokenizer_config.json` that the metadata describe.
+///
+/// # Errors
+/// Metadata that are missing or contradict each other.
+pub(super) fn config(metadata: &Metadata<'_>) -> Result<Vec<u8>, String> {
+    let vocabulary = Vocabulary::new(metadata)?;
+    let config = vocabulary.config(vocabulary.around().map(|token| token.is_some()));
+    serde_json::to_vec_pretty(&config).map_err(|e| e.to_string())
 }
 
 fn text<'a>(metadata: &Metadata<'a>, key: &str) -> Option<&'a str> {
@@ -221,6 +220,18 @@ impl<'a> Vocabulary<'a> {
         Some((id, self.tokens.get(id)?))
     }
 
+    /// The tokens before and after a text.
+    fn around(&self) -> [Option<(usize, &str)>; 2] {
+        let split = || Split::find(text(self.metadata, "pre"));
+        let bos = text(self.metadata, "model") == Some("llama")
+            || split().is_ok_and(|split| split.add_bos);
+        let around = [
+            flag(self.metadata, "add_bos_token", bos).then(|| self.named("bos")),
+            flag(self.metadata, "add_eos_token", false).then(|| self.named("eos")),
+        ];
+        around.map(Option::flatten)
+    }
+
     fn added(&self) -> Vec<Added<'_>> {
         let tokens = self.tokens.iter().zip(&self.kinds).enumerate();
         let found = |kind, content: &str| match kind {
@@ -369,7 +380,7 @@ impl<'a> Vocabulary<'a> {
         config.insert("add_eos_token".to_owned(), around[1].into());
         config.insert("clean_up_tokenization_spaces".to_owned(), false.into());
         config.insert("tokenizer_class".to_owned(), "PreTrainedTokenizerFast".into());
-        if let Some(Value::Text(template)) = self.metadata.get("tokenizer.chat_template") {
+        if let Some(Value::Text(template)) = self.metadata.get(TEMPLATE) {
             config.insert("chat_template".to_owned(), (*template).into());
         }
         Json::Object(config)

@@ -1,0 +1,194 @@
+//! `run`: text from a bundle or a checkpoint, inside a memory budget.
+
+mod chat;
+mod report;
+mod session;
+
+use std::io::Read;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use shardwright_format::prose;
+use shardwright_format::weights::Weights;
+use shardwright_runtime::Options;
+use shardwright_runtime::text::{ChatTemplate, Sampler, Sampling, Tokenizer};
+
+use self::chat::Conversation;
+use self::session::{Limits, Session};
+use crate::args::{RunArgs, SamplingArgs};
+use crate::engine;
+use crate::failure::{Failure, INTERRUPTED, Outcome};
+use crate::inputs;
+use crate::output::Output;
+use crate::signal;
+
+/// Positions of a conversation unless `--context` says otherwise, fewer if the model knows fewer.
+const CONVERSATION: usize = 4096;
+
+/// Runs the command.
+///
+/// # Errors
+/// A model, tokenizer or prompt that cannot be used; a budget below the floor.
+pub fn run(args: &RunArgs, output: Output) -> Outcome {
+    let stop = signal::stop_flag()?;
+    let sampler = sampler(args)?;
+    let asks = args.prompt.is_some() || args.prompt_file.is_some();
+    if !asks && output.json {
+        let help = "give the one turn with --prompt or --prompt-file";
+        return Err(Failure::new("a conversation has no report for --json").help(help));
+    }
+    let weights = inputs::model(&args.model, &args.arch)?;
+    let tokenizer = Tokenizer::open(&weights)?;
+    let chat = args
+        .chat
+        .then(|| Conversation::open(&weights, &tokenizer, args.system.as_deref()));
+    let task = Task { args, tokenizer: &tokenizer, sampler, stop: &stop, output };
+    match chat.transpose()? {
+        Some(chat) if !asks => task.converse(weights, chat)?,
+        chat => task.once(weights, chat)?,
+    }
+    let stopped = stop.load(Ordering::Relaxed);
+    Ok(if stopped { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// What was asked for, and what does it.
+struct Task<'a> {
+    args: &'a RunArgs,
+    tokenizer: &'a Tokenizer,
+    sampler: Sampler,
+    stop: &'a AtomicBool,
+    output: Output,
+}
+
+impl<'a> Task<'a> {
+    /// One text after one prompt.
+    fn once(self, weights: Weights, chat: Option<Conversation<'_>>) -> Result<(), Failure> {
+        let (args, output, started) = (self.args, self.output, Instant::now());
+        let text = prompt_text(args)?;
+        let ends = self.ends(&weights, chat.as_ref());
+        let prompt = match chat {
+            Some(mut chat) => chat.ask(text.as_str())?,
+            None => self.tokenizer.encode(&text, true)?,
+        };
+        let options = options(args, &prompt)?;
+        let notes = notes(&weights, args, &text, &prompt);
+        if !output.quiet && !output.json {
+            for note in &notes {
+                eprintln!("note: {note}");
+            }
+        }
+        let mut session = self.session(weights, &options, args.context, ends)?;
+        let open_seconds = started.elapsed().as_secs_f64();
+        let (stopped, read, decoded) = session.turn(&prompt)?;
+        let mut report = session.report(prompt.len(), stopped, open_seconds, read, decoded);
+        report.notes = notes;
+        report::finish(&report, output)
+    }
+
+    /// A conversation on standard input, a line for each turn.
+    fn converse(self, weights: Weights, chat: Conversation<'_>) -> Result<(), Failure> {
+        let (args, output, started) = (self.args, self.output, Instant::now());
+        let known = weights.spec().max_position_embeddings as usize;
+        let context = args.context.unwrap_or(CONVERSATION.min(known));
+        let options = engine::options(args.memory, args.threads.count(), context);
+        let (ends, stop) = (self.ends(&weights, Some(&chat)), self.stop);
+        let session = self.session(weights, &options, Some(context), ends)?;
+        let open_seconds = started.elapsed().as_secs_f64();
+        chat.hold(session, context, stop, output, open_seconds)
+    }
+
+    /// The tokens that end a text.
+    fn ends(&self, weights: &Weights, chat: Option<&Conversation<'_>>) -> Vec<u32> {
+        if self.args.sampling.ignore_eos {
+            return Vec::new();
+        }
+        let mut ends = weights.spec().eos_token_ids.clone();
+        ends.extend(chat.and_then(Conversation::end));
+        ends
+    }
+
+    fn session(
+        self,
+        weights: Weights,
+        options: &Options,
+        context: Option<usize>,
+        ends: Vec<u32>,
+    ) -> Result<Session<'a>, Failure> {
+        let limits = Limits { tokens: self.args.new_tokens(), context, ends };
+        let runtime = engine::open(weights, options)?;
+        let Self { tokenizer, sampler, stop, output, .. } = self;
+        Ok(Session::new(runtime, tokenizer, sampler, limits, stop, output))
+    }
+}
+
+fn prompt_text(args: &RunArgs) -> Result<String, Failure> {
+    let Some(path) = &args.prompt_file else { return Ok(args.prompt.clone().unwrap_or_default()) };
+    let named = |e: std::io::Error| Failure::new(format!("{}: {e}", path.display()));
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        std::io::stdin().read_to_end(&mut bytes).map_err(named)?;
+    } else {
+        bytes = std::fs::read(path).map_err(named)?;
+    }
+    Ok(prose::decode(path, bytes)?)
+}
+
+/// What may surprise in a prompt for a model, a line each.
+fn notes(weights: &Weights, args: &RunArgs, text: &str, prompt: &[u32]) -> Vec<String> {
+    let mut notes = match weights.checkpoint() {
+        Some((checkpoint, _)) => checkpoint.notes().to_vec(),
+        None => Vec::new(),
+    };
+    let spec = weights.spec();
+    let bos = spec
+        .bos_token_id
+        .filter(|bos| prompt.starts_with(&[*bos, *bos]));
+    if bos.is_some() {
+        notes.push(
+            "the prompt begins with two BOS tokens: the tokenizer adds one, leave out the typed one"
+                .to_owned(),
+        );
+    }
+    let (longest, wanted) =
+        (spec.max_position_embeddings as usize, prompt.len() + args.new_tokens());
+    if wanted > longest {
+        notes.push(format!(
+            "prompt and new tokens reach {wanted} positions; the model knows {longest} \
+             (max_position_embeddings)"
+        ));
+    }
+    // A template that cannot be read is nobody's concern who does not ask for it.
+    if !args.chat && ChatTemplate::exists(weights).unwrap_or_default() {
+        notes.push(
+            "the model has a chat template, and the prompt is given to it as it is: --chat uses the template"
+                .to_owned(),
+        );
+    }
+    notes.extend(prose::note(text).map(|note| format!("the prompt: {note}")));
+    notes
+}
+
+fn options(args: &RunArgs, prompt: &[u32]) -> Result<Options, Failure> {
+    if prompt.is_empty() {
+        return Err(Failure::new("the prompt has no tokens: expected at least one"));
+    }
+    let context = args.context.unwrap_or(prompt.len() + args.new_tokens());
+    if prompt.len() > context {
+        let found = prompt.len();
+        return Err(Failure::new(format!(
+            "the prompt has {found} tokens: expected at most {context}, as --context says"
+        )));
+    }
+    Ok(engine::options(args.memory, args.threads.count(), context))
+}
+
+fn sampler(args: &RunArgs) -> Result<Sampler, Failure> {
+    let SamplingArgs { temperature, top_k, top_p, seed, .. } = args.sampling;
+    let sampling = Sampling { temperature, top_k, top_p, seed };
+    sampling
+        .validate()
+        .map_err(|detail| Failure::new(format!("--{detail}")))?;
+    Ok(Sampler::new(sampling))
+}

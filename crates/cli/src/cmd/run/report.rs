@@ -1,0 +1,153 @@
+//! What `run` says when it has ended.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use shardwright_runtime::{Mode, Stats};
+
+use crate::bytes;
+use crate::failure::Failure;
+use crate::output::{self, Output};
+
+/// What `run` prints with `--json`.
+#[derive(Serialize)]
+pub(super) struct Report {
+    pub(super) text: String,
+    pub(super) tokens: Vec<u32>,
+    pub(super) prompt_tokens: usize,
+    pub(super) stopped: Stop,
+    /// BLAKE3 of all logits, little-endian f32, in order: equal for equal runs, whatever was read
+    /// from where.
+    pub(super) logits_blake3: String,
+    pub(super) open_seconds: f64,
+    pub(super) prompt: Phase,
+    pub(super) decode: Phase,
+    pub(super) memory: Memory,
+    pub(super) direct_io: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) notes: Vec<String>,
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Stop {
+    /// The tokens that were asked for are there.
+    Tokens,
+    /// There is no more room in `--context`.
+    Context,
+    /// The model ended its text.
+    EndOfText,
+    /// The user, or the reader of standard output, went away.
+    Interrupted,
+}
+
+/// What a number of tokens took.
+#[derive(Clone, Copy, Default, Serialize)]
+pub(super) struct Phase {
+    pub(super) tokens: u64,
+    pub(super) seconds: f64,
+    pub(super) tokens_per_second: f64,
+    pub(super) bytes_read: u64,
+    pub(super) bytes_per_token: f64,
+    pub(super) reads: u64,
+    pub(super) cache_hits: u64,
+    pub(super) cache_misses: u64,
+    /// Share of experts found in memory; none without experts.
+    pub(super) hit_rate: Option<f64>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Memory {
+    pub(super) mode: Mode,
+    pub(super) budget_bytes: Option<u64>,
+    pub(super) planned_bytes: u64,
+    pub(super) floor_bytes: u64,
+    pub(super) resident_bytes: u64,
+    pub(super) peak_bytes: Option<u64>,
+}
+
+impl Phase {
+    pub(super) fn new(before: Stats, after: Stats, seconds: f64) -> Self {
+        let tokens = after.tokens - before.tokens;
+        let bytes_read = after.bytes_read - before.bytes_read;
+        let cache_hits = after.cache_hits - before.cache_hits;
+        let cache_misses = after.cache_misses - before.cache_misses;
+        let reads = after.reads - before.reads;
+        let measured = Self {
+            tokens,
+            seconds,
+            bytes_read,
+            reads,
+            cache_hits,
+            cache_misses,
+            ..Self::default()
+        };
+        measured.with_rates()
+    }
+
+    /// What this and `other` took together.
+    pub(super) fn joined(self, other: Self) -> Self {
+        let sums = Self {
+            tokens: self.tokens + other.tokens,
+            seconds: self.seconds + other.seconds,
+            bytes_read: self.bytes_read + other.bytes_read,
+            reads: self.reads + other.reads,
+            cache_hits: self.cache_hits + other.cache_hits,
+            cache_misses: self.cache_misses + other.cache_misses,
+            ..self
+        };
+        sums.with_rates()
+    }
+
+    fn with_rates(self) -> Self {
+        let asked = self.cache_hits + self.cache_misses;
+        Self {
+            tokens_per_second: self.tokens as f64 / self.seconds.max(1e-9),
+            bytes_per_token: self.bytes_read as f64 / self.tokens.max(1) as f64,
+            hit_rate: (asked > 0).then(|| self.cache_hits as f64 / asked as f64),
+            ..self
+        }
+    }
+
+    fn line(&self) -> String {
+        let mut line = format!("{} tokens, {:.2} tokens/s", self.tokens, self.tokens_per_second);
+        if self.bytes_read > 0 {
+            let (all, each) =
+                (bytes::disk(self.bytes_read), bytes::disk(self.bytes_per_token as u64));
+            let _ = write!(line, ", read {all}, {each} per token");
+        }
+        if let Some(rate) = self.hit_rate {
+            let _ = write!(line, ", {:.1} % of experts in memory", 100.0 * rate);
+        }
+        line
+    }
+}
+
+/// The report to standard output with `--json`, to standard error otherwise.
+pub(super) fn finish(report: &Report, output: Output) -> Result<(), Failure> {
+    if output.json {
+        return output.report(report, "");
+    }
+    output::put(b"\n")?;
+    report.statistics(output);
+    Ok(())
+}
+
+impl Report {
+    /// What everything took, to standard error.
+    pub(super) fn statistics(&self, output: Output) {
+        if output.quiet {
+            return;
+        }
+        let memory = &self.memory;
+        let mode = if memory.mode == Mode::Resident { "resident" } else { "streamed" };
+        let io = if self.direct_io { "direct I/O" } else { "reads through the page cache" };
+        let peak = memory
+            .peak_bytes
+            .map_or_else(String::new, |b| format!(", peak {}", bytes::memory(b)));
+        eprintln!("prompt   {}", self.prompt.line());
+        eprintln!("decode   {}", self.decode.line());
+        eprintln!("memory   {mode}, planned {}{peak}; {io}", bytes::memory(memory.planned_bytes));
+    }
+}

@@ -1,0 +1,205 @@
+//! The model at work on a prompt.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use shardwright_runtime::Runtime;
+use shardwright_runtime::text::{Sampler, TextStream, Tokenizer};
+
+use super::report::{Memory, Phase, Report, Stop};
+use crate::failure::Failure;
+use crate::output::{self, Output};
+use crate::process;
+use crate::progress::{Count, Stage};
+
+/// Where a text ends.
+#[derive(Debug)]
+pub(super) struct Limits {
+    /// Tokens to generate.
+    pub(super) tokens: usize,
+    /// Positions that there is room for, where that is fewer than the tokens need.
+    pub(super) context: Option<usize>,
+    /// Tokens that end it.
+    pub(super) ends: Vec<u32>,
+}
+
+/// Texts in the making: one, or turn after turn of a conversation.
+pub(super) struct Session<'a> {
+    runtime: Runtime,
+    tokenizer: &'a Tokenizer,
+    stream: TextStream<'a>,
+    sampler: Sampler,
+    limits: Limits,
+    logits: blake3::Hasher,
+    text: String,
+    tokens: Vec<u32>,
+    /// Tokens of all positions computed so far.
+    computed: Vec<u32>,
+    stop: &'a AtomicBool,
+    output: Output,
+}
+
+impl<'a> Session<'a> {
+    /// Nothing yet.
+    pub(super) fn new(
+        runtime: Runtime,
+        tokenizer: &'a Tokenizer,
+        sampler: Sampler,
+        limits: Limits,
+        stop: &'a AtomicBool,
+        output: Output,
+    ) -> Self {
+        Self {
+            stream: TextStream::new(tokenizer),
+            logits: blake3::Hasher::new(),
+            text: String::new(),
+            tokens: Vec::new(),
+            computed: Vec::new(),
+            runtime,
+            tokenizer,
+            sampler,
+            limits,
+            stop,
+            output,
+        }
+    }
+
+    /// What the model says after `prompt`: why it ended, and what reading and generating took.
+    pub(super) fn turn(&mut self, prompt: &[u32]) -> Result<(Stop, Phase, Phase), Failure> {
+        // What was computed stays where the prompt begins with it.
+        let next = prompt.len() > self.computed.len() && prompt.starts_with(&self.computed);
+        if !next {
+            self.runtime.reset();
+            self.computed.clear();
+        }
+        let new = &prompt[self.computed.len()..];
+        self.stream = TextStream::new(self.tokenizer);
+        self.text.clear();
+        self.tokens.clear();
+        let read = self.timed(|s| s.read_prompt(new))?.1;
+        let (stopped, decoded) = self.timed(Self::generate)?;
+        Ok((stopped, read, decoded))
+    }
+
+    /// The text of the last turn.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Runs a phase and says what it took.
+    fn timed<T>(
+        &mut self,
+        phase: impl FnOnce(&mut Self) -> Result<T, Failure>,
+    ) -> Result<(T, Phase), Failure> {
+        let (before, started) = (self.runtime.stats(), Instant::now());
+        let result = phase(self)?;
+        let seconds = started.elapsed().as_secs_f64();
+        Ok((result, Phase::new(before, self.runtime.stats(), seconds)))
+    }
+
+    /// The prompt, a chunk at a time; the logits after its last token pick the first new one.
+    fn read_prompt(&mut self, prompt: &[u32]) -> Result<(), Failure> {
+        let stage = Stage::new(self.output, "reading the prompt", Count::Of("tokens"));
+        let chunk = self.runtime.plan().chunk;
+        let (rest, last) = prompt.split_at((prompt.len() - 1) / chunk * chunk);
+        for (i, tokens) in rest.chunks(chunk).enumerate() {
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            self.runtime.advance(tokens)?;
+            self.computed.extend(tokens);
+            stage.set(((i + 1) * chunk) as u64, prompt.len() as u64);
+        }
+        drop(stage);
+        self.step(last)
+    }
+
+    /// Computes tokens and picks the next.
+    fn step(&mut self, tokens: &[u32]) -> Result<(), Failure> {
+        let logits = self.runtime.forward_all(tokens)?;
+        for value in logits {
+            self.logits.update(&value.to_le_bytes());
+        }
+        let next = self.sampler.next(logits);
+        self.computed.extend(tokens);
+        self.tokens.push(next);
+        Ok(())
+    }
+
+    fn generate(&mut self) -> Result<Stop, Failure> {
+        let room = self
+            .limits
+            .context
+            .map_or(usize::MAX, |c| c - self.runtime.position() + 1);
+        let wanted = self.limits.tokens.min(room);
+        if wanted == 0 {
+            // The prompt was read for its logits alone.
+            self.tokens.clear();
+        }
+        while let Some(&token) = self.tokens.last() {
+            if self.tokens.len() > wanted {
+                break;
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(Stop::Interrupted);
+            }
+            if self.limits.ends.contains(&token) {
+                self.flush()?;
+                return Ok(Stop::EndOfText);
+            }
+            let piece = self.stream.push(token)?;
+            if !self.show(&piece)? {
+                return Ok(Stop::Interrupted);
+            }
+            if self.tokens.len() == wanted {
+                break;
+            }
+            self.step(&[token])?;
+        }
+        self.flush()?;
+        Ok(if wanted < self.limits.tokens { Stop::Context } else { Stop::Tokens })
+    }
+
+    /// What the tokenizer held back because it may not be whole.
+    fn flush(&mut self) -> Result<(), Failure> {
+        let rest = self.stream.finish()?;
+        self.show(&rest).map(|_| ())
+    }
+
+    /// Adds to the text; `false` when nobody reads it any more.
+    fn show(&mut self, piece: &str) -> Result<bool, Failure> {
+        self.text.push_str(piece);
+        if self.output.json { Ok(true) } else { output::put(piece.as_bytes()) }
+    }
+
+    pub(super) fn report(
+        self,
+        prompt_tokens: usize,
+        stopped: Stop,
+        open_seconds: f64,
+        prompt_phase: Phase,
+        decode: Phase,
+    ) -> Report {
+        let plan = self.runtime.plan();
+        Report {
+            text: self.text,
+            tokens: self.tokens,
+            prompt_tokens,
+            stopped,
+            logits_blake3: self.logits.finalize().to_hex().to_string(),
+            open_seconds,
+            prompt: prompt_phase,
+            decode,
+            memory: Memory {
+                mode: plan.mode,
+                budget_bytes: plan.budget,
+                planned_bytes: plan.total,
+                floor_bytes: plan.min_bytes,
+                resident_bytes: plan.resident,
+                peak_bytes: process::peak_memory(),
+            },
+            direct_io: self.runtime.weights().is_direct(),
+            notes: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Conversations as a model was trained to see them: its chat template, found and rendered.
+//!
+//! Source of what a template may use: transformers, `utils/chat_template_utils.py`.
+
+mod date;
+mod found;
+mod json;
+mod render;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use shardwright_format::weights::Weights;
+
+use self::found::Found;
+use self::render::Renderer;
+use super::tokenizer::Tokenizer;
+use crate::error::{Result, RuntimeError};
+
+/// What somebody says in a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn of `role`.
+    pub fn new(role: &str, content: impl Into<String>) -> Self {
+        Self { role: role.to_owned(), content: content.into() }
+    }
+}
+
+/// A model's chat template, with the special tokens that it may name.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    found: Found,
+    renderer: Renderer,
+}
+
+impl ChatTemplate {
+    /// The template beside a model's tokenizer, or in its GGUF file; none where there is none.
+    ///
+    /// # Errors
+    /// A file that is no template, and what the operating system refuses.
+    pub fn find(weights: &Weights) -> Result<Option<Self>> {
+        found::find(weights)?.map(Self::compiled).transpose()
+    }
+
+    /// The template `source`, with special tokens by what it calls them; errors name `path`.
+    ///
+    /// # Errors
+    /// What is wrong with it, and in which line.
+    pub fn parse(path: &Path, source: &str, tokens: BTreeMap<String, String>) -> Result<Self> {
+        Self::compiled(Found { path: path.to_owned(), source: source.to_owned(), tokens })
+    }
+
+    fn compiled(found: Found) -> Result<Self> {
+        let renderer = Renderer::new(&found.source)
+            .map_err(|detail| RuntimeError::template(&found.path, detail))?;
+        Ok(Self { found, renderer })
+    }
+
+    /// Whether a model has one, sound or not.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn exists(weights: &Weights) -> Result<bool> {
+        Ok(found::find(weights)?.is_some())
+    }
+
+    /// The conversation as text, up to where the model's next turn begins. A template that asks for
+    /// the date is told that of `now`, in UTC.
+    ///
+    /// # Errors
+    /// A conversation that the template refuses, a template that does not end or makes too much.
+    pub fn render(&self, messages: &[Message], now: SystemTime) -> Result<String> {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let rendered = self.renderer.render(messages, &self.found.tokens, now);
+        rendered.map_err(|detail| RuntimeError::template(&self.found.path, detail))
+    }
+
+    /// The token that the tokenizer's configuration says a text ends with, which ends a turn too.
+    pub fn end(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        tokenizer.token(self.found.tokens.get("eos_token")?)
+    }
+}

@@ -1,0 +1,46 @@
+//! Chat templates of published models render as transformers renders them: `fixtures/chat`, which
+//! `make_chat.py` writes.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::Value;
+use shardwright_runtime::text::{ChatTemplate, Message};
+use shardwright_testing::fixture;
+
+fn messages(conversation: &Value) -> Vec<Message> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let messages = conversation.as_array().unwrap().iter();
+    messages
+        .map(|message| Message::new(&text(&message["role"]), text(&message["content"])))
+        .collect()
+}
+
+#[test]
+fn templates_of_published_models_render_as_in_transformers() {
+    let json = std::fs::read(fixture("chat/cases.json")).unwrap();
+    let document: Value = serde_json::from_slice(&json).unwrap();
+    let now = UNIX_EPOCH + Duration::from_secs(document["now"].as_u64().unwrap());
+    let conversations = document["conversations"].as_array().unwrap();
+    let (mut compared, mut refused) = (0, 0);
+    for case in document["cases"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let source = std::fs::read_to_string(fixture(&format!("chat/{name}.jinja"))).unwrap();
+        let tokens = serde_json::from_value(case["tokens"].clone()).unwrap();
+        let template = ChatTemplate::parse(Path::new(name), &source, tokens).unwrap();
+        for (conversation, expected) in conversations
+            .iter()
+            .zip(case["rendered"].as_array().unwrap())
+        {
+            let rendered = template.render(&messages(conversation), now);
+            match expected.as_str() {
+                Some(expected) => assert_eq!(rendered.unwrap(), expected, "{name}"),
+                None => assert!(rendered.is_err(), "{name}: {rendered:?}"),
+            }
+            compared += 1;
+            refused += usize::from(expected.is_null());
+        }
+    }
+    assert_eq!((compared, refused), (108, 3));
+}
