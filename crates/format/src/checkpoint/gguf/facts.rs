@@ -40,6 +40,28 @@ impl Facts<'_> {
         let has = |name: &String| self.shapes.contains_key(name);
         Ok(match origin {
             Origin::Keys { keys, default } => return self.agreed(keys, default.as_ref()),
+            Origin::Less { key, less } => {
+                let all = self.whole(key)?.ok_or_else(|| missing(key))?;
+                let less = self.whole(less)?.unwrap_or_default();
+                let left = all.checked_sub(less);
+                left.ok_or_else(|| {
+                    format!("metadatum `{key}`: expected at least {less}, found {all}")
+                })?
+                .into()
+            }
+            Origin::Share { share, of, parts } => {
+                let Some(part) = self.whole(share)? else { return Ok(Json::Null) };
+                let whole = self.whole(of)?.filter(|whole| *whole > 0);
+                let parts = parts
+                    .as_ref()
+                    .map(|key| self.whole(key)?.ok_or_else(|| missing(key)));
+                let part = part as f64 * parts.transpose()?.unwrap_or(1) as f64;
+                (part / whole.ok_or_else(|| missing(of))? as f64).into()
+            }
+            Origin::Positive { positive } => match self.whole(positive)? {
+                Some(found) if found > 0 => found.into(),
+                _ => Json::Null,
+            },
             Origin::Value { value } => value.clone(),
             Origin::With { with } => has(with).into(),
             Origin::Without { without } => (!has(without)).into(),
@@ -72,6 +94,15 @@ impl Facts<'_> {
             .map_or_else(|| found(&number), |number| Ok(Some(number.into())))
     }
 
+    /// A metadatum that is a whole number.
+    fn whole(&self, key: &str) -> Result<Option<u64>, String> {
+        let Some(found) = self.get(key)? else { return Ok(None) };
+        let whole = found.as_u64();
+        whole
+            .map(Some)
+            .ok_or_else(|| format!("metadatum `{key}`: expected a whole number, found {found}"))
+    }
+
     /// The value of those of `keys` that are there.
     fn agreed(&self, keys: &[String], default: Option<&Json>) -> Result<Json, String> {
         let mut first: Option<(&String, Json)> = None;
@@ -88,7 +119,10 @@ impl Facts<'_> {
             }
         }
         let value = first.map(|(_, value)| value).or_else(|| default.cloned());
-        value
-            .ok_or_else(|| format!("metadatum `{}`: expected one, found none", keys.join("` or `")))
+        value.ok_or_else(|| missing(&keys.join("` or `")))
     }
+}
+
+fn missing(key: &str) -> String {
+    format!("metadatum `{key}`: expected one, found none")
 }

@@ -1,4 +1,4 @@
-//! Scaled rotary positions: linear ones by metadata, those of llama3 by the factors that llama.cpp
+//! Scaled rotary positions: linear ones and YaRN by metadata, those of llama3 by the factors that llama.cpp
 //! stores instead of their parameters.
 
 use std::f64::consts::TAU;
@@ -6,6 +6,7 @@ use std::f64::consts::TAU;
 use serde_json::{Map, Value as Json, json};
 
 use super::facts::Facts;
+use super::table::YARN_BOUNDS;
 
 /// `original_max_position_embeddings`, which llama.cpp takes where `config.json` has none. Factors
 /// depend on its ratio to the other two parameters alone, so any number would do.
@@ -28,23 +29,43 @@ pub(super) fn scaling(
     let kind = facts.get(&rope.scaling_type)?;
     let factor = facts.get(&rope.factor)?;
     let factor = factor.filter(|factor| !matches!(factor.as_f64(), Some(0.0 | 1.0)));
-    let linear = match kind.as_ref().map(|kind| kind.as_str().unwrap_or_default()) {
+    let stated = match kind.as_ref().map(|kind| kind.as_str().unwrap_or_default()) {
         None | Some("linear") => factor.map(|f| json!({"rope_type": "linear", "factor": f})),
         Some("none") => None,
+        Some("yarn") => factor.map(|factor| yarn(facts, &factor)).transpose()?,
         Some(found) => {
             let key = &rope.scaling_type;
-            return Err(format!("metadatum `{key}`: expected none or linear, found {found}"));
+            return Err(format!("metadatum `{key}`: expected none, linear or yarn, found {found}"));
         }
     };
     let factors = factors.filter(|factors| factors.iter().any(|factor| *factor != 1.0));
-    match (linear, factors) {
-        (linear, None) => Ok(linear),
+    match (stated, factors) {
+        (stated, None) => Ok(stated),
         (None, Some(factors)) => llama3(facts, config, factors).map(Some),
         (Some(_), Some(_)) => {
             let (key, tensor) = (&rope.factor, rope.factors.as_deref().unwrap_or_default());
             Err(format!("metadatum `{key}`: expected none beside tensor `{tensor}`, found one"))
         }
     }
+}
+
+/// Positions scaled by YaRN, whose factor of attention is that of its paper in either program.
+fn yarn(facts: &Facts<'_>, factor: &Json) -> Result<Json, String> {
+    let rope = &facts.table.rope;
+    let mut members = rope.yarn.clone();
+    members.insert("rope_type".to_owned(), "yarn".into());
+    members.insert("factor".to_owned(), factor.clone());
+    let original = facts.get(&rope.original)?;
+    let original = original.ok_or_else(|| {
+        format!("metadatum `{}`: expected one beside yarn, found none", rope.original)
+    })?;
+    members.insert("original_max_position_embeddings".to_owned(), original);
+    for (at, (name, _)) in YARN_BOUNDS.iter().enumerate() {
+        if let Some(bound) = facts.get(&rope.yarn_bound(at))? {
+            members.insert((*name).to_owned(), bound);
+        }
+    }
+    Ok(Json::Object(members))
 }
 
 /// The parameters whose factors these are.

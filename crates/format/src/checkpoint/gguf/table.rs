@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `architecture`, `experts` | of which files: `general.architecture`, and whether they have experts |
 //! | `config` | key of `config.json`: see [`Origin`] |
-//! | `rope` | metadata of scaled positions, and the tensor of factors that stands for llama3 scaling |
+//! | `rope` | metadata of scaled positions, the tensor of factors that stands for llama3 scaling, and members of YaRN that no metadatum has |
 //! | `supported` | metadata that may be absent or have one of these values, nothing else |
 //! | `unused` | metadata that change nothing, and why |
 //! | `tensors` | name in the file, with `{layer}` and `{expert}`: name in a checkpoint, and the parameter with the number of heads where rows are interleaved, or that one was added to every value |
@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::entries::Entries;
 
@@ -28,7 +28,10 @@ macro_rules! builtin {
     };
 }
 
-builtin! { "gemma3", "llama", "mixtral", "olmoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", }
+builtin! {
+    "gemma3", "glm4_moe", "gpt_oss", "granite", "granitemoe", "llama", "minimax_m2", "mixtral", "olmoe", "phi3",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
+}
 
 /// A table.
 #[derive(Deserialize)]
@@ -56,6 +59,18 @@ pub(super) enum Origin {
         #[serde(default, deserialize_with = "present")]
         default: Option<Value>,
     },
+    /// A metadatum less another, which counts as 0 where it is absent.
+    Less { key: String, less: String },
+    /// A metadatum divided by another, of which a third says how many are in it; null where the first
+    /// is absent.
+    Share {
+        share: String,
+        of: String,
+        #[serde(default)]
+        parts: Option<String>,
+    },
+    /// A metadatum above 0; null for any other.
+    Positive { positive: String },
     /// The same for all files.
     Value { value: Value },
     /// Whether a tensor is there.
@@ -77,6 +92,23 @@ pub(super) struct RopeRow {
     pub(super) scaling_type: String,
     pub(super) factor: String,
     pub(super) factors: Option<String>,
+    /// The positions that the model was trained with before they were scaled.
+    pub(super) original: String,
+    /// Members of YaRN that no metadatum has.
+    #[serde(default)]
+    pub(super) yarn: Map<String, Value>,
+}
+
+/// Members of YaRN, and what their metadata end in.
+pub(super) const YARN_BOUNDS: [(&str, &str); 2] =
+    [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")];
+
+impl RopeRow {
+    /// The metadatum of one of [`YARN_BOUNDS`].
+    pub(super) fn yarn_bound(&self, at: usize) -> String {
+        self.factor
+            .replace("scaling.factor", &format!("scaling.{}", YARN_BOUNDS[at].1))
+    }
 }
 
 /// What a tensor is called in a checkpoint.
@@ -132,11 +164,21 @@ impl Table {
     pub(super) fn knows(&self, key: &str) -> bool {
         let read = |origin: &Origin| match origin {
             Origin::Keys { keys, .. } => keys.iter().any(|known| known == key),
+            Origin::Less { key: a, less: b } => a == key || b == key,
+            Origin::Share { share, of, parts } => {
+                share == key || of == key || parts.as_deref() == Some(key)
+            }
+            Origin::Positive { positive } => positive == key,
             _ => false,
         };
-        let RopeRow { scaling_type, factor, .. } = &self.rope;
+        let RopeRow { scaling_type, factor, original, .. } = &self.rope;
+        let bound = |at: usize| key == self.rope.yarn_bound(at);
         self.config.0.iter().any(|(_, origin)| read(origin))
-            || [scaling_type, factor].into_iter().any(|known| known == key)
+            || [scaling_type, factor, original]
+                .into_iter()
+                .any(|known| known == key)
+            || bound(0)
+            || bound(1)
             || self.supported.contains_key(key)
             || self.unused.contains_key(key)
     }
