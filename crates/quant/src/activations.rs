@@ -107,9 +107,9 @@ impl Activations {
         &self.arranged[row * self.cols..][..self.cols]
     }
 
-    /// Many rows, four at a time.
-    pub(crate) fn strips(&self) -> impl Iterator<Item = &[[Line; TILE_X]]> {
-        self.strips.chunks_exact(self.cols.div_ceil(LANES))
+    /// Many rows, four side by side: `[n / 4, cols / 16]`.
+    pub(crate) fn strips(&self) -> &[[Line; TILE_X]] {
+        &self.strips
     }
 
     fn fill_strips(&mut self) {

@@ -183,7 +183,10 @@ fn mix<S: Simd, const H: usize>(
     for col in (0..width).step_by(LANES) {
         let count = LANES.min(width - col);
         let own = |h: usize| h * width + col..h * width + col + count;
-        let mut acc: [S::F; H] = std::array::from_fn(|h| s.load(&line(&out[own(h)])));
+        let mut acc = [s.splat(0.0); H];
+        for h in 0..H {
+            acc[h] = s.load(&line(&out[own(h)]));
+        }
         for (i, row) in rows.iter().enumerate() {
             let value = s.load(&line(&a.values[*row + col..*row + col + count]));
             for h in 0..H {
@@ -228,10 +231,8 @@ fn exp<S: Simd>(s: S, x: S::F) -> S::F {
         p = s.mul_add(p, r, s.splat(*c));
     }
     let p = s.add(s.mul_add(s.mul(p, r), r, r), s.splat(1.0));
-    let mut power = [0.0; LANES];
-    s.store(shifted, &mut power);
-    let power = power.map(|shifted| f32::from_bits(shifted.to_bits() << 23));
-    let value = s.mul(p, s.load(&power));
+    let power = s.with_bits(s.shl(s.to_bits(shifted), 23));
+    let value = s.mul(p, power);
     s.select_less(x, s.splat(-87.0), s.splat(0.0), value)
 }
 

@@ -34,28 +34,57 @@ impl Kernel for Widen<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         match self.dtype {
-            Float::F32 => widen_all(s, self.bytes, self.out, S::load_f32),
-            Float::F16 => widen_all(s, self.bytes, self.out, S::load_f16),
-            Float::Bf16 => widen_all(s, self.bytes, self.out, S::load_bf16),
+            Float::F32 => widen_all::<S, F32, _>(s, self.bytes, self.out),
+            Float::F16 => widen_all::<S, F16, _>(s, self.bytes, self.out),
+            Float::Bf16 => widen_all::<S, Bf16, _>(s, self.bytes, self.out),
         }
     }
 }
 
-/// Widens sixteen values of `SIZE / 16` bytes at a time.
+/// A stored type of floats, sixteen of them in `SIZE` bytes.
+pub trait Stored<const SIZE: usize> {
+    /// Sixteen values, widened.
+    fn load<S: Simd>(s: S, v: &[u8; SIZE]) -> S::F;
+}
+
+/// `f32`, as a type.
+pub struct F32;
+/// `f16`, as a type.
+pub struct F16;
+/// `bf16`, as a type.
+pub struct Bf16;
+
+impl Stored<64> for F32 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, v: &[u8; 64]) -> S::F {
+        s.load_f32(v)
+    }
+}
+
+impl Stored<32> for F16 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, v: &[u8; 32]) -> S::F {
+        s.load_f16(v)
+    }
+}
+
+impl Stored<32> for Bf16 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, v: &[u8; 32]) -> S::F {
+        s.load_bf16(v)
+    }
+}
+
+/// Widens sixteen values at a time.
 #[inline(always)]
-fn widen_all<S: Simd, const SIZE: usize>(
-    s: S,
-    bytes: &[u8],
-    out: &mut [f32],
-    load: impl Fn(S, &[u8; SIZE]) -> S::F,
-) {
+fn widen_all<S: Simd, T: Stored<SIZE>, const SIZE: usize>(s: S, bytes: &[u8], out: &mut [f32]) {
     let (blocks, rest) = bytes.as_chunks::<SIZE>();
     let (lanes, out_rest) = out.as_chunks_mut::<LANES>();
     for (block, lanes) in blocks.iter().zip(lanes) {
-        s.store(load(s, block), lanes);
+        s.store(T::load(s, block), lanes);
     }
     let mut last = [0.0; LANES];
-    s.store(load(s, &padded(rest)), &mut last);
+    s.store(T::load(s, &padded(rest)), &mut last);
     out_rest.copy_from_slice(&last[..out_rest.len()]);
 }
 

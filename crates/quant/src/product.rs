@@ -7,10 +7,10 @@ use std::ops::Range;
 
 use crate::activations::Activations;
 use crate::encoding::{Affine, Encoding};
-use crate::float::padded;
+use crate::float::{Bf16, F16, F32, Stored, padded};
 use crate::kernel::{Kernel, LANES, Line, Outputs, Simd, TILE_W, TILE_X};
 use crate::matrix::Matrix;
-use crate::rows::{each_line, sixteen_at};
+use crate::rows::{decode_row, sixteen_at};
 use crate::trellis;
 
 /// `out[t][i]` is the product of row `rows.start + i` of the matrix with row `t` of the activations.
@@ -65,7 +65,7 @@ impl Kernel for Product<'_> {
     }
 }
 
-/// Bytes of decoded values that stay in the second cache while activations pass.
+/// Bytes of decoded values, and of activations, that stay in the second cache.
 const PANEL_BYTES: usize = 512 * 1024;
 
 /// Decodes a panel of matrix rows at a time and multiplies it with all activations.
@@ -78,21 +78,26 @@ fn many_rows<S: Simd>(
     mut out: Outputs<'_>,
 ) {
     let lines = m.cols().div_ceil(LANES);
-    let tile_bytes = size_of::<[Line; TILE_W]>() * lines;
-    let tiles = (PANEL_BYTES / tile_bytes).clamp(1, rows.len().div_ceil(TILE_W));
+    let fit = |tile: usize| (PANEL_BYTES / (tile * lines)).max(1);
+    let tiles = fit(size_of::<[Line; TILE_W]>()).min(rows.len().div_ceil(TILE_W));
+    let strips = fit(size_of::<[Line; TILE_X]>());
     let mut panel = vec![[[0.0; LANES]; TILE_W]; tiles * lines];
     for first in rows.clone().step_by(tiles * TILE_W) {
         let few = first..rows.end.min(first + tiles * TILE_W);
         for (i, row) in few.clone().enumerate() {
             let tile = &mut panel[i / TILE_W * lines..][..lines];
-            each_line(s, m, row, |at, line| s.store(line, &mut tile[at][i % TILE_W]));
+            decode_row(s, m, row, &mut tile.as_flattened_mut()[i % TILE_W..], TILE_W);
         }
         // Rows of the last tile that do not exist hold old values, and their products are left out.
         let used = &panel[..few.len().div_ceil(TILE_W) * lines];
-        for (strip, x) in x.strips().enumerate() {
+        // A tile of the matrix stays in the first cache while activations pass, as many as stay in the
+        // second while the tiles pass: of the two a tile is larger than a strip.
+        for (block, x) in x.strips().chunks(strips * lines).enumerate() {
             for (tile, w) in used.chunks_exact(lines).enumerate() {
                 let at = few.start - rows.start + tile * TILE_W;
-                keep(s.dots(x, w), strip * TILE_X, at, &mut out);
+                for (strip, x) in x.chunks_exact(lines).enumerate() {
+                    keep(s.dots(x, w), (block * strips + strip) * TILE_X, at, &mut out);
+                }
             }
         }
     }
@@ -121,9 +126,9 @@ fn one_row<S: Simd>(
     out: &mut [f32],
 ) {
     match m.encoding() {
-        Encoding::F32 => floats(s, m, x, rows, out, S::load_f32),
-        Encoding::F16 => floats(s, m, x, rows, out, S::load_f16),
-        Encoding::Bf16 => floats(s, m, x, rows, out, S::load_bf16),
+        Encoding::F32 => floats::<S, F32, _>(s, m, x, rows, out),
+        Encoding::F16 => floats::<S, F16, _>(s, m, x, rows, out),
+        Encoding::Bf16 => floats::<S, Bf16, _>(s, m, x, rows, out),
         Encoding::Affine(a) => match a.bits() {
             2 => affine::<S, 2, 8>(s, m, a, x, rows, out),
             3 => affine::<S, 3, 12>(s, m, a, x, rows, out),
@@ -136,21 +141,20 @@ fn one_row<S: Simd>(
 }
 
 #[inline(always)]
-fn floats<S: Simd, const SIZE: usize>(
+fn floats<S: Simd, T: Stored<SIZE>, const SIZE: usize>(
     s: S,
     m: &Matrix<'_>,
     x: &[f32],
     rows: Range<usize>,
     out: &mut [f32],
-    load: impl Fn(S, &[u8; SIZE]) -> S::F,
 ) {
     let (blocks, rest) = out.as_chunks_mut::<ROWS>();
     let after = rows.start + ROWS * blocks.len();
     for (first, out) in rows.step_by(ROWS).zip(blocks) {
-        *out = float_rows(s, m, x, first, &load);
+        *out = s.sum_four(float_rows::<S, T, ROWS, SIZE>(s, m, x, first));
     }
     for (row, out) in (after..).zip(rest) {
-        [*out] = float_rows(s, m, x, row, &load);
+        *out = s.sum(float_rows::<S, T, 1, SIZE>(s, m, x, row)[0]);
     }
 }
 
@@ -166,41 +170,43 @@ fn affine<S: Simd, const BITS: usize, const BLOCK: usize>(
     let (blocks, rest) = out.as_chunks_mut::<ROWS>();
     let after = rows.start + ROWS * blocks.len();
     for (first, out) in rows.step_by(ROWS).zip(blocks) {
-        *out = affine_rows::<S, ROWS, BITS, BLOCK>(s, m, a, x, first);
+        *out = s.sum_four(affine_rows::<S, ROWS, BITS, BLOCK>(s, m, a, x, first));
     }
     for (row, out) in (after..).zip(rest) {
-        [*out] = affine_rows::<S, 1, BITS, BLOCK>(s, m, a, x, row);
+        *out = s.sum(affine_rows::<S, 1, BITS, BLOCK>(s, m, a, x, row)[0]);
     }
 }
 
-/// Rows `row..row + R` of plain floats, sixteen of them in `SIZE` bytes.
+/// The lanes of the sums of rows `row..row + R` of plain floats, sixteen of them in `SIZE` bytes.
 #[inline(always)]
-fn float_rows<S: Simd, const R: usize, const SIZE: usize>(
+fn float_rows<S: Simd, T: Stored<SIZE>, const R: usize, const SIZE: usize>(
     s: S,
     m: &Matrix<'_>,
     x: &[f32],
     row: usize,
-    load: &impl Fn(S, &[u8; SIZE]) -> S::F,
-) -> [f32; R] {
-    let rows: [_; R] = std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks::<SIZE>());
+) -> [S::F; R] {
     let (x, x_rest) = x.as_chunks::<LANES>();
+    let rows: [_; R] = std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks::<SIZE>());
+    // One length for all, so that a loop over one is within the others.
+    let whole: [_; R] = std::array::from_fn(|r| &rows[r].0[..x.len()]);
     let mut acc = [s.splat(0.0); R];
     for (i, x) in x.iter().enumerate() {
         let x = s.load(x);
         for r in 0..R {
-            acc[r] = s.mul_add(load(s, &rows[r].0[i]), x, acc[r]);
+            acc[r] = s.mul_add(T::load(s, &whole[r][i]), x, acc[r]);
         }
     }
     if !x_rest.is_empty() {
         let x = s.load(&padded(x_rest));
         for r in 0..R {
-            acc[r] = s.mul_add(load(s, &padded(rows[r].1)), x, acc[r]);
+            acc[r] = s.mul_add(T::load(s, &padded(rows[r].1)), x, acc[r]);
         }
     }
-    acc.map(|acc| s.sum(acc))
+    acc
 }
 
-/// Rows `row..row + R` of affine codes; `x` in the backend's order for these bits.
+/// The lanes of the sums of rows `row..row + R` of affine codes, in natural order; `x` in the
+/// backend's order for these bits.
 #[inline(always)]
 fn affine_rows<S: Simd, const R: usize, const BITS: usize, const BLOCK: usize>(
     s: S,
@@ -208,17 +214,19 @@ fn affine_rows<S: Simd, const R: usize, const BITS: usize, const BLOCK: usize>(
     a: Affine,
     x: &[f32],
     row: usize,
-) -> [f32; R] {
+) -> [S::F; R] {
     let weight: [_; R] = std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks::<BLOCK>().0);
-    let [scales, biases] = [m.scales(), m.biases()];
     let columns = x.as_chunks::<LANES>().0.as_chunks::<2>().0;
-    let blocks = a.group_size() / 32;
+    let (blocks, groups) = (a.group_size() / 32, m.cols() / a.group_size());
     let mut acc = [s.splat(0.0); R];
+    let (mut scale, mut bias) = ([[0.0; LANES]; R], [[0.0; LANES]; R]);
     // Sixteen groups at a time: their scales are widened together.
     for (i, x) in columns.chunks(LANES * blocks).enumerate() {
-        let at = |part, r| sixteen_at(s, a.scale_dtype(), m.row(part, row + r), i);
-        let scale: [_; R] = std::array::from_fn(|r| at(scales, r));
-        let bias: [_; R] = std::array::from_fn(|r| at(biases, r));
+        for r in 0..R {
+            let first = (row + r) * groups + LANES * i;
+            scale[r] = sixteen_at(s, a.scale_dtype(), m.scales(), first);
+            bias[r] = sixteen_at(s, a.scale_dtype(), m.biases(), first);
+        }
         for (g, x) in x.chunks(blocks).enumerate() {
             let first = (LANES * i + g) * blocks;
             for r in 0..R {
@@ -231,5 +239,8 @@ fn affine_rows<S: Simd, const R: usize, const BITS: usize, const BLOCK: usize>(
             }
         }
     }
-    acc.map(|acc| s.sum(s.natural::<BITS>(acc)))
+    for acc in &mut acc {
+        *acc = s.natural::<BITS>(*acc);
+    }
+    acc
 }

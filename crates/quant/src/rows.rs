@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::encoding::{Affine, Encoding, Float};
-use crate::float::{Widen, padded};
-use crate::kernel::{Backend, Kernel, LANES, Simd};
+use crate::float::{Bf16, F16, F32, Stored, Widen, padded};
+use crate::kernel::{Backend, Kernel, LANES, Line, Simd};
 use crate::matrix::Matrix;
 use crate::trellis;
 
@@ -35,8 +35,7 @@ impl Kernel for Dequantize<'_> {
         match m.encoding() {
             Encoding::Affine(_) => {
                 for (row, out) in rows.zip(self.out.chunks_exact_mut(cols.max(1))) {
-                    let out = out.as_chunks_mut::<LANES>().0;
-                    each_line(s, m, row, |i, line| s.store(line, &mut out[i]));
+                    decode_row(s, m, row, out.as_chunks_mut::<LANES>().0, 1);
                 }
             }
             Encoding::Trellis(t) => trellis::dequantize(s, m, t, rows, self.out),
@@ -53,76 +52,78 @@ fn widen<S: Simd>(s: S, dtype: Float, m: &Matrix<'_>, rows: Range<usize>, out: &
     Widen { dtype, bytes: &m.weight()[rows.start * row..rows.end * row], out }.run(s);
 }
 
-/// Calls `take(i, values)` for every sixteen columns `16 i ..` of a row, zeros after the last column.
-/// Trellis codes have no such lines: theirs run along the rows.
+/// Writes the values of a row, sixteen columns at a time, to every `step`-th of the `lines`, zeros after
+/// the last column. Trellis codes have no such lines: theirs run along the rows.
 #[inline(always)]
-pub fn each_line<S: Simd>(s: S, m: &Matrix<'_>, row: usize, take: impl FnMut(usize, S::F)) {
+pub fn decode_row<S: Simd>(s: S, m: &Matrix<'_>, row: usize, lines: &mut [Line], step: usize) {
     match m.encoding() {
-        Encoding::F32 => float_lines(s, m, row, S::load_f32, take),
-        Encoding::F16 => float_lines(s, m, row, S::load_f16, take),
-        Encoding::Bf16 => float_lines(s, m, row, S::load_bf16, take),
+        Encoding::F32 => float_row::<S, F32, _>(s, m, row, lines, step),
+        Encoding::F16 => float_row::<S, F16, _>(s, m, row, lines, step),
+        Encoding::Bf16 => float_row::<S, Bf16, _>(s, m, row, lines, step),
         Encoding::Affine(a) => match a.bits() {
-            2 => affine_lines::<S, 2, 8>(s, m, a, row, take),
-            3 => affine_lines::<S, 3, 12>(s, m, a, row, take),
-            4 => affine_lines::<S, 4, 16>(s, m, a, row, take),
-            6 => affine_lines::<S, 6, 24>(s, m, a, row, take),
-            _ => affine_lines::<S, 8, 32>(s, m, a, row, take),
+            2 => affine_row::<S, 2, 8>(s, m, a, row, lines, step),
+            3 => affine_row::<S, 3, 12>(s, m, a, row, lines, step),
+            4 => affine_row::<S, 4, 16>(s, m, a, row, lines, step),
+            6 => affine_row::<S, 6, 24>(s, m, a, row, lines, step),
+            _ => affine_row::<S, 8, 32>(s, m, a, row, lines, step),
         },
         Encoding::Trellis(_) => {}
     }
 }
 
 #[inline(always)]
-fn float_lines<S: Simd, const SIZE: usize>(
+fn float_row<S: Simd, T: Stored<SIZE>, const SIZE: usize>(
     s: S,
     m: &Matrix<'_>,
     row: usize,
-    load: impl Fn(S, &[u8; SIZE]) -> S::F,
-    mut take: impl FnMut(usize, S::F),
+    lines: &mut [Line],
+    step: usize,
 ) {
-    let (lines, rest) = m.row(m.weight(), row).as_chunks::<SIZE>();
-    for (i, line) in lines.iter().enumerate() {
-        take(i, load(s, line));
+    let (values, rest) = m.row(m.weight(), row).as_chunks::<SIZE>();
+    let mut lines = lines.iter_mut().step_by(step);
+    for (values, line) in values.iter().zip(&mut lines) {
+        s.store(T::load(s, values), line);
     }
-    if !rest.is_empty() {
-        take(lines.len(), load(s, &padded(rest)));
+    if let (false, Some(line)) = (rest.is_empty(), lines.next()) {
+        s.store(T::load(s, &padded(rest)), line);
     }
 }
 
 #[inline(always)]
-fn affine_lines<S: Simd, const BITS: usize, const BLOCK: usize>(
+fn affine_row<S: Simd, const BITS: usize, const BLOCK: usize>(
     s: S,
     m: &Matrix<'_>,
     a: Affine,
     row: usize,
-    mut take: impl FnMut(usize, S::F),
+    lines: &mut [Line],
+    step: usize,
 ) {
     let weight = m.row(m.weight(), row).as_chunks::<BLOCK>().0;
-    let (scales, biases) = (m.row(m.scales(), row), m.row(m.biases(), row));
-    let blocks = a.group_size() / 32;
-    let mut line = 0;
+    let (blocks, groups) = (a.group_size() / 32, m.cols() / a.group_size());
+    let mut at = 0;
     // Sixteen groups at a time: their scales are widened together.
     for (i, weight) in weight.chunks(LANES * blocks).enumerate() {
-        let scale = sixteen_at(s, a.scale_dtype(), scales, i);
-        let bias = sixteen_at(s, a.scale_dtype(), biases, i);
+        let first = row * groups + LANES * i;
+        let scale = sixteen_at(s, a.scale_dtype(), m.scales(), first);
+        let bias = sixteen_at(s, a.scale_dtype(), m.biases(), first);
         for (g, weight) in weight.chunks(blocks).enumerate() {
             let grid = s.grid::<BITS>(scale[g], bias[g]);
             for block in weight {
                 let [first, second] = s.decode::<BITS, BLOCK>(block, grid);
-                take(line, s.natural::<BITS>(first));
-                take(line + 1, s.natural::<BITS>(second));
-                line += 2;
+                s.store(s.natural::<BITS>(first), &mut lines[at]);
+                s.store(s.natural::<BITS>(second), &mut lines[at + step]);
+                at += 2 * step;
             }
         }
     }
 }
 
-/// Values `16 i .. 16 i + 16` of `bytes`, 16-bit values of `dtype`; zeros after the end.
+/// Sixteen 16-bit values of `dtype` from the one with number `first` on; zeros after the end of `bytes`.
 #[inline(always)]
-pub fn sixteen_at<S: Simd>(s: S, dtype: Float, bytes: &[u8], i: usize) -> [f32; LANES] {
-    let (chunks, rest) = bytes.as_chunks::<32>();
+pub fn sixteen_at<S: Simd>(s: S, dtype: Float, bytes: &[u8], first: usize) -> Line {
+    let rest = &bytes[2 * first..];
     let last;
-    let values = if let Some(values) = chunks.get(i) {
+    let values = if let Some(values) = rest.first_chunk() {
         values
     } else {
         last = padded(rest);

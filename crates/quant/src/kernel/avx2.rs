@@ -211,7 +211,13 @@ impl Simd for Avx2 {
                 self.eight_lanes(x, w, first, lane, &mut sums);
             }
         }
-        sums.map(|row| row.map(|v| self.sum(self.load(&v))))
+        let mut out = [[0.0; TILE_W]; TILE_X];
+        for (out, sums) in out.iter_mut().zip(&sums) {
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = self.sum(self.load(sum));
+            }
+        }
+        out
     }
 
     /// As above: one line of outputs at a time.
@@ -223,7 +229,10 @@ impl Simd for Avx2 {
         sums: &mut [[Line; TILE_X]; TILE_W],
     ) {
         for j in 0..TILE_X {
-            let mut acc: [F; TILE_W] = std::array::from_fn(|i| self.load(&sums[i][j]));
+            let mut acc = [self.splat(0.0); TILE_W];
+            for (acc, sums) in acc.iter_mut().zip(&*sums) {
+                *acc = self.load(&sums[j]);
+            }
             for (x, w) in x.iter().zip(w) {
                 let w = self.load(&w[j]);
                 for (acc, x) in acc.iter_mut().zip(x) {
@@ -249,13 +258,12 @@ impl Avx2 {
         sums: &mut [[Line; TILE_W]; TILE_X],
     ) {
         const HALF: usize = TILE_W / 2;
-        // SAFETY: `self` proves the instructions; slicing checks that eight values are read or written.
-        let load = |v: &Line| unsafe { _mm256_loadu_ps(v[lane..lane + 8].as_ptr()) };
         let mut acc = [[self.splat(0.0)[0]; HALF]; TILE_X];
         for (x, w) in x.iter().zip(w) {
-            let w: [_; HALF] = std::array::from_fn(|j| load(&w[first + j]));
+            let [a, b, c] = [&w[first], &w[first + 1], &w[first + 2]];
+            let w: [_; HALF] = [self.eight(a, lane), self.eight(b, lane), self.eight(c, lane)];
             for (acc, x) in acc.iter_mut().zip(x) {
-                let x = load(x);
+                let x = self.eight(x, lane);
                 for (acc, w) in acc.iter_mut().zip(w) {
                     // SAFETY: `self` proves the instruction.
                     *acc = unsafe { _mm256_fmadd_ps(w, x, *acc) };
@@ -271,17 +279,24 @@ impl Avx2 {
         }
     }
 
+    /// Lanes `lane..lane + 8`.
+    #[inline(always)]
+    fn eight(self, v: &Line, lane: usize) -> __m256 {
+        let eight: &[f32] = &v[lane..lane + 8];
+        // SAFETY: `self` proves the instruction; the slice is eight values long.
+        unsafe { _mm256_loadu_ps(eight.as_ptr()) }
+    }
+
     /// Sixteen codes of half `HALF`, as floats.
     #[inline(always)]
     fn half<const BITS: usize, const BLOCK: usize, const HALF: usize>(
         self,
         block: &[u8; BLOCK],
     ) -> F {
-        let mask = (1 << BITS) - 1;
+        let [a, b] =
+            self.and(self.words::<BITS, BLOCK, HALF>(block), self.splat_bits((1 << BITS) - 1));
         // SAFETY: `self` proves the instructions.
-        let float =
-            |words| unsafe { _mm256_cvtepi32_ps(_mm256_and_si256(words, _mm256_set1_epi32(mask))) };
-        self.words::<BITS, BLOCK, HALF>(block).map(float)
+        unsafe { [_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)] }
     }
 
     /// Sixteen words of half `HALF`, their lowest bits the codes.
@@ -302,13 +317,18 @@ impl Avx2 {
                     let low = _mm256_srlv_epi32(word, shift);
                     [low, _mm256_srlv_epi32(_mm256_srli_epi32::<16>(word), shift)]
                 }
-                4 => [0, 1].map(|part| {
-                    let word = eight(part).as_ptr().cast::<i32>().read_unaligned();
+                4 => {
                     let shift = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-                    _mm256_srlv_epi32(_mm256_set1_epi32(word), shift)
-                }),
-                8 => [0, 1]
-                    .map(|part| _mm256_cvtepu8_epi32(_mm_loadl_epi64(eight(part).as_ptr().cast()))),
+                    let [lo, hi] = [eight(0), eight(1)];
+                    let lo = _mm256_set1_epi32(lo.as_ptr().cast::<i32>().read_unaligned());
+                    let hi = _mm256_set1_epi32(hi.as_ptr().cast::<i32>().read_unaligned());
+                    [_mm256_srlv_epi32(lo, shift), _mm256_srlv_epi32(hi, shift)]
+                }
+                8 => {
+                    let [lo, hi] = [eight(0), eight(1)];
+                    let lo = _mm256_cvtepu8_epi32(_mm_loadl_epi64(lo.as_ptr().cast()));
+                    [lo, _mm256_cvtepu8_epi32(_mm_loadl_epi64(hi.as_ptr().cast()))]
+                }
                 _ => self.shuffled::<BITS, BLOCK, HALF>(block),
             }
         }
@@ -331,13 +351,15 @@ impl Avx2 {
                 let bytes: &[u8] = &block[at..at + 8];
                 _mm256_set1_epi64x(bytes.as_ptr().cast::<i64>().read_unaligned())
             };
-            [0, 1].map(|part| {
+            let mut words = [source; 2];
+            for (part, words) in words.iter_mut().enumerate() {
                 let shuffle = &Layout::<BITS>::SHUFFLE[HALF][32 * part..32 * part + 32];
                 let shift = &Layout::<BITS>::SHIFT[HALF][8 * part..8 * part + 8];
                 let shuffle = _mm256_loadu_si256(shuffle.as_ptr().cast());
                 let shift = _mm256_loadu_si256(shift.as_ptr().cast());
-                _mm256_srlv_epi32(_mm256_shuffle_epi8(source, shuffle), shift)
-            })
+                *words = _mm256_srlv_epi32(_mm256_shuffle_epi8(source, shuffle), shift);
+            }
+            words
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::layout::{Layout, Spread, Windows};
-use super::{Kernel, LANES, Simd, TILE_W, TILE_X};
+use super::layout::{Codes, Layout, Spread, Windows};
+use super::{Kernel, LANES, Simd};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy)]
@@ -171,8 +171,7 @@ impl Simd for Avx512 {
         if Layout::<BITS>::WIDE {
             return [scale, bias];
         }
-        let codes: [f32; LANES] = std::array::from_fn(|i| (i % (1 << BITS)) as f32);
-        [self.mul_add(scale, self.load(&codes), bias), bias]
+        [self.mul_add(scale, self.load(&Codes::<BITS>::VALUES), bias), bias]
     }
 
     #[inline(always)]
@@ -201,27 +200,7 @@ impl Simd for Avx512 {
         if BITS == 4 { self.permute(v, &BACK) } else { v }
     }
 
-    /// Four sums at a time: each addition of [`Simd::sum`] is done for four of them in one register.
-    #[inline(always)]
-    fn sum_tile(self, acc: [[__m512; TILE_W]; TILE_X]) -> [[f32; TILE_W]; TILE_X] {
-        let mut out = [[0.0; TILE_W]; TILE_X];
-        for j in 0..TILE_W {
-            let sums = self.sum_four(std::array::from_fn(|i| acc[i][j]));
-            for (out, sum) in out.iter_mut().zip(sums) {
-                out[j] = sum;
-            }
-        }
-        out
-    }
-}
-
-impl Avx512 {
-    #[inline(always)]
-    fn permute(self, v: __m512, lanes: &[u32; LANES]) -> __m512 {
-        // SAFETY: `self` proves the instructions; the table is 64 readable bytes.
-        unsafe { _mm512_permutexvar_ps(_mm512_loadu_si512(lanes.as_ptr().cast()), v) }
-    }
-
+    /// Each addition of [`Simd::sum`] is done for all four in one register.
     #[inline(always)]
     fn sum_four(self, v: [__m512; 4]) -> [f32; 4] {
         let mut out = [0.0; LANES];
@@ -242,6 +221,14 @@ impl Avx512 {
         self.store(sums, &mut out);
         [out[0], out[4], out[8], out[12]]
     }
+}
+
+impl Avx512 {
+    #[inline(always)]
+    fn permute(self, v: __m512, lanes: &[u32; LANES]) -> __m512 {
+        // SAFETY: `self` proves the instructions; the table is 64 readable bytes.
+        unsafe { _mm512_permutexvar_ps(_mm512_loadu_si512(lanes.as_ptr().cast()), v) }
+    }
 
     /// Sixteen words of half `HALF`: codes, in their lowest bits up to 4 bits, else alone.
     #[inline(always)]
@@ -255,8 +242,10 @@ impl Avx512 {
                 2 => {
                     let bytes: &[u8] = &block[4 * HALF..4 * HALF + 4];
                     let word = _mm512_set1_epi32(bytes.as_ptr().cast::<i32>().read_unaligned());
-                    let shift: [u32; LANES] = std::array::from_fn(|l| 2 * l as u32);
-                    _mm512_srlv_epi32(word, self.load_bits(&shift))
+                    let shift = _mm512_setr_epi32(
+                        0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+                    );
+                    _mm512_srlv_epi32(word, shift)
                 }
                 4 => {
                     let bytes: &[u8] = &block[8 * HALF..8 * HALF + 8];

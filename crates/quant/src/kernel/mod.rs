@@ -160,7 +160,9 @@ pub trait Kernel {
     type Output;
 
     /// The algorithm. Implementations and all they call are `#[inline(always)]`: only then does
-    /// the compiler know the backend's instructions while it compiles them.
+    /// the compiler know the backend's instructions while it compiles them. So operations of [`Simd`] are
+    /// called in loops, not in closures: those given to the standard library are functions of their own,
+    /// in which each instruction would become a call.
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
@@ -276,7 +278,7 @@ pub trait Simd: Copy {
     fn dots(self, x: &[[Line; TILE_X]], w: &[[Line; TILE_W]]) -> [[f32; TILE_W]; TILE_X] {
         let mut acc = [[self.splat(0.0); TILE_W]; TILE_X];
         for (x, w) in x.iter().zip(w) {
-            let w: [_; TILE_W] = std::array::from_fn(|j| self.load(&w[j]));
+            let w = self.load_lines(w);
             for (acc, x) in acc.iter_mut().zip(x) {
                 let x = self.load(x);
                 for (acc, w) in acc.iter_mut().zip(w) {
@@ -290,7 +292,28 @@ pub trait Simd: Copy {
     /// [`Self::sum`] of each element.
     #[inline(always)]
     fn sum_tile(self, acc: [[Self::F; TILE_W]; TILE_X]) -> [[f32; TILE_W]; TILE_X] {
-        acc.map(|row| row.map(|v| self.sum(v)))
+        let mut out = [[0.0; TILE_W]; TILE_X];
+        for j in 0..TILE_W {
+            let [a, b, c, d] = self.sum_four([acc[0][j], acc[1][j], acc[2][j], acc[3][j]]);
+            [out[0][j], out[1][j], out[2][j], out[3][j]] = [a, b, c, d];
+        }
+        out
+    }
+
+    /// [`Self::sum`] of each of four.
+    #[inline(always)]
+    fn sum_four(self, [a, b, c, d]: [Self::F; 4]) -> [f32; 4] {
+        [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
+    }
+
+    /// [`Self::load`] of each line. A loop: what a closure computes may miss the backend's instructions.
+    #[inline(always)]
+    fn load_lines<const N: usize>(self, v: &[Line; N]) -> [Self::F; N] {
+        let mut lines = [self.splat(0.0); N];
+        for (line, v) in lines.iter_mut().zip(v) {
+            *line = self.load(v);
+        }
+        lines
     }
 
     /// A register tile whose lanes are outputs: `sums[i][j] += Σ x[k][i] · w[k][j]`, each lane one
@@ -302,10 +325,12 @@ pub trait Simd: Copy {
         w: &[[Line; TILE_X]],
         sums: &mut [[Line; TILE_X]; TILE_W],
     ) {
-        let mut acc: [[Self::F; TILE_X]; TILE_W] =
-            std::array::from_fn(|i| std::array::from_fn(|j| self.load(&sums[i][j])));
+        let mut acc = [[self.splat(0.0); TILE_X]; TILE_W];
+        for (acc, sums) in acc.iter_mut().zip(&*sums) {
+            *acc = self.load_lines(sums);
+        }
         for (x, w) in x.iter().zip(w) {
-            let w: [_; TILE_X] = std::array::from_fn(|j| self.load(&w[j]));
+            let w = self.load_lines(w);
             for (acc, x) in acc.iter_mut().zip(x) {
                 let x = self.splat(*x);
                 for (acc, w) in acc.iter_mut().zip(w) {
@@ -325,8 +350,11 @@ pub trait Simd: Copy {
     fn sum(self, v: Self::F) -> f32 {
         let mut a = [0.0; LANES];
         self.store(v, &mut a);
-        let b: [f32; 8] = std::array::from_fn(|i| a[i] + a[i + 8]);
-        let c: [f32; 4] = std::array::from_fn(|i| b[i] + b[i + 4]);
-        (c[0] + c[2]) + (c[1] + c[3])
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                a[i] += a[i + half];
+            }
+        }
+        a[0]
     }
 }

@@ -208,7 +208,13 @@ impl Simd for Neon {
         for lane in [0, 4, 8, 12] {
             self.four_lanes(x, w, lane, &mut sums);
         }
-        sums.map(|row| row.map(|v| self.sum(self.load(&v))))
+        let mut out = [[0.0; TILE_W]; TILE_X];
+        for (out, sums) in out.iter_mut().zip(&sums) {
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = self.sum(self.load(sum));
+            }
+        }
+        out
     }
 
     /// As above: one line of outputs at a time.
@@ -220,7 +226,10 @@ impl Simd for Neon {
         sums: &mut [[Line; TILE_X]; TILE_W],
     ) {
         for j in 0..TILE_X {
-            let mut acc: [F; TILE_W] = std::array::from_fn(|i| self.load(&sums[i][j]));
+            let mut acc = [self.splat(0.0); TILE_W];
+            for (acc, sums) in acc.iter_mut().zip(&*sums) {
+                *acc = self.load(&sums[j]);
+            }
             for (x, w) in x.iter().zip(w) {
                 let w = self.load(&w[j]);
                 for (acc, x) in acc.iter_mut().zip(x) {
@@ -244,14 +253,15 @@ impl Neon {
         lane: usize,
         sums: &mut [[Line; TILE_W]; TILE_X],
     ) {
-        // SAFETY: `self` proves the instructions; slicing checks that four values are read or written.
-        let load = |v: &Line| unsafe { vld1q_f32(v[lane..lane + 4].as_ptr()) };
         let mut acc = [[self.splat(0.0)[0]; TILE_W]; TILE_X];
         for (x, w) in x.iter().zip(w) {
-            let w: [_; TILE_W] = std::array::from_fn(|j| load(&w[j]));
+            let mut lines = [self.splat(0.0)[0]; TILE_W];
+            for (line, w) in lines.iter_mut().zip(w) {
+                *line = self.four(w, lane);
+            }
             for (acc, x) in acc.iter_mut().zip(x) {
-                let x = load(x);
-                for (acc, w) in acc.iter_mut().zip(w) {
+                let x = self.four(x, lane);
+                for (acc, w) in acc.iter_mut().zip(lines) {
                     // SAFETY: `self` proves the instruction.
                     *acc = unsafe { vfmaq_f32(*acc, w, x) };
                 }
@@ -264,6 +274,14 @@ impl Neon {
                 unsafe { vst1q_f32(to.as_mut_ptr(), *acc) };
             }
         }
+    }
+
+    /// Lanes `lane..lane + 4`.
+    #[inline(always)]
+    fn four(self, v: &Line, lane: usize) -> float32x4_t {
+        let four: &[f32] = &v[lane..lane + 4];
+        // SAFETY: `self` proves the instruction; the slice is four values long.
+        unsafe { vld1q_f32(four.as_ptr()) }
     }
 
     /// Sixteen little-endian `u16`, widened.
