@@ -76,3 +76,11 @@ bench-ladder *args:
 # peak memory of a conversion as the model grows
 bench-memory *args:
     benches/memory.sh {{ args }}
+
+# rank anybody's quantizations of one real model in one command: CHECKPOINT GGUF TEXT [PAGE]
+bench-ladder-real *args:
+    benches/ladder-real.sh {{ args }}
+
+# fetch two published models into DIR, take each through every command and compare its tokens with transformers
+real dir="real-models" *args:
+    benches/real.sh {{ dir }} {{ args }}

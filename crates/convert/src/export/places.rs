@@ -1,20 +1,35 @@
 //! Where the tensors of a model lie in a checkpoint of plain floats.
 
 use shardwright_format::arch::Arch;
+use shardwright_format::model::{LayerSpec, Mixer};
 use shardwright_format::unit::TensorEntry;
-use shardwright_format::{Decoder, ModelSpec, SourceView, Unit};
+use shardwright_format::{Decoder, ModelSpec, Role, SourceView, Unit};
 
-/// Knows the names that transformers has for a model's tensors.
-pub(super) struct Places(Option<Arch>);
+/// What decides the names that transformers has for a model's tensors.
+pub(super) struct Places {
+    arch: Option<Arch>,
+    /// Whether the model has gated delta nets.
+    delta_nets: bool,
+}
 
 impl Places {
     pub(super) fn new(spec: &ModelSpec) -> Self {
-        Self(Arch::builtin(&spec.model_type))
+        let delta = |layer: &LayerSpec| matches!(layer.mixer, Mixer::DeltaNet(_));
+        let delta_nets = spec.layers.iter().any(delta);
+        Self { arch: Arch::builtin(&spec.model_type), delta_nets }
     }
 
     /// The place of a tensor of a unit.
     pub(super) fn view(&self, unit: Unit, entry: &TensorEntry) -> SourceView {
-        let view = unquantized(entry.in_unit(unit).source);
+        let mut view = unquantized(entry.in_unit(unit).source);
+        if entry.role == Role::DeltaConv && view.shape == [entry.rows, entry.cols, 1] {
+            // So MLX turns it, and where it does norms have one added, which they have not here. The
+            // order of values is the same.
+            view.shape = vec![entry.rows, 1, entry.cols];
+        }
+        if self.delta_nets {
+            view.tensor = unwrapped(&view.tensor);
+        }
         if matches!(unit, Unit::Expert { .. }) { self.unstacked(unit, entry, view) } else { view }
     }
 
@@ -23,7 +38,7 @@ impl Places {
     fn unstacked(&self, unit: Unit, entry: &TensorEntry, view: SourceView) -> SourceView {
         let stack = [entry.rows, entry.cols];
         let stacked = view.tensor.ends_with(".weight") && view.shape.get(1..) == Some(&stack[..]);
-        let name = || self.0.as_ref()?.tensor_name(unit, entry.role);
+        let name = || self.arch.as_ref()?.tensor_name(unit, entry.role);
         match stacked.then(name).flatten() {
             Some(tensor) => SourceView {
                 tensor,
@@ -35,6 +50,17 @@ impl Places {
             },
             None => view,
         }
+    }
+}
+
+/// The name of a tensor of Qwen3.5, whose wrapper MLX has the other way round.
+fn unwrapped(name: &str) -> String {
+    match name.strip_prefix("language_model.") {
+        Some(inner) => match inner.strip_prefix("model.") {
+            Some(rest) => format!("model.language_model.{rest}"),
+            None => inner.to_owned(),
+        },
+        None => name.to_owned(),
     }
 }
 

@@ -393,6 +393,11 @@ fn any_model_is_exported_as_plain_floats() {
         (fixture("gguf/mixtral.gguf"), false),
         (golden("qwen3_5_moe"), false),
         (golden("qwen3_moe-fused-t"), false),
+        (golden("qwen3_next-mlx"), true),
+        (golden("qwen3_5_moe-mlx"), true),
+        (golden("kimi_k2-mlx"), true),
+        (golden("gpt_oss-mlx"), true),
+        (golden("llama4-mlx"), true),
     ]);
     for (source, coded) in sources {
         let dir = tempfile::tempdir().unwrap();
