@@ -11,25 +11,21 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use shardwright_format::checkpoint::{
-    CONFIG_NAME, INDEX_NAME, QUANTIZATION_KEYS, SINGLE_NAME, describes_quantization, header,
+    CONFIG_NAME, INDEX_NAME, QUANTIZATION_KEYS, SINGLE_NAME, TensorFile, describes_quantization,
+    header, write_view,
 };
 use shardwright_format::io::{AlignedBuf, CONFIG_LIMIT};
 use shardwright_format::manifest::FileKind;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
 use shardwright_format::writer::publish;
-use shardwright_format::{Decoder, FormatError, Unit};
+use shardwright_format::{Decoder, FormatError, SourceView, Unit};
 use shardwright_quant::{Backend, Float, Matrix, MatrixError, narrow};
 
 use crate::convert::partial_path;
 use crate::error::{ConvertError, Result};
 use crate::plan::PlannedFile;
 use places::Places;
-
-/// Weights dequantized at a time, and more only where a block of rows has more.
-const TILE: u64 = if cfg!(test) { 1 << 15 } else { 1 << 20 };
-/// Units up to this many bytes are read whole.
-const WHOLE_LIMIT: u64 = if cfg!(test) { 16 << 10 } else { 64 << 20 };
 
 /// The type that weights are exported in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,11 +53,20 @@ pub struct ExportOptions {
     pub dtype: ExportDtype,
     /// A new checkpoint file is begun before one passes this many bytes.
     pub file_limit: u64,
+    /// Weights dequantized at a time, and more only where a block of rows has more.
+    pub tile: u64,
+    /// Units up to this many bytes are read whole.
+    pub whole_limit: u64,
 }
 
 impl Default for ExportOptions {
     fn default() -> Self {
-        Self { dtype: ExportDtype::F32, file_limit: 5_000_000_000 }
+        Self {
+            dtype: ExportDtype::F32,
+            file_limit: 5_000_000_000,
+            tile: 1 << 20,
+            whole_limit: 64 << 20,
+        }
     }
 }
 
@@ -106,10 +111,10 @@ pub fn to_hf(weights: &Weights, out: &Path, options: &ExportOptions) -> Result<E
 fn export(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Exported> {
     let places = Places::new(weights.spec());
     let (tensors, unquantized) = tensors(weights, &places, options.dtype)?;
-    let writing = Writing::create(dir, &tensors, options.file_limit)?;
+    let writing = Writing::create(dir, &tensors, &places, options)?;
     let mut buf = AlignedBuf::default();
     for unit in weights.units() {
-        writing.unit(weights, unit, (&places, options.dtype), &mut buf)?;
+        writing.unit(weights, unit, &mut buf)?;
     }
     let mut files = writing.finish(dir, &tensors)?;
     let plain = unquantized.is_empty() && options.dtype == ExportDtype::Source;
@@ -190,16 +195,24 @@ struct Spot {
 }
 
 /// The exported files, open.
-struct Writing {
+struct Writing<'a> {
+    places: &'a Places,
+    options: &'a ExportOptions,
     files: Vec<(PathBuf, File)>,
     spots: BTreeMap<String, Spot>,
 }
 
-impl Writing {
+impl<'a> Writing<'a> {
     /// Writes the headers and makes room for the weights.
-    fn create(dir: &Path, tensors: &BTreeMap<String, Tensor>, limit: u64) -> Result<Self> {
-        let groups = split(tensors, limit);
-        let mut writing = Self { files: Vec::new(), spots: BTreeMap::new() };
+    fn create(
+        dir: &Path,
+        tensors: &BTreeMap<String, Tensor>,
+        places: &'a Places,
+        options: &'a ExportOptions,
+    ) -> Result<Self> {
+        let groups = split(tensors, options.file_limit);
+        let (files, spots) = (Vec::new(), BTreeMap::new());
+        let mut writing = Self { places, options, files, spots };
         for (at, names) in groups.iter().enumerate() {
             let name = match groups.len() {
                 1 => SINGLE_NAME.to_owned(),
@@ -231,26 +244,21 @@ impl Writing {
     }
 
     /// Writes every tensor of a unit.
-    fn unit(
-        &self,
-        weights: &Weights,
-        unit: Unit,
-        (places, dtype): (&Places, ExportDtype),
-        buf: &mut AlignedBuf,
-    ) -> Result<()> {
+    fn unit(&self, weights: &Weights, unit: Unit, buf: &mut AlignedBuf) -> Result<()> {
         let layout = weights.layout(unit)?;
-        let whole = layout.len <= WHOLE_LIMIT;
+        let whole = layout.len <= self.options.whole_limit;
         if whole {
             weights.read(unit, buf)?;
         }
         for entry in layout.tensors.iter() {
-            let view = places.view(unit, entry);
+            let view = self.places.view(unit, entry);
+            let dtype = self.options.dtype.for_source(view.dtype);
             let block = entry.encoding.row_block();
-            let step = (TILE / entry.cols.max(1) / block).max(1) * block;
+            let step = (self.options.tile / entry.cols.max(1) / block).max(1) * block;
             for start in (0..entry.rows).step_by(step as usize) {
                 let rows = start..(start + step).min(entry.rows);
                 let values = dequantized(weights, (unit, entry), rows.clone(), whole, buf)?;
-                self.rows(&view, rows, entry.cols, dtype.for_source(view.dtype), &values)?;
+                self.rows(&view, rows, dtype, &values)?;
             }
         }
         Ok(())
@@ -259,73 +267,17 @@ impl Writing {
     /// Puts rows of a view where they lie in their tensor.
     fn rows(
         &self,
-        view: &shardwright_format::SourceView,
+        view: &SourceView,
         rows: Range<u64>,
-        cols: u64,
         dtype: Float,
         values: &[f32],
     ) -> Result<()> {
         let Some(spot) = self.spots.get(&view.tensor) else { return Ok(()) };
+        let (path, file) = &self.files[spot.file];
         let mut bytes = vec![0; values.len() * dtype.size()];
-        let first = view.start + rows.start * view.row_stride;
-        if view.col_stride == 1 && (view.row_stride == cols || rows.end - rows.start == 1) {
-            narrow(dtype, values, &mut bytes);
-            return self.write(*spot, dtype, first, &bytes);
-        }
-        if view.col_stride == 1 {
-            narrow(dtype, values, &mut bytes);
-            let rows = bytes.chunks_exact(cols as usize * dtype.size());
-            return (0..).zip(rows).try_for_each(|(r, row): (u64, _)| {
-                self.write(*spot, dtype, first + r * view.row_stride, row)
-            });
-        }
-        self.columns(*spot, view, (first, cols), dtype, values)
-    }
-
-    /// Puts columns of a view where they lie, among those of other views if rows are interleaved.
-    fn columns(
-        &self,
-        spot: Spot,
-        view: &shardwright_format::SourceView,
-        (first, cols): (u64, u64),
-        dtype: Float,
-        values: &[f32],
-    ) -> Result<()> {
-        let (size, step) = (dtype.size(), view.row_stride.max(1) as usize);
-        let count = values.len() / cols.max(1) as usize;
-        let mut column = vec![0.0; count];
-        let mut packed = vec![0; count * size];
-        let mut around = vec![0; (count.saturating_sub(1) * step + 1) * size];
-        for c in 0..cols {
-            for (r, value) in column.iter_mut().enumerate() {
-                *value = values[r * cols as usize + c as usize];
-            }
-            narrow(dtype, &column, &mut packed);
-            let at = first + c * view.col_stride;
-            if step == 1 {
-                self.write(spot, dtype, at, &packed)?;
-                continue;
-            }
-            self.read(spot, dtype, at, &mut around)?;
-            let places = around.chunks_mut(size).step_by(step);
-            places
-                .zip(packed.chunks(size))
-                .for_each(|(to, from)| to.copy_from_slice(from));
-            self.write(spot, dtype, at, &around)?;
-        }
-        Ok(())
-    }
-
-    fn read(&self, spot: Spot, dtype: Float, value: u64, bytes: &mut [u8]) -> Result<()> {
-        let (path, file) = &self.files[spot.file];
-        let read = file.read_exact_at(bytes, spot.base + value * dtype.size() as u64);
-        Ok(read.map_err(|e| FormatError::io(path, e))?)
-    }
-
-    fn write(&self, spot: Spot, dtype: Float, value: u64, bytes: &[u8]) -> Result<()> {
-        let (path, file) = &self.files[spot.file];
-        let written = file.write_all_at(bytes, spot.base + value * dtype.size() as u64);
-        Ok(written.map_err(|e| FormatError::io(path, e))?)
+        narrow(dtype, values, &mut bytes);
+        let to = TensorFile { path, file, offset: spot.base, size: dtype.size() };
+        Ok(write_view(view, rows, &bytes, &to)?)
     }
 
     /// Makes the files durable and writes the index of more than one.

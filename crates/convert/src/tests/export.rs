@@ -7,7 +7,7 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::weights::Weights;
 use shardwright_quant::{Backend, Float, Matrix, widen};
 
-use super::{CHECKPOINTS, Case, contents, fixture};
+use super::{CHECKPOINTS, Case, SMALL_EXPORT, contents, fixture};
 use crate::{ExportDtype, ExportOptions, PlanOptions, Recipe, to_hf};
 
 /// The values of every tensor of a unit, by the checkpoint's view of it.
@@ -53,7 +53,7 @@ fn trellis_codes_are_exported_by_whole_blocks_of_rows() {
         let bundle = Bundle::open(&dir.path().join("b")).unwrap();
         let out = dir.path().join("hf");
         let weights = Weights::open(&dir.path().join("b")).unwrap();
-        to_hf(&weights, &out, &ExportOptions::default()).unwrap();
+        to_hf(&weights, &out, &SMALL_EXPORT).unwrap();
         check(&bundle, &Checkpoint::open(&out).unwrap(), ExportDtype::F32);
     }
 }
@@ -70,7 +70,9 @@ fn exported_weights_are_the_dequantized_ones() {
             let bundle = Bundle::open(&dir.path().join("b")).unwrap();
             let out = dir.path().join("hf");
             let weights = Weights::open(&dir.path().join("b")).unwrap();
-            let exported = to_hf(&weights, &out, &ExportOptions { dtype, file_limit }).unwrap();
+            let exported =
+                to_hf(&weights, &out, &ExportOptions { dtype, file_limit, ..SMALL_EXPORT })
+                    .unwrap();
             let sizes: Vec<_> = exported
                 .files
                 .iter()
@@ -88,7 +90,7 @@ fn exported_weights_are_the_dequantized_ones() {
             check(&bundle, &exported, dtype);
             let config = String::from_utf8(contents(&out)["config.json"].clone()).unwrap();
             assert!(dtype == ExportDtype::Source || !config.contains("float16"), "{config}");
-            let error = to_hf(&weights, &out, &ExportOptions::default())
+            let error = to_hf(&weights, &out, &SMALL_EXPORT)
                 .unwrap_err()
                 .to_string();
             assert!(error.ends_with("already exists; remove it or choose another name"), "{error}");

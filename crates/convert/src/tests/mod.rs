@@ -18,8 +18,8 @@ use shardwright_quant::{Float, narrow};
 use shardwright_testing::{contents, copy_dir, fixture};
 
 use crate::{
-    Buffers, Calibration, ConversionReport, ConvertOptions, Plan, PlanOptions, Progress, Recipe,
-    Result, convert,
+    Buffers, Calibration, ConversionReport, ConvertOptions, ExportDtype, ExportOptions, Plan,
+    PlanOptions, Progress, Recipe, Result, convert,
 };
 
 /// Checkpoints that between them have every layout: one and two files, f16, bf16 and f32, fused
@@ -162,6 +162,14 @@ pub const SMALL_BUFFERS: Buffers = Buffers {
     copy_block: 16 << 10,
     source_block: Some(4 << 10),
     hessians: 64 << 10,
+};
+
+/// As [`SMALL_BUFFERS`].
+pub const SMALL_EXPORT: ExportOptions = ExportOptions {
+    dtype: ExportDtype::F32,
+    file_limit: 5_000_000_000,
+    tile: 1 << 15,
+    whole_limit: 16 << 10,
 };
 
 fn options(threads: usize, resume: bool, cancel: &AtomicBool) -> ConvertOptions<'_> {

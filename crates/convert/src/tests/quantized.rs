@@ -12,6 +12,7 @@ use shardwright_quant::{
     quantize, widen,
 };
 
+use super::SMALL_EXPORT;
 use super::*;
 use crate::{ExportDtype, ExportOptions, Repacked, to_hf};
 
@@ -402,7 +403,8 @@ fn any_model_is_exported_as_plain_floats() {
     for (source, coded) in sources {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("hf");
-        let options = ExportOptions { dtype: ExportDtype::Source, file_limit: 60_000 };
+        let options =
+            ExportOptions { dtype: ExportDtype::Source, file_limit: 60_000, ..SMALL_EXPORT };
         let exported = to_hf(&opened(&source), &out, &options).unwrap();
         assert_eq!(!exported.unquantized.is_empty(), coded, "{}", source.display());
         assert!(exported.files.len() > 3);
@@ -423,7 +425,7 @@ fn an_export_is_of_plain_floats_and_says_so() {
         let recipe = Recipe::parse("t", json).unwrap();
         let case = Case::new(&fixture(name), &recipe, PlanOptions::default()).unwrap();
         case.convert(&made, 1).unwrap();
-        let options = ExportOptions { dtype: ExportDtype::F32, ..ExportOptions::default() };
+        let options = SMALL_EXPORT;
         assert!(
             !to_hf(&Weights::open(&made).unwrap(), &out, &options)
                 .unwrap()

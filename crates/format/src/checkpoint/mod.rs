@@ -40,7 +40,7 @@ pub use hub::{is_repository, resolve};
 pub use index::INDEX_NAME;
 pub use listing::{Skipped, clutter};
 pub(crate) use view::read_unit;
-pub use view::{read_affine, read_view, read_view_through, view_extents};
+pub use view::{TensorFile, read_affine, read_view, read_view_through, view_extents, write_view};
 
 /// An open checkpoint: its configuration, headers and file handles, no weights.
 #[derive(Debug)]

@@ -1,6 +1,9 @@
 //! Reads rows of a [`SourceView`]: one matrix inside a tensor, which may be strided or transposed.
 
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 use shardwright_quant::Float;
 
@@ -68,6 +71,76 @@ pub fn read_view_through(
     let view_rows = ViewRows::new(checkpoint, view, rows, cols)?;
     out.resize(view_rows.byte_len());
     view_rows.read(out.as_mut_slice(), fetch)
+}
+
+/// A plain tensor in a file that is written.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorFile<'a> {
+    /// The file's path, for errors.
+    pub path: &'a Path,
+    /// The file, open for both ways.
+    pub file: &'a File,
+    /// Where in it the tensor starts.
+    pub offset: u64,
+    /// Bytes of a value.
+    pub size: usize,
+}
+
+impl TensorFile<'_> {
+    fn read(&self, value: u64, bytes: &mut [u8]) -> Result<()> {
+        let read = self.file.read_exact_at(bytes, self.at(value));
+        read.map_err(|e| FormatError::io(self.path, e))
+    }
+
+    fn write(&self, value: u64, bytes: &[u8]) -> Result<()> {
+        let written = self.file.write_all_at(bytes, self.at(value));
+        written.map_err(|e| FormatError::io(self.path, e))
+    }
+
+    const fn at(&self, value: u64) -> u64 {
+        self.offset + value * self.size as u64
+    }
+}
+
+/// The inverse of [`read_view`]: puts `bytes`, the given rows of a view, row-major, where they lie in
+/// their tensor. What lies between them stays.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn write_view(
+    view: &SourceView,
+    rows: Range<u64>,
+    bytes: &[u8],
+    to: &TensorFile<'_>,
+) -> Result<()> {
+    let count = (rows.end - rows.start) as usize;
+    let row = bytes.len() / count.max(1);
+    let (cols, first) = ((row / to.size) as u64, view.start + rows.start * view.row_stride);
+    if view.col_stride == 1 && (view.row_stride == cols || count == 1) {
+        return to.write(first, bytes);
+    }
+    if view.col_stride == 1 {
+        let mut rows = (0..).zip(bytes.chunks_exact(row));
+        return rows.try_for_each(|(r, row)| to.write(first + r * view.row_stride, row));
+    }
+    // Transposed: a column's values lie together, or `step` apart among those of other views, which
+    // are read and written back.
+    let step = view.row_stride.max(1) as usize;
+    let mut around = vec![0; (count.saturating_sub(1) * step + 1) * to.size];
+    for c in 0..cols {
+        let at = first + c * view.col_stride;
+        if step > 1 {
+            to.read(at, &mut around)?;
+        }
+        let column = bytes.chunks_exact(to.size).skip(c as usize);
+        let column = column.step_by(cols as usize);
+        let places = around.chunks_exact_mut(to.size).step_by(step);
+        places
+            .zip(column)
+            .for_each(|(to, from)| to.copy_from_slice(from));
+        to.write(at, &around)?;
+    }
+    Ok(())
 }
 
 /// Rows of a view whose source has codes that mean the same in the affine encoding of

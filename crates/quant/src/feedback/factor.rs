@@ -23,6 +23,9 @@ impl Kernel for Factor<'_> {
     fn run<S: Simd>(self, s: S) -> bool {
         let (width, mut panels) = (self.cols / LANES, Panels::default());
         let mut corner = Corner::default();
+        // Blocks of rows from the last to the first. When a block's turn comes, the rows below it hold
+        // the factor already; what they explain is taken off, the corner is factored alone, and the
+        // columns before the corner are solved with it.
         for start in (0..self.cols).step_by(BLOCK).rev() {
             let end = (start + BLOCK).min(self.cols);
             let (above, below) = self.lines.split_at_mut(end * width);
@@ -52,6 +55,8 @@ fn subtract<S: Simd>(
     start: usize,
 ) {
     let rows = block.len() / width;
+    // A product of panels: sixteen columns of `below` at a time, and of those only the ones at or
+    // before the diagonal, since nothing right of it is read again.
     let mut strip = [[0.0; LANES]; DEPTH];
     for below in below.chunks(DEPTH * width) {
         let depth = below.len() / width;
@@ -102,6 +107,8 @@ impl Corner {
         for row in block.as_flattened().chunks_exact(width * LANES) {
             self.values.extend(&row[start..start + rows]);
         }
+        // Row `k` loses what the rows after it explain, each with the weight that its own factor
+        // gives it; what is left on the diagonal is the pivot's square.
         for k in (0..rows).rev() {
             let (above, below) = self.values.split_at_mut((k + 1) * rows);
             let row = &mut above[k * rows..];
@@ -144,6 +151,8 @@ impl Corner {
     #[inline(always)]
     fn solve<S: Simd>(&self, s: S, x: &mut [Line], step: usize) {
         let rows = self.rows;
+        // Back substitution: each row needs only those after it, which are solved already. A lane is
+        // a column, so no sum crosses lanes.
         let mut solved = [[0.0; LANES]; BLOCK];
         for (k, factors) in self.negative.chunks_exact(rows).enumerate().rev() {
             let mut sum = s.load(&x[k * step]);

@@ -88,6 +88,8 @@ impl<'a> Sweep<'a> {
         errors: &Rows,
         targets: &mut Rows,
     ) {
+        // `targets[:, block] += errors[:, ..start] · F[..start, block]`, in panels of DEPTH rows of `F`
+        // that all strips share while they lie in the cache. Each sum runs over ascending columns.
         for first in (0..block.start).step_by(DEPTH) {
             let depth = DEPTH.min(block.start - first);
             let feedback = self.feedback;
@@ -133,6 +135,7 @@ impl Kernel for Product<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        // The same sweep with the weights in place of errors: `x · F`, then `+ x` by the copy.
         let mut sweep = Sweep::new(self.feedback);
         self.y.copy(self.x);
         for start in (0..self.feedback.cols).step_by(BLOCK) {

@@ -4,8 +4,10 @@
 //! searched for its weights as the feedback has left them, each column weighted by what its error
 //! costs (see [`HessianFactor`]); as everywhere, they are rounded to storage before codes are chosen.
 
+use std::ops::Range;
+
 use super::group::{GroupPair, MAX_GROUP, PairSearch, TileTarget, choose, relative};
-use super::lanes::{Grid, Measure, Tile, code, extremes, nearest};
+use super::lanes::{Grid, Measure, Tile, Weighted, Weights, code, extremes, nearest};
 use super::output::CHUNK;
 use super::{PartsMut, QuantStats};
 use crate::encoding::Affine;
@@ -46,7 +48,7 @@ impl Kernel for Gptq<'_> {
             work.targets.copy(&work.weights);
             work.errors.copy(&work.weights);
             let rows = x.len() / self.cols;
-            self.chunk(s, &mut work, first, rows, &mut stats)?;
+            self.chunk(s, &mut work, first..first + rows, &mut stats)?;
             let Work { weights, targets, errors, outputs } = &mut work;
             stats.output_error += self.feedback.energy(errors, targets);
             Product { feedback: self.feedback, x: weights, y: outputs }.run(s);
@@ -58,14 +60,13 @@ impl Kernel for Gptq<'_> {
 }
 
 impl Gptq<'_> {
-    /// Quantizes the rows of `work`, which begin with row `first`.
+    /// Quantizes `rows` of the matrix, which are those of `work`.
     #[inline(always)]
     fn chunk<S: Simd>(
         &mut self,
         s: S,
         work: &mut Work,
-        first: usize,
-        rows: usize,
+        rows: Range<usize>,
         stats: &mut QuantStats,
     ) -> Result<(), QuantError> {
         let (group, mut sweep) = (self.affine.group_size(), Sweep::new(self.feedback));
@@ -79,10 +80,11 @@ impl Gptq<'_> {
             }
             let strips = work.targets.strips_mut().zip(work.errors.strips_mut());
             for (i, (targets, errors)) in strips.enumerate() {
-                let row = first + LANES * i;
-                let count = LANES.min(first + rows - row);
-                let strip = Strip { start, row, count, weights: &weights[..group] };
-                self.strip(s, &sweep, &strip, (targets, errors), stats)?;
+                let row = rows.start + LANES * i;
+                let (count, grid) = (LANES.min(rows.end - row), Grid::new(self.affine));
+                let lanes = StripRows { start, grid, targets, errors };
+                let strip = Strip { row, count, weights: &weights[..group], lanes };
+                self.strip(s, &sweep, strip, stats)?;
             }
         }
         Ok(())
@@ -94,34 +96,26 @@ impl Gptq<'_> {
         &mut self,
         s: S,
         sweep: &Sweep<'_>,
-        strip: &Strip<'_>,
-        (targets, errors): (&mut [Line], &mut [Line]),
+        strip: Strip<'_>,
         stats: &mut QuantStats,
     ) -> Result<(), QuantError> {
-        let (group, grid) = (self.affine.group_size(), Grid::new(self.affine));
-        let block = strip.start..strip.start + group;
-        let tile = &targets[block.clone()];
-        let chosen = choose(s, grid, tile, Some(strip.weights), PairSearch::Search);
+        let (group, Strip { row, count, weights, lanes }) = (self.affine.group_size(), strip);
+        let (start, block) = (lanes.start, lanes.start..lanes.start + group);
+        let tile =
+            Weighted { tile: &lanes.targets[block.clone()], weights: Weights(Some(weights)) };
+        let chosen = choose(s, lanes.grid, tile, PairSearch::Search);
         let mut chosen = chosen.map_err(|overflow| {
-            let (row, col) = ((strip.row + overflow.lane) as u64, strip.start as u64);
+            let (row, col) = ((row + overflow.lane) as u64, start as u64);
             let dtype = self.affine.scale_dtype();
             QuantError::ScaleRange { row, col, value: overflow.value, dtype }
         })?;
         // Still the weights: errors take their place below.
-        chosen.ends = extremes(s, &errors[block.clone()]);
+        chosen.ends = extremes(s, &lanes.errors[block]);
         let mut rounded = [[0.0; LANES]; MAX_GROUP];
-        feed_back(
-            s,
-            grid,
-            sweep,
-            strip.start,
-            &mut chosen,
-            (targets, errors),
-            &mut rounded[..group],
-        );
-        let (first, step) = (strip.row * (self.cols / group), self.cols / group);
-        let first = first + strip.start / group;
-        let place = TileTarget { affine: self.affine, first, step, count: strip.count };
+        feed_back(s, sweep, lanes, &mut chosen, &mut rounded[..group]);
+        let (first, step) = (row * (self.cols / group), self.cols / group);
+        let first = first + start / group;
+        let place = TileTarget { affine: self.affine, first, step, count };
         place.write(s, &mut self.out, &rounded[..group], chosen.pair);
         place.count(s, stats, &chosen);
         Ok(())
@@ -130,31 +124,43 @@ impl Gptq<'_> {
 
 /// Sixteen rows of a group.
 struct Strip<'a> {
-    /// The group's first column.
-    start: usize,
     /// The first row.
     row: usize,
     /// Lanes that hold a row.
     count: usize,
     /// What a squared error counts, `[group_size]`.
     weights: &'a Tile,
+    lanes: StripRows<'a>,
+}
+
+/// All columns of sixteen rows, of which a group is rounded.
+pub struct StripRows<'a> {
+    /// The group's first column.
+    pub start: usize,
+    /// What the codes of a group share.
+    pub grid: Grid,
+    /// Weights with the feedback of earlier columns; behind the group, what is lost of them.
+    pub targets: &'a mut [Line],
+    /// Weights; behind the group, what is lost of them.
+    pub errors: &'a mut [Line],
 }
 
 /// Rounds the columns `start ..` of sixteen rows one after the other to the grid of `chosen`, whose
-/// errors it measures. `targets` become what is lost of them, `errors`, until then the weights, what
-/// is lost of those; `rounded` are the values whose nearest codes are stored.
+/// errors it measures; `rounded` are the values whose nearest codes are stored.
 #[inline(always)]
 pub fn feed_back<S: Simd>(
     s: S,
-    grid: Grid,
     sweep: &Sweep<'_>,
-    start: usize,
+    strip: StripRows<'_>,
     chosen: &mut GroupPair<S::F>,
-    (targets, errors): (&mut [Line], &mut [Line]),
     rounded: &mut Tile,
 ) {
+    let StripRows { start, grid, targets, errors } = strip;
     let (pair, mut measured) = (chosen.pair, Measure::none(s));
     let inverse = pair.inverse(s);
+    // A column aims at its weight plus what the errors before it cost there, `Σ F[j][k] · error[j]`.
+    // What is stored is nearest to that; its error is measured from the weight itself and goes on to
+    // the columns behind, so that the outputs lose least.
     for (k, rounded) in (start..).zip(rounded) {
         let target = sweep.inside(s, start, k, errors, &targets[k]);
         let q = code(s, nearest(s, grid, target, pair.bias, inverse));

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::lanes::{Extremes, Grid, Measure, Pair, Tile, Weights};
+use super::lanes::{Extremes, Grid, Measure, Measured, Pair, Tile, Weighted, Weights};
 use super::lanes::{extremes, measure, min_max, pack, values};
 use super::{PartsMut, QuantStats, search};
 use crate::encoding::{Affine, Float};
@@ -59,13 +59,16 @@ impl Kernel for QuantizeGroups<'_> {
         for (i, x) in self.x.chunks(LANES * group).enumerate() {
             let groups = i * LANES..i * LANES + x.len() / group;
             transpose(x.chunks_exact(group), &mut tile[..group]);
+            let mut counted = Weights(None);
             if let PairSearch::Weighted(all) = self.choice {
                 let whole = groups
                     .clone()
                     .map(|g| &all[g * group % self.cols..][..group]);
                 transpose(whole, &mut weights[..group]);
+                counted = Weights(Some(&weights[..group]));
             }
-            self.sixteen(s, groups, (&tile[..group], &weights[..group]), &mut stats)?;
+            let x = Weighted { tile: &tile[..group], weights: counted };
+            self.sixteen(s, groups, x, &mut stats)?;
         }
         Ok(stats)
     }
@@ -100,15 +103,15 @@ pub fn relative(weights: &[f32], group: usize) -> Vec<f32> {
     all
 }
 
-/// Chooses the pairs of the groups in `tile`.
+/// Chooses the pairs of the groups in `x`.
 #[inline(always)]
 pub fn choose<S: Simd>(
     s: S,
     grid: Grid,
-    tile: &Tile,
-    weights: Option<&Tile>,
+    x: Weighted<'_>,
     choice: PairSearch<'_>,
 ) -> Result<GroupPair<S::F>, Overflow> {
+    let tile = x.tile;
     let ends = extremes(s, tile);
     let exact = min_max(s, grid, ends);
     let base = exact.stored(s, grid.dtype);
@@ -116,37 +119,31 @@ pub fn choose<S: Simd>(
     if checked.as_flattened().iter().any(|v| !v.is_finite()) {
         return Err(Overflow::new(tile, grid.dtype, values(s, exact.scale), values(s, exact.bias)));
     }
-    let weights = Weights(weights);
-    let before = measure(s, grid, tile, weights, base);
-    let (pair, measured, improved) = match choice {
-        PairSearch::MinMax => (base, before, s.splat(0.0)),
-        _ => search::search(s, grid, tile, weights, ends, (base, before)),
+    let base = Measured { pair: base, measure: measure(s, grid, x, base) };
+    let (found, improved) = match choice {
+        PairSearch::MinMax => (base, s.splat(0.0)),
+        _ => search::search(s, grid, x, ends, base),
     };
-    Ok(GroupPair { pair, measured, improved, ends })
+    Ok(GroupPair { pair: found.pair, measured: found.measure, improved, ends })
 }
 
 impl QuantizeGroups<'_> {
-    /// Quantizes `groups` of the matrix, whose weights are in `tile`.
+    /// Quantizes `groups` of the matrix, whose weights are in `x`.
     #[inline(always)]
     fn sixteen<S: Simd>(
         &mut self,
         s: S,
         groups: Range<usize>,
-        (tile, weights): (&Tile, &Tile),
+        x: Weighted<'_>,
         stats: &mut QuantStats,
     ) -> Result<(), QuantError> {
-        let grid = Grid::new(self.affine);
-        let chosen = match self.choice {
-            PairSearch::Weighted(_) => choose(s, grid, tile, Some(weights), self.choice),
-            choice => choose(s, grid, tile, None, choice),
-        };
-        let chosen = match chosen {
+        let chosen = match choose(s, Grid::new(self.affine), x, self.choice) {
             Ok(chosen) => chosen,
             Err(overflow) => return Err(self.explain(&groups, &overflow)),
         };
         let place =
             TileTarget { affine: self.affine, first: groups.start, step: 1, count: groups.len() };
-        place.write(s, &mut self.out, tile, chosen.pair);
+        place.write(s, &mut self.out, x.tile, chosen.pair);
         place.count(s, stats, &chosen);
         Ok(())
     }

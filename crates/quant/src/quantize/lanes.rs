@@ -54,6 +54,20 @@ pub struct Measure<F> {
     pub max_abs_error: F,
 }
 
+/// A pair and what it costs.
+#[derive(Clone, Copy)]
+pub struct Measured<F> {
+    pub pair: Pair<F>,
+    pub measure: Measure<F>,
+}
+
+/// Weights of sixteen groups and what their errors count.
+#[derive(Clone, Copy)]
+pub struct Weighted<'a> {
+    pub tile: &'a Tile,
+    pub weights: Weights<'a>,
+}
+
 /// The lanes of `v`.
 #[inline(always)]
 pub fn values<S: Simd>(s: S, v: S::F) -> [f32; LANES] {
@@ -173,10 +187,10 @@ impl Weights<'_> {
 pub fn measure<S: Simd>(
     s: S,
     grid: Grid,
-    tile: &Tile,
-    weights: Weights<'_>,
+    weighted: Weighted<'_>,
     pair: Pair<S::F>,
 ) -> Measure<S::F> {
+    let Weighted { tile, weights } = weighted;
     let inverse = pair.inverse(s);
     let mut m = Measure::none(s);
     for (j, x) in tile.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! The least squared error among clipped ranges, each refined by least squares.
 
-use super::lanes::{Extremes, Grid, Measure, Pair, Tile, Weights, code, measure, nearest};
+use super::lanes::{Extremes, Grid, Measure, Measured, Pair, Weighted, code, measure, nearest};
 use crate::kernel::Simd;
 
 /// Where to start and how far to go.
@@ -114,10 +114,9 @@ struct Sums<F> {
     qx: F,
 }
 
-/// A tile, what its errors count, and what least squares needs of it beside the codes.
+/// Weights, and what least squares needs of them beside the codes.
 struct FitTarget<'a, F> {
-    tile: &'a Tile,
-    weights: Weights<'a>,
+    x: Weighted<'a>,
     /// What `x` is counted from.
     origin: F,
     /// The sum of the weights.
@@ -132,15 +131,17 @@ struct FitTarget<'a, F> {
 pub fn search<S: Simd>(
     s: S,
     grid: Grid,
-    tile: &Tile,
-    weights: Weights<'_>,
+    x: Weighted<'_>,
     ends: Extremes<S::F>,
-    (base, before): (Pair<S::F>, Measure<S::F>),
-) -> (Pair<S::F>, Measure<S::F>, S::F) {
+    base: Measured<S::F>,
+) -> (Measured<S::F>, S::F) {
     let plan = plan(grid.bits);
     let range = s.sub(ends.max, ends.min);
-    let target = FitTarget::new(s, tile, weights, ends.min);
-    let (mut best, mut least) = (base, before.cost);
+    let target = FitTarget::new(s, x, ends.min);
+    let (mut best, mut least) = (base.pair, base.measure.cost);
+    // From each start: nearest codes for the pair, the least-squares pair for the codes, and so on.
+    // The error of neither step rises, up to the rounding of pairs to storage, so the best of all
+    // rounds is kept, not the last.
     for &(low, high) in plan.starts {
         let bias = s.mul_add(range, s.splat(low), ends.min);
         let scale = s.mul(range, s.splat((1.0 - low - high) / grid.max_code));
@@ -154,7 +155,7 @@ pub fn search<S: Simd>(
             pair = target.refit(s, grid, &sums);
         }
     }
-    keep_better(s, grid, (tile, weights), (base, before), best)
+    keep_better(s, grid, x, base, best)
 }
 
 /// `best` where it is clearly better than `base`, measured alike.
@@ -162,34 +163,37 @@ pub fn search<S: Simd>(
 fn keep_better<S: Simd>(
     s: S,
     grid: Grid,
-    (tile, weights): (&Tile, Weights<'_>),
-    (base, before): (Pair<S::F>, Measure<S::F>),
+    x: Weighted<'_>,
+    base: Measured<S::F>,
     best: Pair<S::F>,
-) -> (Pair<S::F>, Measure<S::F>, S::F) {
-    let after = measure(s, grid, tile, weights, best);
+) -> (Measured<S::F>, S::F) {
+    let (before, after) = (base.measure, measure(s, grid, x, best));
     // The margin covers the rounding of the sums: what is called better is better.
     let limit = s.mul(before.cost, s.splat(1.0 - 1.0 / 4096.0));
     // Outside these bounds squares lose bits or overflow, and sums say nothing.
     let limit = s.select_less(limit, s.splat(1e-30), s.splat(0.0), limit);
     let choose = |new, old| s.select_less(after.cost, limit, new, old);
-    let pair = Pair { scale: choose(best.scale, base.scale), bias: choose(best.bias, base.bias) };
-    let measured = Measure {
+    let pair = Pair {
+        scale: choose(best.scale, base.pair.scale),
+        bias: choose(best.bias, base.pair.bias),
+    };
+    let measure = Measure {
         cost: choose(after.cost, before.cost),
         sum_sq_error: choose(after.sum_sq_error, before.sum_sq_error),
         max_abs_error: choose(after.max_abs_error, before.max_abs_error),
         ..before
     };
-    (pair, measured, choose(s.splat(1.0), s.splat(0.0)))
+    (Measured { pair, measure }, choose(s.splat(1.0), s.splat(0.0)))
 }
 
 impl<'a, F: Copy> FitTarget<'a, F> {
     #[inline(always)]
-    fn new<S: Simd<F = F>>(s: S, tile: &'a Tile, weights: Weights<'a>, origin: F) -> Self {
+    fn new<S: Simd<F = F>>(s: S, x: Weighted<'a>, origin: F) -> Self {
         let mut sum_x = s.splat(0.0);
-        for (j, x) in tile.iter().enumerate() {
-            sum_x = s.add(sum_x, weights.weigh(s, j, s.sub(s.load(x), origin)));
+        for (j, value) in x.tile.iter().enumerate() {
+            sum_x = s.add(sum_x, x.weights.weigh(s, j, s.sub(s.load(value), origin)));
         }
-        Self { tile, weights, origin, count: weights.sum(s, tile.len()), sum_x }
+        Self { x, origin, count: x.weights.sum(s, x.tile.len()), sum_x }
     }
 
     /// Gives each weight its nearest code and sums what [`Self::refit`] needs.
@@ -199,12 +203,12 @@ impl<'a, F: Copy> FitTarget<'a, F> {
         let inverse = pair.inverse(s);
         let down = s.sub(zero, pair.scale);
         let mut sums = Sums { cost: zero, q: zero, qq: zero, qx: zero };
-        for (j, x) in self.tile.iter().enumerate() {
+        for (j, x) in self.x.tile.iter().enumerate() {
             let x = s.load(x);
             let q = code(s, nearest(s, grid, x, pair.bias, inverse));
             let error = s.mul_add(down, q, s.sub(x, pair.bias));
-            let weighted = self.weights.weigh(s, j, q);
-            sums.cost = s.mul_add(self.weights.weigh(s, j, error), error, sums.cost);
+            let weighted = self.x.weights.weigh(s, j, q);
+            sums.cost = s.mul_add(self.x.weights.weigh(s, j, error), error, sums.cost);
             sums.q = s.add(sums.q, weighted);
             sums.qq = s.mul_add(weighted, q, sums.qq);
             sums.qx = s.mul_add(weighted, s.sub(x, self.origin), sums.qx);

@@ -15,7 +15,7 @@ use crate::kernel::{Backend, Kernel, LANES, Simd};
 use crate::matrix::Matrix;
 use crate::trellis::rotate::rotate;
 use crate::trellis::stream::stream_len;
-use crate::trellis::viterbi::Encoder;
+use crate::trellis::viterbi::{Column, Encoder};
 
 /// The scale that a row is coded with, over the root mean square of its weights: the values have a
 /// standard deviation of 1.15 (see [`crate::trellis::stream::value`]), and 1.05 does better in the
@@ -84,6 +84,8 @@ impl Work {
     fn begin(&mut self, x: &[f32], cols: usize) {
         let mut rotated = x.to_vec();
         self.scales.clear();
+        // A rotated row is nearly normal, so that its deviation alone says how far the values of the
+        // trellis must reach; rows that only fill up a tile have scale and cost 0.
         for row in rotated.chunks_exact_mut(cols) {
             rotate(row, Trellis::rotation(cols));
             let sum: f64 = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
@@ -113,6 +115,8 @@ impl Work {
             Some(feedback) => Product { feedback, x: &self.weights, y: &mut self.outputs }.run(s),
             None => self.outputs.copy(&self.weights),
         }
+        // With `y = w (F + I)` and `e` what is lost of it, the error is a weighted square in `a` per
+        // row, least where its derivative is 0; rounding `a` to storage comes before its use.
         let costs = feedback.map(HessianFactor::costs);
         let lost = self.targets.strips_mut().zip(self.errors.strips_mut());
         let known = self.outputs.strips().zip(self.weights.strips());
@@ -187,8 +191,10 @@ fn encode<S: Simd>(
 ) {
     let cols = work.targets.cols();
     let mut sweep = feedback.map(Sweep::new);
-    let mut column = Column::new(&work.scales);
+    let mut column = ColumnWork::new(&work.scales);
     for (k, stream) in streams.chunks_exact_mut(streams.len() / cols).enumerate() {
+        // Errors of earlier blocks reach a whole block at once, those of its own columns one by one:
+        // what column `k` aims at holds the feedback of all columns before it.
         let start = k / BLOCK * BLOCK;
         if let Some(sweep) = &mut sweep {
             if k == start {
@@ -205,14 +211,14 @@ fn encode<S: Simd>(
 }
 
 /// One column of a tile.
-struct Column {
+struct ColumnWork {
     /// `1 / scale` of each row.
     inverse: Vec<f32>,
     targets: Vec<f32>,
     values: Vec<f32>,
 }
 
-impl Column {
+impl ColumnWork {
     fn new(scales: &[f32]) -> Self {
         let inverse = |scale: &f32| if *scale > 0.0 { scale.recip() } else { 0.0 };
         let inverse: Vec<f32> = scales.iter().map(inverse).collect();
@@ -239,7 +245,8 @@ impl Column {
                 *target = value * inverse;
             }
         }
-        encoder.encode(s, &self.targets, &work.costs, stream, &mut self.values);
+        let column = Column { targets: &self.targets, weights: &work.costs };
+        encoder.encode(s, column, stream, &mut self.values);
         let values = self.values.chunks(LANES).zip(work.scales.chunks(LANES));
         let strips = work.targets.strips_mut().zip(work.errors.strips_mut());
         for ((values, scales), (targets, errors)) in values.zip(strips) {

@@ -53,6 +53,8 @@ pub fn rotate_back<S: Simd>(
     factor: f32,
     out: &mut [f32],
 ) {
+    // A Hadamard transform is log2(n) rounds of sums and differences. Distances 1, 2, 4 and 8 lie
+    // within a line of sixteen lanes, larger ones between lines.
     for line in &mut *lines {
         let v = within::<S, 1>(s, s.load(&line.0));
         let v = within::<S, 4>(s, within::<S, 2>(s, v));
@@ -70,6 +72,7 @@ pub fn rotate_back<S: Simd>(
         }
         half *= 2;
     }
+    // `D` is its own inverse, and comes last on the way back.
     let factor = s.splat(factor);
     for ((line, sign), out) in lines.iter().zip(signs).zip(out.as_chunks_mut().0) {
         s.store(s.mul(s.mul(s.load(&line.0), factor), s.load(&sign.0)), out);

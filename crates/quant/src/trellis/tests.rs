@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::rotate::{rotate, rotate_back, signs};
 use super::stream::{decode, stream_len, value};
-use super::viterbi::Encoder;
+use super::viterbi::{Column, Encoder};
 use crate::kernel::tests::{agree, noise, products};
 use crate::kernel::{Kernel, Simd};
 use crate::{Activations, Backend, Encoding, Matrix, Trellis};
@@ -47,8 +47,12 @@ impl Kernel for Encode<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.encoder
-            .encode(s, self.targets, self.weights, self.stream, self.values);
+        self.encoder.encode(
+            s,
+            Column { targets: self.targets, weights: self.weights },
+            self.stream,
+            self.values,
+        );
     }
 }
 

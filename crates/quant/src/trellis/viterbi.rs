@@ -42,11 +42,12 @@ pub struct Encoder {
     codes: Vec<u8>,
 }
 
-/// What one column asks for: a target and the weight of its squared error for each row.
+/// What one column asks for: a target, in units of the row's scale, and the weight of its squared
+/// error for each row. Rows that fill up a tile have weight 0.
 #[derive(Clone, Copy)]
-struct Column<'a> {
-    targets: &'a [f32],
-    weights: &'a [f32],
+pub struct Column<'a> {
+    pub targets: &'a [f32],
+    pub weights: &'a [f32],
 }
 
 /// A stretch of rows, cyclic, and the bits that the rows around it prescribe.
@@ -72,9 +73,8 @@ impl Encoder {
         }
     }
 
-    /// Writes the stream whose values come nearest to `targets`, those in units of the rows' scales,
-    /// and its values: the sum of `weights[i] · (targets[i] - values[i])²` is the least that the two
-    /// runs find. Rows that fill up a tile have weight 0.
+    /// Writes the stream whose values come nearest to the column's targets, and its values: the sum
+    /// of `weights[i] · (targets[i] - values[i])²` is the least that the two runs find.
     ///
     /// # Panics
     /// When the rows are none or not a multiple of 8, or `stream` is not their length.
@@ -82,14 +82,13 @@ impl Encoder {
     pub fn encode<S: Simd>(
         &mut self,
         s: S,
-        targets: &[f32],
-        weights: &[f32],
+        column: Column<'_>,
         stream: &mut [u8],
         values: &mut [f32],
     ) {
-        assert_eq!(targets.len(), weights.len(), "weights of the rows of a tile");
-        assert_eq!(targets.len(), values.len(), "values of the rows of a tile");
-        let column = Column { targets, weights };
+        let rows = column.targets.len();
+        assert_eq!(rows, column.weights.len(), "weights of the rows of a tile");
+        assert_eq!(rows, values.len(), "values of the rows of a tile");
         match self.trellis.bits() {
             2 => self.column::<S, 2, 4>(s, column, stream, values),
             3 => self.column::<S, 3, 8>(s, column, stream, values),
@@ -106,10 +105,13 @@ impl Encoder {
         values: &mut [f32],
     ) {
         let rows = column.targets.len();
+        // The seam lies in the middle of the first run: its ends are free, and too far from the seam
+        // for that to change what the paths there agree on.
         let reach = (REACH * self.state_bits() / BITS).min(rows / 2);
         let seam = RowSpan { first: rows - reach, rows: 2 * reach, overlap: None };
         let start = self.run::<S, BITS, CODES>(s, column, &seam);
         let last = self.path::<BITS>(start).nth(reach - 1).unwrap_or(start);
+        // From here on the path is closed: what is kept begins and ends with the same overlap.
         let mut run = RowSpan { first: 0, rows, overlap: Some(last >> BITS) };
         for round in 0..=SHORT * self.state_bits() / (rows * BITS) {
             if round > 0 {
@@ -155,6 +157,7 @@ impl Encoder {
     /// last row means nothing.
     #[inline(always)]
     fn path<const BITS: usize>(&self, start: usize) -> impl Iterator<Item = usize> {
+        // Forward again: a state drops its lowest code and takes on its group's choice on top.
         let groups_log = self.state_bits() - BITS;
         let choices = self.choices.as_flattened().chunks_exact(1 << groups_log);
         choices.scan(start, move |next, choices| {
@@ -177,6 +180,8 @@ impl Encoder {
         let groups = 1 << (self.state_bits() - BITS);
         self.begin::<CODES>(run.overlap);
         self.choices.resize(run.rows * groups / LANES, [0; LANES]);
+        // `costs` is what the rows behind cost at best, for each state of the row in hand; after the
+        // first row of the run it is the whole cost, so its least state begins the best path.
         let rows = self.choices.chunks_exact_mut(groups / LANES).enumerate();
         for (row, choices) in rows.rev() {
             let row = (run.first + row) % column.targets.len();
@@ -235,11 +240,14 @@ fn step<S: Simd, const BITS: usize, const CODES: usize>(
     let lines = next.zip(values.as_chunks::<CODES>().0).zip(choices);
     for (group, ((next, values), choices)) in lines.enumerate() {
         let mut least = s.splat(f32::INFINITY);
+        // Costs are not negative, so their bits are ordered as they are, and rounding the lowest
+        // ones away moves a cost by less than its own rounding.
         for (t, behind) in behind.iter().enumerate() {
             let cost = s.and(s.to_bits(s.load(&behind[group].0)), rest);
             least = s.min(s.with_bits(s.or(cost, s.splat_bits(t as u32))), least);
         }
         s.store_bytes(s.and(s.to_bits(least), code), choices);
+        // The states of a group differ in their lowest bits alone: one continuation serves all.
         for part in 0..CODES {
             let error = s.mul_add(s.load(&values[part].0), root, target);
             let before = s.spread::<BITS>(least, part);

@@ -47,9 +47,9 @@ pub(crate) fn read(
             continue;
         }
         let other = open(party)?;
-        same_pieces((&tokenizer, reference.name), (&other, party.name))?;
+        same_pieces(&tokenizer, reference.name, &other, party.name)?;
         let found = encode(&other, party)?;
-        same_tokens(&tokens[..used], &found, (reference.name, party.name))?;
+        same_tokens(&tokens[..used], reference.name, &found, party.name)?;
     }
     let without = files.iter().map(Option::is_none).collect();
     Ok(Tokens { tokens, without })
@@ -67,7 +67,7 @@ fn open(party: &Party<'_>) -> Result<Tokenizer> {
 
 /// # Errors
 /// Names the sizes, or the first token that stands for another piece.
-fn same_pieces((a, a_name): (&Tokenizer, &str), (b, b_name): (&Tokenizer, &str)) -> Result<()> {
+fn same_pieces(a: &Tokenizer, a_name: &str, b: &Tokenizer, b_name: &str) -> Result<()> {
     let unlike = |what: String| Err(VerifyError::Invalid(format!("tokenizers differ: {what}")));
     let (ours, theirs) = (a.vocab_size(), b.vocab_size());
     let pieces = |tokenizer: &Tokenizer, id| {
@@ -91,7 +91,7 @@ fn same_pieces((a, a_name): (&Tokenizer, &str), (b, b_name): (&Tokenizer, &str))
 
 /// # Errors
 /// Names the first position at which the two make other tokens of the text.
-fn same_tokens(used: &[u32], found: &[u32], (a, b): (&str, &str)) -> Result<()> {
+fn same_tokens(used: &[u32], a: &str, found: &[u32], b: &str) -> Result<()> {
     let at = used
         .iter()
         .zip(found)

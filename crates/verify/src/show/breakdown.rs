@@ -98,12 +98,21 @@ fn class(encoding: &str) -> String {
     }
 }
 
-/// Where an entry's row stands: the embedding, the layers, the head.
-fn place(layer: Option<u32>, role: Role) -> (u8, u32) {
-    match (layer, role) {
-        (Some(layer), _) => (1, layer),
-        (None, Role::EmbedTokens) => (0, 0),
-        (None, _) => (2, 0),
+/// Where an entry's row stands.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Embedding,
+    Layer(u32),
+    Head,
+}
+
+impl Place {
+    const fn new(layer: Option<u32>, role: Role) -> Self {
+        match (layer, role) {
+            (Some(layer), _) => Self::Layer(layer),
+            (None, Role::EmbedTokens) => Self::Embedding,
+            (None, _) => Self::Head,
+        }
     }
 }
 
@@ -182,22 +191,25 @@ fn roles(report: &Report, weights: u64) -> Vec<RoleRow<'_>> {
 }
 
 fn layers(report: &Report, weights: u64) -> Vec<LayerRow> {
-    let mut groups = BTreeMap::<(u8, u32), Vec<&Allocation>>::new();
+    let mut groups = BTreeMap::<Place, Vec<&Allocation>>::new();
     for a in &report.allocation {
-        groups.entry(place(a.layer, a.role)).or_default().push(a);
+        groups
+            .entry(Place::new(a.layer, a.role))
+            .or_default()
+            .push(a);
     }
     let bytes = |group: &Vec<&Allocation>| group.iter().map(|a| a.bytes).sum::<u64>();
     let most = groups.values().map(bytes).max().unwrap_or(0);
     let errors = errors(report);
-    let row = |(place, group): ((u8, u32), Vec<&Allocation>)| {
+    let row = |(place, group): (Place, Vec<&Allocation>)| {
         let (bytes, count) = (bytes(&group), group.iter().map(|a| a.weights).sum());
         let parts = group.iter().map(|a| segment(a, most));
         let drift = drift(report, place);
         LayerRow {
-            name: match place.0 {
-                0 => "embedding".to_owned(),
-                1 => place.1.to_string(),
-                _ => "head".to_owned(),
+            name: match place {
+                Place::Embedding => "embedding".to_owned(),
+                Place::Layer(layer) => layer.to_string(),
+                Place::Head => "head".to_owned(),
             },
             weights: count,
             share: share(count, weights),
@@ -223,31 +235,31 @@ fn segment(a: &Allocation, most: u64) -> BarSegment {
 }
 
 /// By weights over the tensors of a row; rows in which nothing was lost have 0.
-fn errors(report: &Report) -> BTreeMap<(u8, u32), f64> {
+fn errors(report: &Report) -> BTreeMap<Place, f64> {
     let mut sums = BTreeMap::<_, (f64, f64)>::new();
     for t in report.fidelity.iter().flat_map(|f| &f.worst) {
         let weights = t.weights as f64;
-        let (squares, all) = sums.entry(place(t.layer, t.role)).or_default();
+        let (squares, all) = sums.entry(Place::new(t.layer, t.role)).or_default();
         (*squares, *all) = (*squares + weights * t.rmse * t.rmse, *all + weights);
     }
     let root = |(squares, all): (f64, f64)| (squares / all.max(1.0)).sqrt();
     sums.into_iter().map(|(at, sum)| (at, root(sum))).collect()
 }
 
-fn drift(report: &Report, place: (u8, u32)) -> Option<&LayerDrift> {
+fn drift(report: &Report, place: Place) -> Option<&LayerDrift> {
     let layer = match place {
-        (0, _) => None,
-        (1, layer) => Some(layer),
-        _ => return None,
+        Place::Embedding => None,
+        Place::Layer(layer) => Some(layer),
+        Place::Head => return None,
     };
     let layers = &report.divergence.as_ref()?.layers;
     layers.iter().find(|l| l.layer == layer)
 }
 
-fn output_error(report: &Report, place: (u8, u32)) -> Option<f64> {
+fn output_error(report: &Report, place: Place) -> Option<f64> {
     let conversion = report.calibration.as_ref()?.conversion.as_ref()?;
     let mut layers = conversion.layers.iter();
-    let found = layers.find(|l| place == (1, l.layer))?;
+    let found = layers.find(|l| place == Place::Layer(l.layer))?;
     Some(found.relative_output_error)
 }
 

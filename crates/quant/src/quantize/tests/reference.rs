@@ -7,9 +7,9 @@ use crate::Backend;
 use crate::encoding::{Affine, Encoding, Float};
 use crate::feedback::{HessianFactor, Rows, Sweep};
 use crate::kernel::{Kernel, LANES, Simd};
-use crate::quantize::gptq::feed_back;
+use crate::quantize::gptq::{StripRows, feed_back};
 use crate::quantize::group::GroupPair;
-use crate::quantize::lanes::{Extremes, Grid, Measure, Pair, Tile};
+use crate::quantize::lanes::{Extremes, Grid, Measure, Pair};
 
 /// GPTQ with scales and biases that are given.
 struct Given<'a> {
@@ -33,8 +33,8 @@ impl Kernel for Given<'_> {
             let mut chosen = self.chosen(s, start / group, cols / group);
             let strip = targets.strips_mut().zip(self.weights.strips_mut());
             for (targets, errors) in strip {
-                let (grid, tile): (_, &mut Tile) = (Grid::new(self.affine), &mut rounded);
-                feed_back(s, grid, &sweep, start, &mut chosen, (targets, errors), tile);
+                let lanes = StripRows { start, grid: Grid::new(self.affine), targets, errors };
+                feed_back(s, &sweep, lanes, &mut chosen, &mut rounded);
             }
         }
         (self.weights, targets)

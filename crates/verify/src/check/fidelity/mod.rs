@@ -125,11 +125,12 @@ pub fn fidelity(
         pairs.par_iter().map(compare).collect::<Result<Vec<_>>>()
     })?;
     let mut results = Vec::with_capacity(candidates.len());
-    for (at, (origin, unmatched)) in origins.into_iter().zip(unmatched).enumerate() {
+    for (at, (mut origin, unmatched)) in origins.into_iter().zip(unmatched).enumerate() {
         let found = pairs.iter().zip(&compared);
         let found = found
             .filter_map(|(pair, all)| Some((pair.candidates[at].as_ref()?, all[at].as_ref()?)));
-        let gathered = gather(&candidates[at], &original, found, (origin, unmatched), options);
+        origin.findings.extend(unmatched);
+        let gathered = gather(&candidates[at], &original, found, origin, options);
         results.push(gathered);
     }
     Ok(results)
@@ -140,7 +141,7 @@ fn gather<'a>(
     candidate: &Party<'_>,
     original: &Party<'_>,
     compared: impl Iterator<Item = (&'a Slot, &'a ValueComparison)>,
-    (origin, unmatched): (Origin, Vec<Finding>),
+    origin: Origin,
     options: &FidelityOptions,
 ) -> Fidelity {
     let bundle = candidate.weights.bundle();
@@ -153,7 +154,6 @@ fn gather<'a>(
     }
     let ignored = bundle.map(|bundle| bundle.manifest().checkpoint.ignored.clone());
     result.ignored = ignored.unwrap_or_default();
-    result.findings.extend(unmatched);
     let mut summary = summary::Summary::default();
     for (slot, compared) in compared {
         let limits = Limits::new(candidate.weights, slot, by_role, options);

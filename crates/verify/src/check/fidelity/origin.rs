@@ -56,18 +56,18 @@ pub(super) fn trace(
     options: &FidelityOptions,
     monitor: &Monitor<'_>,
 ) -> Result<Origin> {
-    let specs = (original.weights.spec(), candidate.weights.spec());
+    let notes = models_note(original.weights.spec(), candidate.weights.spec());
     let Some(bundle) = candidate.weights.bundle() else {
-        return Ok(other(Vec::new(), models_note(specs)));
+        return Ok(other(Vec::new(), notes));
     };
     let Some(checkpoint) = original.weights.checkpoint() else {
         let expected = made_from(bundle.manifest());
         let finding = unlike().expected(expected, format!("another bundle, {}", original.name));
-        return Ok(elsewhere(finding, specs, options));
+        return Ok(elsewhere(finding, notes, options));
     };
     let pieces = mapping::pieces(bundle.manifest());
     match differing(bundle.manifest(), checkpoint, &pieces) {
-        Some(finding) => Ok(elsewhere(finding, specs, options)),
+        Some(finding) => Ok(elsewhere(finding, notes, options)),
         None => made_from_it(bundle, checkpoint, &pieces, options, monitor),
     }
 }
@@ -77,12 +77,7 @@ const fn other(findings: Vec<Finding>, notes: Vec<String>) -> Origin {
 }
 
 /// A bundle that was made from something else: the one finding that says so, unless that is wanted.
-fn elsewhere(
-    finding: Finding,
-    specs: (&ModelSpec, &ModelSpec),
-    options: &FidelityOptions,
-) -> Origin {
-    let mut notes = models_note(specs);
+fn elsewhere(finding: Finding, mut notes: Vec<String>, options: &FidelityOptions) -> Origin {
     if options.other_source {
         notes.insert(0, format!("made from another source, as asked: {finding}"));
         return other(Vec::new(), notes);
@@ -187,7 +182,7 @@ fn made_from_it(
 }
 
 /// Settings in which the two models differ, in one line.
-fn models_note((original, candidate): (&ModelSpec, &ModelSpec)) -> Vec<String> {
+fn models_note(original: &ModelSpec, candidate: &ModelSpec) -> Vec<String> {
     let differences = mapping::models(candidate, original);
     let Some(first) = differences.first() else { return Vec::new() };
     let setting = Finding { file: None, ..first.clone() };

@@ -172,9 +172,20 @@ pub struct Delta {
     pub sigmas: Option<f64>,
 }
 
+/// A figure and its standard error.
+#[derive(Clone, Copy)]
+struct Estimate {
+    value: f64,
+    se: f64,
+}
+
+const fn estimate(value: f64, se: f64) -> Estimate {
+    Estimate { value, se }
+}
+
 impl Delta {
-    fn new((figure, se): (f64, f64), (first, se_first): (f64, f64)) -> Self {
-        let (difference, se) = (figure - first, se.hypot(se_first));
+    fn new(figure: Estimate, first: Estimate) -> Self {
+        let (difference, se) = (figure.value - first.value, figure.se.hypot(first.se));
         let sigmas = Some(difference / se).filter(|s| s.is_finite());
         Self { difference, se, sigmas }
     }
@@ -255,11 +266,17 @@ fn differences_from(first: &Figures, rows: &[Row]) -> Vec<Difference> {
         Some(Difference {
             name: row.name.clone(),
             kld_ratio: Some(f.kld_mean / first.kld_mean).filter(|r| r.is_finite()),
-            kld_mean: Delta::new((f.kld_mean, f.kld_mean_se), (first.kld_mean, first.kld_mean_se)),
-            same_top: Delta::new((f.same_top, f.same_top_se), (first.same_top, first.same_top_se)),
+            kld_mean: Delta::new(
+                estimate(f.kld_mean, f.kld_mean_se),
+                estimate(first.kld_mean, first.kld_mean_se),
+            ),
+            same_top: Delta::new(
+                estimate(f.same_top, f.same_top_se),
+                estimate(first.same_top, first.same_top_se),
+            ),
             ln_ppl_ratio: Delta::new(
-                (f.ln_ppl_ratio, f.ln_ppl_ratio_se),
-                (first.ln_ppl_ratio, first.ln_ppl_ratio_se),
+                estimate(f.ln_ppl_ratio, f.ln_ppl_ratio_se),
+                estimate(first.ln_ppl_ratio, first.ln_ppl_ratio_se),
             ),
         })
     };

@@ -23,8 +23,13 @@ impl Display for Ladder {
         let errors: Vec<_> = errors
             .map(|(role, row)| (role.name().to_owned(), row))
             .collect();
-        self.table(f, "Relative RMSE of the weights", ("role", 26), &errors)?;
-        self.table(f, "Drift of the residual stream, relative RMSE", ("after", 10), &self.drift())?;
+        self.table(f, "Relative RMSE of the weights", &format!("{:<26}", "role"), &errors)?;
+        self.table(
+            f,
+            "Drift of the residual stream, relative RMSE",
+            &format!("{:<10}", "after"),
+            &self.drift(),
+        )?;
         self.candidates
             .iter()
             .try_for_each(|report| judgement(f, report))?;
@@ -106,7 +111,7 @@ impl Ladder {
         &self,
         f: &mut Formatter<'_>,
         title: &str,
-        (what, first): (&str, usize),
+        heading: &str,
         rows: &[(String, Vec<Option<f64>>)],
     ) -> fmt::Result {
         if rows.is_empty() {
@@ -114,7 +119,8 @@ impl Ladder {
         }
         writeln!(f, "\n====== {title} ======")?;
         let width = |report: &Report| report.name.chars().count().max(10);
-        write!(f, "{what:<first$}")?;
+        f.write_str(heading)?;
+        let first = heading.len();
         for report in &self.candidates {
             write!(f, "  {:>1$}", report.name, width(report))?;
         }
