@@ -197,7 +197,7 @@ fn an_unknown_architecture() {
     refused_config(
         "model_type",
         json!("gpt_neox"),
-        "error: ckpt/config.json: `model_type`: expected one of deepseek_v2, deepseek_v3, deepseek_v32, dots1, ernie4_5, ernie4_5_moe, exaone4, exaone_moe, gemma3_text, glm4, glm4_moe, glm4_moe_lite, glm4v_moe, glm_moe_dsa, gpt_oss, granite, granitemoe, granitemoehybrid, granitemoeshared, hunyuan_v1_dense, hy_v3, kimi_k25, llama, llama4, minimax_m2, ministral, ministral3, mistral, mistral3, mixtral, olmo2, olmo3, olmoe, phi3, qwen2, qwen2_5_vl, qwen2_moe, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, qwen3_next, qwen3_vl, qwen3_vl_moe, seed_oss, smollm3, solar_open, youtu, or a table of your own, found `gpt_neox`; its tensors and keys have names that are known; the nearest table is llama; to start one: shardwright arch draft ckpt -o gpt_neox.json",
+        "error: ckpt/config.json: `model_type`: expected one of deepseek_v2, deepseek_v3, deepseek_v32, dots1, ernie4_5, ernie4_5_moe, exaone4, exaone_moe, gemma3_text, glm4, glm4_moe, glm4_moe_lite, glm4v_moe, glm_moe_dsa, gpt_oss, granite, granitemoe, granitemoehybrid, granitemoeshared, hunyuan_v1_dense, hunyuan_v1_moe, hy_v3, kimi_k25, llama, llama4, minimax_m2, ministral, ministral3, mistral, mistral3, mixtral, olmo2, olmo3, olmoe, phi3, qwen2, qwen2_5_vl, qwen2_moe, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, qwen3_next, qwen3_vl, qwen3_vl_moe, seed_oss, smollm3, solar_open, youtu, or a table of your own, found `gpt_neox`; its tensors and keys have names that are known; the nearest table is llama; to start one: shardwright arch draft ckpt -o gpt_neox.json",
     );
     refused_config(
         "model_type",

@@ -169,6 +169,12 @@ impl<'a> Config<'a> {
             FormatError::file(&self.arch.path, format!("parameters: expected `{name}`, found none"))
         })?;
         let (key, found) = self.find(name, parameter)?;
+        let found = match found {
+            Some(Value::Array(list)) if parameter.alike && list.iter().all(|v| *v == list[0]) => {
+                list.first().or(found)
+            }
+            found => found,
+        };
         let value = match found {
             Some(Value::Null) => parameter.null.as_ref().or(found),
             None => parameter.default.as_ref(),

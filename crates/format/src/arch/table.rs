@@ -71,6 +71,9 @@ pub(super) struct Parameter {
     /// What stands outside the text model's object decides, where both have the key.
     #[serde(default)]
     pub(super) outer: bool,
+    /// A list of equal values, one for each layer, stands for the value.
+    #[serde(default)]
+    pub(super) alike: bool,
 }
 
 /// Tells null from nothing.

@@ -29,8 +29,8 @@ macro_rules! builtin {
 }
 
 builtin! {
-    "gemma3", "glm4_moe", "gpt_oss", "granite", "granitemoe", "llama", "minimax_m2", "mixtral", "olmoe", "phi3",
-    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
+    "gemma3", "glm4_moe", "gpt_oss", "granite", "granitemoe", "llama", "minimax_m2", "mixtral", "olmo2", "olmoe", "phi3",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
 }
 
 /// A table.
