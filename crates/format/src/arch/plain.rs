@@ -5,30 +5,21 @@ use std::borrow::Cow;
 use super::table::Table;
 use crate::role::Role;
 
-/// What wrappers of a model put before the names of its tensors: compiled ones, those of several
-/// devices, those of adapters.
-const WRAPPERS: &[&str] = &["_orig_mod.", "module.", "base_model.model."];
 /// What the names of a model without its head begin with, which tables have behind [`BASE`].
 const BARE: &[&str] = &["embed_tokens.", "layers.", "norm."];
 const BASE: &str = "model.";
 
 impl Table {
-    /// A tensor's name as the rows have it: without what wrappers put before it, with what `prefixes`
-    /// replace, and with the beginning that a model saved without its head lacks.
+    /// A tensor's name as the rows have it: with what `prefixes` replace, and with the beginning that
+    /// a model saved without its head lacks. Wrappers of training tools came off when the checkpoint
+    /// was opened.
     pub(super) fn plain<'a>(&self, name: &'a str) -> Cow<'a, str> {
-        let mut inner = name;
-        while let Some(rest) = WRAPPERS
-            .iter()
-            .find_map(|wrapper| inner.strip_prefix(wrapper))
-        {
-            inner = rest;
-        }
         let mut prefixes = self.prefixes.iter();
         let rest =
-            |(from, to): (&String, &String)| Some(format!("{to}{}", inner.strip_prefix(from)?));
+            |(from, to): (&String, &String)| Some(format!("{to}{}", name.strip_prefix(from)?));
         let plain = prefixes
             .find_map(rest)
-            .map_or(Cow::Borrowed(inner), Cow::Owned);
+            .map_or(Cow::Borrowed(name), Cow::Owned);
         if BARE.iter().any(|bare| plain.starts_with(bare)) && !self.names_begin_bare() {
             return Cow::Owned(format!("{BASE}{plain}"));
         }
