@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::float::padded;
-use crate::kernel::{Backend, Kernel, LANES, Simd};
+use crate::kernel::{Backend, Kernel, LANES, Line, Simd};
 
 /// Positions whose scores become weights together.
 const BLOCK: usize = 2 * LANES;
@@ -106,8 +106,7 @@ fn some_heads<S: Simd, const H: usize>(
         scores(s, a, q, &rows[..count], &mut weights);
         for h in 0..H {
             let out = &mut out[h * width..(h + 1) * width];
-            let scores = weights[h].as_flattened().iter();
-            let top = scores.copied().fold(highest[h], f32::max);
+            let top = highest[h].max(maximum(s, &weights[h]));
             if top > highest[h] {
                 let mut fade = [0.0; LANES];
                 s.store(exp(s, s.splat(highest[h] - top)), &mut fade);
@@ -149,25 +148,67 @@ fn scores<S: Simd, const H: usize>(
         out.as_flattened_mut()[rows.len()..].fill(f32::NEG_INFINITY);
     }
     let q = q.map(|q| q.as_chunks::<LANES>());
-    for (i, row) in rows.iter().enumerate() {
-        let (key, rest) = a.keys[*row..*row + dim].as_chunks::<LANES>();
-        let mut acc = [s.splat(0.0); H];
-        for (at, key) in key.iter().enumerate() {
-            let key = s.load(key);
-            for h in 0..H {
-                acc[h] = s.mul_add(s.load(&q[h].0[at]), key, acc[h]);
-            }
-        }
-        if !rest.is_empty() {
-            let key = s.load(&padded(rest));
-            for h in 0..H {
-                acc[h] = s.mul_add(s.load(&padded(q[h].1)), key, acc[h]);
-            }
-        }
+    // Four keys at a time share the loads of queries, and their lanes are added up together.
+    let (fours, rest) = rows.as_chunks::<4>();
+    for (i, four) in fours.iter().enumerate() {
+        let keys = [0, 1, 2, 3].map(|j| &a.keys[four[j]..four[j] + dim]);
+        let acc = products(s, q, keys);
         for h in 0..H {
-            out[h][i / LANES][i % LANES] = s.sum(acc[h]) * a.scale;
+            let sums = s.sum_four(acc[h]).map(|sum| sum * a.scale);
+            out[h].as_flattened_mut()[4 * i..4 * i + 4].copy_from_slice(&sums);
         }
     }
+    for (i, row) in (4 * fours.len()..).zip(rest) {
+        let acc = products(s, q, [&a.keys[*row..*row + dim]]);
+        for h in 0..H {
+            out[h].as_flattened_mut()[i] = s.sum(acc[h][0]) * a.scale;
+        }
+    }
+}
+
+/// The lanes of the dot products of `H` queries with `N` keys, each in the order of a product alone.
+#[inline(always)]
+fn products<S: Simd, const H: usize, const N: usize>(
+    s: S,
+    q: [(&[Line], &[f32]); H],
+    keys: [&[f32]; N],
+) -> [[S::F; N]; H] {
+    let mut acc = [[s.splat(0.0); N]; H];
+    for at in 0..q[0].0.len() {
+        let mut lines = [s.splat(0.0); N];
+        for j in 0..N {
+            lines[j] = s.load(&line(&keys[j][LANES * at..]));
+        }
+        for h in 0..H {
+            let query = s.load(&q[h].0[at]);
+            for j in 0..N {
+                acc[h][j] = s.mul_add(query, lines[j], acc[h][j]);
+            }
+        }
+    }
+    if !q[0].1.is_empty() {
+        let end = LANES * q[0].0.len();
+        for j in 0..N {
+            let last = s.load(&padded(&keys[j][end..]));
+            for h in 0..H {
+                acc[h][j] = s.mul_add(s.load(&padded(q[h].1)), last, acc[h][j]);
+            }
+        }
+    }
+    acc
+}
+
+/// The highest of a block's scores.
+#[inline(always)]
+fn maximum<S: Simd>(s: S, [low, high]: &Block) -> f32 {
+    let mut top = s.max(s.load(low), s.load(high));
+    top = s.max(top, s.swap::<8>(top));
+    top = s.max(top, s.swap::<4>(top));
+    top = s.max(top, s.swap::<2>(top));
+    top = s.max(top, s.swap::<1>(top));
+    let mut lanes = [0.0; LANES];
+    s.store(top, &mut lanes);
+    lanes[0]
 }
 
 /// `out += weights · values` for the values in `rows`, sixteen columns at a time.
@@ -180,23 +221,54 @@ fn mix<S: Simd, const H: usize>(
     out: &mut [f32],
 ) {
     let width = out.len() / H;
-    for col in (0..width).step_by(LANES) {
-        let count = LANES.min(width - col);
-        let own = |h: usize| h * width + col..h * width + col + count;
-        let mut acc = [s.splat(0.0); H];
-        for h in 0..H {
-            acc[h] = s.load(&line(&out[own(h)]));
+    // Four lines of columns share a weight, and their sums overlap; what is left goes line by line.
+    let whole = width / (4 * LANES) * (4 * LANES);
+    for col in (0..whole).step_by(4 * LANES) {
+        mix_lines::<S, H, 4>(s, a, weights, rows, col, out);
+    }
+    for col in (whole..width).step_by(LANES) {
+        mix_lines::<S, H, 1>(s, a, weights, rows, col, out);
+    }
+}
+
+/// [`mix`] for `N` lines of columns from `col` on, the last of which may end early.
+#[inline(always)]
+fn mix_lines<S: Simd, const H: usize, const N: usize>(
+    s: S,
+    a: &Attention<'_>,
+    weights: &[Block; H],
+    rows: &[usize],
+    col: usize,
+    out: &mut [f32],
+) {
+    let width = out.len() / H;
+    let end = width.min(col + N * LANES);
+    let mut acc = [[s.splat(0.0); N]; H];
+    for h in 0..H {
+        for n in 0..N {
+            acc[h][n] = s.load(&line(&out[h * width..][col + n * LANES..end]));
         }
-        for (i, row) in rows.iter().enumerate() {
-            let value = s.load(&line(&a.values[*row + col..*row + col + count]));
-            for h in 0..H {
-                acc[h] = s.mul_add(s.splat(weights[h][i / LANES][i % LANES]), value, acc[h]);
+    }
+    for (i, row) in rows.iter().enumerate() {
+        let values = &a.values[*row..][..end];
+        let mut lines = [s.splat(0.0); N];
+        for n in 0..N {
+            lines[n] = s.load(&line(&values[col + n * LANES..]));
+        }
+        for h in 0..H {
+            let weight = s.splat(weights[h][i / LANES][i % LANES]);
+            for n in 0..N {
+                acc[h][n] = s.mul_add(weight, lines[n], acc[h][n]);
             }
         }
-        for h in 0..H {
+    }
+    for h in 0..H {
+        for n in 0..N {
             let mut line = [0.0; LANES];
-            s.store(acc[h], &mut line);
-            out[own(h)].copy_from_slice(&line[..count]);
+            s.store(acc[h][n], &mut line);
+            let out = &mut out[h * width..][col + n * LANES..end];
+            let count = out.len().min(LANES);
+            out[..count].copy_from_slice(&line[..count]);
         }
     }
 }

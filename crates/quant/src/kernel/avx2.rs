@@ -71,6 +71,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, v: &[u8]) {
+        // SAFETY: x86-64 has the instruction, and it reads nothing: any address will do.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(v.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
     fn load(self, v: &[f32; LANES]) -> F {
         let (lo, hi) = v.split_at(8);
         // SAFETY: `self` proves the instructions; each half is 32 readable bytes.

@@ -69,6 +69,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(self, v: &[u8]) {
+        // SAFETY: x86-64 has the instruction, and it reads nothing: any address will do.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(v.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
     fn load(self, v: &[f32; LANES]) -> __m512 {
         // SAFETY: `self` proves the instructions; the array is 64 readable bytes.
         unsafe { _mm512_loadu_ps(v.as_ptr()) }

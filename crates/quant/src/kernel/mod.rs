@@ -173,6 +173,12 @@ pub trait Simd: Copy {
     /// Sixteen `u32`.
     type I: Copy;
 
+    /// Asks for the memory where `v` begins, which will be read soon. No result depends on it.
+    #[inline(always)]
+    fn prefetch(self, v: &[u8]) {
+        let _ = v;
+    }
+
     /// The same value in all lanes.
     fn splat(self, v: f32) -> Self::F;
     /// Lane `l` is `v[l]`.
