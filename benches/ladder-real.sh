@@ -26,7 +26,9 @@ need_file gguf "a GGUF file of the same model (second argument)"
 need_file text "a text that no calibration has seen (third argument)"
 make() { "$HF_PYTHON" "$(dirname "$0")/make_candidates.py" "$@" >"$SCRATCH/log" 2>&1 || { tail -5 "$SCRATCH/log" >&2; die "make_candidates.py $1"; }; }
 
-# What is judged, in $SCRATCH under the name that the report shows.
+# What is judged, in $SCRATCH under the name that the report shows. The original's tokenizer lies beside the GGUF files: a checkpoint that
+# was itself made from a GGUF file may cut text differently, and `verify` compares no models that read unlike tokens.
+cp "$checkpoint/tokenizer.json" "$SCRATCH/"
 candidates=()
 if [ -n "$LLAMA_QUANTIZE" ]; then
   make gguf "$checkpoint" "$gguf" F16 "$SCRATCH/f16.gguf"
