@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::layout::{Codes, Layout, Spread, Windows};
+use super::layout::{Layout, Spread, Windows};
 use super::{Kernel, LANES, Simd};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL.
@@ -305,4 +305,20 @@ impl Avx512 {
             }
         }
     }
+}
+
+/// The values of codes of `BITS` bits, up to four.
+struct Codes<const BITS: usize>;
+
+impl<const BITS: usize> Codes<BITS> {
+    /// Lane `l` is the code in the lowest bits of `l`.
+    const VALUES: [f32; LANES] = {
+        let mut values = [0.0; LANES];
+        let mut l = 0;
+        while l < LANES {
+            values[l] = (l % (1 << BITS)) as f32;
+            l += 1;
+        }
+        values
+    };
 }

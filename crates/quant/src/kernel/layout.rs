@@ -89,19 +89,3 @@ impl<const BITS: usize> Spread<BITS> {
         table
     };
 }
-
-/// The values of codes of `BITS` bits, up to four.
-pub struct Codes<const BITS: usize>;
-
-impl<const BITS: usize> Codes<BITS> {
-    /// Lane `l` is the code in the lowest bits of `l`.
-    pub const VALUES: [f32; LANES] = {
-        let mut values = [0.0; LANES];
-        let mut l = 0;
-        while l < LANES {
-            values[l] = (l % (1 << BITS)) as f32;
-            l += 1;
-        }
-        values
-    };
-}
