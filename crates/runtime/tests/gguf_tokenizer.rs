@@ -115,6 +115,13 @@ fn a_tokenizer_beside_the_file_goes_before() {
     );
     std::fs::copy(fixture("fixture-2m/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
     let checkpoint = Checkpoint::open(&path).unwrap();
-    assert_eq!(checkpoint.copies().unwrap(), ["config.json", "tokenizer.json"]);
+    // The tokenizer is that of the file beside; the chat template is still the metadata's.
+    assert_eq!(checkpoint.copies().unwrap(), names);
     assert_eq!(checkpoint.synthesized("tokenizer.json").unwrap(), None);
+    let config = checkpoint
+        .synthesized("tokenizer_config.json")
+        .unwrap()
+        .unwrap();
+    let config: Value = serde_json::from_slice(config).unwrap();
+    assert!(config["chat_template"].is_string());
 }
