@@ -322,6 +322,16 @@ pub trait Simd: Copy {
         lines
     }
 
+    /// [`Self::sum`] of each line, for backends that keep the sums of a tile in memory.
+    #[inline(always)]
+    fn sum_lines(self, sums: &[[Line; TILE_W]; TILE_X]) -> [[f32; TILE_W]; TILE_X] {
+        let mut tile = [[self.splat(0.0); TILE_W]; TILE_X];
+        for (tile, sums) in tile.iter_mut().zip(sums) {
+            *tile = self.load_lines(sums);
+        }
+        self.sum_tile(tile)
+    }
+
     /// A register tile whose lanes are outputs: `sums[i][j] += Σ x[k][i] · w[k][j]`, each lane one
     /// chain of fused multiply-adds in the order of `k`.
     #[inline(always)]
@@ -331,22 +341,41 @@ pub trait Simd: Copy {
         w: &[[Line; TILE_X]],
         sums: &mut [[Line; TILE_X]; TILE_W],
     ) {
-        let mut acc = [[self.splat(0.0); TILE_X]; TILE_W];
-        for (acc, sums) in acc.iter_mut().zip(&*sums) {
-            *acc = self.load_lines(sums);
-        }
-        for (x, w) in x.iter().zip(w) {
-            let w = self.load_lines(w);
-            for (acc, x) in acc.iter_mut().zip(x) {
-                let x = self.splat(*x);
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = self.mul_add(w, x, *acc);
+        self.chains_by::<TILE_X>(x, w, sums);
+    }
+
+    /// [`Self::chains`], `N` lines of outputs at a time: as many as leave the sums in registers. `N`
+    /// divides [`TILE_X`].
+    #[inline(always)]
+    fn chains_by<const N: usize>(
+        self,
+        x: &[[f32; TILE_W]],
+        w: &[[Line; TILE_X]],
+        sums: &mut [[Line; TILE_X]; TILE_W],
+    ) {
+        for first in (0..TILE_X).step_by(N) {
+            let mut acc = [[self.splat(0.0); N]; TILE_W];
+            for (acc, sums) in acc.iter_mut().zip(&*sums) {
+                for n in 0..N {
+                    acc[n] = self.load(&sums[first + n]);
                 }
             }
-        }
-        for (acc, sums) in acc.iter().zip(sums) {
-            for (acc, sum) in acc.iter().zip(sums) {
-                self.store(*acc, sum);
+            for (x, w) in x.iter().zip(w) {
+                let mut lines = [self.splat(0.0); N];
+                for n in 0..N {
+                    lines[n] = self.load(&w[first + n]);
+                }
+                for (acc, x) in acc.iter_mut().zip(x) {
+                    let x = self.splat(*x);
+                    for n in 0..N {
+                        acc[n] = self.mul_add(lines[n], x, acc[n]);
+                    }
+                }
+            }
+            for (acc, sums) in acc.iter().zip(&mut *sums) {
+                for n in 0..N {
+                    self.store(acc[n], &mut sums[first + n]);
+                }
             }
         }
     }

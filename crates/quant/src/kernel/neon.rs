@@ -208,13 +208,7 @@ impl Simd for Neon {
         for lane in [0, 4, 8, 12] {
             self.four_lanes(x, w, lane, &mut sums);
         }
-        let mut out = [[0.0; TILE_W]; TILE_X];
-        for (out, sums) in out.iter_mut().zip(&sums) {
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = self.sum(self.load(sum));
-            }
-        }
-        out
+        self.sum_lines(&sums)
     }
 
     /// As above: one line of outputs at a time.
@@ -225,21 +219,7 @@ impl Simd for Neon {
         w: &[[Line; TILE_X]],
         sums: &mut [[Line; TILE_X]; TILE_W],
     ) {
-        for j in 0..TILE_X {
-            let mut acc = [self.splat(0.0); TILE_W];
-            for (acc, sums) in acc.iter_mut().zip(&*sums) {
-                *acc = self.load(&sums[j]);
-            }
-            for (x, w) in x.iter().zip(w) {
-                let w = self.load(&w[j]);
-                for (acc, x) in acc.iter_mut().zip(x) {
-                    *acc = self.mul_add(w, self.splat(*x), *acc);
-                }
-            }
-            for (acc, sums) in acc.iter().zip(&mut *sums) {
-                self.store(*acc, &mut sums[j]);
-            }
-        }
+        self.chains_by::<1>(x, w, sums);
     }
 }
 
