@@ -5,6 +5,9 @@ use shardwright_format::model::{LayerSpec, Mixer};
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::{Decoder, ModelSpec, Role, SourceView, Unit};
 
+/// What names of the text model begin with in transformers' wrapper of Qwen3.5.
+const WRAPPER: &str = "model.language_model.";
+
 /// What decides the names that transformers has for a model's tensors.
 pub(super) struct Places {
     arch: Option<Arch>,
@@ -38,7 +41,20 @@ impl Places {
     fn unstacked(&self, unit: Unit, entry: &TensorEntry, view: SourceView) -> SourceView {
         let stack = [entry.rows, entry.cols];
         let stacked = view.tensor.ends_with(".weight") && view.shape.get(1..) == Some(&stack[..]);
-        let name = || self.arch.as_ref()?.tensor_name(unit, entry.role);
+        // A table's names are those of the text model alone; those beside it say whether it is wrapped.
+        let wrapped = |name: String| {
+            if view.tensor.starts_with(WRAPPER) {
+                name.replacen("model.", WRAPPER, 1)
+            } else {
+                name
+            }
+        };
+        let name = || {
+            self.arch
+                .as_ref()?
+                .tensor_name(unit, entry.role)
+                .map(wrapped)
+        };
         match stacked.then(name).flatten() {
             Some(tensor) => SourceView {
                 tensor,
@@ -57,7 +73,7 @@ impl Places {
 fn unwrapped(name: &str) -> String {
     match name.strip_prefix("language_model.") {
         Some(inner) => match inner.strip_prefix("model.") {
-            Some(rest) => format!("model.language_model.{rest}"),
+            Some(rest) => format!("{WRAPPER}{rest}"),
             None => inner.to_owned(),
         },
         None => name.to_owned(),
