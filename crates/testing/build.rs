@@ -8,7 +8,9 @@ use std::path::Path;
 use serde_json::Value;
 
 fn main() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    // Asked when it runs: a checkout that was moved since may still have the script compiled.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap();
+    let fixtures = Path::new(&package).join("../../fixtures");
     let mut code = String::new();
     for (folder, macro_name) in [("golden", "each_golden"), ("gguf", "each_gguf")] {
         let list = fixtures.join(folder).join("cases.json");
