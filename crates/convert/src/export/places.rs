@@ -10,6 +10,7 @@ const WRAPPER: &str = "model.language_model.";
 
 /// What decides the names that transformers has for a model's tensors.
 pub(super) struct Places {
+    spec: ModelSpec,
     arch: Option<Arch>,
     /// Whether the model has gated delta nets.
     delta_nets: bool,
@@ -19,7 +20,7 @@ impl Places {
     pub(super) fn new(spec: &ModelSpec) -> Self {
         let delta = |layer: &LayerSpec| matches!(layer.mixer, Mixer::DeltaNet(_));
         let delta_nets = spec.layers.iter().any(delta);
-        Self { arch: Arch::builtin(&spec.model_type), delta_nets }
+        Self { spec: spec.clone(), arch: Arch::builtin(&spec.model_type), delta_nets }
     }
 
     /// The place of a tensor of a unit.
@@ -36,36 +37,19 @@ impl Places {
         if matches!(unit, Unit::Expert { .. }) { self.unstacked(unit, entry, view) } else { view }
     }
 
-    /// GGUF and MLX stack one matrix of all experts under a name that ends in `.weight`; transformers
-    /// has a tensor for each expert instead.
+    /// GGUF and MLX stack one matrix, or one bias, of all experts under a name that ends in `.weight`
+    /// or `.bias`; transformers has a tensor for each expert instead, or one of several matrices.
     fn unstacked(&self, unit: Unit, entry: &TensorEntry, view: SourceView) -> SourceView {
-        let stack = [entry.rows, entry.cols];
-        let stacked = view.tensor.ends_with(".weight") && view.shape.get(1..) == Some(&stack[..]);
-        // A table's names are those of the text model alone; those beside it say whether it is wrapped.
-        let wrapped = |name: String| {
-            if view.tensor.starts_with(WRAPPER) {
-                name.replacen("model.", WRAPPER, 1)
-            } else {
-                name
-            }
+        let (rows, cols) = (entry.rows, entry.cols);
+        let end = view.tensor.rsplit('.').next();
+        let stacked = match (end, view.shape.get(1..)) {
+            (Some("weight"), Some(shape)) => shape == [rows, cols],
+            (Some("bias"), Some(shape)) => rows == 1 && shape == [cols],
+            _ => false,
         };
-        let name = || {
-            self.arch
-                .as_ref()?
-                .tensor_name(unit, entry.role)
-                .map(wrapped)
-        };
-        match stacked.then(name).flatten() {
-            Some(tensor) => SourceView {
-                tensor,
-                shape: stack.to_vec(),
-                start: 0,
-                row_stride: entry.cols,
-                col_stride: 1,
-                ..view
-            },
-            None => view,
-        }
+        let Some(arch) = self.arch.as_ref().filter(|_| stacked) else { return view };
+        let own = arch.own_place(&self.spec, unit, (entry.role, [rows, cols]), &view);
+        own.unwrap_or(view)
     }
 }
 

@@ -1,11 +1,13 @@
 //! Tensors that hold the rows of several roles, or of all experts: where each part lies.
 
 use super::claim::Claim;
-use super::table::{FusedRow, Layout, unit_of};
+use super::table::{FusedRow, Layout, Table, unit_of};
 use crate::checkpoint::TensorInfo;
 use crate::model::ModelSpec;
+use crate::names::fill;
+use crate::role::Role;
 use crate::shapes::TensorShape;
-use crate::unit::SourceView;
+use crate::unit::{SourceView, Unit};
 
 /// A fused tensor of one layer.
 pub(super) struct Fused<'a> {
@@ -31,7 +33,7 @@ impl Fused<'_> {
     /// # Errors
     /// When it allows none: expected and found.
     pub(super) fn layouts(&self, spec: &ModelSpec) -> Result<Vec<Layout>, String> {
-        let parts = self.parts(spec)?;
+        let parts = Parts::new(self.row, self.layer, spec)?;
         let stated = |layout: &Layout| self.row.layout.is_none_or(|stated| stated == *layout);
         let possible: Vec<_> = [Layout::OutIn, Layout::InOut]
             .into_iter()
@@ -78,62 +80,59 @@ impl Fused<'_> {
     /// # Errors
     /// When the model has no such parts.
     pub(super) fn claims(&self, spec: &ModelSpec, layout: Layout) -> Result<Vec<Claim>, String> {
-        let parts = self.parts(spec)?;
-        let (mut row_stride, col_stride) = match layout {
-            _ if parts.vectors => (1, 1),
-            Layout::OutIn => (parts.cols, 1),
-            Layout::InOut => (1, parts.rows),
+        let parts = Parts::new(self.row, self.layer, spec)?;
+        let whole = SourceView {
+            tensor: self.name.to_owned(),
+            dtype: self.info.dtype,
+            shape: self.info.shape.clone(),
+            start: 0,
+            row_stride: 0,
+            col_stride: 0,
+            expert_stride: 0,
+            decoder: self.info.decoder.clone(),
         };
-        let next = row_stride;
-        let turns = parts.shapes.len() as u64;
-        if self.row.interleaved {
-            row_stride *= turns;
-        }
-        let expert_stride = if parts.experts.is_some() { parts.rows * parts.cols } else { 0 };
         let mut claims = Vec::new();
-        let mut first_row = 0;
-        for shape in &parts.shapes {
-            // A vector's values are the rows of a column.
-            let (row_stride, col_stride) =
-                if parts.vectors { (shape.cols, row_stride) } else { (row_stride, col_stride) };
-            let template = SourceView {
-                tensor: self.name.to_owned(),
-                dtype: self.info.dtype,
-                shape: self.info.shape.clone(),
-                start: first_row * next,
-                row_stride,
-                col_stride,
-                expert_stride,
-                decoder: self.info.decoder.clone(),
-            };
-            first_row += match self.row.interleaved {
-                true => 1,
-                false if parts.vectors => shape.cols,
-                false => shape.rows,
-            };
+        for (shape, template) in parts.templates(self.row, layout, &whole) {
             for expert in 0..parts.experts.unwrap_or(1) as u32 {
                 let unit = unit_of(shape.role, self.layer, expert);
-                claims.push(Claim { unit, shape: *shape, template: template.clone() });
+                claims.push(Claim { unit, shape, template: template.clone() });
             }
         }
         Ok(claims)
     }
+}
 
-    fn parts(&self, spec: &ModelSpec) -> Result<Parts, String> {
+/// Where the first of a table's fused rows with the role has it, in the type of `stored`.
+pub(super) fn own_place(
+    table: &Table,
+    spec: &ModelSpec,
+    (unit, role): (Unit, Role),
+    stored: &SourceView,
+) -> Option<SourceView> {
+    let row = table.fused.iter().find(|row| row.roles.contains(&role))?;
+    let parts = Parts::new(row, unit.layer()?, spec).ok()?;
+    let layout = row.layout.unwrap_or(Layout::OutIn);
+    let tensor = table.wrapped(fill(row.tensor.as_slice().first()?, unit), &stored.tensor);
+    let whole = SourceView { tensor, shape: parts.shape(layout), ..stored.clone() };
+    let mut templates = parts.templates(row, layout, &whole).into_iter();
+    let (_, own) = templates.find(|(shape, _)| shape.role == role)?;
+    Some(match unit {
+        Unit::Expert { expert, .. } => own.of_expert(expert),
+        _ => own,
+    })
+}
+
+impl Parts {
+    fn new(row: &FusedRow, layer: u32, spec: &ModelSpec) -> Result<Self, String> {
         let of_role = |&role| {
-            let unit = unit_of(role, self.layer, 0);
+            let unit = unit_of(role, layer, 0);
             let shape = spec
                 .tensors(unit)
                 .into_iter()
                 .find(|shape| shape.role == role);
             shape.ok_or_else(|| format!("the configuration has no {role} in {unit}"))
         };
-        let shapes: Vec<_> = self
-            .row
-            .roles
-            .iter()
-            .map(of_role)
-            .collect::<Result<_, _>>()?;
+        let shapes: Vec<_> = row.roles.iter().map(of_role).collect::<Result<_, _>>()?;
         let [first, ..] = &shapes[..] else { return Err("the table gives it no role".to_owned()) };
         let (role, vectors) = (first.role, first.rows == 1);
         let cols = if vectors { 1 } else { first.cols };
@@ -143,10 +142,10 @@ impl Fused<'_> {
         }
         let experts = || {
             spec.layers
-                .get(self.layer as usize)
+                .get(layer as usize)
                 .map(|l| u64::from(l.num_experts()))
         };
-        Ok(Parts {
+        Ok(Self {
             rows: shapes
                 .iter()
                 .map(|shape| if vectors { shape.cols } else { shape.rows })
@@ -157,9 +156,7 @@ impl Fused<'_> {
             shapes,
         })
     }
-}
 
-impl Parts {
     fn shape(&self, layout: Layout) -> Vec<u64> {
         let (rows, cols) = (self.rows, self.cols);
         let dims = match layout {
@@ -168,5 +165,39 @@ impl Parts {
             Layout::InOut => vec![cols, rows],
         };
         self.experts.into_iter().chain(dims).collect()
+    }
+
+    /// Each part's place in the `whole` tensor, for all experts alike.
+    fn templates(
+        &self,
+        row: &FusedRow,
+        layout: Layout,
+        whole: &SourceView,
+    ) -> Vec<(TensorShape, SourceView)> {
+        let (mut row_stride, col_stride) = match layout {
+            _ if self.vectors => (1, 1),
+            Layout::OutIn => (self.cols, 1),
+            Layout::InOut => (1, self.rows),
+        };
+        let next = row_stride;
+        if row.interleaved {
+            row_stride *= self.shapes.len() as u64;
+        }
+        let expert_stride = if self.experts.is_some() { self.rows * self.cols } else { 0 };
+        let mut first_row = 0;
+        let template = |shape: &TensorShape| {
+            // A vector's values are the rows of a column.
+            let (row_stride, col_stride) =
+                if self.vectors { (shape.cols, row_stride) } else { (row_stride, col_stride) };
+            let start = first_row * next;
+            first_row += match row.interleaved {
+                true => 1,
+                false if self.vectors => shape.cols,
+                false => shape.rows,
+            };
+            let view = SourceView { start, row_stride, col_stride, expert_stride, ..whole.clone() };
+            (*shape, view)
+        };
+        self.shapes.iter().map(template).collect()
     }
 }

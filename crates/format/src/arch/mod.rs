@@ -35,9 +35,10 @@ use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{FormatError, Result};
+use crate::model::ModelSpec;
 use crate::names::fill;
 use crate::role::Role;
-use crate::unit::Unit;
+use crate::unit::{SourceView, Unit};
 use table::Table;
 
 pub use draft::Draft;
@@ -125,10 +126,28 @@ impl Arch {
         Ok(Self { path: path.to_owned(), table })
     }
 
-    /// The first name that a tensor of a unit goes by, if the table has one for it alone.
-    pub fn tensor_name(&self, unit: Unit, role: Role) -> Option<String> {
-        let name = self.table.names.get(&role)?.first()?;
-        Some(fill(name, unit))
+    /// Where the architecture's own checkpoints have a tensor of `shape` that `stored` holds some other
+    /// way: by the first row of the table with its role, and wrapped as `stored` is.
+    pub fn own_place(
+        &self,
+        spec: &ModelSpec,
+        unit: Unit,
+        (role, shape): (Role, [u64; 2]),
+        stored: &SourceView,
+    ) -> Option<SourceView> {
+        let named = self.table.names.get(&role).and_then(|names| names.first());
+        let Some(name) = named else {
+            return fused::own_place(&self.table, spec, (unit, role), stored);
+        };
+        let [_, cols] = shape;
+        Some(SourceView {
+            tensor: self.table.wrapped(fill(name, unit), &stored.tensor),
+            shape: shape.to_vec(),
+            start: 0,
+            row_stride: cols,
+            col_stride: 1,
+            ..stored.clone()
+        })
     }
 
     /// The `model_type` that the table is for.

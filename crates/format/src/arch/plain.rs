@@ -26,6 +26,23 @@ impl Table {
         plain
     }
 
+    /// A name of the rows with the beginning that the name `like` has in place of theirs.
+    pub(super) fn wrapped(&self, name: String, like: &str) -> String {
+        let bare = BARE.iter().any(|bare| like.starts_with(bare)) && !self.names_begin_bare();
+        let prefixes = self
+            .prefixes
+            .iter()
+            .find(|(from, _)| like.starts_with(*from));
+        let (from, to) = match prefixes {
+            Some((from, to)) => (from.as_str(), to.as_str()),
+            None if bare => ("", BASE),
+            None => return name,
+        };
+        name.strip_prefix(to)
+            .map(|rest| format!("{from}{rest}"))
+            .unwrap_or(name)
+    }
+
     /// Whether the rows themselves have names like those of a model without its head.
     fn names_begin_bare(&self) -> bool {
         let mut embeddings = self.names.get(&Role::EmbedTokens).into_iter().flatten();
