@@ -53,7 +53,7 @@ fn tensor_refusal(case: &str, change: impl FnOnce(&mut Vec<Described>)) -> Strin
 }
 
 /// The model that a golden's configuration gives after a change.
-fn spec(case: &str, change: impl FnOnce(&mut Value)) -> crate::ModelSpec {
+fn spec(case: &str, change: impl FnOnce(&mut Value)) -> ModelSpec {
     let dir = copy(case, change, |_| {});
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     Arch::of_checkpoint(&checkpoint)
