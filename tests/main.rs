@@ -1,5 +1,5 @@
 //! End-to-end tests: the binary on real files, as a user meets it.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod arch;
 mod bad_bundle;
@@ -19,5 +19,6 @@ mod rings;
 mod run;
 mod skeletons;
 mod strangers;
+mod surroundings;
 mod tidy;
 mod verify;

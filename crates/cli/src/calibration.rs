@@ -11,6 +11,7 @@ use shardwright_format::{manifest, prose};
 
 use crate::args::{CalibrationArgs, CalibrationTextArgs};
 use crate::failure::Failure;
+use crate::say;
 
 /// Largest text that is read: a calibration takes a few megabytes.
 const TEXT_LIMIT: u64 = 1 << 30;
@@ -73,7 +74,7 @@ pub fn corpus(
     let bytes = read_required(text, TEXT_LIMIT)?;
     let string = prose::decode(text, bytes)?;
     if let Some(note) = prose::note(&string) {
-        eprintln!("note: {}: {note}", text.display());
+        say::line(&format!("note: {}: {note}", text.display()));
     }
     let (limit, window) = (args.calibration_tokens, args.calibration_window as usize);
     if limit < window {

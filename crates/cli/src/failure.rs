@@ -6,6 +6,8 @@ use shardwright_convert::ConvertError;
 use shardwright_format::shown::shown;
 use shardwright_verify::VerifyError;
 
+use crate::say;
+
 /// Exit code of a verification that found something.
 pub const FOUND: u8 = 1;
 /// Exit code of a command that could not run.
@@ -46,12 +48,11 @@ impl Failure {
     pub fn report(&self, json: bool) -> ExitCode {
         let message = one_line(&self.message);
         if json {
-            let object = serde_json::json!({ "error": message, "help": self.help });
-            eprintln!("{object}");
+            say::json(&serde_json::json!({ "error": message, "help": self.help }));
         } else {
-            eprintln!("error: {message}");
+            say::line(&format!("error: {message}"));
             if let Some(help) = &self.help {
-                eprintln!("help: {help}");
+                say::line(&format!("help: {}", one_line(help)));
             }
         }
         ExitCode::from(self.code)

@@ -13,6 +13,7 @@ mod planning;
 mod process;
 mod progress;
 mod recipe;
+mod say;
 mod signal;
 mod stop;
 mod target;
@@ -26,6 +27,7 @@ use crate::output::Output;
 
 fn main() -> ExitCode {
     failure::install_panic_hook();
+    signal::outlive_size_limits();
     let cli = Cli::parse();
     let output = Output { json: cli.output.json, quiet: cli.output.quiet };
     shardwright_quant::Backend::chosen()

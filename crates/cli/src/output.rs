@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Write};
 
 use serde::Serialize;
-use shardwright_format::shown::{shown, steers};
+use shardwright_format::shown::{escaped_json, escaped_lines, shown};
 
 use crate::failure::Failure;
 
@@ -24,27 +24,16 @@ impl Output {
     /// `verify … | head` keeps the verdict's exit code.
     pub fn report(self, value: &impl Serialize, text: &str) -> Result<(), Failure> {
         let mut out = if self.json {
-            let mut json = serde_json::to_string_pretty(value)?;
-            json.push('\n');
-            json
+            escaped_json(&serde_json::to_string_pretty(value)?)
         } else {
-            terminal(text)
+            // The last guard, behind which every value is one line.
+            escaped_lines(text)
         };
         if !out.ends_with('\n') {
             out.push('\n');
         }
         put(out.as_bytes()).map(|_| ())
     }
-}
-
-/// Text without what could steer a terminal: the last guard, behind which every value is one line.
-fn terminal(text: &str) -> String {
-    let escape = |c: char| match c {
-        '\n' | '\t' => c.to_string(),
-        c if steers(c) => c.escape_default().to_string(),
-        c => c.to_string(),
-    };
-    text.chars().map(escape).collect()
 }
 
 /// Writes and flushes; `false` when the reader has gone.

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::bytes;
 use crate::output::Output;
+use crate::say;
 
 /// Time between two lines where there is no terminal.
 const EVERY: Duration = Duration::from_secs(3);
@@ -115,15 +116,14 @@ impl Stage {
         let rate = done.saturating_sub(first) as f64 / self.started.elapsed().as_secs_f64();
         let left = (rate > 0.0).then(|| total.saturating_sub(done) as f64 / rate);
         if json {
-            let line = serde_json::json!({
+            say::json(&serde_json::json!({
                 "progress": self.what, "done": done, "total": total, "unit": self.count.name(),
                 "per_second": rate, "seconds_left": left,
-            });
-            eprintln!("{line}");
+            }));
         } else {
             let left = left.map_or_else(String::new, |s| format!(", {} left", duration(s)));
             let (amount, rate) = (self.count.amount(done, total), self.count.rate(rate));
-            eprintln!("{}: {amount}, {rate}{left}", self.what);
+            say::line(&format!("{}: {amount}, {rate}{left}", self.what));
         }
     }
 }

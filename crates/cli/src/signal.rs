@@ -1,9 +1,10 @@
 //! SIGINT and SIGTERM: the first asks a command to stop cleanly, the second ends the process.
+//! SIGXFSZ: a file may grow no more, which whoever writes it is told anyway.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 use crate::failure::{Failure, INTERRUPTED};
@@ -20,4 +21,11 @@ pub fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
         flag::register(signal, Arc::clone(&stop))?;
     }
     Ok(stop)
+}
+
+/// Lets a write beyond the limit on a file's size (`ulimit -f`) fail, as one to a full disk does,
+/// where the signal alone would end the process without a word.
+pub fn outlive_size_limits() {
+    // Without the handler all is as it was: no reason not to go on.
+    let _ = flag::register(SIGXFSZ, Arc::default());
 }

@@ -14,6 +14,7 @@ const CHUNK: u64 = 8 << 20;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+#[allow(clippy::print_stdout)] // its result
 fn main() -> Result<(), Failure> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [checkpoint, bundle, out, threads @ ..] = args.as_slice() else {

@@ -13,15 +13,48 @@ pub fn shown(value: &str) -> Cow<'_, str> {
     if !long && !value.chars().any(steers) {
         return Cow::Borrowed(value);
     }
-    let mut out = String::new();
-    for c in value.chars().take(MOST) {
-        if steers(c) { out.extend(c.escape_default()) } else { out.push(c) }
-    }
+    let end = value
+        .char_indices()
+        .nth(MOST)
+        .map_or(value.len(), |(end, _)| end);
+    let mut out = escaped(&value[..end]);
     let more = value.chars().count().saturating_sub(MOST);
     if more > 0 {
         let _ = write!(out, "… ({more} characters more)");
     }
     Cow::Owned(out)
+}
+
+/// Text of any length on one line, whatever [`steers`] a terminal escaped.
+pub fn escaped(text: &str) -> String {
+    escaped_but(text, |_| false)
+}
+
+/// The same of text in lines and columns, which stay.
+pub fn escaped_lines(text: &str) -> String {
+    escaped_but(text, |c| matches!(c, '\n' | '\t'))
+}
+
+fn escaped_but(text: &str, stays: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if steers(c) && !stays(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
+/// The same of JSON, which means what it meant: outside of strings it has no such characters but
+/// line ends, which stay.
+pub fn escaped_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        // What steers lies below U+10000, in four digits.
+        let _ = match c {
+            c if steers(c) && c != '\n' => write!(out, "\\u{:04x}", c as u32),
+            c => out.write_char(c),
+        };
+    }
+    out
 }
 
 /// Whether a character ends a line, moves the cursor, or turns the direction of what follows.
@@ -46,6 +79,16 @@ mod tests {
         assert!(matches!(shown("layer 0: naïve — 日本"), Cow::Borrowed(_)));
         assert_eq!(shown("a\n\nverdict: holds\u{1b}[8m"), "a\\n\\nverdict: holds\\u{1b}[8m");
         assert_eq!(shown("a\u{202e}b\u{2028}c"), "a\\u{202e}b\\u{2028}c");
+    }
+
+    #[test]
+    fn lines_stay_in_reports_and_json_keeps_its_meaning() {
+        assert_eq!(escaped_lines("a\tb\n\u{1b}"), "a\tb\n\\u{1b}");
+        assert_eq!(escaped("a\nb\u{2066}"), "a\\nb\\u{2066}");
+        let value = serde_json::json!({ "name": "a\u{202e}\u{2029}\u{9b}\u{7f}\u{feff}\nb" });
+        let json = escaped_json(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(!json.chars().any(|c| steers(c) && c != '\n'), "{json}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), value);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Both orders of execution against transformers in f32, for every architecture.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use ndarray::{Array2, Axis};
 use shardwright_format::model::Mixer;

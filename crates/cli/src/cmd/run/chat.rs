@@ -13,6 +13,7 @@ use super::report::{Phase, Stop};
 use super::session::Session;
 use crate::failure::Failure;
 use crate::output::{self, Output};
+use crate::say;
 
 /// How often the wait for a line looks whether the user has stopped it.
 const LOOK: Duration = Duration::from_millis(100);
@@ -88,7 +89,7 @@ impl<'a> Conversation<'a> {
             (read, decoded) = (read.joined(of_read), decoded.joined(of_decode));
             last = (prompt.len(), stopped);
             if matches!(stopped, Stop::Tokens | Stop::Context) && !output.quiet {
-                eprintln!("note: the reply was cut short: -n and --context say how long it may be");
+                say::line("note: the reply was cut short: -n and --context say how long it may be");
             }
             self.messages
                 .push(Message::new("assistant", session.text()));
@@ -120,7 +121,7 @@ fn next(
     output: Output,
 ) -> Result<Option<String>, Failure> {
     if stdin().is_terminal() && !output.quiet {
-        eprint!("> ");
+        say::ask("> ");
     }
     while !stop.load(Ordering::Relaxed) {
         match lines.recv_timeout(LOOK) {

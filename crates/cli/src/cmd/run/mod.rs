@@ -22,6 +22,7 @@ use crate::engine;
 use crate::failure::{Failure, INTERRUPTED, Outcome};
 use crate::inputs;
 use crate::output::Output;
+use crate::say;
 use crate::signal;
 
 /// Positions of a conversation unless `--context` says otherwise, fewer if the model knows fewer.
@@ -76,7 +77,7 @@ impl<'a> Task<'a> {
         let notes = notes(&weights, args, &text, &prompt);
         if !output.quiet && !output.json {
             for note in &notes {
-                eprintln!("note: {note}");
+                say::line(&format!("note: {note}"));
             }
         }
         let mut session = self.session(weights, &options, args.context, ends)?;

@@ -8,6 +8,7 @@ use shardwright_runtime::{Mode, Stats};
 use crate::bytes;
 use crate::failure::Failure;
 use crate::output::{self, Output};
+use crate::say;
 
 /// What `run` prints with `--json`.
 #[derive(Serialize)]
@@ -146,8 +147,9 @@ impl Report {
         let peak = memory
             .peak_bytes
             .map_or_else(String::new, |b| format!(", peak {}", bytes::memory(b)));
-        eprintln!("prompt   {}", self.prompt.line());
-        eprintln!("decode   {}", self.decode.line());
-        eprintln!("memory   {mode}, planned {}{peak}; {io}", bytes::memory(memory.planned_bytes));
+        say::line(&format!("prompt   {}", self.prompt.line()));
+        say::line(&format!("decode   {}", self.decode.line()));
+        let planned = bytes::memory(memory.planned_bytes);
+        say::line(&format!("memory   {mode}, planned {planned}{peak}; {io}"));
     }
 }
