@@ -92,10 +92,29 @@ fn wrong_usage_is_exit_code_2() {
         "plan ckpt --calibrate x --calibration-window 1",
         "calibrate ckpt text",
         "run out --prompt x --threads 0",
+        "run out --prompt x --context 18446744073709551615",
+        "bench out -n 16777217",
+        "plan ckpt --bits 0",
+        "plan ckpt --bits 4 --group-size 65535",
+        "plan ckpt --calibrate x --calibration-tokens 0",
+        "plan ckpt --calibrate x --calibration-tokens 18446744073709551615",
+        "plan ckpt --calibrate x --target-bpw 3 --probe-tokens 0",
+        "plan ckpt --calibrate x --target-bpw 3 --probe-tokens 18446744073709551615",
+        "plan ckpt --calibrate x --target-bpw nan",
+        "plan ckpt --calibrate x --target-bpw -1",
+        "plan ckpt --calibrate x --target-size 0",
+        "plan ckpt --calibrate x --target-size 99999999TiB",
+        "verify out --max-bpw nan",
+        "verify out --against x --max-rmse inf",
+        "verify out --against x --text y --max-kld nan",
+        "verify out --against x --text y --max-ppl-ratio -1",
+        "verify out --against x --text y --window 4294967295",
+        "verify out --against x --text y --windows 0",
     ] {
         let ran = scratch.run(args);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{args}: {ran:?}");
-        assert!(!ran.stderr.is_empty());
+        // Refused as an option is, before anything is opened.
+        assert!(ran.stderr.contains("--help"), "{args}: {}", ran.stderr);
     }
 }
 

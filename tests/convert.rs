@@ -238,7 +238,7 @@ fn an_output_that_exists() {
     assert!(
         again
             .stdout
-            .contains("whole is already complete; nothing was written"),
+            .contains("whole is already complete; nothing was written. Names and sizes"),
         "{again:?}"
     );
     scratch.refused(
@@ -246,6 +246,52 @@ fn an_output_that_exists() {
         "error: ckpt: already exists; remove it or choose another name",
     );
     assert_eq!(digest(&scratch.path("whole")), before);
+}
+
+#[test]
+fn names_of_a_bundles_own_files_are_left_out_from_the_start() {
+    let scratch = Scratch::with("fixture-2m");
+    for name in ["report.json", "experts"] {
+        fs::write(scratch.path(&format!("ckpt/{name}")), "{}").unwrap();
+    }
+    fs::create_dir(scratch.path("ckpt/dense-000.bin")).unwrap();
+    fs::write(scratch.path("ckpt/dense-000.bin/note.txt"), "x").unwrap();
+    let plan = scratch.ok("plan ckpt --bits 4").stdout;
+    for name in ["report.json", "experts", "dense-000.bin"] {
+        let line = format!("file {name}: the bundle has a file of its own with this name");
+        assert!(plan.contains(&line), "{plan}");
+    }
+    scratch.ok("convert ckpt -o out --bits 4 --method minmax");
+    scratch.ok("verify out --against ckpt");
+}
+
+#[test]
+fn what_is_no_regular_file_is_neither_opened_nor_copied() {
+    let scratch = Scratch::with("fixture-2m");
+    let made = scratch.shell("mkfifo ckpt/pipe && ln -s /dev/zero ckpt/merges.txt");
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let plan = scratch.ok("plan ckpt --bits 4").stdout;
+    for name in ["pipe", "merges.txt"] {
+        assert!(plan.contains(&format!("file {name}: not a regular file")), "{plan}");
+    }
+    fs::remove_file(scratch.path("ckpt/tokenizer_config.json")).unwrap();
+    scratch.shell("mkfifo ckpt/tokenizer_config.json");
+    scratch.ok("convert ckpt -o out --bits 4 --method minmax");
+}
+
+#[test]
+fn a_companion_that_cannot_be_read_is_found_by_the_plan() {
+    let scratch = Scratch::with("fixture-2m");
+    let script =
+        "chmod -R a+rX . && chmod 0 ckpt/tokenizer.json && cp $(realpath shardwright) binary
+                  as=; [ -r ckpt/tokenizer.json ] && as='setpriv --reuid 65534 --clear-groups'";
+    for command in ["plan ckpt --bits 4", "convert ckpt -o out --bits 4"] {
+        let ran = scratch.shell(&format!("{script}; $as ./binary {command}"));
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        let expected = "error: ckpt/tokenizer.json: Permission denied (os error 13)\n";
+        assert_eq!(ran.stderr, expected);
+    }
+    assert!(!scratch.path("out.partial").exists());
 }
 
 #[test]

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 
 use crate::error::{FormatError, Result};
 use crate::manifest::{FileKind, Hash, MANIFEST_FILE, Manifest};
@@ -179,7 +179,7 @@ impl BundleWriter {
         target.parent().map_or(Ok(()), make_dir)?;
         // Not `fs::copy`: the permissions of the source are its owner's business.
         let mut from = File::open(source).map_err(|e| FormatError::io(source, e))?;
-        let mut to = File::create(&target).map_err(|e| FormatError::io(&target, e))?;
+        let mut to = create(&target).map_err(|e| FormatError::io(&target, e))?;
         let mut hasher = blake3::Hasher::new();
         let mut buf = vec![0; HASH_LEN];
         loop {
@@ -206,6 +206,7 @@ impl BundleWriter {
         manifest
             .validate()
             .map_err(|detail| FormatError::file(&path, detail))?;
+        check_strangers(&self.dir, manifest)?;
         self.sync()?;
         let dirs = directories(manifest);
         dirs.iter()
@@ -246,9 +247,55 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
     synced.map_err(|e| FormatError::io(dir, e))
 }
 
+/// Refuses what lies in a bundle in the making and is none of its files: it would be published with them,
+/// and what leads elsewhere written through.
+///
+/// # Errors
+/// The first such thing, and what the operating system refuses.
+pub fn check_strangers(dir: &Path, manifest: &Manifest) -> Result<()> {
+    let files: BTreeSet<_> = manifest.files.iter().map(|f| Path::new(&f.path)).collect();
+    let known = directories(manifest);
+    let mut pending = vec![PathBuf::new()];
+    while let Some(inside) = pending.pop() {
+        let place = dir.join(&inside);
+        let entries = match std::fs::read_dir(&place) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            entries => entries.map_err(|e| FormatError::io(&place, e))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(|e| FormatError::io(&place, e))?;
+            let (path, name) = (entry.path(), inside.join(entry.file_name()));
+            let kind = entry.file_type().map_err(|e| FormatError::io(&path, e))?;
+            match () {
+                () if kind.is_dir() && known.contains(&*name) => pending.push(name),
+                () if kind.is_file()
+                    && (files.contains(&*name) || name == Path::new(MANIFEST_FILE)) => {}
+                () => {
+                    let detail = "is no file of the bundle that is made here; remove it";
+                    return Err(FormatError::file(&path, detail));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A file of its own, empty: where a link lies, nothing is written.
+fn create(path: &Path) -> std::io::Result<File> {
+    owned().truncate(true).open(path)
+}
+
+/// Writes to a path itself, never to where a link there leads.
+fn owned() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true);
+    options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    options
+}
+
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
-        let mut file = File::create(path)?;
+        let mut file = create(path)?;
         file.write_all(bytes)?;
         file.sync_all()
     };
@@ -262,12 +309,7 @@ fn make_dir(dir: &Path) -> Result<()> {
 /// Opens a file of `size` bytes, zero where nothing was written, its room reserved if the file
 /// system can.
 fn reserve(path: &Path, size: u64) -> std::io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)?;
+    let file = owned().read(true).truncate(false).open(path)?;
     if file.metadata()?.len() > size {
         file.set_len(0)?;
     }

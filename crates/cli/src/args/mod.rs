@@ -8,6 +8,7 @@ mod pack;
 mod recipe;
 mod verify;
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -257,6 +258,28 @@ fn positions(text: &str) -> Result<usize, String> {
         return Err(format!("expected at most {MAX_POSITIONS}"));
     }
     Ok(found)
+}
+
+/// A number of a text's tokens, of which there is at least one.
+fn tokens(text: &str) -> Result<usize, String> {
+    match positions(text)? {
+        0 => Err("expected at least 1".to_owned()),
+        found => Ok(found),
+    }
+}
+
+/// Bits that a weight can take.
+fn bits_per_weight(text: &str) -> Result<f64, String> {
+    within(text, 0.01..=64.0)
+}
+
+/// A number of a range, in which NaN is not.
+fn within(text: &str, range: RangeInclusive<f64>) -> Result<f64, String> {
+    let found = text.parse().map_err(|e| format!("{e}"))?;
+    if range.contains(&found) {
+        return Ok(found);
+    }
+    Err(format!("expected {} to {}", range.start(), range.end()))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ArchArgs, ThreadArgs, help};
+use super::{ArchArgs, ThreadArgs, bits_per_weight, help, tokens};
 use crate::bytes;
 
 /// `plan`, and the larger part of `convert`
@@ -38,10 +38,10 @@ pub struct PlanArgs {
 #[command(next_help_heading = "Total size")]
 pub struct TargetArgs {
     /// Find the recipe with at most this many bits per weight, scales included; needs --calibrate
-    #[arg(long, value_name = "BITS", group = "total", requires = "calibrate", conflicts_with_all = ["recipe", "bits", "target_size"])]
+    #[arg(long, value_name = "BITS", group = "total", requires = "calibrate", conflicts_with_all = ["recipe", "bits", "target_size"], value_parser = bits_per_weight)]
     pub target_bpw: Option<f64>,
     /// Find the recipe whose bundle takes at most this much, such as 120GB; needs --calibrate
-    #[arg(long, value_name = "BYTES", value_parser = bytes::parse, group = "total", requires = "calibrate", conflicts_with_all = ["recipe", "bits"])]
+    #[arg(long, value_name = "BYTES", value_parser = size, group = "total", requires = "calibrate", conflicts_with_all = ["recipe", "bits"])]
     pub target_size: Option<u64>,
     /// Encodings to choose from: affine alone runs on MLX kernels, trellis codes are better below
     /// 5 bits
@@ -51,7 +51,7 @@ pub struct TargetArgs {
     #[arg(long, value_name = "N", requires = "total", default_value_t = 12, value_parser = state_bits)]
     pub state_bits: u8,
     /// Tokens on which each role of each layer is tried
-    #[arg(long, value_name = "N", requires = "total", default_value_t = 4096)]
+    #[arg(long, value_name = "N", requires = "total", default_value_t = 4096, value_parser = tokens)]
     pub probe_tokens: usize,
     /// Write the recipe that was found to this file
     #[arg(long, value_name = "FILE")]
@@ -83,6 +83,12 @@ fn layers(text: &str) -> Result<Range<u32>, String> {
     some.ok_or_else(|| "expected FROM..TO, such as 0..2 for the first two".to_owned())
 }
 
+/// Any room that there could be.
+fn size(text: &str) -> Result<u64, String> {
+    let found = bytes::parse(text)?;
+    if found > 0 { Ok(found) } else { Err("expected at least 1 byte".to_owned()) }
+}
+
 fn state_bits(text: &str) -> Result<u8, String> {
     let known = |bits: &u8| shardwright_quant::Trellis::STATE_BITS.contains(bits);
     let bits = text.parse().ok().filter(known);
@@ -109,7 +115,7 @@ pub struct CalibrationArgs {
 #[command(next_help_heading = "Calibration")]
 pub struct CalibrationTextArgs {
     /// Tokens of the text to use, in whole windows from its start
-    #[arg(long, value_name = "N", default_value_t = 131_072)]
+    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = tokens)]
     pub calibration_tokens: usize,
     /// Tokens of a window, each read from an empty context
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..=65536))]
@@ -125,10 +131,10 @@ pub struct RecipeArgs {
     pub recipe: Option<String>,
     /// In place of a recipe: every matrix at this many bits (2, 3, 4, 6 or 8), but for routers and
     /// what no group divides
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=8))]
     pub bits: Option<u8>,
     /// With --bits: weights that share one scale and bias (32, 64 or 128)
-    #[arg(short, long, value_name = "N", requires = "bits")]
+    #[arg(short, long, value_name = "N", requires = "bits", value_parser = clap::value_parser!(u16).range(32..=128))]
     pub group_size: Option<u16>,
     /// How codes are chosen, in place of what the recipe says
     #[arg(long, value_enum)]

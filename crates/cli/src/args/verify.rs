@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ArchArgs, ThreadArgs, help};
+use super::{ArchArgs, ThreadArgs, bits_per_weight, help, within};
 
 /// `verify`
 #[derive(Debug, Args)]
@@ -22,7 +22,7 @@ pub struct VerifyArgs {
     pub text: Option<PathBuf>,
     /// Tokens that the model sees at a time
     #[arg(long, value_name = "N", default_value_t = 256, requires = "text",
-          value_parser = clap::value_parser!(u32).range(2..))]
+          value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
     pub window: u32,
     /// Windows to read; without it, the whole text
     #[arg(long, value_name = "N", requires = "text",
@@ -72,30 +72,34 @@ pub struct CompareArgs {
 #[command(next_help_heading = "Limits (exit code 1 beyond any of them)")]
 pub struct ThresholdArgs {
     /// Mean KL divergence, in nats
-    #[arg(long, value_name = "NATS", requires = "text")]
+    #[arg(long, value_name = "NATS", requires = "text", value_parser = limit)]
     pub max_kld: Option<f64>,
     /// 99th percentile of the KL divergence, in nats
-    #[arg(long, value_name = "NATS", requires = "text")]
+    #[arg(long, value_name = "NATS", requires = "text", value_parser = limit)]
     pub max_kld_p99: Option<f64>,
     /// 99.9th percentile of the KL divergence, in nats
-    #[arg(long, value_name = "NATS", requires = "text")]
+    #[arg(long, value_name = "NATS", requires = "text", value_parser = limit)]
     pub max_kld_p999: Option<f64>,
     /// Share of tokens whose likeliest successor is the original's, 0 to 1
     #[arg(long, value_name = "SHARE", requires = "text", value_parser = share)]
     pub min_same_top: Option<f64>,
     /// Perplexity divided by the original's
-    #[arg(long, value_name = "RATIO", requires = "text")]
+    #[arg(long, value_name = "RATIO", requires = "text", value_parser = limit)]
     pub max_ppl_ratio: Option<f64>,
     /// Relative RMS error of any quantized tensor; without it, a sanity limit by its bits
-    #[arg(long, value_name = "SHARE", requires = "against")]
+    #[arg(long, value_name = "SHARE", requires = "against", value_parser = limit)]
     pub max_rmse: Option<f64>,
     /// Bits per weight of the whole model
-    #[arg(long, value_name = "BITS")]
+    #[arg(long, value_name = "BITS", value_parser = bits_per_weight)]
     pub max_bpw: Option<f64>,
 }
 
 /// A share of a whole: percentages are a slip that no bundle could pass.
 fn share(text: &str) -> Result<f64, String> {
-    let found: f64 = text.parse().map_err(|e| format!("{e}"))?;
-    if (0.0..=1.0).contains(&found) { Ok(found) } else { Err("expected 0 to 1".to_owned()) }
+    within(text, 0.0..=1.0)
+}
+
+/// A limit that something can exceed: with NaN or infinity a gate would let everything pass.
+fn limit(text: &str) -> Result<f64, String> {
+    within(text, 0.0..=1e6)
 }

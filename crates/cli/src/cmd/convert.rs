@@ -68,10 +68,18 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
         let _ = write!(text, "\n{}", plan::rules(&plan));
     }
     if complete.get() {
-        let _ = writeln!(text, "\n{} is already complete; nothing was written", report.bundle);
+        let _ = writeln!(text, "\n{}", already(&report.bundle));
     }
     plan::notes(&plan, &mut text);
     output.report(&report, &text)
+}
+
+/// What was found of a bundle that was there, and what was not looked for.
+fn already(bundle: &str) -> String {
+    format!(
+        "{bundle} is already complete; nothing was written. Names and sizes are those of this \
+         conversion; `shardwright verify {bundle} --against CHECKPOINT` looks at every byte, here and there"
+    )
 }
 
 fn text(report: &Report<'_>) -> String {

@@ -8,10 +8,10 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use shardwright_format::checkpoint::Checkpoint;
@@ -19,12 +19,12 @@ use shardwright_format::manifest::{Calibration, Hash};
 use shardwright_format::{FormatError, Unit};
 use shardwright_quant::QuantStats;
 
-use super::source::HashedBlocks;
+use super::source::{HashedBlocks, Source};
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
 
 /// Version of the ledger itself.
-const LEDGER: u32 = 3;
+const LEDGER: u32 = 4;
 
 /// What must be the same for a conversion to go on. The first line of the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +40,9 @@ pub struct Fingerprint {
     /// What codes are chosen by besides the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     calibration: Option<Calibration>,
+    /// Hashes of all bytes of `files`, where the codes of one unit depend on the weights of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contents: Option<Vec<Hash>>,
     /// Hash of the planned manifest: the model and every file's size.
     plan: Hash,
 }
@@ -71,8 +74,30 @@ impl Fingerprint {
             source_block,
             files: files?,
             calibration: plan.manifest.calibration.clone(),
+            contents: None,
             plan: blake3::hash(&plan.manifest.to_bytes()).into(),
         })
+    }
+
+    /// The first file whose bytes are not those of `contents`.
+    fn changed(&self, contents: &[Hash]) -> Option<&SourceHeader> {
+        let own = self.contents.as_deref()?;
+        let mut files = self.files.iter().zip(own.iter().zip(contents));
+        files.find_map(|(file, (own, other))| (own != other).then_some(file))
+    }
+
+    /// Refuses files that are not, now that all is made, what they were when it began.
+    ///
+    /// # Errors
+    /// The first that changed, if the conversion depends on them as a whole.
+    pub fn check(&self, source: &Source<'_>) -> Result<()> {
+        let found: Result<Vec<_>> = (0..self.files.len())
+            .map(|file| source.finalize(file))
+            .collect();
+        let Some(file) = self.changed(&found?) else { return Ok(()) };
+        let path = source.checkpoint.root().join(&file.name);
+        let detail = "changed during the conversion, whose codes depend on all weights";
+        Err(FormatError::file(&path, detail).into())
     }
 
     /// Reads the first line of a ledger, of this version and no other.
@@ -112,7 +137,8 @@ impl Fingerprint {
                           tokens and window, or remove it";
             return Some(detail.to_owned());
         }
-        let differs = self.files.iter().find(|file| !other.files.contains(file));
+        let headers = self.files.iter().find(|file| !other.files.contains(file));
+        let differs = headers.or_else(|| self.changed(other.contents.as_deref()?));
         if let Some(file) = differs {
             return Some(format!("it was begun with another checkpoint: `{}` differs", file.name));
         }
@@ -169,6 +195,7 @@ impl Locked {
             .read(true)
             .append(true)
             .create(true)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(path)
             .map_err(|e| FormatError::io(path, e))?;
         // One that was removed since is that of a conversion that ended just now.

@@ -18,8 +18,9 @@ use std::time::Duration;
 
 use shardwright_format::bundle::read_manifest;
 use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::io::{INDEX_LIMIT, read_required};
 use shardwright_format::manifest::{Hash, Manifest, REPORT_FILE};
-use shardwright_format::writer::BundleWriter;
+use shardwright_format::writer::{self, BundleWriter};
 use shardwright_format::{FormatError, Unit};
 
 use crate::calibrate::objectives::Objectives;
@@ -124,7 +125,7 @@ pub fn convert(
         refuse_output_inside_checkpoint(checkpoint.root(), out)?;
     }
     let source = Source::new(checkpoint, &options.buffers)?;
-    let fingerprint = Fingerprint::new(plan, checkpoint, source.block)?;
+    let mut fingerprint = Fingerprint::new(plan, checkpoint, source.block)?;
     if let Some(report) = already_published(plan, out, &partial, options.resume, &fingerprint)? {
         let (shards, bytes) = (plan.manifest.shard_count(), source.total);
         progress(Progress {
@@ -137,7 +138,12 @@ pub fn convert(
         return Ok(report);
     }
     check_room(plan, &partial)?;
-    let (ledger, claims) = open_ledger(&partial, options.resume, &fingerprint)?;
+    check_free(&partial, options.resume)?;
+    // A text's way through the model makes every code depend on weights of other units.
+    let whole = matches!(options.calibration, Calibration::Text(_));
+    let whole = whole.then(|| source::hashes(checkpoint, options));
+    fingerprint.contents = whole.transpose()?;
+    let (ledger, claims) = open_ledger(&partial, &fingerprint, &plan.manifest)?;
     let writer = BundleWriter::create(&partial.join(BUNDLE_DIR), &plan.manifest)?;
     let pool = compute_pool(options.threads)?;
     let mut run = Conversion {
@@ -157,6 +163,7 @@ pub fn convert(
     let finished = std::mem::take(&mut run.finished);
     run.tell(Phase::Finish);
     source.hash_rest(options.threads)?;
+    fingerprint.check(&source)?;
     let stats = |unit| {
         finished
             .get(&unit)
@@ -164,7 +171,7 @@ pub fn convert(
     };
     let report = ConversionReport::new(plan, stats, streamed);
     finish::finish(plan, &source, writer, &finished, &report)?;
-    shardwright_format::writer::publish(&partial.join(BUNDLE_DIR), out)?;
+    writer::publish(&partial.join(BUNDLE_DIR), out)?;
     std::fs::remove_dir_all(&partial).map_err(|e| FormatError::io(&partial, e))?;
     Ok(report)
 }
@@ -192,16 +199,23 @@ fn already_published(
         }
         ours
     } else {
-        !partial.exists() && is_made_of(plan, out)
+        // Killed between its two last steps, a conversion leaves an empty directory.
+        let gone = remove_empty(partial) || partial.symlink_metadata().is_err();
+        gone && is_made_of(plan, out)
     };
     if !ours {
         let detail = "already exists; remove it or choose another name".to_owned();
         return Err(ConvertError::Output { path: out.to_owned(), detail });
     }
     let path = out.join(REPORT_FILE);
-    let bytes = std::fs::read(&path).map_err(|e| FormatError::io(&path, e))?;
+    let bytes = read_required(&path, INDEX_LIMIT)?;
     let report = serde_json::from_slice(&bytes);
     Ok(Some(report.map_err(|e| FormatError::file(&path, e.to_string()))?))
+}
+
+/// Whether `dir` was an empty directory, which it is no longer.
+fn remove_empty(dir: &Path) -> bool {
+    std::fs::remove_dir(dir).is_ok()
 }
 
 /// Whether `out` is a bundle with all its files that this plan makes of a checkpoint with files
@@ -209,7 +223,7 @@ fn already_published(
 fn is_made_of(plan: &Plan, out: &Path) -> bool {
     let Ok(found) = read_manifest(out) else { return false };
     let sizes = found.files.iter().all(|file| {
-        let data = out.join(&file.path).metadata();
+        let data = out.join(&file.path).symlink_metadata();
         data.is_ok_and(|data| data.is_file() && data.len() == file.size)
     });
     sizes && outline(&found) == outline(&plan.manifest)
@@ -279,19 +293,30 @@ fn disk_usage(dir: &Path) -> u64 {
     entries.flatten().map(size).sum()
 }
 
-/// A new ledger, or with `resume` the one there is and the units that it claims.
+/// Refuses what lies where the bundle is made, unless it is to be gone on with: nothing is, or an
+/// empty directory.
+fn check_free(partial: &Path, resume: bool) -> Result<()> {
+    let Ok(found) = partial.symlink_metadata() else { return Ok(()) };
+    let refuse = |detail: &str| {
+        Err(ConvertError::Output { path: partial.to_owned(), detail: detail.to_owned() })
+    };
+    if !found.is_dir() {
+        return refuse("expected a directory, found a file or a link");
+    }
+    if resume || remove_empty(partial) {
+        return Ok(());
+    }
+    ledger::check_free(&partial.join(LEDGER_FILE))?;
+    refuse("is what an interrupted conversion left; continue it with --resume or remove it")
+}
+
+/// A new ledger, or the one there is and the units that it claims.
 fn open_ledger(
     partial: &Path,
-    resume: bool,
     fingerprint: &Fingerprint,
+    manifest: &Manifest,
 ) -> Result<(Ledger, BTreeMap<Unit, LedgerEntry>)> {
     let path = partial.join(LEDGER_FILE);
-    if partial.exists() && !resume {
-        ledger::check_free(&path)?;
-        let detail =
-            "is what an interrupted conversion left; continue it with --resume or remove it";
-        return Err(ConvertError::Output { path: partial.to_owned(), detail: detail.to_owned() });
-    }
     std::fs::create_dir_all(partial).map_err(|e| FormatError::io(partial, e))?;
     let bundle = partial.join(BUNDLE_DIR);
     let clear = || match std::fs::remove_dir_all(&bundle) {
@@ -300,7 +325,10 @@ fn open_ledger(
         }
         _ => Ok(()),
     };
-    Locked::open(&path)?.resume(fingerprint, clear)
+    let opened = Locked::open(&path)?.resume(fingerprint, clear)?;
+    // Before anything is written through a link, or hours are spent beside what has no place here.
+    writer::check_strangers(&bundle, manifest)?;
+    Ok(opened)
 }
 
 /// What one run works with.

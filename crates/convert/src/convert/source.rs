@@ -13,8 +13,18 @@ use shardwright_format::manifest::Hash;
 use shardwright_format::treehash::{TreeHash, chaining_value};
 use shardwright_format::{FormatError, Result as FormatResult, SourceView};
 
+use super::ConvertOptions;
 use super::memory::Buffers;
 use crate::error::Result;
+
+/// Hashes of all bytes of the checkpoint files, in their order, read apart from anything else.
+pub fn hashes(checkpoint: &Checkpoint, options: &ConvertOptions<'_>) -> Result<Vec<Hash>> {
+    let source = Source::new(checkpoint, &options.buffers)?;
+    source.hash_rest(options.threads)?;
+    (0..source.files.len())
+        .map(|file| source.finalize(file))
+        .collect()
+}
 
 /// A checkpoint's bytes and the hashes of its files in the making.
 pub struct Source<'a> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use shardwright_format::manifest::{
-    DENSE_FILE_LIMIT, DenseShard, ExpertShards, FileEntry, FileKind, Hash, Manifest,
+    DENSE_FILE_LIMIT, DenseShard, EXPERTS_DIR, ExpertShards, FileEntry, FileKind, Hash, Manifest,
 };
 use shardwright_format::{ModelSpec, Unit, UnitLayout};
 
@@ -53,7 +53,7 @@ pub fn place_expert_shards(
         stride
             .checked_mul(count as u64)
             .ok_or_else(|| too_large(unit))?;
-        let file = format!("experts/layer-{layer:03}.bin");
+        let file = format!("{EXPERTS_DIR}/layer-{layer:03}.bin");
         let blake3 = vec![Hash::ZERO; count];
         Ok(ExpertShards { layer, file, stride, len, tensors, blake3 })
     };

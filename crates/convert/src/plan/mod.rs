@@ -384,20 +384,14 @@ fn notes(checkpoint: &Checkpoint, copies: &[FileEntry]) -> Vec<String> {
     notes
 }
 
-/// Files copied as they are, and those left out: names that the bundle needs for its own files
-/// among them.
+/// Files copied as they are, and those left out.
 fn copies(checkpoint: &Checkpoint) -> Result<(Vec<FileEntry>, Vec<SkippedFile>)> {
     let skipped = checkpoint.skipped()?.into_iter();
-    let mut skipped: Vec<_> = skipped
+    let skipped = skipped
         .map(|s| SkippedFile { path: s.path, reason: s.reason })
         .collect();
     let mut copies = Vec::new();
     for path in checkpoint.copies()? {
-        if [MANIFEST_FILE, REPORT_FILE].contains(&path.as_str()) {
-            let reason = "the bundle has a file of its own with this name".to_owned();
-            skipped.push(SkippedFile { path, reason });
-            continue;
-        }
         let size = match checkpoint.synthesized(&path)? {
             Some(made) => made.len() as u64,
             None => size_of(&checkpoint.root().join(&path))?,

@@ -176,6 +176,63 @@ fn a_bundle_that_only_lacks_the_removal_of_its_ledger_is_complete() {
 }
 
 #[test]
+fn an_empty_partial_directory_counts_as_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+    let case = fail_once(&source, &out);
+    let report = case.resume(&out).unwrap();
+    // Killed between the removal of its ledger and that of its directory.
+    std::fs::create_dir(partial_path(&out)).unwrap();
+    assert_eq!(case.resume(&out).unwrap(), report);
+    assert!(!partial_path(&out).exists());
+    std::fs::remove_dir_all(&out).unwrap();
+    std::fs::create_dir(partial_path(&out)).unwrap();
+    case.convert(&out, 1).unwrap();
+}
+
+#[test]
+fn what_does_not_belong_to_the_bundle_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, victim) = (dir.path().join("out"), dir.path().join("victim"));
+    let case = fail_once(&dir.path().join("source"), &out);
+    let partial = partial_path(&out);
+    std::fs::write(&victim, "untouched").unwrap();
+    let link = |name: &str| {
+        let path = partial.join(name);
+        let _ = std::fs::rename(&path, dir.path().join("kept"));
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        path
+    };
+    let refused = |path: &Path, why: &str| {
+        let error = case.resume(&out).unwrap_err().to_string();
+        assert!(error.starts_with(&path.display().to_string()) && error.contains(why), "{error}");
+        assert_eq!(std::fs::read(&victim).unwrap(), b"untouched");
+        assert!(path.symlink_metadata().is_ok());
+    };
+    let stranger = partial.join("bundle/stranger");
+    std::fs::write(&stranger, "mine").unwrap();
+    refused(&stranger, "is no file of the bundle that is made here; remove it");
+    std::fs::remove_file(stranger).unwrap();
+    for (name, why) in [
+        ("bundle/dense-000.bin", "is no file of the bundle"),
+        ("bundle/config.json", "is no file of the bundle"),
+        ("ledger.jsonl", "symbolic link"),
+    ] {
+        let linked = link(name);
+        refused(&linked, why);
+        std::fs::remove_file(&linked).unwrap();
+        let _ = std::fs::rename(dir.path().join("kept"), &linked);
+    }
+    let moved = dir.path().join("moved");
+    std::fs::rename(&partial, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &partial).unwrap();
+    refused(&partial, "expected a directory, found a file or a link");
+    std::fs::remove_file(&partial).unwrap();
+    std::fs::rename(&moved, &partial).unwrap();
+    case.resume(&out).unwrap();
+}
+
+#[test]
 fn one_conversion_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
@@ -202,8 +259,8 @@ fn a_ledger_that_cannot_be_read_is_left_alone() {
     let text = std::fs::read_to_string(&ledger).unwrap();
     for (line, expected) in [
         ("garbage\n", "the first line of its ledger cannot be read: "),
-        ("{\"ledger\":1,\"other\":2}\n", "expected a ledger of version 3, found 1"),
-        ("{\"ledger\":3,\"other\":2}\n", "the first line of its ledger cannot be read: "),
+        ("{\"ledger\":1,\"other\":2}\n", "expected a ledger of version 4, found 1"),
+        ("{\"ledger\":4,\"other\":2}\n", "the first line of its ledger cannot be read: "),
     ] {
         std::fs::write(&ledger, line).unwrap();
         let before = contents(&partial);

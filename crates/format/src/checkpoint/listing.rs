@@ -10,6 +10,7 @@ use super::header::refuse_pointer;
 use super::index::INDEX_NAME;
 use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
+use crate::manifest::{EXPERTS_DIR, MANIFEST_FILE, REPORT_FILE};
 
 /// Directories of tools, not of the model.
 const TOOL_DIRECTORIES: &[&str] =
@@ -60,6 +61,17 @@ enum Fate {
     Copied,
     Skipped(String),
     Entered,
+}
+
+/// Whether a bundle has something of its own where a file, or a directory, of this path would be
+/// copied to: it has shards in `experts`, so that may be a directory.
+fn is_own(path: &str, directory: bool) -> bool {
+    let shards = match path.rsplit_once('.') {
+        Some((stem, "bin")) => stem.starts_with("dense-") || stem.starts_with("experts/"),
+        _ => false,
+    };
+    let file = shards || [MANIFEST_FILE, REPORT_FILE].contains(&path);
+    file || (path == EXPERTS_DIR && !directory)
 }
 
 /// Why a file is nobody's model, whoever put it there; none for any other.
@@ -132,6 +144,9 @@ impl Checkpoint {
         };
         let last = name.rsplit('/').next().unwrap_or(name);
         Ok(match () {
+            () if is_own(name, target.is_dir()) => {
+                Fate::Skipped("the bundle has a file of its own with this name".to_owned())
+            }
             () if target.is_dir() && link => Fate::Skipped("a link to a directory".to_owned()),
             () if target.is_dir() && TOOL_DIRECTORIES.contains(&last) => {
                 Fate::Skipped("a tool's directory".to_owned())

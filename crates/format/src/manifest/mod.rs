@@ -33,6 +33,8 @@ pub const VERSION: u32 = 1;
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// The conversion report's name in the bundle.
 pub const REPORT_FILE: &str = "report.json";
+/// The bundle's directory of the files that hold experts.
+pub const EXPERTS_DIR: &str = "experts";
 /// Shards start on multiples of this unless the user says otherwise: the page of iOS and of
 /// Android's larger setting, and a multiple of what direct I/O wants.
 pub const DEFAULT_ALIGNMENT: u64 = 16 * 1024;
