@@ -112,7 +112,7 @@ fn settings_that_mean_nothing() {
     );
     scratch.refused(
         "run out --prompt-file ckpt/tokenizer.json --context 16",
-        "error: the prompt has 25126 tokens: expected at most 16, as --context says",
+        "error: ckpt/tokenizer.json: the prompt has more than 16 tokens: expected at most 16, as --context says",
     );
 }
 

@@ -5,16 +5,12 @@ use std::sync::Arc;
 
 use shardwright_convert::Calibration;
 use shardwright_convert::calibrate::{Corpus, SavedStatistics};
-use shardwright_format::io::read_required;
+use shardwright_format::manifest;
 use shardwright_format::weights::Weights;
-use shardwright_format::{manifest, prose};
 
 use crate::args::{CalibrationArgs, CalibrationTextArgs};
 use crate::failure::Failure;
 use crate::say;
-
-/// Largest text that is read: a calibration takes a few megabytes.
-const TEXT_LIMIT: u64 = 1 << 30;
 
 /// What the options name, opened.
 #[derive(Debug)]
@@ -71,16 +67,15 @@ pub fn corpus(
     text: &Path,
     args: CalibrationTextArgs,
 ) -> Result<Corpus, Failure> {
-    let bytes = read_required(text, TEXT_LIMIT)?;
-    let string = prose::decode(text, bytes)?;
-    if let Some(note) = prose::note(&string) {
-        say::line(&format!("note: {}: {note}", text.display()));
-    }
     let (limit, window) = (args.calibration_tokens, args.calibration_window as usize);
     if limit < window {
         return Err(Failure::new(format!(
             "--calibration-tokens: expected at least {window}, one window, found {limit}"
         )));
     }
-    Ok(Corpus::new(Arc::clone(source), (text, &string), limit, window)?)
+    let (corpus, note) = Corpus::new(Arc::clone(source), text, limit, window)?;
+    if let Some(note) = note {
+        say::line(&format!("note: {}: {note}", text.display()));
+    }
+    Ok(corpus)
 }

@@ -1,36 +1,167 @@
 //! Texts that people give: prompts, and what is calibrated on and predicted.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use crate::error::{FormatError, Result};
+use crate::text::Lines;
 
-/// The text in `bytes`, without a byte order mark.
-///
-/// # Errors
-/// Any encoding but UTF-8, named as far as its bytes tell it, with the command that changes it.
-pub fn decode(path: &Path, bytes: Vec<u8>) -> Result<String> {
-    let wide = match bytes.get(..2) {
-        Some([0xff, 0xfe]) => Some("UTF-16LE"),
-        Some([0xfe, 0xff]) => Some("UTF-16BE"),
-        _ => zeros(&bytes),
-    };
-    if let Some(name) = wide {
-        return Err(refused(path, "UTF-16", name));
+/// Bytes read at a time.
+const BLOCK: usize = 64 << 10;
+/// Bytes by which an encoding is told.
+const HEAD: usize = 1024;
+
+/// A text that is read a part at a time: UTF-8 without a byte order mark.
+#[derive(Debug)]
+pub struct Reader<R> {
+    path: PathBuf,
+    source: R,
+    /// Bytes of a character that is not whole yet.
+    rest: Vec<u8>,
+    /// Bytes of the file before them.
+    at: usize,
+    ended: bool,
+    ends: LineEnds,
+}
+
+impl Reader<File> {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// What is no regular file, which could be read without end or only once.
+    pub fn open(path: &Path) -> Result<Self> {
+        let io = |e| FormatError::io(path, e);
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
+            return Err(FormatError::file(path, "expected a regular file"));
+        }
+        Ok(Self::new(path, File::open(path).map_err(io)?))
     }
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        let found = format!("byte {:#04x} at {at}, as in Latin-1", e.as_bytes()[at]);
-        refused(path, &found, "LATIN1")
-    })?;
-    Ok(text
-        .strip_prefix('\u{feff}')
-        .map(str::to_owned)
-        .unwrap_or(text))
+}
+
+impl<R: Read> Reader<R> {
+    /// A text from `source`; errors name `path`.
+    pub fn new(path: &Path, source: R) -> Self {
+        let (path, rest, ends) = (path.to_owned(), Vec::new(), LineEnds::default());
+        Self { path, source, rest, at: 0, ended: false, ends }
+    }
+
+    /// Appends about `bytes` more of the text; `false` once it has ended.
+    ///
+    /// # Errors
+    /// Any encoding but UTF-8, named as far as its bytes tell it, with the command that changes it; what the
+    /// operating system refuses.
+    pub fn read(&mut self, text: &mut String, bytes: usize) -> Result<bool> {
+        let (before, first) = (text.len(), self.at == 0);
+        // What tells the encoding is looked at together; a character has up to four bytes.
+        let wanted = if first { bytes.max(HEAD) } else { bytes.max(4) };
+        while !self.ended && self.rest.len() < wanted {
+            let block = (wanted - self.rest.len()).min(BLOCK) as u64;
+            let read = self.source.by_ref().take(block).read_to_end(&mut self.rest);
+            self.ended = read.map_err(|e| FormatError::io(&self.path, e))? < block as usize;
+        }
+        if first {
+            self.check_head()?;
+        }
+        let valid = match std::str::from_utf8(&self.rest) {
+            Ok(_) => self.rest.len(),
+            // A character that goes on in the next block.
+            Err(e) if e.error_len().is_none() && !self.ended => e.valid_up_to(),
+            Err(e) => {
+                let (byte, at) = (self.rest[e.valid_up_to()], self.at + e.valid_up_to());
+                let found = format!("byte {byte:#04x} at {at}, as in Latin-1");
+                return Err(refused(&self.path, &found, "LATIN1"));
+            }
+        };
+        text.push_str(std::str::from_utf8(&self.rest[..valid]).unwrap_or_default());
+        self.rest.drain(..valid);
+        self.at += valid;
+        if first && text[before..].starts_with('\u{feff}') {
+            text.replace_range(before..before + 3, "");
+        }
+        self.ends.add(&text[before..]);
+        Ok(!self.ended || !self.rest.is_empty())
+    }
+
+    fn check_head(&self) -> Result<()> {
+        let wide = match self.rest.get(..2) {
+            Some([0xff, 0xfe]) => Some("UTF-16LE"),
+            Some([0xfe, 0xff]) => Some("UTF-16BE"),
+            _ => zeros(&self.rest),
+        };
+        wide.map_or(Ok(()), |name| Err(refused(&self.path, "UTF-16", name)))
+    }
+
+    /// Why what was read so far may surprise.
+    pub fn note(&self) -> Option<&'static str> {
+        self.ends.note()
+    }
+}
+
+/// How lines end.
+#[derive(Debug, Default)]
+struct LineEnds {
+    all: usize,
+    both: usize,
+    /// The text so far ends in CR.
+    cr: bool,
+}
+
+impl LineEnds {
+    fn add(&mut self, text: &str) {
+        self.all += text.matches('\n').count();
+        self.both += text.matches("\r\n").count() + usize::from(self.cr && text.starts_with('\n'));
+        self.cr = if text.is_empty() { self.cr } else { text.ends_with('\r') };
+    }
+
+    fn note(&self) -> Option<&'static str> {
+        (self.all > 0 && self.all == self.both).then_some(
+            "lines end in CRLF throughout, which are other tokens than LF; models have seen the latter",
+        )
+    }
+}
+
+/// What is known of a whole text that is not kept.
+#[derive(Clone, Debug)]
+pub struct Digest {
+    /// Hash of its bytes, without a byte order mark.
+    pub blake3: blake3::Hash,
+    /// So many.
+    pub bytes: u64,
+    /// Its smallest [`crate::text::line_hashes`].
+    pub lines: Vec<u64>,
+    /// Why it may surprise.
+    pub note: Option<&'static str>,
+}
+
+impl Digest {
+    /// Reads a file through, a block at a time, for it and at most `lines` hashes of lines.
+    ///
+    /// # Errors
+    /// As [`Reader::open`] and [`Reader::read`]; a text of more than `limit` bytes.
+    pub fn of(path: &Path, limit: u64, lines: usize) -> Result<Self> {
+        let (mut reader, mut text) = (Reader::open(path)?, String::new());
+        let (mut hasher, mut lines, mut bytes) = (blake3::Hasher::new(), Lines::new(lines), 0);
+        let mut more = true;
+        while more {
+            text.clear();
+            more = reader.read(&mut text, BLOCK)?;
+            hasher.update(text.as_bytes());
+            lines.push(&text);
+            bytes += text.len() as u64;
+            if bytes > limit {
+                let detail = format!("expected at most {limit} bytes, found more");
+                return Err(FormatError::file(path, detail));
+            }
+        }
+        let blake3 = hasher.finalize();
+        Ok(Self { blake3, bytes, lines: lines.finish(), note: reader.note() })
+    }
 }
 
 /// UTF-16 without a mark: every other byte of mostly western text is zero.
 fn zeros(bytes: &[u8]) -> Option<&'static str> {
-    let first = &bytes[..bytes.len().min(1024)];
+    let first = &bytes[..bytes.len().min(HEAD)];
     let zeros = |from: usize| {
         first
             .iter()
@@ -56,20 +187,26 @@ fn refused(path: &Path, found: &str, name: &str) -> FormatError {
 
 /// Why a text may surprise: lines that end in two characters are other tokens.
 pub fn note(text: &str) -> Option<&'static str> {
-    let (all, both) = (text.matches('\n').count(), text.matches("\r\n").count());
-    (all > 0 && all == both).then_some(
-        "lines end in CRLF throughout, which are other tokens than LF; models have seen the latter",
-    )
+    let mut ends = LineEnds::default();
+    ends.add(text);
+    ends.note()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The text, read so many bytes at a time.
+    fn read(bytes: &[u8], size: usize) -> Result<(String, Option<&'static str>)> {
+        let (mut reader, mut text) = (Reader::new(Path::new("t"), bytes), String::new());
+        while reader.read(&mut text, size)? {}
+        Ok((text, reader.note()))
+    }
+
     fn refusal(bytes: &[u8]) -> String {
-        decode(Path::new("t"), bytes.to_vec())
-            .unwrap_err()
-            .to_string()
+        let errors = [1, 3, 1 << 20].map(|size| read(bytes, size).unwrap_err().to_string());
+        assert!(errors.iter().all(|error| *error == errors[0]), "{errors:?}");
+        errors[0].clone()
     }
 
     #[test]
@@ -88,10 +225,23 @@ mod tests {
 
     #[test]
     fn a_mark_is_no_text_and_crlf_is_noted() {
-        let text = |bytes: &[u8]| decode(Path::new("t"), bytes.to_vec()).unwrap();
+        let text = |bytes: &[u8]| read(bytes, 1).unwrap().0;
         assert_eq!(text(b"\xef\xbb\xbfabc"), "abc");
         assert_eq!(text(b"a\0b"), "a\0b");
         assert!(note("a\r\nb\r\n").is_some());
         assert!(note("a\r\nb\n").is_none() && note("a").is_none());
+    }
+
+    #[test]
+    fn parts_are_the_whole_wherever_they_end() {
+        let text = "naïve — 日本 🙂\r\n".repeat(500);
+        let marked = format!("\u{feff}{text}");
+        for size in [1, 2, 3, 5, 1023, 1025, 1 << 20] {
+            let (found, note) = read(marked.as_bytes(), size).unwrap();
+            assert!(found == text && note.is_some(), "{size}");
+        }
+        let late = [text.as_bytes(), b"caf\xe9"].concat();
+        assert!(refusal(&late).contains(&format!("byte 0xe9 at {}", late.len() - 1)));
+        assert_eq!(read(b"", 5).unwrap().0, "");
     }
 }

@@ -14,13 +14,17 @@ pub(crate) mod streams;
 use std::path::Path;
 use std::sync::Arc;
 
-use shardwright_format::manifest::{self, LineHashes};
+use shardwright_format::manifest::{self, LineHashes, MAX_CALIBRATION_LINES};
+use shardwright_format::prose::{Digest, Reader};
 use shardwright_format::weights::Weights;
 use shardwright_runtime::text::Tokenizer;
 
 use crate::error::{ConvertError, Result};
 pub use observe::{Keep, Observation, observe};
 pub use saved::SavedStatistics;
+
+/// Longest text that is read: a calibration takes a few megabytes.
+const TEXT_LIMIT: u64 = 1 << 30;
 
 /// A text to calibrate with, and the checkpoint to run it through.
 #[derive(Debug)]
@@ -36,18 +40,23 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// The first `limit` tokens of `text`, as many as make whole windows.
+    /// The first `limit` tokens of the text in the file `path`, as many as make whole windows; and why the text
+    /// may surprise. The text is read through for its hashes, and none of it kept.
     ///
     /// # Errors
-    /// A checkpoint without a tokenizer, a text shorter than a window.
+    /// A checkpoint without a tokenizer, a text that cannot be read or is shorter than a window.
     pub fn new(
         original: Arc<Weights>,
-        (path, text): (&Path, &str),
+        path: &Path,
         limit: usize,
         window: usize,
-    ) -> Result<Self> {
-        let mut tokens = Tokenizer::open(&original)?.encode(text, false)?;
-        let found = tokens.len().min(limit);
+    ) -> Result<(Self, Option<&'static str>)> {
+        let digest = Digest::of(path, TEXT_LIMIT, MAX_CALIBRATION_LINES)?;
+        let (tokenizer, mut reader) = (Tokenizer::open(&original)?, Reader::open(path)?);
+        let whole = limit - limit % window;
+        let more = &mut |text: &mut String, bytes| reader.read(text, bytes);
+        let mut tokens = tokenizer.read(more, whole, false)?;
+        let found = tokens.len();
         tokens.truncate(found - found % window);
         if tokens.is_empty() {
             let path = path.display();
@@ -56,12 +65,12 @@ impl Corpus {
             )));
         }
         let record = manifest::Calibration {
-            text_blake3: Some(blake3::hash(text.as_bytes()).into()),
+            text_blake3: Some(digest.blake3.into()),
             tokens: tokens.len() as u64,
             window: window as u32,
             statistics_blake3: None,
-            line_hashes: LineHashes::from_text(text),
+            line_hashes: LineHashes::from(digest.lines),
         };
-        Ok(Self { original, tokens, window, record })
+        Ok((Self { original, tokens, window, record }, digest.note))
     }
 }

@@ -63,16 +63,16 @@ impl LineHashes {
         self.0.is_empty()
     }
 
-    /// How many distinct lines of `text` are among the lines, and how many could be told: with
-    /// less than [`MAX_CALIBRATION_LINES`] hashes that is all, else those with a small hash.
-    pub fn shared_with(&self, text: &str) -> SharedLines {
+    /// How many of a text's lines, by their [`line_hashes`], are among the lines, and how many could be told:
+    /// with less than [`MAX_CALIBRATION_LINES`] hashes that is all, else those with a small hash.
+    pub fn shared_with(&self, lines: &[u64]) -> SharedLines {
         let full = self.0.len() >= MAX_CALIBRATION_LINES;
         let last = self.0.last().filter(|_| full).copied();
         let mut shared = SharedLines::default();
-        for hash in line_hashes(text, usize::MAX) {
-            if last.is_none_or(|last| hash <= last) {
+        for hash in lines {
+            if last.is_none_or(|last| *hash <= last) {
                 shared.compared += 1;
-                shared.shared += u64::from(self.0.binary_search(&hash).is_ok());
+                shared.shared += u64::from(self.0.binary_search(hash).is_ok());
             }
         }
         shared
@@ -92,6 +92,16 @@ impl SharedLines {
     /// Share of the lines looked up that were found; 0 of none.
     pub fn fraction(&self) -> f64 {
         self.shared as f64 / self.compared.max(1) as f64
+    }
+}
+
+impl From<Vec<u64>> for LineHashes {
+    /// Those of [`line_hashes`]; of more than [`MAX_CALIBRATION_LINES`], the smallest.
+    fn from(mut hashes: Vec<u64>) -> Self {
+        hashes.sort_unstable();
+        hashes.dedup();
+        hashes.truncate(MAX_CALIBRATION_LINES);
+        Self(hashes)
     }
 }
 
@@ -148,6 +158,10 @@ mod tests {
         lines.join("\n")
     }
 
+    fn with(hashes: &LineHashes, text: &str) -> SharedLines {
+        hashes.shared_with(&line_hashes(text, usize::MAX))
+    }
+
     fn read(hex: &str) -> Result<LineHashes, String> {
         LineHashes::try_from(hex.to_owned())
     }
@@ -172,21 +186,21 @@ mod tests {
     #[test]
     fn shared_lines_are_counted() {
         let hashes = LineHashes::from_text(&lines(0..100));
-        let shared = hashes.shared_with(&lines(90..110));
+        let shared = with(&hashes, &lines(90..110));
         assert_eq!(shared, SharedLines { shared: 10, compared: 20 });
         assert!((shared.fraction() - 0.5).abs() < 1e-15);
-        assert_eq!(LineHashes::default().shared_with("").fraction(), 0.0);
+        assert_eq!(with(&LineHashes::default(), "").fraction(), 0.0);
     }
 
     #[test]
     fn of_a_long_text_a_sample_is_compared() {
         let hashes = LineHashes::from_text(&lines(0..3 * 4096));
         assert_eq!(hashes.as_slice().len(), MAX_CALIBRATION_LINES);
-        let shared = hashes.shared_with(&lines(0..2 * 4096));
+        let shared = with(&hashes, &lines(0..2 * 4096));
         // A third of the lines, all of them shared.
         assert_eq!(shared.shared, shared.compared);
         assert!((2000..3500).contains(&shared.compared), "{shared:?}");
-        let other = hashes.shared_with(&lines(100_000..101_000));
+        let other = with(&hashes, &lines(100_000..101_000));
         assert!(other.shared == 0 && other.compared > 200, "{other:?}");
     }
 }

@@ -2,12 +2,15 @@
 //! needs it.
 
 mod chat;
+mod cut;
 mod guard;
+mod reading;
 mod sampler;
 mod stream;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
+pub use reading::{LARGEST_WINDOW, More};
 pub use sampler::{Sampler, Sampling};
 pub use stream::TextStream;
 pub use tokenizer::Tokenizer;

@@ -1,19 +1,24 @@
 //! Text to tokens and back, as a `tokenizer.json` says.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use shardwright_format::checkpoint::TOKENIZER_NAME;
 use shardwright_format::io::TOKENIZER_LIMIT;
 use shardwright_format::weights::Weights;
 
+use super::cut::Cuts;
 use super::guard::{check_charsmaps, guarded};
+
 use crate::error::{Result, RuntimeError};
 
 /// The tokenizer of a checkpoint or bundle.
 #[derive(Debug)]
 pub struct Tokenizer {
-    path: PathBuf,
-    inner: tokenizers::Tokenizer,
+    pub(super) path: PathBuf,
+    pub(super) inner: tokenizers::Tokenizer,
+    /// Safe places, worked out when a text is first too long to tokenize at once.
+    pub(super) safe: OnceLock<Option<Cuts>>,
 }
 
 impl Tokenizer {
@@ -47,19 +52,7 @@ impl Tokenizer {
             .with_truncation(None)
             .map(|inner| inner.with_padding(None));
         kept.map_err(|e| RuntimeError::tokenizer(path, e.to_string()))?;
-        Ok(Self { path: path.to_owned(), inner })
-    }
-
-    /// The tokens of `text`; with `special`, those that the tokenizer puts around a text too.
-    ///
-    /// # Errors
-    /// Text that the tokenizer refuses.
-    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encode = || self.inner.encode(text, special).map_err(|e| e.to_string());
-        let encoding = guarded(encode).unwrap_or_else(unusable).map_err(|e| {
-            RuntimeError::tokenizer(&self.path, format!("cannot encode the text: {e}"))
-        })?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(Self { path: path.to_owned(), inner, safe: OnceLock::new() })
     }
 
     /// The text of `tokens`, special ones left out.
@@ -94,6 +87,6 @@ impl Tokenizer {
 }
 
 /// What is said of a tokenizer over which the library panicked.
-fn unusable<T>() -> Result<T, String> {
+pub(super) fn unusable<T>() -> Result<T, String> {
     Err("the tokenizer contradicts itself".to_owned())
 }

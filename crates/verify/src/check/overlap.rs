@@ -1,33 +1,35 @@
 //! Is the text one that the bundle was fitted to?
 
 use std::fmt;
-use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use shardwright_format::io::{INDEX_LIMIT, read_required};
 use shardwright_format::manifest::{Calibration, Hash, REPORT_FILE, SharedLines};
+use shardwright_format::prose::Digest;
 use shardwright_format::report::CalibrationReport;
-use shardwright_format::{FormatError, Manifest, prose};
+use shardwright_format::{FormatError, Manifest};
 
 use crate::check::finding::{Finding, Kind};
 use crate::error::Result;
 
-/// A text to predict.
+/// Lines of a text that are looked up at most, those with the smallest hashes: a sample of a longer one.
+const LINES: usize = 1 << 16;
+
+/// A text to predict: what is known of it before it is read for its tokens.
 pub(crate) struct Text<'a> {
     pub(crate) path: &'a Path,
-    pub(crate) content: String,
+    pub(crate) bytes: u64,
     pub(crate) blake3: Hash,
+    lines: Vec<u64>,
 }
 
 impl<'a> Text<'a> {
     /// # Errors
     /// What is no readable text.
     pub(crate) fn read(path: &'a Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(|e| FormatError::io(path, e))?;
-        let content = prose::decode(path, bytes)?;
-        let blake3 = blake3::hash(content.as_bytes()).into();
-        Ok(Self { path, content, blake3 })
+        let Digest { blake3, bytes, lines, .. } = Digest::of(path, u64::MAX, LINES)?;
+        Ok(Self { path, bytes, blake3: blake3.into(), lines })
     }
 }
 
@@ -95,7 +97,7 @@ pub(crate) fn look_up(
     let note = (text.is_some() && !known).then(|| unknown.to_owned());
     let shared = text
         .filter(|_| known)
-        .map(|text| calibration.line_hashes.shared_with(&text.content));
+        .map(|text| calibration.line_hashes.shared_with(&text.lines));
     let record = CalibrationRecord {
         text_blake3: calibration.text_blake3,
         statistics_blake3: calibration.statistics_blake3,

@@ -2,6 +2,7 @@
 
 use shardwright_format::checkpoint::TOKENIZER_NAME;
 use shardwright_format::io::TOKENIZER_LIMIT;
+use shardwright_format::prose::Reader;
 use shardwright_runtime::text::Tokenizer;
 
 use crate::check::divergence::{EvalWindows, Party};
@@ -37,7 +38,12 @@ pub(crate) fn read(
     };
     let tokenizer = open(reference)?;
     let encode = |tokenizer: &Tokenizer, party: &Party<'_>| {
-        let tokens = tokenizer.encode(&text.content, false);
+        let mut reader = Reader::open(text.path)?;
+        let mut more = |text: &mut String, bytes| reader.read(text, bytes);
+        let most = windows
+            .limit
+            .map_or(usize::MAX, |limit| limit.saturating_mul(windows.window));
+        let tokens = tokenizer.read(&mut more, most, false);
         tokens.map_err(VerifyError::of_model(party.name))
     };
     let tokens = encode(&tokenizer, reference)?;

@@ -198,7 +198,7 @@ pub struct TextRecord {
     pub blake3: Hash,
     /// Its size in bytes.
     pub bytes: u64,
-    /// Its tokens, of which whole windows are used.
+    /// Tokens of it that were read.
     pub tokens: u64,
 }
 

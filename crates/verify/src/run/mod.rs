@@ -278,7 +278,7 @@ fn predict(
     let record = TextRecord {
         name: last(text.path),
         blake3: text.blake3,
-        bytes: text.content.len() as u64,
+        bytes: text.bytes,
         tokens: read.tokens.len() as u64,
     };
     let VerifyRequest { windows, threads, .. } = *request;

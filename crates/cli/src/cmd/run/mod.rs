@@ -1,11 +1,10 @@
 //! `run`: text from a bundle or a checkpoint, inside a memory budget.
 
 mod chat;
+mod prompt;
 mod report;
 mod session;
 
-use std::io::Read;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -67,14 +66,21 @@ impl<'a> Task<'a> {
     /// One text after one prompt.
     fn once(self, weights: Weights, chat: Option<Conversation<'_>>) -> Result<(), Failure> {
         let (args, output, started) = (self.args, self.output, Instant::now());
-        let text = prompt_text(args)?;
         let ends = self.ends(&weights, chat.as_ref());
-        let prompt = match chat {
-            Some(mut chat) => chat.ask(text.as_str())?,
-            None => self.tokenizer.encode(&text, true)?,
+        let (prompt, note) = match (chat, &args.prompt_file) {
+            (Some(mut chat), file) => {
+                let (text, note) = prompt::message(args.prompt.as_deref(), file.as_deref())?;
+                (chat.ask(text)?, note)
+            }
+            (None, Some(file)) => prompt::tokens(self.tokenizer, file, args.context)?,
+            (None, None) => {
+                let text = args.prompt.as_deref().unwrap_or_default();
+                (self.tokenizer.encode(text, true)?, prose::note(text))
+            }
         };
         let options = options(args, &prompt)?;
-        let notes = notes(&weights, args, &text, &prompt);
+        let mut notes = notes(&weights, args, &prompt);
+        notes.extend(note.map(|note| format!("the prompt: {note}")));
         if !output.quiet && !output.json {
             for note in &notes {
                 say::line(&format!("note: {note}"));
@@ -124,20 +130,8 @@ impl<'a> Task<'a> {
     }
 }
 
-fn prompt_text(args: &RunArgs) -> Result<String, Failure> {
-    let Some(path) = &args.prompt_file else { return Ok(args.prompt.clone().unwrap_or_default()) };
-    let named = |e: std::io::Error| Failure::new(format!("{}: {e}", path.display()));
-    let mut bytes = Vec::new();
-    if path == Path::new("-") {
-        std::io::stdin().read_to_end(&mut bytes).map_err(named)?;
-    } else {
-        bytes = std::fs::read(path).map_err(named)?;
-    }
-    Ok(prose::decode(path, bytes)?)
-}
-
 /// What may surprise in a prompt for a model, a line each.
-fn notes(weights: &Weights, args: &RunArgs, text: &str, prompt: &[u32]) -> Vec<String> {
+fn notes(weights: &Weights, args: &RunArgs, prompt: &[u32]) -> Vec<String> {
     let mut notes = match weights.checkpoint() {
         Some((checkpoint, _)) => checkpoint.notes().to_vec(),
         None => Vec::new(),
@@ -167,7 +161,6 @@ fn notes(weights: &Weights, args: &RunArgs, text: &str, prompt: &[u32]) -> Vec<S
                 .to_owned(),
         );
     }
-    notes.extend(prose::note(text).map(|note| format!("the prompt: {note}")));
     notes
 }
 

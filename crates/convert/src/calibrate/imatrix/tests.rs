@@ -99,8 +99,7 @@ fn places_are_those_that_llama_saw() {
     let (checkpoint, inventory) = model("fixture-2m");
     let original = Weights::from_checkpoint(checkpoint, inventory);
     let text = fixture("text/evaluation.txt");
-    let string = std::fs::read_to_string(&text).unwrap();
-    let corpus = Corpus::new(original.into(), (&text, &string), 96, 32).unwrap();
+    let corpus = Corpus::new(original.into(), &text, 96, 32).unwrap().0;
     let seen = observe(&corpus, Keep::Diagonal, 2, &AtomicBool::new(false), &|_| {}).unwrap();
     for (key, hessian) in mapped("gguf").inputs {
         if key.expert.is_some() {
