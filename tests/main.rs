@@ -15,6 +15,7 @@ mod harness;
 mod pack;
 mod parts;
 mod reader;
+mod requantize;
 mod rings;
 mod run;
 mod skeletons;

@@ -28,6 +28,21 @@ pub fn model(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
     checkpoint(path, arch)
 }
 
+/// Opens what a conversion reads and finds out what its tensors are for: a checkpoint, or a bundle whose
+/// matrices are quantized again.
+///
+/// # Errors
+/// A path that is no sound model of a known architecture.
+pub fn source(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
+    check_model(path)?;
+    if !Bundle::is_bundle(path) {
+        return checkpoint(path, arch);
+    }
+    let bundle = Bundle::open(path)?;
+    let inventory = Inventory::from_bundle(&bundle)?;
+    Ok(Weights::from_checkpoint(Checkpoint::from_bundle(&bundle)?, inventory))
+}
+
 /// Opens a model that is no bundle and finds out what its tensors are for.
 ///
 /// # Errors
@@ -61,9 +76,7 @@ pub fn check_checkpoint(path: &Path) -> Result<(), Failure> {
     check_model(path)?;
     if Bundle::is_bundle(path) {
         let message = format!("{}: expected a checkpoint, found a bundle", path.display());
-        let why =
-            "codes that were quantized once would lose more: take the model that it was made from";
-        return Err(Failure::new(message).help(why));
+        return Err(Failure::new(message).help("take the model that it was made from"));
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ pub struct Planned {
 /// # Errors
 /// A checkpoint or recipe that is refused.
 pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
-    let mut weights = inputs::checkpoint(&args.checkpoint, &args.arch)?;
+    let mut weights = inputs::source(&args.checkpoint, &args.arch)?;
     if let Some(layers) = &args.layers {
         weights = weights.excerpt(layers.clone())?;
     }

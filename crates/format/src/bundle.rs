@@ -108,11 +108,11 @@ impl Bundle {
         let parts = row_parts(entry, &rows).map_err(|detail| {
             FormatError::file(shard.file.path(), format!("{unit} {}: {detail}", entry.role))
         })?;
-        buf.resize(self.fits(unit, parts.iter().map(|part| part.len).sum())?);
+        buf.resize(self.fits(unit, parts.iter().map(|part| part.end - part.start).sum())?);
         let mut out = buf.as_mut_slice();
-        for RowPart { start, len } in parts {
-            let (head, rest) = out.split_at_mut(len as usize);
-            shard.file.read_at(shard.extent.offset + start, head)?;
+        for part in parts {
+            let (head, rest) = out.split_at_mut((part.end - part.start) as usize);
+            shard.file.read_at(shard.extent.offset + part.start, head)?;
             out = rest;
         }
         Ok(())
@@ -125,13 +125,24 @@ impl Bundle {
     }
 
     fn locate(&self, unit: Unit) -> Result<Shard<'_>> {
-        let (name, extent, tensors) = self.find(unit).ok_or_else(|| {
-            FormatError::file(&self.root.join(MANIFEST_FILE), format!("the model has no {unit}"))
-        })?;
+        let (name, extent, tensors) = self.find(unit).ok_or_else(|| self.missing(unit))?;
         let file = self.files.get(name).ok_or_else(|| {
             FormatError::file(&self.root.join(name), "is not a shard file of the bundle")
         })?;
         Ok(Shard { file, extent, layout: UnitLayout { tensors: tensors.clone(), len: extent.len } })
+    }
+
+    /// The file that holds a unit, and where.
+    ///
+    /// # Errors
+    /// A unit that the model does not have.
+    pub(crate) fn place(&self, unit: Unit) -> Result<(&str, Extent)> {
+        let found = self.find(unit).ok_or_else(|| self.missing(unit))?;
+        Ok((found.0, found.1))
+    }
+
+    fn missing(&self, unit: Unit) -> FormatError {
+        FormatError::file(&self.root.join(MANIFEST_FILE), format!("the model has no {unit}"))
     }
 
     /// File name, place and tensors of a unit.
@@ -150,14 +161,8 @@ impl Bundle {
     }
 }
 
-/// Where some rows of one part of a tensor lie in its unit.
-struct RowPart {
-    start: u64,
-    len: u64,
-}
-
-/// Weight, scales and biases of `rows`.
-fn row_parts(entry: &TensorEntry, rows: &Range<u64>) -> Result<[RowPart; 3], String> {
+/// Where weight, scales and biases of `rows` lie in the unit.
+fn row_parts(entry: &TensorEntry, rows: &Range<u64>) -> Result<[Range<u64>; 3], String> {
     let outside = rows.start > rows.end || rows.end > entry.rows;
     if outside || entry.readable(rows) != *rows {
         let block = match entry.encoding.row_block() {
@@ -166,21 +171,12 @@ fn row_parts(entry: &TensorEntry, rows: &Range<u64>) -> Result<[RowPart; 3], Str
         };
         return Err(format!("rows: expected some of {}{block}, found {rows:?}", entry.rows));
     }
-    let parts = |rows| {
-        entry
-            .encoding
-            .parts(rows, entry.cols)
-            .map_err(|e| e.to_string())
-    };
-    let (whole, before, wanted) =
-        (parts(entry.rows)?, parts(rows.start)?, parts(rows.end - rows.start)?);
-    let scales = entry.offset + whole.weight;
-    let biases = scales + whole.scales;
-    Ok([
-        RowPart { start: entry.offset + before.weight, len: wanted.weight },
-        RowPart { start: scales + before.scales, len: wanted.scales },
-        RowPart { start: biases + before.biases, len: wanted.biases },
-    ])
+    let shape = [entry.rows, entry.cols];
+    let parts = entry
+        .encoding
+        .row_parts(shape, rows)
+        .map_err(|e| e.to_string())?;
+    Ok(parts.map(|part| entry.offset + part.start..entry.offset + part.end))
 }
 
 struct Shard<'a> {

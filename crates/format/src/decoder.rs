@@ -1,7 +1,7 @@
 //! How the values of a quantized tensor are made from what a checkpoint holds.
 
 use serde::{Deserialize, Serialize};
-use shardwright_quant::{Affine, Float, Ggml};
+use shardwright_quant::{Affine, Encoding, Float, Ggml};
 
 use crate::dtype::Dtype;
 
@@ -136,6 +136,13 @@ pub enum Decoder {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         less_one: bool,
     },
+    /// A matrix of a bundle, in an encoding of ours.
+    Bundle {
+        /// Its bytes: `weight | scales | biases`.
+        tensor: String,
+        /// Their encoding.
+        encoding: Encoding,
+    },
 }
 
 /// The names in a decoder, borrowed as it is, the main one first; the optional one apart.
@@ -154,7 +161,7 @@ macro_rules! names {
             Decoder::Awq { codes, zero_points, scales, .. } => {
                 (vec![codes, zero_points, scales], None)
             }
-            Decoder::Gguf { tensor, .. } => (vec![tensor], None),
+            Decoder::Gguf { tensor, .. } | Decoder::Bundle { tensor, .. } => (vec![tensor], None),
             Decoder::Nvfp4 { codes, scales, tensor_scale, .. } => {
                 (vec![codes, scales], tensor_scale.$borrow())
             }
@@ -215,18 +222,21 @@ impl Decoder {
     pub fn is_plain(&self) -> bool {
         match self {
             Self::Gguf { kind, .. } => kind.float().is_some(),
+            Self::Bundle { encoding, .. } => encoding.float().is_some(),
             Self::Heads { keys, values, .. } => keys.is_plain() && values.is_plain(),
             _ => false,
         }
     }
 
-    /// The affine encoding in which the codes mean the same, if there is one: with 16-bit scales,
-    /// of symmetric codes or with biases.
-    pub fn affine(&self) -> Option<Affine> {
+    /// The encoding in codes in which they mean the same, if there is one: affine with 16-bit scales,
+    /// of symmetric codes or with biases; that of a bundle.
+    pub fn codes(&self) -> Option<Encoding> {
         match *self {
+            Self::Bundle { encoding, .. } => Some(encoding).filter(|own| own.float().is_none()),
             Self::Packed { zero_points: None, bits, group_size, scale_dtype, .. }
             | Self::Mlx { bits, group_size, scale_dtype, .. } => {
-                Affine::new(bits, u16::try_from(group_size).ok()?, scale_dtype).ok()
+                let affine = Affine::new(bits, u16::try_from(group_size).ok()?, scale_dtype);
+                affine.ok().map(Encoding::Affine)
             }
             _ => None,
         }
@@ -252,6 +262,7 @@ impl Decoder {
             }
             Self::Awq { group_size, .. } => format!("awq int4 g{group_size}"),
             Self::Gguf { kind, .. } => kind.name().to_lowercase(),
+            Self::Bundle { encoding, .. } => encoding.label(),
         }
     }
 }

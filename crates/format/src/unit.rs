@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decoder::Decoder;
 use crate::role::Role;
-use shardwright_quant::{Affine, Encoding, EncodingError, Float};
+use shardwright_quant::{Encoding, EncodingError, Float};
 
 /// One separately readable piece of a model; in a bundle, one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -122,6 +122,9 @@ pub struct SourceView {
     /// those of the decoded tensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decoder: Option<Decoder>,
+    /// Where the bundle that it was read from had it from, if it was read from a bundle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Box<Self>>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
@@ -130,6 +133,14 @@ fn is_zero(value: &u64) -> bool {
 }
 
 impl SourceView {
+    /// All of a tensor of plain floats, row after row of `cols` values.
+    pub const fn whole(tensor: String, dtype: Float, shape: Vec<u64>, cols: u64) -> Self {
+        let (start, expert_stride) = (0, 0);
+        let (row_stride, col_stride) = (cols, 1);
+        let (decoder, origin) = (None, None);
+        Self { tensor, dtype, shape, start, row_stride, col_stride, expert_stride, decoder, origin }
+    }
+
     /// The view of one expert: its name and start filled in. A start past all numbers, which no
     /// valid manifest has, becomes the last one: it lies in no tensor.
     #[must_use]
@@ -138,6 +149,10 @@ impl SourceView {
         Self {
             tensor: named(&self.tensor),
             decoder: self.decoder.as_ref().map(|decoder| decoder.renamed(named)),
+            origin: self
+                .origin
+                .as_ref()
+                .map(|origin| Box::new(origin.of_expert(expert))),
             start: u64::from(expert)
                 .saturating_mul(self.expert_stride)
                 .saturating_add(self.start),
@@ -161,16 +176,17 @@ pub fn whole_matrix(shape: &[u64]) -> Option<[u64; 2]> {
 }
 
 impl SourceView {
-    /// The affine encoding that the source's own codes are in, if the view of `cols` columns is
-    /// one of whole rows of codes.
-    pub fn affine(&self, cols: u64) -> Option<Affine> {
-        let affine = self.decoder.as_ref()?.affine()?;
-        let whole = self.col_stride == 1
+    /// The encoding that the source's own codes are in, if the view of `cols` columns is one of whole
+    /// rows of codes.
+    pub fn codes(&self, cols: u64) -> Option<Encoding> {
+        let encoding = self.decoder.as_ref()?.codes()?;
+        let whole = cols > 0
+            && self.col_stride == 1
             && self.shape.last() == Some(&cols)
-            && cols.is_multiple_of(affine.group_size() as u64)
+            && encoding.parts(encoding.row_block(), cols).is_ok()
             && self.start.is_multiple_of(cols)
             && self.row_stride.is_multiple_of(cols);
-        (whole && cols > 0).then_some(affine)
+        whole.then_some(encoding)
     }
 
     /// The 16- or 32-bit type that stands for the source's: that of its values, or the upper half
@@ -214,9 +230,7 @@ impl TensorEntry {
     /// The fewest rows around `rows` that can be read alone: whole [`Encoding::row_block`]s, the
     /// last of which ends with the matrix.
     pub const fn readable(&self, rows: &Range<u64>) -> Range<u64> {
-        let block = self.encoding.row_block();
-        let end = rows.end.saturating_add(block - 1) / block * block;
-        rows.start / block * block..if end < self.rows { end } else { self.rows }
+        self.encoding.whole_rows(rows, self.rows)
     }
 
     /// Bytes that reading any one row takes: those of the rows it can only be read with.

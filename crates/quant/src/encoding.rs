@@ -1,5 +1,7 @@
 //! How a matrix is stored, and how many bytes that takes.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
@@ -344,6 +346,36 @@ impl Encoding {
             Self::Trellis(_) => Trellis::TILE_ROWS,
             _ => 1,
         }
+    }
+
+    /// The fewest rows around `rows` of a matrix of `total` that can be read alone: whole
+    /// [`Self::row_block`]s, the last of which ends with the matrix.
+    pub const fn whole_rows(self, rows: &Range<u64>, total: u64) -> Range<u64> {
+        let block = self.row_block();
+        let end = rows.end.saturating_add(block - 1) / block * block;
+        rows.start / block * block..if end < total { end } else { total }
+    }
+
+    /// Where weight, scales and biases of `rows`, [`Self::whole_rows`] of a matrix of `[total, cols]`,
+    /// lie in its bytes.
+    ///
+    /// # Errors
+    /// As [`Self::parts`].
+    pub fn row_parts(
+        self,
+        [total, cols]: [u64; 2],
+        rows: &Range<u64>,
+    ) -> Result<[Range<u64>; 3], EncodingError> {
+        let parts = |rows| self.parts(rows, cols);
+        let (whole, before) = (parts(total)?, parts(rows.start)?);
+        let wanted = parts(rows.end.saturating_sub(rows.start))?;
+        let (scales, biases) = (whole.weight, whole.weight + whole.scales);
+        let part = |start: u64, len: u64| start..start + len;
+        Ok([
+            part(before.weight, wanted.weight),
+            part(scales + before.scales, wanted.scales),
+            part(biases + before.biases, wanted.biases),
+        ])
     }
 
     /// Bits per weight, scales and biases included, those of rows left out.

@@ -10,7 +10,7 @@ use super::{ArchArgs, CalibrationTextArgs, ThreadArgs, help};
 #[derive(Debug, Args)]
 #[command(after_help = help::CALIBRATE)]
 pub struct CalibrateArgs {
-    /// Directory of a Hugging Face checkpoint: config.json and *.safetensors; or a GGUF file
+    /// Directory of a Hugging Face checkpoint: config.json and *.safetensors; a GGUF file; or a bundle
     pub checkpoint: PathBuf,
     /// Text to observe the model on
     pub text: PathBuf,

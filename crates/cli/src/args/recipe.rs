@@ -12,7 +12,7 @@ use crate::bytes;
 #[derive(Debug, Args)]
 #[command(after_help = help::PLAN)]
 pub struct PlanArgs {
-    /// Directory of a Hugging Face checkpoint: config.json and *.safetensors; or a GGUF file
+    /// Directory of a Hugging Face checkpoint: config.json and *.safetensors; a GGUF file; or a bundle
     pub checkpoint: PathBuf,
     /// Shards start on multiples of this: a power of two from 4KiB to 1MiB
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse, default_value = "16KiB")]

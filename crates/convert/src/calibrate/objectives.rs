@@ -146,16 +146,7 @@ mod tests {
 
     fn entry(role: Role) -> TensorEntry {
         let encoding = Encoding::Affine(Affine::new(4, 32, Float::F16).unwrap());
-        let source = SourceView {
-            tensor: role.name().to_owned(),
-            dtype: Float::F16,
-            shape: vec![8, 32],
-            start: 0,
-            row_stride: 32,
-            col_stride: 1,
-            expert_stride: 0,
-            decoder: None,
-        };
+        let source = SourceView::whole(role.name().to_owned(), Float::F16, vec![8, 32], 32);
         TensorEntry { role, encoding, rows: 8, cols: 32, offset: 0, source }
     }
 

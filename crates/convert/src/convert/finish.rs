@@ -24,6 +24,7 @@ pub fn finish(
     fill_shards(&mut manifest, finished)?;
     for (at, file) in manifest.checkpoint.files.iter_mut().enumerate() {
         file.blake3 = source.finalize(at)?;
+        check_source(source, at, file.blake3)?;
     }
     let mut shard_file = 0;
     for file in &mut manifest.files {
@@ -37,6 +38,18 @@ pub fn finish(
         };
     }
     Ok(writer.finish(&manifest)?)
+}
+
+/// Refuses a file that is not what the bundle that it belongs to says.
+fn check_source(source: &Source<'_>, at: usize, found: Hash) -> Result<()> {
+    let file = &source.checkpoint.files()[at];
+    match file.blake3.filter(|expected| *expected != found) {
+        None => Ok(()),
+        Some(expected) => {
+            let detail = format!("damaged: expected hash {expected}, found {found}");
+            Err(FormatError::file(file.file.path(), detail).into())
+        }
+    }
 }
 
 /// Copies a file of the checkpoint that must not have changed since it was planned.

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use shardwright_format::checkpoint::read_affine;
-use shardwright_quant::{Backend, Encoding, Matrix, PartsMut, QuantStats, widen};
+use shardwright_format::checkpoint::read_codes;
+use shardwright_quant::{Backend, Matrix, PartsMut, QuantStats, widen};
 
 use super::source::Reader;
 use crate::error::Result;
@@ -24,14 +24,13 @@ pub fn copied(
     decoded: &[u8],
 ) -> Result<Option<Copied>> {
     let (view, entry) = (&tensor.view, tensor.entry);
-    let own = view.affine(entry.cols).map(Encoding::Affine);
-    if own != Some(entry.encoding) {
+    if view.codes(entry.cols) != Some(entry.encoding) {
         return Ok(None);
     }
     let checkpoint = reader.source.checkpoint;
     let (count, cols) = ((rows.end - rows.start) as usize, entry.cols as usize);
     let mut fetch = |file, offset, out: &mut [u8]| reader.source.read_at(file, offset, out);
-    let bytes = read_affine(checkpoint, view, rows, entry.cols, &mut fetch)?;
+    let bytes = read_codes(checkpoint, view, rows, entry.cols, &mut fetch)?;
     let Some(bytes) = bytes else { return Ok(None) };
     let Ok(matrix) = Matrix::new(entry.encoding, count, cols, &bytes) else { return Ok(None) };
     let (mut wanted, mut found) = (vec![0.0; count * cols], vec![0.0; count * cols]);

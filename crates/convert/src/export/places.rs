@@ -25,7 +25,9 @@ impl Places {
 
     /// The place of a tensor of a unit.
     pub(super) fn view(&self, unit: Unit, entry: &TensorEntry) -> SourceView {
-        let mut view = unquantized(entry.in_unit(unit).source);
+        let source = entry.in_unit(unit).source;
+        let origin = source.origin.clone();
+        let mut view = unquantized(origin.map_or(source, |origin| *origin));
         if entry.role == Role::DeltaConv && view.shape == [entry.rows, entry.cols, 1] {
             // So MLX turns it, and where it does norms have one added, which they have not here. The
             // order of values is the same.

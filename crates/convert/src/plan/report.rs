@@ -5,7 +5,7 @@ use shardwright_format::Role;
 use shardwright_format::Unit;
 use shardwright_format::manifest::{Excerpt, Ignored};
 use shardwright_format::report::{CalibrationReport, LayerCoverage, LayerOutput};
-use shardwright_quant::{Encoding, Method, QuantStats};
+use shardwright_quant::{Method, QuantStats};
 
 use super::{
     FallbackUsed, OmittedExtra, Plan, PlannedTensor, Repacked, RuleMatch, SkippedFile, Summary,
@@ -268,8 +268,8 @@ fn output_error(stats: &QuantStats) -> Option<f64> {
 /// None for plain floats and for codes that were taken over.
 fn method_of(planned: &PlannedTensor<'_>, stats: &QuantStats) -> Option<Method> {
     let tensor = planned.entry;
-    let own = tensor.source.affine(tensor.cols).map(Encoding::Affine);
-    let copied = own == Some(tensor.encoding) && stats.sum_sq_error == 0.0;
+    let copied =
+        tensor.source.codes(tensor.cols) == Some(tensor.encoding) && stats.sum_sq_error == 0.0;
     (tensor.encoding.float().is_none() && !copied).then_some(planned.method)
 }
 

@@ -364,10 +364,13 @@ impl<'a> Resolver<'a> {
 /// The encoding that the source's codes are in, where a rule wishes for codes of as many bits:
 /// they are taken over in groups of their own size, and nothing is lost.
 fn own_codes(wanted: EncodingSpec, tensor: &TensorEntry) -> Option<Encoding> {
-    let affine = tensor.source.affine(tensor.cols)?;
-    match wanted {
-        EncodingSpec::Affine { bits, .. } if bits == affine.bits() => {
-            Some(Encoding::Affine(affine))
+    let own = tensor.source.codes(tensor.cols)?;
+    match (wanted, own) {
+        (EncodingSpec::Affine { bits, .. }, Encoding::Affine(affine)) => {
+            (bits == affine.bits()).then_some(own)
+        }
+        (EncodingSpec::Trellis(wanted), Encoding::Trellis(trellis)) => {
+            (wanted.bits() == trellis.bits()).then_some(own)
         }
         _ => None,
     }

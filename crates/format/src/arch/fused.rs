@@ -81,16 +81,7 @@ impl Fused<'_> {
     /// When the model has no such parts.
     pub(super) fn claims(&self, spec: &ModelSpec, layout: Layout) -> Result<Vec<Claim>, String> {
         let parts = Parts::new(self.row, self.layer, spec)?;
-        let whole = SourceView {
-            tensor: self.name.to_owned(),
-            dtype: self.info.dtype,
-            shape: self.info.shape.clone(),
-            start: 0,
-            row_stride: 0,
-            col_stride: 0,
-            expert_stride: 0,
-            decoder: self.info.decoder.clone(),
-        };
+        let whole = self.info.view(self.name, 0);
         let mut claims = Vec::new();
         for (shape, template) in parts.templates(self.row, layout, &whole) {
             for expert in 0..parts.experts.unwrap_or(1) as u32 {

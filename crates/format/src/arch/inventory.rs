@@ -231,16 +231,7 @@ impl<'a> Matching<'a> {
         }
         let [rows, cols] = whole_matrix(&info.shape)
             .ok_or_else(|| format!("shape {:?}: its columns leave 64 bits", info.shape))?;
-        let view = SourceView {
-            tensor: name.to_owned(),
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            start: 0,
-            row_stride: cols,
-            col_stride: 1,
-            expert_stride: 0,
-            decoder: info.decoder.clone(),
-        };
+        let view = info.view(name, cols);
         let tensor = TensorEntry::new(role, [rows, cols], view.dtype.into(), view);
         let empty = || (Vec::new(), row.reason.clone());
         self.extras.entry(unit).or_insert_with(empty).0.push(tensor);
@@ -272,17 +263,11 @@ impl<'a> Matching<'a> {
             return Ok(());
         }
         let template = SourceView {
-            tensor: template(name, unit),
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            start: 0,
-            row_stride: shape.cols,
-            col_stride: 1,
-            expert_stride: 0,
             decoder: info
                 .decoder
                 .as_ref()
                 .map(|d| d.renamed(|part| template(part, unit))),
+            ..info.view(&template(name, unit), shape.cols)
         };
         self.insert(Claim { unit, shape, template })
     }

@@ -15,6 +15,7 @@
 //! | `ignored` | names of tensors that no runtime needs, and why |
 //! | `_uncertain` | rows that a [`Draft`] is not certain of, and why: a table with any is refused |
 
+mod bundle;
 mod claim;
 mod config;
 mod draft;

@@ -11,6 +11,8 @@ use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, ReadFile, read_required};
+use crate::manifest::Hash;
+use crate::unit::SourceView;
 
 /// Configuration, headers and file handles.
 #[derive(Debug)]
@@ -70,7 +72,7 @@ impl Files {
     }
 }
 
-/// One `.safetensors` or GGUF file.
+/// One `.safetensors` or GGUF file, or one of a bundle's files of shards.
 #[derive(Debug)]
 pub struct CheckpointFile {
     /// Path from the checkpoint's directory.
@@ -79,6 +81,8 @@ pub struct CheckpointFile {
     pub file: ReadFile,
     /// The byte at which its data starts.
     pub header_len: u64,
+    /// The hash that it should have, if it is a bundle's.
+    pub blake3: Option<Hash>,
 }
 
 /// A tensor as a file holds it.
@@ -119,6 +123,12 @@ impl TensorInfo {
     pub fn values(&self) -> u64 {
         // No overflow: the header's check, or that of grouping, has multiplied them.
         self.shape.iter().product()
+    }
+
+    /// All of it, as the tensor `name`, row after row of `cols` values.
+    pub fn view(&self, name: &str, cols: u64) -> SourceView {
+        let whole = SourceView::whole(name.to_owned(), self.dtype, self.shape.clone(), cols);
+        SourceView { decoder: self.decoder.clone(), ..whole }
     }
 }
 

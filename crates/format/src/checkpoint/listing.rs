@@ -144,6 +144,7 @@ impl Checkpoint {
         };
         let last = name.rsplit('/').next().unwrap_or(name);
         Ok(match () {
+            () if self.is_of_bundle() && is_own(name, target.is_dir()) => Fate::Weights,
             () if is_own(name, target.is_dir()) => {
                 Fate::Skipped("the bundle has a file of its own with this name".to_owned())
             }
@@ -175,6 +176,11 @@ impl Checkpoint {
             .map(|cache| cache.join("blobs"));
         let weights = self.files().iter().any(|file| file.file.path() == path);
         Ok(weights || target.starts_with(&root) || blobs.is_some_and(|b| target.starts_with(b)))
+    }
+
+    /// Whether the files are a bundle's.
+    fn is_of_bundle(&self) -> bool {
+        self.files().iter().any(|file| file.blake3.is_some())
     }
 
     fn fate_of_file(&self, name: &str) -> Fate {

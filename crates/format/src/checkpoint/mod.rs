@@ -1,6 +1,7 @@
 //! A Hugging Face checkpoint: a directory of `config.json`, `.safetensors` files and whatever else
 //! belongs to the model; or a GGUF file in place of both. Opening it reads headers only.
 
+mod bundle;
 mod decode;
 mod discover;
 mod file_names;
@@ -30,6 +31,7 @@ use files::Files;
 use group::Grouped;
 
 pub use crate::dtype::Dtype;
+pub(crate) use bundle::source_tensors;
 pub use decode::Fetch;
 pub use file_names::{
     CHAT_TEMPLATE_NAME, CONFIG_NAME, SINGLE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME,
@@ -40,7 +42,7 @@ pub use hub::{is_repository, resolve};
 pub use index::INDEX_NAME;
 pub use listing::{Skipped, clutter};
 pub(crate) use view::read_unit;
-pub use view::{TensorFile, read_affine, read_view, read_view_through, view_extents, write_view};
+pub use view::{TensorFile, read_codes, read_view, read_view_through, view_extents, write_view};
 
 /// An open checkpoint: its configuration, headers and file handles, no weights.
 #[derive(Debug)]

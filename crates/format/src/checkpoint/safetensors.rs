@@ -70,7 +70,8 @@ impl Files {
                 StoredTensor { file: at, dtype: found.dtype, shape: found.shape, offset, len };
             self.stored.insert(tensor, stored);
         }
-        self.opened.push(CheckpointFile { name, file, header_len });
+        self.opened
+            .push(CheckpointFile { name, file, header_len, blake3: None });
         Ok(())
     }
 

@@ -290,18 +290,8 @@ fn counting(shape: &[u64]) -> (TempDir, Checkpoint) {
 }
 
 fn view(shape: &[u64], start: u64, row_stride: u64, col_stride: u64) -> SourceView {
-    let (tensor, shape) = ("a".to_owned(), shape.to_vec());
-    let dtype = Float::F16;
-    SourceView {
-        tensor,
-        dtype,
-        shape,
-        start,
-        row_stride,
-        col_stride,
-        expert_stride: 0,
-        decoder: None,
-    }
+    let whole = SourceView::whole("a".to_owned(), Float::F16, shape.to_vec(), 0);
+    SourceView { start, row_stride, col_stride, ..whole }
 }
 
 fn read(

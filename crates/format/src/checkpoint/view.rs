@@ -8,7 +8,7 @@ use std::path::Path;
 use shardwright_quant::Float;
 
 use super::Checkpoint;
-use super::decode::{AffineRows, Decoding, Fetch};
+use super::decode::{CodeRows, Decoding, Fetch};
 use super::files::TensorInfo;
 use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
@@ -143,13 +143,13 @@ pub fn write_view(
     Ok(())
 }
 
-/// Rows of a view whose source has codes that mean the same in the affine encoding of
-/// [`SourceView::affine`]: a matrix in it, with biases rounded where the source has none. None if
+/// Rows of a view whose source has codes that mean the same in the encoding of
+/// [`SourceView::codes`]: a matrix in it, with biases rounded where the source has none. None if
 /// there is no such encoding.
 ///
 /// # Errors
 /// As [`read_view_through`].
-pub fn read_affine(
+pub fn read_codes(
     checkpoint: &Checkpoint,
     view: &SourceView,
     rows: Range<u64>,
@@ -157,12 +157,12 @@ pub fn read_affine(
     fetch: &mut Fetch<'_>,
 ) -> Result<Option<Vec<u8>>> {
     let view_rows = ViewRows::new(checkpoint, view, rows, cols)?;
-    let (Some(affine), Some(decoding)) = (view.affine(cols), &view_rows.decoding) else {
+    let (Some(encoding), Some(decoding)) = (view.codes(cols), &view_rows.decoding) else {
         return Ok(None);
     };
-    let mut out = AffineRows::default();
+    let mut out = CodeRows::default();
     let rows = (view_rows.first / cols, view.row_stride / cols, view_rows.rows);
-    decoding.affine_rows(affine, rows, &mut out, fetch)?;
+    decoding.code_rows(encoding, rows, &mut out, fetch)?;
     Ok(Some(out.into_bytes()))
 }
 

@@ -60,16 +60,12 @@ fn trellis() -> Encoding {
 /// Matrices in `codes`, vectors in f16.
 fn layout(model: &ModelSpec, unit: Unit, codes: Encoding) -> UnitLayout {
     let tensors = model.tensors(unit).into_iter().map(|t| {
-        let source = SourceView {
-            tensor: format!("{}.{{expert}}", t.role),
-            dtype: Float::F16,
-            shape: vec![t.rows, t.cols],
-            start: 0,
-            row_stride: t.cols,
-            col_stride: 1,
-            expert_stride: 0,
-            decoder: None,
-        };
+        let source = SourceView::whole(
+            format!("{}.{{expert}}", t.role),
+            Float::F16,
+            vec![t.rows, t.cols],
+            t.cols,
+        );
         let encoding = if t.rows > 1 { codes } else { Encoding::F16 };
         TensorEntry::new(t.role, [t.rows, t.cols], encoding, source)
     });

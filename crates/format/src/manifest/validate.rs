@@ -12,7 +12,7 @@ use super::{
 use crate::io::stays_inside;
 use crate::layout::{place_dense, place_expert};
 use crate::role::Role;
-use crate::unit::{TensorEntry, Unit, UnitLayout, whole_matrix};
+use crate::unit::{SourceView, TensorEntry, Unit, UnitLayout, whole_matrix};
 
 type Check = Result<(), String>;
 
@@ -247,9 +247,21 @@ fn check_part(unit: Unit, role: Role, tensors: &[TensorEntry]) -> Check {
     Ok(())
 }
 
-/// Every value that an entry claims to come from must lie inside its tensor, whose size is a number.
+/// Every value that an entry claims to come from must lie inside its tensor, whose size is a number; of
+/// a matrix of another bundle, where that had it from too.
 fn check_source(entry: &TensorEntry, experts: u64) -> Check {
-    let source = &entry.source;
+    check_view(entry, &entry.source, experts).map_err(|detail| format!("source: {detail}"))?;
+    match &entry.source.origin {
+        None => Ok(()),
+        Some(origin) if origin.origin.is_some() => Err("source: origin: has one itself".to_owned()),
+        Some(origin) => {
+            let checked = check_view(entry, origin, experts);
+            checked.map_err(|detail| format!("source: origin: {detail}"))
+        }
+    }
+}
+
+fn check_view(entry: &TensorEntry, source: &SourceView, experts: u64) -> Check {
     let size = source.dtype.size() as u64;
     let len = source
         .shape
@@ -265,7 +277,7 @@ fn check_source(entry: &TensorEntry, experts: u64) -> Check {
     });
     match (len, last) {
         (Some(len), Some(last)) if last < len / size => Ok(()),
-        _ => Err(format!("source: leaves its tensor of shape {:?}", source.shape)),
+        _ => Err(format!("leaves its tensor of shape {:?}", source.shape)),
     }
 }
 

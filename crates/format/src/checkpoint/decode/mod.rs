@@ -1,7 +1,7 @@
 //! Makes the values of a quantized tensor as they are read, in 32-bit floats. What codes mean is
 //! [`shardwright_quant::foreign`]; here is which bytes of which stored tensor it takes.
 
-mod affine;
+mod codes;
 mod part;
 mod schemes;
 
@@ -15,7 +15,7 @@ use super::Checkpoint;
 use super::files::TensorInfo;
 use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
-pub(super) use affine::AffineRows;
+pub(super) use codes::CodeRows;
 use part::Part;
 use schemes::Reading;
 
@@ -92,6 +92,11 @@ impl<'a> Decoding<'a> {
             rows: *rows,
             cols: *cols,
         })
+    }
+
+    /// A refusal of the tensor.
+    fn refuse(&self, detail: &str) -> FormatError {
+        FormatError::tensor(self.root, self.decoder.main(), detail)
     }
 
     /// Fills `out` with values from number `first` on, counted row-major over all matrices.
@@ -214,6 +219,7 @@ impl Decoder {
             (Self::Gguf { heads: Some(_), .. } | Self::Gguf { less_one: true, .. }, [values]) => {
                 vec![*values, 1]
             }
+            (Self::Bundle { .. }, [values]) => vec![1, *values],
             _ => shape.to_vec(),
         }
     }
@@ -236,6 +242,8 @@ impl Decoder {
             // 32 codes of any width fill whole words.
             Self::Mxfp4 { .. } | Self::Packed { .. } | Self::Mlx { .. } | Self::Gptq { .. } => 32,
             Self::Gguf { kind, .. } => kind.block_values(),
+            // Whole rows.
+            Self::Bundle { .. } => u64::MAX,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use shardwright_quant::foreign::{
     self, AWQ_ORDER, Grid, MXFP4_GROUP, NVFP4_GROUP, PackedRows, Rect, WORD_ORDER,
 };
-use shardwright_quant::{Ggml, f8_e4m3, f8_e5m2};
+use shardwright_quant::{Backend, Encoding, Ggml, Matrix, f8_e4m3, f8_e5m2};
 
 use super::{Decoding, Fetch};
 use crate::decoder::Decoder;
@@ -29,6 +29,7 @@ impl Reading<'_, '_, '_> {
             Decoder::Nvfp4 { ref tensor_scale, divided, .. } => {
                 self.nvfp4(tensor_scale.is_some(), divided, rect, out)
             }
+            Decoder::Bundle { encoding, .. } => self.bundle(encoding, rect, out),
             // Its rows are those of others: see [`Decoding::heads`].
             Decoder::Heads { .. } => Ok(()),
             Decoder::Packed { bits, group_size, .. } => self.packed(bits, group_size, rect, out),
@@ -71,6 +72,22 @@ impl Reading<'_, '_, '_> {
     ) -> Result<Vec<f32>> {
         let place = (rows.clone(), cols.clone());
         self.tensor.parts[at].floats(self.matrix, width, place, self.fetch)
+    }
+
+    /// Whole rows; with them come those that can only be read together.
+    fn bundle(&mut self, encoding: Encoding, rect: &Rect, out: &mut [f32]) -> Result<()> {
+        let (cols, total) = (self.tensor.cols as usize, self.tensor.rows);
+        let rows = encoding.whole_rows(&rect.rows, total);
+        let bytes = self
+            .tensor
+            .bundle_rows(encoding, &rows, self.fetch)?
+            .concat();
+        let count = (rows.end - rows.start) as usize;
+        let matrix = Matrix::new(encoding, count, cols, &bytes);
+        let matrix = matrix.map_err(|e| self.tensor.refuse(&e.to_string()))?;
+        let first = (rect.rows.start - rows.start) as usize;
+        matrix.dequantize(Backend::detect(), first..first + out.len() / cols.max(1), out);
+        Ok(())
     }
 
     fn scaled(

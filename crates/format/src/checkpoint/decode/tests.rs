@@ -17,16 +17,7 @@ fn read(
     (rows, cols): (Range<u64>, u64),
 ) -> Vec<f32> {
     let info = &checkpoint.tensors()[name];
-    let view = SourceView {
-        tensor: name.to_owned(),
-        dtype: info.dtype,
-        shape: info.shape.clone(),
-        start,
-        row_stride,
-        col_stride,
-        expert_stride: 0,
-        decoder: info.decoder.clone(),
-    };
+    let view = SourceView { start, row_stride, col_stride, ..info.view(name, 0) };
     let mut buf = AlignedBuf::default();
     read_view(checkpoint, &view, rows, cols, &mut buf).unwrap();
     let mut values = vec![0.0; buf.len() / info.dtype.size()];
@@ -173,16 +164,7 @@ fn a_column_of_no_group_is_refused() {
     ];
     let (dir, checkpoint) = checkpoint(&config, &held);
     let info = checkpoint.tensors()["a.weight"].clone();
-    let view = SourceView {
-        tensor: "a.weight".to_owned(),
-        dtype: info.dtype,
-        shape: info.shape,
-        start: 0,
-        row_stride: 32,
-        col_stride: 1,
-        expert_stride: 0,
-        decoder: info.decoder,
-    };
+    let view = info.view("a.weight", 32);
     let read = read_view(&checkpoint, &view, 0..8, 32, &mut AlignedBuf::default());
     assert_eq!(
         message(dir.path(), read),

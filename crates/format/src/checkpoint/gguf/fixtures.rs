@@ -28,16 +28,7 @@ fn open(case: &Json) -> Checkpoint {
 /// Values `first..first + count` of a tensor.
 fn some(checkpoint: &Checkpoint, name: &str, first: u64, count: u64) -> Vec<f32> {
     let info = &checkpoint.tensors()[name];
-    let view = SourceView {
-        tensor: name.to_owned(),
-        dtype: info.dtype,
-        shape: info.shape.clone(),
-        start: first,
-        row_stride: count,
-        col_stride: 1,
-        expert_stride: 0,
-        decoder: info.decoder.clone(),
-    };
+    let view = SourceView { start: first, ..info.view(name, count) };
     let mut bytes = AlignedBuf::default();
     read_view(checkpoint, &view, 0..1, count, &mut bytes).unwrap();
     let mut values = vec![0.0; count as usize];

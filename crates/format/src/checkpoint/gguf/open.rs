@@ -186,7 +186,7 @@ impl Piece {
 
     fn into_file(self) -> Result<CheckpointFile> {
         let (name, header_len) = (self.name(), self.header()?.data);
-        Ok(CheckpointFile { name, header_len, file: self.file })
+        Ok(CheckpointFile { name, header_len, file: self.file, blake3: None })
     }
 }
 

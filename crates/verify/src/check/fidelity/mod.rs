@@ -150,8 +150,13 @@ fn gather<'a>(
     let mut result = Fidelity { by_role, findings, notes, ..Fidelity::default() };
     if let Some((checkpoint, _)) = original.weights.checkpoint() {
         result.checkpoint_tensors = checkpoint.tensors().len() as u64;
-        result.checkpoint_hashed = bundle.is_some() && options.hash_checkpoint;
+    } else if !by_role {
+        let census = original.weights.census().unwrap_or_default();
+        result.checkpoint_tensors = census.kinds().map(|(.., tally)| tally.tensors).sum();
     }
+    result.checkpoint_hashed = bundle.is_some()
+        && options.hash_checkpoint
+        && (original.weights.checkpoint().is_some() || !by_role);
     let ignored = bundle.map(|bundle| bundle.manifest().checkpoint.ignored.clone());
     result.ignored = ignored.unwrap_or_default();
     let mut summary = summary::Summary::default();

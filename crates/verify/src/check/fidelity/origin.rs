@@ -60,12 +60,19 @@ pub(super) fn trace(
     let Some(bundle) = candidate.weights.bundle() else {
         return Ok(other(Vec::new(), notes));
     };
+    let pieces = mapping::pieces(bundle.manifest());
+    if let Some(quantized) = original.weights.bundle() {
+        let source = Checkpoint::from_bundle(quantized)?;
+        if same_files(bundle.manifest(), &source) {
+            let inventory = Inventory::from_bundle(quantized)?;
+            return made_from_it(bundle, (&source, &inventory), &pieces, options, monitor);
+        }
+    }
     let Some(checkpoint) = original.weights.checkpoint() else {
         let expected = made_from(bundle.manifest());
         let finding = unlike().expected(expected, format!("another bundle, {}", original.name));
         return Ok(elsewhere(finding, notes, options));
     };
-    let pieces = mapping::pieces(bundle.manifest());
     match differing(bundle.manifest(), checkpoint, &pieces) {
         Some(finding) => Ok(elsewhere(finding, notes, options)),
         None => made_from_it(bundle, checkpoint, &pieces, options, monitor),
