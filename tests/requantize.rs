@@ -57,7 +57,7 @@ fn a_bundle_of_another_bundle_is_told_apart() {
     assert!(ran.stdout.contains("found another bundle, original"), "{}", ran.stdout);
     scratch.ok("verify b --against ckpt --other-source");
     let report = scratch.json("verify b --against a");
-    let fidelity = &report["candidates"][0]["fidelity"];
+    let fidelity = &report["fidelity"];
     assert_eq!(fidelity["checkpoint_tensors"], fidelity["tensors"], "{report}");
     assert_eq!(fidelity["checkpoint_hashed"], true);
 }
