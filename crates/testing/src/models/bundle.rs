@@ -30,6 +30,8 @@ pub enum Codes {
     Plain,
     /// At so many bits, in groups of 32.
     Affine(u8),
+    /// The same, with codes searched for, where those are the ends of each group's range.
+    Searched(u8),
     /// At so many bits, with the smallest states.
     Trellis(u8),
 }
@@ -215,7 +217,7 @@ impl Maker<'_> {
     fn encoded(&self, tensor: &TensorEntry) -> TensorEntry {
         let codes = match self.codes {
             Codes::Plain => None,
-            Codes::Affine(bits) => {
+            Codes::Affine(bits) | Codes::Searched(bits) => {
                 Some(Encoding::Affine(Affine::new(bits, 32, Float::Bf16).unwrap()))
             }
             Codes::Trellis(bits) => Some(Encoding::Trellis(Trellis::new(bits, 10).unwrap())),
@@ -244,12 +246,14 @@ impl Maker<'_> {
             match entry.encoding {
                 coded @ (Encoding::Affine(_) | Encoding::Trellis(_)) => {
                     let parts = PartsMut::split(coded, rows, cols, out).unwrap();
+                    let searched = matches!(self.codes, Codes::Searched(_));
+                    let method = if searched { Method::Search } else { Method::MinMax };
                     let job = Job {
                         backend: Backend::Scalar,
                         x: &values,
                         cols,
                         encoding: coded,
-                        method: Method::MinMax,
+                        method,
                         objective: Objective::Weights,
                     };
                     quantize(&job, parts).unwrap();

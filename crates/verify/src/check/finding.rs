@@ -38,6 +38,9 @@ pub enum Kind {
     NotFinite,
     /// A tensor is farther from its source than its encoding explains.
     Error,
+    /// A tensor is as near to its source as it should be, but no rounding made it so: it was scaled, or
+    /// its codes carry something else.
+    Intent,
     /// A quality limit is not kept.
     Threshold,
     /// The text has lines of the one that the bundle was calibrated with.

@@ -6,9 +6,11 @@ use rayon::prelude::*;
 use shardwright_format::Role;
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::weights::Weights;
-use shardwright_quant::{Encoding, Float, Parts, QuantStats, narrow};
+use shardwright_quant::{Encoding, Float, Matrix, MatrixError, Parts, QuantStats, narrow};
 
+use super::along::{self, Outside};
 use super::pairs::Pair;
+use super::steps::Steps;
 use super::{FidelityOptions, Slot, sanity_limit};
 use crate::check::divergence::Party;
 use crate::check::finding::{Finding, Kind};
@@ -34,6 +36,12 @@ const ROUNDING: f64 = 1.0 / 64.0;
 #[derive(Clone, Debug, Default)]
 pub(super) struct ValueComparison {
     pub(super) errors: QuantStats,
+    /// `Σ w ŵ`: over `Σ w²` how long the stored values are along their sources, 1 when nothing was lost.
+    along: f64,
+    /// The row of which that is farthest outside of what is honest.
+    row_along: Option<(u64, Outside)>,
+    /// How codes were chosen.
+    steps: Steps,
     /// The row with the largest relative RMSE.
     worst_row: Option<(u64, f64)>,
     /// The first row that is stored as one value, while its source is not one.
@@ -62,6 +70,21 @@ pub struct Limits {
     exact: bool,
     /// Whether a row that is not one value in the original must not be one here.
     flat: bool,
+    /// How far the length along the source may lie outside of what its error explains.
+    along: Option<f64>,
+    /// How codes may have been chosen.
+    codes: Codes,
+}
+
+/// How codes may have been chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Codes {
+    /// Nothing is said of it.
+    Any,
+    /// By a calibration too.
+    Calibrated,
+    /// By the weights alone.
+    Nearest,
 }
 
 impl Limits {
@@ -73,7 +96,18 @@ impl Limits {
         by_role: bool,
         options: &FidelityOptions,
     ) -> Self {
-        if by_role { Self::gross(weights, slot, options) } else { Self::strict(slot, options) }
+        if by_role {
+            return Self::gross(weights, slot, options);
+        }
+        let calibration = weights
+            .bundle()
+            .map(|bundle| &bundle.manifest().calibration);
+        let codes = match calibration {
+            None => Codes::Any,
+            Some(None) => Codes::Nearest,
+            Some(Some(_)) => Codes::Calibrated,
+        };
+        Self { codes, ..Self::strict(slot, options) }
     }
 
     /// In a group of `n` values, rounding to a grid over its range errs by at most half a step a
@@ -87,11 +121,19 @@ impl Limits {
         let Some(sanity) = sanity_limit(encoding) else {
             // Exactness is the limit.
             let (rmse, row_rmse) = (f64::INFINITY, f64::INFINITY);
-            return Self { rmse, row_rmse, exact: true, flat: false };
+            return Self {
+                rmse,
+                row_rmse,
+                exact: true,
+                flat: false,
+                along: None,
+                codes: Codes::Any,
+            };
         };
         let rmse = options.rmse_limit(encoding);
         let row = 2.0 * sanity.max(rmse) + ROUNDING;
-        Self { rmse, row_rmse: row.min(MAX_ROW_RMSE), exact: false, flat: true }
+        let (row_rmse, along) = (row.min(MAX_ROW_RMSE), along::margin(encoding));
+        Self { rmse, row_rmse, exact: false, flat: true, along, codes: Codes::Any }
     }
 
     /// The sanity limit of as many whole bits as a weight takes, never below [`ANY_RMSE`]: floats of 8 bits
@@ -104,7 +146,8 @@ impl Limits {
         let sanity = (4.0 / (bits.exp2() - 1.0)).clamp(ANY_RMSE, 0.9);
         let coded = weights.is_coded(entry);
         let rmse = options.max_rmse.filter(|_| coded).unwrap_or(sanity);
-        Self { rmse, row_rmse: f64::INFINITY, exact: false, flat: false }
+        let (row_rmse, codes) = (f64::INFINITY, Codes::Any);
+        Self { rmse, row_rmse, exact: false, flat: false, along: None, codes }
     }
 }
 
@@ -126,12 +169,23 @@ impl ValueComparison {
     /// Adds the comparison of later rows.
     fn merge(&mut self, later: &Self) {
         self.errors.merge(&later.errors);
+        self.along += later.along;
+        self.steps.merge(later.steps);
+        if let Some((row, along)) = later.row_along {
+            self.consider(row, along);
+        }
         if later.worst_row.map(|w| w.1) > self.worst_row.map(|w| w.1) {
             self.worst_row = later.worst_row;
         }
         self.flat_row = self.flat_row.or(later.flat_row);
         self.not_finite = self.not_finite.or(later.not_finite);
         self.inexact = self.inexact.or(later.inexact);
+    }
+
+    fn consider(&mut self, row: u64, along: Outside) {
+        if along.is_beyond(self.row_along.as_ref().map(|(_, worst)| worst)) {
+            self.row_along = Some((row, along));
+        }
     }
 
     pub(super) fn findings(&self, limits: &Limits) -> Vec<Finding> {
@@ -161,8 +215,29 @@ impl ValueComparison {
             let what = Finding::new(Kind::Error, format!("row {row}"));
             let found = format!("one value, at a relative RMSE of {rmse:.4}");
             findings.push(what.expected("several values, as in the source", found));
+        } else {
+            findings.extend(self.intent(limits));
         }
         findings
+    }
+
+    /// What no error limit notices: values that were scaled, codes that carry something else.
+    fn intent(&self, limits: &Limits) -> Option<Finding> {
+        let margin = limits.along?;
+        let said = |what: String, (expected, found)| {
+            Finding::new(Kind::Intent, what).expected(expected, found)
+        };
+        let whole = Outside::of(self.along, &self.errors, margin);
+        let whole = whole.map(|whole| said("length along the source".to_owned(), whole.said()));
+        let row = self.row_along.map(|(row, along)| {
+            said(format!("length of row {row} along the source"), along.said())
+        });
+        let calibrated = limits.codes == Codes::Calibrated;
+        let codes = self.steps.beyond(calibrated);
+        let codes = codes.filter(|_| limits.codes != Codes::Any);
+        whole
+            .or(row)
+            .or_else(|| codes.map(|codes| said("codes".to_owned(), codes)))
     }
 }
 
@@ -212,6 +287,12 @@ impl Tensor<'_> {
     fn read(&self, rows: &Range<u64>, bytes: &mut AlignedBuf, out: &mut Vec<f32>) -> Result<()> {
         let Slot { unit, entry } = self.slot;
         values::read(self.party.weights, (*unit, entry), rows, bytes, out)
+    }
+
+    /// Some rows as they lie in `bytes`.
+    fn matrix<'b>(&self, bytes: &'b [u8], rows: usize) -> Result<Matrix<'b>, MatrixError> {
+        let entry = &self.slot.entry;
+        Matrix::new(entry.encoding, rows, entry.cols as usize, bytes)
     }
 
     /// Bytes that reading some rows takes.
@@ -288,7 +369,12 @@ impl Tile {
         if original.is_less_one() != other.is_less_one() {
             return self.compare_norms(other.is_less_one(), cols, first);
         }
-        let mut compared = measure(&self.source, &self.stored, cols, first, resolution(encoding));
+        let mut compared = measure(&self.source, &self.stored, cols, first, Some(encoding));
+        if let Encoding::Affine(affine) = encoding
+            && let Ok(matrix) = other.matrix(self.stored_bytes.as_slice(), self.stored.len() / cols)
+        {
+            compared.steps = Steps::measure(affine, &matrix, &self.source, &self.stored);
+        }
         if let Some(float) = encoding.float() {
             let expected = if original.slot.entry.encoding == encoding {
                 self.source_bytes.as_slice()
@@ -309,9 +395,9 @@ impl Tile {
     fn compare_norms(&self, other_is_less_one: bool, cols: usize, first: u64) -> ValueComparison {
         let complete = |norm: &[f32]| norm.iter().map(|w| w + 1.0).collect::<Vec<_>>();
         if other_is_less_one {
-            measure(&self.source, &complete(&self.stored), cols, first, 0.0)
+            measure(&self.source, &complete(&self.stored), cols, first, None)
         } else {
-            measure(&complete(&self.source), &self.stored, cols, first, 0.0)
+            measure(&complete(&self.source), &self.stored, cols, first, None)
         }
     }
 }
@@ -331,21 +417,28 @@ fn round<'a>(float: Float, source: &[f32], out: &'a mut Vec<u8>) -> &'a [u8] {
     out
 }
 
-/// Errors of whole rows of `cols` values; rows closer than `resolution` count as close.
+/// Errors of whole rows of `cols` values; rows closer than `encoding` can tell count as close.
 fn measure(
     source: &[f32],
     stored: &[f32],
     cols: usize,
     first_row: u64,
-    resolution: f64,
+    encoding: Option<Encoding>,
 ) -> ValueComparison {
+    let resolution = encoding.map_or(0.0, resolution);
+    let margin = encoding.and_then(along::margin);
     let least = resolution * resolution * cols as f64;
     let mut all = ValueComparison::default();
     for (row, (x, y)) in (first_row..).zip(source.chunks(cols).zip(stored.chunks(cols))) {
-        let errors = row_errors(x, y);
+        let (errors, along) = row_errors(x, y);
         all.errors.merge(&errors);
+        all.along += along;
         let rmse = errors.relative_rmse();
         let told = errors.sum_sq_error > least;
+        let outside = margin.filter(|_| told);
+        if let Some(outside) = outside.and_then(|margin| Outside::of_row(along, &errors, margin)) {
+            all.consider(row, outside);
+        }
         if told && all.worst_row.is_none_or(|(_, worst)| rmse > worst) {
             all.worst_row = Some((row, rmse));
         }
@@ -369,14 +462,16 @@ fn is_flat(row: &[f32]) -> bool {
 }
 
 /// Sums over one row, in eight interleaved parts that are added in order.
-fn row_errors(source: &[f32], stored: &[f32]) -> QuantStats {
+fn row_errors(source: &[f32], stored: &[f32]) -> (QuantStats, f64) {
     const PARTS: usize = 8;
     let (mut error, mut size, mut most) = ([0f64; PARTS], [0f64; PARTS], [0f32; PARTS]);
+    let mut along = [0f64; PARTS];
     let mut add = |x: &[f32], y: &[f32]| {
         for (i, (&x, &y)) in x.iter().zip(y).enumerate() {
             let difference = y - x;
             error[i] += f64::from(difference) * f64::from(difference);
             size[i] += f64::from(x) * f64::from(x);
+            along[i] += f64::from(x) * f64::from(y);
             most[i] = most[i].max(difference.abs());
         }
     };
@@ -384,11 +479,12 @@ fn row_errors(source: &[f32], stored: &[f32]) -> QuantStats {
     let (y, y_rest) = stored.as_chunks::<PARTS>();
     x.iter().zip(y).for_each(|(x, y)| add(x, y));
     add(x_rest, y_rest);
-    QuantStats {
+    let errors = QuantStats {
         weights: source.len() as u64,
         sum_sq_error: error.iter().sum(),
         sum_sq: size.iter().sum(),
         max_abs_error: most.into_iter().fold(0.0, f32::max),
         ..QuantStats::default()
-    }
+    };
+    (errors, along.iter().sum())
 }

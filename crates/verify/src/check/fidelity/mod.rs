@@ -1,11 +1,13 @@
 //! How far is each tensor of a candidate from the original's, and is every source tensor accounted for?
 
+mod along;
 mod compare;
 mod coverage;
 mod mapping;
 mod origin;
 mod pairs;
 mod source;
+mod steps;
 mod summary;
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,10 @@
 use shardwright_format::Role;
-use shardwright_format::manifest::Hash;
-use shardwright_quant::{Affine, Float, Trellis};
+use shardwright_format::manifest::{Calibration, Hash};
+use shardwright_quant::{Affine, Float, Trellis, narrow, widen};
 
 use super::*;
 use crate::check::integrity::integrity;
+use shardwright_testing::fixture;
 use shardwright_testing::models::{Codes, FOUR_BITS, TestBundle};
 
 const OPTIONS: FidelityOptions =
@@ -459,4 +460,139 @@ fn units_of_another_model_are_not_read() {
     let result = check(&bundle);
     assert!(right.tensors > 0);
     assert_eq!((result.tensors, result.findings.len()), (0, 1), "{:?}", result.findings);
+}
+
+/// The trained fixture.
+fn trained(codes: Codes) -> TestBundle {
+    TestBundle::from_checkpoint(&fixture("fixture-2m"), codes)
+}
+
+/// Takes each matrix of experts in codes to `change`: codes, then scales and biases as values.
+fn change_experts(bundle: &TestBundle, change: &mut dyn FnMut(&mut [u8], &mut [f32])) {
+    for shards in &bundle.manifest.experts {
+        let records = (0..shards.blake3.len()).map(|expert| expert * shards.stride as usize);
+        let records: Vec<_> = records.collect();
+        bundle.edit(&shards.file, |bytes| {
+            for (record, entry) in records
+                .iter()
+                .flat_map(|r| shards.tensors.iter().map(move |t| (r, t)))
+            {
+                let parts = entry.encoding.parts(entry.rows, entry.cols).unwrap();
+                let place = &mut bytes[record + entry.offset as usize..][..parts.total() as usize];
+                let (codes, scales) = place.split_at_mut(parts.weight as usize);
+                let mut values = vec![0.0; scales.len() / 2];
+                widen(Float::Bf16, scales, &mut values);
+                change(codes, &mut values);
+                narrow(Float::Bf16, &values, scales);
+            }
+        });
+    }
+}
+
+/// What is found when experts are changed so; they are as they were afterwards.
+fn with_changed_experts(
+    bundle: &TestBundle,
+    change: &mut dyn FnMut(&mut [u8], &mut [f32]),
+) -> Vec<Finding> {
+    let files = bundle.manifest.experts.iter().map(|shards| &shards.file);
+    let kept: Vec<_> = files
+        .map(|file| (file, std::fs::read(bundle.path(file)).unwrap()))
+        .collect();
+    change_experts(bundle, change);
+    let found = check(bundle).findings;
+    for (file, bytes) in kept {
+        std::fs::write(bundle.path(file), bytes).unwrap();
+    }
+    found
+}
+
+/// Three matrices of each of eight experts in four layers.
+const MATRICES: usize = 96;
+
+#[test]
+fn honest_codes_of_a_trained_model_hold() {
+    for codes in [Codes::Affine(2), Codes::Affine(8), Codes::Trellis(2)] {
+        assert_eq!(messages(&trained(codes)), [""; 0]);
+    }
+}
+
+#[test]
+fn values_that_were_scaled_on_purpose_are_found() {
+    for (codes, factors) in [
+        (Codes::Searched(2), &[0.85][..]),
+        (Codes::Affine(4), &[0.95]),
+        (Codes::Affine(8), &[0.99]),
+    ] {
+        let bundle = trained(codes);
+        assert_eq!(messages(&bundle), [""; 0]);
+        scaled(&bundle, factors);
+    }
+}
+
+fn scaled(bundle: &TestBundle, factors: &[f32]) {
+    for factor in factors {
+        let scale =
+            &mut |_: &mut [u8], scales: &mut [f32]| scales.iter_mut().for_each(|v| *v *= factor);
+        let found = with_changed_experts(bundle, scale);
+        assert_eq!(found.len(), MATRICES, "{factor}: {:?}", found.first());
+        assert!(found.iter().all(|f| f.kind == Kind::Intent));
+        assert!(found[0].what.starts_with("length"), "{}", found[0]);
+    }
+}
+
+#[test]
+fn codes_that_were_searched_for_tell_what_was_done_to_them() {
+    let bundle = trained(Codes::Searched(4));
+    assert_eq!(messages(&bundle), [""; 0]);
+    scaled(&bundle, &[0.95, 0.85, 1.05]);
+    a_row(&bundle);
+    hidden_bits(&bundle);
+}
+
+fn a_row(bundle: &TestBundle) {
+    let mut first = true;
+    let found = with_changed_experts(bundle, &mut |_, scales| {
+        if std::mem::take(&mut first) {
+            let (scales, biases) = scales.split_at_mut(scales.len() / 2);
+            // A row of 128 in groups of 32.
+            scales[12..16].iter_mut().for_each(|v| *v *= 0.85);
+            biases[12..16].iter_mut().for_each(|v| *v *= 0.85);
+        }
+    });
+    let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+    let expected = "experts/layer-000.bin: layer 0 expert 0: expert.gate_proj: length of row 3 along \
+                    the source: expected 0.8776 to 1.0961, found 0.8454";
+    assert_eq!(found, [expected]);
+}
+
+/// The next of a fixed sequence of bytes.
+fn noise(state: &mut u32) -> u8 {
+    *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+    (*state >> 24) as u8
+}
+
+fn hidden_bits(bundle: &TestBundle) {
+    let mut state = 1;
+    let hide = &mut |codes: &mut [u8], _: &mut [f32]| {
+        let hide = |byte: &mut u8| *byte = *byte & 0xee | noise(&mut state) & 0x11;
+        codes.iter_mut().for_each(hide);
+    };
+    let found = with_changed_experts(bundle, hide);
+    assert_eq!(found.len(), MATRICES, "{:?}", found.first());
+    assert!(
+        found
+            .iter()
+            .all(|f| f.kind == Kind::Intent && f.what == "codes")
+    );
+    let share = found[0].found.as_deref().unwrap_or_default();
+    assert_eq!(share, "a nearer one for 49.35 %");
+    // What says that it was calibrated may have other codes than the nearest, but not these.
+    bundle.rewrite(|manifest| {
+        let text = Some(Hash::from(blake3::hash(b"text")));
+        manifest.calibration = Some(Calibration { text_blake3: text, ..Calibration::default() });
+    });
+    let found = with_changed_experts(bundle, hide);
+    assert_eq!(found.len(), MATRICES, "{:?}", found.first());
+    let expected = Some("a mean squared distance of at most 0.25 steps");
+    assert!(found.iter().all(|f| f.expected.as_deref() == expected), "{}", found[0]);
 }
