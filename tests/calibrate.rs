@@ -330,3 +330,26 @@ fn a_calibrated_conversion_goes_on_with_the_same_weights_alone() {
     scratch.edit_tensors("ckpt/model.safetensors", flip);
     scratch.ok(&format!("{args} --resume"));
 }
+
+#[test]
+fn shards_made_with_statistics_are_made_again_with_them() {
+    let scratch = scratch();
+    scratch.ok(&format!("calibrate ckpt text.txt -o s {AMOUNT}"));
+    scratch.ok(&format!("calibrate ckpt eval.txt -o other {AMOUNT}"));
+    scratch.ok("convert ckpt -o out --bits 3 --method gptq --statistics s");
+    let verify = "verify out --against ckpt --reproduce 4";
+    let report = scratch.json(&format!("{verify} --statistics s"));
+    let found = &report["reproduction"];
+    assert_eq!(found["units"].as_array().unwrap().len(), 4, "{found}");
+    assert_eq!((&found["differing"], &report["verdict"]), (&json!([]), &json!("holds")));
+    let ran = scratch.run(verify);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("was converted with statistics of hash "),
+        "{ran:?}"
+    );
+    let ran = scratch.run(&format!("{verify} --statistics other"));
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.stderr.contains(", this is another file"), "{ran:?}");
+}

@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use shardwright_format::manifest::{Calibration, LineHashes, Manifest};
+use shardwright_format::manifest::{Calibration, Hash, LineHashes, Manifest};
 use shardwright_testing::fixture;
 
 use crate::harness::Scratch;
@@ -287,4 +287,73 @@ fn the_calibration_text_is_refused_and_its_lines_are_a_warning() {
     );
     let page = fs::read_to_string(scratch.path("page.html")).unwrap();
     assert!(page.contains("lines of the calibration text in this one"));
+}
+
+/// Flips the lowest bit of the first code of an expert, and makes every hash right again.
+fn flip_a_code(scratch: &Scratch) {
+    scratch.edit_bytes("out/experts/layer-002.bin", |bytes| bytes[0] ^= 1);
+    let path = scratch.path("out/manifest.json");
+    let mut manifest = Manifest::from_bytes(&path, &fs::read(&path).unwrap()).unwrap();
+    let bytes = fs::read(scratch.path("out/experts/layer-002.bin")).unwrap();
+    let shards = &mut manifest.experts[2];
+    shards.blake3[0] = Hash::from(blake3::hash(&bytes[..shards.len as usize]));
+    let file = manifest
+        .files
+        .iter_mut()
+        .find(|file| file.path == "experts/layer-002.bin");
+    file.unwrap().blake3 = Hash::from(blake3::hash(&bytes));
+    fs::write(&path, manifest.to_bytes()).unwrap();
+}
+
+#[test]
+fn shards_are_made_again_from_the_original() {
+    let scratch = scratch("--bits 4");
+    let all = scratch.json("verify out --against ckpt --reproduce all");
+    let found = &all["reproduction"];
+    let units = |found: &Value| found["units"].as_array().unwrap().clone();
+    // Embedding, four dense parts, head and 32 experts.
+    assert_eq!((found["of"].as_u64(), units(found).len()), (Some(38), 38), "{found}");
+    assert_eq!((&found["differing"], &all["verdict"]), (&json!([]), &json!("holds")));
+    let three = scratch.json("verify out --against ckpt --reproduce 3");
+    let seed = three["reproduction"]["seed"].as_u64().unwrap();
+    let again =
+        scratch.json(&format!("verify out --against ckpt --reproduce 3 --reproduce-seed {seed}"));
+    assert_eq!(again["reproduction"], three["reproduction"]);
+    assert_eq!(units(&three["reproduction"]).len(), 3);
+    flip_a_code(&scratch);
+    scratch.ok("verify out --against ckpt");
+    let ran = scratch.run("verify out --against ckpt --reproduce all");
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let finding = "layer 2 expert 0: bytes, made again from the original: expected ";
+    assert!(ran.stdout.contains(finding), "{}", ran.stdout);
+    let note = "38 of 38 shards were made again from the original: 37 have the same bytes";
+    assert!(ran.stdout.contains(note), "{}", ran.stdout);
+}
+
+#[test]
+fn what_cannot_be_made_again_says_why() {
+    let scratch = scratch("--bits 4");
+    scratch.refused(
+        "verify ckpt --against ckpt --reproduce",
+        "error: --reproduce: ckpt: expected the directory of a bundle",
+    );
+    let path = scratch.path("out/manifest.json");
+    let mut manifest = Manifest::from_bytes(&path, &fs::read(&path).unwrap()).unwrap();
+    let own = manifest.generator.clone();
+    "shardwright 0.0.1".clone_into(&mut manifest.generator);
+    fs::write(&path, manifest.to_bytes()).unwrap();
+    let ran = scratch.run("verify out --against ckpt --reproduce");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("was made by shardwright 0.0.1, this is shardwright "),
+        "{ran:?}"
+    );
+    manifest.generator = own;
+    fs::write(&path, manifest.to_bytes()).unwrap();
+    calibrate(&scratch, "a text that went through the model");
+    let refused = "error: --reproduce: out: its codes depend on a text that went through the model";
+    let ran = scratch.run("verify out --against ckpt --reproduce");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.stderr.starts_with(refused), "{ran:?}");
 }

@@ -13,6 +13,7 @@ mod planning;
 mod process;
 mod progress;
 mod recipe;
+mod reproduce;
 mod say;
 mod signal;
 mod stop;

@@ -12,11 +12,14 @@ mod export;
 mod plan;
 pub mod recipe;
 
-pub use convert::{Buffers, Calibration, ConvertOptions, Phase, Progress, convert, partial_path};
+pub use convert::{
+    Buffers, Calibration, ConvertOptions, Phase, Progress, ReproduceOptions, convert, partial_path,
+    reproduce,
+};
 pub use error::{ConvertError, Result};
 pub use export::{ExportDtype, ExportOptions, Exported, to_hf};
 pub use plan::{
-    ConversionReport, Cost, ExpertReport, FallbackUsed, OmittedExtra, Plan, PlanOptions,
+    ConversionReport, Cost, ExpertReport, FallbackUsed, GENERATOR, OmittedExtra, Plan, PlanOptions,
     PlannedFile, Repacked, RoleSummary, RuleMatch, SkippedFile, Summary, TensorReport,
     UnquantizedMatrix,
 };

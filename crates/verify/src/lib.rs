@@ -26,6 +26,7 @@ pub use report::allocation::Allocation;
 pub use report::compare::{Delta, Difference, DriftRow, Figures, Named, ReportComparison, Row};
 pub use report::curve::Point;
 pub use report::ladder::{Ladder, Original};
+pub use report::reproduction::{Differing, Reproduction};
 pub use report::thresholds::Thresholds;
 pub use report::{BundleSummary, Form, ModelSummary, Report, TextRecord, Verdict};
 pub use run::{Candidate, VerifyRequest, verify};

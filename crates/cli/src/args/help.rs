@@ -77,6 +77,8 @@ Examples:
   shardwright verify qwen3.bundle --against Qwen3-30B-A3B --text eval.txt --html report.html
   shardwright verify q4.bundle Qwen3-Q4_K_M.gguf Qwen3-mlx-4bit --against Qwen3-30B-A3B \\
       --text eval.txt --html ladder.html                       anybody's quantizations, side by side
+  shardwright verify qwen3.bundle --against Qwen3-30B-A3B --reproduce 20
+                                                               and 20 random shards exactly what a conversion makes
   shardwright verify from-gguf.bundle --against Qwen3-30B-A3B --other-source
   shardwright verify qwen3.bundle --against Qwen3-30B-A3B --text eval.txt \\
       --max-kld 0.05 --min-same-top 0.9 --max-ppl-ratio 1.05   a gate for CI

@@ -36,6 +36,16 @@ pub struct VerifyArgs {
     /// is wanted and no finding
     #[arg(long, requires = "against")]
     pub other_source: bool,
+    /// Also convert N shards of each bundle again from the original, picked at random, by the bundle's own
+    /// recipe: they must be equal to the byte; `all` for all of them
+    #[arg(long, value_name = "N|all", requires = "against", num_args = 0..=1, default_missing_value = "8", value_parser = reproduce)]
+    pub reproduce: Option<usize>,
+    /// Picks the shards of --reproduce that an earlier run picked and named
+    #[arg(long, value_name = "N", requires = "reproduce")]
+    pub reproduce_seed: Option<u64>,
+    /// The file of statistics that a bundle was converted with, for --reproduce
+    #[arg(long, value_name = "FILE", requires = "reproduce")]
+    pub statistics: Option<PathBuf>,
     /// Also write a page to look at in a browser
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
@@ -92,6 +102,15 @@ pub struct ThresholdArgs {
     /// Bits per weight of the whole model
     #[arg(long, value_name = "BITS", value_parser = bits_per_weight)]
     pub max_bpw: Option<f64>,
+}
+
+/// A number of shards, or all.
+fn reproduce(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        _ if text == "all" => Ok(usize::MAX),
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err("expected `all` or a number from 1".to_owned()),
+    }
 }
 
 /// A share of a whole: percentages are a slip that no bundle could pass.

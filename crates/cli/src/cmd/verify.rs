@@ -17,6 +17,7 @@ use crate::output::Output;
 use crate::page::{points, write_page};
 use crate::process;
 use crate::progress::{self, Count};
+use crate::reproduce::reproduce;
 use crate::signal;
 
 /// What `verify` prints with `--json`: the report of one candidate, or the ladder of several.
@@ -61,7 +62,15 @@ pub fn run(args: &VerifyArgs, output: Output) -> Outcome {
     let show = |progress: Progress| stages.show(progress);
     let ladder = verify(request, &Monitor { progress: &show, cancel: &cancel });
     drop(stages);
-    let ladder = ladder?;
+    let mut ladder = ladder?;
+    if let Some(count) = args.reproduce {
+        // Of a damaged bundle nothing is known that could be made again.
+        let sound = |report: &&mut Report| report.fidelity.is_some();
+        let candidates = ladder.candidates.iter_mut().zip(&args.candidates);
+        for (report, path) in candidates.filter(|(report, _)| sound(report)) {
+            report.reproduced(reproduce(path, count, args, &cancel, output)?);
+        }
+    }
     if let Some(path) = &args.html {
         write_page(path, &ladder.to_html(&beside))?;
     }

@@ -5,6 +5,7 @@ mod finish;
 mod ledger;
 pub(crate) mod memory;
 mod repack;
+mod reproduce;
 mod shard;
 mod sink;
 mod source;
@@ -31,6 +32,7 @@ use crate::plan::ConversionReport;
 use crate::plan::Plan;
 use ledger::{Fingerprint, Ledger, LedgerEntry, Locked};
 pub use memory::Buffers;
+pub use reproduce::{ReproduceOptions, reproduce};
 use shard::{ShardOutcome, ShardWriter};
 use source::Source;
 

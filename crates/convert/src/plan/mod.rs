@@ -147,7 +147,7 @@ pub(crate) struct PlannedTensor<'p> {
 }
 
 /// Program and version, as manifests and ledgers have it.
-pub(crate) const GENERATOR: &str = concat!("shardwright ", env!("CARGO_PKG_VERSION"));
+pub const GENERATOR: &str = concat!("shardwright ", env!("CARGO_PKG_VERSION"));
 
 /// A unit's layout and the methods of its tensors.
 struct Resolved {

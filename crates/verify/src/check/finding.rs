@@ -41,6 +41,8 @@ pub enum Kind {
     /// A tensor is as near to its source as it should be, but no rounding made it so: it was scaled, or
     /// its codes carry something else.
     Intent,
+    /// A conversion of the original makes other bytes.
+    Reproduction,
     /// A quality limit is not kept.
     Threshold,
     /// The text has lines of the one that the bundle was calibrated with.

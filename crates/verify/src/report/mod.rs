@@ -4,6 +4,7 @@ pub mod allocation;
 pub mod compare;
 pub mod curve;
 pub mod ladder;
+pub mod reproduction;
 pub mod thresholds;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ use crate::check::integrity::Integrity;
 use crate::check::overlap::{CalibrationRecord, Overlap};
 use crate::check::structure::{self, Structure};
 use crate::report::allocation::{Allocation, allocation};
+use crate::report::reproduction::Reproduction;
 use crate::report::thresholds::Thresholds;
 
 /// Everything a verification has to say of one candidate. Serializes to the JSON of `verify --json`.
@@ -56,6 +58,9 @@ pub struct Report {
     pub allocation: Vec<Allocation>,
     /// How far do the predictions drift apart? None without a text.
     pub divergence: Option<Divergence>,
+    /// What making units again gave; none where that was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reproduction: Option<Reproduction>,
     /// The limits that were asked for.
     pub thresholds: Thresholds,
     /// Everything that is wrong, from all checks.
@@ -217,6 +222,7 @@ impl Report {
             calibration: None,
             allocation: Vec::new(),
             divergence: None,
+            reproduction: None,
             thresholds,
             findings: Vec::new(),
             warnings: Vec::new(),
