@@ -2,6 +2,7 @@
 
 use shardwright_format::weights::Weights;
 use shardwright_runtime::plan::PROGRAM_BYTES;
+use shardwright_runtime::text::Tokenizer;
 use shardwright_runtime::{MemoryPlan, Options, Runtime, RuntimeError};
 
 use crate::bytes;
@@ -12,15 +13,40 @@ use crate::process;
 /// the text, and what the allocator does not give back.
 const SLACK: u64 = 4 << 20;
 
+/// What the program takes while it loads a tokenizer, besides what the latter says.
+const LOADING_BYTES: u64 = 12 << 20;
+
+/// What the same program may take more another time: addresses and hashes are drawn anew.
+const DRIFT: u64 = 1 << 20;
+
 /// What a thread takes of its stack and of the allocator, generously.
 const THREAD_BYTES: u64 = 128 << 10;
 
 /// How to run a model here: within `memory`, or what the machine has free.
-pub fn options(memory: Option<u64>, threads: usize, context: usize) -> Options {
+/// With a tokenizer, which is loaded by now: what it takes is reserved, and what loading it took is the
+/// least that any budget must be.
+pub fn options(
+    memory: Option<u64>,
+    threads: usize,
+    context: usize,
+    tokenizer: Option<&Tokenizer>,
+) -> Options {
     let held = process::memory().unwrap_or_default();
     let memory = memory.or_else(process::available_memory);
-    let reserved = PROGRAM_BYTES.max(held + SLACK) + threads as u64 * THREAD_BYTES;
-    Options { memory, reserved, threads, context, ..Options::default() }
+    let stated = tokenizer.map_or(PROGRAM_BYTES, reserved);
+    let reserved = stated.max(held + SLACK) + threads as u64 * THREAD_BYTES;
+    let loading = process::peak_memory().map_or(0, |peak| peak + DRIFT);
+    Options { memory, reserved, loading, threads, context, ..Options::default() }
+}
+
+/// What the program takes with a tokenizer.
+pub fn reserved(tokenizer: &Tokenizer) -> u64 {
+    PROGRAM_BYTES + tokenizer.held_bytes()
+}
+
+/// What a run takes at once while it loads a tokenizer.
+pub fn loading(tokenizer: &Tokenizer) -> u64 {
+    LOADING_BYTES + tokenizer.loading_bytes()
 }
 
 /// Opens a runtime, unless the machine cannot hold it: swapping would be slower than streaming.

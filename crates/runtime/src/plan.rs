@@ -42,6 +42,8 @@ pub struct Options {
     /// Bytes that the process takes besides this runtime: at least [`PROGRAM_BYTES`], more with a
     /// large tokenizer.
     pub reserved: u64,
+    /// Bytes that the process took at once before this runtime, to load its tokenizer: no budget below works.
+    pub loading: u64,
     /// Threads that compute.
     pub threads: usize,
     /// Positions that there is room for.
@@ -52,7 +54,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { memory: None, reserved: PROGRAM_BYTES, threads: 1, context: 4096, chunk: CHUNK }
+        Self {
+            memory: None,
+            reserved: PROGRAM_BYTES,
+            loading: 0,
+            threads: 1,
+            context: 4096,
+            chunk: CHUNK,
+        }
     }
 }
 
@@ -136,8 +145,8 @@ impl MemoryPlan {
     ) -> Result<Self> {
         let sizes = Sizes::new(spec, layout, options)?;
         let (least, all) = (sizes.least(), sizes.all());
-        let resident = sizes.cost(all);
-        let min_bytes = sizes.cost(least).min(resident);
+        let resident = sizes.cost(all).max(options.loading);
+        let min_bytes = sizes.cost(least).min(resident).max(options.loading);
         let choice = match options.memory {
             Some(budget) if budget < min_bytes => {
                 return Err(RuntimeError::Budget { budget, min_bytes });

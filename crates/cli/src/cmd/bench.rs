@@ -117,7 +117,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Outcome {
     let weights = inputs::model(&args.model, &args.arch)?;
     let (size_bytes, parameters) = sizes(&weights)?;
     let threads = args.threads.count();
-    let options = engine::options(args.memory, threads, longest + deepest);
+    let options = engine::options(args.memory, threads, longest + deepest, None);
     let mut runtime = engine::open(weights, &options)?;
     let tests = measure(&mut runtime, &tests, args, &stop, output)?;
     let report = Report {

@@ -7,13 +7,15 @@ use std::path::Path;
 use serde::Serialize;
 use shardwright_convert::Plan;
 use shardwright_format::FormatError;
+use shardwright_runtime::text::Tokenizer;
 use shardwright_runtime::{MemoryPlan, Options as RuntimeOptions};
 
 use crate::args::PlanArgs;
 use crate::bytes;
+use crate::engine;
 use crate::failure::Failure;
 use crate::output::{Output, Table};
-use crate::planning;
+use crate::planning::{self, Planned};
 
 /// Positions for which the runtime's memory is stated.
 const CONTEXT: usize = 4096;
@@ -44,17 +46,23 @@ struct RuntimeMemory {
 pub fn run(args: &PlanArgs, output: Output) -> Result<(), Failure> {
     let planned = planning::make(args, output)?;
     let plan = &planned.plan;
-    let report = Report { plan, runtime: RuntimeMemory::from_plan(plan)? };
+    let report = Report { plan, runtime: RuntimeMemory::from_plan(&planned)? };
     output.report(&report, &text(&report))
 }
 
 impl RuntimeMemory {
-    fn from_plan(plan: &Plan) -> Result<Self, Failure> {
+    /// With the tokenizer, if there is one that can be read.
+    fn from_plan(planned: &Planned) -> Result<Self, Failure> {
+        let plan = &planned.plan;
         let layout = |unit| {
             let missing = || FormatError::file(Path::new("plan"), format!("has no {unit}"));
             plan.layout(unit).ok_or_else(missing)
         };
-        let options = RuntimeOptions { context: CONTEXT, ..RuntimeOptions::default() };
+        let mut options = RuntimeOptions { context: CONTEXT, ..RuntimeOptions::default() };
+        if let Ok(tokenizer) = Tokenizer::open(&planned.source) {
+            options.reserved = engine::reserved(&tokenizer);
+            options.loading = engine::loading(&tokenizer);
+        }
         let memory = MemoryPlan::for_layouts(&plan.manifest.model, &layout, &options)?;
         Ok(Self {
             context: CONTEXT,

@@ -4,6 +4,7 @@
 mod chat;
 mod cut;
 mod guard;
+mod model;
 mod reading;
 mod sampler;
 mod stream;

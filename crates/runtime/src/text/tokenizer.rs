@@ -6,9 +6,11 @@ use std::sync::OnceLock;
 use shardwright_format::checkpoint::TOKENIZER_NAME;
 use shardwright_format::io::TOKENIZER_LIMIT;
 use shardwright_format::weights::Weights;
+use tokenizers::Model;
 
 use super::cut::Cuts;
 use super::guard::{check_charsmaps, guarded};
+use super::model::{self, Inner};
 
 use crate::error::{Result, RuntimeError};
 
@@ -16,7 +18,8 @@ use crate::error::{Result, RuntimeError};
 #[derive(Debug)]
 pub struct Tokenizer {
     pub(super) path: PathBuf,
-    pub(super) inner: tokenizers::Tokenizer,
+    pub(super) inner: Inner,
+    file_bytes: u64,
     /// Safe places, worked out when a text is first too long to tokenize at once.
     pub(super) safe: OnceLock<Option<Cuts>>,
 }
@@ -40,19 +43,18 @@ impl Tokenizer {
     /// # Errors
     /// No tokenizer, or none that can be used.
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
-        let read = || tokenizers::Tokenizer::from_bytes(json).map_err(|e| e.to_string());
+        let read = || model::read(json);
         let read = check_charsmaps(json).and_then(|()| guarded(read).unwrap_or_else(unusable));
-        let mut inner = read.map_err(|e| {
+        let inner = read.map_err(|e| {
             let help = "copy the tokenizer.json of the original model there again";
             RuntimeError::tokenizer(path, format!("is not a usable tokenizer ({e}); {help}"))
         })?;
-        // What a file says of cutting or filling up texts is left from training: no token of a text may be
-        // lost to it, and none added.
-        let kept = inner
-            .with_truncation(None)
-            .map(|inner| inner.with_padding(None));
-        kept.map_err(|e| RuntimeError::tokenizer(path, e.to_string()))?;
-        Ok(Self { path: path.to_owned(), inner, safe: OnceLock::new() })
+        Ok(Self {
+            path: path.to_owned(),
+            inner,
+            file_bytes: json.len() as u64,
+            safe: OnceLock::new(),
+        })
     }
 
     /// The text of `tokens`, special ones left out.
@@ -66,9 +68,25 @@ impl Tokenizer {
             .map_err(|e| self.undecodable(&e))
     }
 
+    /// Bytes of memory that it takes, about.
+    pub fn held_bytes(&self) -> u64 {
+        model::held(&self.inner) as u64
+    }
+
+    /// Bytes that it took at once while it was read: its file, what it is now, and the lists of the file that
+    /// the latter was made from.
+    pub fn loading_bytes(&self) -> u64 {
+        2 * self.file_bytes + self.held_bytes()
+    }
+
     /// Tokens that it knows, added ones included.
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        let model = self.inner.get_model();
+        let added = self.inner.get_added_vocabulary().get_vocab().keys();
+        model.get_vocab_size()
+            + added
+                .filter(|piece| model.token_to_id(piece).is_none())
+                .count()
     }
 
     /// What a token stands for, as the vocabulary writes it; none for one that it does not have.

@@ -78,7 +78,7 @@ impl<'a> Task<'a> {
                 (self.tokenizer.encode(text, true)?, prose::note(text))
             }
         };
-        let options = options(args, &prompt)?;
+        let options = options(args, &prompt, self.tokenizer)?;
         let mut notes = notes(&weights, args, &prompt);
         notes.extend(note.map(|note| format!("the prompt: {note}")));
         if !output.quiet && !output.json {
@@ -99,7 +99,8 @@ impl<'a> Task<'a> {
         let (args, output, started) = (self.args, self.output, Instant::now());
         let known = weights.spec().max_position_embeddings as usize;
         let context = args.context.unwrap_or(CONVERSATION.min(known));
-        let options = engine::options(args.memory, args.threads.count(), context);
+        let options =
+            engine::options(args.memory, args.threads.count(), context, Some(self.tokenizer));
         let (ends, stop) = (self.ends(&weights, Some(&chat)), self.stop);
         let session = self.session(weights, &options, Some(context), ends)?;
         let open_seconds = started.elapsed().as_secs_f64();
@@ -164,7 +165,7 @@ fn notes(weights: &Weights, args: &RunArgs, prompt: &[u32]) -> Vec<String> {
     notes
 }
 
-fn options(args: &RunArgs, prompt: &[u32]) -> Result<Options, Failure> {
+fn options(args: &RunArgs, prompt: &[u32], tokenizer: &Tokenizer) -> Result<Options, Failure> {
     if prompt.is_empty() {
         return Err(Failure::new("the prompt has no tokens: expected at least one"));
     }
@@ -175,7 +176,7 @@ fn options(args: &RunArgs, prompt: &[u32]) -> Result<Options, Failure> {
             "the prompt has {found} tokens: expected at most {context}, as --context says"
         )));
     }
-    Ok(engine::options(args.memory, args.threads.count(), context))
+    Ok(engine::options(args.memory, args.threads.count(), context, Some(tokenizer)))
 }
 
 fn sampler(args: &RunArgs) -> Result<Sampler, Failure> {

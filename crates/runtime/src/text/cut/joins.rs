@@ -1,12 +1,9 @@
 //! Which characters stand side by side in a piece of a vocabulary.
 
-use tokenizers::models::ModelWrapper;
-use tokenizers::{Model, Tokenizer};
+use crate::text::model::{AnyModel, Inner};
 
 /// Bits of the table, of which a pair has one: vocabularies have some hundred thousand pairs.
 const BITS: u64 = 1 << 22;
-/// Numbers without a token that a vocabulary may have.
-const HOLES: usize = 1 << 16;
 
 /// Words of a table with a bit for each character.
 const CHARS: usize = char::MAX as usize / 64 + 1;
@@ -24,27 +21,16 @@ impl Joins {
     /// A merge makes a piece of the vocabulary of two that lie side by side. So where the last
     /// character before a place and the first one after it are pieces, and no piece has one behind
     /// the other, no merge ever crosses the place, and both sides are merged as if alone.
-    pub(super) fn new(tokenizer: &Tokenizer) -> Option<Self> {
-        let ModelWrapper::BPE(model) = tokenizer.get_model() else { return None };
+    pub(super) fn new(tokenizer: &Inner) -> Option<Self> {
+        let AnyModel::Bpe(model) = tokenizer.get_model() else { return None };
         let empty = |text: &Option<String>| text.as_ref().is_none_or(String::is_empty);
         // A character that is no piece and has no stand-in is dropped, after which tokens do not tell where they begin.
-        let bytes = || (0..=255u8).all(|b| model.token_to_id(&format!("<{b:#04X}>")).is_some());
+        let bytes = || (0..=255u8).all(|b| model.pieces.token(&format!("<{b:#04X}>")).is_some());
         let complete = model.unk_token.is_some() || (model.byte_fallback && bytes());
-        let plain = complete
-            && model.dropout.is_none_or(|share| share == 0.0)
-            && !model.ignore_merges
-            && empty(&model.continuing_subword_prefix)
-            && empty(&model.end_of_word_suffix);
+        let plain = !model.ignore_merges && empty(&model.prefix) && empty(&model.suffix);
         let mut joins = Self { pairs: vec![0; (BITS / 64) as usize], single: vec![0; CHARS] };
-        let (mut left, mut id) = (model.get_vocab_size(), 0);
-        while plain && left > 0 && (id as usize) < model.get_vocab_size() + HOLES {
-            if let Some(piece) = model.id_to_token(id) {
-                left -= 1;
-                joins.add(&piece);
-            }
-            id += 1;
-        }
-        (plain && left == 0).then_some(joins)
+        model.pieces.iter().for_each(|(piece, _)| joins.add(piece));
+        (complete && plain).then_some(joins)
     }
 
     fn place(x: char, y: char) -> (usize, u64) {

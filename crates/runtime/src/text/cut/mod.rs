@@ -29,10 +29,11 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 use tokenizers::normalizer::Range;
-use tokenizers::{NormalizedString, Normalizer, OffsetReferential, OffsetType, Tokenizer};
+use tokenizers::{NormalizedString, Normalizer, OffsetReferential, OffsetType};
 
 use self::joins::Joins;
 use self::layers::{Layer, Layers, SPACE};
+use super::model::Inner;
 
 /// Safe places of one tokenizer.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ pub(super) struct Cut {
 
 impl Cuts {
     /// Of a tokenizer; none if it has a part for which this cannot be told.
-    pub(super) fn new(tokenizer: &Tokenizer) -> Option<Self> {
+    pub(super) fn new(tokenizer: &Inner) -> Option<Self> {
         let json = |part: Result<Value, _>| part.ok();
         let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()))?;
         let layers = Layers::new(&json(serde_json::to_value(tokenizer.get_pre_tokenizer()))?)?;
@@ -102,7 +103,7 @@ impl Cuts {
     }
 
     /// The last safe place that the beginning of a text, `text`, shows.
-    pub(super) fn last(&self, tokenizer: &Tokenizer, text: &str) -> Option<Cut> {
+    pub(super) fn last(&self, tokenizer: &Inner, text: &str) -> Option<Cut> {
         let normalizer = tokenizer.get_normalizer();
         let added = tokenizer.get_added_vocabulary();
         let found = added.extract_and_normalize(normalizer, text);
@@ -247,7 +248,7 @@ impl Piece<'_> {
 }
 
 impl Added {
-    fn new(tokenizer: &Tokenizer) -> Option<Self> {
+    fn new(tokenizer: &Inner) -> Option<Self> {
         let mut all = Self::default();
         for token in tokenizer
             .get_added_vocabulary()
