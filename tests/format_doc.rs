@@ -230,11 +230,12 @@ fn holds(condition: &str, model: &Value, layer: &Value) -> bool {
         "latent with q_lora_rank and bias" => latent && ranked && mixer["bias"] == true,
         "latent with bias" => latent && mixer["bias"] == true,
         "attention" => mixer["kind"] == "attention",
-        "attention or latent" => mixer["kind"] != "delta_net",
+        "attention or latent" => mixer["kind"] == "attention" || latent,
         "attention, or latent without q_lora_rank" => {
             mixer["kind"] == "attention" || latent && !ranked
         }
-        "delta_net" => mixer["kind"] == "delta_net",
+        "attention with inner_norm" => mixer["inner_norm"] == true,
+        kind @ ("delta_net" | "short_conv") => mixer["kind"] == kind,
         "projection is grouped" => mixer["projection"] == "grouped",
         "projection is split" => mixer["projection"] == "split",
         "o_bias, or latent with bias" => mixer["o_bias"] == true || latent && mixer["bias"] == true,
@@ -242,6 +243,9 @@ fn holds(condition: &str, model: &Value, layer: &Value) -> bool {
             .iter()
             .any(|kind| mixer["qk_norm"] == *kind),
         kind @ ("dense" | "moe") => ffn["kind"] == kind,
+        "dense, not ungated" => ffn["kind"] == "dense" && ffn["ungated"] != true,
+        "dense with bias, not ungated" => ffn["bias"] == true && ffn["ungated"] != true,
+        "dense with inner_norm" => ffn["inner_norm"] == true,
         "dense with bias" => ffn["kind"] == "dense" && ffn["bias"] == true,
         "shared_expert" => shared.is_object(),
         "shared_expert with gated" => shared["gated"] == true,

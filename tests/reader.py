@@ -22,7 +22,7 @@ HEX_LEN = 64
 LIMIT = 1 << 64
 REALS = set(
     "rms_norm_eps theta clip_qkv factor low_freq_factor high_freq_factor recipe beta_fast beta_slow attention_factor softmax_scale floor_scale"
-    " short_factor long_factor embedding_multiplier residual_multiplier logits_scaling attn_scale routed_scaling_factor limit alpha".split()
+    " short_factor long_factor embedding_multiplier residual_multiplier logits_scaling logits_cap score_cap attn_scale routed_scaling_factor limit alpha".split()
 )
 
 
@@ -376,11 +376,11 @@ def check_files(root, manifest):
 
 MODEL = (
     "model_type vocab_size hidden_size tie_word_embeddings rms_norm_eps max_position_embeddings"
-    " eos_token_ids bos_token_id norm_plus_one embedding_multiplier residual_multiplier logits_scaling layers"
+    " eos_token_ids bos_token_id norm_plus_one embedding_multiplier residual_multiplier logits_scaling logits_cap layers"
 )
 ATTENTION = (
     "kind heads kv_heads head_dim rope qk_norm qkv_bias o_bias sliding_window clip_qkv attention_chunk_size sinks output_gate"
-    " softmax_scale temperature"
+    " softmax_scale score_cap inner_norm temperature"
 )
 LLAMA3 = "kind factor low_freq_factor high_freq_factor original_max_position_embeddings"
 YARN = "kind factor beta_fast beta_slow original_max_position_embeddings attention_factor truncate"
@@ -390,14 +390,16 @@ MIXERS = {
     "attention": ATTENTION,
     "latent": "kind heads q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim rope softmax_scale bias index_topk",
     "delta_net": "kind key_heads value_heads key_head_dim value_head_dim conv_kernel projection",
+    "short_conv": "kind conv_kernel",
 }
 FFNS = {
-    "dense": "kind intermediate_size bias activation",
+    "dense": "kind intermediate_size bias activation ungated inner_norm",
     "moe": "kind num_experts num_experts_per_tok moe_intermediate_size norm_topk_prob shared_expert scoring router_bias"
     " correction_bias groups routed_scaling_factor weights_on_input expert_bias activation",
 }
 OPTIONAL = (
-    "bos_token_id norm_plus_one embedding_multiplier residual_multiplier logits_scaling output_norms no_input_norms rope sliding_window clip_qkv"
+    "bos_token_id norm_plus_one embedding_multiplier residual_multiplier logits_scaling logits_cap output_norms no_input_norms rope sliding_window clip_qkv"
+    " score_cap inner_norm ungated"
     " attention_chunk_size sinks output_gate softmax_scale temperature q_lora_rank index_topk rotary_dim"
     " pairing shared_expert scoring router_bias correction_bias groups routed_scaling_factor weights_on_input expert_bias activation"
 ).split()
@@ -438,6 +440,8 @@ def attention_shapes(spec, hidden):
         yield "norm.k", 1, norms[1]
     if spec.get("sinks"):
         yield "attention.sinks", 1, spec["heads"]
+    if spec.get("inner_norm"):
+        yield "norm.mixer_inner", 1, q
     yield "attention.o_proj", hidden, q
     if spec["o_bias"]:
         yield "attention.o_bias", 1, hidden
@@ -477,7 +481,13 @@ def delta_net_shapes(spec, hidden):
     yield "delta_net.out_proj", hidden, values
 
 
-SHAPES = {"attention": attention_shapes, "latent": latent_shapes, "delta_net": delta_net_shapes}
+def short_conv_shapes(spec, hidden):
+    yield "short_conv.in_proj", 3 * hidden, hidden
+    yield "short_conv.conv", hidden, spec["conv_kernel"]
+    yield "short_conv.out_proj", hidden, hidden
+
+
+SHAPES = {"attention": attention_shapes, "latent": latent_shapes, "delta_net": delta_net_shapes, "short_conv": short_conv_shapes}
 
 
 def gated_shapes(prefix, width, hidden, bias=False):
@@ -497,7 +507,12 @@ def layer_shapes(layer, hidden):
     if not layer.get("no_input_norms"):
         yield "norm.post_attention", 1, hidden
     if ffn["kind"] == "dense":
-        yield from gated_shapes("mlp", ffn["intermediate_size"], hidden, ffn["bias"])
+        shapes = gated_shapes("mlp", ffn["intermediate_size"], hidden, ffn["bias"])
+        for shape in shapes:
+            if shape[0] == "mlp.down_proj" and ffn.get("inner_norm"):
+                yield "norm.ffn_inner", 1, ffn["intermediate_size"]
+            if not (ffn.get("ungated") and shape[0].startswith("mlp.gate_")):
+                yield shape
         if layer.get("output_norms"):
             yield "norm.ffn_out", 1, hidden
         return

@@ -58,6 +58,19 @@ pub enum Decoder {
         /// Rows of a head from `values`.
         value_rows: u64,
     },
+    /// -1, 0 and 1 times one scale, four rows to a byte, as `BitNet` stores them.
+    Ternary {
+        /// Codes of the values plus one, `[rows / 4, cols]`: byte `[r, c]` holds rows `r`,
+        /// `r + rows / 4` and so on, the first in its lowest bits.
+        codes: String,
+        /// One number.
+        scale: String,
+        /// Its type.
+        scale_dtype: Float,
+        /// Whether values are divided by it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        divided: bool,
+    },
     /// `pack-quantized` of compressed-tensors: integers in 32-bit words along the columns.
     Packed {
         /// Codes, `[.., rows, words]`.
@@ -162,6 +175,7 @@ macro_rules! names {
                 (vec![codes, zero_points, scales], None)
             }
             Decoder::Gguf { tensor, .. } | Decoder::Bundle { tensor, .. } => (vec![tensor], None),
+            Decoder::Ternary { codes, scale, .. } => (vec![codes, scale], None),
             Decoder::Nvfp4 { codes, scales, tensor_scale, .. } => {
                 (vec![codes, scales], tensor_scale.$borrow())
             }
@@ -228,15 +242,23 @@ impl Decoder {
         }
     }
 
-    /// The encoding in codes in which they mean the same, if there is one: affine with 16-bit scales,
-    /// of symmetric codes or with biases; that of a bundle.
-    pub fn codes(&self) -> Option<Encoding> {
+    /// The encoding in codes in which those of rows of `cols` mean the same, if there is one: affine with
+    /// 16-bit scales, of symmetric codes or with biases; that of a bundle; two bits for ternary ones.
+    pub fn codes(&self, cols: u64) -> Option<Encoding> {
         match *self {
             Self::Bundle { encoding, .. } => Some(encoding).filter(|own| own.float().is_none()),
             Self::Packed { zero_points: None, bits, group_size, scale_dtype, .. }
             | Self::Mlx { bits, group_size, scale_dtype, .. } => {
                 let affine = Affine::new(bits, u16::try_from(group_size).ok()?, scale_dtype);
                 affine.ok().map(Encoding::Affine)
+            }
+            // One scale for a whole tensor is that of groups as large as there are.
+            Self::Ternary { scale_dtype, divided: false, .. } => {
+                let mut sizes = [128_u16, 64, 32].into_iter();
+                let group = sizes.find(|size| cols.is_multiple_of(u64::from(*size)))?;
+                Affine::new(2, group, scale_dtype)
+                    .ok()
+                    .map(Encoding::Affine)
             }
             _ => None,
         }
@@ -263,6 +285,7 @@ impl Decoder {
             Self::Awq { group_size, .. } => format!("awq int4 g{group_size}"),
             Self::Gguf { kind, .. } => kind.name().to_lowercase(),
             Self::Bundle { encoding, .. } => encoding.label(),
+            Self::Ternary { .. } => "ternary".to_owned(),
         }
     }
 }

@@ -34,6 +34,9 @@ pub struct ModelSpec {
     /// Logits are divided by this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logits_scaling: Option<f32>,
+    /// Logits `l` become `c · tanh(l / c)` (arXiv 2408.00118).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logits_cap: Option<f32>,
     /// From first to last.
     pub layers: Vec<LayerSpec>,
 }
@@ -70,6 +73,8 @@ pub enum Mixer {
     Latent(LatentSpec),
     /// Gated delta net: linear attention with a state of fixed size.
     DeltaNet(DeltaNetSpec),
+    /// A gated short convolution, without attention.
+    ShortConv(ShortConvSpec),
 }
 
 impl Mixer {
@@ -77,7 +82,7 @@ impl Mixer {
     pub const fn attention(&self) -> Option<&AttentionSpec> {
         match self {
             Self::Attention(spec) => Some(spec),
-            Self::Latent(_) | Self::DeltaNet(_) => None,
+            Self::Latent(_) | Self::DeltaNet(_) | Self::ShortConv(_) => None,
         }
     }
 }
@@ -117,6 +122,12 @@ pub struct AttentionSpec {
     /// Scores are scaled by this before softmax; by `1 / sqrt(head_dim)` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub softmax_scale: Option<f32>,
+    /// Scaled scores `s` become `c · tanh(s / c)` (arXiv 2408.00118).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_cap: Option<f32>,
+    /// What the heads give is normed, all heads as one row, before the output projection.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub inner_norm: bool,
     /// Queries grow with their position.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<TemperatureSpec>,
@@ -182,6 +193,15 @@ pub struct DeltaNetSpec {
     pub conv_kernel: u32,
     /// How its inputs are projected.
     pub projection: DeltaProjection,
+}
+
+/// Options of a gated short convolution: `out(c * conv(b * x))` with `[b, c, x] = in(h)`, each as wide
+/// as the residual stream (LFM2, arXiv 2511.23404).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShortConvSpec {
+    /// Positions that the convolution sees.
+    pub conv_kernel: u32,
 }
 
 /// How the inputs of a delta net are projected.
@@ -322,6 +342,12 @@ pub struct DenseSpec {
     /// Between up and down.
     #[serde(default, skip_serializing_if = "GateActivation::is_silu")]
     pub activation: GateActivation,
+    /// There is no gate: `down(activation(up(x)))`, with up in the place of the gate.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ungated: bool,
+    /// What goes into the down projection is normed.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub inner_norm: bool,
 }
 
 /// What a feed-forward does to gate and up.
@@ -333,6 +359,8 @@ pub enum GateActivation {
     Silu,
     /// `gelu(gate) * up`, gelu by its tanh approximation (arXiv 1606.08415).
     GeluTanh,
+    /// `max(gate, 0)² * up` (arXiv 2109.08668).
+    Relu2,
     /// `(up + 1) * gate * sigmoid(alpha * gate)`, gate at most `limit`, up within `±limit`.
     ClampedSwiglu {
         /// Largest value.

@@ -65,6 +65,8 @@ roles! {
     KNorm = "norm.k",
     /// What each head's softmax has besides its keys, `[heads]`.
     Sinks = "attention.sinks",
+    /// RMS norm of what all heads give, `[heads * head_dim]`.
+    MixerInnerNorm = "norm.mixer_inner",
     /// `[hidden_size, heads * head_dim]`.
     OProj = "attention.o_proj",
     /// `[hidden_size]`.
@@ -91,6 +93,12 @@ roles! {
     DeltaNorm = "norm.delta_net",
     /// `[hidden_size, value_heads * value_head_dim]`.
     DeltaOutProj = "delta_net.out_proj",
+    /// Gates before and after a short convolution and its inputs, `[3 * hidden_size, hidden_size]`.
+    ShortConvIn = "short_conv.in_proj",
+    /// Depthwise causal convolution, `[hidden_size, conv_kernel]`.
+    ShortConv = "short_conv.conv",
+    /// `[hidden_size, hidden_size]`.
+    ShortConvOut = "short_conv.out_proj",
     /// RMS norm of what the mixer gives, `[hidden_size]`.
     MixerOutNorm = "norm.mixer_out",
     /// RMS norm before the feed-forward, `[hidden_size]`.
@@ -103,6 +111,8 @@ roles! {
     UpProj = "mlp.up_proj",
     /// `[intermediate_size]`.
     UpBias = "mlp.up_bias",
+    /// RMS norm of what goes into the down projection, `[intermediate_size]`.
+    FfnInnerNorm = "norm.ffn_inner",
     /// `[hidden_size, intermediate_size]`.
     DownProj = "mlp.down_proj",
     /// `[hidden_size]`.
@@ -156,6 +166,11 @@ impl Role {
     /// Whether the tensor is part of something else than the text model.
     pub const fn is_extra(self) -> bool {
         matches!(self, Self::Vision | Self::Mtp | Self::Indexer)
+    }
+
+    /// Whether the tensor is a depthwise convolution, one row of taps for each channel.
+    pub const fn is_convolution(self) -> bool {
+        matches!(self, Self::DeltaConv | Self::ShortConv)
     }
 
     /// Whether the tensor belongs to one routed expert.

@@ -22,6 +22,7 @@ pub struct TensorShape {
 const MAX_LAYERS: usize = 4096;
 const MAX_EXPERTS: u32 = 1 << 16;
 const MAX_WIDTH: u32 = 1 << 24;
+const MAX_KERNEL: u32 = 64;
 
 impl ModelSpec {
     /// The tensors of a unit, in order of use. None for a unit that the model does not have, such
@@ -83,6 +84,7 @@ impl ModelSpec {
             ("embedding_multiplier", self.embedding_multiplier),
             ("residual_multiplier", self.residual_multiplier),
             ("logits_scaling", self.logits_scaling),
+            ("logits_cap", self.logits_cap),
         ] {
             factor.map_or(Ok(()), |factor| above_zero(field, factor))?;
         }
@@ -96,6 +98,7 @@ impl LayerSpec {
             Mixer::Attention(attention) => attention.validate()?,
             Mixer::Latent(latent) => latent.validate()?,
             Mixer::DeltaNet(delta) => delta.validate()?,
+            Mixer::ShortConv(spec) => within("conv_kernel", spec.conv_kernel, 1, MAX_KERNEL)?,
         }
         if self.no_input_norms && !self.output_norms {
             return Err("no_input_norms: expected with output_norms only, found alone".to_owned());
@@ -106,6 +109,12 @@ impl LayerSpec {
         match &self.ffn {
             Ffn::Dense(dense) => {
                 within("intermediate_size", dense.intermediate_size, 1, MAX_WIDTH)?;
+                if dense.ungated && matches!(dense.activation, GateActivation::ClampedSwiglu { .. })
+                {
+                    let detail = "ungated: expected with an activation of the gate alone, found \
+                                  clamped_swiglu";
+                    return Err(detail.to_owned());
+                }
                 dense.activation.validate()
             }
             Ffn::Moe(moe) => moe.validate(),
@@ -127,6 +136,9 @@ impl AttentionSpec {
         }
         if let Some(scale) = self.softmax_scale {
             above_zero("softmax_scale", scale)?;
+        }
+        if let Some(cap) = self.score_cap {
+            above_zero("score_cap", cap)?;
         }
         if let Some(clip) = self.clip_qkv {
             above_zero("clip_qkv", clip)?;
@@ -166,7 +178,7 @@ impl DeltaNetSpec {
         divides("key_heads", self.key_heads, self.value_heads)?;
         within("key_head_dim", self.key_head_dim, 1, MAX_EXPERTS)?;
         within("value_head_dim", self.value_head_dim, 1, MAX_EXPERTS)?;
-        within("conv_kernel", self.conv_kernel, 1, 64)
+        within("conv_kernel", self.conv_kernel, 1, MAX_KERNEL)
     }
 
     /// Values of all queries, or of all keys.
@@ -327,6 +339,11 @@ impl List {
             Mixer::Attention(attention) => self.attention(attention, hidden),
             Mixer::Latent(latent) => self.latent(latent, hidden),
             Mixer::DeltaNet(delta) => self.delta_net(delta, hidden),
+            Mixer::ShortConv(spec) => {
+                self.matrix(Role::ShortConvIn, 3 * hidden, hidden);
+                self.matrix(Role::ShortConv, hidden, u64::from(spec.conv_kernel));
+                self.matrix(Role::ShortConvOut, hidden, hidden);
+            }
         }
         self.vector_if(layer.output_norms, Role::MixerOutNorm, hidden);
         self.vector_if(!layer.no_input_norms, Role::PostAttentionNorm, hidden);
@@ -359,6 +376,7 @@ impl List {
             self.vector(Role::KNorm, k_norm);
         }
         self.vector_if(spec.sinks, Role::Sinks, u64::from(spec.heads));
+        self.vector_if(spec.inner_norm, Role::MixerInnerNorm, q);
         self.matrix(Role::OProj, hidden, q);
         self.vector_if(spec.o_bias, Role::OBias, hidden);
     }
@@ -412,10 +430,13 @@ impl List {
 
     fn dense(&mut self, spec: &DenseSpec, hidden: u64) {
         let width = u64::from(spec.intermediate_size);
-        self.matrix(Role::GateProj, width, hidden);
-        self.vector_if(spec.bias, Role::GateBias, width);
+        if !spec.ungated {
+            self.matrix(Role::GateProj, width, hidden);
+            self.vector_if(spec.bias, Role::GateBias, width);
+        }
         self.matrix(Role::UpProj, width, hidden);
         self.vector_if(spec.bias, Role::UpBias, width);
+        self.vector_if(spec.inner_norm, Role::FfnInnerNorm, width);
         self.matrix(Role::DownProj, hidden, width);
         self.vector_if(spec.bias, Role::DownBias, hidden);
     }

@@ -179,7 +179,7 @@ impl SourceView {
     /// The encoding that the source's own codes are in, if the view of `cols` columns is one of whole
     /// rows of codes.
     pub fn codes(&self, cols: u64) -> Option<Encoding> {
-        let encoding = self.decoder.as_ref()?.codes()?;
+        let encoding = self.decoder.as_ref()?.codes(cols)?;
         let whole = cols > 0
             && self.col_stride == 1
             && self.shape.last() == Some(&cols)

@@ -28,6 +28,8 @@ pub struct Attention<'a> {
     pub capacity: usize,
     /// What scores are multiplied with.
     pub scale: f32,
+    /// Scaled scores `s` become `cap · tanh(s / cap)`.
+    pub cap: Option<f32>,
     /// Per head one more score, of no value.
     pub sinks: Option<&'a [f32]>,
 }
@@ -104,6 +106,13 @@ fn some_heads<S: Simd, const H: usize>(
             *row = position % a.capacity * a.stride;
         }
         scores(s, a, q, &rows[..count], &mut weights);
+        if let Some(cap) = a.cap {
+            for scores in &mut weights {
+                for score in &mut scores.as_flattened_mut()[..count] {
+                    *score = cap * (*score / cap).tanh();
+                }
+            }
+        }
         for h in 0..H {
             let out = &mut out[h * width..(h + 1) * width];
             let top = highest[h].max(maximum(s, &weights[h]));
@@ -389,8 +398,17 @@ mod tests {
             let (q, sinks) = (numbers(heads * dim, 3), numbers(heads, 4));
             for sinks in [None, Some(&sinks[..])] {
                 let (keys, values) = (&keys[..], &values[..]);
-                let a =
-                    Attention { q: &q, heads, keys, values, stride, capacity, scale: 0.3, sinks };
+                let a = Attention {
+                    q: &q,
+                    heads,
+                    keys,
+                    values,
+                    stride,
+                    capacity,
+                    scale: 0.3,
+                    cap: None,
+                    sinks,
+                };
                 let positions = 5..5 + count.min(capacity);
                 let expected = reference(&a, positions.clone(), width);
                 let mut scalar = vec![f32::NAN; heads * width];

@@ -4,7 +4,7 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, Unit};
 
-use crate::block::ops::{complete_norm, rms_norm, scale};
+use crate::block::ops::{cap, complete_norm, rms_norm, scale};
 use crate::error::{Result, RuntimeError};
 use crate::fetch::{Request, read};
 use crate::linear::{Linear, Product, thread_pool};
@@ -48,6 +48,7 @@ pub struct Head {
     unit: Loaded,
     role: Role,
     vocab_size: usize,
+    logits_cap: Option<f32>,
     pool: rayon::ThreadPool,
     linear: Linear,
     normed: Vec<f32>,
@@ -70,6 +71,7 @@ impl Head {
             unit,
             role,
             vocab_size,
+            logits_cap: spec.logits_cap,
             pool: thread_pool(threads)?,
             linear: Linear::new(),
             normed: Vec::new(),
@@ -85,11 +87,12 @@ impl Head {
     /// # Panics
     /// When the lengths disagree.
     pub fn logits(&mut self, hidden: &[f32], n: usize, out: &mut [f32]) -> Result<()> {
-        let Self { norm, eps, unit, role, vocab_size, pool, linear, normed } = self;
+        let Self { norm, eps, unit, role, vocab_size, logits_cap, pool, linear, normed } = self;
         assert_eq!(hidden.len(), n * norm.len(), "{n} rows of {} channels", norm.len());
         let matrix = unit.view().matrix(*role, *vocab_size, norm.len())?;
         rms_norm(linear.backend, hidden, norm, *eps, normed);
-        pool.install(|| linear.compute(vec![Product { matrix, x: normed, out }]));
+        pool.install(|| linear.compute(vec![Product { matrix, x: normed, out: &mut *out }]));
+        cap(out, *logits_cap);
         Ok(())
     }
 

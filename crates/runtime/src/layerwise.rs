@@ -155,7 +155,7 @@ impl<'w> LayerPass<'w> {
         let layer = Layer::new(spec, index, dense.view());
         let sequences = Sequences { length: *window, first: 0 };
         pool.install(|| {
-            let mut mixer = MixerState::for_sequences(&layer.spec.mixer, *window);
+            let mut mixer = MixerState::for_sequences(&layer.spec.mixer, layer.hidden, *window);
             state.mix(&layer, sequences, &mut mixer, hook)?;
             match &layer.spec.ffn {
                 Ffn::Dense(spec) => state.dense(&layer, spec, hook),

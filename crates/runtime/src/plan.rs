@@ -393,8 +393,8 @@ fn spread(count: usize, len: usize) -> Vec<bool> {
 
 /// Bytes that mixers keep of the positions before, when `chunk` tokens are computed together.
 fn state(spec: &ModelSpec, context: usize, chunk: usize) -> u64 {
-    let layers = spec.layers.iter();
-    let bytes = layers.map(|layer| MixerState::byte_len(&layer.mixer, context, chunk));
+    let (layers, hidden) = (spec.layers.iter(), spec.hidden_size as usize);
+    let bytes = layers.map(|layer| MixerState::byte_len(&layer.mixer, hidden, context, chunk));
     bytes.fold(0, |sum, len| sum.saturating_add(len).saturating_add(BUFFER_OVERHEAD))
 }
 

@@ -10,7 +10,7 @@ use shardwright_format::weights::Weights;
 use crate::block::delta_net::State as DeltaState;
 use crate::block::mlp::Job;
 use crate::block::moe::{ExpertBatch, ExpertBatches, Experts};
-use crate::block::ops::rms_norm;
+use crate::block::ops::{cap, rms_norm};
 use crate::block::router::Routes;
 use crate::block::{Layer, MixerState, check_finite};
 use crate::error::{Result, RuntimeError};
@@ -138,6 +138,7 @@ impl Runtime {
                 }
                 if logits {
                     model.compute_logits()?;
+                    cap(&mut model.logits, model.spec.logits_cap);
                     model.check_logits()?;
                 }
                 Ok(())
@@ -191,7 +192,7 @@ impl Runtime {
     pub fn delta_state(&self, layer: usize) -> Option<&DeltaState> {
         match self.model.mixers.get(layer)? {
             MixerState::DeltaNet(state) => Some(state),
-            MixerState::Attention(_) | MixerState::Latent(_) => None,
+            MixerState::Attention(_) | MixerState::Latent(_) | MixerState::ShortConv(_) => None,
         }
     }
 
@@ -224,11 +225,12 @@ impl Model {
     fn new(weights: &Arc<Weights>, plan: &MemoryPlan, context: usize) -> Result<Self> {
         let spec = Arc::new(weights.spec().clone());
         let embedding = VocabMatrix::embedding(weights, plan.embedding_resident)?;
+        let hidden = spec.hidden_size as usize;
         let mixers = spec
             .layers
             .iter()
-            .map(|l| MixerState::for_tokens(&l.mixer, context, plan.chunk));
-        let state = PassState::new(vec![0.0; spec.hidden_size as usize]);
+            .map(|l| MixerState::for_tokens(&l.mixer, hidden, context, plan.chunk));
+        let state = PassState::new(vec![0.0; hidden]);
         Ok(Self {
             head: VocabMatrix::head(weights, plan.head_resident, &embedding)?,
             norm: final_norm(weights)?,

@@ -305,6 +305,9 @@ fn mixer(mixer: &Mixer) -> String {
             "gated delta net, {} value heads of {} over {} key heads of {}",
             spec.value_heads, spec.value_head_dim, spec.key_heads, spec.key_head_dim
         ),
+        Mixer::ShortConv(spec) => {
+            format!("short convolution over {} positions", spec.conv_kernel)
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use shardwright_format::arch::Arch;
 use shardwright_format::model::{LayerSpec, Mixer};
 use shardwright_format::unit::TensorEntry;
-use shardwright_format::{Decoder, ModelSpec, Role, SourceView, Unit};
+use shardwright_format::{Decoder, ModelSpec, SourceView, Unit};
 
 /// What names of the text model begin with in transformers' wrapper of Qwen3.5.
 const WRAPPER: &str = "model.language_model.";
@@ -28,7 +28,7 @@ impl Places {
         let source = entry.in_unit(unit).source;
         let origin = source.origin.clone();
         let mut view = unquantized(origin.map_or(source, |origin| *origin));
-        if entry.role == Role::DeltaConv && view.shape == [entry.rows, entry.cols, 1] {
+        if entry.role.is_convolution() && view.shape == [entry.rows, entry.cols, 1] {
             // So MLX turns it, and where it does norms have one added, which they have not here. The
             // order of values is the same.
             view.shape = vec![entry.rows, 1, entry.cols];

@@ -362,10 +362,13 @@ impl<'a> Resolver<'a> {
 }
 
 /// The encoding that the source's codes are in, where a rule wishes for codes of as many bits:
-/// they are taken over in groups of their own size, and nothing is lost.
+/// they are taken over in groups of their own size, and nothing is lost. Those of three values are
+/// whatever codes it wishes for: more bits would hold no more, fewer there are none.
 fn own_codes(wanted: EncodingSpec, tensor: &TensorEntry) -> Option<Encoding> {
     let own = tensor.source.codes(tensor.cols)?;
+    let ternary = matches!(tensor.source.decoder, Some(Decoder::Ternary { .. }));
     match (wanted, own) {
+        (EncodingSpec::Affine { .. } | EncodingSpec::Trellis(_), _) if ternary => Some(own),
         (EncodingSpec::Affine { bits, .. }, Encoding::Affine(affine)) => {
             (bits == affine.bits()).then_some(own)
         }

@@ -294,21 +294,51 @@ fn codes_of_the_same_width_are_taken_over_and_mean_the_same() {
                 .iter()
                 .all(|e| e.relative_rmse == 0.0 && e.method.is_none())
         );
-        let (weights, bundle) = (opened(&source), Bundle::open(&out).unwrap());
-        let mut stored = AlignedBuf::default();
-        for unit in case.plan.units() {
-            bundle.read(unit, &mut stored).unwrap();
-            let layout = bundle.layout(unit).unwrap();
-            for (entry, expected) in layout.tensors.iter().zip(values(&weights, unit)) {
-                let len = entry.byte_len().unwrap() as usize;
-                let bytes = &stored.as_slice()[entry.offset as usize..][..len];
-                let (rows, cols) = (entry.rows as usize, entry.cols as usize);
-                let mut found = vec![0.0; rows * cols];
-                let matrix = Matrix::new(entry.encoding, rows, cols, bytes).unwrap();
-                matrix.dequantize(Backend::Scalar, 0..rows, &mut found);
-                assert_eq!(found, expected, "{unit} {}", entry.role);
-            }
+        holds_the_values_of(&out, &source, &case);
+    }
+}
+
+/// Every value of a bundle is that of its source.
+fn holds_the_values_of(bundle: &Path, source: &Path, case: &Case) {
+    let (weights, bundle) = (opened(source), Bundle::open(bundle).unwrap());
+    let mut stored = AlignedBuf::default();
+    for unit in case.plan.units() {
+        bundle.read(unit, &mut stored).unwrap();
+        let layout = bundle.layout(unit).unwrap();
+        for (entry, expected) in layout.tensors.iter().zip(values(&weights, unit)) {
+            let len = entry.byte_len().unwrap() as usize;
+            let bytes = &stored.as_slice()[entry.offset as usize..][..len];
+            let (rows, cols) = (entry.rows as usize, entry.cols as usize);
+            let mut found = vec![0.0; rows * cols];
+            let matrix = Matrix::new(entry.encoding, rows, cols, bytes).unwrap();
+            matrix.dequantize(Backend::Scalar, 0..rows, &mut found);
+            assert_eq!(found, expected, "{unit} {}", entry.role);
         }
+    }
+}
+
+/// Weights of three values are kept in two bits, whatever number of bits a recipe wishes for.
+#[test]
+fn three_values_take_two_bits_and_lose_nothing() {
+    for wished in ["q3", "q4", "t3s10"] {
+        let dir = tempfile::tempdir().unwrap();
+        let json = format!(
+            r#"{{"name":"t","rules":[{{"match":{{"role":"embed_tokens"}},"encoding":"keep"}},
+            {{"encoding":"{wished}"}}]}}"#
+        );
+        let source = fixture("golden/bitnet-packed");
+        let recipe = Recipe::parse("t", &json).unwrap();
+        let case = Case::new(&source, &recipe, PlanOptions::default()).unwrap();
+        let of = |encoding: &str| {
+            let same = |r: &&Repacked| r.encoding == encoding && r.source == "ternary";
+            let found = case.plan.repacked.iter().filter(same);
+            found.map(|r| r.tensors).sum::<u64>()
+        };
+        // Six matrices of a layer have 128 columns, the down projection 192.
+        assert_eq!([of("q2 g128 bf16"), of("q2 g64 bf16")], [18, 3], "{wished}");
+        let out = dir.path().join("out");
+        case.convert(&out, 2).unwrap();
+        holds_the_values_of(&out, &source, &case);
     }
 }
 
@@ -388,6 +418,7 @@ fn any_model_is_exported_as_plain_floats() {
         "qwen2-gptq",
         "qwen2-awq",
         "qwen2-mlx",
+        "bitnet-packed",
     ];
     let sources = coded.map(|case| (golden(case), true)).into_iter().chain([
         (fixture("gguf/llama3-q8_0.gguf"), true),

@@ -6,7 +6,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::Arch;
-use super::table::{Flag, Parameter};
+use super::ffn_rows::Flag;
+use super::table::Parameter;
 use crate::error::{FormatError, Result};
 
 /// Widest matrix that is believed.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Arch;
 use super::config::{Config, MAX_COUNT, MAX_SIZE};
-use super::table::{ClampRow, GroupsRow, MoeRow, SharedRow, SparseLayers};
+use super::ffn_rows::{AdjustRow, ClampRow, GroupsRow, MoeRow, SharedRow, SparseLayers};
 use crate::error::{FormatError, Result};
 use crate::model::{DenseSpec, Ffn, GateActivation, GroupLimit, MoeSpec, SharedExpertSpec};
 
@@ -55,10 +55,16 @@ impl Arch {
             .intermediate_size
             .as_deref()
             .unwrap_or("intermediate_size");
+        let mut intermediate_size = config.size(width, 1..=MAX_SIZE)?;
+        if let Some(row) = &row.adjusted {
+            intermediate_size = adjusted(config, row, intermediate_size)?;
+        }
         Ok(Some(Ffn::Dense(DenseSpec {
-            intermediate_size: config.size(width, 1..=MAX_SIZE)?,
+            intermediate_size,
             bias: config.flag(&row.bias)?,
             activation: row.activation,
+            ungated: row.ungated,
+            inner_norm: row.inner_norm,
         })))
     }
 
@@ -88,8 +94,23 @@ impl Arch {
     }
 }
 
+/// The width that follows from `size`, as Llama's first code computed it.
+fn adjusted(config: &Config<'_>, row: &AdjustRow, size: u32) -> Result<u32> {
+    if !config.flag(&row.switch)? {
+        return Ok(size);
+    }
+    let two_thirds = 2 * u64::from(size) / 3;
+    let Some(multiplier) = config.optional_number(&row.multiplier)? else {
+        return Ok(two_thirds as u32);
+    };
+    let multiple = u64::from(config.size(&row.multiple_of, 1..=MAX_SIZE)?);
+    let width = (f64::from(multiplier) * two_thirds as f64) as u64;
+    let width = width.min(u64::from(MAX_SIZE)).next_multiple_of(multiple);
+    Ok(u32::try_from(width).unwrap_or(u32::MAX))
+}
+
 /// A list of layers, or none when the parameter is null.
-fn numbers(config: &Config<'_>, name: &str) -> Result<Option<BTreeSet<u32>>> {
+pub(super) fn numbers(config: &Config<'_>, name: &str) -> Result<Option<BTreeSet<u32>>> {
     let Some(list) = config.list(name)? else { return Ok(None) };
     let number = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
     let numbers = list.iter().map(number).collect::<Option<_>>();

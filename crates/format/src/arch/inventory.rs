@@ -470,7 +470,7 @@ fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), String> {
     // The inner dimension of a depthwise convolution says nothing; MLX has it last.
     if info.shape == dimensions(shape)
         || info.shape == [rows, cols]
-        || (shape.role == Role::DeltaConv
+        || (shape.role.is_convolution()
             && (info.shape == [rows, 1, cols] || info.shape == [rows, cols, 1]))
     {
         return Ok(());

@@ -1,8 +1,9 @@
 //! What a table's models are built of, in words.
 
 use super::Arch;
-use super::table::{AttentionRow, FullWithoutRope, MoeRow, QkNormRow};
-use crate::model::{QkNorm, Scoring};
+use super::ffn_rows::MoeRow;
+use super::table::{AttentionRow, FullWithoutRope, Kind, QkNormRow};
+use crate::model::{GateActivation, QkNorm, Scoring};
 
 impl Arch {
     /// The mechanisms of the architecture, each in a few words.
@@ -20,11 +21,18 @@ impl Arch {
             attention(row, &mut note);
         }
         if let Some(row) = &table.layer_kinds {
-            note(true, &row.other.name().replace('_', " "));
+            note(row.other != Kind::Conv, &row.other.name().replace('_', " "));
         }
+        note(table.short_conv.is_some(), "short convolutions");
+        note(table.scaling.logits_cap.is_some(), "capped logits");
         note(table.no_input_norms, "norms of outputs alone");
         note(table.norm_plus_one, "norms of 1 + weight");
         note(table.mlp.is_some(), "dense feed-forward");
+        if let Some(row) = &table.mlp {
+            note(row.activation == GateActivation::Relu2, "squared ReLU");
+            note(row.ungated, "no gate");
+            note(row.inner_norm, "norms before last projections");
+        }
         note(table.moe.is_some(), "experts");
         if let Some(row) = &table.moe {
             moe(row, &mut note);
@@ -44,6 +52,7 @@ fn attention(row: &AttentionRow, note: &mut dyn FnMut(bool, &str)) {
     note(norm != QkNorm::None, "query and key norms");
     note(row.clip_qkv.is_some(), "clipped queries, keys and values");
     note(row.rotary.dim.is_some() || row.rotary.factor.is_some(), "partial rotation");
+    note(row.score_cap.is_some(), "capped scores");
     note(row.sinks, "attention sinks");
     note(row.output_gate, "output gates");
     let some_without = row.full_without_rope != FullWithoutRope::default();

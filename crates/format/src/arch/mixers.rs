@@ -4,14 +4,17 @@ use serde_json::Value;
 
 use super::Arch;
 use super::config::{Config, MAX_COUNT};
+use super::ffn_rows::Flag;
+use super::ffns::numbers;
 use super::rope;
 use super::table::{
-    AttentionRow, DeltaRow, Flag, FullWithoutRope, Kind, KindLayers, KindsRow, LatentRow,
-    QkNormRow, TemperatureRow, WithoutRopeRow,
+    AttentionRow, DeltaRow, FullWithoutRope, Kind, KindLayers, KindsRow, LatentRow, QkNormRow,
+    ShortConvRow, TemperatureRow, WithoutRopeRow,
 };
 use crate::error::{FormatError, Result};
 use crate::model::{
-    AttentionSpec, DeltaNetSpec, LatentSpec, Mixer, QkNorm, RopeSpec, TemperatureSpec,
+    AttentionSpec, DeltaNetSpec, LatentSpec, Mixer, QkNorm, RopeSpec, ShortConvSpec,
+    TemperatureSpec,
 };
 
 impl Arch {
@@ -29,11 +32,18 @@ impl Arch {
             Some(row) if kinds.contains(&Kind::Linear) => Some(delta_net(config, row)?),
             _ => None,
         };
+        let conv = self.table.short_conv.as_ref();
+        let conv = conv.map_or(Ok(None), |row| short_conv(config, row).map(Some))?;
         let others = kinds.iter().any(|kind| *kind != Kind::Full);
         let bare = without_rope(config, row, count)?;
         let mixer = |(kind, bare)| {
             let full = kind == Kind::Full && full_without_rope(row, others);
-            mixer(config, row, &attention, delta.as_ref(), (kind, bare || full))
+            match kind {
+                Kind::Linear => delta.clone().map(Mixer::DeltaNet),
+                Kind::Conv => conv.clone().map(Mixer::ShortConv),
+                _ => Some(mixer(config, row, &attention, (kind, bare || full))?),
+            }
+            .ok_or_else(|| config.refused(format!("the table has no row for {}", kind.name())))
         };
         kinds.into_iter().zip(bare).map(mixer).collect()
     }
@@ -146,11 +156,15 @@ fn without_rope(config: &Config<'_>, row: &AttentionRow, count: u32) -> Result<V
 /// The rule that a table gives for layers without a list.
 fn other_layers(config: &Config<'_>, rule: &KindLayers) -> Result<impl Fn(u32) -> bool> {
     let bound = match rule {
-        KindLayers::All => 0,
+        KindLayers::All | KindLayers::ButThoseIn(_) => 0,
         KindLayers::FromMaxWindowLayers | KindLayers::EvenBelowMaxWindowLayers => {
             config.size("max_window_layers", 0..=u32::MAX)?
         }
         KindLayers::ButEvery(name) => config.size(name, 1..=u32::MAX)?,
+    };
+    let listed = match rule {
+        KindLayers::ButThoseIn(name) => numbers(config, name)?,
+        _ => None,
     };
     let rule = rule.clone();
     Ok(move |layer: u32| match rule {
@@ -158,6 +172,7 @@ fn other_layers(config: &Config<'_>, rule: &KindLayers) -> Result<impl Fn(u32) -
         KindLayers::FromMaxWindowLayers => layer >= bound,
         KindLayers::EvenBelowMaxWindowLayers => layer < bound && layer.is_multiple_of(2),
         KindLayers::ButEvery(_) => !(layer + 1).is_multiple_of(bound),
+        KindLayers::ButThoseIn(_) => listed.as_ref().is_some_and(|full| !full.contains(&layer)),
     })
 }
 
@@ -165,18 +180,13 @@ fn window(config: &Config<'_>) -> Result<Option<u32>> {
     config.optional_size("sliding_window", 1..=u32::MAX)
 }
 
-/// A layer's mixer, from what all layers of its kind have in common.
+/// A layer's attention, from what all layers of its kind have in common.
 fn mixer(
     config: &Config<'_>,
     row: &AttentionRow,
     attention: &AttentionSpec,
-    delta: Option<&DeltaNetSpec>,
     (kind, without_rope): (Kind, bool),
 ) -> Result<Mixer> {
-    if kind == Kind::Linear {
-        let delta = delta.ok_or_else(|| config.refused("the table has no `delta_net`"))?;
-        return Ok(Mixer::DeltaNet(delta.clone()));
-    }
     let mut spec = attention.clone();
     spec.rope = Some(rope::of_kind(config, row, spec.head_dim, kind)?);
     match kind {
@@ -187,7 +197,7 @@ fn mixer(
             spec.attention_chunk_size =
                 config.optional_size("attention_chunk_size", 1..=u32::MAX)?;
         }
-        Kind::Full | Kind::Linear => {}
+        Kind::Full | Kind::Linear | Kind::Conv => {}
     }
     if without_rope {
         spec.rope = None;
@@ -214,7 +224,7 @@ fn attention(config: &Config<'_>, row: &AttentionRow) -> Result<AttentionSpec> {
         let found = Value::from(head_dim);
         return Err(config.unexpected("head_dim", "an even number", Some(&found)));
     }
-    let clip = row.clip_qkv.as_ref();
+    let (clip, cap) = (row.clip_qkv.as_ref(), row.score_cap.as_ref());
     Ok(AttentionSpec {
         heads,
         kv_heads,
@@ -229,6 +239,8 @@ fn attention(config: &Config<'_>, row: &AttentionRow) -> Result<AttentionSpec> {
         sinks: row.sinks,
         output_gate: row.output_gate,
         softmax_scale: softmax_scale(config, row)?,
+        score_cap: cap.map_or(Ok(None), |name| config.optional_number(name))?,
+        inner_norm: row.inner_norm,
         temperature: rope::query_growth(config, &row.rotary)?,
     })
 }
@@ -277,6 +289,10 @@ fn latent(config: &Config<'_>, row: &LatentRow) -> Result<LatentSpec> {
         bias: config.flag(&row.bias)?,
         index_topk: picked.map_or(Ok(None), |name| config.optional_size(name, 1..=u32::MAX))?,
     })
+}
+
+fn short_conv(config: &Config<'_>, row: &ShortConvRow) -> Result<ShortConvSpec> {
+    Ok(ShortConvSpec { conv_kernel: config.size(&row.kernel, 1..=MAX_COUNT)? })
 }
 
 fn delta_net(config: &Config<'_>, row: &DeltaRow) -> Result<DeltaNetSpec> {

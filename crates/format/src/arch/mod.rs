@@ -20,6 +20,7 @@ mod claim;
 mod config;
 mod draft;
 mod excerpt;
+mod ffn_rows;
 mod ffns;
 mod fused;
 mod inventory;
@@ -56,12 +57,14 @@ macro_rules! builtin {
 }
 
 builtin! {
-    "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4",
-    "exaone_moe", "gemma3_text", "glm4", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "gpt_oss",
-    "granite", "granitemoe", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "kimi_k25",
-    "llama", "llama4", "minimax_m2", "ministral", "ministral3", "mistral", "mistral3", "mixtral", "olmo2",
-    "olmo3", "olmoe", "phi3", "qwen2", "qwen2_5_vl", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe",
-    "qwen3_moe", "qwen3_next", "qwen3_vl", "qwen3_vl_moe", "seed_oss", "smollm3", "solar_open", "youtu",
+    "arcee", "bitnet", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5",
+    "ernie4_5_moe", "exaone4", "exaone_moe", "gemma2", "gemma3_text", "glm4", "glm4_moe",
+    "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "gpt_oss", "granite", "granitemoe",
+    "granitemoehybrid", "granitemoeshared", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3",
+    "kimi_k25", "lfm2", "lfm2_moe", "llama", "llama4", "minimax_m2", "ministral", "ministral3",
+    "mistral", "mistral3", "mixtral", "olmo2", "olmo3", "olmoe", "phi3", "qwen2", "qwen2_5_vl",
+    "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_vl",
+    "qwen3_vl_moe", "seed_oss", "smollm3", "solar_open", "youtu",
 }
 
 /// The table of one architecture.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Arch;
 use super::config::{self, Config, MAX_SIZE, TOKEN_IDS};
-use super::table::Flag;
+use super::ffn_rows::Flag;
 use crate::checkpoint::Checkpoint;
 use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, read_limited};
@@ -54,6 +54,12 @@ impl Arch {
             embedding_multiplier: self.embedding_multiplier(&config)?,
             residual_multiplier: factor(&config, self.table.scaling.residual.as_ref())?,
             logits_scaling: factor(&config, self.table.scaling.logits.as_ref())?,
+            logits_cap: self
+                .table
+                .scaling
+                .logits_cap
+                .as_ref()
+                .map_or(Ok(None), |name| config.optional_number(name))?,
             layers: self.layers(&config, count)?,
         };
         check_experts(&config, &spec)?;

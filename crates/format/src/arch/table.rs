@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::ffn_rows::{Flag, MlpRow, MoeRow};
 use crate::entries::Entries;
-use crate::model::{DeltaProjection, GateActivation, Pairing, QkNorm, Scoring};
+use crate::model::{DeltaProjection, Pairing, QkNorm};
 use crate::names::{EXPERT, LAYER};
 use crate::role::Role;
 use crate::unit::Unit;
@@ -32,6 +33,7 @@ pub(super) struct Table {
     pub(super) attention: Option<AttentionRow>,
     pub(super) latent: Option<LatentRow>,
     pub(super) delta_net: Option<DeltaRow>,
+    pub(super) short_conv: Option<ShortConvRow>,
     pub(super) mlp: Option<MlpRow>,
     pub(super) moe: Option<MoeRow>,
     pub(super) fused: Vec<FusedRow>,
@@ -81,14 +83,6 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<V
     Value::deserialize(deserializer).map(Some)
 }
 
-/// True, false, or what a parameter says.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-pub(super) enum Flag {
-    Fixed(bool),
-    Parameter(String),
-}
-
 /// Factors on the way of the residual stream, by the names of parameters.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -99,6 +93,7 @@ pub(super) struct ScalingRow {
     pub(super) embedding_by_root: bool,
     pub(super) residual: Option<String>,
     pub(super) logits: Option<String>,
+    pub(super) logits_cap: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -123,6 +118,11 @@ pub(super) struct AttentionRow {
     pub(super) softmax_scale: Option<String>,
     /// Parameter that takes the place of `head_dim` there.
     pub(super) softmax_dim: Option<String>,
+    /// Parameter with the bound that scores approach.
+    pub(super) score_cap: Option<String>,
+    /// What the heads give is normed before the output projection.
+    #[serde(default)]
+    pub(super) inner_norm: bool,
     /// Parameter with the base of the frequencies in sliding layers, which are never scaled.
     pub(super) sliding_rope_theta: Option<String>,
     /// Queries of layers without positions grow with theirs.
@@ -220,6 +220,14 @@ pub(super) struct DeltaRow {
     pub(super) projection: DeltaProjection,
 }
 
+/// Parameters of a gated short convolution.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ShortConvRow {
+    /// Positions that it sees.
+    pub(super) kernel: String,
+}
+
 /// What a layer's mixer is, by its name in `layer_types` or its number in `no_rope_layers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub(super) enum Kind {
@@ -231,10 +239,13 @@ pub(super) enum Kind {
     Chunked,
     #[serde(rename = "linear_attention")]
     Linear,
+    #[serde(rename = "conv")]
+    Conv,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 4] = [Self::Full, Self::Sliding, Self::Chunked, Self::Linear];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Full, Self::Sliding, Self::Chunked, Self::Linear, Self::Conv];
 
     /// The kind of that name.
     pub(super) fn named(name: &str) -> Option<Self> {
@@ -247,6 +258,7 @@ impl Kind {
             Self::Sliding => "sliding_attention",
             Self::Chunked => "chunked_attention",
             Self::Linear => "linear_attention",
+            Self::Conv => "conv",
         }
     }
 }
@@ -276,82 +288,8 @@ pub(super) enum KindLayers {
     EvenBelowMaxWindowLayers,
     /// All but every n-th, by the name of a parameter.
     ButEvery(String),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct MlpRow {
-    pub(super) bias: Flag,
-    #[serde(default)]
-    pub(super) activation: GateActivation,
-    /// Parameter with its width, if not `intermediate_size`.
-    pub(super) intermediate_size: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct MoeRow {
-    pub(super) layers: SparseLayers,
-    pub(super) num_experts: String,
-    pub(super) intermediate_size: String,
-    pub(super) norm_topk_prob: Flag,
-    pub(super) shared_expert: Option<SharedRow>,
-    #[serde(default)]
-    pub(super) scoring: Scoring,
-    #[serde(default)]
-    pub(super) router_bias: bool,
-    #[serde(default)]
-    pub(super) correction_bias: bool,
-    pub(super) groups: Option<GroupsRow>,
-    pub(super) routed_scaling_factor: Option<String>,
-    #[serde(default)]
-    pub(super) weights_on_input: bool,
-    #[serde(default)]
-    pub(super) expert_bias: bool,
-    pub(super) clamped_swiglu: Option<ClampRow>,
-}
-
-/// Parameters of a limit to some groups of experts.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct GroupsRow {
-    pub(super) groups: String,
-    pub(super) picked: String,
-    /// Groups count as their best expert, not as the sum of the best two.
-    #[serde(default)]
-    pub(super) by_best: bool,
-    /// Parameter with the rule: `greedy` has no groups.
-    pub(super) method: Option<String>,
-}
-
-/// Parameters of a clamped activation.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ClampRow {
-    pub(super) limit: String,
-    pub(super) alpha: String,
-}
-
-/// Which layers have experts.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum SparseLayers {
-    All,
-    /// Every `decoder_sparse_step`-th but those in `mlp_only_layers`.
-    SparseStep,
-    /// From the number that a parameter gives.
-    From(String),
-    /// Those in `moe_layers`; every `interleave_moe_layer_step`-th where it is null.
-    Interleaved,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct SharedRow {
-    pub(super) intermediate_size: String,
-    /// Parameter with the number of shared experts, side by side as one.
-    pub(super) count: Option<String>,
-    pub(super) gated: bool,
+    /// All but those in a list, by the name of a parameter; none where it is null.
+    ButThoseIn(String),
 }
 
 /// A tensor that holds several roles' rows one after the other, for all experts if they are
@@ -435,6 +373,7 @@ struct RawTable {
     attention: Option<AttentionRow>,
     latent: Option<LatentRow>,
     delta_net: Option<DeltaRow>,
+    short_conv: Option<ShortConvRow>,
     mlp: Option<MlpRow>,
     moe: Option<MoeRow>,
     tensors: Entries<Names>,
@@ -466,6 +405,7 @@ impl Table {
             attention: raw.attention,
             latent: raw.latent,
             delta_net: raw.delta_net,
+            short_conv: raw.short_conv,
             mlp: raw.mlp,
             moe: raw.moe,
             fused: raw.fused,

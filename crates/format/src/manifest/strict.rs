@@ -13,11 +13,13 @@ use serde_json::{Map, Value};
 pub const MAX_DEPTH: usize = 64;
 
 /// Fields whose default is a number: absent, but never `null`.
-const NUMBERS_BY_DEFAULT: [&str; 5] = [
+const NUMBERS_BY_DEFAULT: [&str; 7] = [
     "embedding_multiplier",
     "residual_multiplier",
     "logits_scaling",
+    "logits_cap",
     "softmax_scale",
+    "score_cap",
     "routed_scaling_factor",
 ];
 

@@ -81,6 +81,10 @@ pub fn forward(
         let gated = b.mixed.iter_mut().zip(&b.gate);
         gated.for_each(|(x, gate)| *x *= sigmoid(*gate));
     }
+    if spec.inner_norm {
+        let norm = layer.norm(Role::MixerInnerNorm, q_width(spec))?;
+        rms_norm_in_place(backend, &mut b.mixed, &norm, layer.eps);
+    }
     let o = layer
         .unit
         .matrix(Role::OProj, layer.hidden, q_width(spec))?;
@@ -218,6 +222,7 @@ impl Attend<'_> {
             stride: keys.width(),
             capacity: keys.capacity(),
             scale: self.spec.softmax_scale.unwrap_or(1.0 / (dim as f32).sqrt()),
+            cap: self.spec.score_cap,
             sinks: self.sinks.map(|sinks| &sinks[kv_head * heads..]),
         };
         let seen = first_seen(self.spec, position)..position + 1;

@@ -66,6 +66,7 @@ impl InputSite {
             | Role::VProj
             | Role::QAProj
             | Role::KvAProj
+            | Role::ShortConvIn
             | Role::DeltaQkvz
             | Role::DeltaBa
             | Role::DeltaQkv
@@ -74,7 +75,7 @@ impl InputSite {
             | Role::DeltaA => Self::Mixer,
             Role::QBProj => Self::QueryLatent,
             Role::KvBProj => Self::KvLatent,
-            Role::OProj | Role::DeltaOutProj => Self::MixerOut,
+            Role::OProj | Role::DeltaOutProj | Role::ShortConvOut => Self::MixerOut,
             Role::GateProj
             | Role::UpProj
             | Role::Router

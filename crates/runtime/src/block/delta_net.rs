@@ -6,6 +6,7 @@ use shardwright_format::model::{DeltaNetSpec, DeltaProjection};
 use shardwright_quant::{Backend, axpy};
 
 use super::capture::InputSite;
+use super::convolution::Convolution;
 use super::ops::{join_heads, rms_norm, rms_norm_in_place, scale, sigmoid, silu, softplus};
 use super::{Batch, Layer, Work};
 use crate::error::Result;
@@ -142,7 +143,10 @@ pub fn forward(
         let rows = sequence * batch.length..(sequence + 1) * batch.length;
         let conv = rows.start * s.conv()..rows.end * s.conv();
         let mixed_qkv = &mut b.mixed_qkv[conv.clone()];
-        recurrence.convolve(&mut state.conv, &b.qkv[conv], mixed_qkv);
+        let (before, inputs) = (&mut state.conv, &b.qkv[conv]);
+        recurrence
+            .convolution
+            .apply(before, inputs, mixed_qkv, silu);
         normalize(s, mixed_qkv);
         let heads = rows.start * s.heads..rows.end * s.heads;
         let inputs = Inputs { qkv: mixed_qkv, b: &b.b[heads.clone()], a: &b.a[heads] };
@@ -232,8 +236,7 @@ struct Inputs<'a> {
 struct Recurrence {
     backend: Backend,
     s: Sizes,
-    /// Of the convolution, `[conv, kernel]`.
-    taps: Vec<f32>,
+    convolution: Convolution,
     /// `exp(A_log)`, per head.
     rate: Vec<f32>,
     /// Per head.
@@ -242,39 +245,19 @@ struct Recurrence {
 
 impl Recurrence {
     fn new(layer: &Layer<'_>, s: Sizes, backend: Backend) -> Result<Self> {
-        let kernel = layer.unit.matrix(Role::DeltaConv, s.conv(), s.kernel)?;
-        let mut taps = vec![0.0; s.conv() * s.kernel];
-        kernel.dequantize(backend, 0..s.conv(), &mut taps);
+        let sizes = (s.conv(), s.kernel);
+        let convolution = Convolution::read(&layer.unit, Role::DeltaConv, sizes, backend)?;
         let mut rate = layer.unit.vector(Role::DeltaALog, s.heads)?;
         for rate in &mut rate {
             *rate = rate.exp();
         }
         let dt_bias = layer.unit.vector(Role::DeltaDtBias, s.heads)?;
-        Ok(Self { backend, s, taps, rate, dt_bias })
+        Ok(Self { backend, s, convolution, rate, dt_bias })
     }
 
     /// What a head's memory is multiplied with.
     fn decay(&self, head: usize, a: f32) -> f32 {
         (-self.rate[head] * softplus(a + self.dt_bias[head])).exp()
-    }
-
-    /// `out[t] = silu(Σ taps[j] * x[t - kernel + 1 + j])` for each channel of `x: [n, conv]`; keeps
-    /// the last inputs in `before`.
-    fn convolve(&self, before: &mut Vec<f32>, x: &[f32], out: &mut [f32]) {
-        let (s, width) = (self.s, self.s.conv());
-        let mut inputs = std::mem::take(before);
-        inputs.extend_from_slice(x);
-        let rows = out.par_chunks_mut(width).enumerate();
-        rows.with_min_len(1 + WORK_PER_TASK / (width * s.kernel))
-            .for_each(|(t, out)| {
-                for (channel, out) in out.iter_mut().enumerate() {
-                    let taps = &self.taps[channel * s.kernel..(channel + 1) * s.kernel];
-                    let seen = (0..s.kernel).map(|j| inputs[(t + j) * width + channel]);
-                    *out = silu(seen.zip(taps).map(|(x, tap)| x * tap).sum());
-                }
-            });
-        inputs.drain(..x.len());
-        *before = inputs;
     }
 
     /// Runs every head over all positions: `memory: [heads, key, value]`, `out: [heads, n, value]`.

@@ -284,6 +284,7 @@ impl Attend<'_> {
             stride: self.cache.width(),
             capacity: self.cache.capacity(),
             scale: self.spec.softmax_scale,
+            cap: None,
             sinks: None,
         };
         head.mixed.resize(self.s.latent, 0.0);

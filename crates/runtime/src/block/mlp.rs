@@ -5,7 +5,9 @@ use shardwright_format::Role;
 use shardwright_format::model::{DenseSpec, GateActivation, MoeSpec, SharedExpertSpec};
 
 use super::capture::InputSite;
-use super::ops::{add_bias, clamped_swiglu, gelu_tanh_mul, silu_mul};
+use super::ops::{
+    add_bias, clamped_swiglu, complete_norm, gelu_tanh_mul, relu2_mul, rms_norm_in_place, silu_mul,
+};
 use super::{Layer, Work};
 use crate::error::Result;
 use crate::linear::{Linear, Product};
@@ -44,13 +46,25 @@ pub struct Gated {
     inner: InputSite,
     /// What is done to gate and up.
     activation: GateActivation,
+    /// `up` alone, in the place of the gate.
+    ungated: bool,
+    /// The norm of the down projection's input.
+    inner_norm: Option<InnerNorm>,
     width: usize,
     hidden: usize,
 }
 
+/// A norm before the down projection, with the weights of [`Role::FfnInnerNorm`].
+#[derive(Clone, Copy, Debug)]
+struct InnerNorm {
+    eps: f32,
+    plus_one: bool,
+}
+
 impl Gated {
     /// A layer's only feed-forward.
-    pub fn dense(spec: &DenseSpec, hidden: usize) -> Self {
+    pub fn dense(spec: &DenseSpec, layer: &Layer<'_>) -> Self {
+        let norm = InnerNorm { eps: layer.eps, plus_one: layer.norm_plus_one };
         Self {
             gate: Role::GateProj,
             up: Role::UpProj,
@@ -61,8 +75,10 @@ impl Gated {
             input: Some(InputSite::Ffn),
             inner: InputSite::FfnOut,
             activation: spec.activation,
+            ungated: spec.ungated,
+            inner_norm: spec.inner_norm.then_some(norm),
             width: spec.intermediate_size as usize,
-            hidden,
+            hidden: layer.hidden,
         }
     }
 
@@ -76,6 +92,8 @@ impl Gated {
             input: None,
             inner: InputSite::SharedOut,
             activation: GateActivation::Silu,
+            ungated: false,
+            inner_norm: None,
             width: spec.intermediate_size as usize,
             hidden,
         }
@@ -92,6 +110,8 @@ impl Gated {
             input: Some(InputSite::Expert),
             inner: InputSite::ExpertOut,
             activation: spec.activation,
+            ungated: false,
+            inner_norm: None,
             width: spec.moe_intermediate_size as usize,
             hidden,
         }
@@ -114,6 +134,39 @@ impl Gated {
         if let Some(site) = self.input {
             linear.captures.keep(site, self.hidden, x);
         }
+        self.project(jobs, x, linear, (gate, up))?;
+        activate(self.activation, gate, up);
+        if let Some(norm) = self.inner_norm {
+            for (job, rows) in by_job(jobs, gate) {
+                let mut weight = job.unit.vector(Role::FfnInnerNorm, self.width)?;
+                complete_norm(norm.plus_one, &mut weight);
+                rms_norm_in_place(linear.backend, rows, &weight, norm.eps);
+            }
+        }
+        linear.captures.keep(self.inner, self.width, gate);
+        linear.compute(products(jobs, self.down, gate, out)?);
+        match self.biases {
+            Some([_, _, down_bias]) => add_biases(jobs, down_bias, out),
+            None => Ok(()),
+        }
+    }
+
+    /// What the activation takes: gate and up, or up and ones where there is no gate.
+    fn project(
+        &self,
+        jobs: &[Job<'_>],
+        x: &[f32],
+        linear: &mut Linear,
+        (gate, up): (&mut [f32], &mut [f32]),
+    ) -> Result<()> {
+        if self.ungated {
+            linear.compute(products(jobs, self.up, x, gate)?);
+            up.fill(1.0);
+            return match self.biases {
+                Some([_, up_bias, _]) => add_biases(jobs, up_bias, gate),
+                None => Ok(()),
+            };
+        }
         // All jobs' products go to the threads at once: those of one row are small.
         let mut both = products(jobs, self.gate, x, gate)?;
         both.extend(products(jobs, self.up, x, up)?);
@@ -122,13 +175,7 @@ impl Gated {
             add_biases(jobs, gate_bias, gate)?;
             add_biases(jobs, up_bias, up)?;
         }
-        activate(self.activation, gate, up);
-        linear.captures.keep(self.inner, self.width, gate);
-        linear.compute(products(jobs, self.down, gate, out)?);
-        match self.biases {
-            Some([_, _, down_bias]) => add_biases(jobs, down_bias, out),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -187,7 +234,7 @@ pub fn forward(layer: &Layer<'_>, spec: &DenseSpec, x: &mut [f32], work: &mut Wo
     let Work { linear, normed, mlp, .. } = work;
     layer.input(linear.backend, Role::PostAttentionNorm, x, normed)?;
     let job = Job { unit: layer.unit, rows: x.len() / layer.hidden };
-    Gated::dense(spec, layer.hidden).forward(&[job], normed, linear, mlp)?;
+    Gated::dense(spec, layer).forward(&[job], normed, linear, mlp)?;
     layer.join(Role::FfnOutNorm, x, &mut mlp.out)
 }
 
@@ -200,6 +247,7 @@ fn activate(activation: GateActivation, gate: &mut [f32], up: &[f32]) {
         .for_each(|(gate, up)| match activation {
             GateActivation::Silu => silu_mul(gate, up),
             GateActivation::GeluTanh => gelu_tanh_mul(gate, up),
+            GateActivation::Relu2 => relu2_mul(gate, up),
             GateActivation::ClampedSwiglu { limit, alpha } => {
                 clamped_swiglu(limit, alpha, gate, up);
             }

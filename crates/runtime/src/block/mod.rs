@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod capture;
+pub mod convolution;
 pub mod delta_net;
 pub mod kv;
 pub mod latent;
@@ -13,6 +14,7 @@ pub mod moe;
 pub mod ops;
 pub mod rope;
 pub mod router;
+pub mod short_conv;
 
 use shardwright_format::Role;
 use shardwright_format::model::{Ffn, LayerSpec, Mixer, ModelSpec};
@@ -124,6 +126,8 @@ pub struct Work {
     pub latent: latent::Buffers,
     /// Of delta nets.
     pub delta_net: delta_net::Buffers,
+    /// Of short convolutions.
+    pub short_conv: short_conv::Buffers,
     /// Of feed-forwards.
     pub mlp: mlp::Buffers,
 }
@@ -139,6 +143,7 @@ impl Work {
             attention: attention::Buffers::default(),
             latent: latent::Buffers::default(),
             delta_net: delta_net::Buffers::default(),
+            short_conv: short_conv::Buffers::default(),
             mlp: mlp::Buffers::default(),
         }
     }
@@ -153,11 +158,14 @@ pub enum MixerState {
     Latent(latent::LatentCache),
     /// The state of a delta net and the inputs its convolution still sees.
     DeltaNet(delta_net::State),
+    /// The inputs that a short convolution still sees.
+    ShortConv(short_conv::State),
 }
 
 impl MixerState {
-    /// For one sequence up to `context` positions, at most `chunk` of them at a time.
-    pub fn for_tokens(mixer: &Mixer, context: usize, chunk: usize) -> Self {
+    /// For one sequence up to `context` positions, at most `chunk` of them at a time, of a model whose
+    /// stream is `hidden` wide.
+    pub fn for_tokens(mixer: &Mixer, hidden: usize, context: usize, chunk: usize) -> Self {
         match mixer {
             Mixer::Attention(spec) => {
                 let capacity = attention::cache_capacity(spec, context, chunk);
@@ -165,21 +173,24 @@ impl MixerState {
             }
             Mixer::Latent(spec) => Self::Latent(latent::LatentCache::new(spec, context)),
             Mixer::DeltaNet(spec) => Self::DeltaNet(delta_net::State::new(spec)),
+            Mixer::ShortConv(spec) => Self::ShortConv(short_conv::State::new(spec, hidden)),
         }
     }
 
     /// For whole sequences of `length` positions at once.
-    pub fn for_sequences(mixer: &Mixer, length: usize) -> Self {
+    pub fn for_sequences(mixer: &Mixer, hidden: usize, length: usize) -> Self {
         match mixer {
             Mixer::Attention(spec) => {
                 Self::Attention(kv::KvCache::new(length, attention::cache_width(spec)))
             }
-            Mixer::Latent(_) | Mixer::DeltaNet(_) => Self::for_tokens(mixer, length, length),
+            Mixer::Latent(_) | Mixer::DeltaNet(_) | Mixer::ShortConv(_) => {
+                Self::for_tokens(mixer, hidden, length, length)
+            }
         }
     }
 
     /// Bytes that [`Self::for_tokens`] takes.
-    pub fn byte_len(mixer: &Mixer, context: usize, chunk: usize) -> u64 {
+    pub fn byte_len(mixer: &Mixer, hidden: usize, context: usize, chunk: usize) -> u64 {
         match mixer {
             Mixer::Attention(spec) => kv::KvCache::byte_len(
                 attention::cache_capacity(spec, context, chunk) as u64,
@@ -187,6 +198,7 @@ impl MixerState {
             ),
             Mixer::Latent(spec) => latent::LatentCache::byte_len(spec, context),
             Mixer::DeltaNet(spec) => delta_net::State::byte_len(spec),
+            Mixer::ShortConv(spec) => short_conv::State::byte_len(spec, hidden),
         }
     }
 }
@@ -211,6 +223,9 @@ pub fn mix(
         (Mixer::DeltaNet(spec), MixerState::DeltaNet(state)) => {
             delta_net::forward(layer, spec, batch, state, work)
         }
+        (Mixer::ShortConv(spec), MixerState::ShortConv(state)) => {
+            short_conv::forward(layer, spec, batch, state, work)
+        }
         _ => Err(RuntimeError::State { layer: layer.index }),
     }
 }
@@ -223,6 +238,7 @@ pub fn buffer_len(spec: &ModelSpec) -> u64 {
             Mixer::Attention(spec) => attention::buffer_len(spec),
             Mixer::Latent(spec) => latent::buffer_len(spec),
             Mixer::DeltaNet(spec) => delta_net::buffer_len(spec),
+            Mixer::ShortConv(_) => short_conv::buffer_len(hidden),
         };
         let ffn = match &layer.ffn {
             Ffn::Dense(dense) => mlp::buffer_len(dense.intermediate_size),

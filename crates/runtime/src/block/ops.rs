@@ -68,6 +68,23 @@ pub fn gelu_tanh_mul(gate: &mut [f32], up: &[f32]) {
     });
 }
 
+/// `gate = max(gate, 0)² * up`.
+pub fn relu2_mul(gate: &mut [f32], up: &[f32]) {
+    gate.iter_mut().zip(up).for_each(|(g, u)| {
+        let x = g.max(0.0);
+        *g = x * x * u;
+    });
+}
+
+/// `x = cap * tanh(x / cap)`, as it is without a cap.
+pub fn cap(x: &mut [f32], cap: Option<f32>) {
+    if let Some(cap) = cap {
+        for x in x {
+            *x = cap * (*x / cap).tanh();
+        }
+    }
+}
+
 /// `gate = (up + 1) * gate * sigmoid(alpha * gate)`, gate at most `limit`, up within `±limit`.
 pub fn clamped_swiglu(limit: f32, alpha: f32, gate: &mut [f32], up: &[f32]) {
     gate.iter_mut().zip(up).for_each(|(g, u)| {

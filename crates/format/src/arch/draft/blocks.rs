@@ -33,7 +33,12 @@ const HIDDEN: &[(&str, &str)] = &[
     ("/attention/rotary/query_growth", "null"),
     ("/attention/rotary/fixed_alpha", "false"),
     ("/attention/temperature", "null"),
+    ("/attention/score_cap", "null"),
+    ("/attention/inner_norm", "false"),
     ("/latent/rotary/pairing", "\"half\""),
+    ("/mlp/ungated", "false"),
+    ("/mlp/inner_norm", "false"),
+    ("/mlp/adjusted", "null"),
     ("/moe/weights_on_input", "false"),
     ("/moe/clamped_swiglu", "null"),
 ];

@@ -18,6 +18,7 @@ const ORDER: &[&str] = &[
     "attention",
     "latent",
     "delta_net",
+    "short_conv",
     "mlp",
     "moe",
     "tensors",

@@ -33,7 +33,8 @@ fn unknown_words_are_refused() {
     assert!(refused.ends_with("indexer, found role `norm.inpt`"), "{refused}");
     assert_eq!(
         spoiled(r#""mlp": {"bias""#, r#""mlp": {"bais""#),
-        "own.json: unknown field `bais`, expected one of `bias`, `activation`, `intermediate_size`"
+        "own.json: unknown field `bais`, expected one of `bias`, `activation`, `intermediate_size`, \
+         `adjusted`, `ungated`, `inner_norm`"
     );
     assert_eq!(spoiled("{", "["), "own.json: expected `,` or `]`");
 }

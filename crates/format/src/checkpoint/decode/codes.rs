@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use shardwright_quant::foreign::middle_biases;
+use shardwright_quant::foreign::{Rect, middle_biases};
 use shardwright_quant::{Affine, Encoding};
 
 use super::{Decoding, Fetch};
@@ -78,6 +78,9 @@ impl Decoding<'_> {
         out: &mut CodeRows,
         fetch: &mut Fetch<'_>,
     ) -> Result<()> {
+        if let Decoder::Ternary { .. } = self.decoder {
+            return self.add_ternary(affine, rows, out, fetch);
+        }
         let code_len = self.cols / 8 * u64::from(affine.bits());
         let groups = self.cols / affine.group_size() as u64;
         let grid_len = groups * affine.scale_dtype().size() as u64;
@@ -93,5 +96,40 @@ impl Decoding<'_> {
         out.scales.extend(scales);
         out.biases.extend(biases);
         Ok(())
+    }
+
+    /// Rows of values of 0, 1 and 2 of which one is taken before they are scaled.
+    fn add_ternary(
+        &self,
+        affine: Affine,
+        rows: &Range<u64>,
+        out: &mut CodeRows,
+        fetch: &mut Fetch<'_>,
+    ) -> Result<()> {
+        let rect = Rect { rows: rows.clone(), cols: 0..self.cols };
+        let codes = self.ternary_codes(&rect, fetch)?;
+        // Four codes of two bits to a byte, the first lowest: rows are of whole groups.
+        let byte = |four: &[u8; 4]| four[0] | four[1] << 2 | four[2] << 4 | four[3] << 6;
+        out.codes.extend(codes.as_chunks::<4>().0.iter().map(byte));
+        let scale = self.parts[1].bytes(0, 2, (0..1, 0..2), fetch)?;
+        let groups = codes.len() / affine.group_size();
+        out.scales.extend(scale.repeat(groups));
+        // The bias is the scale with the other sign, which both 16-bit types keep in their last bit.
+        out.biases
+            .extend([scale[0], scale[1] ^ 0x80].repeat(groups));
+        Ok(())
+    }
+
+    /// Codes of a rectangle of [`Decoder::Ternary`], one to a byte, row by row.
+    pub(super) fn ternary_codes(&self, rect: &Rect, fetch: &mut Fetch<'_>) -> Result<Vec<u8>> {
+        let quarter = (self.rows / 4).max(1);
+        let mut codes = Vec::with_capacity(rect.len());
+        for row in rect.rows.clone() {
+            let (shift, at) = (2 * (row / quarter), row % quarter);
+            let place = (at..at + 1, rect.cols.clone());
+            let bytes = self.parts[0].bytes(0, self.cols, place, fetch)?;
+            codes.extend(bytes.iter().map(|byte| byte >> shift & 3));
+        }
+        Ok(codes)
     }
 }

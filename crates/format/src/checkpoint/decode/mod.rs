@@ -237,7 +237,7 @@ impl Decoder {
     /// Columns whose codes can only be read together: ranges of columns start at a multiple.
     const fn unit(&self) -> u64 {
         match self {
-            Self::Scaled { .. } | Self::Awq { .. } | Self::Heads { .. } => 1,
+            Self::Scaled { .. } | Self::Awq { .. } | Self::Heads { .. } | Self::Ternary { .. } => 1,
             Self::Nvfp4 { .. } => NVFP4_GROUP,
             // 32 codes of any width fill whole words.
             Self::Mxfp4 { .. } | Self::Packed { .. } | Self::Mlx { .. } | Self::Gptq { .. } => 32,

@@ -37,6 +37,7 @@ impl Reading<'_, '_, '_> {
             Decoder::Gptq { bits, group_size, zeros_stored_minus_one, .. } => {
                 self.gptq(bits, group_size, zeros_stored_minus_one, rect, out)
             }
+            Decoder::Ternary { divided, .. } => self.ternary(divided, rect, out),
             Decoder::Awq { group_size, .. } => self.awq(group_size, rect, out),
             Decoder::Gguf { kind, heads, less_one, .. } => {
                 self.gguf(kind, heads, rect, out)?;
@@ -167,6 +168,16 @@ impl Reading<'_, '_, '_> {
         let biases = self.floats(2, all, &rect.rows, &groups)?;
         let codes = PackedRows { bytes: &codes, bits };
         foreign::affine(codes, group_size, &scales, &biases, rect, out);
+        Ok(())
+    }
+
+    fn ternary(&mut self, divided: bool, rect: &Rect, out: &mut [f32]) -> Result<()> {
+        let codes = self.tensor.ternary_codes(rect, self.fetch)?;
+        let scale = self.floats(1, 1, &(0..1), &(0..1))?[0];
+        for (out, code) in out.iter_mut().zip(codes) {
+            let value = f32::from(code) - 1.0;
+            *out = if divided { value / scale } else { value * scale };
+        }
         Ok(())
     }
 

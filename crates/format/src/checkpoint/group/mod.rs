@@ -1,5 +1,6 @@
 //! Groups the stored tensors of a quantized checkpoint into tensors of weights.
 
+mod bitnet;
 mod compressed;
 mod fp8;
 mod ignore;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::bitnet::{self, BitNet};
 use super::compressed::{self, Compressed};
 use super::fp8::Fp8;
 use super::ignore::Ignore;
@@ -31,6 +32,7 @@ enum Kind {
     Compressed(Compressed),
     Mlx(Mlx),
     Transposed(Transposed),
+    BitNet(BitNet),
 }
 
 /// The keys, of `config.json` or its `text_config`, that may describe a scheme. MLX writes two, of
@@ -39,8 +41,17 @@ pub const QUANTIZATION_KEYS: &[&str] =
     &["quantization_config", "compression_config", "quantization"];
 
 /// The methods that are known.
-const METHODS: &[&str] =
-    &["fp8", "fbgemm_fp8", "modelopt", "mxfp4", "compressed-tensors", "gptq", "awq", "auto-round"];
+const METHODS: &[&str] = &[
+    "fp8",
+    "fbgemm_fp8",
+    "modelopt",
+    "mxfp4",
+    "compressed-tensors",
+    "gptq",
+    "awq",
+    "auto-round",
+    "bitnet",
+];
 
 /// Files beside `config.json` that describe a scheme where it does not: name, member, method.
 const BESIDE: &[(&str, &str, &str)] =
@@ -105,6 +116,7 @@ impl Scheme {
             Some("mxfp4") => Kind::Mxfp4,
             Some("compressed-tensors") => Kind::Compressed(Compressed::parse(config)?),
             Some("gptq") => Kind::Transposed(Transposed::gptq(config)?),
+            Some("bitnet") => Kind::BitNet(BitNet::parse(config)?),
             Some("awq") => Kind::Transposed(Transposed::awq(config)?),
             None if config.get("group_size").is_some() => Kind::Mlx(Mlx::parse(config)?),
             _ => {
@@ -136,6 +148,7 @@ impl Scheme {
             Kind::Compressed(compressed) => compressed.take(grouping, name, stored),
             Kind::Mlx(mlx) => mlx.take(grouping, name, stored),
             Kind::Transposed(transposed) => transposed.take(grouping, name, stored),
+            Kind::BitNet(bitnet) => bitnet.take(grouping, name, stored),
         }
     }
 
@@ -148,6 +161,7 @@ impl Scheme {
             Kind::Compressed(_) => compressed::whole_of(name),
             Kind::Mlx(_) => mlx::whole_of(name),
             Kind::Transposed(_) => transposed::whole_of(name),
+            Kind::BitNet(_) => bitnet::whole_of(name),
         }
     }
 }

@@ -128,8 +128,8 @@ fn a_description_left_over_from_codes_is_not_asked() {
     assert_eq!(
         refusal(&config["quantization_config"], &[zeros("a.weight", Dtype::U8, &[256, 64])]),
         "DIR/config.json: `quantization_config`: `quant_method`: expected one of fp8, fbgemm_fp8, \
-         modelopt, mxfp4, compressed-tensors, gptq, awq, auto-round, or MLX's group_size and bits, \
-         found \"bitsandbytes\""
+         modelopt, mxfp4, compressed-tensors, gptq, awq, auto-round, bitnet, or MLX's group_size and \
+         bits, found \"bitsandbytes\""
     );
     let codes = [
         zeros("a.weight", Dtype::U8, &[256, 1]),
