@@ -12,6 +12,7 @@ mod excerpt;
 mod format_doc;
 mod gguf;
 mod harness;
+mod memory;
 mod pack;
 mod parts;
 mod reader;

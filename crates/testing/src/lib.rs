@@ -9,11 +9,13 @@ mod files;
 mod golden;
 #[cfg(feature = "models")]
 pub mod models;
+mod vocabulary;
 
 use std::path::{Path, PathBuf};
 
 pub use files::{RawTensors, Scratch, contents, copy_dir, digest};
 pub use golden::{Golden, error};
+pub use vocabulary::widen;
 
 include!(concat!(env!("OUT_DIR"), "/cases.rs"));
 

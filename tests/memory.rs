@@ -1,0 +1,94 @@
+//! What commands take of memory, as the kernel counted it (`VmHWM` of the child), against what they promise.
+
+use std::fs;
+
+use shardwright_testing::{fixture, widen};
+
+use crate::harness::Scratch;
+
+/// A real vocabulary of today: Gemma 3 has 262,144.
+const PIECES: usize = 262_000;
+const MIB: u64 = 1 << 20;
+
+/// Bytes that a run names as the least; a run of that many must work.
+fn floor(scratch: &Scratch, args: &str) -> u64 {
+    let refused = scratch.run(&format!("{args} --memory 1MiB"));
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    let named = refused.stderr.rsplit("--memory ").next().unwrap();
+    named.split("MiB").next().unwrap().parse::<u64>().unwrap() * MIB
+}
+
+#[test]
+fn a_large_vocabulary_stays_within_the_budget() {
+    let scratch = Scratch::with("fixture-2m");
+    scratch.edit_json("ckpt/tokenizer.json", |json| widen(json, PIECES));
+    let file = fs::metadata(scratch.path("ckpt/tokenizer.json"))
+        .unwrap()
+        .len();
+    let args = "run ckpt --prompt This -n 4 --ignore-eos";
+    let floor = floor(&scratch, args);
+    assert!(floor <= file + 64 * MIB, "{floor} with a tokenizer of {file} bytes");
+    for budget in [floor, floor + 4 * MIB, floor * 3 / 2] {
+        let report = scratch.json(&format!("{args} --memory {budget}"));
+        let Some(peak) = report["memory"]["peak_bytes"].as_u64() else { return };
+        assert!(peak <= budget, "peak {peak} with a budget of {budget}");
+    }
+    // The plan of a bundle knows the tokenizer too.
+    let planned = scratch.json("plan ckpt")["runtime"]["floor_bytes"]
+        .as_u64()
+        .unwrap();
+    assert!(planned.abs_diff(floor) < 8 * MIB, "plan says {planned}, run {floor}");
+}
+
+/// 24 KB and 5 MB: a byte of text took 140 bytes of memory.
+#[test]
+fn the_length_of_a_text_costs_no_memory() {
+    let scratch = Scratch::with("fixture-2m");
+    let text = fs::read_to_string(fixture("text/evaluation.txt")).unwrap();
+    let short = &text[..24_000];
+    fs::write(scratch.path("short.txt"), short).unwrap();
+    fs::write(scratch.path("long.txt"), short.repeat(200)).unwrap();
+    scratch.ok("convert ckpt -o out --bits 4 --layers 0..1");
+    for args in [
+        "convert ckpt -o made-TEXT --bits 4 --calibration-tokens 128 --calibration-window 64 --calibrate TEXT.txt",
+        "calibrate ckpt -o seen-TEXT --calibration-tokens 128 --calibration-window 64 TEXT.txt",
+        "verify out --against ckpt --window 64 --windows 2 --text TEXT.txt",
+    ] {
+        let peak =
+            |text: &str| scratch.json(&args.replace("TEXT", text))["peak_memory_bytes"].as_u64();
+        let (Some(short), Some(long)) = (peak("short"), peak("long")) else { return };
+        assert!(long < short + 8 * MIB, "{args}: {short}, then {long}");
+    }
+    // A prompt that does not fit is refused when enough of it was read.
+    let refused = scratch.run("run out --prompt-file long.txt --context 64 -n 1");
+    let expected = "error: long.txt: the prompt has more than 64 tokens: expected at most 64, as --context says\n";
+    assert_eq!((refused.code, refused.stderr.as_str()), (Some(2), expected));
+}
+
+#[test]
+fn endless_prompts_end() {
+    let scratch = Scratch::with("fixture-2m");
+    let limits = format!("ulimit -v {}", 2 * 1024 * MIB / 1024);
+    let ran =
+        scratch.shell(&format!("{limits}; shardwright run ckpt --prompt-file /dev/zero -n 1"));
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    assert!(ran.stderr.contains("1024 KiB of it have no place"), "{}", ran.stderr);
+    let words = "yes some words of a text | shardwright run ckpt --prompt-file - --context 50 -n 1";
+    let ran = scratch.shell(words);
+    assert!(ran.stderr.contains("-: the prompt has more than 50 tokens"), "{}", ran.stderr);
+    let ran = scratch.shell("shardwright run ckpt --prompt-file <(printf This) -n 1 --quiet");
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+}
+
+#[test]
+fn plain_conversions_keep_to_their_plan() {
+    let scratch = Scratch::with("fixture-2m");
+    for options in ["--bits 4", "--bits 8", "--bits 4 --threads 4"] {
+        let planned = scratch.json(&format!("plan ckpt {options}"));
+        let planned = planned["cost"]["peak_memory"].as_u64().unwrap();
+        let made = scratch.json(&format!("convert ckpt -o out {options}"));
+        let Some(peak) = made["peak_memory_bytes"].as_u64() else { return };
+        assert!(peak <= planned, "{options}: planned {planned}, took {peak}");
+        fs::remove_dir_all(scratch.path("out")).unwrap();
+    }
+}
