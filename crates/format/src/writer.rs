@@ -228,14 +228,39 @@ pub(crate) fn directories(manifest: &Manifest) -> BTreeSet<&Path> {
 /// # Errors
 /// A name that is taken, and what the operating system refuses.
 pub fn publish(from: &Path, to: &Path) -> Result<()> {
-    if to.symlink_metadata().is_ok() {
-        return Err(FormatError::file(to, "already exists"));
-    }
-    std::fs::rename(from, to).map_err(|e| FormatError::io(to, e))?;
+    rename_new(from, to).map_err(|e| match e.kind() {
+        std::io::ErrorKind::AlreadyExists => FormatError::file(to, "already exists"),
+        _ => FormatError::io(to, e),
+    })?;
     match to.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
         _ => sync_dir(Path::new(".")),
     }
+}
+
+/// Renames in one step with the check that nothing has the new name: between two, somebody could make an
+/// empty directory of it, which a rename replaces.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system, or a system, that has no such call.
+        Err(Errno::INVAL | Errno::NOSYS) => rename_checked(from, to),
+        done => Ok(done?),
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
+    rename_checked(from, to)
+}
+
+fn rename_checked(from: &Path, to: &Path) -> std::io::Result<()> {
+    if to.symlink_metadata().is_ok() {
+        return Err(std::io::ErrorKind::AlreadyExists.into());
+    }
+    std::fs::rename(from, to)
 }
 
 /// Makes a directory's names durable.
@@ -398,6 +423,24 @@ mod tests {
         assert!(!dirty(&writer));
         writer.write_at(0, 0, &[1]).unwrap();
         assert!(dirty(&writer));
+    }
+
+    #[test]
+    fn a_name_that_is_taken_stays_so_even_an_empty_directorys() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir(path("made")).unwrap();
+        std::fs::write(path("made/x"), "x").unwrap();
+        std::fs::create_dir(path("taken")).unwrap();
+        for rename in [rename_new, rename_checked] {
+            let error = rename(&path("made"), &path("taken")).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+        }
+        let error = publish(&path("made"), &path("taken")).unwrap_err();
+        assert!(error.to_string().ends_with("taken: already exists"), "{error}");
+        assert_eq!(std::fs::read_dir(path("taken")).unwrap().count(), 0);
+        publish(&path("made"), &path("new")).unwrap();
+        assert!(path("new/x").is_file());
     }
 
     #[test]
