@@ -8,13 +8,13 @@
 
 use shardwright_quant::{Encoding, QuantStats};
 
-/// Rows from which on a row is judged alone.
+/// Columns from which on a row is judged alone.
 const MIN_COLS: usize = 64;
 
 /// What errors that point nowhere add to a projection, in standard deviations: the largest of a million is 5.
 const DEVIATIONS: f64 = 6.0;
 
-/// How far beyond both ends a projection may lie: three times the most that was measured with few bits, and
+/// How far beyond both ends a projection may lie: one and a half to five times the most that was measured, and
 /// what scales of 16 bits may be off. None for plain floats.
 pub(super) fn margin(encoding: Encoding) -> Option<f64> {
     let levels = match encoding {
