@@ -227,12 +227,13 @@ fn totals() {
 fn totals_that_cannot_be() {
     let scratch = scratch();
     for (target, expected, found) in [
-        ("--target-bpw 1", "--target-bpw: expected at least 2.", "found 1"),
-        ("--target-size 100KB", "--target-size: expected at least ", "found 100000"),
+        ("--target-bpw 1", "expected at least 2.", "found 1"),
+        ("--target-size 100KB", "expected at least ", "found 100000"),
     ] {
         let ran = scratch.run(&format!("convert ckpt -o out {TEXT} --probe-tokens 64 {target} -q"));
         assert_eq!(ran.code, Some(2), "{ran:?}");
-        let stderr = ran.stderr.trim_end();
+        let (stderr, help) = ran.stderr.trim_end().split_once('\n').unwrap();
+        assert_eq!(help, "help: give --target-bpw or --target-size no less than that");
         assert!(stderr.starts_with(&format!("error: {expected}")), "{stderr}");
         assert!(
             stderr.ends_with(&format!("what the smallest encodings take, {found}")),
@@ -279,7 +280,7 @@ fn texts_that_cannot_be_used() {
     scratch.refused(
         "convert ckpt -o out --bits 4 --method gptq",
         "error: recipe `uniform q4g64`: rule 2 (everything) asks for gptq, which needs \
-         calibration: add --calibrate TEXT or --statistics FILE",
+         calibration\nhelp: add --calibrate TEXT or --statistics FILE",
     );
     assert!(!scratch.path("out").exists() && !scratch.path("out.partial").exists());
 }
@@ -292,7 +293,7 @@ fn a_calibrated_conversion_that_is_stopped_goes_on() {
     assert_eq!(ran.code, Some(130), "{ran:?}");
     assert!(
         ran.stderr
-            .ends_with("; --resume continues from out.partial\n"),
+            .ends_with(", which out.partial keeps\nhelp: --resume continues it\n"),
         "{ran:?}"
     );
     let begun = scratch.run("convert ckpt -o out --bits 3 --resume --quiet");

@@ -85,8 +85,8 @@ fn files_that_are_no_reports() {
     );
     scratch.refused(
         "compare a.json a.json",
-        "error: a.json: expected a report of `verify --json`, found other JSON or none: expected \
-         value at line 1 column 13",
+        "error: a.json: expected a JSON report of verify, found other JSON or none: expected value \
+         at line 1 column 13",
     );
     assert_eq!(scratch.run("compare a.json").code, Some(2));
 }

@@ -190,7 +190,7 @@ fn sigint_says_how_to_go_on() {
     let ran = Ran::from(child.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(130), "{ran:?}");
     let start = "error: stopped after ";
-    let end = " of 38 shards; --resume continues from out.partial\n";
+    let end = " of 38 shards, which out.partial keeps\nhelp: --resume continues it\n";
     assert!(ran.stderr.starts_with(start) && ran.stderr.ends_with(end), "{ran:?}");
 }
 
@@ -221,7 +221,7 @@ fn a_partial_conversion_is_neither_ignored_nor_overwritten() {
     let before = digest(&scratch.path("out.partial"));
     scratch.refused(
         "convert ckpt -o out --bits 4",
-        "error: out.partial: is what an interrupted conversion left; continue it with --resume or \
+        "error: out.partial: is what an interrupted run left\nhelp: --resume continues it; or \
          remove it",
     );
     assert_eq!(digest(&scratch.path("out.partial")), before);

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use shardwright_convert::ConvertError;
+use shardwright_format::FormatError;
 use shardwright_format::shown::shown;
 use shardwright_verify::VerifyError;
 
@@ -90,7 +91,27 @@ fn cut(text: &str, most: usize) -> String {
 impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let message = error.to_string();
-        if is_stop(&error) { Self::interrupted(message) } else { Self::new(message) }
+        let failure = if is_stop(&error) { Self::interrupted(message) } else { Self::new(message) };
+        Self { help: remedy(&error).map(str::to_owned), ..failure }
+    }
+}
+
+/// The option that helps, where there is one.
+fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    let format = match error.downcast_ref() {
+        Some(ConvertError::Format(format)) => Some(format),
+        _ => error.downcast_ref(),
+    };
+    if let Some(FormatError::Unfinished { .. }) = format {
+        return Some("--resume continues it; or remove it");
+    }
+    match error.downcast_ref()? {
+        ConvertError::NeedsCalibration { .. } => Some("add --calibrate TEXT or --statistics FILE"),
+        ConvertError::Cancelled { .. } => Some("--resume continues it"),
+        ConvertError::TargetTooSmall { .. } => {
+            Some("give --target-bpw or --target-size no less than that")
+        }
+        _ => None,
     }
 }
 

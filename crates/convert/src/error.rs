@@ -22,6 +22,24 @@ pub enum ConvertError {
     /// A recipe that does not fit the checkpoint, or an option that cannot be.
     #[error("{0}")]
     Plan(String),
+    /// A rule whose method looks at the inputs of matrices, of which nothing is known.
+    #[error("recipe `{recipe}`: rule {rule} asks for {method}, which needs calibration")]
+    NeedsCalibration {
+        /// The recipe.
+        recipe: String,
+        /// The rule's position, and what it is about.
+        rule: String,
+        /// What it asks for.
+        method: &'static str,
+    },
+    /// A total that even the smallest encodings pass.
+    #[error("expected at least {least}, what the smallest encodings take, found {target}")]
+    TargetTooSmall {
+        /// What they take, with its unit.
+        least: String,
+        /// What was asked for, with its unit.
+        target: String,
+    },
     /// The output cannot be written.
     #[error("{}: {detail}", path.display())]
     Output {
@@ -42,13 +60,13 @@ pub enum ConvertError {
     #[error("stopped")]
     Stopped,
     /// The caller asked to stop.
-    #[error("stopped after {done} of {total} shards; --resume continues from {}", path.display())]
+    #[error("stopped after {done} of {total} shards, which {} keeps", path.display())]
     Cancelled {
         /// Shards that are complete.
         done: usize,
         /// Shards in all.
         total: usize,
-        /// What `--resume` continues from.
+        /// What a resumed conversion continues from.
         path: PathBuf,
     },
 }

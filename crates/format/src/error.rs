@@ -14,6 +14,12 @@ pub enum FormatError {
         /// Its word.
         source: std::io::Error,
     },
+    /// An earlier run was interrupted, and what it left lies where this one would begin.
+    #[error("{}: is what an interrupted run left", path.display())]
+    Unfinished {
+        /// What it left.
+        path: PathBuf,
+    },
     /// A file is not what it should be.
     #[error("{}: {detail}", path.display())]
     File {

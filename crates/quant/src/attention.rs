@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::exp::exp;
 use crate::float::padded;
 use crate::kernel::{Backend, Kernel, LANES, Line, Simd};
 
@@ -109,7 +110,7 @@ fn some_heads<S: Simd, const H: usize>(
         if let Some(cap) = a.cap {
             for scores in &mut weights {
                 for score in &mut scores.as_flattened_mut()[..count] {
-                    *score = cap * (*score / cap).tanh();
+                    *score = cap * libm::tanhf(*score / cap);
                 }
             }
         }
@@ -291,68 +292,9 @@ fn line(values: &[f32]) -> [f32; LANES] {
     }
 }
 
-/// `e^x` for `x` of at most 0, to 2e-7 of its value; 0 below -87.
-///
-/// With `n` the integer next to `x / ln 2`, `e^x = 2^n · e^r` for an `r` of at most `ln 2 / 2`: the
-/// polynomial for `e^r` is that of Cephes' `expf`.
-#[inline(always)]
-fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    const POLYNOMIAL: [f32; 6] =
-        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
-    // Added to it, a number is rounded to an integer, whose low bits are those of n + 127.
-    const ROUND: f32 = 12_582_912.0 + 127.0;
-    let shifted = s.mul_add(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND));
-    let n = s.sub(shifted, s.splat(ROUND));
-    let r = s.mul_add(n, s.splat(-LN_2_HIGH), x);
-    let r = s.mul_add(n, s.splat(-LN_2_LOW), r);
-    let mut p = s.splat(POLYNOMIAL[0]);
-    for c in &POLYNOMIAL[1..] {
-        p = s.mul_add(p, r, s.splat(*c));
-    }
-    let p = s.add(s.mul_add(s.mul(p, r), r, r), s.splat(1.0));
-    let power = s.with_bits(s.shl(s.to_bits(shifted), 23));
-    let value = s.mul(p, power);
-    s.select_less(x, s.splat(-87.0), s.splat(0.0), value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Exp([f32; LANES]);
-
-    impl Kernel for Exp {
-        type Output = [f32; LANES];
-
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) -> [f32; LANES] {
-            let mut out = [0.0; LANES];
-            s.store(exp(s, s.load(&self.0)), &mut out);
-            out
-        }
-    }
-
-    #[test]
-    fn exponentials_are_as_close_as_stated_on_every_backend() {
-        let mut worst = 0.0f64;
-        for i in 0..200_000 {
-            let x: [f32; LANES] =
-                std::array::from_fn(|lane| -87.0 * (i * LANES + lane) as f32 / 3_200_000.0);
-            let expected = Backend::Scalar.run(Exp(x));
-            for backend in Backend::available() {
-                assert_eq!(backend.run(Exp(x)), expected, "{backend:?}");
-            }
-            for (x, found) in x.iter().zip(expected) {
-                let exact = f64::from(*x).exp();
-                worst = worst.max((f64::from(found) / exact - 1.0).abs());
-            }
-        }
-        assert!(worst < 2e-7, "{worst:e}");
-        let ends = Backend::Scalar.run(Exp([f32::NEG_INFINITY; LANES]));
-        assert_eq!((ends[0], Backend::Scalar.run(Exp([0.0; LANES]))[0]), (0.0, 1.0));
-    }
 
     /// Numbers between -2 and 2.
     fn numbers(n: usize, seed: u32) -> Vec<f32> {

@@ -3,6 +3,7 @@
 //! A row of outputs has the same bits whatever rows go with it: one row reads codes where they lie,
 //! many share values that are decoded once, and both add in one order.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::activations::Activations;
@@ -68,6 +69,12 @@ impl Kernel for Product<'_> {
 /// Bytes of decoded values, and of activations, that stay in the second cache.
 const PANEL_BYTES: usize = 512 * 1024;
 
+thread_local! {
+    /// Decoded values, kept from one product to the next: clearing fresh memory takes longer than some
+    /// products do.
+    static PANEL: RefCell<Vec<[Line; TILE_W]>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Decodes a panel of matrix rows at a time and multiplies it with all activations.
 #[inline(always)]
 fn many_rows<S: Simd>(
@@ -81,7 +88,8 @@ fn many_rows<S: Simd>(
     let fit = |tile: usize| (PANEL_BYTES / (tile * lines)).max(1);
     let tiles = fit(size_of::<[Line; TILE_W]>()).min(rows.len().div_ceil(TILE_W));
     let strips = fit(size_of::<[Line; TILE_X]>());
-    let mut panel = vec![[[0.0; LANES]; TILE_W]; tiles * lines];
+    let mut panel = PANEL.take();
+    panel.resize(panel.len().max(tiles * lines), [[0.0; LANES]; TILE_W]);
     for first in rows.clone().step_by(tiles * TILE_W) {
         let few = first..rows.end.min(first + tiles * TILE_W);
         for (i, row) in few.clone().enumerate() {
@@ -101,6 +109,7 @@ fn many_rows<S: Simd>(
             }
         }
     }
+    PANEL.set(panel);
 }
 
 /// Stores the sums of a tile from row `row` and column `col` of the outputs on, as far as these go.
@@ -108,8 +117,11 @@ fn many_rows<S: Simd>(
 fn keep(sums: [[f32; TILE_W]; TILE_X], row: usize, col: usize, out: &mut Outputs<'_>) {
     for (row, sums) in (row..out.n()).zip(&sums) {
         let out = &mut out.row(row)[col..];
-        let count = out.len().min(TILE_W);
-        out[..count].copy_from_slice(&sums[..count]);
+        // A count that is known at compile time is a few moves, any other a call.
+        match out.first_chunk_mut() {
+            Some(out) => *out = *sums,
+            None => out.copy_from_slice(&sums[..out.len()]),
+        }
     }
 }
 

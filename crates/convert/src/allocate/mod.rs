@@ -238,14 +238,13 @@ impl BitAllocation<'_> {
             return Ok(recipe);
         }
         let (bits, bytes) = (plan.summary.bits_per_weight, plan.summary.bundle_bytes);
-        Err(ConvertError::Plan(match target {
-            SizeTarget::BitsPerWeight(target) => format!(
-                "--target-bpw: expected at least {bits:.3}, what the smallest encodings take, found {target}"
-            ),
-            SizeTarget::Bytes(target) => format!(
-                "--target-size: expected at least {bytes} bytes, what the smallest encodings take, found {target}"
-            ),
-        }))
+        let (least, target) = match target {
+            SizeTarget::BitsPerWeight(target) => {
+                (format!("{bits:.3} bits per weight"), format!("{target}"))
+            }
+            SizeTarget::Bytes(target) => (format!("{bytes} bytes"), format!("{target}")),
+        };
+        Err(ConvertError::TargetTooSmall { least, target })
     }
 }
 

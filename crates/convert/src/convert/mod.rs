@@ -299,17 +299,15 @@ fn disk_usage(dir: &Path) -> u64 {
 /// empty directory.
 fn check_free(partial: &Path, resume: bool) -> Result<()> {
     let Ok(found) = partial.symlink_metadata() else { return Ok(()) };
-    let refuse = |detail: &str| {
-        Err(ConvertError::Output { path: partial.to_owned(), detail: detail.to_owned() })
-    };
     if !found.is_dir() {
-        return refuse("expected a directory, found a file or a link");
+        let detail = "expected a directory, found a file or a link".to_owned();
+        return Err(ConvertError::Output { path: partial.to_owned(), detail });
     }
     if resume || remove_empty(partial) {
         return Ok(());
     }
     ledger::check_free(&partial.join(LEDGER_FILE))?;
-    refuse("is what an interrupted conversion left; continue it with --resume or remove it")
+    Err(FormatError::Unfinished { path: partial.to_owned() }.into())
 }
 
 /// A new ledger, or the one there is and the units that it claims.

@@ -200,11 +200,11 @@ impl<'a> Resolver<'a> {
             && !self.calibrated
             && encoding.float().is_none()
         {
-            let (label, name) = (describe(at, rule), method.name());
-            return Err(self.refuse(format!(
-                "rule {label} asks for {name}, which needs calibration: add --calibrate TEXT or \
-                 --statistics FILE"
-            )));
+            return Err(ConvertError::NeedsCalibration {
+                recipe: self.recipe.name.clone(),
+                rule: describe(at, rule),
+                method: method.name(),
+            });
         }
         Ok(Some(Chosen { encoding, method }))
     }

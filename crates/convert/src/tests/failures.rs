@@ -81,12 +81,10 @@ fn outputs_in_the_way_are_left_alone() {
     std::fs::remove_dir(&out).unwrap();
     let partial = partial_path(&out);
     std::fs::create_dir(&partial).unwrap();
+    std::fs::write(partial.join("something"), "").unwrap();
     assert_eq!(
         case.convert(&out, 1).unwrap_err().to_string(),
-        format!(
-            "{}: is what an interrupted conversion left; continue it with --resume or remove it",
-            partial.display()
-        )
+        format!("{}: is what an interrupted run left", partial.display())
     );
 }
 

@@ -133,8 +133,7 @@ fn check_free(out: &Path, partial: &Path, resume: bool) -> Result<(), FormatErro
         return Err(FormatError::file(out, "already exists; remove it or choose another name"));
     }
     if !resume && partial.symlink_metadata().is_ok() {
-        let detail = "is what an interrupted run left; continue it with --resume or remove it";
-        return Err(FormatError::file(partial, detail));
+        return Err(FormatError::Unfinished { path: partial.to_owned() });
     }
     Ok(())
 }

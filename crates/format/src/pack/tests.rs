@@ -221,7 +221,7 @@ fn packing_goes_on_from_wherever_it_was_stopped() {
             }
             fs::write(&partial, left).unwrap();
             let again = message(case.run("out.pack", false, 1, usize::MAX));
-            let left = "is what an interrupted run left; continue it with --resume or remove it";
+            let left = "is what an interrupted run left";
             assert_eq!(again, format!("{}: {left}", partial.display()));
             let done = case.run("out.pack", true, 2, usize::MAX).unwrap();
             assert!(number % 4 > 0 || done.kept_bytes > 0, "{number} {done:?}");

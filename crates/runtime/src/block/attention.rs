@@ -182,7 +182,7 @@ fn condition(
 fn temperature_at(spec: TemperatureSpec, position: usize) -> f32 {
     let counted = if spec.from_zero { position } else { position + 1 };
     let steps = (counted as f32 / spec.floor_scale).floor();
-    steps.ln_1p() * spec.attn_scale + 1.0
+    libm::log1pf(steps) * spec.attn_scale + 1.0
 }
 
 /// The attention of one sequence.

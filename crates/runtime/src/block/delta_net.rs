@@ -249,7 +249,7 @@ impl Recurrence {
         let convolution = Convolution::read(&layer.unit, Role::DeltaConv, sizes, backend)?;
         let mut rate = layer.unit.vector(Role::DeltaALog, s.heads)?;
         for rate in &mut rate {
-            *rate = rate.exp();
+            *rate = libm::expf(*rate);
         }
         let dt_bias = layer.unit.vector(Role::DeltaDtBias, s.heads)?;
         Ok(Self { backend, s, convolution, rate, dt_bias })
@@ -257,7 +257,7 @@ impl Recurrence {
 
     /// What a head's memory is multiplied with.
     fn decay(&self, head: usize, a: f32) -> f32 {
-        (-self.rate[head] * softplus(a + self.dt_bias[head])).exp()
+        libm::expf(-self.rate[head] * softplus(a + self.dt_bias[head]))
     }
 
     /// Runs every head over all positions: `memory: [heads, key, value]`, `out: [heads, n, value]`.

@@ -3,10 +3,11 @@
 use rayon::prelude::*;
 use shardwright_format::Role;
 use shardwright_format::model::{DenseSpec, GateActivation, MoeSpec, SharedExpertSpec};
+use shardwright_quant::{Backend, silu_mul};
 
 use super::capture::InputSite;
 use super::ops::{
-    add_bias, clamped_swiglu, complete_norm, gelu_tanh_mul, relu2_mul, rms_norm_in_place, silu_mul,
+    add_bias, clamped_swiglu, complete_norm, gelu_tanh_mul, relu2_mul, rms_norm_in_place,
 };
 use super::{Layer, Work};
 use crate::error::Result;
@@ -135,7 +136,7 @@ impl Gated {
             linear.captures.keep(site, self.hidden, x);
         }
         self.project(jobs, x, linear, (gate, up))?;
-        activate(self.activation, gate, up);
+        activate(linear.backend, self.activation, gate, up);
         if let Some(norm) = self.inner_norm {
             for (job, rows) in by_job(jobs, gate) {
                 let mut weight = job.unit.vector(Role::FfnInnerNorm, self.width)?;
@@ -239,13 +240,13 @@ pub fn forward(layer: &Layer<'_>, spec: &DenseSpec, x: &mut [f32], work: &mut Wo
 }
 
 /// `gate = activation(gate, up)`, over threads where that pays.
-fn activate(activation: GateActivation, gate: &mut [f32], up: &[f32]) {
+fn activate(backend: Backend, activation: GateActivation, gate: &mut [f32], up: &[f32]) {
     const VALUES_PER_TASK: usize = 2048;
     let up = up.par_chunks(VALUES_PER_TASK);
     gate.par_chunks_mut(VALUES_PER_TASK)
         .zip(up)
         .for_each(|(gate, up)| match activation {
-            GateActivation::Silu => silu_mul(gate, up),
+            GateActivation::Silu => silu_mul(backend, gate, up),
             GateActivation::GeluTanh => gelu_tanh_mul(gate, up),
             GateActivation::Relu2 => relu2_mul(gate, up),
             GateActivation::ClampedSwiglu { limit, alpha } => {

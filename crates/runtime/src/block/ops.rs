@@ -1,4 +1,5 @@
-//! What is neither a matrix product nor attention.
+//! What is neither a matrix product nor attention. Powers, logarithms and angles come from a library of our
+//! own language, not from the system's: the same bits everywhere.
 
 use shardwright_quant::{Backend, dot};
 
@@ -31,17 +32,17 @@ pub fn complete_norm(plus_one: bool, weight: &mut [f32]) {
 
 /// `x / (1 + e^-x)`.
 pub fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
+    x / (1.0 + libm::expf(-x))
 }
 
 /// `1 / (1 + e^-x)`.
 pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
+    1.0 / (1.0 + libm::expf(-x))
 }
 
 /// `ln(1 + e^x)`; `x` itself where nothing is lost.
 pub fn softplus(x: f32) -> f32 {
-    if x > 20.0 { x } else { x.exp().ln_1p() }
+    if x > 20.0 { x } else { libm::log1pf(libm::expf(x)) }
 }
 
 /// `[heads, rows, dim]` to `[rows, heads, dim]`.
@@ -54,17 +55,12 @@ pub fn join_heads(by_head: &[f32], dim: usize, rows: usize, out: &mut [f32]) {
     }
 }
 
-/// `gate = silu(gate) * up`.
-pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
-    gate.iter_mut().zip(up).for_each(|(g, u)| *g = silu(*g) * u);
-}
-
 /// `gate = gelu(gate) * up`, gelu by its tanh approximation.
 pub fn gelu_tanh_mul(gate: &mut [f32], up: &[f32]) {
     const ROOT: f32 = 0.797_884_6; // sqrt(2 / pi)
     gate.iter_mut().zip(up).for_each(|(g, u)| {
         let x = *g;
-        *g = 0.5 * x * (1.0 + (ROOT * (x + 0.044_715 * x * x * x)).tanh()) * u;
+        *g = 0.5 * x * (1.0 + libm::tanhf(ROOT * (x + 0.044_715 * x * x * x))) * u;
     });
 }
 
@@ -80,7 +76,7 @@ pub fn relu2_mul(gate: &mut [f32], up: &[f32]) {
 pub fn cap(x: &mut [f32], cap: Option<f32>) {
     if let Some(cap) = cap {
         for x in x {
-            *x = cap * (*x / cap).tanh();
+            *x = cap * libm::tanhf(*x / cap);
         }
     }
 }
@@ -98,7 +94,7 @@ pub fn softmax(x: &mut [f32]) {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0;
     for x in x.iter_mut() {
-        *x = (*x - max).exp();
+        *x = libm::expf(*x - max);
         sum += *x;
     }
     let scale = 1.0 / sum;

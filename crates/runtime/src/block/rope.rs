@@ -35,8 +35,8 @@ impl Rotation {
             for frequency in &frequencies {
                 // The angle rounds to f32, as in the models' training.
                 let angle = f64::from(position as f32 * frequency);
-                self.cos.push(angle.cos() as f32 * scale);
-                self.sin.push(angle.sin() as f32 * scale);
+                self.cos.push(libm::cos(angle) as f32 * scale);
+                self.sin.push(libm::sin(angle) as f32 * scale);
             }
         }
         self.key = Some((spec.clone(), key));
@@ -75,7 +75,7 @@ fn turned(x: f32, y: f32, cos: f32, sin: f32) -> (f32, f32) {
 /// to `length` positions.
 fn frequencies(spec: &RopeSpec, rotary_dim: usize, length: usize) -> Vec<f32> {
     let pairs = (0..rotary_dim).step_by(2);
-    let plain = pairs.map(|i| f64::from(spec.theta).powf(-(i as f64) / rotary_dim as f64));
+    let plain = pairs.map(|i| libm::pow(f64::from(spec.theta), -(i as f64) / rotary_dim as f64));
     let ramp = Ramp::new(spec, rotary_dim);
     plain
         .enumerate()
@@ -132,7 +132,7 @@ impl Ramp {
         // The pair that turns this often in the original context.
         let pair = |turns: f32| {
             let wavelength = f64::from(original) / (f64::from(turns) * 2.0 * PI);
-            dim * wavelength.ln() / (2.0 * f64::from(spec.theta).ln())
+            dim * libm::log(wavelength) / (2.0 * libm::log(f64::from(spec.theta)))
         };
         let (low, high) = (pair(beta_fast), pair(beta_slow));
         let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };

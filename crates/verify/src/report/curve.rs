@@ -53,7 +53,8 @@ impl Point {
             let none = || wrong(path, "a report with a divergence", "one of no text");
             return Ok(vec![point.ok_or_else(none)?]);
         }
-        let expected = "a report of `verify --json`, or lines of {\"name\", \"bits_per_weight\", \"kld_mean\"}";
+        let expected =
+            "a JSON report of verify, or lines of {\"name\", \"bits_per_weight\", \"kld_mean\"}";
         let text =
             std::str::from_utf8(&bytes).map_err(|e| wrong(path, expected, &e.to_string()))?;
         let lines = text.lines().zip(1..).filter(|(l, _)| !l.trim().is_empty());

@@ -40,7 +40,7 @@ impl Named {
             let name = if alone { name.clone() } else { path.display().to_string() };
             let bytes = read_required(path, INDEX_LIMIT)?;
             let report = serde_json::from_slice(&bytes).map_err(|e| {
-                wrong(path, "a report of `verify --json`", &format!("other JSON or none: {e}"))
+                wrong(path, "a JSON report of verify", &format!("other JSON or none: {e}"))
             })?;
             Ok(Self { name, report })
         };
@@ -306,8 +306,9 @@ fn warnings(rows: &[Row]) -> Vec<String> {
     for row in rows {
         let name = &row.name;
         if row.figures.is_none() {
-            warnings
-                .push(format!("{name}: has no divergence: verify it with --against and --text"));
+            warnings.push(format!(
+                "{name}: has no divergence: it was verified without an original or without a text"
+            ));
         }
         if row.verdict == Verdict::Found {
             warnings.push(format!("{name}: verify found {} things wrong", row.findings));
