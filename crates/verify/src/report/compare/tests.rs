@@ -53,7 +53,7 @@ fn what_is_not_comparable_is_said() {
     assert_eq!(
         comparison.warnings,
         [
-            "c: has no divergence: verify it with --against and --text",
+            "c: has no divergence: it was verified without an original or without a text",
             "b and a: not comparable: different texts",
             "b and a: not comparable: different windows",
         ]
@@ -98,7 +98,7 @@ fn files_are_called_by_what_tells_them_apart() {
     let error = Named::read(&paths).unwrap_err().to_string();
     assert!(
         error.contains(
-            "q2.json: expected a report of `verify --json`, found other JSON or none: missing field `verdict`"
+            "q2.json: expected a JSON report of verify, found other JSON or none: missing field `verdict`"
         ),
         "{error}"
     );
