@@ -114,6 +114,9 @@ fn some_heads<S: Simd, const H: usize>(
                 }
             }
         }
+        // After each block `out` is the sum of e^(score - highest) · value over the positions so far, and
+        // `sum` that of the weights alone. A higher score makes all that was added before smaller by one
+        // factor, so no power is above 1.
         for h in 0..H {
             let out = &mut out[h * width..(h + 1) * width];
             let top = highest[h].max(maximum(s, &weights[h]));

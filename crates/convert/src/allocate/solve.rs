@@ -69,6 +69,8 @@ fn smallest(choices: &[EncodingCost]) -> Option<usize> {
 fn hull(item: usize, choices: &[EncodingCost]) -> Vec<HullStep> {
     let mut steps = Vec::new();
     let Some(mut from) = smallest(choices) else { return steps };
+    // From the choice in hand the next corner of the hull is that of the steepest descent; steps get less
+    // steep from one to the next, so that taking all items' steps by gain keeps each item's in order.
     loop {
         let step = |to: usize| {
             let bytes = choices[to].bytes.checked_sub(choices[from].bytes)?;

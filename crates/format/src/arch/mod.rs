@@ -1,5 +1,5 @@
 //! Architectures as data: a table per `model_type` says which tensor plays which role and how
-//! `config.json` becomes a [`ModelSpec`](crate::ModelSpec). Shapes follow from the spec.
+//! `config.json` becomes a [`ModelSpec`]. Shapes follow from the spec.
 //!
 //! | member of a table | says |
 //! |---|---|

@@ -163,6 +163,8 @@ impl<'a> Experts<'a> {
     ) -> Result<()> {
         let hidden = self.norm.len();
         let Work { linear, gathered, mlp, .. } = work;
+        // A row that several experts picked is gathered, normed and multiplied once for each: the experts'
+        // batches are then matrices like any others, and their products go to the threads together.
         gathered.clear();
         for assignment in assigned {
             gathered.extend_from_slice(&x[assignment.row * hidden..][..hidden]);

@@ -37,7 +37,7 @@ impl Report {
         let count = reproduction.units.len();
         let seed = reproduction
             .seed
-            .map_or_else(String::new, |seed| format!(" (--reproduce-seed {seed})"));
+            .map_or_else(String::new, |seed| format!(", with the seed {seed}"));
         let equal = count - reproduction.differing.len();
         self.notes.push(format!(
             "{count} of {} shards were made again from the original{seed}: {equal} have the same bytes",
