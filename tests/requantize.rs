@@ -60,6 +60,8 @@ fn a_bundle_of_another_bundle_is_told_apart() {
     let fidelity = &report["fidelity"];
     assert_eq!(fidelity["checkpoint_tensors"], fidelity["tensors"], "{report}");
     assert_eq!(fidelity["checkpoint_hashed"], true);
+    let again = scratch.json("verify b --against a --reproduce all");
+    assert_eq!(again["reproduction"]["differing"], serde_json::json!([]), "{again}");
 }
 
 #[test]

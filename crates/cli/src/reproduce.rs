@@ -9,7 +9,9 @@ use shardwright_convert::calibrate::SavedStatistics;
 use shardwright_convert::{
     GENERATOR, Plan, PlanOptions, Recipe, ReproduceOptions, reproduce as made_again,
 };
+use shardwright_format::arch::Inventory;
 use shardwright_format::bundle::read_manifest;
+use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::Manifest;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Bundle, Unit};
@@ -38,10 +40,9 @@ pub fn reproduce(
     let manifest = read_manifest(path)?;
     let source = original(path, &manifest, args)?;
     let statistics = statistics(path, &manifest, &source, args)?;
-    let plan = plan(path, &manifest, &source)?;
-    let no_checkpoint =
-        || refusal(path, "expected an original that is a checkpoint or a GGUF file");
-    let (checkpoint, _) = source.checkpoint().ok_or_else(no_checkpoint)?;
+    let no_checkpoint = || refusal(path, "expected an original that can be converted");
+    let (checkpoint, inventory) = source.checkpoint().ok_or_else(no_checkpoint)?;
+    let plan = plan(path, &manifest, (checkpoint, inventory))?;
     let (units, seed) = pick(&manifest, count, args.reproduce_seed);
     let stage = Stage::new(output, "converting again", Count::Of("shards"));
     let total = units.len() as u64;
@@ -73,7 +74,7 @@ fn original(path: &Path, manifest: &Manifest, args: &VerifyArgs) -> Result<Weigh
     }
     let no_original = || refusal(path, "expected an original: --against");
     let original = args.against.as_ref().ok_or_else(no_original)?;
-    let source = inputs::checkpoint(original, &args.arch)?;
+    let source = inputs::source(original, &args.arch)?;
     Ok(match manifest.checkpoint.excerpt {
         Some(excerpt) => source.excerpt(excerpt.first..excerpt.end)?,
         None => source,
@@ -107,12 +108,13 @@ fn statistics(
 }
 
 /// The plan that the bundle's own recipe gives.
-fn plan(path: &Path, manifest: &Manifest, source: &Weights) -> Result<Plan, Failure> {
+fn plan(
+    path: &Path,
+    manifest: &Manifest,
+    (checkpoint, inventory): (&Checkpoint, &Inventory),
+) -> Result<Plan, Failure> {
     let name = path.display().to_string();
     let recipe = Recipe::parse(&name, &manifest.recipe.to_string())?;
-    let no_checkpoint =
-        || refusal(path, "expected an original that is a checkpoint or a GGUF file");
-    let (checkpoint, inventory) = source.checkpoint().ok_or_else(no_checkpoint)?;
     let options = PlanOptions {
         alignment: manifest.alignment,
         calibration: manifest.calibration.clone(),

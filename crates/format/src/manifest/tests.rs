@@ -354,6 +354,14 @@ fn each_lie_about_tensors_and_experts_is_named() {
             told(|m| with_expert(m, |t| t.source.expert_stride = 1)),
             "layer 0 expert 0 expert.gate_proj: source: leaves its tensor of shape [64, 64]",
         ),
+        (
+            told(|m| with_origin(m, |origin| origin.start = 1)),
+            "embedding embed_tokens: source: origin: leaves its tensor of shape [100, 64]",
+        ),
+        (
+            told(|m| with_origin(m, |origin| origin.origin = Some(Box::new(origin.clone())))),
+            "embedding embed_tokens: source: origin: has one itself",
+        ),
         (told(|m| m.experts[0].layer = 1), "experts: expected layers [0], found [1]"),
         (told(|m| m.experts[0].stride = u64::MAX), "layer 0 expert 1: range too large"),
         (told(|m| m.experts[0].stride = 4096), "layer 0 experts: 6912 bytes in a stride of 4096"),
@@ -369,6 +377,15 @@ fn each_lie_about_tensors_and_experts_is_named() {
     ] {
         assert_eq!(found, format!("manifest.json: {expected}"));
     }
+}
+
+/// Lies about where a bundle that this one was made from had its embedding from.
+fn with_origin(m: &mut Manifest, lie: impl Fn(&mut SourceView)) {
+    with_tensor(&mut m.dense[0], |t| {
+        let mut origin = t.source.clone();
+        lie(&mut origin);
+        t.source.origin = Some(Box::new(origin));
+    });
 }
 
 fn many_experts() -> Ffn {
