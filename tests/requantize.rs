@@ -65,6 +65,19 @@ fn a_bundle_of_another_bundle_is_told_apart() {
 }
 
 #[test]
+fn a_packed_bundle_has_to_be_unpacked() {
+    let scratch = Scratch::with("golden/qwen3_moe");
+    scratch.ok("convert ckpt -o a --bits 8");
+    scratch.ok("pack a -o a.swp");
+    for command in ["convert a.swp -o b", "plan a.swp", "run a.swp -p x", "inspect a.swp"] {
+        scratch.refused(
+            command,
+            "error: a.swp: is a packed bundle\nhelp: `shardwright unpack FILE -o BUNDLE` makes it a bundle",
+        );
+    }
+}
+
+#[test]
 fn a_damaged_bundle_gives_no_other() {
     let scratch = Scratch::with("fixture-2m");
     scratch.ok("convert ckpt -o a --bits 8");

@@ -78,6 +78,12 @@ pub fn check_checkpoint(path: &Path) -> Result<(), Failure> {
         let message = format!("{}: expected a checkpoint, found a bundle", path.display());
         return Err(Failure::new(message).help("take the model that it was made from"));
     }
+    if Packed::is_packed(path) {
+        let message = format!("{}: is a packed bundle", path.display());
+        return Err(
+            Failure::new(message).help("`shardwright unpack FILE -o BUNDLE` makes it a bundle")
+        );
+    }
     Ok(())
 }
 
