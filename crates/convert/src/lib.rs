@@ -2,7 +2,8 @@
 //!
 //! A [`Plan`] is a value: every byte range of the bundle, known from headers alone. [`convert()`]
 //! carries it out in a directory beside the output, unit by unit, so that a killed conversion
-//! goes on where it was. [`to_hf`] turns any model into a checkpoint of plain floats.
+//! goes on where it was. [`export()`] writes any model in a form that
+//! other engines read.
 
 pub mod allocate;
 pub mod calibrate;
@@ -17,7 +18,7 @@ pub use convert::{
     reproduce,
 };
 pub use error::{ConvertError, Result};
-pub use export::{ExportDtype, ExportOptions, Exported, to_hf};
+pub use export::{ExportDtype, ExportOptions, ExportTarget, Exported, ExportedFile, export};
 pub use plan::{
     ConversionReport, Cost, ExpertReport, FallbackUsed, GENERATOR, OmittedExtra, Plan, PlanOptions,
     PlannedFile, Repacked, RoleSummary, RuleMatch, SkippedFile, Summary, TensorReport,

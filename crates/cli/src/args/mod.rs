@@ -65,7 +65,7 @@ pub enum Command {
     Run(RunArgs),
     /// Measure how fast a model reads prompts and generates
     Bench(BenchArgs),
-    /// Write a model's weights as a Hugging Face checkpoint of plain floats
+    /// Write a model in a form that other engines read
     Export(ExportArgs),
     /// Compress a bundle into one file, for a download or an artifact store
     Pack(PackArgs),
@@ -202,7 +202,7 @@ impl ThreadArgs {
 pub struct ExportArgs {
     /// A bundle, a checkpoint of any dtype or quantization, or a GGUF file
     pub model: PathBuf,
-    /// Form to write: a Hugging Face checkpoint of plain floats, with the source's own tensor names and layout
+    /// Form to write
     #[arg(long, value_enum)]
     pub to: ExportForm,
     /// Directory to create
@@ -218,7 +218,7 @@ pub struct ExportArgs {
 /// What `export` writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum ExportForm {
-    /// A Hugging Face checkpoint
+    /// A Hugging Face checkpoint of plain floats, with the source's own tensor names and layout
     Hf,
 }
 
@@ -229,6 +229,14 @@ pub enum DtypeArg {
     F32,
     /// As the checkpoint's values are: where these have 16 bits half the size, those of a bundle rounded once more
     Source,
+}
+
+impl From<ExportForm> for shardwright_convert::ExportTarget {
+    fn from(form: ExportForm) -> Self {
+        match form {
+            ExportForm::Hf => Self::Hf,
+        }
+    }
 }
 
 impl From<DtypeArg> for shardwright_convert::ExportDtype {

@@ -1,15 +1,15 @@
-//! `export`: a model's weights, dequantized, as a Hugging Face checkpoint.
+//! `export`: a model in a form that other engines read.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde::Serialize;
-use shardwright_convert::{ExportOptions, Exported, PlannedFile, to_hf};
+use shardwright_convert::{ExportOptions, Exported, ExportedFile, export};
 use shardwright_format::manifest::Ignored;
 use shardwright_format::shown::shown;
 use shardwright_verify::{Monitor, integrity};
 
-use crate::args::{ExportArgs, ExportForm, ThreadArgs};
+use crate::args::{ExportArgs, ThreadArgs};
 use crate::bytes;
 use crate::failure::Failure;
 use crate::inputs;
@@ -18,10 +18,11 @@ use crate::output::{Output, Table};
 /// What `export` prints.
 #[derive(Serialize)]
 struct Report {
+    /// The directory that was made.
     checkpoint: String,
     bytes: u64,
-    files: Vec<PlannedFile>,
-    /// Tensors of the checkpoint that the model is without, and the export is.
+    files: Vec<ExportedFile>,
+    /// Tensors of the model, or of its checkpoint, that the export is without.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     left_out: Vec<Ignored>,
     /// How the checkpoint held tensors that are plain floats here.
@@ -39,11 +40,9 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
         check_sound(args)?;
     }
     let options = ExportOptions { dtype: args.dtype.into(), ..ExportOptions::default() };
-    let Exported { files, unquantized } = match args.to {
-        ExportForm::Hf => to_hf(&model, &args.out, &options)?,
-    };
+    let Exported { files, unquantized, left_out } =
+        export(&model, &args.out, args.to.into(), &options)?;
     let bytes = files.iter().map(|file| file.size).sum();
-    let left_out = model.ignored().to_vec();
     let checkpoint = args.out.display().to_string();
     let report = Report { checkpoint, bytes, files, left_out, unquantized };
     output.report(&report, &text(&report))
@@ -58,9 +57,10 @@ fn check_sound(args: &ExportArgs) -> Result<(), Failure> {
 }
 
 fn text(report: &Report) -> String {
-    let mut table = Table::new(&["file", ">bytes"]);
+    let mut table = Table::new(&["file", ">bytes", "BLAKE3"]);
     for file in &report.files {
-        table.row([file.path.clone(), file.size.to_string()]);
+        let blake3 = String::from(file.blake3);
+        table.row([file.path.clone(), file.size.to_string(), blake3]);
     }
     let mut out = format!("{}: {}\n\n{table}", report.checkpoint, bytes::disk(report.bytes));
     let lines = Ignored::lines(&report.left_out);

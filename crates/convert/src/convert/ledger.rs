@@ -267,7 +267,10 @@ fn busy(path: &Path) -> ConvertError {
 }
 
 /// Takes the file's lock; whether somebody else has it. File systems without locks have none.
-fn is_held(file: &File) -> std::io::Result<bool> {
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn is_held(file: &File) -> std::io::Result<bool> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) | Err(Errno::NOSYS | Errno::NOTSUP) => Ok(false),
         Err(Errno::WOULDBLOCK) => Ok(true),

@@ -30,6 +30,7 @@ use crate::calibrate::{Corpus, SavedStatistics};
 use crate::error::{ConvertError, Result};
 use crate::plan::ConversionReport;
 use crate::plan::Plan;
+pub use ledger::is_held;
 use ledger::{Fingerprint, Ledger, LedgerEntry, Locked};
 pub use memory::Buffers;
 pub use reproduce::{ReproduceOptions, reproduce};

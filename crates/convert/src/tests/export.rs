@@ -8,7 +8,7 @@ use shardwright_format::weights::Weights;
 use shardwright_quant::{Backend, Float, Matrix, widen};
 
 use super::{CHECKPOINTS, Case, SMALL_EXPORT, contents, fixture};
-use crate::{ExportDtype, ExportOptions, PlanOptions, Recipe, to_hf};
+use crate::{ExportDtype, ExportOptions, ExportTarget, PlanOptions, Recipe, export};
 
 /// The values of every tensor of a unit, by the checkpoint's view of it.
 fn check(bundle: &Bundle, exported: &Checkpoint, dtype: ExportDtype) {
@@ -53,7 +53,7 @@ fn trellis_codes_are_exported_by_whole_blocks_of_rows() {
         let bundle = Bundle::open(&dir.path().join("b")).unwrap();
         let out = dir.path().join("hf");
         let weights = Weights::open(&dir.path().join("b")).unwrap();
-        to_hf(&weights, &out, &SMALL_EXPORT).unwrap();
+        export(&weights, &out, ExportTarget::Hf, &SMALL_EXPORT).unwrap();
         check(&bundle, &Checkpoint::open(&out).unwrap(), ExportDtype::F32);
     }
 }
@@ -70,9 +70,13 @@ fn exported_weights_are_the_dequantized_ones() {
             let bundle = Bundle::open(&dir.path().join("b")).unwrap();
             let out = dir.path().join("hf");
             let weights = Weights::open(&dir.path().join("b")).unwrap();
-            let exported =
-                to_hf(&weights, &out, &ExportOptions { dtype, file_limit, ..SMALL_EXPORT })
-                    .unwrap();
+            let exported = export(
+                &weights,
+                &out,
+                ExportTarget::Hf,
+                &ExportOptions { dtype, file_limit, ..SMALL_EXPORT },
+            )
+            .unwrap();
             let sizes: Vec<_> = exported
                 .files
                 .iter()
@@ -90,10 +94,37 @@ fn exported_weights_are_the_dequantized_ones() {
             check(&bundle, &exported, dtype);
             let config = String::from_utf8(contents(&out)["config.json"].clone()).unwrap();
             assert!(dtype == ExportDtype::Source || !config.contains("float16"), "{config}");
-            let error = to_hf(&weights, &out, &SMALL_EXPORT)
+            let error = export(&weights, &out, ExportTarget::Hf, &SMALL_EXPORT)
                 .unwrap_err()
                 .to_string();
             assert!(error.ends_with("already exists; remove it or choose another name"), "{error}");
         }
     }
+}
+
+#[test]
+fn a_killed_export_is_begun_anew_and_a_strangers_directory_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, partial) = (dir.path().join("hf"), dir.path().join("hf.partial"));
+    let weights = Weights::open(&fixture("golden/llama2")).unwrap();
+    let exported = || export(&weights, &out, ExportTarget::Hf, &SMALL_EXPORT);
+    std::fs::create_dir(&partial).unwrap();
+    std::fs::write(partial.join("model-00002-of-00002.safetensors"), "half").unwrap();
+    let refused = exported().unwrap_err().to_string();
+    assert!(refused.ends_with("already exists; remove it or choose another name"), "{refused}");
+    let mark = std::fs::File::create(partial.join("export.lock")).unwrap();
+    mark.lock().unwrap();
+    let refused = exported().unwrap_err().to_string();
+    assert!(refused.ends_with("another export is writing it"), "{refused}");
+    assert!(contents(&partial).contains_key("model-00002-of-00002.safetensors"));
+    drop(mark);
+    let files = exported().unwrap().files;
+    let found = contents(&out);
+    let names: Vec<_> = files.iter().map(|file| &file.path).collect();
+    assert!(found.keys().eq(names));
+    for file in &files {
+        assert_eq!(file.blake3, blake3::hash(&found[&file.path]).into(), "{}", file.path);
+        assert_eq!(file.size, found[&file.path].len() as u64);
+    }
+    assert!(!partial.exists());
 }

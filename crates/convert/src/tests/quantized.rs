@@ -14,7 +14,7 @@ use shardwright_quant::{
 
 use super::SMALL_EXPORT;
 use super::*;
-use crate::{ExportDtype, ExportOptions, Repacked, to_hf};
+use crate::{ExportDtype, ExportOptions, ExportTarget, Repacked, export};
 
 /// A stored tensor.
 type Held = (String, Dtype, Vec<u64>, Vec<u8>);
@@ -436,7 +436,7 @@ fn any_model_is_exported_as_plain_floats() {
         let out = dir.path().join("hf");
         let options =
             ExportOptions { dtype: ExportDtype::Source, file_limit: 60_000, ..SMALL_EXPORT };
-        let exported = to_hf(&opened(&source), &out, &options).unwrap();
+        let exported = export(&opened(&source), &out, ExportTarget::Hf, &options).unwrap();
         assert_eq!(!exported.unquantized.is_empty(), coded, "{}", source.display());
         assert!(exported.files.len() > 3);
         holds_the_same(&out, &source);
@@ -489,7 +489,7 @@ fn an_export_is_of_plain_floats_and_says_so() {
         case.convert(&made, 1).unwrap();
         let options = SMALL_EXPORT;
         assert!(
-            !to_hf(&Weights::open(&made).unwrap(), &out, &options)
+            !export(&Weights::open(&made).unwrap(), &out, ExportTarget::Hf, &options)
                 .unwrap()
                 .unquantized
                 .is_empty()

@@ -1,0 +1,228 @@
+//! Models in the forms that other engines read: a file for each form, and what they share.
+//!
+//! An export is made in `OUT.partial` and gets its name when it is whole. A killed one leaves that
+//! directory, which the next export to the same name begins anew.
+
+mod companions;
+mod hf;
+mod places;
+mod tensor_files;
+mod walk;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use shardwright_format::FormatError;
+use shardwright_format::manifest::{Hash, Ignored};
+use shardwright_format::weights::Weights;
+use shardwright_format::writer::publish;
+use shardwright_quant::Float;
+
+use crate::convert::{is_held, partial_path};
+use crate::error::{ConvertError, Result};
+
+/// Says in a directory that it is an export in the making, and whose: its maker holds a lock on it.
+const MARK: &str = "export.lock";
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportTarget {
+    /// A Hugging Face checkpoint of plain floats.
+    Hf,
+}
+
+/// The type that weights are exported in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExportDtype {
+    /// 32 bits: every value exactly what the model stands for.
+    #[default]
+    F32,
+    /// That of the checkpoint's values: half the size where it is 16 bits, values of a bundle rounded once more.
+    Source,
+}
+
+impl ExportDtype {
+    const fn for_source(self, source: Float) -> Float {
+        match self {
+            Self::F32 => Float::F32,
+            Self::Source => source,
+        }
+    }
+}
+
+/// How a model is exported.
+#[derive(Clone, Copy, Debug)]
+pub struct ExportOptions {
+    /// Type of the weights.
+    pub dtype: ExportDtype,
+    /// A new file of weights is begun before one passes this many bytes.
+    pub file_limit: u64,
+    /// Weights held at a time, and more only where a block of rows has more.
+    pub tile: u64,
+    /// Units up to this many bytes are read whole.
+    pub whole_limit: u64,
+}
+
+impl Default for ExportOptions {
+    fn default() -> Self {
+        Self {
+            dtype: ExportDtype::F32,
+            file_limit: 5_000_000_000,
+            tile: 1 << 20,
+            whole_limit: 64 << 20,
+        }
+    }
+}
+
+/// A file of an export.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ExportedFile {
+    /// Relative path, `/`-separated.
+    pub path: String,
+    /// Its bytes.
+    pub size: u64,
+    /// BLAKE3 of its contents.
+    pub blake3: Hash,
+}
+
+/// What the writer of a form has to tell.
+#[derive(Debug, Default)]
+struct Told {
+    /// How the model's checkpoint held tensors that are plain floats now.
+    unquantized: BTreeSet<String>,
+    /// What the model has, or its checkpoint had, and the export lacks.
+    left_out: Vec<Ignored>,
+}
+
+/// What an export wrote.
+#[derive(Debug)]
+pub struct Exported {
+    /// Its files, by their paths.
+    pub files: Vec<ExportedFile>,
+    /// How the model's checkpoint held tensors that are plain floats now.
+    pub unquantized: BTreeSet<String>,
+    /// What the model has, or its checkpoint had, and the export lacks.
+    pub left_out: Vec<Ignored>,
+}
+
+/// Writes a model to `out`, in the form of `target`.
+///
+/// Memory is one unit of at most 64 MiB, or a few rows of a larger one.
+///
+/// # Errors
+/// An output that exists or is being written, an excerpt of a model, a model that the form cannot
+/// hold, and what the operating system refuses.
+pub fn export(
+    weights: &Weights,
+    out: &Path,
+    target: ExportTarget,
+    options: &ExportOptions,
+) -> Result<Exported> {
+    if let Some(excerpt) = weights.excerpted() {
+        let detail = format!("{excerpt}: expected a model of all layers, as config.json says");
+        return Err(FormatError::file(weights.root(), detail).into());
+    }
+    let partial = Partial::begin(out)?;
+    let exported = match target {
+        ExportTarget::Hf => hf::write(weights, &partial.dir, options),
+    };
+    let exported = exported.and_then(|told| {
+        let files = partial.finish(out)?;
+        Ok(Exported { files, unquantized: told.unquantized, left_out: told.left_out })
+    });
+    if exported.is_err() {
+        // Nothing half-made is left; that it cannot be removed is no news after the first error.
+        let _ = fs::remove_dir_all(&partial.dir);
+    }
+    exported
+}
+
+/// An export in the making.
+struct Partial {
+    dir: PathBuf,
+    /// Locked until the process ends.
+    _mark: File,
+}
+
+impl Partial {
+    /// Makes the directory; takes over that of an export that was killed.
+    fn begin(out: &Path) -> Result<Self> {
+        let refused = |path: &Path, detail: &str| {
+            Err(ConvertError::Output { path: path.to_owned(), detail: detail.to_owned() })
+        };
+        let exists = "already exists; remove it or choose another name";
+        if out.symlink_metadata().is_ok() {
+            return refused(out, exists);
+        }
+        let dir = partial_path(out);
+        let path = dir.join(MARK);
+        let killed = path.symlink_metadata().is_ok();
+        if dir.symlink_metadata().is_ok() && !killed {
+            return refused(&dir, exists);
+        }
+        fs::create_dir_all(&dir).map_err(|e| FormatError::io(&dir, e))?;
+        let mark = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path);
+        let mark = mark.map_err(|e| FormatError::io(&path, e))?;
+        if is_held(&mark).map_err(|e| FormatError::io(&path, e))? {
+            return refused(&dir, "another export is writing it");
+        }
+        if killed {
+            clear(&dir)?;
+        }
+        Ok(Self { dir, _mark: mark })
+    }
+
+    /// Makes all files durable and gives the directory its name.
+    fn finish(&self, out: &Path) -> Result<Vec<ExportedFile>> {
+        let mark = self.dir.join(MARK);
+        fs::remove_file(&mark).map_err(|e| FormatError::io(&mark, e))?;
+        let mut files = Vec::new();
+        sealed(&self.dir, "", &mut files)?;
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        publish(&self.dir, out)?;
+        Ok(files)
+    }
+}
+
+/// Removes everything but the mark.
+fn clear(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(|e| FormatError::io(dir, e))? {
+        let path = entry.map_err(|e| FormatError::io(dir, e))?.path();
+        let removed = match path.file_name() {
+            Some(name) if name == MARK => Ok(()),
+            _ if path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) => {
+                fs::remove_dir_all(&path)
+            }
+            _ => fs::remove_file(&path),
+        };
+        removed.map_err(|e| FormatError::io(&path, e))?;
+    }
+    Ok(())
+}
+
+/// Makes files durable and hashes them, those of directories inside too.
+fn sealed(dir: &Path, prefix: &str, files: &mut Vec<ExportedFile>) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(|e| FormatError::io(dir, e))? {
+        let path = entry.map_err(|e| FormatError::io(dir, e))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = format!("{prefix}{name}");
+        if path.is_dir() {
+            sealed(&path, &format!("{name}/"), files)?;
+            continue;
+        }
+        let io = |e| FormatError::io(&path, e);
+        let file = File::open(&path).map_err(io)?;
+        file.sync_all().map_err(io)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(&file).map_err(io)?;
+        let blake3 = hasher.finalize().into();
+        files.push(ExportedFile { path: name, size: hasher.count(), blake3 });
+    }
+    Ok(())
+}
