@@ -6,10 +6,11 @@ use shardwright_testing::root;
 
 use crate::harness::Scratch;
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "inspect",
     "plan",
     "convert",
+    "merge",
     "calibrate",
     "verify",
     "compare",

@@ -13,6 +13,7 @@ mod format_doc;
 mod gguf;
 mod harness;
 mod memory;
+mod merge;
 mod pack;
 mod parts;
 mod reader;

@@ -9,6 +9,7 @@ mod failure;
 mod inputs;
 mod output;
 mod page;
+mod part;
 mod planning;
 mod process;
 mod progress;

@@ -56,6 +56,14 @@ pub enum ConvertError {
         /// What differs.
         detail: String,
     },
+    /// Parts that do not make a bundle.
+    #[error("{}: cannot merge: {detail}", path.display())]
+    Merge {
+        /// The part, or the bundle to be.
+        path: PathBuf,
+        /// Why not.
+        detail: String,
+    },
     /// The caller asked to stop, and nothing is kept.
     #[error("stopped")]
     Stopped,

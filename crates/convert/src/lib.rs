@@ -14,8 +14,8 @@ mod plan;
 pub mod recipe;
 
 pub use convert::{
-    Buffers, Calibration, ConvertOptions, Phase, Progress, ReproduceOptions, convert, partial_path,
-    reproduce,
+    Buffers, Calibration, ConvertOptions, MergeOptions, Merged, Part, PartReport, Phase, Progress,
+    ReproduceOptions, convert, convert_part, merge, part_path, partial_path, reproduce,
 };
 pub use error::{ConvertError, Result};
 pub use export::{ExportDtype, ExportOptions, ExportTarget, Exported, ExportedFile, export};

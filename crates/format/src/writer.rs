@@ -197,6 +197,18 @@ impl BundleWriter {
         Ok((hasher.count(), hasher.finalize().into()))
     }
 
+    /// Makes the files of `manifest` durable, besides which there must be none.
+    ///
+    /// # Errors
+    /// A file that is not one of them, and what the operating system refuses.
+    pub fn seal(&self, manifest: &Manifest) -> Result<()> {
+        check_strangers(&self.dir, manifest)?;
+        self.sync()?;
+        let dirs = directories(manifest);
+        dirs.iter()
+            .try_for_each(|dir| sync_dir(&self.dir.join(dir)))
+    }
+
     /// Validates the manifest, makes everything durable and writes the manifest last.
     ///
     /// # Errors
@@ -206,11 +218,7 @@ impl BundleWriter {
         manifest
             .validate()
             .map_err(|detail| FormatError::file(&path, detail))?;
-        check_strangers(&self.dir, manifest)?;
-        self.sync()?;
-        let dirs = directories(manifest);
-        dirs.iter()
-            .try_for_each(|dir| sync_dir(&self.dir.join(dir)))?;
+        self.seal(manifest)?;
         write_file(&path, &manifest.to_bytes())?;
         sync_dir(&self.dir)
     }

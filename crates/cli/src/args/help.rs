@@ -37,9 +37,18 @@ Examples:
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --calibrate calibration.txt --target-bpw 2.6
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --resume       after ctrl-c or a crash
   shardwright convert Qwen3-30B-A3B -o two.bundle --layers 0..2    an excerpt to measure on
+  shardwright convert Qwen3-30B-A3B -o qwen3.bundle --part 2/4     one of four parts, for `merge`
 
 Nothing is left under the bundle's name until it is whole. Memory does not grow with the model.
 `shardwright plan` takes the same options and writes nothing.";
+
+pub const MERGE: &str = "\
+Examples:
+  shardwright merge qwen3.bundle.part-*-of-4 -o qwen3.bundle
+
+Every byte of the parts is checked. Parts of other recipes, checkpoints, statistics or versions are
+refused. The bundle is the one that `convert` without --part makes, to the byte. Its files are links to those of the
+parts where both are on one file system, so that it takes no room of its own; the parts may be removed.";
 
 pub const CALIBRATE: &str = "\
 Examples:

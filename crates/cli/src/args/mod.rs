@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bytes;
+use crate::part::PartArg;
 pub use arch::{ArchCommand, ArchCommandArgs};
 pub use bench::BenchArgs;
 pub use calibrate::CalibrateArgs;
@@ -55,6 +56,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Convert a checkpoint into a bundle
     Convert(ConvertArgs),
+    /// Put the parts of a conversion together
+    Merge(MergeArgs),
     /// Observe a checkpoint on a text, for conversions to come
     Calibrate(CalibrateArgs),
     /// Judge models: their bytes, their error against an original, their divergence on a text
@@ -100,8 +103,26 @@ pub struct ConvertArgs {
     /// Finish a conversion that was stopped; the result is the same to the byte
     #[arg(long)]
     pub resume: bool,
+    /// Make one of several parts instead, in BUNDLE.part-I-of-N, for `merge`: part I of N; with `auto`
+    /// as this job's scheduler numbers it (Slurm, AWS Batch), with `auto/N` in Kubernetes, too
+    #[arg(long, value_name = "I/N|auto[/N]")]
+    pub part: Option<PartArg>,
     #[command(flatten)]
     pub plan: PlanArgs,
+}
+
+/// `merge`
+#[derive(Debug, Args)]
+#[command(after_help = help::MERGE)]
+pub struct MergeArgs {
+    /// Directories that `convert --part` made, all of one conversion
+    #[arg(value_name = "PART", required = true)]
+    pub parts: Vec<PathBuf>,
+    /// Directory to create
+    #[arg(short, long = "output", value_name = "BUNDLE")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub threads: ThreadArgs,
 }
 
 /// `run`

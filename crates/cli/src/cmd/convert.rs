@@ -2,16 +2,21 @@
 
 use std::cell::Cell;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
-use shardwright_convert::{Buffers, ConversionReport, ConvertOptions, Phase, Progress, convert};
+use shardwright_convert::{
+    Buffers, ConversionReport, ConvertOptions, Part, PartReport, Phase, Progress, convert,
+    convert_part, part_path,
+};
 
 use super::plan;
 use crate::args::ConvertArgs;
 use crate::bytes;
 use crate::failure::Failure;
 use crate::output::{Output, Table};
+use crate::part::PartArg;
 use crate::planning::{self, Planned};
 use crate::process;
 use crate::progress::{Count, Stage, duration};
@@ -32,6 +37,12 @@ struct Report<'a> {
 /// # Errors
 /// What a plan or a conversion refuses, and a stop by the user.
 pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
+    let part = args.part.map(PartArg::part).transpose()?;
+    if part.is_some() && args.plan.calibration.calibrate.is_some() {
+        let message = "--part: a text goes through all layers, of which a part has some";
+        let help = "`shardwright calibrate` observes it once; give its file with --statistics";
+        return Err(Failure::new(message).help(help));
+    }
     let cancel = signal::stop_flag()?;
     let started = Instant::now();
     let Planned { source, plan, calibration } = planning::make(&args.plan, output)?;
@@ -54,6 +65,11 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
         Phase::Finish => {}
         Phase::Complete => complete.set(true),
     };
+    if let Some(part) = part {
+        let made = convert_part(&plan, checkpoint, &args.out, part, &options, &show);
+        drop(converting);
+        return report_part(&made?, part, (&args.out, complete.get(), started), output);
+    }
     let conversion = convert(&plan, checkpoint, &args.out, &options, &show);
     drop(converting);
     let conversion = conversion?;
@@ -71,6 +87,41 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
         let _ = writeln!(text, "\n{}", already(&report.bundle));
     }
     plan::notes(&plan, &mut text);
+    output.report(&report, &text)
+}
+
+/// What `convert --part` prints.
+#[derive(Serialize)]
+struct OnePart<'a> {
+    directory: String,
+    seconds: f64,
+    peak_memory_bytes: Option<u64>,
+    #[serde(flatten)]
+    made: &'a PartReport,
+}
+
+/// Says what a part has, and what becomes of it.
+fn report_part(
+    made: &PartReport,
+    part: Part,
+    (out, complete, started): (&Path, bool, Instant),
+    output: Output,
+) -> Result<(), Failure> {
+    let report = OnePart {
+        directory: part_path(out, part).display().to_string(),
+        seconds: started.elapsed().as_secs_f64(),
+        peak_memory_bytes: process::peak_memory(),
+        made,
+    };
+    let (files, size) = (made.files.len(), bytes::disk(made.bytes));
+    let mut text = format!("{}: part {part}, {files} files, {size}\n", report.directory);
+    let _ = if complete {
+        writeln!(text, "it was complete already; nothing was written")
+    } else {
+        writeln!(text, "took {}", duration(report.seconds))
+    };
+    let (out, count) = (out.display(), part.count());
+    let _ = writeln!(text, "all parts: shardwright merge {out}.part-*-of-{count} -o {out}");
     output.report(&report, &text)
 }
 

@@ -7,6 +7,7 @@ mod compare;
 mod convert;
 mod export;
 mod inspect;
+mod merge;
 mod pack;
 mod plan;
 mod recipes;
@@ -28,6 +29,7 @@ pub fn run(command: &Command, output: Output) -> Outcome {
         Command::Inspect(args) => done(inspect::run(args, output)),
         Command::Plan(args) => done(plan::run(args, output)),
         Command::Convert(args) => done(convert::run(args, output)),
+        Command::Merge(args) => done(merge::run(args, output)),
         Command::Calibrate(args) => done(calibrate::run(args, output)),
         Command::Verify(args) => verify::run(args, output),
         Command::Compare(args) => done(compare::run(args, output)),

@@ -1,8 +1,9 @@
 //! Puts the bundle together once every shard is made.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use shardwright_format::manifest::{FileKind, Hash, Manifest};
+use shardwright_format::manifest::{FileEntry, FileKind, Hash, Manifest};
 use shardwright_format::writer::BundleWriter;
 use shardwright_format::{FormatError, Unit};
 
@@ -12,43 +13,61 @@ use crate::error::{ConvertError, Result};
 use crate::plan::ConversionReport;
 use crate::plan::Plan;
 
-/// Fills in the manifest, writes report and copies, and the manifest last.
+/// Sees to it that a file other than the report is in the bundle; gives its hash.
+pub type PutFile<'a> = &'a dyn Fn(&BundleWriter, &FileEntry) -> Result<Hash>;
+
+/// Fills in the manifest, the hashes of the checkpoint's files in it, puts every file, writes the report,
+/// and the manifest last.
 pub fn finish(
     plan: &Plan,
-    source: &Source<'_>,
+    sources: &[Hash],
     writer: BundleWriter,
     finished: &BTreeMap<Unit, LedgerEntry>,
     report: &ConversionReport,
+    put: PutFile<'_>,
 ) -> Result<()> {
     let mut manifest = plan.manifest.clone();
     fill_shards(&mut manifest, finished)?;
-    for (at, file) in manifest.checkpoint.files.iter_mut().enumerate() {
-        file.blake3 = source.finalize(at)?;
-        check_source(source, at, file.blake3)?;
+    for (file, hash) in manifest.checkpoint.files.iter_mut().zip(sources) {
+        file.blake3 = *hash;
     }
-    let mut shard_file = 0;
     for file in &mut manifest.files {
         file.blake3 = match file.kind {
-            FileKind::Shards => {
-                shard_file += 1;
-                writer.hash(shard_file - 1)?
-            }
             FileKind::Report => writer.put(&file.path, &report.to_padded(file.size))?,
-            FileKind::Copy => copy(source, &writer, &file.path, file.size)?,
+            FileKind::Shards | FileKind::Copy => put(&writer, file)?,
         };
     }
     Ok(writer.finish(&manifest)?)
 }
 
+/// Hashes of the checkpoint's files, each the one that the bundle that it belongs to says, if it does.
+pub fn source_hashes(source: &Source<'_>) -> Result<Vec<Hash>> {
+    let found = source.finalize_all()?;
+    for (file, found) in source.checkpoint.files().iter().zip(&found) {
+        check_source(file.file.path(), file.blake3, *found)?;
+    }
+    Ok(found)
+}
+
 /// Refuses a file that is not what the bundle that it belongs to says.
-fn check_source(source: &Source<'_>, at: usize, found: Hash) -> Result<()> {
-    let file = &source.checkpoint.files()[at];
-    match file.blake3.filter(|expected| *expected != found) {
+pub fn check_source(path: &Path, expected: Option<Hash>, found: Hash) -> Result<()> {
+    match expected.filter(|expected| *expected != found) {
         None => Ok(()),
         Some(expected) => {
             let detail = format!("damaged: expected hash {expected}, found {found}");
-            Err(FormatError::file(file.file.path(), detail).into())
+            Err(FormatError::file(path, detail).into())
         }
+    }
+}
+
+/// Gives the hash of a shard file that is made, or copies a file of the checkpoint.
+pub fn put(source: &Source<'_>, writer: &BundleWriter, file: &FileEntry) -> Result<Hash> {
+    match writer
+        .file(&file.path)
+        .filter(|_| file.kind == FileKind::Shards)
+    {
+        Some(at) => Ok(writer.hash(at)?),
+        None => copy(source, writer, &file.path, file.size),
     }
 }
 

@@ -15,16 +15,20 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::io::read_required;
 use shardwright_format::manifest::{Calibration, Hash};
 use shardwright_format::{FormatError, Unit};
 use shardwright_quant::QuantStats;
 
+use super::part::Part;
 use super::source::{HashedBlocks, Source};
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
 
 /// Version of the ledger itself.
 const LEDGER: u32 = 4;
+/// Longest ledger that is read: that of a part of a checkpoint of 2 TB has some 200 MB.
+const LEDGER_LIMIT: u64 = 4 << 30;
 
 /// What must be the same for a conversion to go on. The first line of the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,8 +48,40 @@ pub struct Fingerprint {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contents: Option<Vec<Hash>>,
     /// Hash of the planned manifest: the model and every file's size.
-    plan: Hash,
+    pub plan: Hash,
+    /// Which part of the conversion it is, where it is not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<PartRecord>,
 }
+
+/// A part of a conversion, and what all parts must have in common besides the rest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartRecord {
+    /// Which one.
+    pub part: Part,
+    /// Hash of the stored plan.
+    pub plan: Hash,
+    /// A hash per checkpoint file of some of its bytes: no part reads them all.
+    sample: Vec<Hash>,
+}
+
+/// What is said of a ledger that does not fit.
+pub struct Wording<'a> {
+    /// What was done with it.
+    pub done: &'a str,
+    /// Where the other is.
+    pub other: &'a str,
+    /// What to do where calibrations differ.
+    pub advice: &'a str,
+}
+
+/// Of a ledger that is not gone on with.
+pub const RESUMED: Wording<'_> = Wording {
+    done: "begun",
+    other: "now",
+    advice: "; give the same text or statistics, tokens and window, or remove it",
+};
 
 /// A checkpoint file as far as its header tells.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,12 +112,41 @@ impl Fingerprint {
             calibration: plan.manifest.calibration.clone(),
             contents: None,
             plan: blake3::hash(&plan.manifest.to_bytes()).into(),
+            part: None,
         })
     }
 
+    /// The same of one part; `plan` is the stored plan's hash.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn of_part(self, part: Part, plan: Hash, source: &Source<'_>) -> Result<Self> {
+        let record = PartRecord { part, plan, sample: source.sample()? };
+        Ok(Self { part: Some(record), ..self })
+    }
+
+    /// The same of another program or version.
+    pub fn by(&self, generator: &str) -> Self {
+        Self { generator: generator.to_owned(), ..self.clone() }
+    }
+
+    /// The same of another part.
+    pub fn with_part(&self, part: Part) -> Self {
+        let record = self
+            .part
+            .clone()
+            .map(|record| PartRecord { part, ..record });
+        Self { part: record, ..self.clone() }
+    }
+
+    /// Bytes of a hashed block, and of each checkpoint file.
+    pub fn blocks(&self) -> (u64, impl Iterator<Item = (&str, u64)>) {
+        let files = self.files.iter();
+        (self.source_block, files.map(|file| (file.name.as_str(), file.size)))
+    }
+
     /// The first file whose bytes are not those of `contents`.
-    fn changed(&self, contents: &[Hash]) -> Option<&SourceHeader> {
-        let own = self.contents.as_deref()?;
+    fn changed(&self, own: &[Hash], contents: &[Hash]) -> Option<&SourceHeader> {
         let mut files = self.files.iter().zip(own.iter().zip(contents));
         files.find_map(|(file, (own, other))| (own != other).then_some(file))
     }
@@ -91,10 +156,8 @@ impl Fingerprint {
     /// # Errors
     /// The first that changed, if the conversion depends on them as a whole.
     pub fn check(&self, source: &Source<'_>) -> Result<()> {
-        let found: Result<Vec<_>> = (0..self.files.len())
-            .map(|file| source.finalize(file))
-            .collect();
-        let Some(file) = self.changed(&found?) else { return Ok(()) };
+        let Some(own) = &self.contents else { return Ok(()) };
+        let Some(file) = self.changed(own, &source.finalize_all()?) else { return Ok(()) };
         let path = source.checkpoint.root().join(&file.name);
         let detail = "changed during the conversion, whose codes depend on all weights";
         Err(FormatError::file(&path, detail).into())
@@ -116,33 +179,43 @@ impl Fingerprint {
     }
 
     /// What `other` has that differs, in words; none when nothing does.
-    fn difference(&self, other: &Self) -> Option<String> {
+    pub fn difference(&self, other: &Self, wording: &Wording<'_>) -> Option<String> {
+        let Wording { done, other: there, advice } = wording;
         if self == other {
             return None;
         }
         let (was, is) = (&other.generator, &self.generator);
         if was != is {
-            return Some(format!("it was begun by {was}, this is {is}"));
+            return Some(format!("it was {done} by {was}, this is {is}"));
         }
         if self.recipe != other.recipe {
             let name = |f: &Self| f.recipe["name"].as_str().unwrap_or("?").to_owned();
             let (was, is) = (name(other), name(self));
-            return Some(format!("it was begun with another recipe (`{was}`, now `{is}`)"));
+            return Some(format!("it was {done} with another recipe (`{was}`, {there} `{is}`)"));
         }
         if self.alignment != other.alignment {
-            return Some("it was begun with another alignment".to_owned());
+            return Some(format!("it was {done} with another alignment"));
         }
         if self.calibration != other.calibration {
-            let detail = "it was begun with another calibration; give the same text or statistics, \
-                          tokens and window, or remove it";
-            return Some(detail.to_owned());
+            return Some(format!("it was {done} with another calibration{advice}"));
         }
+        if let Some(file) = self.other_file(other) {
+            return Some(format!("it was {done} with another checkpoint: `{}` differs", file.name));
+        }
+        let part = |f: &Self| f.part.as_ref().map(|record| record.part);
+        if let (Some(was), Some(is), true) = (part(other), part(self), part(self) != part(other)) {
+            return Some(format!("it was {done} as part {was}, {there} {is}"));
+        }
+        Some(format!("it was {done} with another checkpoint"))
+    }
+
+    /// The first file that is not the same in `other`, as far as both know it.
+    fn other_file(&self, other: &Self) -> Option<&SourceHeader> {
         let headers = self.files.iter().find(|file| !other.files.contains(file));
-        let differs = headers.or_else(|| self.changed(other.contents.as_deref()?));
-        if let Some(file) = differs {
-            return Some(format!("it was begun with another checkpoint: `{}` differs", file.name));
-        }
-        Some("it was begun with another checkpoint".to_owned())
+        let contents = || self.changed(self.contents.as_deref()?, other.contents.as_deref()?);
+        let sample = |f: &Self| f.part.as_ref().map(|record| record.sample.clone());
+        let sampled = || self.changed(&sample(self)?, &sample(other)?);
+        headers.or_else(contents).or_else(sampled)
     }
 }
 
@@ -170,6 +243,42 @@ pub struct RestHash {
     pub file: usize,
     /// Hash of those bytes.
     pub blake3: Hash,
+}
+
+/// The last line of a part's ledger, once all of it is made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Closing {
+    /// Hash of each file of the part, by its path in the bundle.
+    pub files: BTreeMap<String, Hash>,
+    /// Every block of the checkpoint's files that was hashed.
+    pub blocks: Vec<HashedBlocks>,
+}
+
+/// The ledger of a part.
+pub struct PartLedger {
+    /// What it was made of.
+    pub fingerprint: Fingerprint,
+    /// Its units.
+    pub units: BTreeMap<Unit, LedgerEntry>,
+    /// What ends it; none if it is not finished.
+    pub closing: Option<Closing>,
+}
+
+impl PartLedger {
+    /// Reads the ledger at `path`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is no ledger of this version.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = read_required(path, LEDGER_LIMIT)?;
+        let refuse = |detail: String| FormatError::file(path, detail);
+        let first = line_end(&text).ok_or_else(|| refuse("its first line is cut".to_owned()))?;
+        let fingerprint = Fingerprint::parse(&text[..first]).map_err(refuse)?;
+        let (units, end) = lines(&text, first);
+        let closing = first_line(&text[end..]).map(|(closing, _)| closing);
+        Ok(Self { fingerprint, units, closing })
+    }
 }
 
 /// The ledger's file, open for more lines.
@@ -233,12 +342,17 @@ impl Locked {
         };
         let found = Fingerprint::parse(&text[..rest]).map_err(refuse)?;
         fingerprint
-            .difference(&found)
+            .difference(&found, &RESUMED)
             .map_or(Ok(()), |detail| Err(refuse(detail)))?;
         let (lines, valid) = lines(&text, rest);
         // A line cut short by the interruption would make the next one unreadable.
         self.file.set_len(valid as u64).map_err(io)?;
         Ok((Ledger { path: self.path, file: self.file }, lines))
+    }
+
+    /// Whether nothing has been entered in it.
+    pub fn is_empty(&self) -> bool {
+        self.file.metadata().is_ok_and(|data| data.len() == 0)
     }
 
     /// Whether the ledger is of this conversion.
@@ -289,6 +403,12 @@ impl Ledger {
     /// Adds a finished unit.
     pub fn add(&mut self, line: &LedgerEntry) -> Result<()> {
         self.append(line)
+    }
+
+    /// Adds the last line of a part, and puts all on disk.
+    pub fn close(&mut self, closing: &Closing) -> Result<()> {
+        self.append(closing)?;
+        self.sync()
     }
 
     fn append<T: Serialize>(&mut self, value: &T) -> Result<()> {

@@ -4,6 +4,9 @@ mod calibrated;
 mod finish;
 mod ledger;
 pub(crate) mod memory;
+mod merge;
+mod one_part;
+mod part;
 mod repack;
 mod reproduce;
 mod shard;
@@ -33,9 +36,12 @@ use crate::plan::Plan;
 pub use ledger::is_held;
 use ledger::{Fingerprint, Ledger, LedgerEntry, Locked};
 pub use memory::Buffers;
+pub use merge::{MergeOptions, Merged, merge};
+pub use one_part::{PartReport, convert_part, part_path};
+pub use part::Part;
 pub use reproduce::{ReproduceOptions, reproduce};
 use shard::{ShardOutcome, ShardWriter};
-use source::Source;
+use source::{BlockSet, Source};
 
 /// Name of the ledger in the partial directory.
 const LEDGER_FILE: &str = "ledger.jsonl";
@@ -140,43 +146,92 @@ pub fn convert(
         });
         return Ok(report);
     }
-    check_room(plan, &partial)?;
+    check_room(plan.cost.peak_disk, &partial)?;
     check_free(&partial, options.resume)?;
     // A text's way through the model makes every code depend on weights of other units.
     let whole = matches!(options.calibration, Calibration::Text(_));
     let whole = whole.then(|| source::hashes(checkpoint, options));
     fingerprint.contents = whole.transpose()?;
-    let (ledger, claims) = open_ledger(&partial, &fingerprint, &plan.manifest)?;
-    let writer = BundleWriter::create(&partial.join(BUNDLE_DIR), &plan.manifest)?;
+    let scope =
+        Scope { partial: &partial, manifest: &plan.manifest, units: order(plan), blocks: None };
+    let made = make_shards(plan, &source, &scope, &fingerprint, options, progress)?;
+    fingerprint.check(&source)?;
+    let report = report(plan, &made.finished, made.streamed);
+    let sources = finish::source_hashes(&source)?;
+    let put: finish::PutFile<'_> = &|writer, file| finish::put(&source, writer, file);
+    finish::finish(plan, &sources, made.writer, &made.finished, &report, put)?;
+    writer::publish(&partial.join(BUNDLE_DIR), out)?;
+    std::fs::remove_dir_all(&partial).map_err(|e| FormatError::io(&partial, e))?;
+    Ok(report)
+}
+
+/// What was lost, by the ledger's entries.
+fn report(
+    plan: &Plan,
+    finished: &BTreeMap<Unit, LedgerEntry>,
+    streamed: Option<Streamed>,
+) -> ConversionReport {
+    let stats = |unit| {
+        finished
+            .get(&unit)
+            .map_or(&[][..], |entry| entry.stats.as_slice())
+    };
+    ConversionReport::new(plan, stats, streamed)
+}
+
+/// What a run makes: all of a plan, or a part of it.
+struct Scope<'a> {
+    /// The directory in which it is made.
+    partial: &'a Path,
+    /// Lists the files that are made.
+    manifest: &'a Manifest,
+    /// Shards, in the order in which they are taken.
+    units: Vec<Unit>,
+    /// Blocks of the checkpoint's files whose hashes are needed, if not all are.
+    blocks: Option<&'a BlockSet>,
+}
+
+/// Shards that are made.
+struct Made {
+    writer: BundleWriter,
+    /// Held until what is made has its name.
+    ledger: Ledger,
+    finished: BTreeMap<Unit, LedgerEntry>,
+    streamed: Option<Streamed>,
+}
+
+/// Makes every shard of `scope`, or confirms it, and hashes what else of the checkpoint is to be hashed.
+fn make_shards(
+    plan: &Plan,
+    source: &Source<'_>,
+    scope: &Scope<'_>,
+    fingerprint: &Fingerprint,
+    options: &ConvertOptions<'_>,
+    progress: &dyn Fn(Progress),
+) -> Result<Made> {
+    let partial = scope.partial;
+    let (ledger, claims) = open_ledger(partial, fingerprint, scope.manifest)?;
+    let writer = BundleWriter::create(&partial.join(BUNDLE_DIR), scope.manifest)?;
     let pool = compute_pool(options.threads)?;
     let mut run = Conversion {
         plan,
-        source: &source,
+        source,
         writer: &writer,
         ledger,
         progress,
-        partial: &partial,
+        partial,
         options,
+        units: &scope.units,
         claims: &claims,
         finished: BTreeMap::new(),
         unsynced: 0,
         pool: &pool,
     };
     let streamed = run.convert()?;
-    let finished = std::mem::take(&mut run.finished);
     run.tell(Phase::Finish);
-    source.hash_rest(options.threads)?;
-    fingerprint.check(&source)?;
-    let stats = |unit| {
-        finished
-            .get(&unit)
-            .map_or(&[][..], |entry| entry.stats.as_slice())
-    };
-    let report = ConversionReport::new(plan, stats, streamed);
-    finish::finish(plan, &source, writer, &finished, &report)?;
-    writer::publish(&partial.join(BUNDLE_DIR), out)?;
-    std::fs::remove_dir_all(&partial).map_err(|e| FormatError::io(&partial, e))?;
-    Ok(report)
+    source.hash_rest(options.threads, scope.blocks)?;
+    let Conversion { ledger, finished, .. } = run;
+    Ok(Made { writer, ledger, finished, streamed })
 }
 
 /// Refuses an output that exists, unless `resume` and it is what this conversion would make: then
@@ -267,8 +322,8 @@ fn refuse_output_inside_checkpoint(checkpoint: &Path, out: &Path) -> Result<()> 
     Err(ConvertError::Output { path: out.to_owned(), detail })
 }
 
-/// Refuses a file system without room for the bundle, counting what a partial one has already.
-fn check_room(plan: &Plan, partial: &Path) -> Result<()> {
+/// Refuses a file system without room for so many bytes, counting what a partial one has already.
+fn check_room(needed: u64, partial: &Path) -> Result<()> {
     let parent = partial.parent().filter(|p| !p.as_os_str().is_empty());
     let parent = parent.unwrap_or_else(|| Path::new("."));
     let found = rustix::fs::statvfs(parent).map_err(|e| FormatError::io(parent, e.into()))?;
@@ -276,7 +331,6 @@ fn check_room(plan: &Plan, partial: &Path) -> Result<()> {
         .f_bavail
         .saturating_mul(found.f_frsize)
         .saturating_add(disk_usage(partial));
-    let needed = plan.cost.peak_disk;
     if needed > available {
         let detail = format!("no room: expected {needed} bytes available, found {available}");
         return Err(ConvertError::Output { path: parent.to_owned(), detail });
@@ -341,6 +395,8 @@ struct Conversion<'a> {
     progress: &'a dyn Fn(Progress),
     partial: &'a Path,
     options: &'a ConvertOptions<'a>,
+    /// What is to be made, in the order in which it is taken.
+    units: &'a [Unit],
     claims: &'a BTreeMap<Unit, LedgerEntry>,
     /// Units made or confirmed.
     finished: BTreeMap<Unit, LedgerEntry>,
@@ -355,12 +411,10 @@ impl Conversion<'_> {
     fn convert(&mut self) -> Result<Option<Streamed>> {
         match self.options.calibration {
             Calibration::Text(corpus) => calibrated::convert(self, corpus).map(Some),
-            Calibration::Statistics(statistics) => self
-                .make(&order(self.plan), &statistics.objectives)
-                .map(|()| None),
-            Calibration::None => self
-                .make(&order(self.plan), &Objectives::default())
-                .map(|()| None),
+            Calibration::Statistics(statistics) => {
+                self.make(self.units, &statistics.objectives).map(|()| None)
+            }
+            Calibration::None => self.make(self.units, &Objectives::default()).map(|()| None),
         }
     }
 
@@ -409,7 +463,7 @@ impl Conversion<'_> {
         if let Err(error) = self.ledger.sync() {
             return error;
         }
-        let (done, total) = (self.finished.len(), self.plan.manifest.shard_count());
+        let (done, total) = (self.finished.len(), self.units.len());
         ConvertError::Cancelled { done, total, path: self.partial.to_owned() }
     }
 
@@ -452,7 +506,7 @@ impl Conversion<'_> {
         (self.progress)(Progress {
             phase,
             shards: self.finished.len(),
-            total_shards: self.plan.manifest.shard_count(),
+            total_shards: self.units.len(),
             // Transposed matrices that share a tensor are read once for each.
             source_bytes: self
                 .source

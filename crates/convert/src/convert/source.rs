@@ -17,13 +17,14 @@ use super::ConvertOptions;
 use super::memory::Buffers;
 use crate::error::Result;
 
+/// Bytes of each tensor by which checkpoints of the same shapes are told apart.
+const SAMPLE_BYTES: u64 = 4096;
+
 /// Hashes of all bytes of the checkpoint files, in their order, read apart from anything else.
 pub fn hashes(checkpoint: &Checkpoint, options: &ConvertOptions<'_>) -> Result<Vec<Hash>> {
     let source = Source::new(checkpoint, &options.buffers)?;
-    source.hash_rest(options.threads)?;
-    (0..source.files.len())
-        .map(|file| source.finalize(file))
-        .collect()
+    source.hash_rest(options.threads, None)?;
+    source.finalize_all()
 }
 
 /// A checkpoint's bytes and the hashes of its files in the making.
@@ -36,7 +37,7 @@ pub struct Source<'a> {
     pub block: u64,
     /// Bytes hashed or copied at a time.
     copy_block: u64,
-    /// Bytes of all tensors.
+    /// Bytes of all tensors, of those that are read if not all are.
     pub total: u64,
     /// Bytes of tensors read so far.
     pub bytes_read: AtomicU64,
@@ -49,10 +50,13 @@ pub struct HashedBlocks {
     /// The checkpoint file's number.
     pub file: usize,
     /// The first block's number.
-    first: usize,
-    /// Their chaining values.
-    values: Vec<Hash>,
+    pub first: usize,
+    /// Their chaining values; of a file of one block its hash.
+    pub values: Vec<Hash>,
 }
+
+/// Which blocks of each file are meant.
+pub type BlockSet = Vec<Vec<bool>>;
 
 impl<'a> Source<'a> {
     /// Opens the checkpoint's files for hashing reads.
@@ -175,12 +179,58 @@ impl<'a> Source<'a> {
         Ok(hasher.finalize().into())
     }
 
-    /// Every stretch of blocks that nobody hashed, in pieces of [`Self::copy_block`] and less.
-    fn unhashed(&self) -> Vec<(usize, Range<u64>)> {
+    /// Blocks of a file.
+    pub fn num_blocks(&self, file: usize) -> usize {
+        self.tree(file).num_blocks()
+    }
+
+    /// A hash per file of the middle of every tensor in it: two checkpoints of the same names and shapes
+    /// differ there.
+    pub fn sample(&self) -> Result<Vec<Hash>> {
+        let mut ranges = vec![Vec::new(); self.files.len()];
+        for stored in self.checkpoint.stored().values() {
+            let len = stored.len.min(SAMPLE_BYTES);
+            let start = stored.offset + (stored.len - len) / 2;
+            ranges[stored.file].push(start..start + len);
+        }
+        let (mut buf, files) = (Vec::new(), ranges.iter().enumerate());
+        files
+            .map(|(file, ranges)| self.hash_ranges(file, ranges, &mut buf))
+            .collect()
+    }
+
+    /// Every block of every file that has been hashed.
+    pub fn hashed(&self) -> Vec<HashedBlocks> {
+        let mut found = Vec::new();
+        for file in 0..self.trees.len() {
+            let count = self.num_blocks(file);
+            if count == 1 {
+                let whole = self.tree(file).finalize();
+                found.extend(whole.map(|hash| HashedBlocks {
+                    file,
+                    first: 0,
+                    values: vec![hash.into()],
+                }));
+                continue;
+            }
+            for block in 0..count {
+                if let Some(value) = self.tree(file).block(block) {
+                    add(&mut found, file, block, Hash(value));
+                }
+            }
+        }
+        found
+    }
+
+    /// Every stretch of blocks that nobody hashed, of `wanted` if not of all, in pieces of
+    /// [`Self::copy_block`] and less.
+    fn unhashed(&self, wanted: Option<&BlockSet>) -> Vec<(usize, Range<u64>)> {
         let mut found: Vec<(usize, Range<u64>)> = Vec::new();
         for file in 0..self.trees.len() {
             let tree = self.tree(file);
-            for block in (0..tree.num_blocks()).filter(|block| !tree.has(*block)) {
+            let wanted = |block: &usize| wanted.is_none_or(|set| set[file][*block]);
+            let missing = |block: &usize| !tree.has(*block) && wanted(block);
+            for block in (0..tree.num_blocks()).filter(missing) {
                 let range = tree.block_range(block);
                 match found.last_mut() {
                     Some((f, last))
@@ -209,9 +259,10 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// Hashes what no unit read: headers, unused tensors, matrices gathered piecemeal.
-    pub fn hash_rest(&self, threads: usize) -> Result<()> {
-        let rest = self.unhashed();
+    /// Hashes what no unit read, of `wanted` if not of all: headers, unused tensors, matrices gathered
+    /// piecemeal.
+    pub fn hash_rest(&self, threads: usize, wanted: Option<&BlockSet>) -> Result<()> {
+        let rest = self.unhashed(wanted);
         let next = AtomicUsize::new(0);
         let work = || {
             let mut buf = Vec::new();
@@ -227,6 +278,13 @@ impl<'a> Source<'a> {
                 Err(panic) => std::panic::resume_unwind(panic),
             })
         })
+    }
+
+    /// The hash of each file, in their order.
+    pub fn finalize_all(&self) -> Result<Vec<Hash>> {
+        (0..self.files.len())
+            .map(|file| self.finalize(file))
+            .collect()
     }
 
     /// The hash of a file, every block of which has been hashed.

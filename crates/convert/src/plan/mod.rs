@@ -4,6 +4,7 @@ mod cost;
 mod files;
 mod report;
 mod resolve;
+mod stored;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -82,7 +83,7 @@ pub struct OmittedExtra {
 }
 
 /// What a conversion will do: a pure value, made from headers alone.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// The recipe in full.
     pub recipe: Recipe,
@@ -93,17 +94,17 @@ pub struct Plan {
     /// Matrices that stay in 16 or 32 bits.
     pub leftovers: Vec<UnquantizedMatrix>,
     /// Tensors whose codes are taken over from the checkpoint, without loss.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repacked: Vec<Repacked>,
     /// Tensors of the checkpoint that are not in the bundle.
     pub ignored: Vec<Ignored>,
     /// Those of them that are parts besides the text model, counted.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<OmittedExtra>,
     /// Files of the checkpoint that are not in the bundle.
     pub skipped: Vec<SkippedFile>,
     /// What is odd about the checkpoint: a line each.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// Every file of the bundle, the manifest last.
     pub files: Vec<PlannedFile>,
@@ -112,7 +113,7 @@ pub struct Plan {
     /// What the conversion and a token cost.
     pub cost: Cost,
     /// The manifest with every hash zero; its shards are the layout.
-    #[serde(skip)]
+    #[serde(skip, default = "stored::no_manifest")]
     pub manifest: Manifest,
     /// How codes are chosen, per tensor of a dense unit and of each layer's expert 0; only
     /// [`Self::planned`] looks here.
