@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use shardwright_convert::engine::Limits;
 use shardwright_convert::{Plan, PlanOptions};
 use shardwright_format::FormatError;
 use shardwright_format::weights::Weights;
@@ -39,15 +40,29 @@ pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
         threads: args.threads.count(),
         calibration: calibration.record(),
     };
+    let limits = args
+        .engine
+        .map(|engine| Limits::new(engine.into(), checkpoint.config()));
+    let limits = limits.transpose()?;
     let recipe = match (target::wanted(&args.target), &calibration) {
         (Some(target), Opened::Text(corpus)) => {
-            target::recipe(target, &args.target, (checkpoint, inventory), corpus, &options, output)?
+            let source = (checkpoint, inventory);
+            target::recipe(target, &args.target, source, corpus, limits.as_ref(), &options, output)?
         }
         _ => recipe::choose(&args.recipe, &inventory.spec)?,
+    };
+    let (recipe, restricted) = match &limits {
+        Some(limits) => limits.restrict(recipe),
+        None => (recipe, Vec::new()),
     };
     if let Some(path) = &args.target.save_recipe {
         target::save(path, &recipe)?;
     }
-    let plan = Plan::new(checkpoint, inventory, &recipe, &options)?;
+    let mut plan = Plan::new(checkpoint, inventory, &recipe, &options)?;
+    if let Some(engine) = args.engine {
+        let name = engine.name();
+        plan.notes
+            .extend(restricted.iter().map(|line| format!("for {name}: {line}")));
+    }
     Ok(Planned { source, plan, calibration })
 }
