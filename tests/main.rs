@@ -8,7 +8,6 @@ mod calibrate;
 mod cli;
 mod compare;
 mod convert;
-mod engines;
 mod excerpt;
 mod format_doc;
 mod gguf;

@@ -9,6 +9,7 @@ use shardwright_format::manifest;
 use shardwright_format::weights::Weights;
 
 use crate::args::{CalibrationArgs, CalibrationTextArgs};
+use crate::engine;
 use crate::failure::Failure;
 use crate::say;
 
@@ -27,6 +28,22 @@ impl Opened {
             Self::None => Calibration::None,
             Self::Statistics(statistics) => Calibration::Statistics(statistics),
             Self::Text(corpus) => Calibration::Text(corpus),
+        }
+    }
+
+    /// Bytes of statistics in memory.
+    pub fn statistics_bytes(&self) -> u64 {
+        match self {
+            Self::Statistics(statistics) => statistics.byte_len(),
+            Self::None | Self::Text(_) => 0,
+        }
+    }
+
+    /// Bytes that the program took at once to read the text.
+    pub fn reading_bytes(&self) -> u64 {
+        match self {
+            Self::Text(corpus) => engine::LOADING_BYTES + corpus.tokenizer_bytes,
+            Self::None | Self::Statistics(_) => 0,
         }
     }
 

@@ -14,7 +14,7 @@ use crate::process;
 const SLACK: u64 = 4 << 20;
 
 /// What the program takes while it loads a tokenizer, besides what the latter says.
-const LOADING_BYTES: u64 = 12 << 20;
+pub const LOADING_BYTES: u64 = 12 << 20;
 
 /// What the same program may take more another time: addresses and hashes are drawn anew.
 const DRIFT: u64 = 1 << 20;

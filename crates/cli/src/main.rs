@@ -28,6 +28,7 @@ use crate::args::Cli;
 use crate::output::Output;
 
 fn main() -> ExitCode {
+    shardwright_quant::return_freed_memory();
     failure::install_panic_hook();
     signal::outlive_size_limits();
     let cli = Cli::parse();

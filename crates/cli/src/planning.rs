@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use shardwright_convert::engine::Limits;
 use shardwright_convert::{Plan, PlanOptions};
 use shardwright_format::FormatError;
 use shardwright_format::weights::Weights;
@@ -35,34 +34,25 @@ pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
     let calibration = calibration::open(&source, &args.calibration)?;
     let no_checkpoint = || FormatError::file(&args.checkpoint, "is no checkpoint");
     let (checkpoint, inventory) = source.checkpoint().ok_or_else(no_checkpoint)?;
-    let options = PlanOptions {
+    let mut options = PlanOptions {
         alignment: args.align,
         threads: args.threads.count(),
         calibration: calibration.record(),
+        statistics: calibration.statistics_bytes(),
+        before: calibration.reading_bytes(),
     };
-    let limits = args
-        .engine
-        .map(|engine| Limits::new(engine.into(), checkpoint.config()));
-    let limits = limits.transpose()?;
     let recipe = match (target::wanted(&args.target), &calibration) {
         (Some(target), Opened::Text(corpus)) => {
-            let source = (checkpoint, inventory);
-            target::recipe(target, &args.target, source, corpus, limits.as_ref(), &options, output)?
+            let model = (checkpoint, inventory);
+            let found = target::recipe(target, &args.target, model, corpus, &options, output)?;
+            options.before = options.before.max(found.1);
+            found.0
         }
         _ => recipe::choose(&args.recipe, &inventory.spec)?,
-    };
-    let (recipe, restricted) = match &limits {
-        Some(limits) => limits.restrict(recipe),
-        None => (recipe, Vec::new()),
     };
     if let Some(path) = &args.target.save_recipe {
         target::save(path, &recipe)?;
     }
-    let mut plan = Plan::new(checkpoint, inventory, &recipe, &options)?;
-    if let Some(engine) = args.engine {
-        let name = engine.name();
-        plan.notes
-            .extend(restricted.iter().map(|line| format!("for {name}: {line}")));
-    }
+    let plan = Plan::new(checkpoint, inventory, &recipe, &options)?;
     Ok(Planned { source, plan, calibration })
 }

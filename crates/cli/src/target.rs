@@ -4,7 +4,6 @@ use std::path::Path;
 
 use shardwright_convert::allocate::{BitAllocation, Palette, SizeTarget};
 use shardwright_convert::calibrate::Corpus;
-use shardwright_convert::engine::Limits;
 use shardwright_convert::{PlanOptions, Recipe};
 use shardwright_format::FormatError;
 use shardwright_format::arch::Inventory;
@@ -23,7 +22,8 @@ pub fn wanted(args: &TargetArgs) -> Option<SizeTarget> {
     bits.or(args.target_size.map(SizeTarget::Bytes))
 }
 
-/// The recipe that fits `target` and costs least on the first windows of the text.
+/// The recipe that fits `target` and costs least on the first windows of the text, and the bytes of memory that it
+/// takes at most to find it.
 ///
 /// # Errors
 /// A target that nothing fits, what probing the model refuses, a stop by the user.
@@ -32,10 +32,9 @@ pub fn recipe(
     args: &TargetArgs,
     (checkpoint, inventory): (&Checkpoint, &Inventory),
     corpus: &Corpus,
-    limits: Option<&Limits>,
     options: &PlanOptions,
     output: Output,
-) -> Result<Recipe, Failure> {
+) -> Result<(Recipe, u64), Failure> {
     if let Some(path) = &args.save_recipe {
         inputs::check_parent(path)?;
     }
@@ -43,7 +42,6 @@ pub fn recipe(
     let windows = args.probe_tokens.div_ceil(corpus.window) * corpus.window;
     let palette = match args.encodings {
         EncodingsArg::Affine => Palette::Affine,
-        _ if limits.is_some() => Palette::Affine,
         EncodingsArg::All => Palette::All { state_bits: args.state_bits },
     };
     let allocation = BitAllocation {
@@ -53,14 +51,13 @@ pub fn recipe(
         tokens: &corpus.tokens[..windows.min(corpus.tokens.len())],
         window: corpus.window,
         palette,
-        limits,
         options,
         cancel: &cancel,
     };
     let layers = inventory.spec.layers.len() as u64;
     let stage = Stage::new(output, "probing", Count::Of("layers"));
     let found = allocation.recipe(target, &|done| stage.set(u64::from(done), layers));
-    Ok(found?)
+    Ok((found?, allocation.peak_memory()?))
 }
 
 /// Writes a recipe to a file of its own.

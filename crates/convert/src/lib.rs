@@ -8,7 +8,6 @@
 pub mod allocate;
 pub mod calibrate;
 mod convert;
-pub mod engine;
 mod error;
 mod export;
 mod plan;

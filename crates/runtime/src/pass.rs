@@ -13,7 +13,7 @@ use crate::hook::Hook;
 use crate::view::UnitView;
 
 /// Rows that go through a matrix together: enough to hide its dequantization.
-const ROWS: usize = 512;
+pub const ROWS: usize = 512;
 
 /// What the layers change, and the buffers that they share.
 #[derive(Debug)]

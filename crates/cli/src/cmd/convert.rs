@@ -7,20 +7,21 @@ use std::time::Instant;
 
 use serde::Serialize;
 use shardwright_convert::{
-    Buffers, ConversionReport, ConvertOptions, Part, PartReport, Phase, Progress, convert,
+    Buffers, ConversionReport, ConvertOptions, Part, PartReport, Phase, Plan, Progress, convert,
     convert_part, part_path,
 };
 
 use super::plan;
 use crate::args::ConvertArgs;
 use crate::bytes;
+use crate::calibration::Opened;
 use crate::failure::Failure;
 use crate::output::{Output, Table};
 use crate::part::PartArg;
 use crate::planning::{self, Planned};
 use crate::process;
 use crate::progress::{Count, Stage, duration};
-use crate::{signal, stop};
+use crate::{say, signal, stop};
 
 /// What `convert` prints.
 #[derive(Serialize)]
@@ -55,6 +56,7 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
         calibration: calibration.calibration(),
         buffers: Buffers::DEFAULT,
     };
+    announce(&plan, &calibration, output);
     let converting = Stage::new(output, "converting", Count::Bytes);
     let complete = Cell::new(false);
     let show = |progress: Progress| match progress.phase {
@@ -123,6 +125,19 @@ fn report_part(
     let (out, count) = (out.display(), part.count());
     let _ = writeln!(text, "all parts: shardwright merge {out}.part-*-of-{count} -o {out}");
     output.report(&report, &text)
+}
+
+/// Says before a text goes through the model what that takes.
+fn announce(plan: &Plan, calibration: &Opened, output: Output) {
+    if output.quiet || !matches!(calibration, Opened::Text(_)) {
+        return;
+    }
+    let peak = plan.cost.peak_memory;
+    if output.json {
+        say::json(&serde_json::json!({ "peak_memory": peak }));
+    } else {
+        say::line(&format!("converting takes at most {} of memory", bytes::memory(peak)));
+    }
 }
 
 /// What was found of a bundle that was there, and what was not looked for.

@@ -187,13 +187,8 @@ fn costs(report: &Report<'_>) -> String {
         0 => String::new(),
         n => format!(", {} of them experts", bytes::disk(n)),
     };
-    // What the text takes on its way through the layers comes to it.
-    let besides = match report.plan.manifest.calibration {
-        Some(_) => " besides calibration",
-        None => "",
-    };
     format!(
-        "converting reads {}, takes at most {} of memory{besides} and {} of disk\n\
+        "converting reads {}, takes at most {} of memory and {} of disk\n\
          a token reads {} when nothing is cached{experts}\n\
          running takes at least {} of memory, {} with everything in it ({} positions)\n",
         bytes::disk(cost.source_bytes),

@@ -29,7 +29,7 @@ pub struct InputBatch {
 }
 
 /// Sums of one place.
-enum HessianSum {
+pub enum HessianSum {
     Full(FullSum),
     Diagonal { sum: Vec<f64>, weight: f64 },
 }
@@ -42,13 +42,14 @@ impl HessianSum {
         Self::Diagonal { sum: vec![0.0; cols], weight: 0.0 }
     }
 
-    fn byte_len(cols: usize) -> usize {
+    /// Bytes in memory of a place with so many inputs.
+    pub const fn byte_len(cols: usize) -> usize {
         if cols <= GRAM_LIMIT { FullSum::byte_len(cols) } else { 8 * cols }
     }
 
-    fn add(&mut self, rows: &[f32], weights: &[f32]) {
+    fn add(&mut self, rows: &[f32], weights: &[f32], weighted: &mut Vec<f32>) {
         match self {
-            Self::Full(gram) => gram.add(rows, weights),
+            Self::Full(gram) => gram.add(rows, weights, weighted),
             Self::Diagonal { sum, weight } => {
                 for (row, x) in rows.chunks_exact(sum.len()).enumerate() {
                     let square = f64::from(weights.get(row).copied().unwrap_or(1.0)).powi(2);
@@ -82,6 +83,8 @@ struct Collector<'a> {
     bytes: usize,
     /// Bytes of sums that are sent on.
     batch_bytes: usize,
+    /// Rows times their weights, for one sum after the other.
+    weighted: Vec<f32>,
     /// Complete units that wait.
     units: Vec<Unit>,
     current: Unit,
@@ -108,7 +111,7 @@ impl Collector<'_> {
         });
         let weight = |w: &f32| if *w == 0.0 { self.extra } else { *w };
         let weights: Vec<f32> = activations.weights.iter().map(weight).collect();
-        sum.add(activations.rows, &weights);
+        sum.add(activations.rows, &weights, &mut self.weighted);
         Ok(())
     }
 
@@ -143,6 +146,7 @@ pub fn collect(
         sums: BTreeMap::new(),
         bytes: 0,
         batch_bytes,
+        weighted: Vec::new(),
         units: Vec::new(),
         current: Unit::Layer(layer),
     };
@@ -163,7 +167,8 @@ fn picks(spec: &LayerSpec) -> u32 {
 /// The inputs of the head, as rows after the final norm.
 pub fn head(rows: impl Iterator<Item = Vec<f32>>, cols: usize) -> InputStats {
     let mut sum = HessianSum::new(cols);
-    rows.for_each(|rows| sum.add(&rows, &[]));
+    let mut weighted = Vec::new();
+    rows.for_each(|rows| sum.add(&rows, &[], &mut weighted));
     let key = InputKey { layer: None, expert: None, site: InputSite::Head };
     sum.into_hessian()
         .map(|hessian| (key, hessian))

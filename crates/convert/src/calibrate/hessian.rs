@@ -19,20 +19,12 @@ pub struct FullSum {
     weight: f64,
     /// `Σ ω⁴`: with [`Self::weight`], how many rows of equal weight tell as much.
     weight_sq: f64,
-    /// Weighted rows of a call, `[n, cols]`.
-    weighted: Vec<f32>,
 }
 
 impl FullSum {
     /// Of rows of `cols` values, none yet.
     pub fn new(cols: usize) -> Self {
-        Self {
-            cols,
-            sum: vec![0.0; cols * cols],
-            weight: 0.0,
-            weight_sq: 0.0,
-            weighted: Vec::new(),
-        }
+        Self { cols, sum: vec![0.0; cols * cols], weight: 0.0, weight_sq: 0.0 }
     }
 
     /// Bytes in memory.
@@ -40,17 +32,16 @@ impl FullSum {
         4 * cols * cols
     }
 
-    /// Adds `rows: [n, cols]`, each times its weight `ω`, or all as they are when there are none.
-    /// Depends neither on the number of threads nor on the CPU; the work is spread over the current pool.
-    pub fn add(&mut self, rows: &[f32], weights: &[f32]) {
+    /// Adds `rows: [n, cols]`, each times its weight `ω`, or all as they are when there are none; weighted rows
+    /// are put into `weighted`, which all sums may share. Depends neither on the number of threads nor on the CPU; the work is spread over the current pool.
+    pub fn add(&mut self, rows: &[f32], weights: &[f32], weighted: &mut Vec<f32>) {
         let cols = self.cols;
         for row in 0..rows.len() / cols {
             let square = f64::from(weights.get(row).copied().unwrap_or(1.0)).powi(2);
             self.weight += square;
             self.weight_sq += square * square;
         }
-        let rows =
-            if weights.is_empty() { rows } else { weigh(&mut self.weighted, rows, cols, weights) };
+        let rows = if weights.is_empty() { rows } else { weigh(weighted, rows, cols, weights) };
         let (backend, tiles) = (Backend::detect(), self.sum.par_chunks_mut(TILE * cols));
         tiles.enumerate().for_each(|(tile, sum)| {
             let first = tile * TILE;
@@ -103,8 +94,9 @@ mod tests {
             .collect();
         let weights = [1.0, 0.5, 0.0, 2.0, 1.5];
         let mut gram = FullSum::new(cols);
-        gram.add(&rows[..2 * cols], &weights[..2]);
-        gram.add(&rows[2 * cols..], &weights[2..]);
+        let mut weighted = Vec::new();
+        gram.add(&rows[..2 * cols], &weights[..2], &mut weighted);
+        gram.add(&rows[2 * cols..], &weights[2..], &mut weighted);
         let mean = gram.into_mean().unwrap();
         let total: f32 = weights.iter().map(|w| w * w).sum();
         for (i, j) in [(0, 1), (3, 150), (150, 3), (129, 130), (159, 128)] {

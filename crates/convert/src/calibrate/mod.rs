@@ -37,6 +37,8 @@ pub struct Corpus {
     pub window: usize,
     /// What the manifest says of it.
     pub record: manifest::Calibration,
+    /// Bytes that its tokenizer took at once.
+    pub tokenizer_bytes: u64,
 }
 
 impl Corpus {
@@ -71,6 +73,7 @@ impl Corpus {
             statistics_blake3: None,
             line_hashes: LineHashes::from(digest.lines),
         };
-        Ok((Self { original, tokens, window, record }, digest.note))
+        let tokenizer_bytes = tokenizer.loading_bytes();
+        Ok((Self { original, tokens, window, record, tokenizer_bytes }, digest.note))
     }
 }

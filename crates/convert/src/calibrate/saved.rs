@@ -102,6 +102,18 @@ impl From<&Hessian> for Stored {
 }
 
 impl SavedStatistics {
+    /// Bytes of the moments in memory.
+    pub fn byte_len(&self) -> u64 {
+        let values = |hessian: &Hessian| match hessian {
+            Hessian::Diagonal(values) | Hessian::Full(values) => values.len() as u64,
+        };
+        self.objectives
+            .inputs()
+            .values()
+            .map(|hessian| 4 * values(hessian))
+            .sum()
+    }
+
     /// Reads what [`Observation::write`] wrote, or an importance matrix of llama.cpp.
     ///
     /// # Errors

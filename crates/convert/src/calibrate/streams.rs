@@ -11,7 +11,7 @@ use super::Corpus;
 use super::collect::LEAST_ROWS;
 
 /// Logits held at once, per model: 32 MiB of them.
-const LOGITS: usize = 8 << 20;
+pub const LOGITS: usize = 8 << 20;
 
 /// What is done for experts that too few tokens reach.
 pub const RULE: &str = "experts with fewer than 256 tokens are given those of their highest router \

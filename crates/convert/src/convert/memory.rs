@@ -58,7 +58,7 @@ const TENSOR_BOOKS: u64 = 3 << 10;
 /// Program, manifest, tables of names and headers.
 const BASE: u64 = 40 << 20;
 
-/// Bytes that the conversion holds at most.
+/// Bytes that the conversion holds at most when no text goes through the model.
 pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
     let buffers = Buffers::DEFAULT;
     let source_block = buffers.source_block(source_bytes);
@@ -78,12 +78,15 @@ pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
         .map_or(0, |len| len.min(buffers.gather_limit));
     let tile =
         buffers.source_tile.max(row) * 2 + source_block + (buffers.weights_tile * 4).max(row);
+    BASE + (tile + record + strided + decode) * threads as u64 + books(manifest, source_bytes)
+}
+
+/// Bytes of what grows with the number of shards, of other tensors and of hashed blocks.
+pub fn books(manifest: &Manifest, source_bytes: u64) -> u64 {
     let shards = (manifest.shard_count() - manifest.dense.len()) as u64;
-    let blocks = source_bytes / source_block;
-    BASE + (tile + record + strided + decode) * threads as u64
-        + shards * SHARD_BOOKS
-        + (part_tensors(manifest) + manifest.checkpoint.ignored.len() as u64) * TENSOR_BOOKS
-        + blocks * 40
+    let tensors = part_tensors(manifest) + manifest.checkpoint.ignored.len() as u64;
+    let blocks = source_bytes / Buffers::DEFAULT.source_block(source_bytes);
+    shards * SHARD_BOOKS + tensors * TENSOR_BOOKS + blocks * 40
 }
 
 /// Tensors of parts besides the text model: there may be any number of them in a shard.

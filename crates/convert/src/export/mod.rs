@@ -5,9 +5,6 @@
 
 mod companions;
 mod hf;
-mod mlx;
-mod mlx_config;
-mod mlx_places;
 mod places;
 mod tensor_files;
 mod walk;
@@ -23,8 +20,6 @@ use shardwright_format::weights::Weights;
 use shardwright_format::writer::publish;
 use shardwright_quant::Float;
 
-pub use mlx_places::Family;
-
 use crate::convert::{is_held, partial_path};
 use crate::error::{ConvertError, Result};
 
@@ -36,8 +31,6 @@ const MARK: &str = "export.lock";
 pub enum ExportTarget {
     /// A Hugging Face checkpoint of plain floats.
     Hf,
-    /// A directory that mlx-lm loads: affine codes as they are.
-    Mlx,
 }
 
 /// The type that weights are exported in.
@@ -101,8 +94,6 @@ struct Told {
     unquantized: BTreeSet<String>,
     /// What the model has, or its checkpoint had, and the export lacks.
     left_out: Vec<Ignored>,
-    /// What the form's engine computes otherwise than the model says.
-    differences: Vec<String>,
 }
 
 /// What an export wrote.
@@ -114,8 +105,6 @@ pub struct Exported {
     pub unquantized: BTreeSet<String>,
     /// What the model has, or its checkpoint had, and the export lacks.
     pub left_out: Vec<Ignored>,
-    /// What the form's engine computes otherwise than the model says: a line each.
-    pub differences: Vec<String>,
 }
 
 /// Writes a model to `out`, in the form of `target`.
@@ -138,12 +127,10 @@ pub fn export(
     let partial = Partial::begin(out)?;
     let exported = match target {
         ExportTarget::Hf => hf::write(weights, &partial.dir, options),
-        ExportTarget::Mlx => mlx::write(weights, &partial.dir, options),
     };
     let exported = exported.and_then(|told| {
         let files = partial.finish(out)?;
-        let Told { unquantized, left_out, differences } = told;
-        Ok(Exported { files, unquantized, left_out, differences })
+        Ok(Exported { files, unquantized: told.unquantized, left_out: told.left_out })
     });
     if exported.is_err() {
         // Nothing half-made is left; that it cannot be removed is no news after the first error.

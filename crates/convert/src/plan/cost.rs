@@ -7,7 +7,9 @@ use shardwright_format::census::Tally;
 use shardwright_format::manifest::Manifest;
 use shardwright_format::model::Ffn;
 use shardwright_format::{Role, Unit};
+use shardwright_quant::Method;
 
+use super::{PlanOptions, calibrated};
 use crate::convert::memory;
 
 /// Sizes of a bundle.
@@ -90,11 +92,22 @@ pub fn summarize(manifest: &Manifest) -> Summary {
 }
 
 /// Estimates what conversion and decoding need.
-pub fn cost(manifest: &Manifest, bundle_bytes: u64, threads: usize) -> Cost {
+pub fn cost(
+    manifest: &Manifest,
+    methods: &BTreeMap<Unit, Vec<Method>>,
+    bundle_bytes: u64,
+    options: &PlanOptions,
+) -> Cost {
     let source_bytes = manifest.checkpoint.files.iter().map(|f| f.size).sum();
     let expert_bytes_per_token = experts_per_token(manifest);
+    let text = calibrated::peak(manifest, methods, source_bytes, options.threads);
+    let peak = text.unwrap_or_else(|| {
+        // All statistics are held to the end, and what is factored of them.
+        let known = 2 * options.statistics;
+        memory::peak(manifest, source_bytes, options.threads) + known
+    });
     Cost {
-        peak_memory: memory::peak(manifest, source_bytes, threads),
+        peak_memory: peak.max(options.before),
         peak_disk: bundle_bytes + memory::ledger_bytes(manifest, source_bytes),
         source_bytes,
         bytes_per_token: dense_per_token(manifest) + expert_bytes_per_token,

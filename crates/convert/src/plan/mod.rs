@@ -1,5 +1,6 @@
 //! The plan: every byte of the bundle, decided from headers alone.
 
+mod calibrated;
 mod cost;
 mod files;
 mod report;
@@ -23,6 +24,7 @@ use shardwright_quant::Method;
 use crate::error::{ConvertError, Result};
 use crate::recipe::Recipe;
 
+pub(crate) use calibrated::PROGRAM;
 pub use cost::{Cost, RoleSummary, Summary};
 pub(crate) use files::shard_files;
 pub use report::{ConversionReport, ExpertReport, TensorReport};
@@ -38,11 +40,21 @@ pub struct PlanOptions {
     pub threads: usize,
     /// What codes are chosen by, besides the weights.
     pub calibration: Option<Calibration>,
+    /// Bytes of the statistics that are held while they guide the conversion.
+    pub statistics: u64,
+    /// Bytes that the program holds at once before the conversion: to read a tokenizer, to probe a model.
+    pub before: u64,
 }
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { alignment: DEFAULT_ALIGNMENT, threads: 1, calibration: None }
+        Self {
+            alignment: DEFAULT_ALIGNMENT,
+            threads: 1,
+            calibration: None,
+            statistics: 0,
+            before: 0,
+        }
     }
 }
 
@@ -103,7 +115,7 @@ pub struct Plan {
     pub left_out: Vec<OmittedExtra>,
     /// Files of the checkpoint that are not in the bundle.
     pub skipped: Vec<SkippedFile>,
-    /// What is odd about the checkpoint, and what an engine's limits changed: a line each.
+    /// What is odd about the checkpoint: a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// Every file of the bundle, the manifest last.
@@ -216,7 +228,7 @@ impl Plan {
             methods,
         };
         plan.lay_out(dense, experts, copies)?;
-        plan.measure(options.threads);
+        plan.measure(options);
         plan.manifest
             .validate()
             .map_err(|detail| ConvertError::Plan(format!("plan: {detail}")))?;
@@ -242,7 +254,7 @@ impl Plan {
     }
 
     /// Fills in what follows from the layout: sizes, then the size of the report that states them.
-    fn measure(&mut self, threads: usize) {
+    fn measure(&mut self, options: &PlanOptions) {
         self.summary = cost::summarize(&self.manifest);
         let report_len = ConversionReport::padded_len(self);
         for file in self
@@ -260,7 +272,7 @@ impl Plan {
             .map(|(path, size)| PlannedFile { path, size })
             .collect();
         self.summary.bundle_bytes = self.files.iter().map(|f| f.size).sum();
-        self.cost = cost::cost(&self.manifest, self.summary.bundle_bytes, threads);
+        self.cost = cost::cost(&self.manifest, &self.methods, self.summary.bundle_bytes, options);
     }
 
     /// Every unit, in the order in which they are converted.

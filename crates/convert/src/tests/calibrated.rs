@@ -67,7 +67,7 @@ fn corpus(dir: &Path, seed: u32, tokens: usize) -> Corpus {
         statistics_blake3: None,
         line_hashes: LineHashes::from_text(&text),
     };
-    Corpus { original: Arc::new(original), tokens, window: WINDOW, record }
+    Corpus { original: Arc::new(original), tokens, window: WINDOW, record, tokenizer_bytes: 0 }
 }
 
 fn plan(dir: &Path, recipe: &Recipe, record: &manifest::Calibration) -> Case {

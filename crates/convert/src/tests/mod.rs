@@ -3,7 +3,6 @@
 mod calibrated;
 mod export;
 mod failures;
-mod mlx;
 mod plans;
 mod quantized;
 mod resume;

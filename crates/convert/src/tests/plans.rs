@@ -251,7 +251,7 @@ fn overrides_may_starve_the_rules_behind_them() {
 #[test]
 fn an_alignment_that_bundles_cannot_have_is_refused() {
     for alignment in [0, 2048, 5000, 1 << 21] {
-        let options = PlanOptions { alignment, threads: 1, calibration: None };
+        let options = PlanOptions { alignment, ..PlanOptions::default() };
         let error = Case::new(&fixture("golden/llama3"), &Recipe::builtin("q4").unwrap(), options);
         assert_eq!(
             error.err().unwrap().to_string(),

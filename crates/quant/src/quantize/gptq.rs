@@ -4,6 +4,7 @@
 //! searched for its weights as the feedback has left them, each column weighted by what its error
 //! costs (see [`HessianFactor`]); as everywhere, they are rounded to storage before codes are chosen.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use super::group::{GroupPair, MAX_GROUP, PairSearch, TileTarget, choose, relative};
@@ -36,12 +37,21 @@ struct Work {
     outputs: Rows,
 }
 
+/// Widest matrix after which a thread keeps what it worked in, four times 1 KiB for each column: clearing fresh
+/// memory takes a share of the time that falls with the columns.
+pub const KEPT_COLS: usize = 1024;
+
+thread_local! {
+    /// Kept from one matrix to the next.
+    static WORK: RefCell<Work> = RefCell::default();
+}
+
 impl Kernel for Gptq<'_> {
     type Output = Result<QuantStats, QuantError>;
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) -> Self::Output {
-        let (mut stats, mut work) = (QuantStats::default(), Work::default());
+        let (mut stats, mut work) = (QuantStats::default(), WORK.take());
         let (x, mut first) = (self.x, 0);
         for x in x.chunks(CHUNK * self.cols) {
             work.weights.set(x, self.cols);
@@ -54,6 +64,9 @@ impl Kernel for Gptq<'_> {
             Product { feedback: self.feedback, x: weights, y: outputs }.run(s);
             stats.output += self.feedback.energy(weights, outputs);
             first += rows;
+        }
+        if self.cols <= KEPT_COLS {
+            WORK.set(work);
         }
         Ok(stats)
     }

@@ -19,6 +19,7 @@ use crate::kernel::Backend;
 
 use group::PairSearch;
 
+pub use gptq::KEPT_COLS;
 pub use stats::QuantStats;
 
 /// How affine codes are chosen. All round the scale and bias of a group to storage first.

@@ -230,16 +230,21 @@ pub fn mix(
     }
 }
 
+/// `f32` values that a mixer's buffers hold for one token of a stream that is `hidden` wide.
+pub fn mixer_buffer_len(mixer: &Mixer, hidden: u64) -> u64 {
+    match mixer {
+        Mixer::Attention(spec) => attention::buffer_len(spec),
+        Mixer::Latent(spec) => latent::buffer_len(spec),
+        Mixer::DeltaNet(spec) => delta_net::buffer_len(spec),
+        Mixer::ShortConv(_) => short_conv::buffer_len(hidden),
+    }
+}
+
 /// `f32` values that [`Work`] holds for one token, from the widest layer.
 pub fn buffer_len(spec: &ModelSpec) -> u64 {
     let hidden = u64::from(spec.hidden_size);
     let layer = |layer: &LayerSpec| {
-        let mixer = match &layer.mixer {
-            Mixer::Attention(spec) => attention::buffer_len(spec),
-            Mixer::Latent(spec) => latent::buffer_len(spec),
-            Mixer::DeltaNet(spec) => delta_net::buffer_len(spec),
-            Mixer::ShortConv(_) => short_conv::buffer_len(hidden),
-        };
+        let mixer = mixer_buffer_len(&layer.mixer, hidden);
         let ffn = match &layer.ffn {
             Ffn::Dense(dense) => mlp::buffer_len(dense.intermediate_size),
             Ffn::Moe(moe) => moe::buffer_len(moe, hidden),

@@ -1,0 +1,187 @@
+//! What a conversion takes of memory while a text goes through the model, from what its code holds at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shardwright_format::manifest::{Calibration, Manifest};
+use shardwright_format::{TensorEntry, Unit};
+use shardwright_quant::{Encoding, KEPT_COLS, Method};
+use shardwright_runtime::PassRoom;
+
+use crate::calibrate::collect::HessianSum;
+use crate::calibrate::statistics::InputKey;
+use crate::calibrate::streams::LOGITS;
+use crate::convert::memory::{Buffers, books};
+
+/// The program, and what the allocator keeps of freed memory: measured, as nothing else here. Code that was not
+/// optimized takes more.
+pub const PROGRAM: u64 = if cfg!(debug_assertions) { 25 << 20 } else { 16 << 20 };
+/// Stack and allocator of a thread.
+const THREAD: u64 = 128 << 10;
+/// Pools of threads at once: of the original's stream, the bundle's, and of the conversion.
+const POOLS: u64 = 3;
+/// Bytes of a column of a chunk of rows that is rounded with feedback: the weights as they came, then
+/// in strips, with feedback, their errors, and the factor's products.
+const ROUNDED: u64 = 5 * 4 * 256;
+/// Bytes of a column that a thread keeps of that, up to [`KEPT_COLS`] columns.
+const KEPT: u64 = 4 * 4 * 256;
+/// Decoded values that a thread keeps from one product to the next.
+const PANEL: u64 = 512 << 10;
+/// Bytes of a column of a tile of trellis codes that a thread keeps decoded, and of what it was decoded from.
+const ROTATED: u64 = 2 * 4 * 256;
+/// Units read ahead, and the one in use.
+const READ: u64 = 3;
+
+/// What a unit takes while it is watched and made.
+#[derive(Clone, Copy, Default)]
+struct UnitRoom {
+    /// As the checkpoint has it.
+    source: u64,
+    /// Its largest tensor, as the checkpoint has it.
+    tensor: u64,
+    /// As the bundle has it.
+    len: u64,
+    /// Sums of the products of its inputs.
+    sums: u64,
+    /// The factors that are made of them.
+    factors: u64,
+    /// Columns of the widest matrix that is rounded with feedback.
+    cols: u64,
+    /// Of those after which a thread keeps what it worked in.
+    kept: u64,
+}
+
+impl UnitRoom {
+    fn new(unit: Unit, len: u64, tensors: &[TensorEntry], methods: &[Method]) -> Self {
+        let (mut room, mut sites) = (Self { len, ..Self::default() }, BTreeSet::new());
+        for (entry, method) in tensors.iter().zip(methods) {
+            let bytes = entry.rows * entry.cols * entry.source.dtype.size() as u64;
+            room.source += bytes;
+            room.tensor = room.tensor.max(bytes);
+            let Some(key) = InputKey::for_tensor(unit, entry.role) else { continue };
+            if sites.insert((key, None)) {
+                room.sums += HessianSum::byte_len(entry.cols as usize) as u64;
+            }
+            let rotated = rotates(entry);
+            let rounded = rotated || (entry.encoding.float().is_none() && *method == Method::Gptq);
+            if rounded && sites.insert((key, Some(rotated))) {
+                room.factors += 4 * entry.cols * entry.cols;
+            }
+            if rounded {
+                room.cols = room.cols.max(entry.cols);
+                let kept = !rotated && entry.cols <= KEPT_COLS as u64;
+                room.kept = room.kept.max(if kept { entry.cols } else { 0 });
+            }
+        }
+        room
+    }
+
+    /// What one thread holds that makes it.
+    fn making(&self) -> u64 {
+        let buffers = Buffers::DEFAULT;
+        let record = if self.len <= buffers.record_limit { self.len } else { buffers.copy_block };
+        let tile = self.tensor.min(buffers.source_tile);
+        record + 2 * tile + 4 * buffers.weights_tile
+    }
+}
+
+/// A layer and its experts.
+#[derive(Clone, Copy, Default)]
+struct LayerRoom {
+    dense: UnitRoom,
+    expert: UnitRoom,
+    experts: u64,
+}
+
+impl LayerRoom {
+    /// Beyond what both streams hold all the time: while the layer is watched, and while it is made.
+    fn peak(&self, pass: &PassRoom, threads: u64) -> u64 {
+        let Self { dense, expert, experts } = self;
+        let (sums, factors) =
+            (dense.sums + experts * expert.sums, dense.factors + experts * expert.factors);
+        let limit = Buffers::DEFAULT.hessians as u64;
+        // The original's copy of the layer, or the next one, and the one that is watched.
+        let read = 2 * dense.source;
+        let watching = pass.tried + pass.shown + read + READ * expert.source;
+        let makers = threads.min((*experts).max(1));
+        let making = makers * dense.making().max(expert.making())
+            + threads * ROUNDED * dense.cols.max(expert.cols);
+        if sums < limit {
+            // One batch: it is made when all of it was seen.
+            return (watching + sums).max(read + sums + factors + making);
+        }
+        // A batch is made while the next one is gathered.
+        let batch = sums.min(limit + expert.sums);
+        let factored = batch.min(factors);
+        watching + 2 * batch + factored + making
+    }
+}
+
+/// Bytes that the conversion of `manifest` holds at most while the text of its calibration goes through the
+/// model; none without a text. `methods` are those of each unit's tensors, of expert 0 for all.
+pub fn peak(
+    manifest: &Manifest,
+    methods: &BTreeMap<Unit, Vec<Method>>,
+    source_bytes: u64,
+    threads: usize,
+) -> Option<u64> {
+    let text = manifest.calibration.as_ref()?;
+    text.text_blake3?;
+    let threads = threads as u64;
+    let pass = PassRoom::new(&manifest.model, text.tokens, u64::from(text.window), threads);
+    let layers = layers(manifest, methods);
+    let most = |of: &dyn Fn(&LayerRoom) -> u64| layers.values().map(of).max().unwrap_or(0);
+    let layer = most(&|layer| layer.peak(&pass, threads));
+    // What a stream's last layer leaves in its buffers is there to the end.
+    let left = most(&|layer| if layer.experts > 0 { 0 } else { 2 * layer.dense.source });
+    let kept = threads * KEPT * most(&|layer| layer.dense.kept.max(layer.expert.kept));
+    let tensors = manifest.tensors().map(|(.., tensor)| tensor);
+    let rotated = tensors
+        .filter(|tensor| rotates(tensor))
+        .map(|tensor| tensor.cols)
+        .max();
+    let rotated = ROTATED * rotated.unwrap_or(0);
+    let base = PROGRAM + books(manifest, source_bytes) + threads * (POOLS * THREAD + rotated);
+    let streams = 2 * (pass.stream + pass.buffers);
+    let all = base + streams + kept + layer.max(left + head(manifest, text, threads));
+    // Pages are whole, and small pieces lie between those that were freed.
+    Some(all + all / 32)
+}
+
+fn layers(manifest: &Manifest, methods: &BTreeMap<Unit, Vec<Method>>) -> BTreeMap<u32, LayerRoom> {
+    let mut layers = BTreeMap::<u32, LayerRoom>::new();
+    let room = |unit, len, tensors: &[TensorEntry]| {
+        let methods = methods.get(&unit).map_or(&[][..], Vec::as_slice);
+        UnitRoom::new(unit, len, tensors, methods)
+    };
+    for shard in &manifest.dense {
+        if let Unit::Layer(layer) = shard.unit {
+            layers.entry(layer).or_default().dense = room(shard.unit, shard.len, &shard.tensors);
+        }
+    }
+    for shards in &manifest.experts {
+        let unit = Unit::Expert { layer: shards.layer, expert: 0 };
+        let layer = layers.entry(shards.layer).or_default();
+        layer.expert = room(unit, shards.len, &shards.tensors);
+        layer.experts = shards.blake3.len() as u64;
+    }
+    layers
+}
+
+/// What the predictions of both models take at the end: two heads, and logits of some tokens at a time.
+fn head(manifest: &Manifest, text: &Calibration, threads: u64) -> u64 {
+    let spec = &manifest.model;
+    let (vocab, hidden) = (u64::from(spec.vocab_size), u64::from(spec.hidden_size));
+    let unit = if spec.tie_word_embeddings { Unit::Embedding } else { Unit::Head };
+    let Some(shard) = manifest.dense.iter().find(|shard| shard.unit == unit) else { return 0 };
+    let source = |t: &TensorEntry| t.rows * t.cols * t.source.dtype.size() as u64;
+    let both = shard.len + shard.tensors.iter().map(source).sum::<u64>();
+    let rotated = if shard.tensors.iter().any(rotates) { 2 } else { 0 };
+    let rows = (LOGITS as u64 / vocab.max(1)).max(1).min(text.tokens);
+    let panels = threads * PANEL.min(4 * vocab * hidden / threads.max(1));
+    // Of each model: logits, and rows normed and prepared for the product.
+    both + 2 * (4 * rows * (vocab + (3 + rotated) * hidden) + panels)
+}
+
+const fn rotates(tensor: &TensorEntry) -> bool {
+    matches!(tensor.encoding, Encoding::Trellis(_))
+}
