@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use shardwright_convert::engine::Limits;
 use shardwright_convert::{Plan, PlanOptions};
 use shardwright_format::FormatError;
 use shardwright_format::weights::Weights;
@@ -41,18 +42,33 @@ pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
         statistics: calibration.statistics_bytes(),
         before: calibration.reading_bytes(),
     };
+    let limits = args
+        .engine
+        .map(|engine| Limits::new(engine.into(), checkpoint.config()));
+    let limits = limits.transpose()?;
     let recipe = match (target::wanted(&args.target), &calibration) {
         (Some(target), Opened::Text(corpus)) => {
             let model = (checkpoint, inventory);
-            let found = target::recipe(target, &args.target, model, corpus, &options, output)?;
-            options.before = options.before.max(found.1);
-            found.0
+            let limits = limits.as_ref();
+            let (recipe, peak) =
+                target::recipe(target, &args.target, model, corpus, limits, &options, output)?;
+            options.before = options.before.max(peak);
+            recipe
         }
         _ => recipe::choose(&args.recipe, &inventory.spec)?,
+    };
+    let (recipe, restricted) = match &limits {
+        Some(limits) => limits.restrict(recipe),
+        None => (recipe, Vec::new()),
     };
     if let Some(path) = &args.target.save_recipe {
         target::save(path, &recipe)?;
     }
-    let plan = Plan::new(checkpoint, inventory, &recipe, &options)?;
+    let mut plan = Plan::new(checkpoint, inventory, &recipe, &options)?;
+    if let Some(engine) = args.engine {
+        let name = engine.name();
+        plan.notes
+            .extend(restricted.iter().map(|line| format!("for {name}: {line}")));
+    }
     Ok(Planned { source, plan, calibration })
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use shardwright_convert::allocate::{BitAllocation, Palette, SizeTarget};
 use shardwright_convert::calibrate::Corpus;
+use shardwright_convert::engine::Limits;
 use shardwright_convert::{PlanOptions, Recipe};
 use shardwright_format::FormatError;
 use shardwright_format::arch::Inventory;
@@ -32,6 +33,7 @@ pub fn recipe(
     args: &TargetArgs,
     (checkpoint, inventory): (&Checkpoint, &Inventory),
     corpus: &Corpus,
+    limits: Option<&Limits>,
     options: &PlanOptions,
     output: Output,
 ) -> Result<(Recipe, u64), Failure> {
@@ -42,6 +44,7 @@ pub fn recipe(
     let windows = args.probe_tokens.div_ceil(corpus.window) * corpus.window;
     let palette = match args.encodings {
         EncodingsArg::Affine => Palette::Affine,
+        _ if limits.is_some() => Palette::Affine,
         EncodingsArg::All => Palette::All { state_bits: args.state_bits },
     };
     let allocation = BitAllocation {
@@ -51,6 +54,7 @@ pub fn recipe(
         tokens: &corpus.tokens[..windows.min(corpus.tokens.len())],
         window: corpus.window,
         palette,
+        limits,
         options,
         cancel: &cancel,
     };

@@ -8,6 +8,7 @@
 pub mod allocate;
 pub mod calibrate;
 mod convert;
+pub mod engine;
 mod error;
 mod export;
 mod plan;

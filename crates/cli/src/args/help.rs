@@ -109,7 +109,9 @@ pub const EXPORT: &str = "\
 Examples:
   shardwright export qwen3.bundle --to hf -o qwen3-dequantized
   shardwright export qwen3.bundle --to hf -o qwen3-dequantized --dtype source
-  shardwright export qwen3-Q4_K_M.gguf --to hf -o qwen3-from-gguf     weights, config and tokenizer of a GGUF file";
+  shardwright export qwen3-Q4_K_M.gguf --to hf -o qwen3-from-gguf     weights, config and tokenizer of a GGUF file
+  shardwright convert Qwen3-30B-A3B -o qwen3.bundle --bits 4 --for mlx
+  shardwright export qwen3.bundle --to mlx -o qwen3-mlx               the bundle's own codes, for mlx-lm";
 
 pub const PACK: &str = "\
 Examples:

@@ -229,7 +229,7 @@ pub struct ExportArgs {
     /// Directory to create
     #[arg(short, long = "output", value_name = "DIR")]
     pub out: PathBuf,
-    /// Type of the dequantized weights
+    /// Type of the dequantized weights; to mlx, of the norms that mlx-lm adds one to and of nothing else
     #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
     pub dtype: DtypeArg,
     #[command(flatten)]
@@ -241,6 +241,8 @@ pub struct ExportArgs {
 pub enum ExportForm {
     /// A Hugging Face checkpoint of plain floats, with the source's own tensor names and layout
     Hf,
+    /// A directory that mlx-lm loads: affine codes copied as they are, floats as they are stored
+    Mlx,
 }
 
 /// Type of exported weights.
@@ -256,6 +258,7 @@ impl From<ExportForm> for shardwright_convert::ExportTarget {
     fn from(form: ExportForm) -> Self {
         match form {
             ExportForm::Hf => Self::Hf,
+            ExportForm::Mlx => Self::Mlx,
         }
     }
 }

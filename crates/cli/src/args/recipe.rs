@@ -21,6 +21,9 @@ pub struct PlanArgs {
     #[arg(long, value_name = "FROM..TO", value_parser = layers,
           conflicts_with_all = ["calibrate", "statistics"])]
     pub layers: Option<Range<u32>>,
+    /// Only what this engine's files hold exactly, so that `export` copies every code
+    #[arg(long = "for", value_enum, value_name = "ENGINE")]
+    pub engine: Option<EngineArg>,
     #[command(flatten)]
     pub arch: ArchArgs,
     #[command(flatten)]
@@ -62,6 +65,30 @@ impl TargetArgs {
     /// Whether there is a total.
     pub const fn is_given(&self) -> bool {
         self.target_bpw.is_some() || self.target_size.is_some()
+    }
+}
+
+/// An engine for which a bundle is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum EngineArg {
+    /// mlx-lm: affine codes, and floats where it has no codes
+    Mlx,
+}
+
+impl EngineArg {
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mlx => "mlx",
+        }
+    }
+}
+
+impl From<EngineArg> for shardwright_convert::engine::Engine {
+    fn from(arg: EngineArg) -> Self {
+        match arg {
+            EngineArg::Mlx => Self::Mlx,
+        }
     }
 }
 

@@ -28,6 +28,9 @@ struct Report {
     /// How the checkpoint held tensors that are plain floats here.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     unquantized: BTreeSet<String>,
+    /// What the engine computes otherwise than the model says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    differences: Vec<String>,
 }
 
 /// Runs the command.
@@ -40,11 +43,11 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
         check_sound(args)?;
     }
     let options = ExportOptions { dtype: args.dtype.into(), ..ExportOptions::default() };
-    let Exported { files, unquantized, left_out } =
+    let Exported { files, unquantized, left_out, differences } =
         export(&model, &args.out, args.to.into(), &options)?;
     let bytes = files.iter().map(|file| file.size).sum();
     let checkpoint = args.out.display().to_string();
-    let report = Report { checkpoint, bytes, files, left_out, unquantized };
+    let report = Report { checkpoint, bytes, files, left_out, unquantized, differences };
     output.report(&report, &text(&report))
 }
 
@@ -69,6 +72,13 @@ fn text(report: &Report) -> String {
         lines
             .iter()
             .map(|line| format!("left out: {}\n", shown(line))),
+    );
+    out.extend((!report.differences.is_empty()).then_some("\n"));
+    out.extend(
+        report
+            .differences
+            .iter()
+            .map(|line| format!("note: {line}\n")),
     );
     if !report.unquantized.is_empty() {
         let schemes: Vec<_> = report.unquantized.iter().map(String::as_str).collect();

@@ -14,6 +14,7 @@ use shardwright_format::weights::Weights;
 use shardwright_format::{Role, Unit};
 use shardwright_quant::Float;
 
+use crate::engine::Limits;
 use crate::error::{ConvertError, Result};
 use crate::plan::{Plan, PlanOptions};
 use crate::recipe::{EncodingSpec, Fallback, Layers, Match, Recipe, Roles, Rule};
@@ -91,11 +92,28 @@ impl Palette {
     }
 }
 
-/// A role of a layer, what it costs, and how it may be stored.
+/// A role of a layer, or several that share an encoding, what they cost, and how they may be stored.
 struct Item {
-    sensitivity: Sensitivity,
+    layer: Option<u32>,
+    /// Each with what it costs alone at the reference.
+    roles: Vec<(Role, f64)>,
     specs: Vec<EncodingSpec>,
     choices: Vec<EncodingCost>,
+}
+
+impl Item {
+    /// Takes in another, which is stored as this one is.
+    fn join(&mut self, other: Self) {
+        self.roles.extend(other.roles);
+        let (specs, choices) = (std::mem::take(&mut self.specs), std::mem::take(&mut self.choices));
+        for (spec, choice) in specs.into_iter().zip(choices) {
+            let Some(at) = other.specs.iter().position(|known| *known == spec) else { continue };
+            let (bytes, cost) = (other.choices[at].bytes, other.choices[at].cost);
+            self.specs.push(spec);
+            self.choices
+                .push(EncodingCost { bytes: choice.bytes + bytes, cost: choice.cost + cost });
+        }
+    }
 }
 
 /// What decides over a recipe for a total.
@@ -112,6 +130,8 @@ pub struct BitAllocation<'a> {
     pub window: usize,
     /// Encodings to choose from.
     pub palette: Palette,
+    /// What the engine that the bundle is for holds; anything where it is for none.
+    pub limits: Option<&'a Limits>,
     /// The bundle's other options.
     pub options: &'a PlanOptions,
     /// Set to stop.
@@ -185,10 +205,22 @@ impl BitAllocation<'_> {
     /// Each measured role with the encodings that can hold it.
     fn items(&self, measured: &[Sensitivity]) -> Result<Vec<Item>> {
         let specs = self.palette.specs()?;
-        measured
-            .iter()
-            .map(|sensitivity| self.item(*sensitivity, &specs))
-            .collect()
+        let mut items = Vec::<Item>::new();
+        for sensitivity in measured {
+            let item = self.item(*sensitivity, &specs)?;
+            let alike = self
+                .limits
+                .map_or(&[][..], |limits| limits.alike(sensitivity.role));
+            let same = |known: &&mut Item| {
+                known.layer == item.layer
+                    && known.roles.iter().any(|(role, _)| alike.contains(role))
+            };
+            match items.iter_mut().find(same) {
+                Some(known) => known.join(item),
+                None => items.push(item),
+            }
+        }
+        Ok(items)
     }
 
     fn item(&self, sensitivity: Sensitivity, specs: &[(EncodingSpec, f64)]) -> Result<Item> {
@@ -199,8 +231,10 @@ impl BitAllocation<'_> {
         let tensor = layout
             .and_then(|layout| layout.find(role))
             .ok_or_else(missing)?;
-        let mut item = Item { sensitivity, specs: Vec::new(), choices: Vec::new() };
-        for (wanted, cost) in specs {
+        let roles = vec![(role, divergence)];
+        let mut item = Item { layer, roles, specs: Vec::new(), choices: Vec::new() };
+        let held = |wanted| self.limits.is_none_or(|limits| limits.holds(role, wanted));
+        for (wanted, cost) in specs.iter().filter(|(wanted, _)| held(*wanted)) {
             let Some(encoding) = wanted.resolve(tensor.source.dtype, None) else { continue };
             // What cannot hold the shape is no choice.
             let Ok(parts) = encoding.parts(tensor.rows, tensor.cols) else { continue };
@@ -288,9 +322,13 @@ fn representative(inventory: &Inventory, layer: Option<u32>, role: Role) -> (Uni
 fn recipe(target: SizeTarget, items: &[Item], chosen: &[usize]) -> Recipe {
     let mut layers = BTreeMap::<(Role, String), Vec<(Option<u32>, f64)>>::new();
     for (item, at) in items.iter().zip(chosen) {
-        let Sensitivity { layer, role, divergence } = item.sensitivity;
-        let key = (role, item.specs[*at].to_string());
-        layers.entry(key).or_default().push((layer, divergence));
+        for (role, divergence) in &item.roles {
+            let key = (*role, item.specs[*at].to_string());
+            layers
+                .entry(key)
+                .or_default()
+                .push((item.layer, *divergence));
+        }
     }
     let rules = layers.into_iter().filter_map(|((role, wanted), found)| {
         let wanted: EncodingSpec = wanted.parse().ok()?;

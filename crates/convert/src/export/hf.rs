@@ -25,7 +25,9 @@ pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> R
     let places = Places::new(weights.spec());
     let (tensors, unquantized) = tensors(weights, &places, options.dtype)?;
     let files = TensorFiles::create(dir, &tensors, options.file_limit, FORMAT)?;
-    each_rows(weights, options, &mut |rows| write_rows(rows, &places, &files, options.dtype))?;
+    each_rows(weights, weights.units(), options, &mut |rows| {
+        write_rows(rows, &places, &files, options.dtype)
+    })?;
     files.index(dir, false)?;
     copy_companions(weights, dir)?;
     let plain = unquantized.is_empty() && options.dtype == ExportDtype::Source;
@@ -34,7 +36,8 @@ pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> R
     } else {
         write_config(weights, dir, options.dtype)?;
     }
-    Ok(Told { unquantized, left_out: weights.ignored().to_vec() })
+    let left_out = weights.ignored().to_vec();
+    Ok(Told { unquantized, left_out, differences: Vec::new() })
 }
 
 /// Every tensor by name, and how the checkpoint held those that are floats only here.

@@ -5,6 +5,9 @@
 
 mod companions;
 mod hf;
+mod mlx;
+mod mlx_config;
+mod mlx_places;
 mod places;
 mod tensor_files;
 mod walk;
@@ -20,6 +23,8 @@ use shardwright_format::weights::Weights;
 use shardwright_format::writer::publish;
 use shardwright_quant::Float;
 
+pub use mlx_places::Family;
+
 use crate::convert::{is_held, partial_path};
 use crate::error::{ConvertError, Result};
 
@@ -31,6 +36,8 @@ const MARK: &str = "export.lock";
 pub enum ExportTarget {
     /// A Hugging Face checkpoint of plain floats.
     Hf,
+    /// A directory that mlx-lm loads: affine codes as they are.
+    Mlx,
 }
 
 /// The type that weights are exported in.
@@ -94,6 +101,8 @@ struct Told {
     unquantized: BTreeSet<String>,
     /// What the model has, or its checkpoint had, and the export lacks.
     left_out: Vec<Ignored>,
+    /// What the form's engine computes otherwise than the model says.
+    differences: Vec<String>,
 }
 
 /// What an export wrote.
@@ -105,6 +114,8 @@ pub struct Exported {
     pub unquantized: BTreeSet<String>,
     /// What the model has, or its checkpoint had, and the export lacks.
     pub left_out: Vec<Ignored>,
+    /// What the form's engine computes otherwise than the model says: a line each.
+    pub differences: Vec<String>,
 }
 
 /// Writes a model to `out`, in the form of `target`.
@@ -127,10 +138,12 @@ pub fn export(
     let partial = Partial::begin(out)?;
     let exported = match target {
         ExportTarget::Hf => hf::write(weights, &partial.dir, options),
+        ExportTarget::Mlx => mlx::write(weights, &partial.dir, options),
     };
     let exported = exported.and_then(|told| {
         let files = partial.finish(out)?;
-        Ok(Exported { files, unquantized: told.unquantized, left_out: told.left_out })
+        let Told { unquantized, left_out, differences } = told;
+        Ok(Exported { files, unquantized, left_out, differences })
     });
     if exported.is_err() {
         // Nothing half-made is left; that it cannot be removed is no news after the first error.

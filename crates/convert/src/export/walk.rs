@@ -33,18 +33,31 @@ impl Rows<'_> {
     }
 }
 
-/// Calls `each` with the rows of every tensor of a model, in order. Memory is one unit of at most
+impl<'a> Rows<'a> {
+    /// Their bytes: values or codes, and for codes scales and biases.
+    pub(super) fn parts(&self) -> [&'a [u8]; 3] {
+        let (matrix, rows) = (&self.matrix, self.matrix.rows().max(1) as u64);
+        let (first, count) = (self.first, self.range.end - self.range.start);
+        [matrix.weight(), matrix.scales(), matrix.biases()].map(|part| {
+            let row = part.len() as u64 / rows;
+            &part[(first * row) as usize..((first + count) * row) as usize]
+        })
+    }
+}
+
+/// Calls `each` with the rows of every tensor of `units`, in order. Memory is one unit of at most
 /// `whole_limit` bytes, or a tile.
 ///
 /// # Errors
 /// What reading refuses, and what `each` does.
 pub(super) fn each_rows(
     weights: &Weights,
+    units: impl Iterator<Item = Unit>,
     options: &ExportOptions,
     each: &mut dyn FnMut(&Rows<'_>) -> Result<()>,
 ) -> Result<()> {
     let mut buf = AlignedBuf::default();
-    for unit in weights.units() {
+    for unit in units {
         let layout = weights.layout(unit)?;
         let whole = layout.len <= options.whole_limit;
         if whole {

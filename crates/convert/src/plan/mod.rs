@@ -115,7 +115,7 @@ pub struct Plan {
     pub left_out: Vec<OmittedExtra>,
     /// Files of the checkpoint that are not in the bundle.
     pub skipped: Vec<SkippedFile>,
-    /// What is odd about the checkpoint: a line each.
+    /// What is odd about the checkpoint, and what an engine's limits changed: a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// Every file of the bundle, the manifest last.

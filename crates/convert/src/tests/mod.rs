@@ -3,6 +3,7 @@
 mod calibrated;
 mod export;
 mod failures;
+mod mlx;
 mod plans;
 mod quantized;
 mod resume;

@@ -93,14 +93,19 @@ impl Fused<'_> {
     }
 }
 
-/// Where the first of a table's fused rows with the role has it, in the type of `stored`.
+/// Where the first of a table's fused rows with the role that is `wanted` has it, in the type of
+/// `stored`.
 pub(super) fn own_place(
     table: &Table,
     spec: &ModelSpec,
     (unit, role): (Unit, Role),
     stored: &SourceView,
+    wanted: &dyn Fn(&FusedRow) -> bool,
 ) -> Option<SourceView> {
-    let row = table.fused.iter().find(|row| row.roles.contains(&role))?;
+    let row = table
+        .fused
+        .iter()
+        .find(|row| row.roles.contains(&role) && wanted(row))?;
     let parts = Parts::new(row, unit.layer()?, spec).ok()?;
     let layout = row.layout.unwrap_or(Layout::OutIn);
     let tensor = table.wrapped(fill(row.tensor.as_slice().first()?, unit), &stored.tensor);

@@ -141,7 +141,7 @@ impl Arch {
     ) -> Option<SourceView> {
         let named = self.table.names.get(&role).and_then(|names| names.first());
         let Some(name) = named else {
-            return fused::own_place(&self.table, spec, (unit, role), stored);
+            return fused::own_place(&self.table, spec, (unit, role), stored, &|_| true);
         };
         let [_, cols] = shape;
         Some(SourceView {
@@ -152,6 +152,36 @@ impl Arch {
             col_stride: 1,
             ..stored.clone()
         })
+    }
+
+    /// The roles of each tensor that holds several.
+    pub fn fused_roles(&self) -> Vec<Vec<Role>> {
+        let rows = self.table.fused.iter().map(|row| row.roles.clone());
+        rows.filter(|roles| roles.len() > 1).collect()
+    }
+
+    /// A name of a table with the numbers of `unit`.
+    pub fn filled(name: &str, unit: Unit) -> String {
+        fill(name, unit)
+    }
+
+    /// Where a checkpoint has the tensor of one expert that keeps those of all under one name of the
+    /// module `module`, as MLX does, in the type of `stored`.
+    pub fn stacked_place(
+        &self,
+        spec: &ModelSpec,
+        unit: Unit,
+        (role, module): (Role, &str),
+        stored: &SourceView,
+    ) -> Option<SourceView> {
+        let part = format!(".{module}.");
+        let fits = |name: &String| {
+            let parameter = name.rsplit('.').next();
+            name.contains(&part) && matches!(parameter, Some("weight" | "bias"))
+        };
+        let alone =
+            |row: &table::FusedRow| row.roles.len() == 1 && row.tensor.as_slice().iter().all(fits);
+        fused::own_place(&self.table, spec, (unit, role), stored, &alone)
     }
 
     /// The `model_type` that the table is for.

@@ -92,7 +92,11 @@ impl TensorFile<'_> {
         read.map_err(|e| FormatError::io(self.path, e))
     }
 
-    fn write(&self, value: u64, bytes: &[u8]) -> Result<()> {
+    /// Writes values from number `value` on, as they lie in the file.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn write(&self, value: u64, bytes: &[u8]) -> Result<()> {
         let written = self.file.write_all_at(bytes, self.at(value));
         written.map_err(|e| FormatError::io(self.path, e))
     }

@@ -1,0 +1,135 @@
+//! Engines whose containers hold only some encodings exactly, and recipes that keep to these.
+
+use serde_json::Value;
+use shardwright_format::Role;
+use shardwright_format::arch::Arch;
+
+use crate::error::Result;
+use crate::export::Family;
+use crate::recipe::{EncodingSpec, Fallback, Match, Recipe, Roles, Rule};
+
+/// Groups of the affine codes that stand in for those of a trellis.
+const GROUP: u16 = 64;
+
+/// An engine for which a bundle is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// mlx-lm, and what else reads its directories.
+    Mlx,
+}
+
+/// What an engine's container holds of one model exactly.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Matrices that are floats there and nothing else.
+    floats: Vec<Role>,
+    /// Roles that share a tensor there, and so an encoding.
+    alike: Vec<Vec<Role>>,
+}
+
+impl Limits {
+    /// Those of the model that `config.json` describes.
+    ///
+    /// # Errors
+    /// A model that the engine does not have.
+    pub fn new(engine: Engine, config: &Value) -> Result<Self> {
+        let model_type = config["model_type"].as_str().unwrap_or_default();
+        match engine {
+            Engine::Mlx => {
+                let family = Family::of(model_type)?;
+                let arch = Arch::builtin(model_type);
+                let alike = arch.map(|arch| arch.fused_roles()).unwrap_or_default();
+                let alike = alike.into_iter().filter(|roles| family.shares(roles));
+                Ok(Self { floats: family.float_roles(), alike: alike.collect() })
+            }
+        }
+    }
+
+    /// Whether a matrix may be stored so.
+    pub fn holds(&self, role: Role, wanted: EncodingSpec) -> bool {
+        match wanted {
+            EncodingSpec::Trellis(_) => false,
+            EncodingSpec::Affine { .. } => !self.floats.contains(&role),
+            EncodingSpec::Keep | EncodingSpec::LeaveOut | EncodingSpec::Float(_) => true,
+        }
+    }
+
+    /// The roles that share an encoding with this one, itself among them; none for most.
+    pub fn alike(&self, role: Role) -> &[Role] {
+        let mut sets = self.alike.iter();
+        sets.find(|roles| roles.contains(&role))
+            .map_or(&[], Vec::as_slice)
+    }
+
+    /// The recipe with nothing that the engine does not hold, and a line for each thing that was changed.
+    pub fn restrict(&self, mut recipe: Recipe) -> (Recipe, Vec<String>) {
+        let mut changed = Vec::new();
+        for rule in &mut recipe.rules {
+            let before = rule.encoding;
+            rule.encoding = without_trellis(before);
+            for fallback in &mut rule.fallback {
+                if let Fallback::Encoding(encoding) = fallback {
+                    *encoding = without_trellis(*encoding);
+                }
+            }
+            if rule.encoding != before {
+                let smaller = [Fallback::Group(32), Fallback::Encoding(EncodingSpec::Keep)];
+                rule.fallback.extend(smaller);
+                changed.push(format!("{} in place of {before}, which it has not", rule.encoding));
+            }
+        }
+        let coded = |role: &&Role| would_code(&recipe, **role);
+        let kept: Vec<_> = self.floats.iter().filter(coded).copied().collect();
+        for role in kept {
+            let roles = Roles::from_role(role);
+            for rule in &mut recipe.rules {
+                rule.optional |= rule
+                    .matches
+                    .role
+                    .as_ref()
+                    .is_some_and(|known| known.contains(role));
+            }
+            changed.push(format!("{role} as floats, since it has no codes there"));
+            recipe.rules.insert(0, kept_rule(roles));
+        }
+        changed.sort();
+        changed.dedup();
+        (recipe, changed)
+    }
+}
+
+/// Affine codes of as many bits.
+fn without_trellis(encoding: EncodingSpec) -> EncodingSpec {
+    match encoding {
+        EncodingSpec::Trellis(trellis) => {
+            EncodingSpec::Affine { bits: trellis.bits(), group_size: GROUP, scale_dtype: None }
+        }
+        other => other,
+    }
+}
+
+/// Whether a recipe stores some tensor of a role in codes.
+fn would_code(recipe: &Recipe, role: Role) -> bool {
+    for rule in &recipe.rules {
+        let Match { role: roles, layer, name } = &rule.matches;
+        let meant = roles.as_ref().is_none_or(|roles| roles.contains(role));
+        if meant && rule.encoding.is_codes() {
+            return true;
+        }
+        if meant && layer.is_none() && name.is_none() {
+            return false;
+        }
+    }
+    false
+}
+
+fn kept_rule(roles: Roles) -> Rule {
+    Rule {
+        matches: Match { role: Some(roles), ..Match::default() },
+        encoding: EncodingSpec::Keep,
+        method: None,
+        fallback: Vec::new(),
+        optional: true,
+        note: String::new(),
+    }
+}

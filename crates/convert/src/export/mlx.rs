@@ -1,0 +1,289 @@
+//! A directory that mlx-lm loads as it is: affine codes copied, as their layout is MLX's own, under the
+//! names, in the stacks and with the conventions that its `sanitize` leaves.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use shardwright_format::checkpoint::{CONFIG_NAME, Dtype, write_view};
+use shardwright_format::manifest::Ignored;
+use shardwright_format::unit::TensorEntry;
+use shardwright_format::weights::Weights;
+use shardwright_format::{Decoder, FormatError, SourceView, Unit};
+use shardwright_quant::{Affine, Encoding, Float, narrow};
+
+use super::companions::{copy_companions, plain_config, write_json};
+use super::mlx_config::{Modules, describe};
+use super::mlx_places::{Family, MlxPlaces};
+use super::tensor_files::{Tensor, TensorFiles};
+use super::walk::{Rows, each_rows};
+use super::{ExportOptions, Told};
+use crate::error::{ConvertError, Result};
+
+/// What the headers say of who reads the files.
+const FORMAT: &str = "mlx";
+/// The option with which a bundle has nothing that is refused here.
+const HELP: &str = "`convert --for mlx` stores it so";
+
+/// Writes a model as mlx-lm loads it into `dir`.
+pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Told> {
+    let mut config = plain_config(weights)?;
+    let family = Family::of(config["model_type"].as_str().unwrap_or_default())?;
+    let places = MlxPlaces::new(&family, weights.spec())?;
+    let form = Form { weights, places: &places, options };
+    let differences = places.differences()?;
+    let (tensors, modules, told) = form.tensors()?;
+    let files = TensorFiles::create(dir, &tensors, options.file_limit, FORMAT)?;
+    each_rows(weights, weights.spec().units(), options, &mut |rows| form.write(rows, &files))?;
+    files.index(dir, true)?;
+    copy_companions(weights, dir)?;
+    describe(&mut config, weights.spec(), &family, &modules);
+    write_json(&dir.join(CONFIG_NAME), &config)?;
+    Ok(Told { differences, ..told })
+}
+
+/// A tensor of the export that holds rows of one of the model's.
+struct Piece {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<u64>,
+}
+
+/// A model and the form that it gets.
+struct Form<'a> {
+    weights: &'a Weights,
+    places: &'a MlxPlaces<'a>,
+    options: &'a ExportOptions,
+}
+
+impl Form<'_> {
+    /// Every tensor of the export, the encodings of modules in codes, and what there is to tell.
+    ///
+    /// # Errors
+    /// What MLX cannot hold as it is: the tensor, and the option that avoids it.
+    fn tensors(&self) -> Result<(BTreeMap<String, Tensor>, Modules, Told)> {
+        let (mut tensors, mut modules) = (BTreeMap::<String, Tensor>::new(), Modules::default());
+        let mut told = Told::default();
+        // Weights that units of the model give a tensor, and those that it has.
+        let mut filled = BTreeMap::<String, [u64; 2]>::new();
+        for unit in self.weights.spec().units() {
+            for entry in self.weights.layout(unit)?.tensors.iter() {
+                if self.drops(unit, entry, &mut told.left_out) {
+                    continue;
+                }
+                self.check(unit, entry)?;
+                let pieces = self.pieces(unit, entry)?;
+                if let Encoding::Affine(affine) = entry.encoding {
+                    modules.add(&pieces[0].name, affine, entry.rows * entry.cols);
+                } else {
+                    told.unquantized.extend(quantized_before(entry));
+                }
+                if let [piece, ..] = &pieces[..] {
+                    let place = self.places.place(unit, entry)?;
+                    let all = place.shape.iter().product();
+                    filled.entry(piece.name.clone()).or_insert([0, all])[0] +=
+                        entry.rows * entry.cols;
+                }
+                for piece in pieces {
+                    self.add(&mut tensors, piece, unit, entry)?;
+                }
+            }
+        }
+        if let Some((name, [found, all])) = filled.iter().find(|(_, [found, all])| found != all) {
+            let detail =
+                format!("tensor `{name}`: expected {all} weights, the model holds {found}");
+            return Err(ConvertError::Plan(detail));
+        }
+        self.tell_left_out(&mut told)?;
+        Ok((tensors, modules, told))
+    }
+
+    /// Adds a tensor of the export, or more rows of one.
+    fn add(
+        &self,
+        tensors: &mut BTreeMap<String, Tensor>,
+        piece: Piece,
+        unit: Unit,
+        entry: &TensorEntry,
+    ) -> Result<()> {
+        let Piece { name, dtype, shape } = piece;
+        let found = tensors
+            .entry(name.clone())
+            .or_insert_with(|| Tensor { dtype, shape: shape.clone() });
+        if (found.dtype, &found.shape) == (dtype, &shape) {
+            return Ok(());
+        }
+        let label = entry.encoding.label();
+        let detail = format!("expected all parts of `{name}` stored alike, found {label}");
+        Err(self.refused(unit, entry, &detail))
+    }
+
+    fn refused(&self, unit: Unit, entry: &TensorEntry, detail: &str) -> ConvertError {
+        let detail = format!("{unit} {}: {detail}; {HELP}", entry.role);
+        FormatError::file(self.weights.root(), detail).into()
+    }
+
+    /// Refuses a tensor that MLX cannot hold as it is.
+    fn check(&self, unit: Unit, entry: &TensorEntry) -> Result<()> {
+        let role = entry.role;
+        let floats_only = self.places.family.float_roles().contains(&role);
+        let detail = match entry.encoding {
+            Encoding::Affine(_) if floats_only && role == shardwright_format::Role::KvBProj => {
+                "expected floats, as mlx-lm keeps half of it transposed"
+            }
+            Encoding::Affine(_) if floats_only => "expected floats, as mlx-lm has no codes there",
+            Encoding::Trellis(_) => "expected floats or affine codes, which MLX has",
+            _ => return Ok(()),
+        };
+        let detail = format!("{detail}, found {}", entry.encoding.label());
+        Err(self.refused(unit, entry, &detail))
+    }
+
+    /// Whether mlx-lm does without a tensor; if so it is listed.
+    fn drops(&self, unit: Unit, entry: &TensorEntry, left_out: &mut Vec<Ignored>) -> bool {
+        let Some(reason) = self.places.family.dropped.get(&entry.role) else { return false };
+        let tensor = entry.in_unit(unit).source.tensor;
+        left_out.push(Ignored { tensor, role: None, reason: reason.clone() });
+        true
+    }
+
+    /// Lists what mlx-lm's models have no place for.
+    fn tell_left_out(&self, told: &mut Told) -> Result<()> {
+        told.left_out.extend(self.weights.ignored().iter().cloned());
+        for unit in self.weights.extras() {
+            for entry in self.weights.layout(unit)?.tensors.iter() {
+                let (tensor, role) = (entry.source.tensor.clone(), Some(entry.role));
+                let reason = "mlx-lm has the text model alone".to_owned();
+                told.left_out.push(Ignored { tensor, role, reason });
+            }
+        }
+        told.left_out.sort_by(|a, b| a.tensor.cmp(&b.tensor));
+        Ok(())
+    }
+
+    /// The tensors of the export that hold one of the model's, in the order of its parts.
+    fn pieces(&self, unit: Unit, entry: &TensorEntry) -> Result<Vec<Piece>> {
+        let dtype = self.float(entry);
+        if let Some(halves) = self.places.halves(unit, entry)? {
+            let piece = |place: super::mlx_places::Place| Piece {
+                name: place.name,
+                dtype: dtype.into(),
+                shape: place.shape,
+            };
+            return Ok(vec![piece(halves.keys), piece(halves.values)]);
+        }
+        let place = self.places.place(unit, entry)?;
+        let Encoding::Affine(affine) = entry.encoding else {
+            return Ok(vec![Piece { name: place.name, dtype: dtype.into(), shape: place.shape }]);
+        };
+        let Some(module) = place.name.strip_suffix(".weight").map(str::to_owned) else {
+            let detail = format!("expected floats in `{}`, found codes", place.name);
+            return Err(self.refused(unit, entry, &detail));
+        };
+        Ok(affine_pieces(&module, &place.shape, affine))
+    }
+
+    /// The type of a tensor that is floats in the export.
+    fn float(&self, entry: &TensorEntry) -> Float {
+        let stored = entry.encoding.float().unwrap_or(Float::F32);
+        // One more than a value of 16 bits is seldom one itself.
+        if self.places.family.raises(entry.role) {
+            self.options.dtype.for_source(stored)
+        } else {
+            stored
+        }
+    }
+
+    /// Puts rows where they lie.
+    fn write(&self, rows: &Rows<'_>, files: &TensorFiles) -> Result<()> {
+        let (unit, entry) = (rows.unit, rows.entry);
+        if self.places.family.dropped.contains_key(&entry.role) {
+            return Ok(());
+        }
+        if self.places.halves(unit, entry)?.is_some() {
+            return self.write_halves(rows, files);
+        }
+        let raised;
+        let mut parts = rows.parts();
+        if self.places.family.raises(entry.role) {
+            let values: Vec<_> = rows.values().iter().map(|value| value + 1.0).collect();
+            raised = narrowed(self.float(entry), &values);
+            parts[0] = &raised;
+        }
+        let first = self.places.place(unit, entry)?.first + rows.range.start;
+        let count = rows.range.end - rows.range.start;
+        for (piece, bytes) in self.pieces(unit, entry)?.iter().zip(parts) {
+            let Some(to) = files.tensor(&piece.name) else { continue };
+            let row = bytes.len() as u64 / count.max(1) / to.size as u64;
+            to.write(first * row, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Puts rows of `kv_b_proj` into its halves: per head first those of keys, which are columns there,
+    /// then those of values.
+    fn write_halves(&self, rows: &Rows<'_>, files: &TensorFiles) -> Result<()> {
+        let (unit, entry) = (rows.unit, rows.entry);
+        let Some(halves) = self.places.halves(unit, entry)? else { return Ok(()) };
+        let (Some(keys), Some(values)) =
+            (files.tensor(&halves.keys.name), files.tensor(&halves.values.name))
+        else {
+            return Ok(());
+        };
+        let [bytes, ..] = rows.parts();
+        let row = bytes.len() / (rows.range.end - rows.range.start).max(1) as usize;
+        let of_head = halves.key_rows + halves.value_rows;
+        let mut at = rows.range.start;
+        while at < rows.range.end {
+            let (head, within) = (at / of_head, at % of_head);
+            let is_key = within < halves.key_rows;
+            let end = if is_key { halves.key_rows } else { of_head };
+            let next = (at - within + end).min(rows.range.end);
+            let from = (at - rows.range.start) as usize * row;
+            let some = &bytes[from..(next - rows.range.start) as usize * row];
+            if is_key {
+                let start = head * halves.key_rows * entry.cols;
+                let view = SourceView {
+                    start,
+                    row_stride: 1,
+                    col_stride: halves.key_rows,
+                    ..SourceView::whole(String::new(), Float::F32, Vec::new(), entry.cols)
+                };
+                write_view(&view, within..within + (next - at), some, &keys)?;
+            } else {
+                let first = head * halves.value_rows + within - halves.key_rows;
+                values.write(first * entry.cols, some)?;
+            }
+            at = next;
+        }
+        Ok(())
+    }
+}
+
+/// Words of codes, scales and biases of a module whose weight has `shape`.
+fn affine_pieces(module: &str, shape: &[u64], affine: Affine) -> Vec<Piece> {
+    let (lead, cols) = shape.split_at(shape.len() - 1);
+    let with = |cols: u64| [lead, &[cols]].concat();
+    let scale = Dtype::Float(affine.scale_dtype());
+    let groups = cols[0] / affine.group_size() as u64;
+    vec![
+        Piece {
+            name: format!("{module}.weight"),
+            dtype: Dtype::U32,
+            shape: with(cols[0] * u64::from(affine.bits()) / 32),
+        },
+        Piece { name: format!("{module}.scales"), dtype: scale, shape: with(groups) },
+        Piece { name: format!("{module}.biases"), dtype: scale, shape: with(groups) },
+    ]
+}
+
+/// How the checkpoint held what is floats here, if in codes.
+fn quantized_before(entry: &TensorEntry) -> Option<String> {
+    let decoder = entry.source.decoder.as_ref();
+    decoder.filter(|d| !d.is_plain()).map(Decoder::label)
+}
+
+fn narrowed(dtype: Float, values: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * dtype.size()];
+    narrow(dtype, values, &mut bytes);
+    bytes
+}
