@@ -47,6 +47,13 @@ bless:
     SHARDWRIGHT_BLESS=1 cargo test -p shardwright --test e2e
     git diff --stat tests
 
+# attack the release build for some minutes: damaged inputs and bundles, kills, surroundings; see tests/torture.rs
+torture minutes="5" seed="1":
+    cargo build --release
+    SHARDWRIGHT_TORTURE_MINUTES={{ minutes }} SHARDWRIGHT_TORTURE_SEED={{ seed }} \
+        SHARDWRIGHT_TORTURE_BINARY=$PWD/target/release/shardwright \
+        cargo test --workspace --test e2e -- --nocapture torture::
+
 # fuzz one target (`ls fuzz/fuzz_targets`) for some seconds
 fuzz target seconds="60":
     cd fuzz && cargo run --example seeds

@@ -25,4 +25,5 @@ mod skeletons;
 mod strangers;
 mod surroundings;
 mod tidy;
+mod torture;
 mod verify;

@@ -9,6 +9,7 @@ mod files;
 mod golden;
 #[cfg(feature = "models")]
 pub mod models;
+pub mod mutate;
 mod vocabulary;
 
 use std::path::{Path, PathBuf};

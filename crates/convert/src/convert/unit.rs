@@ -12,7 +12,7 @@ use shardwright_quant::{
 };
 
 use super::memory::Buffers;
-use super::repack::copied;
+use super::repack::{CODED_LIMIT, copied};
 use super::sink::Sink;
 use super::source::{Reader, Source};
 use crate::calibrate::objectives::{Objectives, SharedObjective};
@@ -299,6 +299,7 @@ impl<'a> RowQuantizer<'a> {
         if let Some(float) = how.encoding.float() {
             return self.plain(values, float, out.weight);
         }
+        check_size(&self.weights, cols)?;
         let job = Job {
             backend: self.backend,
             x: &self.weights,
@@ -341,6 +342,22 @@ impl<'a> RowQuantizer<'a> {
         }
         Ok(stats)
     }
+}
+
+/// Refuses weights that no scale within the format's limits reaches. What is not finite is refused later.
+fn check_size(weights: &[f32], cols: usize) -> Result<(), Refusal> {
+    // Without an early end the common case is one vector loop.
+    if weights
+        .iter()
+        .fold(true, |all, x| all & (x.abs() < CODED_LIMIT))
+    {
+        return Ok(());
+    }
+    let large = |x: &f32| x.is_finite() && x.abs() >= CODED_LIMIT;
+    let Some(at) = weights.iter().position(large) else { return Ok(()) };
+    let (row, col) = ((at / cols) as u64, (at % cols) as u64);
+    let detail = format!("{} is too large for codes: expected weights below 2^111", weights[at]);
+    Err(Refusal::At { row, col, detail })
 }
 
 fn check_finite(weights: &[f32], cols: usize) -> Result<(), Refusal> {

@@ -170,6 +170,8 @@ impl Partial {
             return refused(out, exists);
         }
         let dir = partial_path(out);
+        // Killed before it could leave a mark, an export leaves an empty directory.
+        let _ = fs::remove_dir(&dir);
         let path = dir.join(MARK);
         let killed = path.symlink_metadata().is_ok();
         if dir.symlink_metadata().is_ok() && !killed {
@@ -194,9 +196,11 @@ impl Partial {
     /// Makes all files durable and gives the directory its name.
     fn finish(&self, out: &Path) -> Result<Vec<ExportedFile>> {
         let mark = self.dir.join(MARK);
-        fs::remove_file(&mark).map_err(|e| FormatError::io(&mark, e))?;
         let mut files = Vec::new();
         sealed(&self.dir, "", &mut files)?;
+        files.retain(|file| file.path != MARK);
+        // Last, so that whoever is killed before the next line can begin anew.
+        fs::remove_file(&mark).map_err(|e| FormatError::io(&mark, e))?;
         files.sort_by(|a, b| a.path.cmp(&b.path));
         publish(&self.dir, out)?;
         Ok(files)
