@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use crate::encoding::Trellis;
 use crate::float::padded;
-use crate::kernel::{Backend, Kernel, LANES, Line, Simd, TILE_W, TILE_X};
+use crate::kernel::{Backend, Kernel, LANES, Lines, Simd, TILE_W, TILE_X};
 use crate::trellis::rotate::rotate;
 
 /// As many rows are multiplied one by one, from the codes; for more, values are decoded once.
@@ -23,7 +23,7 @@ pub struct Activations {
     /// Few rows: in the order in which the backend decodes four bits, `[n, cols / 16, 16]`.
     arranged: Vec<f32>,
     /// Many rows: four side by side, line by line, `[n / 4, cols / 16]`; zeros where none are left.
-    strips: Vec<[Line; TILE_X]>,
+    strips: Vec<Lines<TILE_X>>,
     /// In the basis of trellis codes, made when such a matrix comes.
     rotated: OnceLock<Rotated>,
 }
@@ -108,19 +108,19 @@ impl Activations {
     }
 
     /// Many rows, four side by side: `[n / 4, cols / 16]`.
-    pub(crate) fn strips(&self) -> &[[Line; TILE_X]] {
+    pub(crate) fn strips(&self) -> &[Lines<TILE_X>] {
         &self.strips
     }
 
     fn fill_strips(&mut self) {
         let lines = self.cols.div_ceil(LANES);
         self.strips
-            .resize(self.n.div_ceil(TILE_X) * lines, [[0.0; LANES]; TILE_X]);
+            .resize(self.n.div_ceil(TILE_X) * lines, Lines::ZERO);
         let strips = self.strips.chunks_exact_mut(lines);
         for (strip, rows) in strips.zip(self.x.chunks(TILE_X * self.cols)) {
             for (i, row) in rows.chunks_exact(self.cols).enumerate() {
                 for (line, values) in strip.iter_mut().zip(row.chunks(LANES)) {
-                    line[i] = padded(values);
+                    line.0[i] = padded(values);
                 }
             }
         }

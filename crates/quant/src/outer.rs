@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::float::padded;
-use crate::kernel::{Backend, Kernel, LANES, Line, Simd, TILE_W, TILE_X};
+use crate::kernel::{Backend, Kernel, LANES, Lines, Simd, TILE_W, TILE_X};
 
 /// Rows that are taken together: their columns stay in the first cache.
 const DEPTH: usize = 256;
@@ -71,26 +71,26 @@ impl Kernel for Outer<'_> {
 fn add_tile<S: Simd>(
     s: S,
     left: &[[f32; TILE_W]],
-    right: &[[Line; TILE_X]],
+    right: &[Lines<TILE_X>],
     sum: &mut [f32],
     cols: usize,
     columns: &Range<usize>,
 ) {
-    let mut tile = [[[0.0; LANES]; TILE_X]; TILE_W];
+    let mut tile = [Lines::ZERO; TILE_W];
     for (tile, sum) in tile.iter_mut().zip(sum.chunks_exact(cols)) {
         *tile = lines(&sum[columns.clone()]);
     }
     s.chains(left, right, &mut tile);
     for (tile, sum) in tile.iter().zip(sum.chunks_exact_mut(cols)) {
-        sum[columns.clone()].copy_from_slice(&tile.as_flattened()[..columns.len()]);
+        sum[columns.clone()].copy_from_slice(&tile.0.as_flattened()[..columns.len()]);
     }
 }
 
 /// Up to 64 values, then zeros.
 #[inline(always)]
-fn lines(values: &[f32]) -> [Line; TILE_X] {
-    let mut lines = [[0.0; LANES]; TILE_X];
-    lines.as_flattened_mut()[..values.len()].copy_from_slice(values);
+fn lines(values: &[f32]) -> Lines<TILE_X> {
+    let mut lines = Lines::ZERO;
+    lines.0.as_flattened_mut()[..values.len()].copy_from_slice(values);
     lines
 }
 

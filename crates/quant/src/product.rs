@@ -9,7 +9,7 @@ use std::ops::Range;
 use crate::activations::Activations;
 use crate::encoding::{Affine, Encoding};
 use crate::float::{Bf16, F16, F32, Stored, padded};
-use crate::kernel::{Kernel, LANES, Line, Outputs, Simd, TILE_W, TILE_X};
+use crate::kernel::{Kernel, LANES, Lines, Outputs, Simd, Sums, TILE_W, TILE_X};
 use crate::matrix::Matrix;
 use crate::rows::{decode_row, sixteen_at};
 use crate::trellis;
@@ -69,10 +69,17 @@ impl Kernel for Product<'_> {
 /// Bytes of decoded values, and of activations, that stay in the second cache.
 const PANEL_BYTES: usize = 512 * 1024;
 
+/// Lines of a row that are multiplied before those after them. So many of a tile of the matrix, of a strip
+/// of activations and their sums are 32 KiB, and stay in the first cache.
+const DEPTH: usize = 48;
+
 thread_local! {
     /// Decoded values, kept from one product to the next: clearing fresh memory takes longer than some
     /// products do.
-    static PANEL: RefCell<Vec<[Line; TILE_W]>> = const { RefCell::new(Vec::new()) };
+    static PANEL: RefCell<Vec<Lines<TILE_W>>> = const { RefCell::new(Vec::new()) };
+
+    /// Sums of products that are taken in parts, kept likewise.
+    static SUMS: RefCell<Vec<Sums>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Decodes a panel of matrix rows at a time and multiplies it with all activations.
@@ -86,15 +93,16 @@ fn many_rows<S: Simd>(
 ) {
     let lines = m.cols().div_ceil(LANES);
     let fit = |tile: usize| (PANEL_BYTES / (tile * lines)).max(1);
-    let tiles = fit(size_of::<[Line; TILE_W]>()).min(rows.len().div_ceil(TILE_W));
-    let strips = fit(size_of::<[Line; TILE_X]>());
-    let mut panel = PANEL.take();
-    panel.resize(panel.len().max(tiles * lines), [[0.0; LANES]; TILE_W]);
+    let tiles = fit(size_of::<Lines<TILE_W>>()).min(rows.len().div_ceil(TILE_W));
+    let strips = fit(size_of::<Lines<TILE_X>>());
+    let (mut panel, mut sums) = (PANEL.take(), SUMS.take());
+    panel.resize(panel.len().max(tiles * lines), Lines::ZERO);
+    sums.resize(sums.len().max(strips.min(x.n().div_ceil(TILE_X))), [Lines::ZERO; TILE_X]);
     for first in rows.clone().step_by(tiles * TILE_W) {
         let few = first..rows.end.min(first + tiles * TILE_W);
         for (i, row) in few.clone().enumerate() {
             let tile = &mut panel[i / TILE_W * lines..][..lines];
-            decode_row(s, m, row, &mut tile.as_flattened_mut()[i % TILE_W..], TILE_W);
+            decode_row(s, m, row, tile.iter_mut().map(|lines| &mut lines.0[i % TILE_W]));
         }
         // Rows of the last tile that do not exist hold old values, and their products are left out.
         let used = &panel[..few.len().div_ceil(TILE_W) * lines];
@@ -102,14 +110,41 @@ fn many_rows<S: Simd>(
         // second while the tiles pass: of the two a tile is larger than a strip.
         for (block, x) in x.strips().chunks(strips * lines).enumerate() {
             for (tile, w) in used.chunks_exact(lines).enumerate() {
-                let at = few.start - rows.start + tile * TILE_W;
-                for (strip, x) in x.chunks_exact(lines).enumerate() {
-                    keep(s.dots(x, w), (block * strips + strip) * TILE_X, at, &mut out);
-                }
+                let (row, col) = (block * strips * TILE_X, few.start - rows.start + tile * TILE_W);
+                tile_of_products(s, x, w, &mut sums, |strip, sums| {
+                    keep(sums, row + strip * TILE_X, col, &mut out);
+                });
             }
         }
     }
     PANEL.set(panel);
+    SUMS.set(sums);
+}
+
+/// Gives `keep` the products of each strip of activations with a tile of the matrix.
+#[inline(always)]
+fn tile_of_products<S: Simd>(
+    s: S,
+    x: &[Lines<TILE_X>],
+    w: &[Lines<TILE_W>],
+    before: &mut [Sums],
+    mut keep: impl FnMut(usize, [[f32; TILE_W]; TILE_X]),
+) {
+    let lines = w.len();
+    // Parts of equal length: a short one would spend its time on loading and storing the sums.
+    let depth = lines.div_ceil(lines.div_ceil(DEPTH).max(1)).max(1);
+    for (part, w) in w.chunks(depth).enumerate() {
+        let (first, last) = (part == 0, part * depth + w.len() == lines);
+        for (strip, (x, before)) in x.chunks_exact(lines).zip(&mut *before).enumerate() {
+            let mut sums = if first { [Lines::ZERO; TILE_X] } else { *before };
+            s.dots(&x[part * depth..][..w.len()], w, &mut sums);
+            if last {
+                keep(strip, s.sum_tile(&sums));
+            } else {
+                *before = sums;
+            }
+        }
+    }
 }
 
 /// Stores the sums of a tile from row `row` and column `col` of the outputs on, as far as these go.

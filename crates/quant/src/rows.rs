@@ -35,7 +35,7 @@ impl Kernel for Dequantize<'_> {
         match m.encoding() {
             Encoding::Affine(_) => {
                 for (row, out) in rows.zip(self.out.chunks_exact_mut(cols.max(1))) {
-                    decode_row(s, m, row, out.as_chunks_mut::<LANES>().0, 1);
+                    decode_row(s, m, row, out.as_chunks_mut::<LANES>().0.iter_mut());
                 }
             }
             Encoding::Trellis(t) => trellis::dequantize(s, m, t, rows, self.out),
@@ -52,35 +52,37 @@ fn widen<S: Simd>(s: S, dtype: Float, m: &Matrix<'_>, rows: Range<usize>, out: &
     Widen { dtype, bytes: &m.weight()[rows.start * row..rows.end * row], out }.run(s);
 }
 
-/// Writes the values of a row, sixteen columns at a time, to every `step`-th of the `lines`, zeros after
-/// the last column. Trellis codes have no such lines: theirs run along the rows.
+/// Writes the values of a row, sixteen columns at a time, to the `lines`, zeros after the last column. Trellis codes have no such lines: theirs run along the rows.
 #[inline(always)]
-pub fn decode_row<S: Simd>(s: S, m: &Matrix<'_>, row: usize, lines: &mut [Line], step: usize) {
+pub fn decode_row<'a, S: Simd>(
+    s: S,
+    m: &Matrix<'_>,
+    row: usize,
+    lines: impl Iterator<Item = &'a mut Line>,
+) {
     match m.encoding() {
-        Encoding::F32 => float_row::<S, F32, _>(s, m, row, lines, step),
-        Encoding::F16 => float_row::<S, F16, _>(s, m, row, lines, step),
-        Encoding::Bf16 => float_row::<S, Bf16, _>(s, m, row, lines, step),
+        Encoding::F32 => float_row::<S, F32, _>(s, m, row, lines),
+        Encoding::F16 => float_row::<S, F16, _>(s, m, row, lines),
+        Encoding::Bf16 => float_row::<S, Bf16, _>(s, m, row, lines),
         Encoding::Affine(a) => match a.bits() {
-            2 => affine_row::<S, 2, 8>(s, m, a, row, lines, step),
-            3 => affine_row::<S, 3, 12>(s, m, a, row, lines, step),
-            4 => affine_row::<S, 4, 16>(s, m, a, row, lines, step),
-            6 => affine_row::<S, 6, 24>(s, m, a, row, lines, step),
-            _ => affine_row::<S, 8, 32>(s, m, a, row, lines, step),
+            2 => affine_row::<S, 2, 8>(s, m, a, row, lines),
+            3 => affine_row::<S, 3, 12>(s, m, a, row, lines),
+            4 => affine_row::<S, 4, 16>(s, m, a, row, lines),
+            6 => affine_row::<S, 6, 24>(s, m, a, row, lines),
+            _ => affine_row::<S, 8, 32>(s, m, a, row, lines),
         },
         Encoding::Trellis(_) => {}
     }
 }
 
 #[inline(always)]
-fn float_row<S: Simd, T: Stored<SIZE>, const SIZE: usize>(
+fn float_row<'a, S: Simd, T: Stored<SIZE>, const SIZE: usize>(
     s: S,
     m: &Matrix<'_>,
     row: usize,
-    lines: &mut [Line],
-    step: usize,
+    mut lines: impl Iterator<Item = &'a mut Line>,
 ) {
     let (values, rest) = m.row(m.weight(), row).as_chunks::<SIZE>();
-    let mut lines = lines.iter_mut().step_by(step);
     for (values, line) in values.iter().zip(&mut lines) {
         s.store(T::load(s, values), line);
     }
@@ -90,17 +92,15 @@ fn float_row<S: Simd, T: Stored<SIZE>, const SIZE: usize>(
 }
 
 #[inline(always)]
-fn affine_row<S: Simd, const BITS: usize, const BLOCK: usize>(
+fn affine_row<'a, S: Simd, const BITS: usize, const BLOCK: usize>(
     s: S,
     m: &Matrix<'_>,
     a: Affine,
     row: usize,
-    lines: &mut [Line],
-    step: usize,
+    mut lines: impl Iterator<Item = &'a mut Line>,
 ) {
     let weight = m.row(m.weight(), row).as_chunks::<BLOCK>().0;
     let (blocks, groups) = (a.group_size() / 32, m.cols() / a.group_size());
-    let mut at = 0;
     // Sixteen groups at a time: their scales are widened together.
     for (i, weight) in weight.chunks(LANES * blocks).enumerate() {
         let first = row * groups + LANES * i;
@@ -110,9 +110,11 @@ fn affine_row<S: Simd, const BITS: usize, const BLOCK: usize>(
             let grid = s.grid::<BITS>(scale[g], bias[g]);
             for block in weight {
                 let [first, second] = s.decode::<BITS, BLOCK>(block, grid);
-                s.store(s.natural::<BITS>(first), &mut lines[at]);
-                s.store(s.natural::<BITS>(second), &mut lines[at + step]);
-                at += 2 * step;
+                for values in [first, second] {
+                    if let Some(line) = lines.next() {
+                        s.store(s.natural::<BITS>(values), line);
+                    }
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::layout::{Layout, Spread, Windows};
-use super::{Kernel, LANES, Line, Simd, TILE_W, TILE_X};
+use super::{Kernel, LANES, Line, Lines, Simd, Sums, TILE_W, TILE_X};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -210,24 +210,17 @@ impl Simd for Avx2 {
     /// Sixteen registers hold 4 x 3 sums of eight lanes: four passes, over either half of the lanes
     /// and of the matrix rows. The sums stay the same, for lanes do not meet.
     #[inline(always)]
-    fn dots(self, x: &[[Line; TILE_X]], w: &[[Line; TILE_W]]) -> [[f32; TILE_W]; TILE_X] {
-        let mut sums = [[[0.0; LANES]; TILE_W]; TILE_X];
+    fn dots(self, x: &[Lines<TILE_X>], w: &[Lines<TILE_W>], sums: &mut Sums) {
         for first in [0, TILE_W / 2] {
             for lane in [0, 8] {
-                self.eight_lanes(x, w, first, lane, &mut sums);
+                self.eight_lanes(x, w, first, lane, sums);
             }
         }
-        self.sum_lines(&sums)
     }
 
     /// As above: one line of outputs at a time.
     #[inline(always)]
-    fn chains(
-        self,
-        x: &[[f32; TILE_W]],
-        w: &[[Line; TILE_X]],
-        sums: &mut [[Line; TILE_X]; TILE_W],
-    ) {
+    fn chains(self, x: &[[f32; TILE_W]], w: &[Lines<TILE_X>], sums: &mut [Lines<TILE_X>; TILE_W]) {
         self.chains_by::<1>(x, w, sums);
     }
 }
@@ -237,18 +230,20 @@ impl Avx2 {
     #[inline(always)]
     fn eight_lanes(
         self,
-        x: &[[Line; TILE_X]],
-        w: &[[Line; TILE_W]],
+        x: &[Lines<TILE_X>],
+        w: &[Lines<TILE_W>],
         first: usize,
         lane: usize,
-        sums: &mut [[Line; TILE_W]; TILE_X],
+        sums: &mut Sums,
     ) {
         const HALF: usize = TILE_W / 2;
         let mut acc = [[self.splat(0.0)[0]; HALF]; TILE_X];
+        for (acc, sums) in acc.iter_mut().zip(&*sums) {
+            *acc = self.three(&sums.0[first..], lane);
+        }
         for (x, w) in x.iter().zip(w) {
-            let [a, b, c] = [&w[first], &w[first + 1], &w[first + 2]];
-            let w: [_; HALF] = [self.eight(a, lane), self.eight(b, lane), self.eight(c, lane)];
-            for (acc, x) in acc.iter_mut().zip(x) {
+            let w = self.three(&w.0[first..], lane);
+            for (acc, x) in acc.iter_mut().zip(&x.0) {
                 let x = self.eight(x, lane);
                 for (acc, w) in acc.iter_mut().zip(w) {
                     // SAFETY: `self` proves the instruction.
@@ -257,12 +252,18 @@ impl Avx2 {
             }
         }
         for (acc, sums) in acc.iter().zip(sums) {
-            for (acc, sum) in acc.iter().zip(&mut sums[first..]) {
+            for (acc, sum) in acc.iter().zip(&mut sums.0[first..]) {
                 let to: &mut [f32] = &mut sum[lane..lane + 8];
                 // SAFETY: `self` proves the instruction; the slice is eight values long.
                 unsafe { _mm256_storeu_ps(to.as_mut_ptr(), *acc) };
             }
         }
+    }
+
+    /// Lanes `lane..lane + 8` of three lines.
+    #[inline(always)]
+    fn three(self, v: &[Line], lane: usize) -> [__m256; TILE_W / 2] {
+        [self.eight(&v[0], lane), self.eight(&v[1], lane), self.eight(&v[2], lane)]
     }
 
     /// Lanes `lane..lane + 8`.

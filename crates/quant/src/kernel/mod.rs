@@ -35,6 +35,20 @@ pub const LANES: usize = 16;
 /// Sixteen values side by side.
 pub type Line = [f32; LANES];
 
+/// A line of each of `N` rows: what a step of a register tile reads. It begins with a cache line, for a
+/// line that lies across two takes two reads.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Lines<const N: usize>(pub [Line; N]);
+
+impl<const N: usize> Lines<N> {
+    /// Zeros.
+    pub const ZERO: Self = Self([[0.0; LANES]; N]);
+}
+
+/// The sums of a register tile, lane by lane: `[i][j]` is that of rows `i` and `j`.
+pub type Sums = [Lines<TILE_W>; TILE_X];
+
 /// Rows of activations in a register tile.
 pub const TILE_X: usize = 4;
 
@@ -280,29 +294,40 @@ pub trait Simd: Copy {
     /// `a >> n`, `n < 32`.
     fn shr(self, a: Self::I, n: u32) -> Self::I;
 
-    /// A register tile of dot products: `out[i][j]` is `Σ x[k][i] · w[k][j]` over steps `k`, the lanes
-    /// added up as [`Self::sum`] does. Each sum keeps its own lanes, so it is that of a product alone.
+    /// A register tile of dot products: `sums[i][j] += Σ x[k][i] · w[k][j]` over steps `k`, lane by lane.
+    /// Each sum keeps its own lanes, so it is that of a product alone.
     #[inline(always)]
-    fn dots(self, x: &[[Line; TILE_X]], w: &[[Line; TILE_W]]) -> [[f32; TILE_W]; TILE_X] {
+    fn dots(self, x: &[Lines<TILE_X>], w: &[Lines<TILE_W>], sums: &mut Sums) {
         let mut acc = [[self.splat(0.0); TILE_W]; TILE_X];
+        for (acc, sums) in acc.iter_mut().zip(&*sums) {
+            *acc = self.load_lines(&sums.0);
+        }
         for (x, w) in x.iter().zip(w) {
-            let w = self.load_lines(w);
-            for (acc, x) in acc.iter_mut().zip(x) {
+            let w = self.load_lines(&w.0);
+            for (acc, x) in acc.iter_mut().zip(&x.0) {
                 let x = self.load(x);
                 for (acc, w) in acc.iter_mut().zip(w) {
                     *acc = self.mul_add(w, x, *acc);
                 }
             }
         }
-        self.sum_tile(acc)
+        for (acc, sums) in acc.iter().zip(sums) {
+            for (acc, sum) in acc.iter().zip(&mut sums.0) {
+                self.store(*acc, sum);
+            }
+        }
     }
 
     /// [`Self::sum`] of each element.
     #[inline(always)]
-    fn sum_tile(self, acc: [[Self::F; TILE_W]; TILE_X]) -> [[f32; TILE_W]; TILE_X] {
+    fn sum_tile(self, sums: &Sums) -> [[f32; TILE_W]; TILE_X] {
         let mut out = [[0.0; TILE_W]; TILE_X];
         for j in 0..TILE_W {
-            let [a, b, c, d] = self.sum_four([acc[0][j], acc[1][j], acc[2][j], acc[3][j]]);
+            let [a, b, c, d] = sums;
+            let four = [&a.0[j], &b.0[j], &c.0[j], &d.0[j]];
+            let four =
+                [self.load(four[0]), self.load(four[1]), self.load(four[2]), self.load(four[3])];
+            let [a, b, c, d] = self.sum_four(four);
             [out[0][j], out[1][j], out[2][j], out[3][j]] = [a, b, c, d];
         }
         out
@@ -324,25 +349,10 @@ pub trait Simd: Copy {
         lines
     }
 
-    /// [`Self::sum`] of each line, for backends that keep the sums of a tile in memory.
-    #[inline(always)]
-    fn sum_lines(self, sums: &[[Line; TILE_W]; TILE_X]) -> [[f32; TILE_W]; TILE_X] {
-        let mut tile = [[self.splat(0.0); TILE_W]; TILE_X];
-        for (tile, sums) in tile.iter_mut().zip(sums) {
-            *tile = self.load_lines(sums);
-        }
-        self.sum_tile(tile)
-    }
-
     /// A register tile whose lanes are outputs: `sums[i][j] += Σ x[k][i] · w[k][j]`, each lane one
     /// chain of fused multiply-adds in the order of `k`.
     #[inline(always)]
-    fn chains(
-        self,
-        x: &[[f32; TILE_W]],
-        w: &[[Line; TILE_X]],
-        sums: &mut [[Line; TILE_X]; TILE_W],
-    ) {
+    fn chains(self, x: &[[f32; TILE_W]], w: &[Lines<TILE_X>], sums: &mut [Lines<TILE_X>; TILE_W]) {
         self.chains_by::<TILE_X>(x, w, sums);
     }
 
@@ -352,31 +362,31 @@ pub trait Simd: Copy {
     fn chains_by<const N: usize>(
         self,
         x: &[[f32; TILE_W]],
-        w: &[[Line; TILE_X]],
-        sums: &mut [[Line; TILE_X]; TILE_W],
+        w: &[Lines<TILE_X>],
+        sums: &mut [Lines<TILE_X>; TILE_W],
     ) {
         for first in (0..TILE_X).step_by(N) {
             let mut acc = [[self.splat(0.0); N]; TILE_W];
             for (acc, sums) in acc.iter_mut().zip(&*sums) {
-                for n in 0..N {
-                    acc[n] = self.load(&sums[first + n]);
+                for (acc, sum) in acc.iter_mut().zip(&sums.0[first..]) {
+                    *acc = self.load(sum);
                 }
             }
             for (x, w) in x.iter().zip(w) {
                 let mut lines = [self.splat(0.0); N];
-                for n in 0..N {
-                    lines[n] = self.load(&w[first + n]);
+                for (line, w) in lines.iter_mut().zip(&w.0[first..]) {
+                    *line = self.load(w);
                 }
                 for (acc, x) in acc.iter_mut().zip(x) {
                     let x = self.splat(*x);
-                    for n in 0..N {
-                        acc[n] = self.mul_add(lines[n], x, acc[n]);
+                    for (acc, line) in acc.iter_mut().zip(lines) {
+                        *acc = self.mul_add(line, x, *acc);
                     }
                 }
             }
             for (acc, sums) in acc.iter().zip(&mut *sums) {
-                for n in 0..N {
-                    self.store(acc[n], &mut sums[first + n]);
+                for (acc, sum) in acc.iter().zip(&mut sums.0[first..]) {
+                    self.store(*acc, sum);
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::layout::{Layout, Spread, Windows};
-use super::{Kernel, LANES, Line, Simd, TILE_W, TILE_X};
+use super::{Kernel, LANES, Line, Lines, Simd, Sums, TILE_W, TILE_X};
 
 /// Proof that the CPU has NEON.
 #[derive(Clone, Copy)]
@@ -203,22 +203,15 @@ impl Simd for Neon {
     /// Four passes, over a quarter of the lanes each: 24 sums, six lines of the matrix and one of the
     /// activations fill 31 of 32 registers. The sums stay the same, for lanes do not meet.
     #[inline(always)]
-    fn dots(self, x: &[[Line; TILE_X]], w: &[[Line; TILE_W]]) -> [[f32; TILE_W]; TILE_X] {
-        let mut sums = [[[0.0; LANES]; TILE_W]; TILE_X];
+    fn dots(self, x: &[Lines<TILE_X>], w: &[Lines<TILE_W>], sums: &mut Sums) {
         for lane in [0, 4, 8, 12] {
-            self.four_lanes(x, w, lane, &mut sums);
+            self.four_lanes(x, w, lane, sums);
         }
-        self.sum_lines(&sums)
     }
 
     /// As above: one line of outputs at a time.
     #[inline(always)]
-    fn chains(
-        self,
-        x: &[[f32; TILE_W]],
-        w: &[[Line; TILE_X]],
-        sums: &mut [[Line; TILE_X]; TILE_W],
-    ) {
+    fn chains(self, x: &[[f32; TILE_W]], w: &[Lines<TILE_X>], sums: &mut [Lines<TILE_X>; TILE_W]) {
         self.chains_by::<1>(x, w, sums);
     }
 }
@@ -226,20 +219,14 @@ impl Simd for Neon {
 impl Neon {
     /// Lanes `lane..lane + 4` of a tile.
     #[inline(always)]
-    fn four_lanes(
-        self,
-        x: &[[Line; TILE_X]],
-        w: &[[Line; TILE_W]],
-        lane: usize,
-        sums: &mut [[Line; TILE_W]; TILE_X],
-    ) {
+    fn four_lanes(self, x: &[Lines<TILE_X>], w: &[Lines<TILE_W>], lane: usize, sums: &mut Sums) {
         let mut acc = [[self.splat(0.0)[0]; TILE_W]; TILE_X];
+        for (acc, sums) in acc.iter_mut().zip(&*sums) {
+            *acc = self.six(&sums.0, lane);
+        }
         for (x, w) in x.iter().zip(w) {
-            let mut lines = [self.splat(0.0)[0]; TILE_W];
-            for (line, w) in lines.iter_mut().zip(w) {
-                *line = self.four(w, lane);
-            }
-            for (acc, x) in acc.iter_mut().zip(x) {
+            let lines = self.six(&w.0, lane);
+            for (acc, x) in acc.iter_mut().zip(&x.0) {
                 let x = self.four(x, lane);
                 for (acc, w) in acc.iter_mut().zip(lines) {
                     // SAFETY: `self` proves the instruction.
@@ -248,12 +235,22 @@ impl Neon {
             }
         }
         for (acc, sums) in acc.iter().zip(sums) {
-            for (acc, sum) in acc.iter().zip(sums) {
+            for (acc, sum) in acc.iter().zip(&mut sums.0) {
                 let to: &mut [f32] = &mut sum[lane..lane + 4];
                 // SAFETY: `self` proves the instruction; the slice is four values long.
                 unsafe { vst1q_f32(to.as_mut_ptr(), *acc) };
             }
         }
+    }
+
+    /// Lanes `lane..lane + 4` of six lines.
+    #[inline(always)]
+    fn six(self, v: &[Line; TILE_W], lane: usize) -> [float32x4_t; TILE_W] {
+        let mut lines = [self.splat(0.0)[0]; TILE_W];
+        for (line, v) in lines.iter_mut().zip(v) {
+            *line = self.four(v, lane);
+        }
+        lines
     }
 
     /// Lanes `lane..lane + 4`.

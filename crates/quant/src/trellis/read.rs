@@ -12,7 +12,7 @@ use super::rotate::{Line, rotate_back, signs};
 use super::stream::{CENTER, MULTIPLIER, UNIT, stream_len};
 use crate::activations::Rotated;
 use crate::encoding::Trellis;
-use crate::kernel::{LANES, Outputs, Simd, TILE_W, TILE_X};
+use crate::kernel::{LANES, Lines, Outputs, Simd, TILE_W, TILE_X};
 use crate::matrix::Matrix;
 
 /// Rows of a tile, as a length.
@@ -276,12 +276,12 @@ fn many_products<S: Simd, const BITS: usize, const BYTES: usize>(
     (start, out): (usize, &mut Outputs<'_>),
 ) {
     let (cols, block) = (m.cols(), Trellis::rotation(m.cols()));
-    let mut lines = vec![[[0.0; LANES]; TILE_X]; block];
+    let mut lines = vec![Lines::<TILE_X>::ZERO; block];
     let step = LANES * TILE_X;
     for (b, streams) in part.streams.chunks_exact(block * part.stream).enumerate() {
         for group in part.rows.start / step..part.rows.end.div_ceil(step) {
             for (lines, stream) in lines.iter_mut().zip(streams.chunks_exact(part.stream)) {
-                for (i, line) in lines.iter_mut().enumerate() {
+                for (i, line) in lines.0.iter_mut().enumerate() {
                     let at = TILE_X * group + i;
                     s.store(sixteen_rows::<S, BITS, BYTES>(s, trellis, stream, at), line);
                 }
@@ -290,11 +290,11 @@ fn many_products<S: Simd, const BITS: usize, const BYTES: usize>(
             let rows = part.rows.start.max(group * step)..part.rows.end.min((group + 1) * step);
             let (skip, to) = (rows.start - group * step, part.first + rows.start - part.rows.start);
             for (i, x) in x.panels(cols).enumerate() {
-                let mut sums = [[[0.0; LANES]; TILE_X]; TILE_W];
+                let mut sums = [Lines::<TILE_X>::ZERO; TILE_W];
                 s.chains(&x[b * block..][..block], &lines, &mut sums);
                 for (t, sums) in (TILE_W * i..out.n()).zip(&sums) {
                     let outs = &mut out.row(t)[to - start..][..rows.len()];
-                    for (out, sum) in outs.iter_mut().zip(&sums.as_flattened()[skip..]) {
+                    for (out, sum) in outs.iter_mut().zip(&sums.0.as_flattened()[skip..]) {
                         *out += sum;
                     }
                 }
