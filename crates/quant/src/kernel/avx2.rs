@@ -60,9 +60,9 @@ impl Simd for Avx2 {
         add_bits(a: I, b: I) -> I = |i| _mm256_add_epi32(a[i], b[i]);
         sub_bits(a: I, b: I) -> I = |i| _mm256_sub_epi32(a[i], b[i]);
         mul_bits(a: I, b: I) -> I = |i| _mm256_mullo_epi32(a[i], b[i]);
-        byte_sums(v: I) -> I = |i| {
+        add_byte_sums(sum: I, v: I) -> I = |i| {
             let pairs = _mm256_maddubs_epi16(v[i], _mm256_set1_epi8(1));
-            _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+            _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         };
         and(a: I, b: I) -> I = |i| _mm256_and_si256(a[i], b[i]);
         or(a: I, b: I) -> I = |i| _mm256_or_si256(a[i], b[i]);
@@ -101,18 +101,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn windows<const BITS: usize, const BYTES: usize>(self, v: &[u8; BYTES]) -> I {
-        let (lo, hi) = Windows::<BITS, BYTES>::SHUFFLE.split_at(32);
+    fn windows<const BITS: usize>(self, [first, later]: [u64; 2]) -> I {
+        let (lo, hi) = Windows::<BITS>::SHUFFLE.split_at(32);
         let (lo_shift, hi_shift) = Layout::<BITS>::SHIFT[0].split_at(8);
-        // SAFETY: `self` proves the instructions; slicing checks that the loads stay in the bytes,
-        // and the halves of the tables are 32 bytes each.
+        // SAFETY: `self` proves the instructions; the halves of the tables are 32 bytes each.
         unsafe {
-            let source = if BYTES == 16 {
-                let bytes: &[u8] = &v[..16];
-                _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast()))
+            let source = if BITS == 4 {
+                let both = _mm_set_epi64x(later.cast_signed(), first.cast_signed());
+                _mm256_broadcastsi128_si256(both)
             } else {
-                let bytes: &[u8] = &v[..8];
-                _mm256_set1_epi64x(bytes.as_ptr().cast::<i64>().read_unaligned())
+                _mm256_set1_epi64x(first.cast_signed())
             };
             let lo = _mm256_shuffle_epi8(source, _mm256_loadu_si256(lo.as_ptr().cast()));
             let hi = _mm256_shuffle_epi8(source, _mm256_loadu_si256(hi.as_ptr().cast()));

@@ -1,11 +1,13 @@
 //! Sixteen lanes in one 512-bit register.
+//!
+//! VBMI and VNNI came with Ice Lake and Zen 4; older CPUs with AVX-512 take the AVX2 backend.
 
 use std::arch::x86_64::*;
 
-use super::layout::{Layout, Spread, Windows};
+use super::layout::{Layout, Spread};
 use super::{Kernel, LANES, Simd};
 
-/// Proof that the CPU has AVX-512 F, BW, DQ and VL.
+/// Proof that the CPU has AVX-512 F, BW, DQ, VL, VBMI and VNNI.
 #[derive(Clone, Copy)]
 pub struct Avx512(());
 
@@ -14,10 +16,12 @@ pub fn is_available() -> bool {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("avx512vnni")
 }
 
 pub fn run<K: Kernel>(kernel: K) -> K::Output {
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
     fn inner<K: Kernel>(kernel: K) -> K::Output {
         kernel.run(Avx512(()))
     }
@@ -58,8 +62,8 @@ impl Simd for Avx512 {
         add_bits(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         sub_bits(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
         mul_bits(a: __m512i, b: __m512i) -> __m512i = _mm512_mullo_epi32(a, b);
-        byte_sums(v: __m512i) -> __m512i =
-            _mm512_madd_epi16(_mm512_maddubs_epi16(v, _mm512_set1_epi8(1)), _mm512_set1_epi16(1));
+        add_byte_sums(sum: __m512i, v: __m512i) -> __m512i =
+            _mm512_dpbusd_epi32(sum, v, _mm512_set1_epi8(1));
         and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
         or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
         shl(a: __m512i, n: u32) -> __m512i =
@@ -93,20 +97,19 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn windows<const BITS: usize, const BYTES: usize>(self, v: &[u8; BYTES]) -> __m512i {
-        let (shuffle, shift) = (&Windows::<BITS, BYTES>::SHUFFLE, &Layout::<BITS>::SHIFT[0]);
-        // SAFETY: `self` proves the instructions; slicing checks that the loads stay in the bytes,
-        // and the tables are 64 bytes each.
+    fn windows<const BITS: usize>(self, [first, later]: [u64; 2]) -> __m512i {
+        let first_bits = &FirstBits::<BITS>::OF_BYTES;
+        // SAFETY: `self` proves the instructions; the table is 64 bytes.
         unsafe {
-            let source = if BYTES == 16 {
-                let bytes: &[u8] = &v[..16];
-                _mm512_broadcast_i32x4(_mm_loadu_si128(bytes.as_ptr().cast()))
+            let all = _mm512_set1_epi64(first.cast_signed());
+            // The upper eight lanes of four bits begin at bit 32 and end within 64 more.
+            let source = if BITS == 4 {
+                _mm512_mask_set1_epi64(all, 0xf0, later.cast_signed())
             } else {
-                let bytes: &[u8] = &v[..8];
-                _mm512_set1_epi64(bytes.as_ptr().cast::<i64>().read_unaligned())
+                all
             };
-            let words = _mm512_shuffle_epi8(source, _mm512_loadu_si512(shuffle.as_ptr().cast()));
-            _mm512_srlv_epi32(words, _mm512_loadu_si512(shift.as_ptr().cast()))
+            let at = _mm512_loadu_si512(first_bits.as_ptr().cast());
+            _mm512_maskz_multishift_epi64_epi8(0x3333_3333_3333_3333, at, source)
         }
     }
 
@@ -305,6 +308,24 @@ impl Avx512 {
             }
         }
     }
+}
+
+/// Where a window's bytes begin in the eight bytes that hold it.
+struct FirstBits<const BITS: usize>;
+
+impl<const BITS: usize> FirstBits<BITS> {
+    /// Byte `4 l + i` is byte `i` of the window of lane `l`, which begins at bit `BITS · l`; of four bits
+    /// the upper lanes count from bit 32.
+    const OF_BYTES: [u8; 4 * LANES] = {
+        let mut table = [0; 4 * LANES];
+        let mut i = 0;
+        while i < 4 * LANES {
+            let start = BITS * (i / 4) % if BITS == 4 { 32 } else { 64 };
+            table[i] = (start + 8 * (i % 2)) as u8;
+            i += 1;
+        }
+        table
+    };
 }
 
 /// The values of codes of `BITS` bits, up to four.

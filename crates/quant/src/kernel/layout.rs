@@ -55,18 +55,21 @@ impl<const BITS: usize> Layout<BITS> {
     }
 }
 
-/// Where [`Simd::windows`](super::Simd::windows) finds its words in `BYTES` bytes.
-pub struct Windows<const BITS: usize, const BYTES: usize>;
+/// Where [`Simd::windows`](super::Simd::windows) finds its words in the bytes of both it is given: those of
+/// the second begin four bytes later in the stream, and count for four bits only.
+pub struct Windows<const BITS: usize>;
 
-impl<const BITS: usize, const BYTES: usize> Windows<BITS, BYTES> {
-    /// Per lane, the indices of four bytes; zeros (`128`) after the end.
+impl<const BITS: usize> Windows<BITS> {
+    /// Per lane, the indices of four bytes; zeros (`128`) where there are none.
     pub const SHUFFLE: [u8; 4 * LANES] = {
         let mut table = [128; 4 * LANES];
         let mut i = 0;
         while i < 4 * LANES {
             let byte = BITS * (i / 4) / 8 + i % 4;
-            if byte < BYTES {
+            if byte < 8 {
                 table[i] = byte as u8;
+            } else if BITS == 4 && byte < 12 {
+                table[i] = byte as u8 + 4;
             }
             i += 1;
         }

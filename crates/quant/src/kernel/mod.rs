@@ -64,7 +64,7 @@ pub enum Backend {
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 F, BW, DQ and VL.
+    /// AVX-512 F, BW, DQ, VL, VBMI and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
     /// The vector unit of every 64-bit Arm core.
@@ -262,10 +262,9 @@ pub trait Simd: Copy {
     fn splat_bits(self, v: u32) -> Self::I;
     /// Lane `l` is `v[l]`.
     fn load_bits(self, v: &[u32; LANES]) -> Self::I;
-    /// Lane `l` is the little-endian word at byte `BITS · l / 8`, shifted right by `BITS · l % 8`: the
-    /// 25 lowest bits are those of a stream from bit `BITS · l` on. `BYTES` is 8 or 16, and bytes after
-    /// them count as zeros.
-    fn windows<const BITS: usize, const BYTES: usize>(self, v: &[u8; BYTES]) -> Self::I;
+    /// The sixteen lowest bits of lane `l` are those of a stream from bit `BITS · l` on, `BITS` 2 to 4; what
+    /// is above them means nothing. Given are the stream's bits from 0 and from 32 on.
+    fn windows<const BITS: usize>(self, words: [u64; 2]) -> Self::I;
     /// `out[l]` is lane `l`.
     fn store_bits(self, v: Self::I, out: &mut [u32; LANES]);
     /// `out[l]` is the lowest byte of lane `l`.
@@ -283,8 +282,8 @@ pub trait Simd: Copy {
     fn sub_bits(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a · b`, wrapping.
     fn mul_bits(self, a: Self::I, b: Self::I) -> Self::I;
-    /// The sum of each lane's four bytes.
-    fn byte_sums(self, v: Self::I) -> Self::I;
+    /// `sum` and the four bytes of each lane of `v`, wrapping.
+    fn add_byte_sums(self, sum: Self::I, v: Self::I) -> Self::I;
     /// `a & b`.
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a | b`.

@@ -83,7 +83,8 @@ impl Simd for Neon {
         add_bits(a: I, b: I) -> I = |i| vaddq_u32(a[i], b[i]);
         sub_bits(a: I, b: I) -> I = |i| vsubq_u32(a[i], b[i]);
         mul_bits(a: I, b: I) -> I = |i| vmulq_u32(a[i], b[i]);
-        byte_sums(v: I) -> I = |i| vpaddlq_u16(vpaddlq_u8(vreinterpretq_u8_u32(v[i])));
+        add_byte_sums(sum: I, v: I) -> I =
+            |i| vpadalq_u16(sum[i], vpaddlq_u8(vreinterpretq_u8_u32(v[i])));
         and(a: I, b: I) -> I = |i| vandq_u32(a[i], b[i]);
         or(a: I, b: I) -> I = |i| vorrq_u32(a[i], b[i]);
         shl(a: I, n: u32) -> I = |i| vshlq_u32(a[i], vdupq_n_s32(n.cast_signed()));
@@ -109,19 +110,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn windows<const BITS: usize, const BYTES: usize>(self, v: &[u8; BYTES]) -> I {
-        let shuffle = &Windows::<BITS, BYTES>::SHUFFLE;
+    fn windows<const BITS: usize>(self, [first, later]: [u64; 2]) -> I {
+        let shuffle = &Windows::<BITS>::SHUFFLE;
         let shift = Layout::<BITS>::SHIFT[0].map(|n| -n.cast_signed());
-        // SAFETY: `self` proves the instructions; slicing checks that the loads stay in the bytes,
-        // and the loads of the tables cover 64 bytes each.
+        // SAFETY: `self` proves the instructions; the loads of the tables cover 64 bytes each.
         unsafe {
-            let source = if BYTES == 16 {
-                let bytes: &[u8] = &v[..16];
-                vld1q_u8(bytes.as_ptr())
-            } else {
-                let bytes: &[u8] = &v[..8];
-                vcombine_u8(vld1_u8(bytes.as_ptr()), vld1_u8(bytes.as_ptr()))
-            };
+            let source = vreinterpretq_u8_u64(vcombine_u64(vcreate_u64(first), vcreate_u64(later)));
             each!(|i| {
                 let words = vqtbl1q_u8(source, vld1q_u8(shuffle.as_ptr().add(16 * i)));
                 vshlq_u32(vreinterpretq_u32_u8(words), vld1q_s32(shift.as_ptr().add(4 * i)))

@@ -127,12 +127,9 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn windows<const BITS: usize, const BYTES: usize>(self, v: &[u8; BYTES]) -> Self::I {
-        let byte = |i: usize| v.get(i).copied().unwrap_or(0);
-        std::array::from_fn(|l| {
-            let at = BITS * l;
-            u32::from_le_bytes(std::array::from_fn(|i| byte(at / 8 + i))) >> (at % 8)
-        })
+    fn windows<const BITS: usize>(self, [first, later]: [u64; 2]) -> Self::I {
+        let all = u128::from(first) | u128::from(later) << 32;
+        std::array::from_fn(|l| (all >> (BITS * l)) as u32)
     }
 
     #[inline(always)]
@@ -176,8 +173,13 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn byte_sums(self, v: Self::I) -> Self::I {
-        map(v, |v| v.to_le_bytes().into_iter().map(u32::from).sum())
+    fn add_byte_sums(self, sum: Self::I, v: Self::I) -> Self::I {
+        zip(sum, v, |sum, v| {
+            v.to_le_bytes()
+                .into_iter()
+                .map(u32::from)
+                .fold(sum, u32::wrapping_add)
+        })
     }
 
     #[inline(always)]

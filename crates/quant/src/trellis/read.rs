@@ -71,7 +71,7 @@ fn values<S: Simd>(s: S, trellis: Trellis, windows: S::I) -> S::F {
     const WHOLE: f32 = 8_388_608.0;
     let mask = s.splat_bits((1 << trellis.state_bits()) - 1);
     let products = s.mul_bits(s.and(windows, mask), s.splat_bits(MULTIPLIER));
-    let sums = s.or(s.byte_sums(products), s.splat_bits(WHOLE.to_bits()));
+    let sums = s.add_byte_sums(s.splat_bits(WHOLE.to_bits()), products);
     s.sub(s.with_bits(sums), s.splat(WHOLE + CENTER))
 }
 
@@ -138,7 +138,7 @@ fn eight_rows<S: Simd, const BITS: usize>(
     lines: &mut [[Line; LINES]; STEP],
 ) {
     // A word holds the states that begin in its first 17 bits.
-    let words = [words(s, streams, BITS * step), words(s, streams, BITS * step + 2)];
+    let words = [columns(s, streams, BITS * step), columns(s, streams, BITS * step + 2)];
     for (row, lines) in lines.iter_mut().enumerate() {
         let bit = BITS * row;
         let windows =
@@ -149,7 +149,7 @@ fn eight_rows<S: Simd, const BITS: usize>(
 
 /// The little-endian words at byte `at` of sixteen cyclic streams.
 #[inline(always)]
-fn words<S: Simd>(s: S, streams: &[u8], at: usize) -> S::I {
+fn columns<S: Simd>(s: S, streams: &[u8], at: usize) -> S::I {
     let len = streams.len() / LANES;
     let mut words = [0; LANES];
     for (word, stream) in words.iter_mut().zip(streams.chunks_exact(len)) {
@@ -178,9 +178,9 @@ pub fn matvec<S: Simd>(
         out = rest;
         let mut sums = [[0.0; LANES]; TILE / LANES];
         match trellis.bits() {
-            2 => products::<S, 2, 8>(s, trellis, &part, x, &mut sums),
-            3 => products::<S, 3, 8>(s, trellis, &part, x, &mut sums),
-            _ => products::<S, 4, 16>(s, trellis, &part, x, &mut sums),
+            2 => products::<S, 2>(s, trellis, &part, x, &mut sums),
+            3 => products::<S, 3>(s, trellis, &part, x, &mut sums),
+            _ => products::<S, 4>(s, trellis, &part, x, &mut sums),
         }
         let sums = &sums.as_flattened()[part.rows.clone()];
         for (row, (out, sum)) in tile.iter_mut().zip(sums).enumerate() {
@@ -191,7 +191,7 @@ pub fn matvec<S: Simd>(
 
 /// Adds the products of a part's rows to the `sums` of its tile.
 #[inline(always)]
-fn products<S: Simd, const BITS: usize, const BYTES: usize>(
+fn products<S: Simd, const BITS: usize>(
     s: S,
     trellis: Trellis,
     part: &Part<'_>,
@@ -210,8 +210,8 @@ fn products<S: Simd, const BITS: usize, const BYTES: usize>(
             let mut acc = [s.splat(0.0); TILE_X];
             for (x, stream) in x.iter().zip(streams.chunks_exact(part.stream)) {
                 let x = s.splat(*x);
-                for (line, acc) in acc.iter_mut().enumerate() {
-                    let w = sixteen_rows::<S, BITS, BYTES>(s, trellis, stream, first + line);
+                let lines = four_lines::<S, BITS>(s, trellis, stream, first);
+                for (acc, w) in acc.iter_mut().zip(lines) {
                     *acc = s.mul_add(w, x, *acc);
                 }
             }
@@ -222,17 +222,27 @@ fn products<S: Simd, const BITS: usize, const BYTES: usize>(
     }
 }
 
-/// The values of rows `16 line ..` of one column of a tile.
+/// The values of rows `16 first ..` of one column of a tile, four lines of them.
 #[inline(always)]
-fn sixteen_rows<S: Simd, const BITS: usize, const BYTES: usize>(
+fn four_lines<S: Simd, const BITS: usize>(
     s: S,
     trellis: Trellis,
     stream: &[u8],
-    line: usize,
-) -> S::F {
-    let mut end = [0; BYTES];
-    let bytes = bytes(stream, 2 * BITS * line, &mut end);
-    values(s, trellis, s.windows::<BITS, BYTES>(bytes))
+    first: usize,
+) -> [S::F; TILE_X] {
+    let mut lines = [s.splat(0.0); TILE_X];
+    // One question for all four, where no window goes around the stream's end.
+    let (at, step) = (2 * BITS * first, 2 * BITS);
+    if let Some(bytes) = stream.get(at..at + (TILE_X - 1) * step + SPAN) {
+        for (i, line) in lines.iter_mut().enumerate() {
+            *line = values(s, trellis, s.windows::<BITS>(words(&bytes[i * step..][..SPAN])));
+        }
+    } else {
+        for (i, line) in lines.iter_mut().enumerate() {
+            *line = values(s, trellis, s.windows::<BITS>(cyclic_words(stream, at + i * step)));
+        }
+    }
+    lines
 }
 
 /// [`matvec`] with many rows of `x`: the same sums, of values that are decoded once.
@@ -251,9 +261,9 @@ pub fn matmul<S: Simd>(
     let start = rows.start;
     for part in parts(m, trellis, rows) {
         match trellis.bits() {
-            2 => many_products::<S, 2, 8>(s, m, trellis, &part, x, (start, &mut out)),
-            3 => many_products::<S, 3, 8>(s, m, trellis, &part, x, (start, &mut out)),
-            _ => many_products::<S, 4, 16>(s, m, trellis, &part, x, (start, &mut out)),
+            2 => many_products::<S, 2>(s, m, trellis, &part, x, (start, &mut out)),
+            3 => many_products::<S, 3>(s, m, trellis, &part, x, (start, &mut out)),
+            _ => many_products::<S, 4>(s, m, trellis, &part, x, (start, &mut out)),
         }
         let (first, count) = (part.first, part.rows.len());
         for t in 0..out.n() {
@@ -267,7 +277,7 @@ pub fn matmul<S: Simd>(
 
 /// Adds the products of a tile to the outputs, whose first column is row `start` of the matrix.
 #[inline(always)]
-fn many_products<S: Simd, const BITS: usize, const BYTES: usize>(
+fn many_products<S: Simd, const BITS: usize>(
     s: S,
     m: &Matrix<'_>,
     trellis: Trellis,
@@ -281,9 +291,9 @@ fn many_products<S: Simd, const BITS: usize, const BYTES: usize>(
     for (b, streams) in part.streams.chunks_exact(block * part.stream).enumerate() {
         for group in part.rows.start / step..part.rows.end.div_ceil(step) {
             for (lines, stream) in lines.iter_mut().zip(streams.chunks_exact(part.stream)) {
-                for (i, line) in lines.0.iter_mut().enumerate() {
-                    let at = TILE_X * group + i;
-                    s.store(sixteen_rows::<S, BITS, BYTES>(s, trellis, stream, at), line);
+                let values = four_lines::<S, BITS>(s, trellis, stream, TILE_X * group);
+                for (line, values) in lines.0.iter_mut().zip(values) {
+                    s.store(values, line);
                 }
             }
             // Rows of these lines that are asked for, and where the first of them goes.
@@ -303,25 +313,34 @@ fn many_products<S: Simd, const BITS: usize, const BYTES: usize>(
     }
 }
 
-/// The bytes from `at` on of a cyclic stream; `end` holds those that go around it.
+/// Bytes that the windows of sixteen rows lie in.
+const SPAN: usize = 12;
+
+/// The bits from 0 and from 32 on, of [`SPAN`] bytes.
 #[inline(always)]
-fn bytes<'a, const BYTES: usize>(
-    stream: &'a [u8],
-    at: usize,
-    end: &'a mut [u8; BYTES],
-) -> &'a [u8; BYTES] {
-    if let Some(bytes) = stream.get(at..).and_then(|rest| rest.first_chunk()) {
-        return bytes;
+fn words(bytes: &[u8]) -> [u64; 2] {
+    let word = |at: usize| {
+        bytes[at..]
+            .first_chunk()
+            .copied()
+            .map_or(0, u64::from_le_bytes)
+    };
+    [word(0), word(4)]
+}
+
+/// [`words`] from byte `at` on of a stream that begins again after its end.
+#[inline(always)]
+fn cyclic_words(stream: &[u8], at: usize) -> [u64; 2] {
+    if let Some(bytes) = stream.get(at..at + SPAN) {
+        return words(bytes);
     }
-    match (stream.first_chunk(), stream.last_chunk()) {
+    let all = match (stream.first_chunk(), stream.last_chunk()) {
         // Sixteen bytes of either end, without a loop: most columns come by here.
-        (Some(first), Some(last)) if at < stream.len() => {
+        (Some(first), Some(last)) if at < stream.len() && at + 16 > stream.len() => {
             let rest = 8 * (stream.len() - at);
-            let last = u128::from_le_bytes(*last) >> (128 - rest);
-            let all = last | u128::from_le_bytes(*first) << rest;
-            end.copy_from_slice(&all.to_le_bytes()[..BYTES]);
+            u128::from_le_bytes(*last) >> (128 - rest) | u128::from_le_bytes(*first) << rest
         }
-        _ => *end = std::array::from_fn(|i| stream[(at + i) % stream.len()]),
-    }
-    end
+        _ => u128::from_le_bytes(std::array::from_fn(|i| stream[(at + i) % stream.len()])),
+    };
+    [all as u64, (all >> 32) as u64]
 }
