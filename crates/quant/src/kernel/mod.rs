@@ -320,16 +320,13 @@ pub trait Simd: Copy {
     /// [`Self::sum`] of each element.
     #[inline(always)]
     fn sum_tile(self, sums: &Sums) -> [[f32; TILE_W]; TILE_X] {
-        let mut out = [[0.0; TILE_W]; TILE_X];
-        for j in 0..TILE_W {
-            let [a, b, c, d] = sums;
-            let four = [&a.0[j], &b.0[j], &c.0[j], &d.0[j]];
-            let four =
-                [self.load(four[0]), self.load(four[1]), self.load(four[2]), self.load(four[3])];
-            let [a, b, c, d] = self.sum_four(four);
-            [out[0][j], out[1][j], out[2][j], out[3][j]] = [a, b, c, d];
+        let [a, b, c, d] = sums;
+        let mut columns = [[0.0; TILE_X]; TILE_W];
+        for (j, column) in columns.iter_mut().enumerate() {
+            let (a, b) = (self.load(&a.0[j]), self.load(&b.0[j]));
+            *column = self.sum_four([a, b, self.load(&c.0[j]), self.load(&d.0[j])]);
         }
-        out
+        std::array::from_fn(|i| columns.map(|column| column[i]))
     }
 
     /// [`Self::sum`] of each of four.
