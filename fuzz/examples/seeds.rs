@@ -8,6 +8,7 @@ use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::layout::{place_dense, place_expert};
 use shardwright_format::manifest::{
+    Calibration,
     CheckpointRecord, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT, FileEntry,
     FileKind, Hash, Manifest, SourceFile, VERSION,
 };
@@ -30,8 +31,25 @@ fn main() -> Result {
         }
     }
     for statistics in entries(&root.join("fixtures/imatrix"))? {
-        write("statistics", &name(&statistics), &fs::read(&statistics)?)?;
+        let bytes = fs::read(&statistics)?;
+        write("statistics", &name(&statistics), &bytes)?;
+        // Of the number of entries that the older form begins with, one byte.
+        if !bytes.starts_with(b"GGUF") && bytes.len() > 4 {
+            write("imatrix", &name(&statistics), &[&bytes[..1], &bytes[4..]].concat())?;
+        }
     }
+    for table in entries(&root.join("configs/arch"))? {
+        write("arch", &name(&table), &fs::read(&table)?)?;
+    }
+    let tokenizer = fs::read(root.join("fixtures/fixture-2m/tokenizer.json"))?;
+    write("tokenizer", "fixture-2m", &tokenizer)?;
+    let record = Calibration {
+        text_blake3: Some(Hash::ZERO),
+        tokens: 1024,
+        window: 128,
+        ..Calibration::default()
+    };
+    write("calibration", "text", &serde_json::to_vec_pretty(&record)?)?;
     Ok(())
 }
 
@@ -49,7 +67,9 @@ fn seed_checkpoint(dir: &Path) -> Result {
     for (codes, kind) in [(affine, ""), (trellis, "-trellis")] {
         let manifest = manifest(&checkpoint, &inventory, codes)?;
         manifest.validate()?;
-        write("manifest", &format!("{}{kind}", name(dir)), &manifest.to_bytes())?;
+        let name = format!("{}{kind}", name(dir));
+        write("manifest", &name, &manifest.to_bytes())?;
+        write("bundle", &name, &manifest.to_bytes())?;
     }
     Ok(())
 }

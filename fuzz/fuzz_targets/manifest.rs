@@ -11,16 +11,13 @@ use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use serde_json::Value;
 use shardwright_format::Manifest;
 
-const PREFIX: &[u8] = b"{\n  \"blake3\": \"";
-const DIGITS: std::ops::Range<usize> = PREFIX.len()..PREFIX.len() + 64;
-
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     shardwright_fuzz::mutate(data, size, max_size, seed)
 });
 
 fuzz_target!(|data: &[u8]| {
     let path = Path::new("manifest.json");
-    let data = hashed(data);
+    let data = shardwright_fuzz::hashed(data);
     let Ok(manifest) = Manifest::from_bytes(path, &data) else { return };
     manifest.validate().expect("what was accepted is valid");
 
@@ -34,16 +31,6 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(shardwright_fuzz::lost(&given, &kept), None, "a field was read over");
     check_places(&manifest);
 });
-
-fn hashed(data: &[u8]) -> Vec<u8> {
-    let mut bytes = data.to_vec();
-    if bytes.starts_with(PREFIX) && bytes.len() >= DIGITS.end {
-        bytes[DIGITS].fill(b'0');
-        let hash = blake3::hash(&bytes).to_hex();
-        bytes[DIGITS].copy_from_slice(hash.as_bytes());
-    }
-    bytes
-}
 
 /// Marks every shard's bytes in its file, by another way than the validator's.
 fn check_places(manifest: &Manifest) {

@@ -14,7 +14,7 @@ use crate::process;
 const SLACK: u64 = 4 << 20;
 
 /// What the program takes while it loads a tokenizer, besides what the latter says.
-pub const LOADING_BYTES: u64 = 12 << 20;
+pub const LOADING_BYTES: u64 = 16 << 20;
 
 /// What the same program may take more another time: addresses and hashes are drawn anew.
 const DRIFT: u64 = 1 << 20;
@@ -35,7 +35,9 @@ pub fn options(
     let memory = memory.or_else(process::available_memory);
     let stated = tokenizer.map_or(PROGRAM_BYTES, reserved);
     let reserved = stated.max(held + SLACK) + threads as u64 * THREAD_BYTES;
-    let loading = process::peak_memory().map_or(0, |peak| peak + DRIFT);
+    // What `plan` says, unless it took more.
+    let took = process::peak_memory().map_or(0, |peak| peak + DRIFT);
+    let loading = tokenizer.map_or(0, loading).max(took);
     Options { memory, reserved, loading, threads, context, ..Options::default() }
 }
 
