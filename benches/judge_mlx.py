@@ -109,7 +109,8 @@ def judge(binary, name, folder, scratch):
         cls = class_of(loaded)
         reference = cls.from_pretrained(as_hf, dtype=torch.float32).eval()
         with torch.no_grad():
-            expected = reference(torch.tensor([TOKENS])).logits[0].numpy()
+            model_of_text = reference.language_model if loaded["model_type"] == "llama4" else reference
+            expected = model_of_text(torch.tensor([TOKENS])).logits[0].numpy()
     except Exception as error:
         return f"TRANSFORMERS {type(error).__name__}: {str(error)[:200]} ({equal})"
     off = np.abs(found - expected).max() / np.abs(expected).max()

@@ -19,7 +19,9 @@ pub use convert::{
     ReproduceOptions, convert, convert_part, merge, part_path, partial_path, reproduce,
 };
 pub use error::{ConvertError, Result};
-pub use export::{ExportDtype, ExportOptions, ExportTarget, Exported, ExportedFile, export};
+pub use export::{
+    ExportDtype, ExportOptions, ExportTarget, Exported, ExportedFile, Requantized, export,
+};
 pub use plan::{
     ConversionReport, Cost, ExpertReport, FallbackUsed, GENERATOR, OmittedExtra, Plan, PlanOptions,
     PlannedFile, Repacked, RoleSummary, RuleMatch, SkippedFile, Summary, TensorReport,

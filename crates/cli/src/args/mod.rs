@@ -232,6 +232,9 @@ pub struct ExportArgs {
     /// Type of the dequantized weights; to mlx, of the norms that mlx-lm adds one to and of nothing else
     #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
     pub dtype: DtypeArg,
+    /// Store anew what the form cannot hold, and say what error that adds
+    #[arg(long)]
+    pub requantize: bool,
     #[command(flatten)]
     pub arch: ArchArgs,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde::Serialize;
-use shardwright_convert::{ExportOptions, Exported, ExportedFile, export};
+use shardwright_convert::{ExportOptions, Exported, ExportedFile, Requantized, export};
 use shardwright_format::manifest::Ignored;
 use shardwright_format::shown::shown;
 use shardwright_verify::{Monitor, integrity};
@@ -31,6 +31,9 @@ struct Report {
     /// What the engine computes otherwise than the model says.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     differences: Vec<String>,
+    /// What was stored anew, and what that cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requantized: Option<Requantized>,
 }
 
 /// Runs the command.
@@ -42,12 +45,14 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
     if model.bundle().is_some() {
         check_sound(args)?;
     }
-    let options = ExportOptions { dtype: args.dtype.into(), ..ExportOptions::default() };
-    let Exported { files, unquantized, left_out, differences } =
+    let (dtype, requantize) = (args.dtype.into(), args.requantize);
+    let options = ExportOptions { dtype, requantize, ..ExportOptions::default() };
+    let Exported { files, unquantized, left_out, differences, requantized } =
         export(&model, &args.out, args.to.into(), &options)?;
     let bytes = files.iter().map(|file| file.size).sum();
     let checkpoint = args.out.display().to_string();
-    let report = Report { checkpoint, bytes, files, left_out, unquantized, differences };
+    let report =
+        Report { checkpoint, bytes, files, left_out, unquantized, differences, requantized };
     output.report(&report, &text(&report))
 }
 
@@ -73,6 +78,17 @@ fn text(report: &Report) -> String {
             .iter()
             .map(|line| format!("left out: {}\n", shown(line))),
     );
+    if let Some(anew) = &report.requantized {
+        let _ = write!(
+            out,
+            "\nrequantized: {} tensors, {} weights: relative error {:.4} in all, {:.4} in the worst, {}\n",
+            anew.tensors,
+            bytes::count(anew.weights),
+            anew.relative_rmse,
+            anew.worst_relative_rmse,
+            anew.worst
+        );
+    }
     out.extend((!report.differences.is_empty()).then_some("\n"));
     out.extend(
         report

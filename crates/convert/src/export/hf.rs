@@ -37,7 +37,7 @@ pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> R
         write_config(weights, dir, options.dtype)?;
     }
     let left_out = weights.ignored().to_vec();
-    Ok(Told { unquantized, left_out, differences: Vec::new() })
+    Ok(Told { unquantized, left_out, ..Told::default() })
 }
 
 /// Every tensor by name, and how the checkpoint held those that are floats only here.

@@ -8,12 +8,13 @@ use shardwright_format::checkpoint::{CONFIG_NAME, Dtype, write_view};
 use shardwright_format::manifest::Ignored;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
-use shardwright_format::{Decoder, FormatError, SourceView, Unit};
+use shardwright_format::{Decoder, FormatError, Role, SourceView, Unit};
 use shardwright_quant::{Affine, Encoding, Float, narrow};
 
 use super::companions::{copy_companions, plain_config, write_json};
 use super::mlx_config::{Modules, describe};
-use super::mlx_places::{Family, MlxPlaces};
+use super::mlx_places::{Family, Halves, MlxPlaces};
+use super::requantize::{Tally, encoded, stand_in};
 use super::tensor_files::{Tensor, TensorFiles};
 use super::walk::{Rows, each_rows};
 use super::{ExportOptions, Told};
@@ -22,7 +23,7 @@ use crate::error::{ConvertError, Result};
 /// What the headers say of who reads the files.
 const FORMAT: &str = "mlx";
 /// The option with which a bundle has nothing that is refused here.
-const HELP: &str = "`convert --for mlx` stores it so";
+const HELP: &str = "`convert --for mlx` stores it so, and --requantize stores it anew";
 
 /// Writes a model as mlx-lm loads it into `dir`.
 pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Told> {
@@ -33,12 +34,14 @@ pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> R
     let differences = places.differences()?;
     let (tensors, modules, told) = form.tensors()?;
     let files = TensorFiles::create(dir, &tensors, options.file_limit, FORMAT)?;
-    each_rows(weights, weights.spec().units(), options, &mut |rows| form.write(rows, &files))?;
+    let mut tally = Tally::default();
+    let write = &mut |rows: &Rows<'_>| form.write(rows, &files, &mut tally);
+    each_rows(weights, weights.spec().units(), options, write)?;
     files.index(dir, true)?;
     copy_companions(weights, dir)?;
     describe(&mut config, weights.spec(), &family, &modules);
     write_json(&dir.join(CONFIG_NAME), &config)?;
-    Ok(Told { differences, ..told })
+    Ok(Told { differences, requantized: tally.finish(), ..told })
 }
 
 /// A tensor of the export that holds rows of one of the model's.
@@ -67,12 +70,9 @@ impl Form<'_> {
         let mut filled = BTreeMap::<String, [u64; 2]>::new();
         for unit in self.weights.spec().units() {
             for entry in self.weights.layout(unit)?.tensors.iter() {
-                if self.drops(unit, entry, &mut told.left_out) {
-                    continue;
-                }
                 self.check(unit, entry)?;
                 let pieces = self.pieces(unit, entry)?;
-                if let Encoding::Affine(affine) = entry.encoding {
+                if let Encoding::Affine(affine) = self.held(entry) {
                     modules.add(&pieces[0].name, affine, entry.rows * entry.cols);
                 } else {
                     told.unquantized.extend(quantized_before(entry));
@@ -122,28 +122,39 @@ impl Form<'_> {
         FormatError::file(self.weights.root(), detail).into()
     }
 
-    /// Refuses a tensor that MLX cannot hold as it is.
-    fn check(&self, unit: Unit, entry: &TensorEntry) -> Result<()> {
-        let role = entry.role;
-        let floats_only = self.places.family.float_roles().contains(&role);
-        let detail = match entry.encoding {
-            Encoding::Affine(_) if floats_only && role == shardwright_format::Role::KvBProj => {
-                "expected floats, as mlx-lm keeps half of it transposed"
+    /// Whether MLX holds a tensor as it is; if not, what it would have to be.
+    fn holds(&self, entry: &TensorEntry) -> Result<(), &'static str> {
+        let floats_only = self.places.family.float_roles().contains(&entry.role);
+        match entry.encoding {
+            Encoding::Affine(_) if floats_only && entry.role == Role::KvBProj => {
+                Err("expected floats, as mlx-lm keeps half of it transposed")
             }
-            Encoding::Affine(_) if floats_only => "expected floats, as mlx-lm has no codes there",
-            Encoding::Trellis(_) => "expected floats or affine codes, which MLX has",
-            _ => return Ok(()),
-        };
-        let detail = format!("{detail}, found {}", entry.encoding.label());
-        Err(self.refused(unit, entry, &detail))
+            Encoding::Affine(_) if floats_only => {
+                Err("expected floats, as mlx-lm has no codes there")
+            }
+            Encoding::Trellis(_) => Err("expected floats or affine codes, which MLX has"),
+            _ => Ok(()),
+        }
     }
 
-    /// Whether mlx-lm does without a tensor; if so it is listed.
-    fn drops(&self, unit: Unit, entry: &TensorEntry, left_out: &mut Vec<Ignored>) -> bool {
-        let Some(reason) = self.places.family.dropped.get(&entry.role) else { return false };
-        let tensor = entry.in_unit(unit).source.tensor;
-        left_out.push(Ignored { tensor, role: None, reason: reason.clone() });
-        true
+    /// How the export holds a tensor.
+    fn held(&self, entry: &TensorEntry) -> Encoding {
+        let floats_only = self.places.family.float_roles().contains(&entry.role);
+        match self.holds(entry) {
+            Ok(()) => entry.encoding,
+            Err(_) => stand_in(entry, floats_only),
+        }
+    }
+
+    /// Refuses a tensor that MLX cannot hold as it is, unless it may be stored anew.
+    fn check(&self, unit: Unit, entry: &TensorEntry) -> Result<()> {
+        match self.holds(entry) {
+            Err(detail) if !self.options.requantize => {
+                let detail = format!("{detail}, found {}", entry.encoding.label());
+                Err(self.refused(unit, entry, &detail))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Lists what mlx-lm's models have no place for.
@@ -172,7 +183,7 @@ impl Form<'_> {
             return Ok(vec![piece(halves.keys), piece(halves.values)]);
         }
         let place = self.places.place(unit, entry)?;
-        let Encoding::Affine(affine) = entry.encoding else {
+        let Encoding::Affine(affine) = self.held(entry) else {
             return Ok(vec![Piece { name: place.name, dtype: dtype.into(), shape: place.shape }]);
         };
         let Some(module) = place.name.strip_suffix(".weight").map(str::to_owned) else {
@@ -184,7 +195,7 @@ impl Form<'_> {
 
     /// The type of a tensor that is floats in the export.
     fn float(&self, entry: &TensorEntry) -> Float {
-        let stored = entry.encoding.float().unwrap_or(Float::F32);
+        let stored = self.held(entry).float().unwrap_or(Float::F32);
         // One more than a value of 16 bits is seldom one itself.
         if self.places.family.raises(entry.role) {
             self.options.dtype.for_source(stored)
@@ -194,16 +205,18 @@ impl Form<'_> {
     }
 
     /// Puts rows where they lie.
-    fn write(&self, rows: &Rows<'_>, files: &TensorFiles) -> Result<()> {
+    fn write(&self, rows: &Rows<'_>, files: &TensorFiles, tally: &mut Tally) -> Result<()> {
         let (unit, entry) = (rows.unit, rows.entry);
-        if self.places.family.dropped.contains_key(&entry.role) {
-            return Ok(());
-        }
-        if self.places.halves(unit, entry)?.is_some() {
-            return self.write_halves(rows, files);
-        }
-        let raised;
+        let (anew, raised);
         let mut parts = rows.parts();
+        let held = self.held(entry);
+        if held != entry.encoding {
+            anew = encoded(rows, held, tally)?;
+            parts = [&anew[0], &anew[1], &anew[2]];
+        }
+        if let Some(halves) = self.places.halves(unit, entry)? {
+            return write_halves(rows, &halves, parts[0], files);
+        }
         if self.places.family.raises(entry.role) {
             let values: Vec<_> = rows.values().iter().map(|value| value + 1.0).collect();
             raised = narrowed(self.float(entry), &values);
@@ -218,45 +231,43 @@ impl Form<'_> {
         }
         Ok(())
     }
+}
 
-    /// Puts rows of `kv_b_proj` into its halves: per head first those of keys, which are columns there,
-    /// then those of values.
-    fn write_halves(&self, rows: &Rows<'_>, files: &TensorFiles) -> Result<()> {
-        let (unit, entry) = (rows.unit, rows.entry);
-        let Some(halves) = self.places.halves(unit, entry)? else { return Ok(()) };
-        let (Some(keys), Some(values)) =
-            (files.tensor(&halves.keys.name), files.tensor(&halves.values.name))
-        else {
-            return Ok(());
-        };
-        let [bytes, ..] = rows.parts();
-        let row = bytes.len() / (rows.range.end - rows.range.start).max(1) as usize;
-        let of_head = halves.key_rows + halves.value_rows;
-        let mut at = rows.range.start;
-        while at < rows.range.end {
-            let (head, within) = (at / of_head, at % of_head);
-            let is_key = within < halves.key_rows;
-            let end = if is_key { halves.key_rows } else { of_head };
-            let next = (at - within + end).min(rows.range.end);
-            let from = (at - rows.range.start) as usize * row;
-            let some = &bytes[from..(next - rows.range.start) as usize * row];
-            if is_key {
-                let start = head * halves.key_rows * entry.cols;
-                let view = SourceView {
-                    start,
-                    row_stride: 1,
-                    col_stride: halves.key_rows,
-                    ..SourceView::whole(String::new(), Float::F32, Vec::new(), entry.cols)
-                };
-                write_view(&view, within..within + (next - at), some, &keys)?;
-            } else {
-                let first = head * halves.value_rows + within - halves.key_rows;
-                values.write(first * entry.cols, some)?;
-            }
-            at = next;
+/// Puts rows of `kv_b_proj` into its halves: per head first those of keys, which are columns there,
+/// then those of values.
+fn write_halves(rows: &Rows<'_>, halves: &Halves, bytes: &[u8], files: &TensorFiles) -> Result<()> {
+    let entry = rows.entry;
+    let (Some(keys), Some(values)) =
+        (files.tensor(&halves.keys.name), files.tensor(&halves.values.name))
+    else {
+        return Ok(());
+    };
+    let row = bytes.len() / (rows.range.end - rows.range.start).max(1) as usize;
+    let of_head = halves.key_rows + halves.value_rows;
+    let mut at = rows.range.start;
+    while at < rows.range.end {
+        let (head, within) = (at / of_head, at % of_head);
+        let is_key = within < halves.key_rows;
+        let end = if is_key { halves.key_rows } else { of_head };
+        let next = (at - within + end).min(rows.range.end);
+        let from = (at - rows.range.start) as usize * row;
+        let some = &bytes[from..(next - rows.range.start) as usize * row];
+        if is_key {
+            let start = head * halves.key_rows * entry.cols;
+            let view = SourceView {
+                start,
+                row_stride: 1,
+                col_stride: halves.key_rows,
+                ..SourceView::whole(String::new(), Float::F32, Vec::new(), entry.cols)
+            };
+            write_view(&view, within..within + (next - at), some, &keys)?;
+        } else {
+            let first = head * halves.value_rows + within - halves.key_rows;
+            values.write(first * entry.cols, some)?;
         }
-        Ok(())
+        at = next;
     }
+    Ok(())
 }
 
 /// Words of codes, scales and biases of a module whose weight has `shape`.

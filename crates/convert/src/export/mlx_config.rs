@@ -97,6 +97,14 @@ fn complete(text: &mut Map<String, Value>, spec: &ModelSpec) {
     if scaled.is_some_and(|scaled| scaled != "default") {
         added.push(("rope_scaling", main.clone()));
     }
+    added.push(("rope_scaling", Value::Null));
+    added.push(("partial_rotary_factor", json!(1.0)));
+    if spec.layers.iter().any(|layer| layer.num_experts() > 0) {
+        let experts = spec.layers.iter().map(|layer| layer.num_experts() > 0);
+        let dense = experts.clone().take_while(|experts| !experts).count();
+        added.push(("is_moe_layer", json!(experts.collect::<Vec<_>>())));
+        added.push(("first_k_dense_replace", json!(dense)));
+    }
     let local = kind("sliding_attention").and_then(|rope| rope.get("rope_theta"));
     added.extend(local.map(|theta| ("rope_local_base_freq", theta.clone())));
     fill(text, added);

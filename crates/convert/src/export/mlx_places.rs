@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use shardwright_format::arch::Arch;
-use shardwright_format::model::Mixer;
+use shardwright_format::model::{Mixer, RopeScaling};
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::{ModelSpec, Role, SourceView, Unit};
 use shardwright_quant::Float;
@@ -41,8 +41,8 @@ pub struct Family {
     windows: bool,
     /// Whether each of its layers has experts.
     all_experts: bool,
-    /// Tensors that it does without, and why.
-    pub(super) dropped: BTreeMap<Role, String>,
+    /// Tensors that are in its files and that it does not read, and what follows.
+    unread: BTreeMap<Role, String>,
 }
 
 impl Family {
@@ -159,8 +159,25 @@ impl<'a> MlxPlaces<'a> {
                 "mlx-lm does not clip queries, keys and values as this model does".to_owned(),
             );
         }
-        let dropped = self.family.dropped.iter();
-        lines.extend(dropped.map(|(role, reason)| format!("without {role}: {reason}")));
+        lines.extend(self.family.unread.values().cloned());
+        let scalings = || {
+            self.spec
+                .layers
+                .iter()
+                .filter_map(|layer| scaling(&layer.mixer))
+        };
+        let whole =
+            |scaling: &RopeScaling| matches!(scaling, RopeScaling::Yarn { truncate: false, .. });
+        if scalings().any(whole) {
+            lines.push(
+                "mlx-lm rounds the borders of YaRN's ramp, which this model does not (truncate is \
+                 false): its frequencies differ a little"
+                    .to_owned(),
+            );
+        }
+        if scalings().any(|scaling| matches!(scaling, RopeScaling::Longrope { .. })) {
+            lines.push("mlx-lm takes longrope's long factors at every length".to_owned());
+        }
         Ok(lines)
     }
 
@@ -225,6 +242,18 @@ impl<'a> MlxPlaces<'a> {
             key_rows,
             value_rows,
         }))
+    }
+}
+
+/// How a layer's rotation is scaled.
+const fn scaling(mixer: &Mixer) -> Option<&RopeScaling> {
+    match mixer {
+        Mixer::Attention(spec) => match &spec.rope {
+            Some(rope) => Some(&rope.scaling),
+            None => None,
+        },
+        Mixer::Latent(spec) => Some(&spec.rope.scaling),
+        Mixer::DeltaNet(_) | Mixer::ShortConv(_) => None,
     }
 }
 
@@ -298,7 +327,7 @@ mod tests {
         for unit in spec.units() {
             for shape in spec.tensors(unit) {
                 let (role, dims) = (shape.role, [shape.rows, shape.cols]);
-                if family.dropped.contains_key(&role) {
+                if family.unread.contains_key(&role) {
                     continue;
                 }
                 let like = view(String::new(), shape.rows, shape.cols);

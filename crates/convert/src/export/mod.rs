@@ -9,6 +9,7 @@ mod mlx;
 mod mlx_config;
 mod mlx_places;
 mod places;
+mod requantize;
 mod tensor_files;
 mod walk;
 
@@ -24,6 +25,7 @@ use shardwright_format::writer::publish;
 use shardwright_quant::Float;
 
 pub use mlx_places::Family;
+pub use requantize::Requantized;
 
 use crate::convert::{is_held, partial_path};
 use crate::error::{ConvertError, Result};
@@ -66,6 +68,8 @@ pub struct ExportOptions {
     pub dtype: ExportDtype,
     /// A new file of weights is begun before one passes this many bytes.
     pub file_limit: u64,
+    /// Whether what the form cannot hold is stored anew, with the error that this adds.
+    pub requantize: bool,
     /// Weights held at a time, and more only where a block of rows has more.
     pub tile: u64,
     /// Units up to this many bytes are read whole.
@@ -76,6 +80,7 @@ impl Default for ExportOptions {
     fn default() -> Self {
         Self {
             dtype: ExportDtype::F32,
+            requantize: false,
             file_limit: 5_000_000_000,
             tile: 1 << 20,
             whole_limit: 64 << 20,
@@ -103,6 +108,8 @@ struct Told {
     left_out: Vec<Ignored>,
     /// What the form's engine computes otherwise than the model says.
     differences: Vec<String>,
+    /// What was stored anew.
+    requantized: Option<Requantized>,
 }
 
 /// What an export wrote.
@@ -116,6 +123,8 @@ pub struct Exported {
     pub left_out: Vec<Ignored>,
     /// What the form's engine computes otherwise than the model says: a line each.
     pub differences: Vec<String>,
+    /// What the form could not hold and was stored anew.
+    pub requantized: Option<Requantized>,
 }
 
 /// Writes a model to `out`, in the form of `target`.
@@ -142,8 +151,8 @@ pub fn export(
     };
     let exported = exported.and_then(|told| {
         let files = partial.finish(out)?;
-        let Told { unquantized, left_out, differences } = told;
-        Ok(Exported { files, unquantized, left_out, differences })
+        let Told { unquantized, left_out, differences, requantized } = told;
+        Ok(Exported { files, unquantized, left_out, differences, requantized })
     });
     if exported.is_err() {
         // Nothing half-made is left; that it cannot be removed is no news after the first error.

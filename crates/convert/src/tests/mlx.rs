@@ -143,7 +143,50 @@ fn what_mlx_cannot_hold_is_refused_with_the_option_that_avoids_it() {
             .unwrap_err()
             .to_string();
         assert!(error.contains(expected), "{error}");
-        assert!(error.ends_with("; `convert --for mlx` stores it so"), "{error}");
+        assert!(
+            error.ends_with("; `convert --for mlx` stores it so, and --requantize stores it anew"),
+            "{error}"
+        );
         assert!(!out.exists() && !dir.path().join(format!("m{at}.partial")).exists());
+    }
+}
+
+#[test]
+fn what_is_stored_anew_is_counted_and_what_floats_hold_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, rules, lossless) in [
+        ("llama2", r#"{"encoding":"t3s10","fallback":["keep"]}"#, false),
+        ("glm4_moe", r#"{"match":{"role":"router"},"encoding":"q8g32"},{"encoding":"keep"}"#, true),
+    ] {
+        let recipe = Recipe::parse("t", &format!(r#"{{"name":"t","rules":[{rules}]}}"#)).unwrap();
+        let source = fixture(&format!("golden/{name}"));
+        let case = Case::new(&source, &recipe, PlanOptions::default()).unwrap();
+        let (bundle, out) = (dir.path().join(name), dir.path().join(format!("{name}-mlx")));
+        case.convert(&bundle, 1).unwrap();
+        let options = ExportOptions { requantize: true, ..SMALL_EXPORT };
+        let model = Weights::open(&bundle).unwrap();
+        let told = export(&model, &out, ExportTarget::Mlx, &options).unwrap();
+        let anew = told.requantized.unwrap();
+        assert!(anew.tensors > 1 && anew.weights > 500, "{anew:?}");
+        assert_eq!(anew.relative_rmse == 0.0, lossless, "{anew:?}");
+        assert!(anew.worst_relative_rmse >= anew.relative_rmse && anew.relative_rmse < 0.3);
+        let back = Checkpoint::open(&out).unwrap();
+        let inventory = Inventory::new(&back, None).unwrap();
+        let (unit, mut error, mut power) = (Unit::Layer(1), 0.0, 0.0);
+        let bundle = Bundle::open(&bundle).unwrap();
+        for entry in bundle.layout(unit).unwrap().tensors.iter() {
+            let tensor = inventory.layout(unit).unwrap().find(entry.role).unwrap();
+            let mut read = AlignedBuf::default();
+            let view = &tensor.source;
+            read_view(&back, view, 0..entry.rows, entry.cols, &mut read).unwrap();
+            let mut found = vec![0.0; (entry.rows * entry.cols) as usize];
+            widen(view.dtype, read.as_slice(), &mut found);
+            for (found, held) in found.iter().zip(stored(&bundle, unit, entry)) {
+                error += f64::from((found - held).powi(2));
+                power += f64::from(held.powi(2));
+            }
+        }
+        assert_eq!(error == 0.0, lossless);
+        assert!((error / power).sqrt() <= anew.worst_relative_rmse);
     }
 }

@@ -168,6 +168,7 @@ pub const SMALL_BUFFERS: Buffers = Buffers {
 /// As [`SMALL_BUFFERS`].
 pub const SMALL_EXPORT: ExportOptions = ExportOptions {
     dtype: ExportDtype::F32,
+    requantize: false,
     file_limit: 5_000_000_000,
     tile: 1 << 15,
     whole_limit: 16 << 10,
