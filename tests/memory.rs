@@ -112,7 +112,7 @@ fn calibrated_conversions_take_what_their_plan_says() {
         let made = scratch.json(&format!("convert ckpt -o out {options}"));
         let Some(peak) = made["peak_memory_bytes"].as_u64() else { return };
         assert!(peak <= planned, "{options}: planned {planned}, took {peak}");
-        assert!(planned <= peak + peak / 10 + 3 * MIB, "{options}: planned {planned}, took {peak}");
+        assert!(planned <= peak + peak / 10 + 6 * MIB, "{options}: planned {planned}, took {peak}");
         fs::remove_dir_all(scratch.path("out")).unwrap();
     }
 }

@@ -555,3 +555,13 @@ fn killed_commands_go_on_to_the_same_bytes() {
 fn surroundings_end_in_messages() {
     Campaign::new("surroundings", 8).run(surrounded);
 }
+
+/// Found by the attack: an export killed before it could leave its mark was refused ever after.
+#[test]
+fn an_export_that_was_killed_at_once_begins_anew() {
+    let scratch = Scratch::with("golden/qwen3_moe");
+    scratch.ok("convert ckpt -o out --bits 4 --group-size 32");
+    fs::create_dir(scratch.path("back.partial")).unwrap();
+    scratch.ok("export out --to hf -o back");
+    assert!(!scratch.path("back.partial").exists());
+}

@@ -14,7 +14,7 @@ use crate::convert::memory::{Buffers, books};
 
 /// The program, and what the allocator keeps of freed memory: measured, as nothing else here. Code that was not
 /// optimized takes more.
-pub const PROGRAM: u64 = if cfg!(debug_assertions) { 25 << 20 } else { 16 << 20 };
+pub const PROGRAM: u64 = if cfg!(debug_assertions) { 30 << 20 } else { 16 << 20 };
 /// Stack and allocator of a thread.
 const THREAD: u64 = 128 << 10;
 /// Pools of threads at once: of the original's stream, the bundle's, and of the conversion.
@@ -27,7 +27,7 @@ const KEPT: u64 = 4 * 4 * 256;
 /// Decoded values that a thread keeps from one product to the next.
 const PANEL: u64 = 512 << 10;
 /// Bytes of a column of a tile of trellis codes that a thread keeps decoded, and of what it was decoded from.
-const ROTATED: u64 = 2 * 4 * 256;
+const ROTATED: u64 = 4 * 4 * 256;
 /// Units read ahead, and the one in use.
 const READ: u64 = 3;
 
