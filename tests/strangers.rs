@@ -41,8 +41,10 @@ fn reads(scratch: &Scratch, case: &str, note: &str) {
     let whole = Scratch::with(case);
     let model = |s: &Scratch| s.json("inspect ckpt")["model"].take();
     assert_eq!(model(scratch), model(&whole));
-    let plan = scratch.json("plan ckpt --bits 4 --group-size 32");
-    assert!(plan["notes"].to_string().contains(note), "{}", plan["notes"]);
+    for command in ["plan ckpt --bits 4 --group-size 32", "verify ckpt"] {
+        let found = scratch.json(command);
+        assert!(found["notes"].to_string().contains(note), "{command}: {}", found["notes"]);
+    }
     assert!(
         !whole.json("plan ckpt --bits 4 --group-size 32")["notes"]
             .to_string()

@@ -105,6 +105,11 @@ fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     if let Some(FormatError::Unfinished { .. }) = format {
         return Some("--resume continues it; or remove it");
     }
+    if let Some(VerifyError::TokenizersDiffer(_)) = error.downcast_ref() {
+        return Some(
+            "models of one text are compared, token for token; of a GGUF file a tokenizer.json beside it is read",
+        );
+    }
     match error.downcast_ref()? {
         ConvertError::NeedsCalibration { .. } => Some("add --calibrate TEXT or --statistics FILE"),
         ConvertError::Cancelled { .. } => Some("--resume continues it"),

@@ -99,6 +99,14 @@ impl Weights {
         }
     }
 
+    /// What is odd about a checkpoint's files and was put right: a line each. A bundle has none.
+    pub fn notes(&self) -> &[String] {
+        match self.checkpoint() {
+            Some((checkpoint, _)) => checkpoint.notes(),
+            None => &[],
+        }
+    }
+
     /// The model.
     pub fn spec(&self) -> &ModelSpec {
         match &*self.source {

@@ -27,6 +27,9 @@ pub enum VerifyError {
     /// What was asked for cannot be done.
     #[error("{0}")]
     Invalid(String),
+    /// A text is not the same tokens to two models, so that their predictions cannot be compared.
+    #[error("tokenizers differ: {0}")]
+    TokenizersDiffer(String),
 }
 
 impl VerifyError {

@@ -74,7 +74,7 @@ fn open(party: &Party<'_>) -> Result<Tokenizer> {
 /// # Errors
 /// Names the sizes, or the first token that stands for another piece.
 fn same_pieces(a: &Tokenizer, a_name: &str, b: &Tokenizer, b_name: &str) -> Result<()> {
-    let unlike = |what: String| Err(VerifyError::Invalid(format!("tokenizers differ: {what}")));
+    let unlike = |what: String| Err(VerifyError::TokenizersDiffer(what));
     let (ours, theirs) = (a.vocab_size(), b.vocab_size());
     let pieces = |tokenizer: &Tokenizer, id| {
         tokenizer
@@ -108,5 +108,5 @@ fn same_tokens(used: &[u32], a: &str, found: &[u32], b: &str) -> Result<()> {
         .get(at)
         .map_or("the end".to_owned(), ToString::to_string);
     let what = format!("at position {at} of the text {a} has token {}, {b} {theirs}", used[at]);
-    Err(VerifyError::Invalid(format!("tokenizers differ: {what}")))
+    Err(VerifyError::TokenizersDiffer(what))
 }

@@ -133,10 +133,7 @@ impl<'a> Task<'a> {
 
 /// What may surprise in a prompt for a model, a line each.
 fn notes(weights: &Weights, args: &RunArgs, prompt: &[u32]) -> Vec<String> {
-    let mut notes = match weights.checkpoint() {
-        Some((checkpoint, _)) => checkpoint.notes().to_vec(),
-        None => Vec::new(),
-    };
+    let mut notes = weights.notes().to_vec();
     let spec = weights.spec();
     let bos = spec
         .bos_token_id
