@@ -357,3 +357,18 @@ fn what_cannot_be_made_again_says_why() {
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.stderr.starts_with(refused), "{ran:?}");
 }
+
+#[test]
+fn what_a_cache_of_fewer_bits_costs_is_measured() {
+    let scratch = scratch("--bits 4");
+    let kld = |types: &str| {
+        let line = format!("verify ckpt --against ckpt --text text.txt --windows 2 {types}");
+        let report = scratch.json(&line);
+        (report["divergence"]["kld_mean"].as_f64().unwrap(), report["text"]["cache"].clone())
+    };
+    assert_eq!(kld(""), (0.0, Value::Null));
+    let (f16, types) = kld("--cache-type-k f16 --cache-type-v f16");
+    assert_eq!(types, json!({"k": "f16", "v": "f16"}));
+    let (bf16, _) = kld("--cache-type-k bf16 --cache-type-v bf16");
+    assert!(0.0 < f16 && f16 < bf16 && bf16 < 1e-2, "{f16} and {bf16}");
+}

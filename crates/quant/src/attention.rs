@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
+use crate::encoding::Float;
 use crate::exp::exp;
-use crate::float::padded;
+use crate::float::{Bf16, F16, F32, Stored, padded};
 use crate::kernel::{Backend, Kernel, LANES, Line, Simd};
 
 /// Positions whose scores become weights together.
@@ -20,10 +21,10 @@ pub struct Attention<'a> {
     /// How many heads.
     pub heads: usize,
     /// Rows of keys, `stride` values apart: that of position `p` is row `p % capacity`.
-    pub keys: &'a [f32],
+    pub keys: Kept<'a>,
     /// Rows of values, likewise.
-    pub values: &'a [f32],
-    /// From one row to the next.
+    pub values: Kept<'a>,
+    /// Values from one row to the next.
     pub stride: usize,
     /// Rows.
     pub capacity: usize,
@@ -33,6 +34,26 @@ pub struct Attention<'a> {
     pub cap: Option<f32>,
     /// Per head one more score, of no value.
     pub sinks: Option<&'a [f32]>,
+}
+
+/// Values that are kept in memory, of any type of floats.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<'a> {
+    /// How they are kept.
+    pub dtype: Float,
+    /// They, little-endian.
+    pub bytes: &'a [u8],
+}
+
+impl Kept<'_> {
+    /// The values from number `at` on.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[must_use]
+    pub fn skip(self, at: usize) -> Self {
+        Self { bytes: &self.bytes[at * self.dtype.size()..], ..self }
+    }
 }
 
 /// `out = softmax(scale · q · keysᵀ) · values` over `positions`, `[heads, value_dim]`.
@@ -106,7 +127,12 @@ fn some_heads<S: Simd, const H: usize>(
         for (row, position) in rows[..count].iter_mut().zip(start..) {
             *row = position % a.capacity * a.stride;
         }
-        scores(s, a, q, &rows[..count], &mut weights);
+        let (seen, scores) = (&rows[..count], &mut weights);
+        match a.keys.dtype {
+            Float::F32 => scores_of::<S, F32, H, _>(s, a, q, seen, scores),
+            Float::F16 => scores_of::<S, F16, H, _>(s, a, q, seen, scores),
+            Float::Bf16 => scores_of::<S, Bf16, H, _>(s, a, q, seen, scores),
+        }
         if let Some(cap) = a.cap {
             for scores in &mut weights {
                 for score in &mut scores.as_flattened_mut()[..count] {
@@ -137,7 +163,11 @@ fn some_heads<S: Simd, const H: usize>(
             s.store(b, high);
             sum[h] += s.sum(s.add(a, b));
         }
-        mix(s, a, &weights, &rows[..count], out);
+        match a.values.dtype {
+            Float::F32 => mix::<S, F32, H, _>(s, a, &weights, &rows[..count], out),
+            Float::F16 => mix::<S, F16, H, _>(s, a, &weights, &rows[..count], out),
+            Float::Bf16 => mix::<S, Bf16, H, _>(s, a, &weights, &rows[..count], out),
+        }
     }
     for (out, sum) in out.chunks_exact_mut(width).zip(sum) {
         let scale = 1.0 / sum;
@@ -149,7 +179,7 @@ fn some_heads<S: Simd, const H: usize>(
 
 /// Scores of the keys in `rows`; minus infinity, whose weight is 0, behind them.
 #[inline(always)]
-fn scores<S: Simd, const H: usize>(
+fn scores_of<S: Simd, T: Stored<SIZE>, const H: usize, const SIZE: usize>(
     s: S,
     a: &Attention<'_>,
     q: [&[f32]; H],
@@ -164,15 +194,15 @@ fn scores<S: Simd, const H: usize>(
     // Four keys at a time share the loads of queries, and their lanes are added up together.
     let (fours, rest) = rows.as_chunks::<4>();
     for (i, four) in fours.iter().enumerate() {
-        let keys = [0, 1, 2, 3].map(|j| &a.keys[four[j]..four[j] + dim]);
-        let acc = products(s, q, keys);
+        let keys = four.map(|row| row_of::<SIZE>(a.keys.bytes, row, dim));
+        let acc = products::<S, T, H, 4, SIZE>(s, q, keys);
         for h in 0..H {
             let sums = s.sum_four(acc[h]).map(|sum| sum * a.scale);
             out[h].as_flattened_mut()[4 * i..4 * i + 4].copy_from_slice(&sums);
         }
     }
     for (i, row) in (4 * fours.len()..).zip(rest) {
-        let acc = products(s, q, [&a.keys[*row..*row + dim]]);
+        let acc = products::<S, T, H, 1, SIZE>(s, q, [row_of::<SIZE>(a.keys.bytes, *row, dim)]);
         for h in 0..H {
             out[h].as_flattened_mut()[i] = s.sum(acc[h][0]) * a.scale;
         }
@@ -181,16 +211,16 @@ fn scores<S: Simd, const H: usize>(
 
 /// The lanes of the dot products of `H` queries with `N` keys, each in the order of a product alone.
 #[inline(always)]
-fn products<S: Simd, const H: usize, const N: usize>(
+fn products<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZE: usize>(
     s: S,
     q: [(&[Line], &[f32]); H],
-    keys: [&[f32]; N],
+    keys: [&[u8]; N],
 ) -> [[S::F; N]; H] {
     let mut acc = [[s.splat(0.0); N]; H];
     for at in 0..q[0].0.len() {
         let mut lines = [s.splat(0.0); N];
         for j in 0..N {
-            lines[j] = s.load(&line(&keys[j][LANES * at..]));
+            lines[j] = load_line::<S, T, SIZE>(s, &keys[j][SIZE * at..]);
         }
         for h in 0..H {
             let query = s.load(&q[h].0[at]);
@@ -200,9 +230,9 @@ fn products<S: Simd, const H: usize, const N: usize>(
         }
     }
     if !q[0].1.is_empty() {
-        let end = LANES * q[0].0.len();
+        let end = SIZE * q[0].0.len();
         for j in 0..N {
-            let last = s.load(&padded(&keys[j][end..]));
+            let last = load_line::<S, T, SIZE>(s, &keys[j][end..]);
             for h in 0..H {
                 acc[h][j] = s.mul_add(s.load(&padded(q[h].1)), last, acc[h][j]);
             }
@@ -226,7 +256,7 @@ fn maximum<S: Simd>(s: S, [low, high]: &Block) -> f32 {
 
 /// `out += weights · values` for the values in `rows`, sixteen columns at a time.
 #[inline(always)]
-fn mix<S: Simd, const H: usize>(
+fn mix<S: Simd, T: Stored<SIZE>, const H: usize, const SIZE: usize>(
     s: S,
     a: &Attention<'_>,
     weights: &[Block; H],
@@ -237,16 +267,16 @@ fn mix<S: Simd, const H: usize>(
     // Four lines of columns share a weight, and their sums overlap; what is left goes line by line.
     let whole = width / (4 * LANES) * (4 * LANES);
     for col in (0..whole).step_by(4 * LANES) {
-        mix_lines::<S, H, 4>(s, a, weights, rows, col, out);
+        mix_lines::<S, T, H, 4, SIZE>(s, a, weights, rows, col, out);
     }
     for col in (whole..width).step_by(LANES) {
-        mix_lines::<S, H, 1>(s, a, weights, rows, col, out);
+        mix_lines::<S, T, H, 1, SIZE>(s, a, weights, rows, col, out);
     }
 }
 
 /// [`mix`] for `N` lines of columns from `col` on, the last of which may end early.
 #[inline(always)]
-fn mix_lines<S: Simd, const H: usize, const N: usize>(
+fn mix_lines<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZE: usize>(
     s: S,
     a: &Attention<'_>,
     weights: &[Block; H],
@@ -263,10 +293,10 @@ fn mix_lines<S: Simd, const H: usize, const N: usize>(
         }
     }
     for (i, row) in rows.iter().enumerate() {
-        let values = &a.values[*row..][..end];
+        let values = row_of::<SIZE>(a.values.bytes, *row, end);
         let mut lines = [s.splat(0.0); N];
         for n in 0..N {
-            lines[n] = s.load(&line(&values[col + n * LANES..]));
+            lines[n] = load_line::<S, T, SIZE>(s, &values[(col / LANES + n) * SIZE..]);
         }
         for h in 0..H {
             let weight = s.splat(weights[h][i / LANES][i % LANES]);
@@ -286,6 +316,21 @@ fn mix_lines<S: Simd, const H: usize, const N: usize>(
     }
 }
 
+/// The bytes of `len` values from number `first` on, sixteen of which take `SIZE` bytes.
+#[inline(always)]
+fn row_of<const SIZE: usize>(bytes: &[u8], first: usize, len: usize) -> &[u8] {
+    &bytes[first * (SIZE / LANES)..][..len * (SIZE / LANES)]
+}
+
+/// Up to sixteen values of a stored type, zeros behind them.
+#[inline(always)]
+fn load_line<S: Simd, T: Stored<SIZE>, const SIZE: usize>(s: S, bytes: &[u8]) -> S::F {
+    match bytes.first_chunk() {
+        Some(line) => T::load(s, line),
+        None => T::load(s, &padded(bytes)),
+    }
+}
+
 /// Up to sixteen values, zeros behind them.
 #[inline(always)]
 fn line(values: &[f32]) -> [f32; LANES] {
@@ -298,6 +343,7 @@ fn line(values: &[f32]) -> [f32; LANES] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{narrow, widen};
 
     /// Numbers between -2 and 2.
     fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -313,10 +359,15 @@ mod tests {
     fn reference(a: &Attention<'_>, positions: Range<usize>, width: usize) -> Vec<f64> {
         let dim = a.q.len() / a.heads;
         let mut out = Vec::new();
+        let [keys, values] = [a.keys, a.values].map(|kept| {
+            let mut out = vec![0.0; kept.bytes.len() / kept.dtype.size()];
+            widen(kept.dtype, kept.bytes, &mut out);
+            out
+        });
         for (h, q) in a.q.chunks_exact(dim).enumerate() {
             let row = |p: usize| p % a.capacity * a.stride;
             let score = |p: usize| {
-                let products = q.iter().zip(&a.keys[row(p)..]);
+                let products = q.iter().zip(&keys[row(p)..]);
                 products
                     .map(|(q, k)| f64::from(*q) * f64::from(*k))
                     .sum::<f64>()
@@ -326,7 +377,7 @@ mod tests {
             let sink = a.sinks.map_or(0.0, |sinks| f64::from(sinks[h]).exp());
             let sum = weights.iter().sum::<f64>() + sink;
             out.extend((0..width).map(|col| {
-                let values = positions.clone().map(|p| f64::from(a.values[row(p) + col]));
+                let values = positions.clone().map(|p| f64::from(values[row(p) + col]));
                 values.zip(&weights).map(|(v, w)| v * w).sum::<f64>() / sum
             }));
         }
@@ -339,34 +390,49 @@ mod tests {
             [(1, 16, 16, 1), (3, 64, 64, 100), (4, 20, 9, 33), (7, 48, 32, 64), (9, 8, 8, 31)]
         {
             let (capacity, stride) = (70, dim.max(width) + 5);
-            let [keys, values] = [1, 2].map(|seed| numbers(capacity * stride, seed));
             let (q, sinks) = (numbers(heads * dim, 3), numbers(heads, 4));
-            for sinks in [None, Some(&sinks[..])] {
-                let (keys, values) = (&keys[..], &values[..]);
-                let a = Attention {
-                    q: &q,
-                    heads,
-                    keys,
-                    values,
-                    stride,
-                    capacity,
-                    scale: 0.3,
-                    cap: None,
-                    sinks,
-                };
-                let positions = 5..5 + count.min(capacity);
-                let expected = reference(&a, positions.clone(), width);
-                let mut scalar = vec![f32::NAN; heads * width];
-                attend(Backend::Scalar, a, positions.clone(), &mut scalar);
-                for (found, expected) in scalar.iter().zip(&expected) {
-                    assert!((f64::from(*found) - expected).abs() < 3e-6, "{heads} heads of {dim}");
-                }
-                for backend in Backend::available() {
-                    let mut found = vec![f32::NAN; heads * width];
-                    attend(backend, a, positions.clone(), &mut found);
-                    assert_eq!(found, scalar, "{backend:?}: {heads} heads of {dim}");
+            let kept = |dtype: Float, seed| {
+                let mut bytes = vec![0; capacity * stride * dtype.size()];
+                narrow(dtype, &numbers(capacity * stride, seed), &mut bytes);
+                bytes
+            };
+            let types = [Float::F32, Float::F16, Float::Bf16];
+            for (key, value) in types.into_iter().zip([Float::F32, Float::Bf16, Float::F16]) {
+                let (keys, values) = (kept(key, 1), kept(value, 2));
+                for sinks in [None, Some(&sinks[..])] {
+                    let (keys, values) = (&keys[..], &values[..]);
+                    let a = Attention {
+                        q: &q,
+                        heads,
+                        keys: Kept { dtype: key, bytes: keys },
+                        values: Kept { dtype: value, bytes: values },
+                        stride,
+                        capacity,
+                        scale: 0.3,
+                        cap: None,
+                        sinks,
+                    };
+                    agrees(a, 5..5 + count.min(capacity), width);
                 }
             }
+        }
+    }
+
+    /// Holds the attention to its formula, and all backends to one result.
+    #[track_caller]
+    fn agrees(a: Attention<'_>, positions: Range<usize>, width: usize) {
+        let expected = reference(&a, positions.clone(), width);
+        let run = |backend| {
+            let mut out = vec![f32::NAN; a.heads * width];
+            attend(backend, a, positions.clone(), &mut out);
+            out
+        };
+        let scalar = run(Backend::Scalar);
+        for (found, expected) in scalar.iter().zip(&expected) {
+            assert!((f64::from(*found) - expected).abs() < 3e-6, "{a:?}");
+        }
+        for backend in Backend::available() {
+            assert_eq!(run(backend), scalar, "{backend:?}: {a:?}");
         }
     }
 }

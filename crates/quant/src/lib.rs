@@ -25,7 +25,7 @@ mod rows;
 mod trellis;
 
 pub use activations::Activations;
-pub use attention::{Attention, attend};
+pub use attention::{Attention, Kept, attend};
 pub use dot::{axpy, dot};
 pub use encoding::{Affine, Encoding, EncodingError, Float, Parts, Trellis};
 pub use error::QuantError;

@@ -97,7 +97,10 @@ fn many_rows<S: Simd>(
     let strips = fit(size_of::<Lines<TILE_X>>());
     let (mut panel, mut sums) = (PANEL.take(), SUMS.take());
     panel.resize(panel.len().max(tiles * lines), Lines::ZERO);
-    sums.resize(sums.len().max(strips.min(x.n().div_ceil(TILE_X))), [Lines::ZERO; TILE_X]);
+    if lines > DEPTH {
+        let strips = strips.min(x.n().div_ceil(TILE_X));
+        sums.resize(sums.len().max(strips), [Lines::ZERO; TILE_X]);
+    }
     for first in rows.clone().step_by(tiles * TILE_W) {
         let few = first..rows.end.min(first + tiles * TILE_W);
         for (i, row) in few.clone().enumerate() {
@@ -121,7 +124,8 @@ fn many_rows<S: Simd>(
     SUMS.set(sums);
 }
 
-/// Gives `keep` the products of each strip of activations with a tile of the matrix.
+/// Gives `keep` the products of each strip of activations with a tile of the matrix. The sums of rows that
+/// are longer than [`DEPTH`] wait in `before`, one for each strip.
 #[inline(always)]
 fn tile_of_products<S: Simd>(
     s: S,
@@ -135,13 +139,13 @@ fn tile_of_products<S: Simd>(
     let depth = lines.div_ceil(lines.div_ceil(DEPTH).max(1)).max(1);
     for (part, w) in w.chunks(depth).enumerate() {
         let (first, last) = (part == 0, part * depth + w.len() == lines);
-        for (strip, (x, before)) in x.chunks_exact(lines).zip(&mut *before).enumerate() {
-            let mut sums = if first { [Lines::ZERO; TILE_X] } else { *before };
+        for (strip, x) in x.chunks_exact(lines).enumerate() {
+            let mut sums = if first { [Lines::ZERO; TILE_X] } else { before[strip] };
             s.dots(&x[part * depth..][..w.len()], w, &mut sums);
             if last {
                 keep(strip, s.sum_tile(&sums));
             } else {
-                *before = sums;
+                before[strip] = sums;
             }
         }
     }

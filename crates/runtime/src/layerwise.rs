@@ -8,6 +8,7 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::model::Ffn;
 use shardwright_format::weights::Weights;
 
+use crate::block::kv::CacheTypes;
 use crate::block::moe::{ExpertBatches, Experts};
 use crate::block::router::Routes;
 use crate::block::{Layer, MixerState, check_finite};
@@ -37,6 +38,8 @@ pub struct LayerPass<'w> {
     spare: AlignedBuf,
     /// Whether the next layer may be read before its turn.
     reads_ahead: bool,
+    /// How keys and values are kept.
+    cache: CacheTypes,
     next: u32,
     bytes_read: u64,
 }
@@ -81,6 +84,7 @@ impl<'w> LayerPass<'w> {
             dense: None,
             spare: AlignedBuf::default(),
             reads_ahead: true,
+            cache: CacheTypes::default(),
             next,
             bytes_read: 0,
         })
@@ -90,6 +94,12 @@ impl<'w> LayerPass<'w> {
     #[must_use]
     pub fn reading_in_turn(self) -> Self {
         Self { reads_ahead: false, ..self }
+    }
+
+    /// Keeps keys and values as `types` say.
+    #[must_use]
+    pub fn keeping(self, types: CacheTypes) -> Self {
+        Self { cache: types, ..self }
     }
 
     /// Adds whole windows that stand before the same layer, `[tokens, hidden]`.
@@ -149,13 +159,14 @@ impl<'w> LayerPass<'w> {
             Some(dense) => dense,
             None => self.read(weights, Unit::Layer(index))?,
         };
-        let Self { pool, state, window, .. } = self;
+        let Self { pool, state, window, cache, .. } = self;
         state.routes.clear(0);
         state.work.linear.captures.start(hook.is_some());
         let layer = Layer::new(spec, index, dense.view());
         let sequences = Sequences { length: *window, first: 0 };
         pool.install(|| {
-            let mut mixer = MixerState::for_sequences(&layer.spec.mixer, layer.hidden, *window);
+            let mut mixer =
+                MixerState::for_sequences(&layer.spec.mixer, layer.hidden, *window, *cache);
             state.mix(&layer, sequences, &mut mixer, hook)?;
             match &layer.spec.ffn {
                 Ffn::Dense(spec) => state.dense(&layer, spec, hook),

@@ -23,6 +23,7 @@ mod vocab;
 
 pub use block::capture::InputSite;
 pub use block::delta_net::State as DeltaState;
+pub use block::kv::CacheTypes;
 pub use block::router::Routes;
 pub use error::{Result, RuntimeError};
 pub use head::Head;

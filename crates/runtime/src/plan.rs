@@ -5,6 +5,7 @@ use shardwright_format::model::{Ffn, ModelSpec, MoeSpec};
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Role, TensorEntry, Unit, UnitLayout};
 
+use crate::block::kv::CacheTypes;
 use crate::block::{self, MixerState};
 use crate::error::{Result, RuntimeError};
 use crate::vocab::head_location;
@@ -50,6 +51,8 @@ pub struct Options {
     pub context: usize,
     /// Tokens of a prompt that are computed together at most; fewer where memory is short.
     pub chunk: usize,
+    /// How keys and values are kept.
+    pub cache: CacheTypes,
 }
 
 impl Default for Options {
@@ -61,6 +64,7 @@ impl Default for Options {
             threads: 1,
             context: 4096,
             chunk: CHUNK,
+            cache: CacheTypes::default(),
         }
     }
 }
@@ -225,7 +229,7 @@ impl Sizes {
         let chunk = head_chunk(&layout(head_unit)?, head_role)?.1;
         let mut sizes = Self {
             reserved: options.reserved,
-            state: state(spec, options.context, 1),
+            state: state(spec, options, 1),
             scratch: scratch(spec, 1) + buffer(embedding_row),
             chunks: chunks(spec, options),
             tied: spec.tie_word_embeddings,
@@ -392,9 +396,11 @@ fn spread(count: usize, len: usize) -> Vec<bool> {
 }
 
 /// Bytes that mixers keep of the positions before, when `chunk` tokens are computed together.
-fn state(spec: &ModelSpec, context: usize, chunk: usize) -> u64 {
+fn state(spec: &ModelSpec, options: &Options, chunk: usize) -> u64 {
+    let (context, types) = (options.context, options.cache);
     let (layers, hidden) = (spec.layers.iter(), spec.hidden_size as usize);
-    let bytes = layers.map(|layer| MixerState::byte_len(&layer.mixer, hidden, context, chunk));
+    let bytes =
+        layers.map(|layer| MixerState::byte_len(&layer.mixer, hidden, context, chunk, types));
     bytes.fold(0, |sum, len| sum.saturating_add(len).saturating_add(BUFFER_OVERHEAD))
 }
 
@@ -410,7 +416,7 @@ fn scratch(spec: &ModelSpec, chunk: usize) -> u64 {
 /// them, and so on.
 fn chunks(spec: &ModelSpec, options: &Options) -> Vec<Chunk> {
     let context = options.context;
-    let bytes = |tokens| scratch(spec, tokens).saturating_add(state(spec, context, tokens));
+    let bytes = |tokens| scratch(spec, tokens).saturating_add(state(spec, options, tokens));
     let most = options.chunk.min(context).max(1);
     let halves = std::iter::successors(Some(most), |tokens| Some(tokens / 2));
     halves

@@ -2,11 +2,12 @@
 
 use shardwright_format::model::{Ffn, LayerSpec, ModelSpec};
 
+use crate::block::kv::CacheTypes;
 use crate::block::{MixerState, mixer_buffer_len};
 use crate::pass::ROWS;
 
-/// Decoded values that a thread keeps from one product to the next.
-const PANEL: u64 = 512 << 10;
+/// Decoded values and sums of long rows that a thread keeps from one product to the next.
+const PANEL: u64 = 576 << 10;
 
 /// Bytes that a [`LayerPass`](crate::layerwise::LayerPass) holds, and what it takes besides at times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,7 +65,8 @@ impl Rows {
     /// what the mixer, or the feed-forward, makes of them.
     fn layer(&self, layer: &LayerSpec, hidden: u64) -> LayerRoom {
         let (mixer, context) = (&layer.mixer, self.window as usize);
-        let kept = MixerState::byte_len(mixer, hidden as usize, context, context);
+        let kept =
+            MixerState::byte_len(mixer, hidden as usize, context, context, CacheTypes::default());
         let mixed = mixer_buffer_len(mixer, hidden);
         let (width, picks, experts) = match &layer.ffn {
             Ffn::Dense(dense) => (u64::from(dense.intermediate_size), 0, 0),

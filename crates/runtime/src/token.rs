@@ -86,7 +86,7 @@ impl Runtime {
     pub fn open(weights: Weights, options: &Options) -> Result<Self> {
         let plan = MemoryPlan::new(&weights, options)?;
         let (weights, pool) = (Arc::new(weights), thread_pool(options.threads)?);
-        let model = Model::new(&weights, &plan, options.context)?;
+        let model = Model::new(&weights, &plan, options)?;
         Ok(Self { weights, plan, context: options.context, pool, model })
     }
 
@@ -222,14 +222,14 @@ impl Runtime {
 }
 
 impl Model {
-    fn new(weights: &Arc<Weights>, plan: &MemoryPlan, context: usize) -> Result<Self> {
+    fn new(weights: &Arc<Weights>, plan: &MemoryPlan, options: &Options) -> Result<Self> {
         let spec = Arc::new(weights.spec().clone());
         let embedding = VocabMatrix::embedding(weights, plan.embedding_resident)?;
         let hidden = spec.hidden_size as usize;
-        let mixers = spec
-            .layers
-            .iter()
-            .map(|l| MixerState::for_tokens(&l.mixer, hidden, context, plan.chunk));
+        let mixers = spec.layers.iter().map(|l| {
+            let (context, types) = (options.context, options.cache);
+            MixerState::for_tokens(&l.mixer, hidden, context, plan.chunk, types)
+        });
         let state = PassState::new(vec![0.0; hidden]);
         Ok(Self {
             head: VocabMatrix::head(weights, plan.head_resident, &embedding)?,

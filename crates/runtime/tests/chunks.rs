@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use shardwright_format::weights::Weights;
+use shardwright_quant::Float;
 use shardwright_runtime::text::Tokenizer;
-use shardwright_runtime::{MemoryPlan, Options, Runtime};
+use shardwright_runtime::{CacheTypes, MemoryPlan, Options, Runtime};
 use shardwright_testing::{Golden, each_gguf, each_golden, fixture};
 
 const CHUNKS: [usize; 4] = [1, 7, 32, 1000];
@@ -76,6 +77,50 @@ fn chunks_change_nothing_under_any_budget() {
             assert!(together == one_by_one, "{name}: {budget} bytes change the logits");
         }
     }
+}
+
+#[test]
+fn keys_and_values_of_fewer_bits_are_kept_alike_in_chunks() {
+    let (k, v) = (Float::F16, Float::Bf16);
+    for name in ["qwen3_moe", "gpt_oss", "gemma3", "deepseek_v3", "qwen3_next"] {
+        let case = Golden::named(name);
+        let tokens = twice(&case);
+        let run = |threads, chunk, cache| {
+            let options = Options { cache, ..options(None, threads, chunk) };
+            logits(open(&case), &options, &tokens, tokens.len() - 3).0
+        };
+        let one_by_one = run(1, 1, CacheTypes { k, v });
+        for chunk in CHUNKS {
+            let together = run(2, chunk, CacheTypes { k, v });
+            assert!(together == one_by_one, "{name}: {chunk} at a time change the logits");
+        }
+        let exact = run(1, 1, CacheTypes::default());
+        assert!(one_by_one != exact, "{name}: the cache rounds nothing");
+        let [rounded, exact] = [one_by_one, exact].map(|bits| bits.into_iter().map(f32::from_bits));
+        let largest = exact.clone().map(f32::abs).fold(0.0, f32::max);
+        let far = rounded
+            .zip(exact)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        assert!(far < 0.02 * largest, "{name}: a logit moves by {far} of {largest}");
+    }
+}
+
+#[test]
+fn keys_and_values_of_half_the_size_take_half_the_room() {
+    let case = Golden::named("llama2");
+    let state = |k, v| {
+        let cache = CacheTypes { k, v };
+        let options = Options { cache, context: 4096, ..options(None, 1, 1) };
+        MemoryPlan::new(&open(&case), &options).unwrap().state
+    };
+    let (all, keys, both) = (
+        state(Float::F32, Float::F32),
+        state(Float::F16, Float::F32),
+        state(Float::F16, Float::Bf16),
+    );
+    assert_eq!(all - keys, keys - both);
+    assert!(both * 2 < all + (64 << 10), "{all} and {both}");
 }
 
 #[test]

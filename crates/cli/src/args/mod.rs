@@ -2,6 +2,7 @@
 
 mod arch;
 mod bench;
+mod cache;
 mod calibrate;
 mod help;
 mod pack;
@@ -17,6 +18,7 @@ use crate::bytes;
 use crate::part::PartArg;
 pub use arch::{ArchCommand, ArchCommandArgs};
 pub use bench::BenchArgs;
+pub use cache::{CacheArgs, CacheType};
 pub use calibrate::CalibrateArgs;
 pub use pack::{PackArgs, UnpackArgs};
 pub use recipe::{
@@ -155,6 +157,8 @@ pub struct RunArgs {
     /// a conversation 4096
     #[arg(long, value_name = "N", value_parser = positions)]
     pub context: Option<usize>,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     #[command(flatten)]
     pub arch: ArchArgs,
     #[command(flatten)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ArchArgs, ThreadArgs, bits_per_weight, help, within};
+use super::{ArchArgs, CacheType, ThreadArgs, bits_per_weight, help, within};
 
 /// `verify`
 #[derive(Debug, Args)]
@@ -28,6 +28,13 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "N", requires = "text",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub windows: Option<u32>,
+    /// How the candidates' KV cache keeps keys, as in `run`: what that alone costs, given the original as
+    /// the candidate, too. Without it as computed, f32
+    #[arg(long, value_enum, value_name = "TYPE", requires = "text", default_value_t = CacheType::F32)]
+    pub cache_type_k: CacheType,
+    /// How the candidates' KV cache keeps values
+    #[arg(long, value_enum, value_name = "TYPE", requires = "text", default_value_t = CacheType::F32)]
+    pub cache_type_v: CacheType,
     /// Do not hash the checkpoint's files and compare with what the bundle says it was made from;
     /// spares reading the checkpoint twice
     #[arg(long, requires = "against")]

@@ -117,7 +117,8 @@ pub fn run(args: &BenchArgs, output: Output) -> Outcome {
     let weights = inputs::model(&args.model, &args.arch)?;
     let (size_bytes, parameters) = sizes(&weights)?;
     let threads = args.threads.count();
-    let options = engine::options(args.memory, threads, longest + deepest, None);
+    let mut options = engine::options(args.memory, threads, longest + deepest, None);
+    options.cache = args.cache.into();
     let mut runtime = engine::open(weights, &options)?;
     let tests = measure(&mut runtime, &tests, args, &stop, output)?;
     let report = Report {

@@ -10,7 +10,7 @@ use shardwright_format::FormatError;
 use shardwright_runtime::text::Tokenizer;
 use shardwright_runtime::{MemoryPlan, Options as RuntimeOptions};
 
-use crate::args::PlanArgs;
+use crate::args::{CacheArgs, PlanArgs};
 use crate::bytes;
 use crate::engine;
 use crate::failure::Failure;
@@ -58,7 +58,8 @@ impl RuntimeMemory {
             let missing = || FormatError::file(Path::new("plan"), format!("has no {unit}"));
             plan.layout(unit).ok_or_else(missing)
         };
-        let mut options = RuntimeOptions { context: CONTEXT, ..RuntimeOptions::default() };
+        let cache = CacheArgs::DEFAULT.into();
+        let mut options = RuntimeOptions { context: CONTEXT, cache, ..RuntimeOptions::default() };
         if let Ok(tokenizer) = Tokenizer::open(&planned.source) {
             options.reserved = engine::reserved(&tokenizer);
             options.loading = engine::loading(&tokenizer);

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use shardwright_format::shown::shown;
+use shardwright_runtime::CacheTypes;
 use shardwright_verify::{
     Candidate, EvalWindows, Ladder, Monitor, Progress, Report, Stage, Thresholds, Verdict,
     VerifyRequest, verify,
@@ -106,6 +107,7 @@ fn request(args: &VerifyArgs) -> Result<VerifyRequest<'_>, Failure> {
         thresholds: args.thresholds.into(),
         hash_checkpoint: !args.skip_checkpoint_hashes,
         other_source: args.other_source,
+        cache: CacheTypes { k: args.cache_type_k.into(), v: args.cache_type_v.into() },
         threads: args.threads.count(),
     })
 }

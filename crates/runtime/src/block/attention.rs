@@ -217,8 +217,8 @@ impl Attend<'_> {
         let attention = Attention {
             q,
             heads,
-            keys: &keys.rows()[kv_head * dim..],
-            values: &self.cache.values().rows()[kv_head * dim..],
+            keys: keys.rows().skip(kv_head * dim),
+            values: self.cache.values().rows().skip(kv_head * dim),
             stride: keys.width(),
             capacity: keys.capacity(),
             scale: self.spec.softmax_scale.unwrap_or(1.0 / (dim as f32).sqrt()),

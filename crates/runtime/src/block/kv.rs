@@ -1,36 +1,59 @@
 //! What attention keeps of the positions seen so far.
 
+use serde::{Deserialize, Serialize};
+use shardwright_quant::{Float, Kept, narrow};
+
+/// How keys and values are kept. Each is rounded once to its type, to nearest, when it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheTypes {
+    /// Keys; of latent attention all that is kept.
+    pub k: Float,
+    /// Values.
+    pub v: Float,
+}
+
+impl Default for CacheTypes {
+    /// As they were computed.
+    fn default() -> Self {
+        Self { k: Float::F32, v: Float::F32 }
+    }
+}
+
 /// Rows of values by position: each overwrites the one `capacity` before it.
 #[derive(Debug)]
 pub struct Ring {
     width: usize,
     capacity: usize,
-    /// `[capacity, width]`.
-    values: Vec<f32>,
+    dtype: Float,
+    /// `[capacity, width]`, of `dtype`.
+    values: Vec<u8>,
 }
 
 impl Ring {
     /// Room for `capacity` positions of `width` values.
-    pub fn new(capacity: usize, width: usize) -> Self {
-        Self { width, capacity, values: vec![0.0; capacity * width] }
+    pub fn new(capacity: usize, width: usize, dtype: Float) -> Self {
+        Self { width, capacity, dtype, values: vec![0; capacity * width * dtype.size()] }
     }
 
     /// Bytes that [`Self::new`] takes.
-    pub const fn byte_len(capacity: u64, width: u64) -> u64 {
-        capacity.saturating_mul(width).saturating_mul(4)
+    pub const fn byte_len(capacity: u64, width: u64, dtype: Float) -> u64 {
+        capacity
+            .saturating_mul(width)
+            .saturating_mul(dtype.size() as u64)
     }
 
     /// Keeps positions `first ..`, one per row of `rows: [n, width]`.
     pub fn push(&mut self, first: usize, rows: &[f32]) {
         for (position, row) in (first..).zip(rows.chunks_exact(self.width)) {
-            let start = position % self.capacity * self.width;
-            self.values[start..start + self.width].copy_from_slice(row);
+            let len = self.width * self.dtype.size();
+            let start = position % self.capacity * len;
+            narrow(self.dtype, row, &mut self.values[start..start + len]);
         }
     }
 
     /// All rows; that of a position is row `position % capacity`.
-    pub fn rows(&self) -> &[f32] {
-        &self.values
+    pub fn rows(&self) -> Kept<'_> {
+        Kept { dtype: self.dtype, bytes: &self.values }
     }
 
     /// Values per row.
@@ -53,13 +76,15 @@ pub struct KvCache {
 
 impl KvCache {
     /// Room for `capacity` positions of `width` keys and as many values.
-    pub fn new(capacity: usize, width: usize) -> Self {
-        Self { keys: Ring::new(capacity, width), values: Ring::new(capacity, width) }
+    pub fn new(capacity: usize, width: usize, types: CacheTypes) -> Self {
+        let ring = |dtype| Ring::new(capacity, width, dtype);
+        Self { keys: ring(types.k), values: ring(types.v) }
     }
 
     /// Bytes that [`Self::new`] takes.
-    pub const fn byte_len(capacity: u64, width: u64) -> u64 {
-        Ring::byte_len(capacity, width).saturating_mul(2)
+    pub const fn byte_len(capacity: u64, width: u64, types: CacheTypes) -> u64 {
+        let values = Ring::byte_len(capacity, width, types.v);
+        Ring::byte_len(capacity, width, types.k).saturating_add(values)
     }
 
     /// Keeps positions `first ..`, one per row of `keys` and `values`, `[n, width]`.

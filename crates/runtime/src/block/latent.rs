@@ -8,7 +8,7 @@ use shardwright_format::model::LatentSpec;
 use shardwright_quant::{Attention, Backend, Matrix, attend, axpy, dot};
 
 use super::capture::InputSite;
-use super::kv::Ring;
+use super::kv::{CacheTypes, Ring};
 use super::ops::{add_bias, join_heads, rms_norm, rms_norm_in_place};
 use super::rope::Rotation;
 use super::{Batch, Layer, Work};
@@ -86,13 +86,13 @@ pub struct LatentCache(Ring);
 
 impl LatentCache {
     /// Room for `capacity` positions.
-    pub fn new(spec: &LatentSpec, capacity: usize) -> Self {
-        Self(Ring::new(capacity.max(1), Sizes::new(spec).kept()))
+    pub fn new(spec: &LatentSpec, capacity: usize, types: CacheTypes) -> Self {
+        Self(Ring::new(capacity.max(1), Sizes::new(spec).kept(), types.k))
     }
 
     /// Bytes that [`Self::new`] takes.
-    pub const fn byte_len(spec: &LatentSpec, capacity: usize) -> u64 {
-        Ring::byte_len(capacity as u64, Sizes::new(spec).kept() as u64)
+    pub const fn byte_len(spec: &LatentSpec, capacity: usize, types: CacheTypes) -> u64 {
+        Ring::byte_len(capacity as u64, Sizes::new(spec).kept() as u64, types.k)
     }
 }
 

@@ -21,6 +21,7 @@ use shardwright_format::model::{Ffn, LayerSpec, Mixer, ModelSpec};
 
 use shardwright_quant::Backend;
 
+use crate::block::kv::CacheTypes;
 use crate::error::{Result, RuntimeError};
 use crate::linear::Linear;
 use crate::view::UnitView;
@@ -165,38 +166,51 @@ pub enum MixerState {
 impl MixerState {
     /// For one sequence up to `context` positions, at most `chunk` of them at a time, of a model whose
     /// stream is `hidden` wide.
-    pub fn for_tokens(mixer: &Mixer, hidden: usize, context: usize, chunk: usize) -> Self {
+    pub fn for_tokens(
+        mixer: &Mixer,
+        hidden: usize,
+        context: usize,
+        chunk: usize,
+        types: CacheTypes,
+    ) -> Self {
         match mixer {
             Mixer::Attention(spec) => {
                 let capacity = attention::cache_capacity(spec, context, chunk);
-                Self::Attention(kv::KvCache::new(capacity, attention::cache_width(spec)))
+                Self::Attention(kv::KvCache::new(capacity, attention::cache_width(spec), types))
             }
-            Mixer::Latent(spec) => Self::Latent(latent::LatentCache::new(spec, context)),
+            Mixer::Latent(spec) => Self::Latent(latent::LatentCache::new(spec, context, types)),
             Mixer::DeltaNet(spec) => Self::DeltaNet(delta_net::State::new(spec)),
             Mixer::ShortConv(spec) => Self::ShortConv(short_conv::State::new(spec, hidden)),
         }
     }
 
     /// For whole sequences of `length` positions at once.
-    pub fn for_sequences(mixer: &Mixer, hidden: usize, length: usize) -> Self {
+    pub fn for_sequences(mixer: &Mixer, hidden: usize, length: usize, types: CacheTypes) -> Self {
         match mixer {
             Mixer::Attention(spec) => {
-                Self::Attention(kv::KvCache::new(length, attention::cache_width(spec)))
+                Self::Attention(kv::KvCache::new(length, attention::cache_width(spec), types))
             }
             Mixer::Latent(_) | Mixer::DeltaNet(_) | Mixer::ShortConv(_) => {
-                Self::for_tokens(mixer, hidden, length, length)
+                Self::for_tokens(mixer, hidden, length, length, types)
             }
         }
     }
 
     /// Bytes that [`Self::for_tokens`] takes.
-    pub fn byte_len(mixer: &Mixer, hidden: usize, context: usize, chunk: usize) -> u64 {
+    pub fn byte_len(
+        mixer: &Mixer,
+        hidden: usize,
+        context: usize,
+        chunk: usize,
+        types: CacheTypes,
+    ) -> u64 {
         match mixer {
             Mixer::Attention(spec) => kv::KvCache::byte_len(
                 attention::cache_capacity(spec, context, chunk) as u64,
                 attention::cache_width(spec) as u64,
+                types,
             ),
-            Mixer::Latent(spec) => latent::LatentCache::byte_len(spec, context),
+            Mixer::Latent(spec) => latent::LatentCache::byte_len(spec, context, types),
             Mixer::DeltaNet(spec) => delta_net::State::byte_len(spec),
             Mixer::ShortConv(spec) => short_conv::State::byte_len(spec, hidden),
         }

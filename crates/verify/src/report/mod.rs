@@ -15,6 +15,7 @@ use shardwright_format::manifest::{FileKind, Hash};
 use shardwright_format::weights::Weights;
 use shardwright_format::{ModelSpec, TensorEntry};
 use shardwright_quant::Float;
+use shardwright_runtime::CacheTypes;
 
 use crate::check::divergence::Divergence;
 use crate::check::fidelity::Fidelity;
@@ -205,6 +206,9 @@ pub struct TextRecord {
     pub bytes: u64,
     /// Tokens of it that were read.
     pub tokens: u64,
+    /// How the candidates kept keys and values, if not as computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheTypes>,
 }
 
 impl Report {

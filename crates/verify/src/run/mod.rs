@@ -10,8 +10,9 @@ use shardwright_format::bundle::read_manifest;
 use shardwright_format::manifest::Excerpt;
 use shardwright_format::pack::Packed;
 use shardwright_format::weights::Weights;
+use shardwright_runtime::CacheTypes;
 
-use crate::check::divergence::{EvalWindows, Party, divergences};
+use crate::check::divergence::{EvalWindows, Party, Reading, divergences};
 use crate::check::fidelity::{FidelityOptions, fidelity};
 use crate::check::finding::{Finding, Kind};
 use crate::check::integrity::{integrity, packed_integrity};
@@ -60,6 +61,8 @@ pub struct VerifyRequest<'a> {
     pub hash_checkpoint: bool,
     /// Bundles may have been made from another form of the model than the original.
     pub other_source: bool,
+    /// How the candidates keep keys and values while they predict; the original keeps them as computed.
+    pub cache: CacheTypes,
     /// Threads.
     pub threads: usize,
 }
@@ -280,9 +283,15 @@ fn predict(
         blake3: text.blake3,
         bytes: text.bytes,
         tokens: read.tokens.len() as u64,
+        cache: (request.cache != CacheTypes::default()).then_some(request.cache),
     };
-    let VerifyRequest { windows, threads, .. } = *request;
-    let found = divergences(original, &parties, &read.tokens, windows, threads, monitor)?;
+    let reading = Reading {
+        tokens: &read.tokens,
+        windows: request.windows,
+        cache: request.cache,
+        threads: request.threads,
+    };
+    let found = divergences(original, &parties, &reading, monitor)?;
     for ((report, found), without) in reports.into_iter().zip(found).zip(read.without) {
         report.text = Some(record.clone());
         if without {

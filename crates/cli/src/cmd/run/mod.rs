@@ -99,8 +99,7 @@ impl<'a> Task<'a> {
         let (args, output, started) = (self.args, self.output, Instant::now());
         let known = weights.spec().max_position_embeddings as usize;
         let context = args.context.unwrap_or(CONVERSATION.min(known));
-        let options =
-            engine::options(args.memory, args.threads.count(), context, Some(self.tokenizer));
+        let options = within(args, context, self.tokenizer);
         let (ends, stop) = (self.ends(&weights, Some(&chat)), self.stop);
         let session = self.session(weights, &options, Some(context), ends)?;
         let open_seconds = started.elapsed().as_secs_f64();
@@ -173,7 +172,12 @@ fn options(args: &RunArgs, prompt: &[u32], tokenizer: &Tokenizer) -> Result<Opti
             "the prompt has {found} tokens: expected at most {context}, as --context says"
         )));
     }
-    Ok(engine::options(args.memory, args.threads.count(), context, Some(tokenizer)))
+    Ok(within(args, context, tokenizer))
+}
+
+fn within(args: &RunArgs, context: usize, tokenizer: &Tokenizer) -> Options {
+    let options = engine::options(args.memory, args.threads.count(), context, Some(tokenizer));
+    Options { cache: args.cache.into(), ..options }
 }
 
 fn sampler(args: &RunArgs) -> Result<Sampler, Failure> {

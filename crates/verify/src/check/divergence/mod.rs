@@ -10,7 +10,7 @@ mod tests;
 
 use shardwright_format::ModelSpec;
 use shardwright_format::weights::Weights;
-use shardwright_runtime::RuntimeError;
+use shardwright_runtime::{CacheTypes, RuntimeError};
 
 use crate::check::hashing::pool;
 use crate::error::{Result, VerifyError};
@@ -89,6 +89,19 @@ impl Party<'_> {
     }
 }
 
+/// What all models read, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading<'a> {
+    /// The text.
+    pub tokens: &'a [u32],
+    /// How it is cut.
+    pub windows: EvalWindows,
+    /// How candidates keep keys and values; the original keeps them as computed.
+    pub cache: CacheTypes,
+    /// Threads.
+    pub threads: usize,
+}
+
 /// Runs all models over the same windows of `tokens`, layer by layer side by side, and compares the
 /// candidates' predictions with the original's. Each weight is read once; memory is that of a layer, a
 /// head and a residual stream of each model. The first windows are run a second time for the noise
@@ -102,11 +115,10 @@ impl Party<'_> {
 pub fn divergences(
     original: Party<'_>,
     candidates: &[Party<'_>],
-    tokens: &[u32],
-    windows: EvalWindows,
-    threads: usize,
+    reading: &Reading<'_>,
     monitor: &Monitor<'_>,
 ) -> Result<Vec<Result<Divergence>>> {
+    let Reading { tokens, windows, cache, threads } = *reading;
     for candidate in candidates {
         same_shape(original.weights.spec(), candidate)?;
     }
@@ -114,7 +126,7 @@ pub fn divergences(
     let tokens = &tokens[..count * windows.window];
     let pool = pool(threads)?;
     let echo = floor::windows(count) * windows.window;
-    let panel = Panel { original, candidates, tokens, echo, windows, threads, pool: &pool };
+    let panel = Panel { original, candidates, tokens, echo, windows, cache, threads, pool: &pool };
     let streams = panel.layers(monitor)?;
     let (scores, floor) = panel.heads(&streams, monitor)?;
     let sum_up = |scores: &[Score]| pool.install(|| Divergence::new(scores, windows.per_window()));

@@ -1,6 +1,7 @@
 //! Models side by side: an original and its candidates, layer by layer, then head by head.
 
 use rayon::prelude::*;
+use shardwright_runtime::CacheTypes;
 use shardwright_runtime::Head;
 use shardwright_runtime::layerwise::LayerPass;
 
@@ -21,6 +22,7 @@ pub(super) struct Panel<'a> {
     /// How many of them are run a second time.
     pub(super) echo: usize,
     pub(super) windows: EvalWindows,
+    pub(super) cache: CacheTypes,
     pub(super) threads: usize,
     pub(super) pool: &'a rayon::ThreadPool,
 }
@@ -95,11 +97,10 @@ impl Panel<'_> {
         let meter = Meter::new(monitor, Stage::Layers, spec.layers.len() as u64);
         let hidden = spec.hidden_size as usize;
         let main = self.tokens.len() * hidden;
-        let mut original = self.start(self.original)?;
-        let walks = self
-            .candidates
-            .iter()
-            .map(|&party| Ok(Walk { party, pass: Ok(self.start(party)?), layers: Vec::new() }));
+        let mut original = self.start(self.original, CacheTypes::default())?;
+        let walks = self.candidates.iter().map(|&party| {
+            Ok(Walk { party, pass: Ok(self.start(party, self.cache)?), layers: Vec::new() })
+        });
         let mut walks: Vec<_> = walks.collect::<Result<_>>()?;
         let mut layer = None;
         loop {
@@ -123,9 +124,10 @@ impl Panel<'_> {
         Ok(Streams { original, rounded, candidates })
     }
 
-    fn start<'w>(&self, party: Party<'w>) -> Result<LayerPass<'w>> {
+    fn start<'w>(&self, party: Party<'w>, cache: CacheTypes) -> Result<LayerPass<'w>> {
         let tokens = [self.tokens, &self.tokens[..self.echo]].concat();
         LayerPass::new(party.weights, &tokens, self.windows.window, self.threads)
+            .map(|pass| pass.keeping(cache))
             .map_err(party.failed())
     }
 

@@ -26,7 +26,12 @@ fn run(
         .map(|&weights| Party { name: "the candidate", weights })
         .collect();
     let original = Party { name: "original", weights: original };
-    let found = divergences(original, &parties, tokens, windows, threads, monitor)?;
+    let found = divergences(
+        original,
+        &parties,
+        &Reading { tokens, windows, cache: CacheTypes::default(), threads },
+        monitor,
+    )?;
     found.into_iter().collect()
 }
 

@@ -17,8 +17,13 @@ fn report(name: &str, bits: f64, kld_mean: f64) -> Named {
         layers: vec![layer(None, 0.01), layer(Some(0), kld_mean)],
         ..Divergence::default()
     };
-    let text =
-        TextRecord { name: "eval.txt".to_owned(), blake3: Hash([1; 32]), bytes: 10, tokens: 4096 };
+    let text = TextRecord {
+        name: "eval.txt".to_owned(),
+        blake3: Hash([1; 32]),
+        bytes: 10,
+        tokens: 4096,
+        cache: None,
+    };
     let report = Report {
         bits_per_weight: Some(bits),
         divergence: Some(divergence),

@@ -5,9 +5,11 @@ use shardwright_format::weights::Weights;
 use shardwright_testing::models::{Codes, FOUR_BITS, TestBundle};
 use shardwright_testing::{Golden, fixture, golden};
 
+use shardwright_runtime::CacheTypes;
+
 use super::*;
 use crate::{
-    Candidate, Divergence, EvalWindows, Fidelity, FidelityOptions, Kind, Monitor, Party,
+    Candidate, Divergence, EvalWindows, Fidelity, FidelityOptions, Kind, Monitor, Party, Reading,
     Thresholds, VerifyRequest, divergences, fidelity, verify,
 };
 
@@ -34,7 +36,13 @@ fn judge_on(
         FidelityOptions { max_rmse: None, hash_checkpoint: true, other_source: false, threads: 2 };
     let silent = Monitor::silent();
     let values = fidelity(original, &candidates, &options, &silent).unwrap();
-    let found = divergences(original, &candidates, tokens, windows, 2, &silent).unwrap();
+    let found = divergences(
+        original,
+        &candidates,
+        &Reading { tokens, windows, cache: CacheTypes::default(), threads: 2 },
+        &silent,
+    )
+    .unwrap();
     (values.into_iter().next().unwrap(), found.into_iter().next().unwrap().unwrap())
 }
 
@@ -161,6 +169,7 @@ fn request(bundles: &[&TestBundle], original: &Path, other_source: bool) -> Veri
         thresholds: Thresholds::default(),
         hash_checkpoint: true,
         other_source,
+        cache: CacheTypes::default(),
         threads: 2,
     }
 }

@@ -98,7 +98,16 @@ pub(crate) fn line(f: &mut Formatter<'_>, name: &str, value: &str) -> fmt::Resul
 impl Display for TextRecord {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let size = bytes(self.bytes);
-        write!(f, "{}, {size}, {} tokens, {}", self.name, self.tokens, self.blake3)
+        write!(f, "{}, {size}, {} tokens, {}", self.name, self.tokens, self.blake3)?;
+        match self.cache {
+            Some(cache) => write!(
+                f,
+                "; candidates keep keys in {}, values in {}",
+                cache.k.name(),
+                cache.v.name()
+            ),
+            None => Ok(()),
+        }
     }
 }
 
