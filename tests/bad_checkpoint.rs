@@ -215,8 +215,8 @@ fn unsupported_settings() {
     );
     refused_config(
         "rope_scaling",
-        json!({"rope_type": "dynamic", "factor": 4.0}),
-        "error: ckpt/config.json: `rope_scaling.rope_type`: expected `default`, `linear`, `llama3`, `yarn` or `longrope`, found \"dynamic\"",
+        json!({"rope_type": "su", "factor": 4.0}),
+        "error: ckpt/config.json: `rope_scaling.rope_type`: expected `default`, `linear`, `llama3`, `yarn`, `longrope` or `dynamic`, found \"su\"",
     );
     refused_config(
         "num_key_value_heads",

@@ -385,7 +385,7 @@ ATTENTION = (
 LLAMA3 = "kind factor low_freq_factor high_freq_factor original_max_position_embeddings"
 YARN = "kind factor beta_fast beta_slow original_max_position_embeddings attention_factor truncate"
 LONGROPE = "kind short_factor long_factor original_max_position_embeddings attention_factor"
-SCALINGS = {"none": "kind", "linear": "kind factor", "llama3": LLAMA3, "yarn": YARN, "longrope": LONGROPE}
+SCALINGS = {"none": "kind", "linear": "kind factor", "llama3": LLAMA3, "yarn": YARN, "longrope": LONGROPE, "dynamic": "kind original_max_position_embeddings"}
 MIXERS = {
     "attention": ATTENTION,
     "latent": "kind heads q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim rope softmax_scale bias index_topk",

@@ -361,3 +361,27 @@ fn long_input_is_quoted_in_part() {
     assert_eq!(ran.code, Some(2));
     assert!(ran.stderr.len() < 1000 && ran.stderr.contains("characters"), "{}", ran.stderr.len());
 }
+
+#[test]
+fn a_rotation_that_grows_with_the_text_is_plain_up_to_there() {
+    let scratch = trained();
+    let tokens = |args: &str| {
+        scratch.json(&format!("run {args} --prompt This -n 8 --ignore-eos"))["tokens"].clone()
+    };
+    let plain = tokens("ckpt");
+    scratch.edit_json("ckpt/config.json", |config| {
+        config.remove("rope_parameters");
+        config.insert("max_position_embeddings".to_owned(), json!(9));
+        config.insert("rope_scaling".to_owned(), json!({"type": "dynamic", "factor": 2.0}));
+    });
+    assert_eq!(tokens("ckpt"), plain);
+    scratch.ok("convert ckpt -o out --bits 8 --group-size 32");
+    scratch.ok("verify out --against ckpt");
+    let ran = scratch.run("run out --prompt This -n 20 --ignore-eos --quiet");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("position 9: expected at most 9 positions"),
+        "{ran:?}"
+    );
+}

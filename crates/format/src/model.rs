@@ -319,6 +319,12 @@ pub enum RopeScaling {
         /// Rotated values are scaled by this.
         attention_factor: f32,
     },
+    /// The base grows with the sequence beyond the original context: up to there nothing changes, and
+    /// beyond it this runtime does not go.
+    Dynamic {
+        /// Context length before scaling.
+        original_max_position_embeddings: u32,
+    },
 }
 
 /// What a layer does to each position.

@@ -225,7 +225,7 @@ impl RopeScaling {
     /// Checks the scaling of `pairs` frequencies.
     fn validate(&self, pairs: usize) -> Result<(), String> {
         match *self {
-            Self::None => Ok(()),
+            Self::None | Self::Dynamic { .. } => Ok(()),
             Self::Linear { factor } => above_zero("rope factor", factor),
             Self::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, .. } => {
                 above_zero("rope factor", factor)?;

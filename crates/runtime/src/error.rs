@@ -81,6 +81,17 @@ pub enum RuntimeError {
         /// How many the indexer picks.
         topk: u32,
     },
+    /// More positions than the rotation keeps its base for.
+    #[error(
+        "position {position}: expected at most {most} positions, beyond which this model's rotation \
+         (rope_scaling: dynamic) changes with the length of the text"
+    )]
+    Stretched {
+        /// The first beyond, from 0.
+        position: usize,
+        /// Positions of the original context.
+        most: u32,
+    },
     /// Tokens that are not whole windows.
     #[error("{tokens} tokens are not windows of {window}")]
     Windows {

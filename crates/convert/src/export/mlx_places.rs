@@ -178,6 +178,13 @@ impl<'a> MlxPlaces<'a> {
         if scalings().any(|scaling| matches!(scaling, RopeScaling::Longrope { .. })) {
             lines.push("mlx-lm takes longrope's long factors at every length".to_owned());
         }
+        if scalings().any(|scaling| matches!(scaling, RopeScaling::Dynamic { .. })) {
+            lines.push(
+                "mlx-lm does not know rope_scaling `dynamic`: without it in config.json it computes what we \
+                 do, up to max_position_embeddings"
+                    .to_owned(),
+            );
+        }
         Ok(lines)
     }
 

@@ -216,14 +216,22 @@ impl<'a> Rope<'a> {
             Some("llama3") => self.llama3(),
             Some("yarn") => self.yarn(),
             Some("longrope") => self.longrope(),
+            Some("dynamic") => self.dynamic(),
             _ => {
                 let member = if self.member("rope_type").is_some() { "rope_type" } else { "type" };
-                let expected = "`default`, `linear`, `llama3`, `yarn` or `longrope`";
+                let expected = "`default`, `linear`, `llama3`, `yarn`, `longrope` or `dynamic`";
                 Err(self
                     .config
                     .unexpected(&self.path(member), expected, Some(&kind)))
             }
         }
+    }
+
+    /// Its original context is that of the configuration, whatever the rotation's object says in transformers;
+    /// the lesser of both is exact for either.
+    fn dynamic(&self) -> Result<RopeScaling> {
+        let most = self.config.size("max_position_embeddings", 1..=u32::MAX)?;
+        Ok(RopeScaling::Dynamic { original_max_position_embeddings: self.original()?.min(most) })
     }
 
     /// The base that `alpha` raises for heads of `width` rotated values (NTK-aware scaling, as

@@ -159,7 +159,7 @@ fn condition(
         norm(b, norms(dim, dim)?);
     }
     if let Some(rope) = &spec.rope {
-        b.rotation.set(rope, dim, batch.first, batch.length);
+        b.rotation.set(rope, dim, batch.first, batch.length)?;
         for (x, width) in [(&mut b.q, q_width(spec)), (&mut b.k, cache_width(spec))] {
             let rows = x.chunks_exact_mut(width).enumerate();
             rows.for_each(|(row, x)| b.rotation.apply(row % batch.length, x));

@@ -116,7 +116,7 @@ pub fn forward(
     queries(layer, spec, work)?;
     latents(layer, spec, work)?;
     let b = &mut work.latent;
-    rotate(spec, batch, b);
+    rotate(spec, batch, b)?;
     let up = unit.matrix(Role::KvBProj, s.heads * (s.nope + s.value), s.latent)?;
     let (q_rows, kept_rows) = (batch.length * s.heads * s.query(), batch.length * s.kept());
     let mixed_rows = batch.length * s.heads * s.value;
@@ -178,10 +178,10 @@ fn latents(layer: &Layer<'_>, spec: &LatentSpec, work: &mut Work) -> Result<()> 
 }
 
 /// Rotates the last values of every head's query, and the key that all heads share.
-fn rotate(spec: &LatentSpec, batch: &Batch<'_>, b: &mut Buffers) {
+fn rotate(spec: &LatentSpec, batch: &Batch<'_>, b: &mut Buffers) -> Result<()> {
     let s = Sizes::new(spec);
     b.rotation
-        .set(&spec.rope, s.rope, batch.first, batch.length);
+        .set(&spec.rope, s.rope, batch.first, batch.length)?;
     for (row, q) in b.q.chunks_exact_mut(s.heads * s.query()).enumerate() {
         for head in q.chunks_exact_mut(s.query()) {
             b.rotation.apply(row % batch.length, &mut head[s.nope..]);
@@ -190,6 +190,7 @@ fn rotate(spec: &LatentSpec, batch: &Batch<'_>, b: &mut Buffers) {
     for (row, kept) in b.kept.chunks_exact_mut(s.kept()).enumerate() {
         b.rotation.apply(row % batch.length, &mut kept[s.latent..]);
     }
+    Ok(())
 }
 
 /// `x += o(mixed)`.

@@ -4,6 +4,8 @@ use std::f64::consts::PI;
 
 use shardwright_format::model::{Pairing, RopeScaling, RopeSpec};
 
+use crate::error::{Result, RuntimeError};
+
 /// Cosines and sines of the angles at some positions, `[positions, rotary_dim / 2]` each.
 #[derive(Debug, Default)]
 pub struct Rotation {
@@ -17,14 +19,28 @@ pub struct Rotation {
 
 impl Rotation {
     /// Prepares `count` positions from `first`; nothing to do when they are there already.
-    pub fn set(&mut self, spec: &RopeSpec, head_dim: usize, first: usize, count: usize) {
+    ///
+    /// # Errors
+    /// Positions beyond the original context of a rotation that changes with the length of the text.
+    pub fn set(
+        &mut self,
+        spec: &RopeSpec,
+        head_dim: usize,
+        first: usize,
+        count: usize,
+    ) -> Result<()> {
+        if let RopeScaling::Dynamic { original_max_position_embeddings: most } = spec.scaling
+            && first + count > most as usize
+        {
+            return Err(RuntimeError::Stretched { position: first.max(most as usize), most });
+        }
         let key = (head_dim, first, count);
         if self
             .key
             .as_ref()
             .is_some_and(|(own, at)| own == spec && *at == key)
         {
-            return;
+            return Ok(());
         }
         let frequencies = frequencies(spec, spec.width(head_dim as u32) as usize, first + count);
         let scale = attention_factor(&spec.scaling);
@@ -40,6 +56,7 @@ impl Rotation {
             }
         }
         self.key = Some((spec.clone(), key));
+        Ok(())
     }
 
     /// Rotates every head of `x: [heads, head_dim]` to position `first + index`; what lies beyond
@@ -150,7 +167,7 @@ impl Ramp {
 /// The `llama3` formula is that of Llama 3.1's reference code; `kept` is YaRN's ramp.
 fn scaled(frequency: f64, scaling: &RopeScaling, kept: f64) -> f64 {
     match *scaling {
-        RopeScaling::None | RopeScaling::Longrope { .. } => frequency,
+        RopeScaling::None | RopeScaling::Longrope { .. } | RopeScaling::Dynamic { .. } => frequency,
         RopeScaling::Linear { factor } => frequency / f64::from(factor),
         RopeScaling::Yarn { factor, .. } => frequency * (kept + (1.0 - kept) / f64::from(factor)),
         RopeScaling::Llama3 {
@@ -202,7 +219,7 @@ mod tests {
             pairing: Pairing::Half,
         };
         let mut rotation = Rotation::default();
-        rotation.set(&spec, 4, 0, 3);
+        rotation.set(&spec, 4, 0, 3).unwrap();
         let mut x = [1.0, 2.0, 3.0, 4.0];
         rotation.apply(0, &mut x);
         assert_eq!(x, [1.0, 2.0, 3.0, 4.0]);

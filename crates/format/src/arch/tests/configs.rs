@@ -141,9 +141,9 @@ fn missing_and_contradictory_keys_are_refused() {
 fn unsupported_rotations_are_refused() {
     let refusal = |key, value| config_refusal("llama2", &[(key, value)]);
     assert_eq!(
-        refusal("rope_scaling", json!({"type": "dynamic", "factor": 4.0})),
+        refusal("rope_scaling", json!({"type": "su", "factor": 4.0})),
         "DIR/config.json: `rope_scaling.type`: expected `default`, `linear`, `llama3`, \
-         `yarn` or `longrope`, found \"dynamic\""
+         `yarn`, `longrope` or `dynamic`, found \"su\""
     );
     assert_eq!(
         refusal("rope_scaling", json!({"rope_type": "linear"})),

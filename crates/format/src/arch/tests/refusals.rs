@@ -86,8 +86,8 @@ fn hybrid() -> Vec<Refusal> {
         ),
         (
             "qwen3_next",
-            json!({"rope_scaling": {"type": "dynamic"}}),
-            "`rope_scaling.type`: expected `default`, `linear`, `llama3`, `yarn` or `longrope`, found \"dynamic\"",
+            json!({"rope_scaling": {"type": "su"}}),
+            "`rope_scaling.type`: expected `default`, `linear`, `llama3`, `yarn`, `longrope` or `dynamic`, found \"su\"",
         ),
     ];
     for case in ["qwen3_next", "qwen3_5_moe", "qwen3_5"] {
