@@ -42,8 +42,11 @@ pub fn choose(args: &RecipeArgs, spec: &ModelSpec) -> Result<Recipe, Failure> {
             .for_each(|rule| rule.optional = true);
     }
     recipe = recipe.with_overrides(&args.set)?;
-    Ok(match args.method {
-        Some(method) => recipe.with_method(method.into()),
+    if let Some(method) = args.method {
+        recipe = recipe.with_method(method.into());
+    }
+    Ok(match args.zeros {
+        Some(zeros) => recipe.with_zeros(zeros.into()),
         None => recipe,
     })
 }

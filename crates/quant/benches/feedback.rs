@@ -7,7 +7,7 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use shardwright_quant::{
     Affine, Backend, Encoding, Float, HessianFactor, Job, Method, Objective, PartsMut, Trellis,
-    quantize,
+    Zeros, quantize,
 };
 
 const ROWS: usize = 256;
@@ -56,7 +56,8 @@ fn rows(bencher: Bencher<'_, '_>, cols: usize, encoding: Encoding, method: Metho
     bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
         let out = PartsMut::split(encoding, ROWS, cols, &mut bytes).unwrap();
         let (backend, x) = (Backend::detect(), black_box(&x));
-        quantize(&Job { backend, x, cols, encoding, method, objective }, out).unwrap()
+        quantize(&Job { backend, x, cols, encoding, method, zeros: Zeros::Float, objective }, out)
+            .unwrap()
     });
 }
 

@@ -9,7 +9,7 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, main as run};
 use shardwright_quant::{
     Activations, Affine, Backend, Encoding, Float, Job, Matrix, Method, Objective, Outputs,
-    PartsMut, Trellis, add_outer_products, dot, matmul, narrow, quantize, widen,
+    PartsMut, Trellis, Zeros, add_outer_products, dot, matmul, narrow, quantize, widen,
 };
 
 const ROWS: usize = 256;
@@ -99,7 +99,15 @@ fn stored(encoding: Encoding) -> Vec<u8> {
             let out = PartsMut::split(encoding, ROWS, COLS, &mut bytes).unwrap();
             let (backend, method, objective) =
                 (Backend::detect(), Method::MinMax, Objective::Weights);
-            let job = Job { backend, x: &x, cols: COLS, encoding, method, objective };
+            let job = Job {
+                backend,
+                x: &x,
+                cols: COLS,
+                encoding,
+                method,
+                zeros: Zeros::Float,
+                objective,
+            };
             quantize(&job, out).unwrap();
         }
         // Any bytes are streams; two of them are a scale.
@@ -125,7 +133,11 @@ fn quantization(bencher: Bencher<'_, '_>, case: &str) {
     bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
         let out = PartsMut::split(encoding, 16, COLS, &mut bytes).unwrap();
         let (x, objective) = (black_box(&x), Objective::Weights);
-        quantize(&Job { backend, x, cols: COLS, encoding, method, objective }, out).unwrap()
+        quantize(
+            &Job { backend, x, cols: COLS, encoding, method, zeros: Zeros::Float, objective },
+            out,
+        )
+        .unwrap()
     });
 }
 
@@ -149,8 +161,19 @@ fn trellis_codes(bencher: Bencher<'_, '_>, case: &str) {
     let (method, objective) = (Method::Search, Objective::Weights);
     bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
         let out = PartsMut::split(encoding, ROWS, cols, &mut bytes).unwrap();
-        quantize(&Job { backend, x: black_box(&x), cols, encoding, method, objective }, out)
-            .unwrap()
+        quantize(
+            &Job {
+                backend,
+                x: black_box(&x),
+                cols,
+                encoding,
+                method,
+                zeros: Zeros::Float,
+                objective,
+            },
+            out,
+        )
+        .unwrap()
     });
 }
 

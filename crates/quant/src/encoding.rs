@@ -160,6 +160,42 @@ impl Affine {
     }
 }
 
+/// What the biases of affine codes may be: a restriction of how they are chosen, not of their bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Zeros {
+    /// Any number of the type of the scales.
+    #[default]
+    Float,
+    /// `-zero · scale` with a code for `zero`; scales keep only as many bits as make that exact.
+    Integer,
+    /// The same with `zero = 2^(bits - 1)`, which any scale makes exact.
+    Symmetric,
+}
+
+impl Zeros {
+    /// The lower-case name of recipes and options: `float`, `integer`, `symmetric`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Float => "float",
+            Self::Integer => "integer",
+            Self::Symmetric => "symmetric",
+        }
+    }
+
+    /// What zeros are multiples of in a search, codes of `bits`: any code, and such as leave a scale
+    /// nearly all its bits.
+    pub const fn units(self, bits: u8) -> &'static [f32] {
+        match (self, bits) {
+            (Self::Float | Self::Symmetric, _) => &[1.0],
+            (Self::Integer, 2 | 3) => &[1.0, 2.0],
+            (Self::Integer, 4) => &[1.0, 4.0],
+            (Self::Integer, 6) => &[1.0, 8.0],
+            (Self::Integer, _) => &[1.0, 16.0],
+        }
+    }
+}
+
 /// Codes of a bit-shift trellis whose values are computed, in a rotated basis, one scale per row:
 /// the manner of QTIP (arXiv 2406.11235) and EXL3.
 ///

@@ -27,7 +27,7 @@ mod trellis;
 pub use activations::Activations;
 pub use attention::{Attention, Kept, attend};
 pub use dot::{axpy, dot};
-pub use encoding::{Affine, Encoding, EncodingError, Float, Parts, Trellis};
+pub use encoding::{Affine, Encoding, EncodingError, Float, Parts, Trellis, Zeros};
 pub use error::QuantError;
 pub use exp::silu_mul;
 pub use feedback::HessianFactor;

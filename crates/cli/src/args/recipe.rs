@@ -166,6 +166,10 @@ pub struct RecipeArgs {
     /// How codes are chosen, in place of what the recipe says
     #[arg(long, value_enum)]
     pub method: Option<MethodArg>,
+    /// What biases are, in place of what the recipe says: what some engines hold is a scale times a
+    /// code less an integer
+    #[arg(long, value_enum)]
+    pub zeros: Option<ZerosArg>,
     /// Type of scales and biases, in place of what the recipe says
     #[arg(long, value_enum)]
     pub scale_dtype: Option<ScaleArg>,
@@ -187,6 +191,17 @@ pub enum MethodArg {
     Gptq,
 }
 
+/// What biases are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ZerosArg {
+    /// Any number
+    Float,
+    /// -zero * scale exactly, with a code for zero
+    Integer,
+    /// The same with the middle code for zero
+    Symmetric,
+}
+
 /// Type of scales and biases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum ScaleArg {
@@ -201,6 +216,16 @@ impl From<MethodArg> for shardwright_quant::Method {
             MethodArg::Minmax => Self::MinMax,
             MethodArg::Importance => Self::Importance,
             MethodArg::Gptq => Self::Gptq,
+        }
+    }
+}
+
+impl From<ZerosArg> for shardwright_quant::Zeros {
+    fn from(arg: ZerosArg) -> Self {
+        match arg {
+            ZerosArg::Float => Self::Float,
+            ZerosArg::Integer => Self::Integer,
+            ZerosArg::Symmetric => Self::Symmetric,
         }
     }
 }

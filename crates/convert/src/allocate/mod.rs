@@ -12,7 +12,7 @@ use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, Unit};
-use shardwright_quant::Float;
+use shardwright_quant::{Float, Zeros};
 
 use crate::engine::Limits;
 use crate::error::{ConvertError, Result};
@@ -342,6 +342,7 @@ fn recipe(target: SizeTarget, items: &[Item], chosen: &[usize]) -> Recipe {
             },
             encoding: wanted,
             method: None,
+            zeros: Zeros::Float,
             fallback: vec![Fallback::Encoding(EncodingSpec::Keep)],
             optional: false,
             note: format!("alone at {REFERENCE_BITS} bits these cost {cost:.2e} nats per token"),
@@ -351,6 +352,7 @@ fn recipe(target: SizeTarget, items: &[Item], chosen: &[usize]) -> Recipe {
         matches: Match::default(),
         encoding: EncodingSpec::Keep,
         method: None,
+        zeros: Zeros::Float,
         fallback: Vec::new(),
         optional: true,
         note: String::new(),

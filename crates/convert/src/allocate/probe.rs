@@ -13,7 +13,7 @@ use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Role, Unit};
 use shardwright_quant::{
-    Affine, Backend, Encoding, Float, Job, Matrix, Method, PartsMut, narrow, quantize, widen,
+    Affine, Backend, Encoding, Float, Job, Matrix, Method, PartsMut, Zeros, narrow, quantize, widen,
 };
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Head, InputSite};
@@ -234,7 +234,8 @@ fn round(
     let parts = parts.map_err(|e| refuse(e.to_string()))?;
     let (encoding, objective) = (entry.encoding, costs.as_objective());
     let method = Method::Gptq.given(objective);
-    quantize(&Job { backend, x: values, cols, encoding, method, objective }, parts)
+    let zeros = Zeros::Float;
+    quantize(&Job { backend, x: values, cols, encoding, method, zeros, objective }, parts)
         .map_err(|e| refuse(e.to_string()))?;
     let matrix = Matrix::new(entry.encoding, rows, cols, &bytes);
     let matrix = matrix.map_err(|e| refuse(e.to_string()))?;

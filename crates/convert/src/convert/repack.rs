@@ -7,7 +7,7 @@ use shardwright_quant::{Backend, Matrix, PartsMut, QuantStats, widen};
 
 use super::source::Reader;
 use crate::error::Result;
-use crate::plan::PlannedTensor;
+use crate::plan::{PlannedTensor, takes_over};
 
 /// Weights of this size, 2^111, and above have no codes: their groups' scales may reach 2^112, from where on a
 /// reader's values could come out infinite.
@@ -28,7 +28,7 @@ pub fn copied(
     decoded: &[u8],
 ) -> Result<Option<Copied>> {
     let (view, entry) = (&tensor.view, tensor.entry);
-    if view.codes(entry.cols) != Some(entry.encoding) {
+    if view.codes(entry.cols) != Some(entry.encoding) || !takes_over(tensor.zeros, view) {
         return Ok(None);
     }
     let checkpoint = reader.source.checkpoint;

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use shardwright_format::checkpoint::{read_view_through, view_extents};
 use shardwright_format::io::AlignedBuf;
 use shardwright_quant::{
-    Backend, Encoding, Float, Job, Method, PartsMut, QuantError, QuantStats, narrow, quantize,
-    widen,
+    Backend, Encoding, Float, Job, Method, PartsMut, QuantError, QuantStats, Zeros, narrow,
+    quantize, widen,
 };
 
 use super::memory::Buffers;
@@ -111,7 +111,8 @@ impl<'a> TensorQuantizer<'a> {
         let objective = objective
             .map_err(|e| ConvertError::Plan(format!("{} {}: {e}", tensor.unit, entry.role)))?;
         let method = tensor.method.given(objective.as_objective());
-        let how = How { encoding: entry.encoding, method, objective };
+        let (encoding, zeros) = (entry.encoding, tensor.zeros);
+        let how = How { encoding, method, zeros, objective };
         let mut stats = QuantStats::default();
         for start in (0..entry.rows).step_by(step as usize) {
             if self.stop.load(Ordering::Relaxed) {
@@ -214,6 +215,7 @@ impl From<QuantError> for Refusal {
 struct How {
     encoding: Encoding,
     method: Method,
+    zeros: Zeros,
     objective: SharedObjective,
 }
 
@@ -306,6 +308,7 @@ impl<'a> RowQuantizer<'a> {
             cols,
             encoding: how.encoding,
             method: how.method,
+            zeros: how.zeros,
             objective: how.objective.as_objective(),
         };
         Ok(quantize(&job, out)?)

@@ -19,7 +19,7 @@ use shardwright_format::manifest::{
     FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile, VERSION,
 };
 use shardwright_format::{FormatError, Role, SourceView, TensorEntry, Unit, UnitLayout};
-use shardwright_quant::Method;
+use shardwright_quant::{Method, Zeros};
 
 use crate::error::{ConvertError, Result};
 use crate::recipe::Recipe;
@@ -28,8 +28,9 @@ pub(crate) use calibrated::PROGRAM;
 pub use cost::{Cost, RoleSummary, Summary};
 pub(crate) use files::shard_files;
 pub use report::{ConversionReport, ExpertReport, TensorReport};
-use resolve::Resolver;
+pub(crate) use resolve::takes_over;
 pub use resolve::{FallbackUsed, Repacked, RuleMatch, UnquantizedMatrix};
+use resolve::{Resolver, Rounding};
 
 /// What the plan must know besides the checkpoint and the recipe.
 #[derive(Clone, Debug)]
@@ -130,7 +131,7 @@ pub struct Plan {
     /// How codes are chosen, per tensor of a dense unit and of each layer's expert 0; only
     /// [`Self::planned`] looks here.
     #[serde(skip)]
-    methods: BTreeMap<Unit, Vec<Method>>,
+    methods: BTreeMap<Unit, Vec<Rounding>>,
 }
 
 /// A unit as it will be made.
@@ -157,6 +158,8 @@ pub(crate) struct PlannedTensor<'p> {
     pub view: SourceView,
     /// How codes are chosen, if the inputs are known as well as it asks.
     pub method: Method,
+    /// What biases of affine codes may be.
+    pub zeros: Zeros,
 }
 
 /// Program and version, as manifests and ledgers have it.
@@ -166,7 +169,7 @@ pub const GENERATOR: &str = concat!("shardwright ", env!("CARGO_PKG_VERSION"));
 struct Resolved {
     unit: Unit,
     layout: UnitLayout,
-    methods: Vec<Method>,
+    methods: Vec<Rounding>,
 }
 
 impl Plan {
@@ -307,14 +310,15 @@ impl Plan {
             let shard = self.dense_shard(unit)?;
             (&shard.file, shard.extent(), &shard.tensors, self.methods.get(&unit)?)
         };
-        let tensor = |(entry, method): (&'p TensorEntry, &Method)| PlannedTensor {
+        let tensor = |(entry, how): (&'p TensorEntry, &Rounding)| PlannedTensor {
             unit,
             entry,
             view: match unit {
                 Unit::Expert { expert, .. } => entry.source.of_expert(expert),
                 _ => entry.source.clone(),
             },
-            method: *method,
+            method: how.method,
+            zeros: how.zeros,
         };
         let tensors = tensors.iter().zip(methods).map(tensor).collect();
         Some(PlannedUnit { unit, file, offset: extent.offset, len: extent.len, tensors })
@@ -441,7 +445,7 @@ fn resolve_extra<'a>(
         match resolver.choose_extra(unit, tensor)? {
             Some(chosen) => {
                 tensors.push(chosen.tensor(tensor));
-                methods.push(chosen.method);
+                methods.push(chosen.rounding);
             }
             None => out.push(tensor),
         }
@@ -489,12 +493,12 @@ fn choose_all(
     unit: Unit,
     tensors: Option<&[TensorEntry]>,
     count: u32,
-) -> Result<(Vec<TensorEntry>, Vec<Method>)> {
+) -> Result<(Vec<TensorEntry>, Vec<Rounding>)> {
     let tensors =
         tensors.ok_or_else(|| ConvertError::Plan(format!("the inventory has no {unit}")))?;
     let choose = |tensor: &TensorEntry| {
         let chosen = resolver.choose(unit, tensor, count)?;
-        Ok((chosen.tensor(tensor), chosen.method))
+        Ok((chosen.tensor(tensor), chosen.rounding))
     };
     tensors.iter().map(choose).collect()
 }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use shardwright_format::arch::Inventory;
 use shardwright_format::manifest::Excerpt;
-use shardwright_format::{Decoder, Role, TensorEntry, Unit};
-use shardwright_quant::{Encoding, EncodingError, Float, Method, Objective};
+use shardwright_format::{Decoder, Role, SourceView, TensorEntry, Unit};
+use shardwright_quant::{Encoding, EncodingError, Float, Method, Objective, Zeros};
 
 use crate::error::{ConvertError, Result};
 use crate::recipe::{EncodingSpec, Fallback, Recipe, Roles, Rule};
@@ -85,7 +85,14 @@ pub struct Resolution {
 /// How one tensor is stored.
 pub struct Chosen {
     encoding: Encoding,
+    pub rounding: Rounding,
+}
+
+/// How a tensor's codes are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rounding {
     pub method: Method,
+    pub zeros: Zeros,
 }
 
 impl Chosen {
@@ -168,7 +175,7 @@ impl<'a> Resolver<'a> {
         let count = u64::from(count);
         let encoding = match rule.encoding {
             wanted if vector && wanted.is_codes() => Some(view.dtype.into()),
-            wanted => match own_codes(wanted, tensor) {
+            wanted => match own_codes(wanted, rule.zeros, tensor) {
                 Some(encoding) => Some(self.record_repacked(tensor, encoding, count)),
                 None => wanted.resolve(view.storage_dtype(), self.recipe.scale_dtype),
             },
@@ -206,7 +213,8 @@ impl<'a> Resolver<'a> {
                 method: method.name(),
             });
         }
-        Ok(Some(Chosen { encoding, method }))
+        let rounding = Rounding { method, zeros: rule.zeros };
+        Ok(Some(Chosen { encoding, rounding }))
     }
 
     fn record_repacked(
@@ -364,8 +372,11 @@ impl<'a> Resolver<'a> {
 /// The encoding that the source's codes are in, where a rule wishes for codes of as many bits:
 /// they are taken over in groups of their own size, and nothing is lost. Those of three values are
 /// whatever codes it wishes for: more bits would hold no more, fewer there are none.
-fn own_codes(wanted: EncodingSpec, tensor: &TensorEntry) -> Option<Encoding> {
+fn own_codes(wanted: EncodingSpec, zeros: Zeros, tensor: &TensorEntry) -> Option<Encoding> {
     let own = tensor.source.codes(tensor.cols)?;
+    if !takes_over(zeros, &tensor.source) {
+        return None;
+    }
     let ternary = matches!(tensor.source.decoder, Some(Decoder::Ternary { .. }));
     match (wanted, own) {
         (EncodingSpec::Affine { .. } | EncodingSpec::Trellis(_), _) if ternary => Some(own),
@@ -376,6 +387,16 @@ fn own_codes(wanted: EncodingSpec, tensor: &TensorEntry) -> Option<Encoding> {
             (wanted.bits() == trellis.bits()).then_some(own)
         }
         _ => None,
+    }
+}
+
+/// Whether the codes of a source are known to have such biases. Those of three values have their zero
+/// at 1.
+pub fn takes_over(zeros: Zeros, source: &SourceView) -> bool {
+    match source.decoder {
+        Some(Decoder::Packed { zero_points: None, .. }) => true,
+        Some(Decoder::Ternary { .. }) => zeros != Zeros::Symmetric,
+        _ => zeros == Zeros::Float,
     }
 }
 

@@ -5,7 +5,7 @@ mod pattern;
 
 use serde::{Deserialize, Serialize};
 use shardwright_format::Role;
-use shardwright_quant::{Float, Method};
+use shardwright_quant::{Float, Method, Zeros};
 
 pub use encoding::{EncodingSpec, Fallback};
 pub use pattern::{LayerRange, Layers, Roles, matches_glob};
@@ -40,6 +40,11 @@ pub struct Rule {
     /// How codes are chosen. When absent: `gptq` with calibration, `search` without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
+    /// What biases of affine codes may be: `float` (any number of the scales' type) when absent;
+    /// `integer` for a zero among the codes, `symmetric` for the middle one. Codes that a source has
+    /// are only taken over where it is known of them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub zeros: Zeros,
     /// What to try, in order, for a tensor whose columns the codes cannot hold. Without any that is
     /// an error.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -190,6 +195,7 @@ impl Recipe {
             matches,
             encoding,
             method: None,
+            zeros: Zeros::Float,
             fallback,
             optional: false,
             note: String::new(),
@@ -223,9 +229,16 @@ impl Recipe {
         self
     }
 
+    /// Restricts the biases of affine codes in every rule.
+    #[must_use]
+    pub fn with_zeros(mut self, zeros: Zeros) -> Self {
+        self.rules.iter_mut().for_each(|rule| rule.zeros = zeros);
+        self
+    }
+
     /// Puts rules in front for `ROLE=ENCODING`, as in `expert.down_proj=q4g32`. The last of them
-    /// comes first, so that it wins; a fallback and a method are those of the recipe's rules of the
-    /// same role. Rules that may have lost every tensor to them become optional; an override that
+    /// comes first, so that it wins; a fallback, a method and zeros are those of the recipe's rules of
+    /// the same role. Rules that may have lost every tensor to them become optional; an override that
     /// matches nothing stays an error.
     ///
     /// # Errors
@@ -265,6 +278,7 @@ impl Recipe {
             matches: Match { role: Some(roles), ..Match::default() },
             encoding,
             method: like.and_then(|rule| rule.method),
+            zeros: like.map(|rule| rule.zeros).unwrap_or_default(),
             fallback: like.map(|rule| rule.fallback.clone()).unwrap_or_default(),
             optional: false,
             note: String::new(),

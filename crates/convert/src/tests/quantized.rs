@@ -8,8 +8,8 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Bundle, Unit};
 use shardwright_quant::{
-    Affine, Backend, Encoding, Float, Job, Matrix, Method, Objective, PartsMut, f8_e4m3, narrow,
-    quantize, widen,
+    Affine, Backend, Encoding, Float, Job, Matrix, Method, Objective, PartsMut, Zeros, f8_e4m3,
+    narrow, quantize, widen,
 };
 
 use super::SMALL_EXPORT;
@@ -148,7 +148,8 @@ fn mlx(name: &str, values: &[f32], rows: u64, cols: u64) -> Vec<Held> {
         [parts.weight, parts.scales, parts.biases].map(|len| vec![0; len as usize]);
     let out = PartsMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
     let (backend, method, objective) = (Backend::detect(), Method::MinMax, Objective::Weights);
-    let job = Job { backend, x: values, cols: cols as usize, encoding, method, objective };
+    let how = (Zeros::Float, cols as usize);
+    let job = Job { backend, x: values, cols: how.1, encoding, method, zeros: how.0, objective };
     quantize(&job, out).unwrap();
     let grid = vec![rows, cols / 32];
     vec![

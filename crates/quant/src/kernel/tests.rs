@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::encoding::{Affine, Encoding, Float};
+use crate::encoding::{Affine, Encoding, Float, Zeros};
 use crate::float::{Narrow, Widen};
 use crate::quantize::tests::kinds;
 use crate::quantize::{Job, Method, Objective, PartsMut, QuantStats, quantize};
@@ -112,7 +112,9 @@ fn stored(encoding: Encoding, rows: usize, cols: usize) -> Vec<u8> {
             let out = PartsMut::split(encoding, rows, cols, &mut bytes).unwrap();
             let (method, objective) = (Method::MinMax, Objective::Weights);
             let backend = Backend::Scalar;
-            quantize(&Job { backend, x: &x, cols, encoding, method, objective }, out).unwrap();
+            let zeros = Zeros::Float;
+            quantize(&Job { backend, x: &x, cols, encoding, method, zeros, objective }, out)
+                .unwrap();
         }
         // Any bytes are streams, any floats scales.
         Encoding::Trellis(_) => {
@@ -216,25 +218,37 @@ fn a_product_is_near_the_sum_in_f64() {
 }
 
 /// Codes, scales, biases and statistics of `x`.
-fn quantized(backend: Backend, x: &[f32], affine: Affine, method: Method) -> (Vec<u8>, QuantStats) {
+fn quantized(
+    backend: Backend,
+    x: &[f32],
+    affine: Affine,
+    (method, zeros): (Method, Zeros),
+) -> (Vec<u8>, QuantStats) {
     let encoding = Encoding::Affine(affine);
     let cols = affine.group_size();
     let rows = x.len() / cols;
     let mut bytes = vec![0; encoding.parts(rows as u64, cols as u64).unwrap().total() as usize];
     let out = PartsMut::split(encoding, rows, cols, &mut bytes).unwrap();
     let objective = Objective::Weights;
-    let stats = quantize(&Job { backend, x, cols, encoding, method, objective }, out).unwrap();
+    let job = Job { backend, x, cols, encoding, method, zeros, objective };
+    let stats = quantize(&job, out).unwrap();
     (bytes, stats)
 }
 
 #[test]
 fn quantization_agrees_on_every_encoding() {
     for affine in affines() {
-        for method in [Method::MinMax, Method::Search] {
+        for how in [
+            (Method::MinMax, Zeros::Float),
+            (Method::Search, Zeros::Float),
+            (Method::MinMax, Zeros::Integer),
+            (Method::Search, Zeros::Integer),
+            (Method::Search, Zeros::Symmetric),
+        ] {
             let x = kinds(affine.group_size());
             for groups in [1, 15, 16, 17, x.len() / affine.group_size()] {
                 let x = &x[x.len() - groups * affine.group_size()..];
-                agree("quantize", |backend| quantized(backend, x, affine, method));
+                agree("quantize", |backend| quantized(backend, x, affine, how));
             }
         }
     }

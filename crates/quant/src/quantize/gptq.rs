@@ -11,7 +11,7 @@ use super::group::{GroupPair, MAX_GROUP, PairSearch, TileTarget, choose, relativ
 use super::lanes::{Grid, Measure, Tile, Weighted, Weights, code, extremes, nearest};
 use super::output::CHUNK;
 use super::{PartsMut, QuantStats};
-use crate::encoding::Affine;
+use crate::encoding::{Affine, Zeros};
 use crate::error::QuantError;
 use crate::feedback::{HessianFactor, Line, Product, Rows, Sweep};
 use crate::kernel::{Kernel, LANES, Simd};
@@ -21,6 +21,7 @@ pub struct Gptq<'a> {
     pub x: &'a [f32],
     pub cols: usize,
     pub affine: Affine,
+    pub zeros: Zeros,
     pub feedback: &'a HessianFactor,
     pub out: PartsMut<'a>,
 }
@@ -94,7 +95,7 @@ impl Gptq<'_> {
             let strips = work.targets.strips_mut().zip(work.errors.strips_mut());
             for (i, (targets, errors)) in strips.enumerate() {
                 let row = rows.start + LANES * i;
-                let (count, grid) = (LANES.min(rows.end - row), Grid::new(self.affine));
+                let (count, grid) = (LANES.min(rows.end - row), Grid::new(self.affine, self.zeros));
                 let lanes = StripRows { start, grid, targets, errors };
                 let strip = Strip { row, count, weights: &weights[..group], lanes };
                 self.strip(s, &sweep, strip, stats)?;

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::lanes::{Extremes, Grid, Measure, Measured, Pair, Tile, Weighted, Weights};
 use super::lanes::{extremes, measure, min_max, pack, values};
-use super::{PartsMut, QuantStats, search};
-use crate::encoding::{Affine, Float};
+use super::{PartsMut, QuantStats, search, zeros};
+use crate::encoding::{Affine, Float, Zeros};
 use crate::error::QuantError;
 use crate::float;
 use crate::kernel::{Kernel, LANES, Simd};
@@ -27,6 +27,7 @@ pub struct QuantizeGroups<'a> {
     pub x: &'a [f32],
     pub cols: usize,
     pub affine: Affine,
+    pub zeros: Zeros,
     pub choice: PairSearch<'a>,
     pub out: PartsMut<'a>,
 }
@@ -113,18 +114,33 @@ pub fn choose<S: Simd>(
 ) -> Result<GroupPair<S::F>, Overflow> {
     let tile = x.tile;
     let ends = extremes(s, tile);
-    let exact = min_max(s, grid, ends);
-    let base = exact.stored(s, grid.dtype);
-    let checked = [values(s, ends.nan_unless_finite), values(s, base.scale), values(s, base.bias)];
+    let (exact, base) = base(s, grid, x, ends);
+    let pair = base.pair;
+    let checked = [values(s, ends.nan_unless_finite), values(s, pair.scale), values(s, pair.bias)];
     if checked.as_flattened().iter().any(|v| !v.is_finite()) {
         return Err(Overflow::new(tile, grid.dtype, values(s, exact.scale), values(s, exact.bias)));
     }
-    let base = Measured { pair: base, measure: measure(s, grid, x, base) };
     let (found, improved) = match choice {
         PairSearch::MinMax => (base, s.splat(0.0)),
         _ => search::search(s, grid, x, ends, base),
     };
     Ok(GroupPair { pair: found.pair, measured: found.measure, improved, ends })
+}
+
+/// The min-max pair of each group, before it is rounded and as it is stored.
+#[inline(always)]
+fn base<S: Simd>(
+    s: S,
+    grid: Grid,
+    x: Weighted<'_>,
+    ends: Extremes<S::F>,
+) -> (Pair<S::F>, Measured<S::F>) {
+    if grid.zeros != Zeros::Float {
+        return zeros::min_max(s, grid, x, ends);
+    }
+    let exact = min_max(s, grid, ends);
+    let pair = exact.stored(s, grid.dtype);
+    (exact, Measured { pair, measure: measure(s, grid, x, pair) })
 }
 
 impl QuantizeGroups<'_> {
@@ -137,7 +153,7 @@ impl QuantizeGroups<'_> {
         x: Weighted<'_>,
         stats: &mut QuantStats,
     ) -> Result<(), QuantError> {
-        let chosen = match choose(s, Grid::new(self.affine), x, self.choice) {
+        let chosen = match choose(s, Grid::new(self.affine, self.zeros), x, self.choice) {
             Ok(chosen) => chosen,
             Err(overflow) => return Err(self.explain(&groups, &overflow)),
         };
@@ -199,7 +215,7 @@ impl TileTarget {
     #[inline(always)]
     pub fn write<S: Simd>(&self, s: S, out: &mut PartsMut<'_>, tile: &Tile, pair: Pair<S::F>) {
         let mut words = [[0; LANES]; MAX_GROUP / 4];
-        pack(s, Grid::new(self.affine), tile, pair, &mut words);
+        pack(s, Grid::new(self.affine, Zeros::Float), tile, pair, &mut words);
         let bytes = tile.len() / 8 * self.affine.bits() as usize;
         let dtype = self.affine.scale_dtype();
         let (mut scales, mut biases) = ([0; LANES], [0; LANES]);

@@ -1,6 +1,6 @@
 //! The arithmetic of sixteen groups, one in each lane.
 
-use crate::encoding::{Affine, Float};
+use crate::encoding::{Affine, Float, Zeros};
 use crate::float;
 use crate::kernel::{LANES, Simd};
 
@@ -19,12 +19,14 @@ pub struct Grid {
     pub max_code: f32,
     /// How scales and biases are stored.
     pub dtype: Float,
+    /// What biases may be.
+    pub zeros: Zeros,
 }
 
 impl Grid {
-    pub fn new(affine: Affine) -> Self {
+    pub fn new(affine: Affine, zeros: Zeros) -> Self {
         let max_code = f32::from(affine.max_code());
-        Self { bits: affine.bits(), max_code, dtype: affine.scale_dtype() }
+        Self { bits: affine.bits(), max_code, dtype: affine.scale_dtype(), zeros }
     }
 }
 
@@ -59,6 +61,26 @@ pub struct Measure<F> {
 pub struct Measured<F> {
     pub pair: Pair<F>,
     pub measure: Measure<F>,
+}
+
+impl<F: Copy> Measured<F> {
+    /// `other` in the lanes where `cost` is below `limit`.
+    #[inline(always)]
+    pub fn replaced<S: Simd<F = F>>(self, s: S, other: Self, cost: F, limit: F) -> Self {
+        let choose = |new, old| s.select_less(cost, limit, new, old);
+        let (old, new) = (self.measure, other.measure);
+        let pair = Pair {
+            scale: choose(other.pair.scale, self.pair.scale),
+            bias: choose(other.pair.bias, self.pair.bias),
+        };
+        let measure = Measure {
+            cost: choose(new.cost, old.cost),
+            sum_sq_error: choose(new.sum_sq_error, old.sum_sq_error),
+            max_abs_error: choose(new.max_abs_error, old.max_abs_error),
+            ..old
+        };
+        Self { pair, measure }
+    }
 }
 
 /// Weights of sixteen groups and what their errors count.

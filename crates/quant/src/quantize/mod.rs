@@ -9,10 +9,11 @@ mod stats;
 #[cfg(test)]
 pub mod tests;
 mod trellis;
+mod zeros;
 
 use serde::{Deserialize, Serialize};
 
-use crate::encoding::{Affine, Encoding};
+use crate::encoding::{Affine, Encoding, Zeros};
 use crate::error::QuantError;
 use crate::feedback::HessianFactor;
 use crate::kernel::Backend;
@@ -159,6 +160,8 @@ pub struct Job<'a> {
     /// How affine codes are chosen. A trellis is always coded column by column with the feedback of
     /// a Hessian, or without any for [`Objective::Weights`].
     pub method: Method,
+    /// What the biases of affine codes may be.
+    pub zeros: Zeros,
     /// What an error costs.
     pub objective: Objective<'a>,
 }
@@ -202,7 +205,7 @@ fn quantize_affine(
     affine: Affine,
     mut out: PartsMut<'_>,
 ) -> Result<QuantStats, QuantError> {
-    let Job { backend, x, cols, method, objective, .. } = *job;
+    let Job { backend, x, cols, method, zeros, objective, .. } = *job;
     let weights;
     let choice = match (method, objective) {
         (Method::MinMax, _) => PairSearch::MinMax,
@@ -213,15 +216,15 @@ fn quantize_affine(
         }
         (Method::Gptq, Objective::Hessian(feedback)) => {
             group::not_finite(x, 0, cols).map_or(Ok(()), Err)?;
-            return backend.run(gptq::Gptq { x, cols, affine, feedback, out });
+            return backend.run(gptq::Gptq { x, cols, affine, zeros, feedback, out });
         }
         (Method::Gptq, _) => {
             let needs = "the factored Gram of the inputs";
             return Err(QuantError::NeedsInputs { method: method.name(), needs });
         }
     };
-    let mut stats =
-        backend.run(group::QuantizeGroups { x, cols, affine, choice, out: out.reborrow() })?;
+    let groups = group::QuantizeGroups { x, cols, affine, zeros, choice, out: out.reborrow() };
+    let mut stats = backend.run(groups)?;
     output::measure(job, &out, &mut stats);
     Ok(stats)
 }

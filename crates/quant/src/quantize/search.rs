@@ -1,6 +1,8 @@
 //! The least squared error among clipped ranges, each refined by least squares.
 
-use super::lanes::{Extremes, Grid, Measure, Measured, Pair, Weighted, code, measure, nearest};
+use super::lanes::{Extremes, Grid, Measured, Pair, Weighted, code, measure, nearest};
+use super::zeros::{self, Moments};
+use crate::encoding::Zeros;
 use crate::kernel::Simd;
 
 /// Where to start and how far to go.
@@ -145,14 +147,16 @@ pub fn search<S: Simd>(
     for &(low, high) in plan.starts {
         let bias = s.mul_add(range, s.splat(low), ends.min);
         let scale = s.mul(range, s.splat((1.0 - low - high) / grid.max_code));
-        let mut pair = Pair { scale, bias }.stored(s, grid.dtype);
-        for _ in 0..plan.rounds {
-            let sums = target.assign(s, grid, pair);
-            let e = sums.cost;
-            best.scale = s.select_less(e, least, pair.scale, best.scale);
-            best.bias = s.select_less(e, least, pair.bias, best.bias);
-            least = s.min(e, least);
-            pair = target.refit(s, grid, &sums);
+        for &unit in grid.zeros.units(grid.bits) {
+            let mut pair = zeros::start(s, grid, Pair { scale, bias }, unit);
+            for _ in 0..plan.rounds {
+                let sums = target.assign(s, grid, pair);
+                let e = sums.cost;
+                best.scale = s.select_less(e, least, pair.scale, best.scale);
+                best.bias = s.select_less(e, least, pair.bias, best.bias);
+                least = s.min(e, least);
+                pair = target.refit(s, grid, &sums, unit);
+            }
         }
     }
     keep_better(s, grid, x, base, best)
@@ -172,18 +176,8 @@ fn keep_better<S: Simd>(
     let limit = s.mul(before.cost, s.splat(1.0 - 1.0 / 4096.0));
     // Outside these bounds squares lose bits or overflow, and sums say nothing.
     let limit = s.select_less(limit, s.splat(1e-30), s.splat(0.0), limit);
-    let choose = |new, old| s.select_less(after.cost, limit, new, old);
-    let pair = Pair {
-        scale: choose(best.scale, base.pair.scale),
-        bias: choose(best.bias, base.pair.bias),
-    };
-    let measure = Measure {
-        cost: choose(after.cost, before.cost),
-        sum_sq_error: choose(after.sum_sq_error, before.sum_sq_error),
-        max_abs_error: choose(after.max_abs_error, before.max_abs_error),
-        ..before
-    };
-    (Measured { pair, measure }, choose(s.splat(1.0), s.splat(0.0)))
+    let found = base.replaced(s, Measured { pair: best, measure: after }, after.cost, limit);
+    (found, s.select_less(after.cost, limit, s.splat(1.0), s.splat(0.0)))
 }
 
 impl<'a, F: Copy> FitTarget<'a, F> {
@@ -194,6 +188,14 @@ impl<'a, F: Copy> FitTarget<'a, F> {
             sum_x = s.add(sum_x, x.weights.weigh(s, j, s.sub(s.load(value), origin)));
         }
         Self { x, origin, count: x.weights.sum(s, x.tile.len()), sum_x }
+    }
+
+    /// The sums with weights counted from 0.
+    #[inline(always)]
+    fn moments<S: Simd<F = F>>(&self, s: S, sums: &Sums<F>) -> Moments<F> {
+        let x = s.mul_add(self.origin, self.count, self.sum_x);
+        let qx = s.mul_add(self.origin, sums.q, sums.qx);
+        Moments { count: self.count, q: sums.q, qq: sums.qq, x, qx }
     }
 
     /// Gives each weight its nearest code and sums what [`Self::refit`] needs.
@@ -219,11 +221,16 @@ impl<'a, F: Copy> FitTarget<'a, F> {
     /// The pair with the least squared error for these codes: the scale is rounded to storage before
     /// the bias is chosen for it.
     #[inline(always)]
-    fn refit<S: Simd<F = F>>(&self, s: S, grid: Grid, sums: &Sums<F>) -> Pair<F> {
+    fn refit<S: Simd<F = F>>(&self, s: S, grid: Grid, sums: &Sums<F>, unit: f32) -> Pair<F> {
         let negative_q = s.sub(s.splat(0.0), sums.q);
         let covariance = s.mul_add(self.count, sums.qx, s.mul(negative_q, self.sum_x));
         let variance = s.mul_add(self.count, sums.qq, s.mul(negative_q, sums.q));
         let exact = Pair { scale: s.div(covariance, variance), bias: self.origin };
+        if grid.zeros != Zeros::Float {
+            let mean = s.div(s.mul_add(exact.scale, negative_q, self.sum_x), self.count);
+            let free = Pair { bias: s.add(mean, self.origin), ..exact };
+            return zeros::refit(s, grid, free, &self.moments(s, sums), unit);
+        }
         let scale = exact.stored(s, grid.dtype).scale;
         let mean = s.div(s.mul_add(scale, negative_q, self.sum_x), self.count);
         Pair { scale, bias: s.add(mean, self.origin) }.stored(s, grid.dtype)

@@ -13,8 +13,8 @@ use shardwright_format::manifest::{
 };
 use shardwright_format::{Manifest, TensorEntry, Unit, UnitLayout};
 use shardwright_quant::{
-    Affine, Backend, Encoding, Float, Job, Method, Objective, PartsMut, Trellis, narrow, quantize,
-    widen,
+    Affine, Backend, Encoding, Float, Job, Method, Objective, PartsMut, Trellis, Zeros, narrow,
+    quantize, widen,
 };
 
 use crate::golden;
@@ -254,6 +254,7 @@ impl Maker<'_> {
                         cols,
                         encoding: coded,
                         method,
+                        zeros: Zeros::Float,
                         objective: Objective::Weights,
                     };
                     quantize(&job, parts).unwrap();

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{gaussian, kinds};
-use crate::encoding::{Affine, Encoding, Float, Trellis};
+use crate::encoding::{Affine, Encoding, Float, Trellis, Zeros};
 use crate::error::QuantError;
 use crate::feedback::HessianFactor;
 use crate::feedback::tests::gram;
@@ -31,7 +31,9 @@ fn run_on(
     let total = encoding.parts(rows as u64, cols as u64)?.total();
     let (mut bytes, mut values) = (vec![0; total as usize], vec![0.0; x.len()]);
     let out = PartsMut::split(encoding, rows, cols, &mut bytes)?;
-    let stats = quantize(&Job { backend, x, cols, encoding, method, objective: guide }, out)?;
+    let zeros = Zeros::Float;
+    let job = Job { backend, x, cols, encoding, method, zeros, objective: guide };
+    let stats = quantize(&job, out)?;
     let matrix = Matrix::new(encoding, rows, cols, &bytes).unwrap();
     matrix.dequantize(backend, 0..rows, &mut values);
     Ok(Quantized { stats, bytes, values })

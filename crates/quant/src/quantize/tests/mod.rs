@@ -2,12 +2,13 @@
 
 mod guided;
 mod reference;
+mod zeros;
 
 use proptest::prelude::*;
 
 use super::{Job, Method, Objective, PartsMut, QuantStats, quantize};
 use crate::Backend;
-use crate::encoding::{Affine, Encoding, EncodingError, Float};
+use crate::encoding::{Affine, Encoding, EncodingError, Float, Zeros};
 use crate::error::QuantError;
 use crate::kernel::tests::noise;
 use crate::matrix::Matrix;
@@ -21,12 +22,23 @@ struct Quantized {
 }
 
 fn run(x: &[f32], cols: usize, affine: Affine, method: Method) -> Result<Quantized, QuantError> {
+    run_with(x, cols, affine, method, Zeros::Float)
+}
+
+fn run_with(
+    x: &[f32],
+    cols: usize,
+    affine: Affine,
+    method: Method,
+    zeros: Zeros,
+) -> Result<Quantized, QuantError> {
     let (rows, encoding) = (x.len() / cols, Encoding::Affine(affine));
     let total = encoding.parts(rows as u64, cols as u64)?.total();
     let (mut bytes, mut values) = (vec![0; total as usize], vec![0.0; x.len()]);
     let out = PartsMut::split(encoding, rows, cols, &mut bytes)?;
     let (backend, objective) = (Backend::detect(), Objective::Weights);
-    let stats = quantize(&Job { backend, x, cols, encoding, method, objective }, out)?;
+    let job = Job { backend, x, cols, encoding, method, zeros, objective };
+    let stats = quantize(&job, out)?;
     let matrix = Matrix::new(encoding, rows, cols, &bytes).unwrap();
     matrix.dequantize(Backend::detect(), 0..rows, &mut values);
     Ok(Quantized { stats, bytes, values })
@@ -281,7 +293,8 @@ fn shapes_that_do_not_fit_are_refused() {
     let out = PartsMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
     let (encoding, objective) = (Encoding::Affine(f16(4)), Objective::Weights);
     let (backend, method) = (Backend::Scalar, Method::MinMax);
-    let job = Job { backend, x: &[0.0; 64], cols: 64, encoding, method, objective };
+    let zeros = Zeros::Float;
+    let job = Job { backend, x: &[0.0; 64], cols: 64, encoding, method, zeros, objective };
     let error = quantize(&job, out);
     assert_eq!(error.unwrap_err().to_string(), "biases: expected 2 bytes, found 4");
     assert!(PartsMut::split(encoding, 2, 64, &mut [0; 71]).is_err());

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::Backend;
-use crate::encoding::{Affine, Encoding, Float};
+use crate::encoding::{Affine, Encoding, Float, Zeros};
 use crate::feedback::{HessianFactor, Rows, Sweep};
 use crate::kernel::{Kernel, LANES, Simd};
 use crate::quantize::gptq::{StripRows, feed_back};
@@ -33,7 +33,12 @@ impl Kernel for Given<'_> {
             let mut chosen = self.chosen(s, start / group, cols / group);
             let strip = targets.strips_mut().zip(self.weights.strips_mut());
             for (targets, errors) in strip {
-                let lanes = StripRows { start, grid: Grid::new(self.affine), targets, errors };
+                let lanes = StripRows {
+                    start,
+                    grid: Grid::new(self.affine, Zeros::Float),
+                    targets,
+                    errors,
+                };
                 feed_back(s, &sweep, lanes, &mut chosen, &mut rounded);
             }
         }
