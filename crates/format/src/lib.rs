@@ -9,6 +9,7 @@ pub mod decoder;
 mod dtype;
 mod entries;
 pub mod error;
+pub mod gguf;
 pub mod io;
 pub mod layout;
 pub mod manifest;

@@ -33,7 +33,7 @@ pub use exp::silu_mul;
 pub use feedback::HessianFactor;
 pub use float::{narrow, widen};
 pub use float8::{f4_e2m1, f8_e4m3, f8_e5m2, f8_e8m0};
-pub use ggml::Ggml;
+pub use ggml::{Ggml, Unheld};
 pub use kernel::{Backend, BackendError, Outputs, return_freed_memory};
 pub use matrix::{Matrix, MatrixError};
 pub use outer::add_outer_products;

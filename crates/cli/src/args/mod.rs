@@ -230,8 +230,8 @@ pub struct ExportArgs {
     /// Form to write
     #[arg(long, value_enum)]
     pub to: ExportForm,
-    /// Directory to create
-    #[arg(short, long = "output", value_name = "DIR")]
+    /// Directory to create, or the .gguf file
+    #[arg(short, long = "output", value_name = "DIR|FILE")]
     pub out: PathBuf,
     /// Type of the dequantized weights; to mlx, of the norms that mlx-lm adds one to and of nothing else
     #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
@@ -250,6 +250,8 @@ pub enum ExportForm {
     Hf,
     /// A directory that mlx-lm loads: affine codes copied as they are, floats as they are stored
     Mlx,
+    /// A GGUF file for llama.cpp, every value exactly the model's, or refused
+    Gguf,
 }
 
 /// Type of exported weights.
@@ -266,6 +268,7 @@ impl From<ExportForm> for shardwright_convert::ExportTarget {
         match form {
             ExportForm::Hf => Self::Hf,
             ExportForm::Mlx => Self::Mlx,
+            ExportForm::Gguf => Self::Gguf,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! directory, which the next export to the same name begins anew.
 
 mod companions;
+mod gguf;
 mod hf;
 mod mlx;
 mod mlx_config;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use shardwright_format::FormatError;
+use shardwright_format::checkpoint::gguf::SUFFIX;
 use shardwright_format::manifest::{Hash, Ignored};
 use shardwright_format::weights::Weights;
 use shardwright_format::writer::publish;
@@ -40,6 +42,8 @@ pub enum ExportTarget {
     Hf,
     /// A directory that mlx-lm loads: affine codes as they are.
     Mlx,
+    /// A GGUF file, every value exactly the model's.
+    Gguf,
 }
 
 /// The type that weights are exported in.
@@ -144,13 +148,23 @@ pub fn export(
         let detail = format!("{excerpt}: expected a model of all layers, as config.json says");
         return Err(FormatError::file(weights.root(), detail).into());
     }
+    let single = match target {
+        ExportTarget::Gguf => Some(file_name(out)?),
+        ExportTarget::Hf | ExportTarget::Mlx => None,
+    };
     let partial = Partial::begin(out)?;
-    let exported = match target {
-        ExportTarget::Hf => hf::write(weights, &partial.dir, options),
-        ExportTarget::Mlx => mlx::write(weights, &partial.dir, options),
+    let exported = match (target, &single) {
+        (ExportTarget::Gguf, Some((name, stem))) => {
+            gguf::write(weights, &partial.dir.join(name), stem, options)
+        }
+        (ExportTarget::Mlx, _) => mlx::write(weights, &partial.dir, options),
+        _ => hf::write(weights, &partial.dir, options),
     };
     let exported = exported.and_then(|told| {
-        let files = partial.finish(out)?;
+        let files = match &single {
+            Some((name, _)) => partial.finish_file(name, out)?,
+            None => partial.finish(out)?,
+        };
         let Told { unquantized, left_out, differences, requantized } = told;
         Ok(Exported { files, unquantized, left_out, differences, requantized })
     });
@@ -159,6 +173,18 @@ pub fn export(
         let _ = fs::remove_dir_all(&partial.dir);
     }
     exported
+}
+
+/// Name and stem of the file that a form consists of.
+fn file_name(out: &Path) -> Result<(String, String)> {
+    let name = out.file_name().and_then(|name| name.to_str());
+    let stem = name.and_then(|name| Some((name, name.strip_suffix(SUFFIX)?)));
+    let stem = stem.filter(|(_, stem)| !stem.is_empty());
+    stem.map(|(name, stem)| (name.to_owned(), stem.to_owned()))
+        .ok_or_else(|| {
+            let detail = format!("expected the name of a file that ends in {SUFFIX}");
+            ConvertError::Output { path: out.to_owned(), detail }
+        })
 }
 
 /// An export in the making.
@@ -212,6 +238,19 @@ impl Partial {
         fs::remove_file(&mark).map_err(|e| FormatError::io(&mark, e))?;
         files.sort_by(|a, b| a.path.cmp(&b.path));
         publish(&self.dir, out)?;
+        Ok(files)
+    }
+}
+
+impl Partial {
+    /// Makes the one file durable and gives it its name.
+    fn finish_file(&self, name: &str, out: &Path) -> Result<Vec<ExportedFile>> {
+        let mark = self.dir.join(MARK);
+        fs::remove_file(&mark).map_err(|e| FormatError::io(&mark, e))?;
+        let mut files = Vec::new();
+        sealed(&self.dir, "", &mut files)?;
+        publish(&self.dir.join(name), out)?;
+        fs::remove_dir(&self.dir).map_err(|e| FormatError::io(&self.dir, e))?;
         Ok(files)
     }
 }

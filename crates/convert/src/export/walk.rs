@@ -23,6 +23,12 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
+    /// A matrix as the model stores it, and where the rows are in it.
+    pub(super) fn stored(&self) -> (&Matrix<'_>, Range<usize>) {
+        let count = (self.range.end - self.range.start) as usize;
+        (&self.matrix, self.first as usize..self.first as usize + count)
+    }
+
     /// Their values, row-major.
     pub(super) fn values(&self) -> Vec<f32> {
         let (first, count) = (self.first as usize, (self.range.end - self.range.start) as usize);

@@ -3,6 +3,7 @@
 mod calibrated;
 mod export;
 mod failures;
+mod gguf;
 mod mlx;
 mod plans;
 mod quantized;

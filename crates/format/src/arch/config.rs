@@ -24,6 +24,19 @@ pub(super) struct Config<'a> {
     inner: Option<&'a Value>,
 }
 
+/// The value of the parameter that has `key`, if it has one that is not null.
+pub(super) fn stated(arch: &Arch, path: &Path, object: &Value, key: &str) -> Result<Option<Value>> {
+    let config = Config::new(arch, path, object);
+    let has = |(name, parameter): &(&String, &Parameter)| {
+        *name == key || parameter.keys.iter().any(|known| known == key)
+    };
+    let value = match arch.table.parameters.iter().find(has) {
+        Some((name, _)) => config.value(name)?.1,
+        None => config.raw(key).cloned(),
+    };
+    Ok(value.filter(|value| !value.is_null()))
+}
+
 impl<'a> Config<'a> {
     pub(super) fn new(arch: &'a Arch, path: &'a Path, object: &'a Value) -> Self {
         let inner = arch.table.config.as_ref().and_then(|key| object.get(key));

@@ -41,7 +41,7 @@ use crate::model::ModelSpec;
 use crate::names::fill;
 use crate::role::Role;
 use crate::unit::{SourceView, Unit};
-use table::Table;
+use table::{Table, Target};
 
 pub use draft::Draft;
 pub use inventory::{Extra, Inventory};
@@ -182,6 +182,21 @@ impl Arch {
         let alone =
             |row: &table::FusedRow| row.roles.len() == 1 && row.tensor.as_slice().iter().all(fits);
         fused::own_place(&self.table, spec, (unit, role), stored, &alone)
+    }
+
+    /// The roles whose rows, or values, a tensor of such a name holds one after the other; for a name in
+    /// which no rows take turns.
+    pub(crate) fn roles_of(&self, pattern: &str) -> Option<Vec<Role>> {
+        match self.table.targets.get(pattern)? {
+            Target::Role(role) => Some(vec![*role]),
+            Target::Fused(row) => Some(self.table.fused[*row].roles.clone()),
+            Target::Ignored(_) => None,
+        }
+    }
+
+    /// What a configuration says by one of the keys of a parameter, or what stands for it.
+    pub(crate) fn stated(&self, path: &Path, config: &Value, key: &str) -> Result<Option<Value>> {
+        config::stated(self, path, config, key)
     }
 
     /// The `model_type` that the table is for.

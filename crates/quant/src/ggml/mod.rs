@@ -5,6 +5,7 @@
 //! (`dequantize_blocks`), whose values these are to the bit. Numbers are little-endian, scales `f16`.
 
 mod blocks;
+mod encode;
 mod grids;
 mod i_quants;
 mod k_quants;
@@ -14,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::encoding::Float;
 use crate::float::widen;
+
+pub use encode::Unheld;
 
 /// Type of a GGUF tensor's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -168,6 +171,11 @@ impl Ggml {
             Self::Nvfp4 => (40, "NVFP4", 64, 4 + 32),
         };
         Facts { id, name, values, bytes }
+    }
+
+    /// Its number in a file.
+    pub const fn id(self) -> u32 {
+        self.facts().id
     }
 
     /// The type with a number in a file, if its values are known here.

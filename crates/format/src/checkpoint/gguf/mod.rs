@@ -4,10 +4,10 @@ mod config;
 mod facts;
 mod header;
 mod open;
-mod rope;
+pub(crate) mod rope;
 mod synthesized;
-mod table;
-mod tokenizer;
+pub(crate) mod table;
+pub(crate) mod tokenizer;
 
 pub(super) use open::{find, open};
 pub(super) use synthesized::Synthesized;

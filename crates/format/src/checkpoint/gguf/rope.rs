@@ -10,7 +10,7 @@ use super::table::YARN_BOUNDS;
 
 /// `original_max_position_embeddings`, which llama.cpp takes where `config.json` has none. Factors
 /// depend on its ratio to the other two parameters alone, so any number would do.
-const ORIGINAL: f64 = 8192.0;
+pub(crate) const ORIGINAL: f64 = 8192.0;
 /// `low_freq_factor` and `high_freq_factor` of Llama 3.
 const USUAL: [f64; 2] = [1.0, 4.0];
 /// Largest relative difference between a stored factor and what its parameters give.
@@ -107,7 +107,7 @@ fn llama3(facts: &Facts<'_>, config: &Map<String, Json>, factors: &[f32]) -> Res
 }
 
 /// What divides a frequency, in turns per position, by `LlamaModel.generate_extra_tensors`.
-fn expected(frequency: f64, factor: f64, [low, high]: [f64; 2]) -> f64 {
+pub(crate) fn expected(frequency: f64, factor: f64, [low, high]: [f64; 2]) -> f64 {
     let turns = ORIGINAL * frequency;
     if turns > high {
         1.0

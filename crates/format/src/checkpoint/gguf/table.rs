@@ -6,6 +6,7 @@
 //! | member of a table | says |
 //! |---|---|
 //! | `architecture`, `experts` | of which files: `general.architecture`, and whether they have experts |
+//! | `also` | other values of `model_type` that llama.cpp writes as this architecture |
 //! | `config` | key of `config.json`: see [`Origin`] |
 //! | `rope` | metadata of scaled positions, the tensor of factors that stands for llama3 scaling, and members of YaRN that no metadatum has |
 //! | `supported` | metadata that may be absent or have one of these values, nothing else |
@@ -36,23 +37,25 @@ builtin! {
 /// A table.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Table {
+pub(crate) struct Table {
     /// Where it lies.
     #[serde(skip)]
-    pub(super) path: &'static str,
-    pub(super) architecture: String,
-    pub(super) experts: bool,
-    pub(super) config: Entries<Origin>,
-    pub(super) rope: RopeRow,
-    pub(super) supported: BTreeMap<String, Vec<Value>>,
-    pub(super) unused: BTreeMap<String, String>,
-    pub(super) tensors: BTreeMap<String, Target>,
+    pub(crate) path: &'static str,
+    pub(crate) architecture: String,
+    pub(crate) experts: bool,
+    #[serde(default)]
+    pub(crate) also: Vec<String>,
+    pub(crate) config: Entries<Origin>,
+    pub(crate) rope: RopeRow,
+    pub(crate) supported: BTreeMap<String, Vec<Value>>,
+    pub(crate) unused: BTreeMap<String, String>,
+    pub(crate) tensors: BTreeMap<String, Target>,
 }
 
 /// Where the value of a key of `config.json` comes from.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
-pub(super) enum Origin {
+pub(crate) enum Origin {
     /// Metadata, of which those that are there must agree; one must be, unless there is a default.
     Keys {
         keys: Vec<String>,
@@ -88,24 +91,24 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<V
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RopeRow {
-    pub(super) scaling_type: String,
-    pub(super) factor: String,
-    pub(super) factors: Option<String>,
+pub(crate) struct RopeRow {
+    pub(crate) scaling_type: String,
+    pub(crate) factor: String,
+    pub(crate) factors: Option<String>,
     /// The positions that the model was trained with before they were scaled.
-    pub(super) original: String,
+    pub(crate) original: String,
     /// Members of YaRN that no metadatum has.
     #[serde(default)]
-    pub(super) yarn: Map<String, Value>,
+    pub(crate) yarn: Map<String, Value>,
 }
 
 /// Members of YaRN, and what their metadata end in.
-pub(super) const YARN_BOUNDS: [(&str, &str); 2] =
+pub(crate) const YARN_BOUNDS: [(&str, &str); 2] =
     [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")];
 
 impl RopeRow {
     /// The metadatum of one of [`YARN_BOUNDS`].
-    pub(super) fn yarn_bound(&self, at: usize) -> String {
+    pub(crate) fn yarn_bound(&self, at: usize) -> String {
         self.factor
             .replace("scaling.factor", &format!("scaling.{}", YARN_BOUNDS[at].1))
     }
@@ -114,7 +117,7 @@ impl RopeRow {
 /// What a tensor is called in a checkpoint.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
-pub(super) enum Target {
+pub(crate) enum Target {
     Name(String),
     /// Rows `h * d + 2 * j + t` of the file are rows `h * d + t * d / 2 + j` of the checkpoint, for
     /// each head `h` of `d` rows (`LlamaModel.permute`).
@@ -130,7 +133,7 @@ pub(super) enum Target {
 }
 
 impl Target {
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         match self {
             Self::Name(name) | Self::Interleaved { name, .. } | Self::Changed { name, .. } => name,
         }
@@ -142,7 +145,7 @@ impl Table {
     ///
     /// # Errors
     /// When there is none: the known ones.
-    pub(super) fn find(architecture: &str, experts: bool) -> Result<Self, String> {
+    pub(crate) fn find(architecture: &str, experts: bool) -> Result<Self, String> {
         let mut known = Vec::new();
         for (path, json) in BUILTIN {
             let table: Self = serde_json::from_str(json).expect("built-in tables are tested");
@@ -156,12 +159,48 @@ impl Table {
         Err(format!("general.architecture: expected one of {}, found {found}", known.join(", ")))
     }
 
+    /// The table by which a model of some `model_type` is written.
+    pub(crate) fn of_model(model_type: &str) -> Option<Self> {
+        let means = |table: &Self| {
+            table.model_type() == Some(model_type) || table.also.iter().any(|t| t == model_type)
+        };
+        let all = BUILTIN.iter().map(|(path, json)| {
+            let table: Self = serde_json::from_str(json).expect("built-in tables are tested");
+            Self { path, ..table }
+        });
+        all.into_iter().find(means)
+    }
+
+    /// Every `model_type` that can be written.
+    pub(crate) fn model_types() -> Vec<String> {
+        let tables = BUILTIN.iter().map(|(_, json)| {
+            serde_json::from_str::<Self>(json).expect("built-in tables are tested")
+        });
+        let own = tables.flat_map(|table| {
+            let own = table.model_type().map(str::to_owned);
+            own.into_iter().chain(table.also)
+        });
+        let mut all: Vec<_> = own.collect();
+        all.sort();
+        all
+    }
+
+    /// The `model_type` that files are read as.
+    fn model_type(&self) -> Option<&str> {
+        let mut config = self.config.0.iter();
+        let (_, origin) = config.find(|(key, _)| key == "model_type")?;
+        match origin {
+            Origin::Value { value } => value.as_str(),
+            _ => None,
+        }
+    }
+
     fn described(&self) -> String {
         described(&self.architecture, self.experts)
     }
 
     /// Whether a metadatum has a use.
-    pub(super) fn knows(&self, key: &str) -> bool {
+    pub(crate) fn knows(&self, key: &str) -> bool {
         let read = |origin: &Origin| match origin {
             Origin::Keys { keys, .. } => keys.iter().any(|known| known == key),
             Origin::Less { key: a, less: b } => a == key || b == key,

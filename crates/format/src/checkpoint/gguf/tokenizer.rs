@@ -13,9 +13,9 @@ use serde_json::{Map, Value as Json, json};
 use super::header::{Array, Value};
 
 /// What a space is in a vocabulary of `SentencePiece`.
-const SPACE: &str = "\u{2581}";
+pub(crate) const SPACE: &str = "\u{2581}";
 /// The template for conversations.
-const TEMPLATE: &str = "tokenizer.chat_template";
+pub(crate) const TEMPLATE: &str = "tokenizer.chat_template";
 /// Longer tokens have no merges: they are whole phrases, found before any merge.
 const LONGEST_MERGED: usize = 256;
 /// Rows of text before a BPE: `configs/tokenizers.json`.
@@ -40,7 +40,7 @@ pub(super) fn has_template(metadata: &Metadata<'_>) -> bool {
 /// # Errors
 /// A kind of tokenizer or of splitting text that is not known, and metadata that are missing or
 /// contradict each other.
-pub(super) fn tokenizer(metadata: &Metadata<'_>) -> Result<Vec<u8>, String> {
+pub(crate) fn tokenizer(metadata: &Metadata<'_>) -> Result<Vec<u8>, String> {
     let vocabulary = Vocabulary::new(metadata)?;
     let document = match text(metadata, "model") {
         Some("gpt2") => {
@@ -63,7 +63,7 @@ pub(super) fn tokenizer(metadata: &Metadata<'_>) -> Result<Vec<u8>, String> {
 ///
 /// # Errors
 /// Metadata that are missing or contradict each other.
-pub(super) fn config(metadata: &Metadata<'_>) -> Result<Vec<u8>, String> {
+pub(crate) fn config(metadata: &Metadata<'_>) -> Result<Vec<u8>, String> {
     let vocabulary = Vocabulary::new(metadata)?;
     let config = vocabulary.config(vocabulary.around().map(|token| token.is_some()));
     serde_json::to_vec_pretty(&config).map_err(|e| e.to_string())
@@ -109,8 +109,8 @@ fn merges<'a>(metadata: &Metadata<'a>) -> Result<Vec<(&'a str, &'a str)>, String
 /// How text is cut before its bytes are merged.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Split {
-    /// What `tokenizer.ggml.pre` may be.
+pub(crate) struct Split {
+    /// What `tokenizer.ggml.pre` may be; the first is what is written.
     names: Vec<String>,
     /// Expressions whose matches become pieces, one after the other.
     splits: Vec<String>,
@@ -126,6 +126,18 @@ struct Split {
 }
 
 impl Split {
+    /// What `tokenizer.ggml.pre` says of a tokenizer that cuts text by these expressions. Unicode's form
+    /// decides only between names that differ in nothing else: llama.cpp knows none.
+    pub(crate) fn name(splits: &[String], ignore_merges: bool, nfc: bool) -> Option<String> {
+        let all: Vec<Self> = serde_json::from_str(SPLITS).expect("built-in tables are tested");
+        let mut same = all
+            .into_iter()
+            .filter(|split| split.splits == splits && split.ignore_merges == ignore_merges);
+        let first = same.next()?;
+        let found = if first.nfc == nfc { None } else { same.find(|split| split.nfc == nfc) };
+        found.unwrap_or(first).names.into_iter().next()
+    }
+
     fn find(name: Option<&str>) -> Result<Self, String> {
         let all: Vec<Self> = serde_json::from_str(SPLITS).expect("built-in tables are tested");
         let known: BTreeSet<_> = all.iter().flat_map(|split| split.names.clone()).collect();

@@ -1,0 +1,365 @@
+//! A GGUF file whose values are the model's: affine codes as blocks that hold them exactly, floats in
+//! their own types.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde_json::Value;
+use shardwright_format::arch::Inventory;
+use shardwright_format::checkpoint::{
+    CHAT_TEMPLATE_NAME, CONFIG_NAME, Checkpoint, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME,
+};
+use shardwright_format::gguf::{Head, Model, OutTensor, Outline, Tokenizer};
+use shardwright_format::io::{CONFIG_LIMIT, TOKENIZER_LIMIT};
+use shardwright_format::manifest::Ignored;
+use shardwright_format::model::{Mixer, RopeScaling};
+use shardwright_format::unit::TensorEntry;
+use shardwright_format::weights::Weights;
+use shardwright_format::{Decoder, FormatError, ModelSpec, Role, SourceView, Unit};
+use shardwright_quant::{Encoding, Ggml, Unheld};
+
+use super::companions::plain_config;
+use super::walk::{Rows, each_rows};
+use super::{ExportOptions, Told};
+use crate::error::{ConvertError, Result};
+
+/// Why a bundle's part besides the text model is not in the file.
+const BESIDES: &str = "no part of the text model, for which llama.cpp has files of their own";
+
+/// Writes a model as the file `path`.
+pub(super) fn write(
+    weights: &Weights,
+    path: &Path,
+    name: &str,
+    options: &ExportOptions,
+) -> Result<Told> {
+    let entries = entries(weights)?;
+    let outline = outline(weights, name, &entries)?;
+    let kinds = kinds(weights, &outline, options)?;
+    let head = outline.head(&kinds);
+    let file = begin(path, &head)?;
+    write_factors(&outline, &head, (path, &file))?;
+    // What the file says is read back before the weights are written.
+    let found = Inventory::new(&Checkpoint::open(path)?, None)?;
+    check_same(weights, &found.spec)?;
+    let writing = Writing {
+        file: (path, &file),
+        at: outline
+            .tensors()
+            .iter()
+            .map(|t| t.name.as_str())
+            .zip(0..)
+            .collect(),
+        outline: &outline,
+        kinds: &kinds,
+        head: &head,
+        found: &found,
+    };
+    each_rows(weights, options, &mut |rows| writing.rows(rows))?;
+    Ok(Told { left_out: left_out(weights)?, ..Told::default() })
+}
+
+/// Every tensor of the text model.
+fn entries(weights: &Weights) -> Result<Vec<(Unit, TensorEntry)>> {
+    let mut all = Vec::new();
+    for unit in weights.units().filter(|unit| unit.extra_role().is_none()) {
+        let tensors = weights.layout(unit)?.tensors;
+        all.extend(tensors.iter().map(|entry| (unit, entry.clone())));
+    }
+    Ok(all)
+}
+
+/// What the file says, and its tensors.
+fn outline(weights: &Weights, name: &str, entries: &[(Unit, TensorEntry)]) -> Result<Outline> {
+    let config = plain_config(weights)?;
+    let refused = |detail: String| FormatError::file(weights.root(), detail);
+    let tokenizer = tokenizer(weights)?;
+    let path = weights.root().join(CONFIG_NAME);
+    let model = Model {
+        name,
+        config: (&path, &config),
+        spec: weights.spec(),
+        tokenizer: tokenizer.as_ref(),
+    };
+    let entries = entries.iter().map(|(unit, entry)| (*unit, entry));
+    Ok(Outline::new(&model, entries).map_err(refused)?)
+}
+
+fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {
+    let Some(document) = weights.companion(TOKENIZER_NAME, TOKENIZER_LIMIT)? else {
+        return Ok(None);
+    };
+    let config = weights.companion(TOKENIZER_CONFIG_NAME, CONFIG_LIMIT)?;
+    let template = weights.companion(CHAT_TEMPLATE_NAME, CONFIG_LIMIT)?;
+    let template = template.map(|text| String::from_utf8_lossy(&text).into_owned());
+    let parsed = Tokenizer::parse(&document, config.as_deref(), template);
+    let refused = |detail| FormatError::file(weights.root(), detail);
+    Ok(Some(parsed.map_err(refused)?))
+}
+
+/// Tensors that the file is without.
+fn left_out(weights: &Weights) -> Result<Vec<Ignored>> {
+    let mut all = weights.ignored().to_vec();
+    for unit in weights
+        .bundle()
+        .map(|_| weights.extras())
+        .unwrap_or_default()
+    {
+        for entry in weights.layout(unit)?.tensors.iter() {
+            let (tensor, role) = (entry.source.tensor.clone(), Some(entry.role));
+            all.push(Ignored { tensor, role, reason: BESIDES.to_owned() });
+        }
+    }
+    Ok(all)
+}
+
+/// The type of each tensor: the smallest that holds all its values exactly.
+fn kinds(weights: &Weights, outline: &Outline, options: &ExportOptions) -> Result<Vec<Ggml>> {
+    let mut kinds: Vec<Option<Vec<Ggml>>> = outline.tensors().iter().map(|_| None).collect();
+    let at: BTreeMap<(Unit, Role), usize> = outline
+        .tensors()
+        .iter()
+        .enumerate()
+        .flat_map(|(at, tensor)| tensor.holds.iter().map(move |part| (*part, at)))
+        .collect();
+    each_rows(weights, options, &mut |rows| {
+        let Some(at) = at.get(&(rows.unit, rows.entry.role)) else { return Ok(()) };
+        let candidates = Ggml::candidates(rows.entry.encoding);
+        let kinds = kinds[*at].get_or_insert_with(|| candidates.to_vec());
+        kinds.retain(|kind| candidates.contains(kind));
+        let (matrix, range) = rows.stored();
+        let unheld = Ggml::retain_exact(kinds, matrix, range);
+        if kinds.is_empty() {
+            return Err(refuse(weights, rows, &outline.tensors()[*at], unheld));
+        }
+        Ok(())
+    })?;
+    let chosen = outline.tensors().iter().zip(kinds).map(|(tensor, kinds)| {
+        let kinds = kinds.unwrap_or_default();
+        // What llama.cpp computes with in 32 bits is stored so: the same values.
+        let wide = tensor.wide && kinds.iter().all(|kind| kind.float().is_some());
+        if wide { Ggml::F32 } else { kinds.first().copied().unwrap_or(Ggml::F32) }
+    });
+    Ok(chosen.collect())
+}
+
+/// Names the tensor that cannot go into a file as it is, and the option of `convert` that avoids it.
+fn refuse(
+    weights: &Weights,
+    rows: &Rows<'_>,
+    tensor: &OutTensor,
+    unheld: Option<Unheld>,
+) -> ConvertError {
+    let encoding = rows.entry.encoding;
+    let (found, option) = match (encoding, unheld) {
+        (Encoding::Trellis(_), _) => {
+            ("trellis codes".to_owned(), "an affine recipe (--bits 4, --encodings affine)")
+        }
+        (Encoding::Affine(affine), Some(Unheld { row, col, scale, bias })) => {
+            let found = format!(
+                "{} with scale {scale} and bias {bias} at row {}, column {col}",
+                encoding.label(),
+                rows.range.start + row as u64
+            );
+            let narrow = affine.bits() <= 4;
+            (found, if narrow { "--scale-dtype f16" } else { "--zeros symmetric" })
+        }
+        _ => (encoding.label(), "one encoding for all parts of the tensor (--set)"),
+    };
+    let detail = format!(
+        "{} {} (`{}` in GGUF): expected codes that one of its types holds exactly, found {found}; \
+         convert with {option}",
+        rows.unit, rows.entry.role, tensor.name
+    );
+    FormatError::file(weights.root(), detail).into()
+}
+
+/// Writes the header and makes room for the weights.
+fn begin(path: &Path, head: &Head) -> Result<File> {
+    let io = |e| FormatError::io(path, e);
+    let mut options = File::options();
+    let file = options
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .map_err(io)?;
+    file.write_all_at(&head.bytes, 0).map_err(io)?;
+    file.set_len(head.len).map_err(io)?;
+    Ok(file)
+}
+
+/// Writes the tensors that are no weights.
+fn write_factors(outline: &Outline, head: &Head, (path, file): (&Path, &File)) -> Result<()> {
+    for (tensor, offset) in outline.tensors().iter().zip(&head.offsets) {
+        let values = tensor.values.iter().flatten();
+        let bytes: Vec<_> = values.flat_map(|value| value.to_le_bytes()).collect();
+        file.write_all_at(&bytes, *offset)
+            .map_err(|e| FormatError::io(path, e))?;
+    }
+    Ok(())
+}
+
+/// Refuses a model that the file does not say: what a table turned into metadata and what it is read
+/// back as must be the same mathematics.
+fn check_same(weights: &Weights, found: &ModelSpec) -> Result<()> {
+    let expected = weights.spec();
+    let mut found = found.clone();
+    // Who ends a text is the tokenizer's matter; a table may write several types of model alike.
+    found.model_type.clone_from(&expected.model_type);
+    found.eos_token_ids.clone_from(&expected.eos_token_ids);
+    found.bos_token_id = expected.bos_token_id;
+    for (found, expected) in found.layers.iter_mut().zip(&expected.layers) {
+        let (Mixer::Attention(found), Mixer::Attention(expected)) =
+            (&mut found.mixer, &expected.mixer)
+        else {
+            continue;
+        };
+        let (Some(found), Some(expected)) = (&mut found.rope, &expected.rope) else { continue };
+        let llama3 = |scaling: &RopeScaling| matches!(scaling, RopeScaling::Llama3 { .. });
+        if llama3(&found.scaling) && llama3(&expected.scaling) {
+            // A file has its factors, which leave parameters open.
+            found.scaling.clone_from(&expected.scaling);
+        }
+    }
+    if found == *expected {
+        return Ok(());
+    }
+    let json = |spec: &ModelSpec| serde_json::to_value(spec).unwrap_or_default();
+    let differs = difference("", &json(expected), &json(&found));
+    let detail = differs.unwrap_or_else(|| "expected the same model".to_owned());
+    Err(FormatError::file(weights.root(), format!("GGUF cannot say the model: {detail}")).into())
+}
+
+/// The first member in which two descriptions differ.
+fn difference(path: &str, expected: &Value, found: &Value) -> Option<String> {
+    let null = Value::Null;
+    match (expected, found) {
+        (Value::Object(a), Value::Object(b)) => {
+            let mut keys = a.keys().chain(b.keys());
+            keys.find_map(|key| {
+                let [a, b] = [a, b].map(|object| object.get(key).unwrap_or(&null));
+                difference(&format!("{path}.{key}"), a, b)
+            })
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            let mut pairs = a.iter().zip(b).enumerate();
+            pairs.find_map(|(i, (a, b))| difference(&format!("{path}[{i}]"), a, b))
+        }
+        (a, b) if a == b => None,
+        (a, b) => Some(format!("{}: expected {a}, found {b}", path.trim_start_matches('.'))),
+    }
+}
+
+/// The file while it is filled.
+struct Writing<'a> {
+    file: (&'a Path, &'a File),
+    outline: &'a Outline,
+    kinds: &'a [Ggml],
+    head: &'a Head,
+    /// Where the file's reader finds each tensor of the model.
+    found: &'a Inventory,
+    /// Tensors by name.
+    at: BTreeMap<&'a str, usize>,
+}
+
+impl Writing<'_> {
+    fn put(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let (path, file) = self.file;
+        Ok(file
+            .write_all_at(bytes, offset)
+            .map_err(|e| FormatError::io(path, e))?)
+    }
+
+    /// Writes rows where they lie in their tensor, as its reader finds them.
+    fn rows(&self, rows: &Rows<'_>) -> Result<()> {
+        if rows.unit.extra_role().is_some() {
+            return Ok(());
+        }
+        let (path, _) = self.file;
+        let nowhere = || {
+            let detail = format!("{} {}: no place in the file", rows.unit, rows.entry.role);
+            ConvertError::from(FormatError::file(path, detail))
+        };
+        let view = self.view(rows).ok_or_else(nowhere)?;
+        // A tensor of plain floats keeps the name of its weights there.
+        let (heads, less_one, name) = match &view.decoder {
+            Some(Decoder::Gguf { heads, less_one, tensor, .. }) => {
+                (*heads, *less_one, tensor.as_str())
+            }
+            _ => (None, false, self.name(rows).ok_or_else(nowhere)?),
+        };
+        let at = *self.at.get(name).ok_or_else(nowhere)?;
+        let (kind, cols) = (self.kinds[at], rows.entry.cols);
+        let place = Place { kind, offset: self.head.offsets[at], heads, view: &view };
+        let bytes = if less_one {
+            let more = rows.values().into_iter().map(|value| value + 1.0);
+            more.flat_map(f32::to_le_bytes).collect()
+        } else {
+            let (matrix, range) = rows.stored();
+            let mut bytes = Vec::new();
+            kind.encode(matrix, range, &mut bytes);
+            bytes
+        };
+        if heads.is_none() {
+            return self.put(&bytes, place.byte(view.start + rows.range.start * cols));
+        }
+        // Of a vector the values are in another order, of a matrix the rows.
+        let vector = view.shape.len() < 2;
+        let len = if vector { kind.block_bytes() } else { place.row_len(cols) };
+        let first = if vector { 0 } else { rows.range.start };
+        for (row, bytes) in (first..).zip(bytes.chunks_exact(len as usize)) {
+            let row = place.interleaved(row);
+            let start = if vector { row } else { view.start + row * cols };
+            self.put(bytes, place.byte(start))?;
+        }
+        Ok(())
+    }
+
+    /// The name of the tensor that holds a role.
+    fn name(&self, rows: &Rows<'_>) -> Option<&str> {
+        let part = (rows.unit, rows.entry.role);
+        let mut tensors = self.outline.tensors().iter();
+        tensors
+            .find(|tensor| tensor.holds.contains(&part))
+            .map(|tensor| tensor.name.as_str())
+    }
+
+    /// Where the file's reader finds a tensor.
+    fn view(&self, rows: &Rows<'_>) -> Option<SourceView> {
+        let role = rows.entry.role;
+        let entry = self.found.units.get(&rows.unit)?.find(role)?;
+        Some(entry.in_unit(rows.unit).source)
+    }
+}
+
+/// A tensor of the file.
+struct Place<'a> {
+    kind: Ggml,
+    /// Its first byte.
+    offset: u64,
+    heads: Option<u64>,
+    view: &'a SourceView,
+}
+
+impl Place<'_> {
+    /// The byte of a value at the start of a block.
+    const fn byte(&self, value: u64) -> u64 {
+        self.offset + value / self.kind.block_values() * self.kind.block_bytes()
+    }
+
+    const fn row_len(&self, cols: u64) -> u64 {
+        cols / self.kind.block_values() * self.kind.block_bytes()
+    }
+
+    /// Where a row of the checkpoint lies in the file: see [`Decoder::Gguf`].
+    fn interleaved(&self, row: u64) -> u64 {
+        let all = self.view.shape.first().copied().unwrap_or(1);
+        let head = (all / self.heads.unwrap_or(1).max(1)).max(2);
+        let (h, within) = (row / head, row % head);
+        let (half, j) = (within / (head / 2), within % (head / 2));
+        h * head + 2 * j + half
+    }
+}

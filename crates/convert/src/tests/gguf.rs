@@ -1,0 +1,212 @@
+//! GGUF files: every value the model's, names and metadata those of llama.cpp's own converter.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+use shardwright_format::Unit;
+use shardwright_format::checkpoint::gguf::{Header, Value, read_header};
+use shardwright_format::io::{AlignedBuf, ReadFile};
+use shardwright_format::unit::TensorEntry;
+use shardwright_format::weights::Weights;
+use shardwright_quant::{Backend, Matrix, Zeros};
+
+use super::{Case, SMALL_EXPORT, fixture};
+use crate::{ExportTarget, PlanOptions, Recipe, export};
+
+/// Metadata of a model that a file has besides those that are computed with.
+const IDLE: &[&str] = &["rope.scaling.finetuned", "attention.causal"];
+
+fn cases() -> Vec<Json> {
+    let json = std::fs::read(fixture("gguf/cases.json")).unwrap();
+    let cases: Json = serde_json::from_slice(&json).unwrap();
+    cases["cases"].as_array().unwrap().clone()
+}
+
+fn is_sparse(name: &str) -> bool {
+    ["moe", "mixtral", "gpt_oss"]
+        .iter()
+        .any(|part| name.contains(part))
+}
+
+/// The values of a tensor, by its own reader.
+fn values(weights: &Weights, unit: Unit, entry: &TensorEntry) -> Vec<f32> {
+    let (mut buf, rows) = (AlignedBuf::default(), entry.rows as usize);
+    let entry = entry.in_unit(unit);
+    weights
+        .read_rows(unit, &entry, 0..entry.rows, &mut buf)
+        .unwrap();
+    let matrix = Matrix::new(entry.encoding, rows, entry.cols as usize, buf.as_slice()).unwrap();
+    let mut values = vec![0.0; rows * entry.cols as usize];
+    matrix.dequantize(Backend::detect(), 0..rows, &mut values);
+    values
+}
+
+/// Asserts that a file holds a model, value for value.
+fn assert_same(model: &Weights, file: &Path) {
+    let read = Weights::open(file).unwrap();
+    for unit in model.spec().units() {
+        let (expected, found) = (model.layout(unit).unwrap(), read.layout(unit).unwrap());
+        assert_eq!(expected.tensors.len(), found.tensors.len(), "{unit}");
+        for entry in expected.tensors.iter() {
+            let other = found.find(entry.role).unwrap();
+            let same = values(model, unit, entry) == values(&read, unit, other);
+            assert!(same, "{unit} {}", entry.role);
+        }
+    }
+}
+
+fn exported(model: &Weights, dir: &Path) -> PathBuf {
+    let out = dir.join("model.gguf");
+    let files = export(model, &out, ExportTarget::Gguf, &SMALL_EXPORT)
+        .unwrap()
+        .files;
+    let bytes = std::fs::read(&out).unwrap();
+    assert_eq!(files.len(), 1);
+    assert_eq!(files[0].blake3, blake3::hash(&bytes).into());
+    assert!(!dir.join("model.gguf.partial").exists());
+    out
+}
+
+/// Tensors and metadata of the files of a model.
+fn heads(paths: &[PathBuf]) -> (BTreeMap<String, Vec<u64>>, BTreeMap<String, String>) {
+    let (mut tensors, mut metadata) = (BTreeMap::new(), BTreeMap::new());
+    for path in paths {
+        let file = ReadFile::open(path).unwrap();
+        let bytes = read_header(&file).unwrap();
+        let header = Header::parse(&bytes, file.len() - bytes.len() as u64).unwrap();
+        for tensor in &header.tensors {
+            // A row of one is a vector.
+            let mut shape = tensor.shape.clone();
+            if shape.len() == 2 && shape[0] == 1 {
+                shape.remove(0);
+            }
+            tensors.insert(tensor.name.to_owned(), shape);
+        }
+        for (key, value) in header.metadata {
+            let number = |x: f32| format!("{x:e}");
+            let shown = match value {
+                Value::F32(x) => number(x),
+                Value::F64(x) => number(x as f32),
+                other => format!("{other:?}"),
+            };
+            metadata.insert(key.to_owned(), shown);
+        }
+    }
+    (tensors, metadata)
+}
+
+/// One architecture for each table.
+#[test]
+fn every_architecture_is_written_as_llama_cpp_writes_it() {
+    for case in cases() {
+        let dir = tempfile::tempdir().unwrap();
+        let names: Vec<String> = serde_json::from_value(case["files"].clone()).unwrap();
+        let paths: Vec<_> = names
+            .iter()
+            .map(|name| fixture("gguf").join(name))
+            .collect();
+        let model = Weights::open(&paths[0]).unwrap();
+        let out = exported(&model, dir.path());
+        assert_same(&model, &out);
+        let name = &case["case"];
+        let ((expected, theirs), (found, ours)) = (heads(&paths), heads(&[out]));
+        assert_eq!(found, expected, "{name}");
+        let architecture = &theirs["general.architecture"];
+        assert_eq!(&ours["general.architecture"], architecture);
+        let prefix = architecture
+            .trim_start_matches("Text(\"")
+            .trim_end_matches("\")");
+        for (key, value) in &theirs {
+            let Some(rest) = key.strip_prefix(&format!("{prefix}.")) else { continue };
+            match ours.get(key) {
+                Some(own) => assert_eq!(own, value, "{name} {key}"),
+                None => assert!(IDLE.contains(&rest), "{name} {key}: {value}"),
+            }
+        }
+    }
+}
+
+/// Codes of every width become blocks, in every place that a file has for them: permuted, stacked and
+/// fused rows.
+#[test]
+fn codes_are_written_as_blocks_that_hold_them() {
+    for (name, bits, zeros) in [
+        ("golden/llama3", 4, Zeros::Float),
+        ("golden/llama-bias", 4, Zeros::Symmetric),
+        ("golden/gemma3", 3, Zeros::Integer),
+        ("golden/gpt_oss", 8, Zeros::Symmetric),
+        ("golden/qwen2_moe", 2, Zeros::Float),
+        ("golden/qwen3_moe-fused-t", 6, Zeros::Integer),
+        ("golden/mixtral", 4, Zeros::Integer),
+        ("golden/glm4_moe", 4, Zeros::Float),
+        ("golden/granitemoe", 8, Zeros::Symmetric),
+    ] {
+        let encoding = format!("q{bits}g32:f16").parse().unwrap();
+        let recipe = Recipe::uniform(encoding, is_sparse(name)).with_zeros(zeros);
+        let case = Case::new(&fixture(name), &recipe, PlanOptions::default()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        case.convert(&dir.path().join("b"), 2).unwrap();
+        let model = Weights::open(&dir.path().join("b")).unwrap();
+        let coded = model.census().unwrap();
+        let out = exported(&model, dir.path());
+        assert_same(&model, &out);
+        let blocks = Weights::open(&out).unwrap();
+        let layout = blocks.layout(Unit::Layer(0)).unwrap();
+        assert!(layout.tensors.iter().any(|entry| blocks.is_coded(entry)), "{name} {coded:?}");
+        assert!(
+            layout
+                .tensors
+                .iter()
+                .all(|entry| entry.encoding.float().is_some())
+        );
+    }
+}
+
+/// What cannot go exactly is refused with the tensor and the option that avoids it; nothing is left.
+#[test]
+fn what_a_file_cannot_hold_is_refused() {
+    for (name, encoding, expected) in [
+        ("golden/llama3", "t3s10", "found trellis codes; convert with an affine recipe"),
+        ("golden/llama3", "q8g32:f16", "convert with --zeros symmetric"),
+        ("golden/gemma2", "keep", "model_type: expected one of "),
+    ] {
+        let recipe = Recipe::uniform(encoding.parse().unwrap(), false);
+        let case = Case::new(&fixture(name), &recipe, PlanOptions::default()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        case.convert(&dir.path().join("b"), 2).unwrap();
+        let model = Weights::open(&dir.path().join("b")).unwrap();
+        let out = dir.path().join("model.gguf");
+        let refused = export(&model, &out, ExportTarget::Gguf, &SMALL_EXPORT).unwrap_err();
+        assert!(refused.to_string().contains(expected), "{refused}");
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1);
+        let other = export(&model, &dir.path().join("b.bin"), ExportTarget::Gguf, &SMALL_EXPORT);
+        let other = other.unwrap_err().to_string();
+        assert!(other.ends_with("expected the name of a file that ends in .gguf"), "{other}");
+    }
+}
+
+/// A model whose mathematics the metadata cannot say is refused by the member in which they differ.
+#[test]
+fn a_model_that_a_file_would_not_say_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let ckpt = dir.path().join("ckpt");
+    shardwright_testing::copy_dir(&fixture("golden/qwen3"), &ckpt);
+    let path = ckpt.join("config.json");
+    let mut config: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["use_sliding_window"] = true.into();
+    config["sliding_window"] = 4.into();
+    config["max_window_layers"] = 0.into();
+    config.as_object_mut().unwrap().remove("layer_types");
+    std::fs::write(&path, config.to_string()).unwrap();
+    let model = Weights::open(&ckpt).unwrap();
+    let out = dir.path().join("model.gguf");
+    let refused = export(&model, &out, ExportTarget::Gguf, &SMALL_EXPORT)
+        .unwrap_err()
+        .to_string();
+    let expected =
+        "GGUF cannot say the model: layers[0].mixer.sliding_window: expected 4, found null";
+    assert!(refused.ends_with(expected), "{refused}");
+    assert!(!out.exists());
+}
