@@ -127,6 +127,7 @@ fn kept_rule(roles: Roles) -> Rule {
     Rule {
         matches: Match { role: Some(roles), ..Match::default() },
         encoding: EncodingSpec::Keep,
+        zeros: shardwright_quant::Zeros::Float,
         method: None,
         fallback: Vec::new(),
         optional: true,

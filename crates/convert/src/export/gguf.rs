@@ -57,14 +57,19 @@ pub(super) fn write(
         head: &head,
         found: &found,
     };
-    each_rows(weights, options, &mut |rows| writing.rows(rows))?;
+    each_rows(weights, text_units(weights), options, &mut |rows| writing.rows(rows))?;
     Ok(Told { left_out: left_out(weights)?, ..Told::default() })
+}
+
+/// The units of the text model.
+fn text_units(weights: &Weights) -> impl Iterator<Item = Unit> + '_ {
+    weights.units().filter(|unit| unit.extra_role().is_none())
 }
 
 /// Every tensor of the text model.
 fn entries(weights: &Weights) -> Result<Vec<(Unit, TensorEntry)>> {
     let mut all = Vec::new();
-    for unit in weights.units().filter(|unit| unit.extra_role().is_none()) {
+    for unit in text_units(weights) {
         let tensors = weights.layout(unit)?.tensors;
         all.extend(tensors.iter().map(|entry| (unit, entry.clone())));
     }
@@ -124,7 +129,7 @@ fn kinds(weights: &Weights, outline: &Outline, options: &ExportOptions) -> Resul
         .enumerate()
         .flat_map(|(at, tensor)| tensor.holds.iter().map(move |part| (*part, at)))
         .collect();
-    each_rows(weights, options, &mut |rows| {
+    each_rows(weights, text_units(weights), options, &mut |rows| {
         let Some(at) = at.get(&(rows.unit, rows.entry.role)) else { return Ok(()) };
         let candidates = Ggml::candidates(rows.entry.encoding);
         let kinds = kinds[*at].get_or_insert_with(|| candidates.to_vec());
@@ -275,9 +280,6 @@ impl Writing<'_> {
 
     /// Writes rows where they lie in their tensor, as its reader finds them.
     fn rows(&self, rows: &Rows<'_>) -> Result<()> {
-        if rows.unit.extra_role().is_some() {
-            return Ok(());
-        }
         let (path, _) = self.file;
         let nowhere = || {
             let detail = format!("{} {}: no place in the file", rows.unit, rows.entry.role);

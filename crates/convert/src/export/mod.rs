@@ -245,12 +245,11 @@ impl Partial {
 impl Partial {
     /// Makes the one file durable and gives it its name.
     fn finish_file(&self, name: &str, out: &Path) -> Result<Vec<ExportedFile>> {
-        let mark = self.dir.join(MARK);
-        fs::remove_file(&mark).map_err(|e| FormatError::io(&mark, e))?;
         let mut files = Vec::new();
         sealed(&self.dir, "", &mut files)?;
+        files.retain(|file| file.path != MARK);
         publish(&self.dir.join(name), out)?;
-        fs::remove_dir(&self.dir).map_err(|e| FormatError::io(&self.dir, e))?;
+        fs::remove_dir_all(&self.dir).map_err(|e| FormatError::io(&self.dir, e))?;
         Ok(files)
     }
 }
