@@ -113,7 +113,8 @@ pub(super) fn encoded(
     let mut made = [parts.weight, parts.scales, parts.biases].map(|len| vec![0; len as usize]);
     let [weight, scales, biases] = &mut made;
     let (backend, method, objective) = (Backend::detect(), Method::Search, Objective::Weights);
-    let job = Job { backend, x: &values, cols, encoding, method, objective };
+    let zeros = shardwright_quant::Zeros::Float;
+    let job = Job { backend, x: &values, cols, encoding, method, zeros, objective };
     stats =
         quantize(&job, PartsMut { weight, scales, biases }).map_err(|e| refused(e.to_string()))?;
     tally.add(name, &stats);

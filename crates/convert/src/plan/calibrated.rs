@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardwright_format::manifest::{Calibration, Manifest};
 use shardwright_format::{TensorEntry, Unit};
 use shardwright_quant::{Encoding, KEPT_COLS, Method};
+
+use super::resolve::Rounding;
 use shardwright_runtime::PassRoom;
 
 use crate::calibrate::collect::HessianSum;
@@ -51,7 +53,7 @@ struct UnitRoom {
 }
 
 impl UnitRoom {
-    fn new(unit: Unit, len: u64, tensors: &[TensorEntry], methods: &[Method]) -> Self {
+    fn new(unit: Unit, len: u64, tensors: &[TensorEntry], methods: &[Rounding]) -> Self {
         let (mut room, mut sites) = (Self { len, ..Self::default() }, BTreeSet::new());
         for (entry, method) in tensors.iter().zip(methods) {
             let bytes = entry.rows * entry.cols * entry.source.dtype.size() as u64;
@@ -62,7 +64,8 @@ impl UnitRoom {
                 room.sums += HessianSum::byte_len(entry.cols as usize) as u64;
             }
             let rotated = rotates(entry);
-            let rounded = rotated || (entry.encoding.float().is_none() && *method == Method::Gptq);
+            let rounded =
+                rotated || (entry.encoding.float().is_none() && method.method == Method::Gptq);
             if rounded && sites.insert((key, Some(rotated))) {
                 room.factors += 4 * entry.cols * entry.cols;
             }
@@ -120,7 +123,7 @@ impl LayerRoom {
 /// model; none without a text. `methods` are those of each unit's tensors, of expert 0 for all.
 pub fn peak(
     manifest: &Manifest,
-    methods: &BTreeMap<Unit, Vec<Method>>,
+    methods: &BTreeMap<Unit, Vec<Rounding>>,
     source_bytes: u64,
     threads: usize,
 ) -> Option<u64> {
@@ -147,7 +150,10 @@ pub fn peak(
     Some(all + all / 32)
 }
 
-fn layers(manifest: &Manifest, methods: &BTreeMap<Unit, Vec<Method>>) -> BTreeMap<u32, LayerRoom> {
+fn layers(
+    manifest: &Manifest,
+    methods: &BTreeMap<Unit, Vec<Rounding>>,
+) -> BTreeMap<u32, LayerRoom> {
     let mut layers = BTreeMap::<u32, LayerRoom>::new();
     let room = |unit, len, tensors: &[TensorEntry]| {
         let methods = methods.get(&unit).map_or(&[][..], Vec::as_slice);

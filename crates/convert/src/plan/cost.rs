@@ -7,8 +7,8 @@ use shardwright_format::census::Tally;
 use shardwright_format::manifest::Manifest;
 use shardwright_format::model::Ffn;
 use shardwright_format::{Role, Unit};
-use shardwright_quant::Method;
 
+use super::resolve::Rounding;
 use super::{PlanOptions, calibrated};
 use crate::convert::memory;
 
@@ -94,7 +94,7 @@ pub fn summarize(manifest: &Manifest) -> Summary {
 /// Estimates what conversion and decoding need.
 pub fn cost(
     manifest: &Manifest,
-    methods: &BTreeMap<Unit, Vec<Method>>,
+    methods: &BTreeMap<Unit, Vec<Rounding>>,
     bundle_bytes: u64,
     options: &PlanOptions,
 ) -> Cost {

@@ -89,7 +89,8 @@ pub struct Chosen {
 }
 
 /// How a tensor's codes are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rounding {
     pub method: Method,
     pub zeros: Zeros,

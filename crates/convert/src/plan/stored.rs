@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 use shardwright_format::Unit;
 use shardwright_format::manifest::{Hash, Manifest};
-use shardwright_quant::Method;
 
+use super::resolve::Rounding;
 use super::{Cost, Plan};
 
 /// All of a plan but its manifest, which has a form of its own, and its cost, which depends on threads.
@@ -13,7 +13,7 @@ use super::{Cost, Plan};
 #[serde(deny_unknown_fields)]
 struct Stored {
     plan: Plan,
-    methods: Vec<(Unit, Vec<Method>)>,
+    methods: Vec<(Unit, Vec<Rounding>)>,
     /// Hashes that the checkpoint's files must have, where that is known.
     expected: Vec<Option<Hash>>,
 }
