@@ -42,6 +42,23 @@ fn an_export_for_mlx_says_what_the_bundle_says() {
     assert_eq!(run("out")["tokens"], run("mlx")["tokens"]);
 }
 
+/// The file holds every value of the bundle, and computes with its tokenizer as the bundle does.
+#[test]
+fn a_bundle_goes_to_gguf_and_holds_against_itself() {
+    for zeros in ["float", "symmetric"] {
+        let scratch = Scratch::with("fixture-2m");
+        scratch.ok(&format!("convert ckpt -o out --bits 4 --group-size 32 --zeros {zeros}"));
+        let told = scratch.json("export out --to gguf -o model.gguf");
+        let hash = blake3::hash(&std::fs::read(scratch.path("model.gguf")).unwrap()).to_hex();
+        assert_eq!(told["files"][0]["blake3"], json!(hash.as_str()));
+        let held = scratch.json("verify model.gguf --against out");
+        assert_eq!(held["verdict"], json!("holds"), "{held}");
+        assert_eq!(held["fidelity"]["exact"], held["fidelity"]["tensors"]);
+        let run = |model: &str| scratch.json(&format!("run {model} --prompt Once -n 12"));
+        assert_eq!(run("out")["tokens"], run("model.gguf")["tokens"]);
+    }
+}
+
 #[test]
 fn what_an_engine_has_no_model_of_is_refused_by_name() {
     let scratch = Scratch::with("golden/arcee");

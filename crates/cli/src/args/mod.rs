@@ -233,10 +233,11 @@ pub struct ExportArgs {
     /// Directory to create, or the .gguf file
     #[arg(short, long = "output", value_name = "DIR|FILE")]
     pub out: PathBuf,
-    /// Type of the dequantized weights; to mlx, of the norms that mlx-lm adds one to and of nothing else
+    /// Type of the dequantized weights; to mlx, of the norms that mlx-lm adds one to and of nothing else;
+    /// to gguf, of nothing
     #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
     pub dtype: DtypeArg,
-    /// Store anew what the form cannot hold, and say what error that adds
+    /// Store anew what mlx-lm cannot hold, and say what error that adds; gguf refuses it all the same
     #[arg(long)]
     pub requantize: bool,
     #[command(flatten)]

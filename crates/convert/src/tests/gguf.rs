@@ -119,9 +119,12 @@ fn every_architecture_is_written_as_llama_cpp_writes_it() {
             .trim_end_matches("\")");
         for (key, value) in &theirs {
             let Some(rest) = key.strip_prefix(&format!("{prefix}.")) else { continue };
+            // Positions that nothing scales have no use for the length before scaling.
+            let scaled = theirs.contains_key(&format!("{prefix}.rope.scaling.type"));
+            let unscaled = !scaled && rest == "rope.scaling.original_context_length";
             match ours.get(key) {
                 Some(own) => assert_eq!(own, value, "{name} {key}"),
-                None => assert!(IDLE.contains(&rest), "{name} {key}: {value}"),
+                None => assert!(unscaled || IDLE.contains(&rest), "{name} {key}: {value}"),
             }
         }
     }
@@ -134,7 +137,7 @@ fn codes_are_written_as_blocks_that_hold_them() {
     for (name, bits, zeros) in [
         ("golden/llama3", 4, Zeros::Float),
         ("golden/llama-bias", 4, Zeros::Symmetric),
-        ("golden/gemma3", 3, Zeros::Integer),
+        ("golden/qwen3", 3, Zeros::Integer),
         ("golden/gpt_oss", 8, Zeros::Symmetric),
         ("golden/qwen2_moe", 2, Zeros::Float),
         ("golden/qwen3_moe-fused-t", 6, Zeros::Integer),
