@@ -3,6 +3,7 @@
 use serde_json::Value;
 use shardwright_format::Role;
 use shardwright_format::arch::Arch;
+use shardwright_quant::Zeros;
 
 use crate::error::Result;
 use crate::export::Family;
@@ -127,7 +128,7 @@ fn kept_rule(roles: Roles) -> Rule {
     Rule {
         matches: Match { role: Some(roles), ..Match::default() },
         encoding: EncodingSpec::Keep,
-        zeros: shardwright_quant::Zeros::Float,
+        zeros: Zeros::Float,
         method: None,
         fallback: Vec::new(),
         optional: true,

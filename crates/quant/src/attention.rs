@@ -127,11 +127,11 @@ fn some_heads<S: Simd, const H: usize>(
         for (row, position) in rows[..count].iter_mut().zip(start..) {
             *row = position % a.capacity * a.stride;
         }
-        let (seen, scores) = (&rows[..count], &mut weights);
+        let seen = &rows[..count];
         match a.keys.dtype {
-            Float::F32 => scores_of::<S, F32, H, _>(s, a, q, seen, scores),
-            Float::F16 => scores_of::<S, F16, H, _>(s, a, q, seen, scores),
-            Float::Bf16 => scores_of::<S, Bf16, H, _>(s, a, q, seen, scores),
+            Float::F32 => scores::<S, F32, H, _>(s, a, q, seen, &mut weights),
+            Float::F16 => scores::<S, F16, H, _>(s, a, q, seen, &mut weights),
+            Float::Bf16 => scores::<S, Bf16, H, _>(s, a, q, seen, &mut weights),
         }
         if let Some(cap) = a.cap {
             for scores in &mut weights {
@@ -164,9 +164,9 @@ fn some_heads<S: Simd, const H: usize>(
             sum[h] += s.sum(s.add(a, b));
         }
         match a.values.dtype {
-            Float::F32 => mix::<S, F32, H, _>(s, a, &weights, &rows[..count], out),
-            Float::F16 => mix::<S, F16, H, _>(s, a, &weights, &rows[..count], out),
-            Float::Bf16 => mix::<S, Bf16, H, _>(s, a, &weights, &rows[..count], out),
+            Float::F32 => mix::<S, F32, H, _>(s, a, &weights, seen, out),
+            Float::F16 => mix::<S, F16, H, _>(s, a, &weights, seen, out),
+            Float::Bf16 => mix::<S, Bf16, H, _>(s, a, &weights, seen, out),
         }
     }
     for (out, sum) in out.chunks_exact_mut(width).zip(sum) {
@@ -179,7 +179,7 @@ fn some_heads<S: Simd, const H: usize>(
 
 /// Scores of the keys in `rows`; minus infinity, whose weight is 0, behind them.
 #[inline(always)]
-fn scores_of<S: Simd, T: Stored<SIZE>, const H: usize, const SIZE: usize>(
+fn scores<S: Simd, T: Stored<SIZE>, const H: usize, const SIZE: usize>(
     s: S,
     a: &Attention<'_>,
     q: [&[f32]; H],

@@ -8,10 +8,10 @@ use shardwright_runtime::CacheTypes;
 #[derive(Clone, Copy, Debug, Args)]
 pub struct CacheArgs {
     /// How the KV cache keeps keys, and all that latent attention keeps
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheType::F16)]
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheArgs::DEFAULT.cache_type_k)]
     pub cache_type_k: CacheType,
     /// How the KV cache keeps values
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheType::F16)]
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheArgs::DEFAULT.cache_type_v)]
     pub cache_type_v: CacheType,
 }
 

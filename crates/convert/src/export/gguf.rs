@@ -13,7 +13,6 @@ use shardwright_format::checkpoint::{
 };
 use shardwright_format::gguf::{Head, Model, OutTensor, Outline, Tokenizer};
 use shardwright_format::io::{CONFIG_LIMIT, TOKENIZER_LIMIT};
-use shardwright_format::manifest::Ignored;
 use shardwright_format::model::{Mixer, RopeScaling};
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
@@ -21,8 +20,9 @@ use shardwright_format::{Decoder, FormatError, ModelSpec, Role, SourceView, Unit
 use shardwright_quant::{Encoding, Ggml, Unheld};
 
 use super::companions::plain_config;
+use super::told::left_out;
 use super::walk::{Rows, each_rows};
-use super::{ExportOptions, Told};
+use super::{ExportOptions, Exported};
 use crate::error::{ConvertError, Result};
 
 /// Why a bundle's part besides the text model is not in the file.
@@ -34,31 +34,21 @@ pub(super) fn write(
     path: &Path,
     name: &str,
     options: &ExportOptions,
-) -> Result<Told> {
+) -> Result<Exported> {
     let entries = entries(weights)?;
     let outline = outline(weights, name, &entries)?;
-    let kinds = kinds(weights, &outline, options)?;
+    let at = holders(&outline);
+    let kinds = kinds(weights, (&outline, &at), options)?;
     let head = outline.head(&kinds);
     let file = begin(path, &head)?;
     write_factors(&outline, &head, (path, &file))?;
     // What the file says is read back before the weights are written.
     let found = Inventory::new(&Checkpoint::open(path)?, None)?;
     check_same(weights, &found.spec)?;
-    let writing = Writing {
-        file: (path, &file),
-        at: outline
-            .tensors()
-            .iter()
-            .map(|t| t.name.as_str())
-            .zip(0..)
-            .collect(),
-        outline: &outline,
-        kinds: &kinds,
-        head: &head,
-        found: &found,
-    };
+    let writing =
+        Writing { file: (path, &file), at: &at, kinds: &kinds, head: &head, found: &found };
     each_rows(weights, text_units(weights), options, &mut |rows| writing.rows(rows))?;
-    Ok(Told { left_out: left_out(weights)?, ..Told::default() })
+    Ok(Exported { left_out: left_out(weights, BESIDES)?, ..Exported::default() })
 }
 
 /// The units of the text model.
@@ -104,31 +94,23 @@ fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {
     Ok(Some(parsed.map_err(refused)?))
 }
 
-/// Tensors that the file is without.
-fn left_out(weights: &Weights) -> Result<Vec<Ignored>> {
-    let mut all = weights.ignored().to_vec();
-    for unit in weights
-        .bundle()
-        .map(|_| weights.extras())
-        .unwrap_or_default()
-    {
-        for entry in weights.layout(unit)?.tensors.iter() {
-            let (tensor, role) = (entry.source.tensor.clone(), Some(entry.role));
-            all.push(Ignored { tensor, role, reason: BESIDES.to_owned() });
-        }
-    }
-    Ok(all)
+/// The number of the file's tensor that holds each one of the model.
+type Holders = BTreeMap<(Unit, Role), usize>;
+
+fn holders(outline: &Outline) -> Holders {
+    let tensors = outline.tensors().iter().enumerate();
+    tensors
+        .flat_map(|(at, tensor)| tensor.holds.iter().map(move |part| (*part, at)))
+        .collect()
 }
 
 /// The type of each tensor: the smallest that holds all its values exactly.
-fn kinds(weights: &Weights, outline: &Outline, options: &ExportOptions) -> Result<Vec<Ggml>> {
+fn kinds(
+    weights: &Weights,
+    (outline, at): (&Outline, &Holders),
+    options: &ExportOptions,
+) -> Result<Vec<Ggml>> {
     let mut kinds: Vec<Option<Vec<Ggml>>> = outline.tensors().iter().map(|_| None).collect();
-    let at: BTreeMap<(Unit, Role), usize> = outline
-        .tensors()
-        .iter()
-        .enumerate()
-        .flat_map(|(at, tensor)| tensor.holds.iter().map(move |part| (*part, at)))
-        .collect();
     each_rows(weights, text_units(weights), options, &mut |rows| {
         let Some(at) = at.get(&(rows.unit, rows.entry.role)) else { return Ok(()) };
         let candidates = Ggml::candidates(rows.entry.encoding);
@@ -261,13 +243,11 @@ fn difference(path: &str, expected: &Value, found: &Value) -> Option<String> {
 /// The file while it is filled.
 struct Writing<'a> {
     file: (&'a Path, &'a File),
-    outline: &'a Outline,
     kinds: &'a [Ggml],
     head: &'a Head,
     /// Where the file's reader finds each tensor of the model.
     found: &'a Inventory,
-    /// Tensors by name.
-    at: BTreeMap<&'a str, usize>,
+    at: &'a Holders,
 }
 
 impl Writing<'_> {
@@ -286,14 +266,14 @@ impl Writing<'_> {
             ConvertError::from(FormatError::file(path, detail))
         };
         let view = self.view(rows).ok_or_else(nowhere)?;
-        // A tensor of plain floats keeps the name of its weights there.
-        let (heads, less_one, name) = match &view.decoder {
-            Some(Decoder::Gguf { heads, less_one, tensor, .. }) => {
-                (*heads, *less_one, tensor.as_str())
-            }
-            _ => (None, false, self.name(rows).ok_or_else(nowhere)?),
+        let (heads, less_one) = match &view.decoder {
+            Some(Decoder::Gguf { heads, less_one, .. }) => (*heads, *less_one),
+            _ => (None, false),
         };
-        let at = *self.at.get(name).ok_or_else(nowhere)?;
+        let at = *self
+            .at
+            .get(&(rows.unit, rows.entry.role))
+            .ok_or_else(nowhere)?;
         let (kind, cols) = (self.kinds[at], rows.entry.cols);
         let place = Place { kind, offset: self.head.offsets[at], heads, view: &view };
         let bytes = if less_one {
@@ -318,15 +298,6 @@ impl Writing<'_> {
             self.put(bytes, place.byte(start))?;
         }
         Ok(())
-    }
-
-    /// The name of the tensor that holds a role.
-    fn name(&self, rows: &Rows<'_>) -> Option<&str> {
-        let part = (rows.unit, rows.entry.role);
-        let mut tensors = self.outline.tensors().iter();
-        tensors
-            .find(|tensor| tensor.holds.contains(&part))
-            .map(|tensor| tensor.name.as_str())
     }
 
     /// Where the file's reader finds a tensor.

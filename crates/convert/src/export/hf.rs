@@ -5,23 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::json;
-use shardwright_format::Decoder;
 use shardwright_format::checkpoint::{CONFIG_NAME, write_view};
 use shardwright_format::weights::Weights;
-use shardwright_quant::narrow;
 
 use super::companions::{copy, copy_companions, plain_config, write_json};
 use super::places::Places;
 use super::tensor_files::{Tensor, TensorFiles};
-use super::walk::{Rows, each_rows};
-use super::{ExportDtype, ExportOptions, Told};
+use super::told::quantized_before;
+use super::walk::{Rows, each_rows, narrowed};
+use super::{ExportDtype, ExportOptions, Exported};
 use crate::error::{ConvertError, Result};
 
 /// What a checkpoint's header says of who reads it.
 const FORMAT: &str = "pt";
 
 /// Writes a model as a checkpoint of plain floats into `dir`.
-pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Told> {
+pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Exported> {
     let places = Places::new(weights.spec());
     let (tensors, unquantized) = tensors(weights, &places, options.dtype)?;
     let files = TensorFiles::create(dir, &tensors, options.file_limit, FORMAT)?;
@@ -37,7 +36,7 @@ pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> R
         write_config(weights, dir, options.dtype)?;
     }
     let left_out = weights.ignored().to_vec();
-    Ok(Told { unquantized, left_out, ..Told::default() })
+    Ok(Exported { unquantized, left_out, ..Exported::default() })
 }
 
 /// Every tensor by name, and how the checkpoint held those that are floats only here.
@@ -50,8 +49,7 @@ fn tensors(
         (BTreeMap::<String, (Tensor, u64)>::new(), BTreeSet::new());
     for unit in weights.units() {
         for entry in weights.layout(unit)?.tensors.iter() {
-            let coded = entry.source.decoder.as_ref();
-            unquantized.extend(coded.filter(|d| !d.is_plain()).map(Decoder::label));
+            unquantized.extend(quantized_before(entry));
             let view = places.view(unit, entry);
             let dtype = dtype.for_source(view.dtype).into();
             let new = || (Tensor { dtype, shape: view.shape }, 0);
@@ -87,9 +85,7 @@ fn write_rows(
     let view = places.view(rows.unit, rows.entry);
     let dtype = dtype.for_source(view.dtype);
     let Some(to) = files.tensor(&view.tensor) else { return Ok(()) };
-    let values = rows.values();
-    let mut bytes = vec![0; values.len() * dtype.size()];
-    narrow(dtype, &values, &mut bytes);
+    let bytes = narrowed(dtype, &rows.values());
     Ok(write_view(&view, rows.range.clone(), &bytes, &to)?)
 }
 

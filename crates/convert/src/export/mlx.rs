@@ -5,19 +5,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use shardwright_format::checkpoint::{CONFIG_NAME, Dtype, write_view};
-use shardwright_format::manifest::Ignored;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
-use shardwright_format::{Decoder, FormatError, Role, SourceView, Unit};
-use shardwright_quant::{Affine, Encoding, Float, narrow};
+use shardwright_format::{FormatError, Role, SourceView, Unit};
+use shardwright_quant::{Affine, Encoding, Float};
 
 use super::companions::{copy_companions, plain_config, write_json};
 use super::mlx_config::{Modules, describe};
-use super::mlx_places::{Family, Halves, MlxPlaces};
+use super::mlx_places::{Family, Halves, MlxPlaces, Place};
 use super::requantize::{Tally, encoded, stand_in};
 use super::tensor_files::{Tensor, TensorFiles};
-use super::walk::{Rows, each_rows};
-use super::{ExportOptions, Told};
+use super::told::{left_out, quantized_before};
+use super::walk::{Rows, each_rows, narrowed};
+use super::{ExportOptions, Exported};
 use crate::error::{ConvertError, Result};
 
 /// What the headers say of who reads the files.
@@ -26,7 +26,7 @@ const FORMAT: &str = "mlx";
 const HELP: &str = "`convert --for mlx` stores it so, and --requantize stores it anew";
 
 /// Writes a model as mlx-lm loads it into `dir`.
-pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Told> {
+pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Exported> {
     let mut config = plain_config(weights)?;
     let family = Family::of(config["model_type"].as_str().unwrap_or_default())?;
     let places = MlxPlaces::new(&family, weights.spec())?;
@@ -41,7 +41,7 @@ pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> R
     copy_companions(weights, dir)?;
     describe(&mut config, weights.spec(), &family, &modules);
     write_json(&dir.join(CONFIG_NAME), &config)?;
-    Ok(Told { differences, requantized: tally.finish(), ..told })
+    Ok(Exported { differences, requantized: tally.finish(), ..told })
 }
 
 /// A tensor of the export that holds rows of one of the model's.
@@ -63,9 +63,11 @@ impl Form<'_> {
     ///
     /// # Errors
     /// What MLX cannot hold as it is: the tensor, and the option that avoids it.
-    fn tensors(&self) -> Result<(BTreeMap<String, Tensor>, Modules, Told)> {
+    fn tensors(&self) -> Result<(BTreeMap<String, Tensor>, Modules, Exported)> {
         let (mut tensors, mut modules) = (BTreeMap::<String, Tensor>::new(), Modules::default());
-        let mut told = Told::default();
+        let reason = "mlx-lm has the text model alone";
+        let left_out = left_out(self.weights, reason)?;
+        let mut told = Exported { left_out, ..Exported::default() };
         // Weights that units of the model give a tensor, and those that it has.
         let mut filled = BTreeMap::<String, [u64; 2]>::new();
         for unit in self.weights.spec().units() {
@@ -93,7 +95,6 @@ impl Form<'_> {
                 format!("tensor `{name}`: expected {all} weights, the model holds {found}");
             return Err(ConvertError::Plan(detail));
         }
-        self.tell_left_out(&mut told)?;
         Ok((tensors, modules, told))
     }
 
@@ -157,29 +158,12 @@ impl Form<'_> {
         }
     }
 
-    /// Lists what mlx-lm's models have no place for.
-    fn tell_left_out(&self, told: &mut Told) -> Result<()> {
-        told.left_out.extend(self.weights.ignored().iter().cloned());
-        for unit in self.weights.extras() {
-            for entry in self.weights.layout(unit)?.tensors.iter() {
-                let (tensor, role) = (entry.source.tensor.clone(), Some(entry.role));
-                let reason = "mlx-lm has the text model alone".to_owned();
-                told.left_out.push(Ignored { tensor, role, reason });
-            }
-        }
-        told.left_out.sort_by(|a, b| a.tensor.cmp(&b.tensor));
-        Ok(())
-    }
-
     /// The tensors of the export that hold one of the model's, in the order of its parts.
     fn pieces(&self, unit: Unit, entry: &TensorEntry) -> Result<Vec<Piece>> {
         let dtype = self.float(entry);
         if let Some(halves) = self.places.halves(unit, entry)? {
-            let piece = |place: super::mlx_places::Place| Piece {
-                name: place.name,
-                dtype: dtype.into(),
-                shape: place.shape,
-            };
+            let piece =
+                |place: Place| Piece { name: place.name, dtype: dtype.into(), shape: place.shape };
             return Ok(vec![piece(halves.keys), piece(halves.values)]);
         }
         let place = self.places.place(unit, entry)?;
@@ -285,16 +269,4 @@ fn affine_pieces(module: &str, shape: &[u64], affine: Affine) -> Vec<Piece> {
         Piece { name: format!("{module}.scales"), dtype: scale, shape: with(groups) },
         Piece { name: format!("{module}.biases"), dtype: scale, shape: with(groups) },
     ]
-}
-
-/// How the checkpoint held what is floats here, if in codes.
-fn quantized_before(entry: &TensorEntry) -> Option<String> {
-    let decoder = entry.source.decoder.as_ref();
-    decoder.filter(|d| !d.is_plain()).map(Decoder::label)
-}
-
-fn narrowed(dtype: Float, values: &[f32]) -> Vec<u8> {
-    let mut bytes = vec![0; values.len() * dtype.size()];
-    narrow(dtype, values, &mut bytes);
-    bytes
 }

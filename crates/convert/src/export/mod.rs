@@ -12,6 +12,7 @@ mod mlx_places;
 mod places;
 mod requantize;
 mod tensor_files;
+mod told;
 mod walk;
 
 use std::collections::BTreeSet;
@@ -103,23 +104,10 @@ pub struct ExportedFile {
     pub blake3: Hash,
 }
 
-/// What the writer of a form has to tell.
-#[derive(Debug, Default)]
-struct Told {
-    /// How the model's checkpoint held tensors that are plain floats now.
-    unquantized: BTreeSet<String>,
-    /// What the model has, or its checkpoint had, and the export lacks.
-    left_out: Vec<Ignored>,
-    /// What the form's engine computes otherwise than the model says.
-    differences: Vec<String>,
-    /// What was stored anew.
-    requantized: Option<Requantized>,
-}
-
 /// What an export wrote.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Exported {
-    /// Its files, by their paths.
+    /// Its files, by their paths; none until all are written.
     pub files: Vec<ExportedFile>,
     /// How the model's checkpoint held tensors that are plain floats now.
     pub unquantized: BTreeSet<String>,
@@ -160,13 +148,9 @@ pub fn export(
         (ExportTarget::Mlx, _) => mlx::write(weights, &partial.dir, options),
         _ => hf::write(weights, &partial.dir, options),
     };
-    let exported = exported.and_then(|told| {
-        let files = match &single {
-            Some((name, _)) => partial.finish_file(name, out)?,
-            None => partial.finish(out)?,
-        };
-        let Told { unquantized, left_out, differences, requantized } = told;
-        Ok(Exported { files, unquantized, left_out, differences, requantized })
+    let exported = exported.and_then(|exported| {
+        let name = single.as_ref().map(|(name, _)| name.as_str());
+        Ok(Exported { files: partial.finish(name, out)?, ..exported })
     });
     if exported.is_err() {
         // Nothing half-made is left; that it cannot be removed is no news after the first error.
@@ -228,28 +212,22 @@ impl Partial {
         Ok(Self { dir, _mark: mark })
     }
 
-    /// Makes all files durable and gives the directory its name.
-    fn finish(&self, out: &Path) -> Result<Vec<ExportedFile>> {
-        let mark = self.dir.join(MARK);
+    /// Makes all files durable and gives the directory its name, or the `single` file that the form
+    /// consists of.
+    fn finish(&self, single: Option<&str>, out: &Path) -> Result<Vec<ExportedFile>> {
         let mut files = Vec::new();
         sealed(&self.dir, "", &mut files)?;
         files.retain(|file| file.path != MARK);
-        // Last, so that whoever is killed before the next line can begin anew.
-        fs::remove_file(&mark).map_err(|e| FormatError::io(&mark, e))?;
         files.sort_by(|a, b| a.path.cmp(&b.path));
+        if let Some(name) = single {
+            publish(&self.dir.join(name), out)?;
+            fs::remove_dir_all(&self.dir).map_err(|e| FormatError::io(&self.dir, e))?;
+            return Ok(files);
+        }
+        // Last, so that whoever is killed before the next line can begin anew.
+        let mark = self.dir.join(MARK);
+        fs::remove_file(&mark).map_err(|e| FormatError::io(&mark, e))?;
         publish(&self.dir, out)?;
-        Ok(files)
-    }
-}
-
-impl Partial {
-    /// Makes the one file durable and gives it its name.
-    fn finish_file(&self, name: &str, out: &Path) -> Result<Vec<ExportedFile>> {
-        let mut files = Vec::new();
-        sealed(&self.dir, "", &mut files)?;
-        files.retain(|file| file.path != MARK);
-        publish(&self.dir.join(name), out)?;
-        fs::remove_dir_all(&self.dir).map_err(|e| FormatError::io(&self.dir, e))?;
         Ok(files)
     }
 }

@@ -4,11 +4,10 @@ use serde::Serialize;
 use shardwright_format::FormatError;
 use shardwright_format::unit::TensorEntry;
 use shardwright_quant::{
-    Affine, Backend, Encoding, Float, Job, Method, Objective, PartsMut, QuantStats, narrow,
-    quantize,
+    Affine, Backend, Encoding, Float, Job, Method, Objective, PartsMut, QuantStats, Zeros, quantize,
 };
 
-use super::walk::Rows;
+use super::walk::{Rows, narrowed};
 use crate::error::Result;
 
 /// Groups that are tried for what was a trellis.
@@ -100,8 +99,7 @@ pub(super) fn encoded(
     let refused = |e: String| FormatError::file(rows.entry.source.tensor.as_ref(), e);
     let mut stats = QuantStats { weights: values.len() as u64, ..QuantStats::default() };
     if let Some(float) = encoding.float() {
-        let mut bytes = vec![0; values.len() * float.size()];
-        narrow(float, &values, &mut bytes);
+        let bytes = narrowed(float, &values);
         stats.sum_sq = values.iter().map(|value| f64::from(value * value)).sum();
         tally.add(name, &stats);
         return Ok([bytes, Vec::new(), Vec::new()]);
@@ -113,8 +111,7 @@ pub(super) fn encoded(
     let mut made = [parts.weight, parts.scales, parts.biases].map(|len| vec![0; len as usize]);
     let [weight, scales, biases] = &mut made;
     let (backend, method, objective) = (Backend::detect(), Method::Search, Objective::Weights);
-    let zeros = shardwright_quant::Zeros::Float;
-    let job = Job { backend, x: &values, cols, encoding, method, zeros, objective };
+    let job = Job { backend, x: &values, cols, encoding, method, zeros: Zeros::Float, objective };
     stats =
         quantize(&job, PartsMut { weight, scales, biases }).map_err(|e| refused(e.to_string()))?;
     tally.add(name, &stats);

@@ -6,7 +6,7 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Unit};
-use shardwright_quant::{Backend, Matrix, MatrixError};
+use shardwright_quant::{Backend, Float, Matrix, MatrixError, narrow};
 
 use super::ExportOptions;
 use crate::error::Result;
@@ -101,4 +101,11 @@ fn read<'a>(
     };
     let matrix = Matrix::new(entry.encoding, count as usize, entry.cols as usize, bytes);
     Ok(Rows { unit, entry, range: rows, matrix: matrix.map_err(refuse)?, first })
+}
+
+/// Values in `dtype`, little-endian.
+pub(super) fn narrowed(dtype: Float, values: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * dtype.size()];
+    narrow(dtype, values, &mut bytes);
+    bytes
 }

@@ -15,14 +15,13 @@ use super::{Case, SMALL_EXPORT, fixture};
 use crate::{ExportTarget, PlanOptions, Recipe, export};
 
 /// Metadata of llama.cpp's converter that ours leaves out: what is not computed with, YaRN's usual
-/// bounds, layers that predict further tokens, and widths that no layer here has.
+/// bounds, and layers that predict further tokens.
 const IDLE: &[&str] = &[
     "rope.scaling.finetuned",
     "attention.causal",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
     "nextn_predict_layers",
-    "feed_forward_length",
 ];
 
 fn cases() -> Vec<Json> {

@@ -2,7 +2,7 @@
 
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
-use shardwright_format::{Bundle, Unit};
+use shardwright_format::{Bundle, SourceView, Unit};
 use shardwright_quant::{Backend, Encoding, Matrix, widen};
 
 use super::*;
@@ -64,6 +64,15 @@ fn stored(bundle: &Bundle, unit: Unit, entry: &TensorEntry) -> Vec<f32> {
     values
 }
 
+/// What an export holds of a tensor, at its `view` there.
+fn read_back(back: &Checkpoint, view: &SourceView, entry: &TensorEntry) -> Vec<f32> {
+    let mut read = AlignedBuf::default();
+    read_view(back, view, 0..entry.rows, entry.cols, &mut read).unwrap();
+    let mut values = vec![0.0; (entry.rows * entry.cols) as usize];
+    widen(view.dtype, read.as_slice(), &mut values);
+    values
+}
+
 #[test]
 fn what_is_exported_for_mlx_reads_back_as_the_bundle_bit_for_bit() {
     for name in CASES {
@@ -83,11 +92,8 @@ fn what_is_exported_for_mlx_reads_back_as_the_bundle_bit_for_bit() {
         for unit in bundle.manifest().model.units() {
             for entry in bundle.layout(unit).unwrap().tensors.iter() {
                 let tensor = inventory.layout(unit).unwrap().find(entry.role).unwrap();
-                let mut read = AlignedBuf::default();
                 let view = &tensor.source;
-                read_view(&back, view, 0..entry.rows, entry.cols, &mut read).unwrap();
-                let mut found = vec![0.0; (entry.rows * entry.cols) as usize];
-                widen(view.dtype, read.as_slice(), &mut found);
+                let found = read_back(&back, view, entry);
                 assert_eq!(found, stored(&bundle, unit, entry), "{name}: {unit} {}", entry.role);
                 let code = matches!(entry.encoding, Encoding::Affine(_));
                 // Codes are taken for what they are, not merely for values.
@@ -176,11 +182,7 @@ fn what_is_stored_anew_is_counted_and_what_floats_hold_loses_nothing() {
         let bundle = Bundle::open(&bundle).unwrap();
         for entry in bundle.layout(unit).unwrap().tensors.iter() {
             let tensor = inventory.layout(unit).unwrap().find(entry.role).unwrap();
-            let mut read = AlignedBuf::default();
-            let view = &tensor.source;
-            read_view(&back, view, 0..entry.rows, entry.cols, &mut read).unwrap();
-            let mut found = vec![0.0; (entry.rows * entry.cols) as usize];
-            widen(view.dtype, read.as_slice(), &mut found);
+            let found = read_back(&back, &tensor.source, entry);
             for (found, held) in found.iter().zip(stored(&bundle, unit, entry)) {
                 error += f64::from((found - held).powi(2));
                 power += f64::from(held.powi(2));

@@ -53,6 +53,13 @@ pub(super) fn metadata(
     for (key, origin) in &table.config.0 {
         of_config.add(key, origin, &mut all)?;
     }
+    // llama.cpp sizes the experts of some models by it, which a reader takes from another key.
+    let (path, config) = model.config;
+    let width = arch.stated(path, config, "intermediate_size");
+    if let Some(width) = width.map_err(|e| e.to_string())? {
+        let key = format!("{}.feed_forward_length", table.architecture);
+        all.insert(&key, number(&key, &width)?);
+    }
     let vocab_size = format!("{}.vocab_size", table.architecture);
     all.insert(&vocab_size, Datum::U32(model.spec.vocab_size));
     for (key, allowed) in &table.supported {
