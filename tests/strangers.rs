@@ -41,7 +41,9 @@ fn reads(scratch: &Scratch, case: &str, note: &str) {
     let whole = Scratch::with(case);
     let model = |s: &Scratch| s.json("inspect ckpt")["model"].take();
     assert_eq!(model(scratch), model(&whole));
-    for command in ["plan ckpt --bits 4 --group-size 32", "verify ckpt"] {
+    for command in
+        ["plan ckpt --bits 4 --group-size 32", "verify ckpt", "verify ckpt --against ckpt"]
+    {
         let found = scratch.json(command);
         assert!(found["notes"].to_string().contains(note), "{command}: {}", found["notes"]);
     }

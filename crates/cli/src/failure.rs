@@ -106,9 +106,7 @@ fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
         return Some("--resume continues it; or remove it");
     }
     if let Some(VerifyError::TokenizersDiffer(_)) = error.downcast_ref() {
-        return Some(
-            "models of one text are compared, token for token; of a GGUF file a tokenizer.json beside it is read",
-        );
+        return Some("predictions are compared token for token, so both models need one tokenizer");
     }
     match error.downcast_ref()? {
         ConvertError::NeedsCalibration { .. } => Some("add --calibrate TEXT or --statistics FILE"),

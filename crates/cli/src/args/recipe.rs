@@ -166,8 +166,8 @@ pub struct RecipeArgs {
     /// How codes are chosen, in place of what the recipe says
     #[arg(long, value_enum)]
     pub method: Option<MethodArg>,
-    /// What biases are, in place of what the recipe says: what some engines hold is a scale times a
-    /// code less an integer
+    /// Which biases codes may have, in place of what the recipe says: some engines hold only
+    /// scale * (code - zero) with a whole number for zero
     #[arg(long, value_enum)]
     pub zeros: Option<ZerosArg>,
     /// Type of scales and biases, in place of what the recipe says

@@ -28,8 +28,8 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "N", requires = "text",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub windows: Option<u32>,
-    /// How the candidates' KV cache keeps keys, as in `run`: what that alone costs, given the original as
-    /// the candidate, too. Without it as computed, f32
+    /// How the candidates' KV cache keeps keys, as in `run`; the original's keeps f32. With the original
+    /// as the candidate, too, the figures are what the type alone costs
     #[arg(long, value_enum, value_name = "TYPE", requires = "text", default_value_t = CacheType::F32)]
     pub cache_type_k: CacheType,
     /// How the candidates' KV cache keeps values

@@ -5,11 +5,10 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use serde::Serialize;
-use shardwright_format::shown::shown;
 use shardwright_runtime::CacheTypes;
 use shardwright_verify::{
-    Candidate, EvalWindows, Ladder, Monitor, Progress, Report, Stage, Thresholds, Verdict,
-    VerifyRequest, verify,
+    EvalWindows, Ladder, Monitor, Progress, Report, Stage, Thresholds, Verdict, VerifyRequest,
+    verify,
 };
 
 use crate::args::{ThresholdArgs, VerifyArgs};
@@ -27,9 +26,6 @@ use crate::signal;
 struct Shown<'a> {
     #[serde(flatten)]
     found: Found<'a>,
-    /// What is odd about a model's files and was put right.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    notes: Vec<String>,
     seconds: f64,
     peak_memory_bytes: Option<u64>,
 }
@@ -63,7 +59,6 @@ pub fn run(args: &VerifyArgs, output: Output) -> Outcome {
     let started = Instant::now();
     let request = request(args)?;
     let beside = points(&args.beside)?;
-    let notes = notes(&request);
     let stages = Stages { output, now: Mutex::new(None) };
     let show = |progress: Progress| stages.show(progress);
     let ladder = verify(request, &Monitor { progress: &show, cancel: &cancel });
@@ -82,11 +77,10 @@ pub fn run(args: &VerifyArgs, output: Output) -> Outcome {
     }
     let shown = Shown {
         found: Found::new(&ladder),
-        notes,
         seconds: started.elapsed().as_secs_f64(),
         peak_memory_bytes: process::peak_memory(),
     };
-    output.report(&shown, &text(&ladder, &shown.notes))?;
+    output.report(&shown, &ladder.to_string())?;
     Ok(match ladder.verdict() {
         Verdict::Holds => ExitCode::SUCCESS,
         Verdict::Found => ExitCode::from(FOUND),
@@ -110,35 +104,6 @@ fn request(args: &VerifyArgs) -> Result<VerifyRequest<'_>, Failure> {
         cache: CacheTypes { k: args.cache_type_k.into(), v: args.cache_type_v.into() },
         threads: args.threads.count(),
     })
-}
-
-/// What was put right while the models were opened, each line with the model's path.
-fn notes(request: &VerifyRequest<'_>) -> Vec<String> {
-    let candidates = request
-        .candidates
-        .iter()
-        .filter_map(|candidate| match candidate {
-            Candidate::Bundle(_) => None,
-            Candidate::Model(path, weights) => Some((path, weights)),
-        });
-    let original = request
-        .original
-        .iter()
-        .map(|(path, weights)| (path, weights));
-    candidates
-        .chain(original)
-        .flat_map(|(path, weights)| {
-            let line = |note: &String| format!("{}: {note}", path.display());
-            weights.notes().iter().map(line).collect::<Vec<_>>()
-        })
-        .collect()
-}
-
-fn text(ladder: &Ladder, notes: &[String]) -> String {
-    let mut out = ladder.to_string();
-    out.extend((!notes.is_empty()).then_some("\n"));
-    out.extend(notes.iter().map(|note| format!("note: {}\n", shown(note))));
-    out
 }
 
 impl From<ThresholdArgs> for Thresholds {

@@ -98,6 +98,11 @@ pub fn verify(mut request: VerifyRequest<'_>, monitor: &Monitor<'_>) -> Result<L
     }
     let mut ladder = Ladder::default();
     if let Some((path, weights)) = request.original.take() {
+        let notes = weights.notes().iter();
+        let notes: Vec<_> = notes.map(|note| format!("the original: {note}")).collect();
+        for judged in &mut judged {
+            judged.report.notes.extend_from_slice(&notes);
+        }
         let weights = excerpt(weights, &judged)?;
         let census = weights.census()?;
         ladder.original = Some(Original {
@@ -206,6 +211,7 @@ fn model(
         structure.read_all(&weights, request.threads, monitor)?;
     }
     report.structure = Some(structure);
+    report.notes.extend_from_slice(weights.notes());
     let census = weights.census()?;
     report.describe(ModelSummary::new(&weights, &census), &census);
     Ok((report, Some(weights)))
