@@ -70,3 +70,18 @@ fn what_an_engine_has_no_model_of_is_refused_by_name() {
     assert!(ran.code == Some(2) && ran.stderr.contains("found `arcee`"), "{}", ran.stderr);
     assert!(!scratch.path("mlx").exists() && !scratch.path("mlx.partial").exists());
 }
+
+#[test]
+fn what_a_form_does_not_hold_is_refused_with_the_option_that_helps() {
+    let scratch = Scratch::with("fixture-2m");
+    for (name, made, form, help) in [
+        ("t", "--recipe t3", "mlx", "convert with --for mlx, or let the export store it anew with"),
+        ("q", "--bits 8 --group-size 32", "gguf", "convert with --zeros symmetric"),
+    ] {
+        scratch.ok(&format!("convert ckpt -o {name} {made}"));
+        let ran = scratch.run(&format!("export {name} --to {form} -o away.gguf"));
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(ran.stderr.contains(&format!("\nhelp: {help}")), "{ran:?}");
+        assert!(!scratch.path("away.gguf").exists());
+    }
+}

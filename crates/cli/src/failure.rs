@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use shardwright_convert::ConvertError;
+use shardwright_convert::{ConvertError, Remedy};
 use shardwright_format::FormatError;
 use shardwright_format::shown::shown;
 use shardwright_verify::VerifyError;
@@ -110,11 +110,29 @@ fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     }
     match error.downcast_ref()? {
         ConvertError::NeedsCalibration { .. } => Some("add --calibrate TEXT or --statistics FILE"),
+        ConvertError::NotHeld { remedy, .. } => Some(stored_so(*remedy)),
         ConvertError::Cancelled { .. } => Some("--resume continues it"),
         ConvertError::TargetTooSmall { .. } => {
             Some("give --target-bpw or --target-size no less than that")
         }
         _ => None,
+    }
+}
+
+/// The options of `convert` with which an export holds a tensor.
+const fn stored_so(remedy: Remedy) -> &'static str {
+    match remedy {
+        Remedy::EngineLimits => {
+            "convert with --for mlx, or let the export store it anew with --requantize"
+        }
+        Remedy::AffineCodes => {
+            "convert with an affine recipe, such as --bits 4, or --encodings affine"
+        }
+        Remedy::HalfScales => "convert with --scale-dtype f16",
+        Remedy::SymmetricZeros => "convert with --zeros symmetric",
+        Remedy::OneEncoding => {
+            "convert with one encoding for all that share the tensor: see --set of `convert --help`"
+        }
     }
 }
 

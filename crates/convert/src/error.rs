@@ -64,6 +64,16 @@ pub enum ConvertError {
         /// Why not.
         detail: String,
     },
+    /// A tensor that an exported form does not hold as the model does.
+    #[error("{}: {detail}", path.display())]
+    NotHeld {
+        /// The model.
+        path: PathBuf,
+        /// The tensor, what was expected and what was found.
+        detail: String,
+        /// What a conversion must do otherwise.
+        remedy: Remedy,
+    },
     /// The caller asked to stop, and nothing is kept.
     #[error("stopped")]
     Stopped,
@@ -77,6 +87,21 @@ pub enum ConvertError {
         /// What a resumed conversion continues from.
         path: PathBuf,
     },
+}
+
+/// How a conversion stores a tensor so that an exported form holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// Within what the form's engine holds; or the export stores it anew.
+    EngineLimits,
+    /// In affine codes.
+    AffineCodes,
+    /// With scales and biases of 16 bits that have few exponents and many digits.
+    HalfScales,
+    /// With the middle code for zero.
+    SymmetricZeros,
+    /// Alike with the others that share a tensor in the form.
+    OneEncoding,
 }
 
 /// What this crate's functions give.

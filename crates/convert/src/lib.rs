@@ -18,7 +18,7 @@ pub use convert::{
     Buffers, Calibration, ConvertOptions, MergeOptions, Merged, Part, PartReport, Phase, Progress,
     ReproduceOptions, convert, convert_part, merge, part_path, partial_path, reproduce,
 };
-pub use error::{ConvertError, Result};
+pub use error::{ConvertError, Remedy, Result};
 pub use export::{
     ExportDtype, ExportOptions, ExportTarget, Exported, ExportedFile, Requantized, export,
 };

@@ -23,7 +23,7 @@ use super::companions::plain_config;
 use super::told::left_out;
 use super::walk::{Rows, each_rows};
 use super::{ExportOptions, Exported};
-use crate::error::{ConvertError, Result};
+use crate::error::{ConvertError, Remedy, Result};
 
 /// Why a bundle's part besides the text model is not in the file.
 const BESIDES: &str = "no part of the text model, for which llama.cpp has files of their own";
@@ -132,7 +132,7 @@ fn kinds(
     Ok(chosen.collect())
 }
 
-/// Names the tensor that cannot go into a file as it is, and the option of `convert` that avoids it.
+/// Names the tensor that cannot go into a file as it is, and what avoids it.
 fn refuse(
     weights: &Weights,
     rows: &Rows<'_>,
@@ -140,10 +140,8 @@ fn refuse(
     unheld: Option<Unheld>,
 ) -> ConvertError {
     let encoding = rows.entry.encoding;
-    let (found, option) = match (encoding, unheld) {
-        (Encoding::Trellis(_), _) => {
-            ("trellis codes".to_owned(), "an affine recipe (--bits 4, --encodings affine)")
-        }
+    let (found, remedy) = match (encoding, unheld) {
+        (Encoding::Trellis(_), _) => ("trellis codes".to_owned(), Remedy::AffineCodes),
         (Encoding::Affine(affine), Some(Unheld { row, col, scale, bias })) => {
             let found = format!(
                 "{} with scale {scale} and bias {bias} at row {}, column {col}",
@@ -151,16 +149,15 @@ fn refuse(
                 rows.range.start + row as u64
             );
             let narrow = affine.bits() <= 4;
-            (found, if narrow { "--scale-dtype f16" } else { "--zeros symmetric" })
+            (found, if narrow { Remedy::HalfScales } else { Remedy::SymmetricZeros })
         }
-        _ => (encoding.label(), "one encoding for all parts of the tensor (--set)"),
+        _ => (encoding.label(), Remedy::OneEncoding),
     };
     let detail = format!(
-        "{} {} (`{}` in GGUF): expected codes that one of its types holds exactly, found {found}; \
-         convert with {option}",
+        "{} {} (`{}` in GGUF): expected codes that one of its types holds exactly, found {found}",
         rows.unit, rows.entry.role, tensor.name
     );
-    FormatError::file(weights.root(), detail).into()
+    ConvertError::NotHeld { path: weights.root().to_owned(), detail, remedy }
 }
 
 /// Writes the header and makes room for the weights.

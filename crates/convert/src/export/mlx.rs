@@ -7,7 +7,7 @@ use std::path::Path;
 use shardwright_format::checkpoint::{CONFIG_NAME, Dtype, write_view};
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
-use shardwright_format::{FormatError, Role, SourceView, Unit};
+use shardwright_format::{Role, SourceView, Unit};
 use shardwright_quant::{Affine, Encoding, Float};
 
 use super::companions::{copy_companions, plain_config, write_json};
@@ -18,12 +18,10 @@ use super::tensor_files::{Tensor, TensorFiles};
 use super::told::{left_out, quantized_before};
 use super::walk::{Rows, each_rows, narrowed};
 use super::{ExportOptions, Exported};
-use crate::error::{ConvertError, Result};
+use crate::error::{ConvertError, Remedy, Result};
 
 /// What the headers say of who reads the files.
 const FORMAT: &str = "mlx";
-/// The option with which a bundle has nothing that is refused here.
-const HELP: &str = "`convert --for mlx` stores it so, and --requantize stores it anew";
 
 /// Writes a model as mlx-lm loads it into `dir`.
 pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Exported> {
@@ -115,12 +113,18 @@ impl Form<'_> {
         }
         let label = entry.encoding.label();
         let detail = format!("expected all parts of `{name}` stored alike, found {label}");
-        Err(self.refused(unit, entry, &detail))
+        Err(self.refused(unit, entry, &detail, Remedy::OneEncoding))
     }
 
-    fn refused(&self, unit: Unit, entry: &TensorEntry, detail: &str) -> ConvertError {
-        let detail = format!("{unit} {}: {detail}; {HELP}", entry.role);
-        FormatError::file(self.weights.root(), detail).into()
+    fn refused(
+        &self,
+        unit: Unit,
+        entry: &TensorEntry,
+        detail: &str,
+        remedy: Remedy,
+    ) -> ConvertError {
+        let detail = format!("{unit} {}: {detail}", entry.role);
+        ConvertError::NotHeld { path: self.weights.root().to_owned(), detail, remedy }
     }
 
     /// Whether MLX holds a tensor as it is; if not, what it would have to be.
@@ -152,7 +156,7 @@ impl Form<'_> {
         match self.holds(entry) {
             Err(detail) if !self.options.requantize => {
                 let detail = format!("{detail}, found {}", entry.encoding.label());
-                Err(self.refused(unit, entry, &detail))
+                Err(self.refused(unit, entry, &detail, Remedy::EngineLimits))
             }
             _ => Ok(()),
         }
@@ -172,7 +176,7 @@ impl Form<'_> {
         };
         let Some(module) = place.name.strip_suffix(".weight").map(str::to_owned) else {
             let detail = format!("expected floats in `{}`, found codes", place.name);
-            return Err(self.refused(unit, entry, &detail));
+            return Err(self.refused(unit, entry, &detail, Remedy::EngineLimits));
         };
         Ok(affine_pieces(&module, &place.shape, affine))
     }

@@ -12,6 +12,7 @@ use shardwright_format::weights::Weights;
 use shardwright_quant::{Backend, Matrix, Zeros};
 
 use super::{Case, SMALL_EXPORT, fixture};
+use crate::error::{ConvertError, Remedy};
 use crate::{ExportTarget, PlanOptions, Recipe, export};
 
 /// Metadata of llama.cpp's converter that ours leaves out: what is not computed with, YaRN's usual
@@ -179,13 +180,13 @@ fn codes_are_written_as_blocks_that_hold_them() {
     }
 }
 
-/// What cannot go exactly is refused with the tensor and the option that avoids it; nothing is left.
+/// What cannot go exactly is refused with the tensor and what avoids it; nothing is left.
 #[test]
 fn what_a_file_cannot_hold_is_refused() {
-    for (name, encoding, expected) in [
-        ("golden/llama3", "t3s10", "found trellis codes; convert with an affine recipe"),
-        ("golden/llama3", "q8g32:f16", "convert with --zeros symmetric"),
-        ("golden/gemma2", "keep", "model_type: expected one of "),
+    for (name, encoding, expected, avoids) in [
+        ("golden/llama3", "t3s10", "found trellis codes", Some(Remedy::AffineCodes)),
+        ("golden/llama3", "q8g32:f16", "found q8 g32 f16 with ", Some(Remedy::SymmetricZeros)),
+        ("golden/gemma2", "keep", "model_type: expected one of ", None),
     ] {
         let recipe = Recipe::uniform(encoding.parse().unwrap(), false);
         let case = Case::new(&fixture(name), &recipe, PlanOptions::default()).unwrap();
@@ -195,6 +196,11 @@ fn what_a_file_cannot_hold_is_refused() {
         let out = dir.path().join("model.gguf");
         let refused = export(&model, &out, ExportTarget::Gguf, &SMALL_EXPORT).unwrap_err();
         assert!(refused.to_string().contains(expected), "{refused}");
+        let remedy = match refused {
+            ConvertError::NotHeld { remedy, .. } => Some(remedy),
+            _ => None,
+        };
+        assert_eq!(remedy, avoids);
         let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(left.len(), 1);
         let other = export(&model, &dir.path().join("b.bin"), ExportTarget::Gguf, &SMALL_EXPORT);
