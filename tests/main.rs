@@ -8,6 +8,7 @@ mod calibrate;
 mod cli;
 mod compare;
 mod convert;
+mod drafts;
 mod engines;
 mod excerpt;
 mod format_doc;

@@ -6,6 +6,7 @@
 
 mod block;
 mod cache;
+pub mod draft;
 pub mod error;
 mod fetch;
 mod head;

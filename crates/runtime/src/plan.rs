@@ -1,7 +1,7 @@
 //! What a budget buys: which weights stay in memory and which are read again for every token.
 
 use serde::Serialize;
-use shardwright_format::model::{Ffn, ModelSpec, MoeSpec};
+use shardwright_format::model::{Ffn, LayerSpec, ModelSpec, MoeSpec};
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Role, TensorEntry, Unit, UnitLayout};
 
@@ -53,6 +53,8 @@ pub struct Options {
     pub chunk: usize,
     /// How keys and values are kept.
     pub cache: CacheTypes,
+    /// Tokens that are guessed and tried behind the next one, at most; fewer where memory is short.
+    pub draft: usize,
 }
 
 impl Default for Options {
@@ -65,6 +67,7 @@ impl Default for Options {
             context: 4096,
             chunk: CHUNK,
             cache: CacheTypes::default(),
+            draft: 0,
         }
     }
 }
@@ -107,6 +110,8 @@ pub struct MemoryPlan {
     pub scratch: u64,
     /// Tokens of a prompt that are computed together.
     pub chunk: usize,
+    /// Tokens that are tried together behind the next one.
+    pub draft: usize,
     /// The embedding is in memory; otherwise a row is read per token, with the rows it can only be
     /// read with.
     pub embedding_resident: bool,
@@ -182,12 +187,14 @@ struct Choice {
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Chunk {
     tokens: usize,
+    /// Those of them that may be a guess at what follows the first.
+    draft: usize,
     /// State and scratch beyond those of one token.
     bytes: u64,
 }
 
 impl Chunk {
-    const ONE: Self = Self { tokens: 1, bytes: 0 };
+    const ONE: Self = Self { tokens: 1, draft: 0, bytes: 0 };
 }
 
 /// Sizes that a plan is made from, in bytes as they will lie in memory.
@@ -356,6 +363,7 @@ impl Sizes {
             state: self.state,
             scratch: self.scratch + choice.chunk.bytes,
             chunk: choice.chunk.tokens,
+            draft: choice.chunk.draft,
             embedding_resident: embedding,
             head_resident: choice.head,
             dense_buffer: self.largest_dense(),
@@ -421,6 +429,22 @@ fn chunks(spec: &ModelSpec, options: &Options) -> Vec<Chunk> {
     let halves = std::iter::successors(Some(most), |tokens| Some(tokens / 2));
     halves
         .take_while(|tokens| *tokens > 1)
-        .map(|tokens| Chunk { tokens, bytes: bytes(tokens) - bytes(1) })
+        .map(|tokens| {
+            let draft = options.draft.min(tokens - 1);
+            let bytes = (bytes(tokens) - bytes(1)).saturating_add(trial(spec, draft));
+            Chunk { tokens, draft, bytes }
+        })
         .collect()
+}
+
+/// What it takes to try `draft` tokens behind another: how to go back, and logits after each, with those
+/// of a piece of the head.
+fn trial(spec: &ModelSpec, draft: usize) -> u64 {
+    if draft == 0 {
+        return 0;
+    }
+    let hidden = spec.hidden_size as usize;
+    let state = |layer: &LayerSpec| MixerState::trial_byte_len(&layer.mixer, hidden, draft + 1);
+    let state = spec.layers.iter().map(state).fold(0, u64::saturating_add);
+    state.saturating_add(8 * u64::from(spec.vocab_size) * (draft as u64 + 1))
 }

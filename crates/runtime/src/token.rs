@@ -12,7 +12,7 @@ use crate::block::mlp::Job;
 use crate::block::moe::{ExpertBatch, ExpertBatches, Experts};
 use crate::block::ops::{cap, rms_norm};
 use crate::block::router::Routes;
-use crate::block::{Layer, MixerState, check_finite};
+use crate::block::{self, Layer, MixerState, check_finite};
 use crate::error::{Result, RuntimeError};
 use crate::fetch::Request;
 use crate::head::final_norm;
@@ -26,7 +26,7 @@ use crate::vocab::{VocabMatrix, check_token};
 /// What a runtime has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Stats {
-    /// Tokens computed.
+    /// Tokens computed; those that were tried and did not follow are not counted.
     pub tokens: u64,
     /// Bytes read from files for them; what was read once at the start not included.
     pub bytes_read: u64,
@@ -65,6 +65,8 @@ struct Model {
     norm: Vec<f32>,
     mixers: Vec<MixerState>,
     position: usize,
+    /// Positions that the model sees without choosing among them or stretching its rotation.
+    reach: usize,
     tokens: u64,
     failed: bool,
     state: PassState,
@@ -75,7 +77,10 @@ struct Model {
     rows: AlignedBuf,
     /// Pieces of a head that is not in memory.
     pieces: Vec<AlignedBuf>,
+    /// Of the last position, `[vocab]`; while tokens are tried, of each, `[n, vocab]`.
     logits: Vec<f32>,
+    /// Logits of a piece of the head for several rows.
+    piece: Vec<f32>,
 }
 
 impl Runtime {
@@ -105,7 +110,7 @@ impl Runtime {
     /// # Errors
     /// As [`Self::forward`].
     pub fn forward_observed(&mut self, token: u32, observe: Observer<'_>) -> Result<&[f32]> {
-        self.run(&[token], observe, true)?;
+        self.run(&[token], observe, 1)?;
         Ok(&self.model.logits)
     }
 
@@ -115,7 +120,7 @@ impl Runtime {
     /// # Errors
     /// As [`Self::forward`]; no tokens.
     pub fn forward_all(&mut self, tokens: &[u32]) -> Result<&[f32]> {
-        self.run(tokens, &mut |_, _| {}, true)?;
+        self.run(tokens, &mut |_, _| {}, 1)?;
         Ok(&self.model.logits)
     }
 
@@ -125,10 +130,50 @@ impl Runtime {
     /// # Errors
     /// As [`Self::forward_all`].
     pub fn advance(&mut self, tokens: &[u32]) -> Result<()> {
-        self.run(tokens, &mut |_, _| {}, false)
+        self.run(tokens, &mut |_, _| {}, 0)
     }
 
-    fn run(&mut self, tokens: &[u32], observe: Observer<'_>, logits: bool) -> Result<()> {
+    /// Computes `tokens` together, of which all but the first are a guess at what follows, and shows
+    /// the logits `[vocab_size]` after each in turn to `follows`, which says whether the next one of
+    /// `tokens` does follow. Those behind one that does not go again, as if they had never been
+    /// computed; gives how many stay. At most [`Self::draft_room`] tokens are tried behind the first.
+    ///
+    /// # Errors
+    /// As [`Self::forward_all`].
+    pub fn forward_while(
+        &mut self,
+        tokens: &[u32],
+        mut follows: impl FnMut(usize, &[f32]) -> bool,
+    ) -> Result<usize> {
+        let rows = tokens.len().min(self.draft_room() + 1);
+        let trial = rows > 1;
+        if trial {
+            self.model
+                .mixers
+                .iter_mut()
+                .for_each(MixerState::begin_trial);
+        }
+        self.run(&tokens[..rows], &mut |_, _| {}, rows)?;
+        let logits = self.model.logits.chunks_exact(self.model.vocab());
+        let followed = logits
+            .enumerate()
+            .take_while(|(row, logits)| follows(*row, logits));
+        let kept = rows.min(1 + followed.count());
+        if trial {
+            self.pool.install(|| self.model.keep(rows, kept));
+        }
+        Ok(kept)
+    }
+
+    /// Tokens that can be tried behind the next one, as the plan, the context and the model allow.
+    pub fn draft_room(&self) -> usize {
+        let most = self.context.min(self.model.reach);
+        let left = most.saturating_sub(self.model.position + 1);
+        self.plan.draft.min(left)
+    }
+
+    /// Leaves the logits after the last `rows` of `tokens`.
+    fn run(&mut self, tokens: &[u32], observe: Observer<'_>, rows: usize) -> Result<()> {
         self.accept(tokens)?;
         let (chunk, model) = (self.plan.chunk, &mut self.model);
         self.pool.install(|| {
@@ -136,12 +181,12 @@ impl Runtime {
                 for tokens in tokens.chunks(chunk) {
                     model.hidden(tokens, observe)?;
                 }
-                if logits {
-                    model.compute_logits()?;
-                    cap(&mut model.logits, model.spec.logits_cap);
-                    model.check_logits()?;
+                if rows == 0 {
+                    return Ok(());
                 }
-                Ok(())
+                model.compute_logits(rows)?;
+                cap(&mut model.logits, model.spec.logits_cap);
+                model.check_logits()
             })
         })
     }
@@ -237,6 +282,12 @@ impl Model {
             store: Store::new(weights, plan)?,
             mixers: mixers.collect(),
             position: 0,
+            reach: spec
+                .layers
+                .iter()
+                .map(|l| block::reach(&l.mixer))
+                .min()
+                .unwrap_or(usize::MAX),
             tokens: 0,
             failed: false,
             state,
@@ -245,6 +296,7 @@ impl Model {
             rows: AlignedBuf::default(),
             pieces: Vec::new(),
             logits: vec![0.0; spec.vocab_size as usize],
+            piece: Vec::new(),
             weights: Arc::clone(weights),
             embedding,
             spec,
@@ -357,50 +409,74 @@ impl Model {
         }
     }
 
+    /// Ends a trial of `rows` rows after the first `kept`.
+    fn keep(&mut self, rows: usize, kept: usize) {
+        let vocab = self.vocab();
+        self.mixers.iter_mut().for_each(|mixer| mixer.keep(kept));
+        self.position -= rows - kept;
+        self.tokens -= (rows - kept) as u64;
+        self.logits.copy_within((kept - 1) * vocab..kept * vocab, 0);
+        self.logits.truncate(vocab);
+    }
+
+    fn vocab(&self) -> usize {
+        self.spec.vocab_size as usize
+    }
+
     fn check_logits(&self) -> Result<()> {
+        let first = self.position - self.logits.len() / self.vocab();
         match self.logits.iter().position(|logit| !logit.is_finite()) {
-            Some(token) => Err(RuntimeError::HeadNotFinite { position: self.position - 1, token }),
+            Some(at) => {
+                let (row, token) = (at / self.vocab(), at % self.vocab());
+                Err(RuntimeError::HeadNotFinite { position: first + row, token })
+            }
             None => Ok(()),
         }
     }
 
-    /// Logits after the last row.
-    fn compute_logits(&mut self) -> Result<()> {
+    /// Logits after the last `rows` rows.
+    fn compute_logits(&mut self, rows: usize) -> Result<()> {
+        let vocab = self.vocab();
         let Self { state, norm, spec, head, logits, .. } = self;
         let (linear, normed) = (&mut state.work.linear, &mut state.work.normed);
-        let last = &state.x[state.x.len() - norm.len()..];
+        let last = &state.x[state.x.len() - rows * norm.len()..];
         rms_norm(linear.backend, last, norm, spec.rms_norm_eps, normed);
-        let Some(loaded) = &head.loaded else { return self.stream_logits() };
-        let matrix = loaded
-            .view()
-            .matrix(head.entry.role, logits.len(), norm.len())?;
+        logits.resize(rows * vocab, 0.0);
+        let Some(loaded) = &head.loaded else { return self.stream_logits(rows) };
+        let matrix = loaded.view().matrix(head.entry.role, vocab, norm.len())?;
         linear.compute(vec![Product { matrix, x: normed, out: logits }]);
         Ok(())
     }
 
     /// The head in pieces, the next one read while one is used.
-    fn stream_logits(&mut self) -> Result<()> {
+    fn stream_logits(&mut self, rows: usize) -> Result<()> {
         let (unit, entry) = (self.head.unit, self.head.entry.clone());
         let layout = UnitLayout { tensors: [entry.clone()].into(), len: 0 };
         let (chunk, _) = head_chunk(&layout, entry.role)?;
-        let (hidden, end) = (self.norm.len(), entry.rows);
+        let (hidden, vocab, end) = (self.norm.len(), self.vocab(), entry.rows);
         self.pieces.resize_with(HEAD_BUFFERS, AlignedBuf::default);
         let request =
             |first: u64| Request::Rows(unit, entry.clone(), first..end.min(first + chunk));
         let mut next = 0;
-        for (i, out) in self.logits.chunks_mut(chunk as usize).enumerate() {
+        for first in (0..vocab).step_by(chunk as usize) {
             while next < end
                 && let Some(buf) = self.pieces.pop()
             {
                 self.store.request_piece(request(next), buf)?;
                 next += chunk;
             }
-            let piece = self.store.take_piece(i as u64 * chunk)?;
-            let matrix = piece.view().matrix(entry.role, out.len(), hidden)?;
-            let work = &mut self.state.work;
+            let loaded = self.store.take_piece(first as u64)?;
+            let width = (vocab - first).min(chunk as usize);
+            let matrix = loaded.view().matrix(entry.role, width, hidden)?;
+            let (work, out) = (&mut self.state.work, &mut self.piece);
+            out.resize(rows * width, 0.0);
             work.linear
                 .compute(vec![Product { matrix, x: &work.normed, out }]);
-            self.pieces.push(piece.bytes);
+            let logits = self.logits.chunks_exact_mut(vocab);
+            for (logits, out) in logits.zip(out.chunks_exact(width)) {
+                logits[first..first + width].copy_from_slice(out);
+            }
+            self.pieces.push(loaded.bytes);
         }
         Ok(())
     }

@@ -159,12 +159,24 @@ pub struct RunArgs {
     pub context: Option<usize>,
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// Try several tokens in one pass where a guess at them is at hand: those that followed the same
+    /// tokens earlier in the text. The text stays the same; where it takes longer, it stops by itself
+    #[arg(long, value_enum, value_name = "SOURCE")]
+    pub draft: Option<DraftSource>,
     #[command(flatten)]
     pub arch: ArchArgs,
     #[command(flatten)]
     pub threads: ThreadArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+/// Where drafts come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum DraftSource {
+    Ngram,
 }
 
 impl RunArgs {

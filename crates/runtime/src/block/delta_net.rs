@@ -1,12 +1,14 @@
 //! A gated delta net behind a short causal convolution (arXiv 2412.06464), as Qwen3-Next has it.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use shardwright_format::Role;
 use shardwright_format::model::{DeltaNetSpec, DeltaProjection};
 use shardwright_quant::{Backend, axpy};
 
 use super::capture::InputSite;
-use super::convolution::Convolution;
+use super::convolution::{Convolution, Past};
 use super::ops::{join_heads, rms_norm, rms_norm_in_place, scale, sigmoid, silu, softplus};
 use super::{Batch, Layer, Work};
 use crate::error::Result;
@@ -55,10 +57,33 @@ impl Sizes {
 /// What is remembered of the positions before.
 #[derive(Debug)]
 pub struct State {
-    /// The last inputs of the convolution, oldest first, `[kernel - 1, conv]`.
-    conv: Vec<f32>,
+    sizes: Sizes,
+    conv: Past,
     /// `[heads, key, value]`.
     recurrent: Vec<f32>,
+    trial: Trial,
+}
+
+/// The rows of a trial, and what was remembered before them. Its buffers stay from trial to trial.
+#[derive(Debug, Default)]
+struct Trial {
+    on: bool,
+    /// `[heads, key, value]`.
+    recurrent: Vec<f32>,
+    /// As [`Inputs`] has them.
+    qkv: Vec<f32>,
+    strength: Vec<f32>,
+    decay: Vec<f32>,
+}
+
+impl Trial {
+    const fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            qkv: self.qkv.as_slice(),
+            strength: self.strength.as_slice(),
+            decay: self.decay.as_slice(),
+        }
+    }
 }
 
 impl State {
@@ -66,23 +91,55 @@ impl State {
     pub fn new(spec: &DeltaNetSpec) -> Self {
         let s = Sizes::new(spec);
         let recurrent = vec![0.0; s.heads * s.key * s.value];
-        Self { conv: vec![0.0; (s.kernel - 1) * s.conv()], recurrent }
+        let conv = Past::new(s.conv(), s.kernel);
+        Self { sizes: s, conv, recurrent, trial: Trial::default() }
     }
 
     /// Bytes that [`Self::new`] takes.
     pub const fn byte_len(spec: &DeltaNetSpec) -> u64 {
         let s = Sizes::new(spec);
-        4 * ((s.kernel - 1) * s.conv() + s.heads * s.key * s.value) as u64
+        Past::byte_len(s.conv(), s.kernel) + 4 * (s.heads * s.key * s.value) as u64
+    }
+
+    /// Bytes that a trial of `rows` takes besides.
+    pub const fn trial_byte_len(spec: &DeltaNetSpec, rows: usize) -> u64 {
+        let s = Sizes::new(spec);
+        let inputs = rows * (s.conv() + 2 * s.heads);
+        let conv = Past::trial_byte_len(s.conv(), s.kernel, rows);
+        conv + 4 * (s.heads * s.key * s.value + inputs) as u64
+    }
+
+    /// The rows that come next may have to go again: [`Self::keep`] says how many.
+    pub fn begin_trial(&mut self) {
+        self.conv.begin_trial();
+        self.trial.on = true;
+        self.trial.recurrent.clone_from(&self.recurrent);
+    }
+
+    /// Ends a trial after its first `rows` rows: their steps are taken again from what was remembered
+    /// before them, the same sums in the same order, and without a weight.
+    pub fn keep(&mut self, rows: usize) {
+        let s = self.sizes;
+        self.conv.keep(rows);
+        self.trial.on = false;
+        let inputs = self.trial.inputs();
+        if rows * s.heads < inputs.decay.len() {
+            let mut out = vec![0.0; rows * s.values()];
+            self.recurrent.copy_from_slice(&self.trial.recurrent);
+            let inputs = inputs.rows(s, 0..rows);
+            inputs.all_heads(Backend::detect(), s, &mut self.recurrent, &mut out);
+        }
     }
 
     fn forget(&mut self) {
-        self.conv.fill(0.0);
+        self.conv.forget();
+        self.trial.recurrent.fill(0.0);
         self.recurrent.fill(0.0);
     }
 
     /// The last inputs of the convolution, oldest first, `[kernel - 1, channels]`.
     pub fn conv(&self) -> &[f32] {
-        &self.conv
+        self.conv.inputs()
     }
 
     /// The memory of each head, `[heads, key_head_dim, value_head_dim]`.
@@ -102,9 +159,9 @@ pub struct Buffers {
     mixed_qkv: Vec<f32>,
     /// Output gates, `[n, values]`.
     z: Vec<f32>,
-    /// Write strengths before sigmoid, `[n, heads]`.
+    /// Write strengths, before sigmoid and after it, `[n, heads]`.
     b: Vec<f32>,
-    /// Decays before softplus, `[n, heads]`.
+    /// Decays, before softplus and as factors, `[n, heads]`.
     a: Vec<f32>,
     /// `[heads, n, value]`.
     by_head: Vec<f32>,
@@ -132,6 +189,7 @@ pub fn forward(
     project(layer, spec, work)?;
     let recurrence = Recurrence::new(layer, s, backend)?;
     let b = &mut work.delta_net;
+    recurrence.gates(&mut b.b, &mut b.a);
     b.mixed.resize(b.z.len(), 0.0);
     b.mixed_qkv.resize(b.qkv.len(), 0.0);
     b.by_head.resize(batch.length * s.values(), 0.0);
@@ -148,9 +206,17 @@ pub fn forward(
             .convolution
             .apply(before, inputs, mixed_qkv, silu);
         normalize(s, mixed_qkv);
-        let heads = rows.start * s.heads..rows.end * s.heads;
-        let inputs = Inputs { qkv: mixed_qkv, b: &b.b[heads.clone()], a: &b.a[heads] };
-        recurrence.all_heads(&inputs, &mut state.recurrent, &mut b.by_head);
+        let all = Inputs { qkv: &b.mixed_qkv, strength: &b.b, decay: &b.a };
+        let inputs = all.rows(s, rows.clone());
+        if state.trial.on {
+            state.trial.qkv.clear();
+            state.trial.qkv.extend_from_slice(inputs.qkv);
+            state.trial.strength.clear();
+            state.trial.strength.extend_from_slice(inputs.strength);
+            state.trial.decay.clear();
+            state.trial.decay.extend_from_slice(inputs.decay);
+        }
+        inputs.all_heads(backend, s, &mut state.recurrent, &mut b.by_head);
         let mixed = rows.start * s.values()..rows.end * s.values();
         join_heads(&b.by_head, s.value, batch.length, &mut b.mixed[mixed]);
     }
@@ -223,19 +289,62 @@ fn normalize(s: Sizes, qkv: &mut [f32]) {
 }
 
 /// The inputs of one sequence.
+#[derive(Clone, Copy)]
 struct Inputs<'a> {
-    /// `[n, queries | keys | values]`.
+    /// After the convolution and normed, `[n, queries | keys | values]`.
     qkv: &'a [f32],
-    /// `[n, heads]`.
-    b: &'a [f32],
-    /// `[n, heads]`.
-    a: &'a [f32],
+    /// How much is written, `[n, heads]`.
+    strength: &'a [f32],
+    /// What a head's memory is multiplied with before, `[n, heads]`.
+    decay: &'a [f32],
 }
 
-/// A layer's convolution and gated delta rule.
+impl<'a> Inputs<'a> {
+    /// Those of some rows.
+    fn rows(&self, s: Sizes, rows: Range<usize>) -> Self {
+        let heads = rows.start * s.heads..rows.end * s.heads;
+        Self {
+            qkv: &self.qkv[rows.start * s.conv()..rows.end * s.conv()],
+            strength: &self.strength[heads.clone()],
+            decay: &self.decay[heads],
+        }
+    }
+
+    /// Runs every head over all positions: `memory: [heads, key, value]`, `out: [heads, n, value]`.
+    fn all_heads(&self, backend: Backend, s: Sizes, memory: &mut [f32], out: &mut [f32]) {
+        let rows = self.qkv.len() / s.conv();
+        let heads = memory.par_chunks_mut(s.key * s.value);
+        heads
+            .zip(out.par_chunks_mut(rows * s.value))
+            .enumerate()
+            .with_min_len(1 + WORK_PER_TASK / (4 * rows * s.key * s.value))
+            .for_each_init(
+                || vec![0.0; s.value],
+                |delta, (head, (memory, out))| {
+                    for (row, out) in out.chunks_exact_mut(s.value).enumerate() {
+                        self.step(s, head, row).apply(backend, memory, delta, out);
+                    }
+                },
+            );
+    }
+
+    /// A head's step at a row.
+    fn step(&self, s: Sizes, head: usize, row: usize) -> Step<'a> {
+        let qkv = &self.qkv[row * s.conv()..(row + 1) * s.conv()];
+        let key_head = head / (s.heads / s.key_heads);
+        let at = row * s.heads + head;
+        Step {
+            q: &qkv[key_head * s.key..(key_head + 1) * s.key],
+            k: &qkv[s.keys() + key_head * s.key..][..s.key],
+            v: &qkv[2 * s.keys() + head * s.value..][..s.value],
+            decay: self.decay[at],
+            strength: self.strength[at],
+        }
+    }
+}
+
+/// A layer's convolution, and what its gates are made with.
 struct Recurrence {
-    backend: Backend,
-    s: Sizes,
     convolution: Convolution,
     /// `exp(A_log)`, per head.
     rate: Vec<f32>,
@@ -252,45 +361,18 @@ impl Recurrence {
             *rate = libm::expf(*rate);
         }
         let dt_bias = layer.unit.vector(Role::DeltaDtBias, s.heads)?;
-        Ok(Self { backend, s, convolution, rate, dt_bias })
+        Ok(Self { convolution, rate, dt_bias })
     }
 
-    /// What a head's memory is multiplied with.
-    fn decay(&self, head: usize, a: f32) -> f32 {
-        libm::expf(-self.rate[head] * softplus(a + self.dt_bias[head]))
-    }
-
-    /// Runs every head over all positions: `memory: [heads, key, value]`, `out: [heads, n, value]`.
-    fn all_heads(&self, inputs: &Inputs<'_>, memory: &mut [f32], out: &mut [f32]) {
-        let (s, rows) = (self.s, inputs.qkv.len() / self.s.conv());
-        let heads = memory.par_chunks_mut(s.key * s.value);
-        heads
-            .zip(out.par_chunks_mut(rows * s.value))
-            .enumerate()
-            .with_min_len(1 + WORK_PER_TASK / (4 * rows * s.key * s.value))
-            .for_each_init(
-                || vec![0.0; s.value],
-                |delta, (head, (memory, out))| {
-                    for (row, out) in out.chunks_exact_mut(s.value).enumerate() {
-                        let step = self.step(inputs, head, row);
-                        step.apply(self.backend, memory, delta, out);
-                    }
-                },
-            );
-    }
-
-    /// A head's step at a row.
-    fn step<'a>(&self, inputs: &Inputs<'a>, head: usize, row: usize) -> Step<'a> {
-        let s = self.s;
-        let qkv = &inputs.qkv[row * s.conv()..(row + 1) * s.conv()];
-        let key_head = head / (s.heads / s.key_heads);
-        let at = row * s.heads + head;
-        Step {
-            q: &qkv[key_head * s.key..(key_head + 1) * s.key],
-            k: &qkv[s.keys() + key_head * s.key..][..s.key],
-            v: &qkv[2 * s.keys() + head * s.value..][..s.value],
-            decay: self.decay(head, inputs.a[at]),
-            strength: sigmoid(inputs.b[at]),
+    /// Makes `b` into how much is written and `a` into what memory is multiplied with, `[n, heads]`.
+    fn gates(&self, b: &mut [f32], a: &mut [f32]) {
+        for b in b.iter_mut() {
+            *b = sigmoid(*b);
+        }
+        for row in a.chunks_exact_mut(self.rate.len()) {
+            for ((a, rate), bias) in row.iter_mut().zip(&self.rate).zip(&self.dt_bias) {
+                *a = libm::expf(-rate * softplus(*a + bias));
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ pub mod router;
 pub mod short_conv;
 
 use shardwright_format::Role;
-use shardwright_format::model::{Ffn, LayerSpec, Mixer, ModelSpec};
+use shardwright_format::model::{Ffn, LayerSpec, Mixer, ModelSpec, RopeScaling};
 
 use shardwright_quant::Backend;
 
@@ -215,6 +215,35 @@ impl MixerState {
             Mixer::ShortConv(spec) => short_conv::State::byte_len(spec, hidden),
         }
     }
+
+    /// Bytes that a trial of `rows` takes besides.
+    pub const fn trial_byte_len(mixer: &Mixer, hidden: usize, rows: usize) -> u64 {
+        match mixer {
+            Mixer::Attention(_) | Mixer::Latent(_) => 0,
+            Mixer::DeltaNet(spec) => delta_net::State::trial_byte_len(spec, rows),
+            Mixer::ShortConv(spec) => short_conv::State::trial_byte_len(spec, hidden, rows),
+        }
+    }
+
+    /// The rows that come next, one chunk, may have to go again: [`Self::keep`] says how many.
+    pub fn begin_trial(&mut self) {
+        match self {
+            Self::Attention(_) | Self::Latent(_) => {}
+            Self::DeltaNet(state) => state.begin_trial(),
+            Self::ShortConv(state) => state.conv.begin_trial(),
+        }
+    }
+
+    /// Ends a trial after its first `rows` rows, at least one. What is kept by position needs nothing:
+    /// a ring for chunks still has all that the next row sees, and rows that went are written over
+    /// before anything sees them.
+    pub fn keep(&mut self, rows: usize) {
+        match self {
+            Self::Attention(_) | Self::Latent(_) => {}
+            Self::DeltaNet(state) => state.keep(rows),
+            Self::ShortConv(state) => state.conv.keep(rows),
+        }
+    }
 }
 
 /// `x += mixer(norm(x))` for the rows of `batch`.
@@ -242,6 +271,21 @@ pub fn mix(
         }
         _ => Err(RuntimeError::State { layer: layer.index }),
     }
+}
+
+/// Positions that a mixer computes without choosing among them or stretching its rotation.
+pub fn reach(mixer: &Mixer) -> usize {
+    let (rope, picked) = match mixer {
+        Mixer::Attention(spec) => (spec.rope.as_ref(), None),
+        Mixer::Latent(spec) => (Some(&spec.rope), spec.index_topk),
+        Mixer::DeltaNet(_) | Mixer::ShortConv(_) => (None, None),
+    };
+    let stretched = rope.and_then(|rope| match rope.scaling {
+        RopeScaling::Dynamic { original_max_position_embeddings: most } => Some(most),
+        _ => None,
+    });
+    let least = picked.into_iter().chain(stretched).min();
+    least.map_or(usize::MAX, |least| least as usize)
 }
 
 /// `f32` values that a mixer's buffers hold for one token of a stream that is `hidden` wide.

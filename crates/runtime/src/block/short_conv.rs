@@ -4,26 +4,31 @@ use shardwright_format::Role;
 use shardwright_format::model::ShortConvSpec;
 
 use super::capture::InputSite;
-use super::convolution::Convolution;
+use super::convolution::{Convolution, Past};
 use super::{Batch, Layer, Work};
 use crate::error::Result;
 
 /// What is remembered of the positions before.
 #[derive(Debug)]
 pub struct State {
-    /// The last inputs of the convolution, oldest first, `[kernel - 1, hidden]`.
-    conv: Vec<f32>,
+    /// What the convolution still sees.
+    pub conv: Past,
 }
 
 impl State {
     /// Nothing remembered.
     pub fn new(spec: &ShortConvSpec, hidden: usize) -> Self {
-        Self { conv: vec![0.0; (spec.conv_kernel as usize - 1) * hidden] }
+        Self { conv: Past::new(hidden, spec.conv_kernel as usize) }
     }
 
     /// Bytes that [`Self::new`] takes.
     pub const fn byte_len(spec: &ShortConvSpec, hidden: usize) -> u64 {
-        4 * ((spec.conv_kernel as usize - 1) * hidden) as u64
+        Past::byte_len(hidden, spec.conv_kernel as usize)
+    }
+
+    /// Bytes that a trial of `rows` takes besides.
+    pub const fn trial_byte_len(spec: &ShortConvSpec, hidden: usize, rows: usize) -> u64 {
+        Past::trial_byte_len(hidden, spec.conv_kernel as usize, rows)
     }
 }
 
@@ -69,7 +74,7 @@ pub fn forward(
     for (x, mixed) in gated.chunks(rows).zip(mixed.chunks_mut(rows)) {
         // A sequence begins with nothing remembered, even of the one before it in the batch.
         if batch.first == 0 {
-            state.conv.fill(0.0);
+            state.conv.forget();
         }
         convolution.apply(&mut state.conv, x, mixed, |x| x);
     }

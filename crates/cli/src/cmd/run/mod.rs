@@ -12,6 +12,7 @@ use std::time::Instant;
 use shardwright_format::prose;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::Options;
+use shardwright_runtime::draft::{DRAFT, Drafter};
 use shardwright_runtime::text::{ChatTemplate, Sampler, Sampling, Tokenizer};
 
 use self::chat::Conversation;
@@ -125,8 +126,10 @@ impl<'a> Task<'a> {
     ) -> Result<Session<'a>, Failure> {
         let limits = Limits { tokens: self.args.new_tokens(), context, ends };
         let runtime = engine::open(weights, options)?;
-        let Self { tokenizer, sampler, stop, output, .. } = self;
-        Ok(Session::new(runtime, tokenizer, sampler, limits, stop, output))
+        let Self { args, tokenizer, sampler, stop, output } = self;
+        let mut session = Session::new(runtime, tokenizer, sampler, limits, stop, output);
+        session.draft = args.draft.map(|source| (source, Drafter::default()));
+        Ok(session)
     }
 }
 
@@ -177,7 +180,8 @@ fn options(args: &RunArgs, prompt: &[u32], tokenizer: &Tokenizer) -> Result<Opti
 
 fn within(args: &RunArgs, context: usize, tokenizer: &Tokenizer) -> Options {
     let options = engine::options(args.memory, args.threads.count(), context, Some(tokenizer));
-    Options { cache: args.cache.into(), ..options }
+    let draft = if args.draft.is_some() { DRAFT } else { 0 };
+    Options { cache: args.cache.into(), draft, ..options }
 }
 
 fn sampler(args: &RunArgs) -> Result<Sampler, Failure> {

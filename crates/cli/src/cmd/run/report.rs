@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use shardwright_runtime::draft::Drafted;
 use shardwright_runtime::{Mode, Stats};
 
+use crate::args::DraftSource;
 use crate::bytes;
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -23,6 +25,8 @@ pub(super) struct Report {
     pub(super) open_seconds: f64,
     pub(super) prompt: Phase,
     pub(super) decode: Phase,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) draft: Option<Draft>,
     pub(super) memory: Memory,
     pub(super) direct_io: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -41,6 +45,25 @@ pub(super) enum Stop {
     EndOfText,
     /// The user, or the reader of standard output, went away.
     Interrupted,
+}
+
+/// What drafts did.
+#[derive(Clone, Copy, Serialize)]
+pub(super) struct Draft {
+    pub(super) source: DraftSource,
+    #[serde(flatten)]
+    pub(super) drafted: Drafted,
+}
+
+impl Draft {
+    fn line(self) -> String {
+        let Drafted { offered, accepted, steps, declined } = self.drafted;
+        let mut line = format!("{accepted} of {offered} tokens accepted in {steps} steps");
+        if declined > 0 {
+            let _ = write!(line, "; {declined} steps without, where drafts were slower");
+        }
+        line
+    }
 }
 
 /// What a number of tokens took.
@@ -149,6 +172,9 @@ impl Report {
             .map_or_else(String::new, |b| format!(", peak {}", bytes::memory(b)));
         say::line(&format!("prompt   {}", self.prompt.line()));
         say::line(&format!("decode   {}", self.decode.line()));
+        if let Some(draft) = self.draft {
+            say::line(&format!("draft    {}", draft.line()));
+        }
         let planned = bytes::memory(memory.planned_bytes);
         say::line(&format!("memory   {mode}, planned {planned}{peak}; {io}"));
     }

@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use shardwright_runtime::Runtime;
+use shardwright_runtime::draft::Drafter;
 use shardwright_runtime::text::{Sampler, TextStream, Tokenizer};
 
-use super::report::{Memory, Phase, Report, Stop};
+use super::report::{Draft, Memory, Phase, Report, Stop};
+use crate::args::DraftSource;
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::process;
@@ -35,6 +37,8 @@ pub(super) struct Session<'a> {
     tokens: Vec<u32>,
     /// Tokens of all positions computed so far.
     computed: Vec<u32>,
+    /// What drafts come from, where they were asked for.
+    pub(super) draft: Option<(DraftSource, Drafter)>,
     stop: &'a AtomicBool,
     output: Output,
 }
@@ -55,6 +59,7 @@ impl<'a> Session<'a> {
             text: String::new(),
             tokens: Vec::new(),
             computed: Vec::new(),
+            draft: None,
             runtime,
             tokenizer,
             sampler,
@@ -111,18 +116,36 @@ impl<'a> Session<'a> {
             stage.set(((i + 1) * chunk) as u64, prompt.len() as u64);
         }
         drop(stage);
-        self.step(last)
+        let logits = self.runtime.forward_all(last)?;
+        self.computed.extend(last);
+        self.tokens
+            .push(pick(logits, &mut self.logits, &mut self.sampler));
+        Ok(())
     }
 
-    /// Computes tokens and picks the next.
-    fn step(&mut self, tokens: &[u32]) -> Result<(), Failure> {
-        let logits = self.runtime.forward_all(tokens)?;
-        for value in logits {
-            self.logits.update(&value.to_le_bytes());
+    /// Computes the last token, with a draft of at most `room` behind it, and picks what follows each
+    /// token that stays: the same from the same logits in the same order, whatever was drafted. A draft
+    /// ends where another token was picked, or one that ends the text.
+    fn step(&mut self, last: u32, room: usize) -> Result<(), Failure> {
+        let started = Instant::now();
+        let (before, most) = (self.computed.len(), room.min(self.runtime.draft_room()));
+        self.computed.push(last);
+        if let Some((_, drafter)) = &mut self.draft {
+            let draft = drafter.propose(&self.computed, most);
+            self.computed.extend(draft);
         }
-        let next = self.sampler.next(logits);
-        self.computed.extend(tokens);
-        self.tokens.push(next);
+        let Self { runtime, logits: hasher, sampler, tokens, limits, computed, .. } = self;
+        let tried = &computed[before..];
+        let kept = runtime.forward_while(tried, |row, logits| {
+            let next = pick(logits, hasher, sampler);
+            tokens.push(next);
+            tried.get(row + 1) == Some(&next) && !limits.ends.contains(&next)
+        })?;
+        let tried = tried.len();
+        self.computed.truncate(before + kept);
+        if let Some((_, drafter)) = &mut self.draft {
+            drafter.learn(tried, kept, started.elapsed().as_secs_f64());
+        }
         Ok(())
     }
 
@@ -136,11 +159,13 @@ impl<'a> Session<'a> {
             // The prompt was read for its logits alone.
             self.tokens.clear();
         }
-        while let Some(&token) = self.tokens.last() {
-            if self.tokens.len() > wanted {
-                break;
+        for i in 0..wanted {
+            if i > 0 && i == self.tokens.len() {
+                self.step(self.tokens[i - 1], wanted - i - 1)?;
             }
+            let Some(&token) = self.tokens.get(i) else { return Ok(Stop::Interrupted) };
             if self.stop.load(Ordering::Relaxed) {
+                self.tokens.truncate(i + 1);
                 return Ok(Stop::Interrupted);
             }
             if self.limits.ends.contains(&token) {
@@ -149,12 +174,9 @@ impl<'a> Session<'a> {
             }
             let piece = self.stream.push(token)?;
             if !self.show(&piece)? {
+                self.tokens.truncate(i + 1);
                 return Ok(Stop::Interrupted);
             }
-            if self.tokens.len() == wanted {
-                break;
-            }
-            self.step(&[token])?;
         }
         self.flush()?;
         Ok(if wanted < self.limits.tokens { Stop::Context } else { Stop::Tokens })
@@ -190,6 +212,9 @@ impl<'a> Session<'a> {
             open_seconds,
             prompt: prompt_phase,
             decode,
+            draft: self
+                .draft
+                .map(|(source, drafter)| Draft { source, drafted: drafter.drafted() }),
             memory: Memory {
                 mode: plan.mode,
                 budget_bytes: plan.budget,
@@ -202,4 +227,12 @@ impl<'a> Session<'a> {
             notes: Vec::new(),
         }
     }
+}
+
+/// The token that follows `logits`, which are added to the hash of all.
+fn pick(logits: &[f32], hasher: &mut blake3::Hasher, sampler: &mut Sampler) -> u32 {
+    for value in logits {
+        hasher.update(&value.to_le_bytes());
+    }
+    sampler.next(logits)
 }

@@ -1,0 +1,123 @@
+//! Tokens that are tried together and go again leave nothing behind: logits stay the same to the bit.
+#![allow(clippy::unwrap_used)]
+
+use shardwright_format::weights::Weights;
+use shardwright_quant::Float;
+use shardwright_runtime::{CacheTypes, MemoryPlan, Options, Runtime};
+use shardwright_testing::{Golden, each_golden};
+
+fn options(memory: Option<u64>, threads: usize, chunk: usize, draft: usize) -> Options {
+    Options { memory, threads, chunk, draft, context: 64, ..Options::default() }
+}
+
+fn open(case: &Golden) -> Weights {
+    Weights::open(&case.path).unwrap()
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Logits after each of `tokens`, one by one.
+fn alone(case: &Golden, options: &Options, tokens: &[u32]) -> Vec<Vec<u32>> {
+    let mut runtime = Runtime::open(open(case), options).unwrap();
+    let each = tokens
+        .iter()
+        .map(|token| bits(runtime.forward(*token).unwrap()));
+    each.collect()
+}
+
+/// The same with drafts: of the tokens tried, more are right each time, from none to all, and the
+/// first wrong one is another token of the text.
+fn with_drafts(case: &Golden, options: &Options, tokens: &[u32]) -> (Vec<Vec<u32>>, u64) {
+    let mut runtime = Runtime::open(open(case), options).unwrap();
+    let (mut all, mut right, mut gone) = (Vec::new(), 0, 0);
+    while all.len() < tokens.len() {
+        let rest = &tokens[all.len()..];
+        let mut tried = rest[..rest.len().min(options.draft + 1)].to_vec();
+        let wrong = 1 + right % (options.draft + 1);
+        if let Some(token) = tried.get_mut(wrong) {
+            *token = (*token + 1) % runtime.spec().vocab_size;
+        }
+        right += 1;
+        let before = all.len();
+        let kept = runtime.forward_while(&tried, |row, logits| {
+            all.push(bits(logits));
+            tried.get(row + 1) == tokens.get(before + row + 1)
+        });
+        assert_eq!(kept.unwrap(), all.len() - before);
+        assert_eq!(runtime.position(), all.len());
+        gone += (tried.len() - (all.len() - before)) as u64;
+    }
+    assert_eq!(runtime.stats().tokens, tokens.len() as u64);
+    (all, gone)
+}
+
+fn twice(case: &Golden) -> Vec<u32> {
+    let tokens = case.tokens();
+    let all = [&tokens[..], &tokens[..]].concat();
+    all[..all.len().min(60)].to_vec()
+}
+
+fn drafts_do_not_change_logits(case: &str) {
+    let case = Golden::named(case);
+    let tokens = twice(&case);
+    let expected = alone(&case, &options(None, 1, 1, 0), &tokens);
+    for (chunk, draft) in [(2, 1), (4, 3), (8, 7), (64, 5)] {
+        let (found, gone) = with_drafts(&case, &options(None, 2, chunk, draft), &tokens);
+        assert!(gone > 0, "every draft was right");
+        assert!(found == expected, "{draft} drafted tokens change the logits");
+    }
+}
+
+each_golden!(drafts_do_not_change_logits);
+
+#[test]
+fn drafts_change_nothing_under_any_budget_and_in_any_cache() {
+    let types = [(Float::F32, Float::F32), (Float::F16, Float::Bf16)];
+    for name in ["qwen3_moe", "gpt_oss", "gemma3", "deepseek_v3", "qwen3_next", "lfm2_moe"] {
+        let case = Golden::named(name);
+        let tokens = twice(&case);
+        for (k, v) in types {
+            let with = |memory, draft| {
+                let options = options(memory, 2, 1000, draft);
+                Options { cache: CacheTypes { k, v }, ..options }
+            };
+            let expected = alone(&case, &with(None, 0), &tokens);
+            let plan = MemoryPlan::new(&open(&case), &with(None, 7)).unwrap();
+            let (min, all) = (plan.min_bytes, plan.resident);
+            for budget in [min, min + (all - min) / 2, all - 1, all, all + (1 << 20)] {
+                let (found, _) = with_drafts(&case, &with(Some(budget), 7), &tokens);
+                assert!(found == expected, "{name}: {budget} bytes change the logits");
+            }
+        }
+    }
+}
+
+#[test]
+fn drafts_take_room_where_a_plan_has_it_and_never_raise_the_least() {
+    for name in ["qwen3_next", "lfm2_moe", "llama2"] {
+        let case = Golden::named(name);
+        let plan =
+            |memory, draft| MemoryPlan::new(&open(&case), &options(memory, 1, 64, draft)).unwrap();
+        let (without, with) = (plan(None, 0), plan(None, 7));
+        assert_eq!((without.draft, with.draft), (0, 7));
+        assert!(with.scratch > without.scratch, "{name}");
+        assert_eq!(with.min_bytes, without.min_bytes, "{name}");
+        let least = plan(Some(with.min_bytes), 7);
+        assert_eq!((least.chunk, least.draft), (1, 0), "{name}");
+    }
+}
+
+#[test]
+fn drafts_stop_at_the_end_of_the_context_and_of_what_the_model_sees() {
+    let case = Golden::named("llama2");
+    let mut runtime =
+        Runtime::open(open(&case), &Options { context: 4, ..options(None, 1, 64, 7) }).unwrap();
+    assert_eq!(runtime.draft_room(), 3);
+    runtime.advance(&[1, 2]).unwrap();
+    assert_eq!(runtime.draft_room(), 1);
+    assert_eq!(runtime.forward_while(&[3, 4, 5, 6], |_, _| true).unwrap(), 2);
+    assert_eq!((runtime.draft_room(), runtime.position()), (0, 4));
+    assert!(runtime.forward_while(&[3], |_, _| true).is_err());
+}

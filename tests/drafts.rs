@@ -1,0 +1,95 @@
+//! Drafts: the same text with and without them, to the byte.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::harness::Scratch;
+
+/// Text that repeats itself, so that there is something to look up.
+const PROMPT: &str = "The cat sat on the mat. The dog sat on the mat. The cat sat on the";
+
+fn model() -> Scratch {
+    let scratch = Scratch::with("fixture-2m");
+    scratch.ok("convert ckpt -o out --bits 4");
+    fs::write(scratch.path("prompt"), PROMPT).unwrap();
+    scratch
+}
+
+fn assert_same(drafted: &Value, plain: &Value, what: &str) {
+    for field in ["text", "tokens", "stopped", "logits_blake3"] {
+        assert_eq!(drafted[field], plain[field], "{what}: {field}");
+    }
+    for phase in ["prompt", "decode"] {
+        assert_eq!(drafted[phase]["tokens"], plain[phase]["tokens"], "{what}: {phase}");
+    }
+}
+
+#[test]
+fn drafts_do_not_change_the_text_greedy_or_sampled() {
+    let scratch = model();
+    for sampling in ["", "--temperature 0.7 --top-p 0.9 --seed 3", "--temperature 1 --top-k 5"] {
+        for more in ["-n 60 --ignore-eos", "-n 1", "-n 0", "-n 60 --context 40 --threads 1"] {
+            let args = format!("run out --prompt-file prompt {sampling} {more}");
+            let (plain, drafted) =
+                (scratch.json(&args), scratch.json(&format!("{args} --draft ngram")));
+            assert_same(&drafted, &plain, &args);
+            assert!(plain.get("draft").is_none());
+            let draft = &drafted["draft"];
+            assert_eq!(draft["source"], json!("ngram"), "{draft}");
+            if more == "-n 60 --ignore-eos" {
+                assert!(draft["offered"].as_u64().unwrap() > 0, "{draft}");
+                let steps = draft["steps"].as_u64().unwrap();
+                assert!(steps > 0 && draft["accepted"].as_u64() <= draft["offered"].as_u64());
+            }
+        }
+    }
+}
+
+#[test]
+fn drafts_do_not_change_the_text_under_any_budget() {
+    let scratch = model();
+    let args = "run out --prompt-file prompt -n 40 --ignore-eos";
+    let plain = scratch.json(args);
+    let bytes = |name: &str| plain["memory"][name].as_u64().unwrap();
+    let (floor, resident) = (bytes("floor_bytes"), bytes("resident_bytes"));
+    // What the process itself takes differs a little from run to run.
+    for budget in [floor + (1 << 20), floor.midpoint(resident), 2 * resident] {
+        let drafted = scratch.json(&format!("{args} --draft ngram --memory {budget}"));
+        assert_same(&drafted, &plain, &budget.to_string());
+    }
+}
+
+#[test]
+fn a_text_that_repeats_itself_takes_fewer_steps() {
+    let scratch = model();
+    let args = "run out --prompt-file prompt -n 60 --ignore-eos --quiet";
+    let plain = scratch.ok(args).stdout;
+    let ran = scratch.ok(&args.replace("--quiet", "--draft ngram"));
+    assert_eq!(ran.stdout, plain);
+    let line = ran
+        .stderr
+        .lines()
+        .find_map(|line| line.strip_prefix("draft    "));
+    let words: Vec<&str> = line.unwrap().split(' ').collect();
+    let (accepted, offered): (u64, u64) = (words[0].parse().unwrap(), words[2].parse().unwrap());
+    assert!(accepted > 0 && accepted <= offered, "{}", ran.stderr);
+}
+
+#[test]
+fn drafts_in_a_conversation() {
+    let scratch = model();
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+                    {% if add_generation_prompt %}assistant:{% endif %}";
+    fs::write(scratch.path("out/chat_template.jinja"), template).unwrap();
+    fs::write(scratch.path("lines"), format!("{PROMPT}\n{PROMPT}\n")).unwrap();
+    let said = |draft: &str| {
+        let args = format!("run out --chat -n 30 --quiet --ignore-eos {draft}");
+        let stdin = fs::File::open(scratch.path("lines")).unwrap();
+        let output = scratch.command(&args).stdin(stdin).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let plain = said("");
+    assert!(!plain.is_empty());
+    assert_eq!(said("--draft ngram"), plain);
+}
