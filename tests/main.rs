@@ -19,6 +19,7 @@ mod merge;
 mod pack;
 mod parts;
 mod reader;
+mod remote;
 mod requantize;
 mod rings;
 mod run;

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use shardwright_convert::{ConvertError, Remedy};
 use shardwright_format::FormatError;
 use shardwright_format::shown::shown;
+#[cfg(feature = "remote")]
+use shardwright_remote::RemoteError;
 use shardwright_verify::VerifyError;
 
 use crate::say;
@@ -108,6 +110,10 @@ fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     if let Some(VerifyError::TokenizersDiffer(_)) = error.downcast_ref() {
         return Some("predictions are compared token for token, so both models need one tokenizer");
     }
+    #[cfg(feature = "remote")]
+    if let Some(error) = error.downcast_ref() {
+        return access(error);
+    }
     match error.downcast_ref()? {
         ConvertError::NeedsCalibration { .. } => Some("add --calibrate TEXT or --statistics FILE"),
         ConvertError::NotHeld { remedy, .. } => Some(stored_so(*remedy)),
@@ -115,6 +121,21 @@ fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
         ConvertError::TargetTooSmall { .. } => {
             Some("give --target-bpw or --target-size no less than that")
         }
+        _ => None,
+    }
+}
+
+/// Where credentials come from, where there are none or not these.
+#[cfg(feature = "remote")]
+fn access(error: &RemoteError) -> Option<&'static str> {
+    match error {
+        RemoteError::Denied { name, .. } if name.starts_with("hf://") => Some(
+            "set HF_TOKEN to a token that may read it; some models ask for consent on their page first",
+        ),
+        RemoteError::Denied { name, .. } if name.starts_with("s3://") => {
+            Some("set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION")
+        }
+        RemoteError::Offline { .. } => Some("unset it, or fetch the model first"),
         _ => None,
     }
 }

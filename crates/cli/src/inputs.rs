@@ -11,6 +11,7 @@ use shardwright_format::{Bundle, FormatError};
 use shardwright_verify::Candidate;
 
 use crate::args::ArchArgs;
+use crate::elsewhere;
 use crate::failure::Failure;
 
 /// A file that every bundle has and no other model.
@@ -50,9 +51,20 @@ pub fn source(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
 pub fn checkpoint(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
     check_checkpoint(path)?;
     let table = arch.arch.as_deref().map(read_arch).transpose()?;
-    let checkpoint = Checkpoint::open(path)?;
+    let checkpoint = open_checkpoint(path)?;
     let inventory = Inventory::new(&checkpoint, table.as_ref())?;
     Ok(Weights::from_checkpoint(checkpoint, inventory))
+}
+
+/// Opens a model that is no bundle: on this machine, or elsewhere.
+///
+/// # Errors
+/// A path that is no sound checkpoint.
+pub fn open_checkpoint(path: &Path) -> Result<Checkpoint, Failure> {
+    match elsewhere::open(path)? {
+        Some(checkpoint) => Ok(checkpoint),
+        None => Ok(Checkpoint::open(path)?),
+    }
 }
 
 /// Models to judge, packed bundles too. A bundle is opened when its bytes have been checked: a damaged one is a finding.
@@ -108,6 +120,9 @@ pub fn check_parent(path: &Path) -> Result<(), Failure> {
 /// A path that is neither a directory nor a file, in plainer words than the file inside it that would be
 /// missed.
 fn check_model(path: &Path) -> Result<(), Failure> {
+    if elsewhere::is_remote(path) {
+        return Ok(());
+    }
     let found = &resolve(path);
     let unfinished = !Bundle::is_bundle(path) && path.join(SHARDS).is_file();
     if !unfinished && (found.is_file() || found.is_dir()) {
@@ -123,7 +138,7 @@ fn check_model(path: &Path) -> Result<(), Failure> {
     let failure = Failure::new(format!("{}: {message}", path.display()));
     Err(match path.to_str().filter(|_| is_repository(path) && !path.exists()) {
         Some(name) => failure.help(format!(
-            "nor is it a model in the Hugging Face cache; `hf download {name}` would fetch one of this name"
+            "nor is it a model in the Hugging Face cache; `hf download {name}` would fetch one of this name, hf://{name} reads it from the hub"
         )),
         None => failure,
     })

@@ -4,6 +4,7 @@ mod args;
 mod bytes;
 mod calibration;
 mod cmd;
+mod elsewhere;
 mod engine;
 mod failure;
 mod inputs;

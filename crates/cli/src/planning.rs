@@ -41,6 +41,7 @@ pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
         calibration: calibration.record(),
         statistics: calibration.statistics_bytes(),
         before: calibration.reading_bytes(),
+        reading: checkpoint.reading_memory(),
     };
     let limits = args
         .engine

@@ -1,8 +1,11 @@
 //! Aligned buffers and positioned reads, past the page cache where the file system allows it.
 
+use std::fmt::Debug;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
@@ -56,7 +59,7 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 }
 
 /// Whether a stranger's relative path stays in its directory, on every system.
-pub(crate) fn stays_inside(path: &str) -> bool {
+pub fn stays_inside(path: &str) -> bool {
     let plain = |name: &str| !matches!(name, "" | "." | "..");
     !path.contains(['\\', ':', '\0']) && path.split('/').all(plain)
 }
@@ -113,14 +116,42 @@ impl AlignedBuf {
     }
 }
 
+/// Ranges of a file that is not on this machine. The network is none of this crate's business: whoever
+/// opens a model says how its files are read.
+pub trait RemoteFile: Debug + Send + Sync {
+    /// Fills `out` from byte `offset`.
+    ///
+    /// # Errors
+    /// What the network or the server refuses, in words that name the file.
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()>;
+
+    /// Begins to bring in bytes that will be read soon; a hint that may be ignored.
+    fn will_need(&self, range: &Range<u64>);
+
+    /// What tells these bytes from any others that the server may hold under the same name.
+    fn revision(&self) -> &str;
+
+    /// Bytes of memory that this file and others of the same model hold together at most.
+    fn memory(&self) -> u64;
+}
+
+/// How [`ReadFile`]s come to be: from the file system, or from elsewhere for some paths.
+pub type OpenFile<'a> = &'a dyn Fn(&Path) -> Result<ReadFile>;
+
 /// A file opened for positioned reads, with a second descriptor past the page cache if asked for
 /// and possible.
 #[derive(Debug)]
 pub struct ReadFile {
     path: PathBuf,
-    file: File,
+    bytes: Bytes,
     direct: Option<File>,
     len: u64,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Local(File),
+    Remote(Arc<dyn RemoteFile>),
 }
 
 impl ReadFile {
@@ -136,8 +167,59 @@ impl ReadFile {
             return Err(FormatError::file(path, "expected a regular file"));
         }
         let file = File::open(path).map_err(io)?;
-        let len = metadata.len();
-        Ok(Self { path: path.to_owned(), file, direct: None, len })
+        let (bytes, len) = (Bytes::Local(file), metadata.len());
+        Ok(Self { path: path.to_owned(), bytes, direct: None, len })
+    }
+
+    /// A file of `len` bytes that is elsewhere, as if it lay at `path`.
+    pub fn remote(path: &Path, len: u64, file: Arc<dyn RemoteFile>) -> Self {
+        Self { path: path.to_owned(), bytes: Bytes::Remote(file), direct: None, len }
+    }
+
+    /// The same file once more, so that the system's read-ahead follows each of its readers.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn reopen(&self) -> Result<Self> {
+        match &self.bytes {
+            Bytes::Local(_) => Self::open(&self.path),
+            Bytes::Remote(file) => Ok(Self::remote(&self.path, self.len, Arc::clone(file))),
+        }
+    }
+
+    /// As [`Self::reopen`], past the page cache where that works.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn reopen_direct(&self) -> Result<Self> {
+        match &self.bytes {
+            Bytes::Local(_) => Self::open_direct(&self.path),
+            Bytes::Remote(_) => self.reopen(),
+        }
+    }
+
+    /// What tells a file that is elsewhere from any other of its name; none for one on this machine.
+    pub fn revision(&self) -> Option<&str> {
+        match &self.bytes {
+            Bytes::Local(_) => None,
+            Bytes::Remote(file) => Some(file.revision()),
+        }
+    }
+
+    /// Bytes of memory that it and other files of its model hold together at most, besides what is read.
+    pub fn memory(&self) -> u64 {
+        match &self.bytes {
+            Bytes::Local(_) => 0,
+            Bytes::Remote(file) => file.memory(),
+        }
+    }
+
+    /// Tells the system what will be read soon; a hint that may be ignored.
+    pub fn will_need(&self, range: &Range<u64>) {
+        match &self.bytes {
+            Bytes::Local(file) => will_need(file, range),
+            Bytes::Remote(file) => file.will_need(range),
+        }
     }
 
     /// Opens `path`, and past the page cache too when a real transfer shows that it works.
@@ -175,9 +257,11 @@ impl ReadFile {
     /// # Errors
     /// What the operating system refuses, a file that ends early among it.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.file
-            .read_exact_at(out, offset)
-            .map_err(|e| FormatError::io(&self.path, e))
+        let read = match &self.bytes {
+            Bytes::Local(file) => file.read_exact_at(out, offset),
+            Bytes::Remote(file) => file.read_at(offset, out),
+        };
+        read.map_err(|e| FormatError::io(&self.path, e))
     }
 
     /// Makes `buf` hold `len` bytes from `offset`; past the page cache when the range starts on a
@@ -206,6 +290,17 @@ impl ReadFile {
         }
     }
 }
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn will_need(file: &File, range: &Range<u64>) {
+    let Some(len) = std::num::NonZeroU64::new(range.end.saturating_sub(range.start)) else {
+        return;
+    };
+    let _ = rustix::fs::fadvise(file, range.start, Some(len), rustix::fs::Advice::WillNeed);
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn will_need(_file: &File, _range: &Range<u64>) {}
 
 /// Reads until at least `enough` bytes lie in `out` or the file ends; gives the count.
 fn read_up_to(file: &File, offset: u64, out: &mut [u8], enough: usize) -> std::io::Result<usize> {

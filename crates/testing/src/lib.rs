@@ -10,6 +10,7 @@ mod golden;
 #[cfg(feature = "models")]
 pub mod models;
 pub mod mutate;
+pub mod server;
 mod vocabulary;
 
 use std::path::{Path, PathBuf};

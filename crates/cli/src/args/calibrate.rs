@@ -10,7 +10,8 @@ use super::{ArchArgs, CalibrationTextArgs, ThreadArgs, help};
 #[derive(Debug, Args)]
 #[command(after_help = help::CALIBRATE)]
 pub struct CalibrateArgs {
-    /// Directory of a Hugging Face checkpoint: config.json and *.safetensors; a GGUF file; or a bundle
+    /// Directory of a Hugging Face checkpoint: config.json and *.safetensors; a GGUF file; a bundle; or a model
+    /// elsewhere, by its address (hf:, https:, s3:)
     pub checkpoint: PathBuf,
     /// Text to observe the model on
     pub text: PathBuf,

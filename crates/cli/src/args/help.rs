@@ -24,6 +24,7 @@ Examples:
   shardwright plan Qwen3-30B-A3B --bits 4 --group-size 32  every matrix alike
   shardwright plan Qwen3-30B-A3B --set 'expert.*=q2' --set lm_head=q8
   shardwright plan Qwen3.5-397B-A17B --set vision=keep --set mtp=q4
+  shardwright plan hf://Qwen/Qwen3-30B-A3B                 headers alone, from the hub
   shardwright plan Qwen3-30B-A3B --calibrate calibration.txt --target-bpw 2.6 --save-recipe r.json
 
 Encodings of --set: keep, f32, f16, bf16, q2, q3, q4, q6, q8; with a group size q4g32, and with the
@@ -37,6 +38,7 @@ Examples:
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --calibrate calibration.txt --target-bpw 2.6
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --resume       after ctrl-c or a crash
   shardwright convert Qwen3-30B-A3B -o two.bundle --layers 0..2    an excerpt to measure on
+  shardwright convert hf://Qwen/Qwen3-30B-A3B -o qwen3.bundle      nothing of it is kept
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --part 2/4     one of four parts, for `merge`
 
 Nothing is left under the bundle's name until it is whole. Memory does not grow with the model.

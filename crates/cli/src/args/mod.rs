@@ -86,7 +86,8 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = help::INSPECT)]
 pub struct InspectArgs {
-    /// Directory of a checkpoint or a bundle
+    /// Directory of a checkpoint or a bundle, a GGUF file, or a model elsewhere, by its
+    /// address (hf:, https:, s3:)
     pub path: PathBuf,
     /// List every tensor; of a bundle, every shard
     #[arg(long)]
@@ -131,7 +132,8 @@ pub struct MergeArgs {
 #[derive(Debug, Args)]
 #[command(after_help = help::RUN)]
 pub struct RunArgs {
-    /// Directory of a bundle, or of a checkpoint to run unquantized
+    /// Directory of a bundle, or of a checkpoint to run unquantized; a GGUF file; or the address of
+    /// a model elsewhere (hf:, https:, s3:)
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
     /// Text to continue; with --chat, the user's turn

@@ -12,7 +12,8 @@ use crate::bytes;
 #[derive(Debug, Args)]
 #[command(after_help = help::PLAN)]
 pub struct PlanArgs {
-    /// Directory of a Hugging Face checkpoint: config.json and *.safetensors; a GGUF file; or a bundle
+    /// Directory of a Hugging Face checkpoint: config.json and *.safetensors; a GGUF file; a bundle; or a model
+    /// elsewhere, by its address (hf:, https:, s3:)
     pub checkpoint: PathBuf,
     /// Shards start on multiples of this: a power of two from 4KiB to 1MiB
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse, default_value = "16KiB")]

@@ -7,7 +7,6 @@ use std::path::Path;
 use serde::Serialize;
 use shardwright_format::FormatError;
 use shardwright_format::arch::{Arch, Draft};
-use shardwright_format::checkpoint::Checkpoint;
 
 use crate::args::{ArchCommand, ArchCommandArgs};
 use crate::failure::Failure;
@@ -65,7 +64,7 @@ fn show(name: &str, output: Output) -> Result<(), Failure> {
 
 fn draft(path: &Path, out: Option<&Path>, output: Output) -> Result<(), Failure> {
     inputs::check_checkpoint(path)?;
-    let draft = Draft::new(&Checkpoint::open(path)?)?;
+    let draft = Draft::new(&inputs::open_checkpoint(path)?)?;
     let Some(out) = out else {
         let json: serde_json::Value = serde_json::from_str(&draft.json)?;
         return output.report(&json, draft.json.trim_end());

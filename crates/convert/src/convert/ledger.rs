@@ -90,6 +90,9 @@ struct SourceHeader {
     name: String,
     size: u64,
     header: Hash,
+    /// What pins its bytes, where it is read from elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    revision: Option<String>,
 }
 
 impl Fingerprint {
@@ -99,7 +102,8 @@ impl Fingerprint {
             let mut bytes = vec![0; f.header_len as usize];
             f.file.read_at(0, &mut bytes)?;
             let header = blake3::hash(&bytes).into();
-            Ok(SourceHeader { name: f.name.clone(), size: f.file.len(), header })
+            let revision = f.file.revision().map(str::to_owned);
+            Ok(SourceHeader { name: f.name.clone(), size: f.file.len(), header, revision })
         };
         let files: Result<Vec<_>> = checkpoint.files().iter().map(header).collect();
         Ok(Self {

@@ -1,14 +1,12 @@
 //! Reads checkpoint bytes once: what a unit needs, and on the way the hashes of checkpoint files.
 
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use shardwright_format::checkpoint::Checkpoint;
-use shardwright_format::io::AlignedBuf;
+use shardwright_format::io::{AlignedBuf, ReadFile};
 use shardwright_format::manifest::Hash;
 use shardwright_format::treehash::{TreeHash, chaining_value};
 use shardwright_format::{FormatError, Result as FormatResult, SourceView};
@@ -31,7 +29,7 @@ pub fn hashes(checkpoint: &Checkpoint, options: &ConvertOptions<'_>) -> Result<V
 pub struct Source<'a> {
     pub checkpoint: &'a Checkpoint,
     /// Opened once more, so that read-ahead here follows what is read here.
-    files: Vec<File>,
+    files: Vec<ReadFile>,
     trees: Vec<Mutex<TreeHash>>,
     /// Bytes of a hashed block.
     pub block: u64,
@@ -63,10 +61,8 @@ impl<'a> Source<'a> {
     pub fn new(checkpoint: &'a Checkpoint, buffers: &Buffers) -> Result<Self> {
         let file_bytes = checkpoint.files().iter().map(|f| f.file.len()).sum();
         let block = buffers.source_block(file_bytes);
-        let open = |f: &shardwright_format::checkpoint::CheckpointFile| {
-            File::open(f.file.path()).map_err(|e| FormatError::io(f.file.path(), e))
-        };
-        let files: Result<Vec<_>, _> = checkpoint.files().iter().map(open).collect();
+        let files = checkpoint.files().iter();
+        let files: FormatResult<Vec<_>> = files.map(|f| f.file.reopen()).collect();
         let trees = checkpoint.files().iter();
         let trees = trees
             .map(|f| Mutex::new(TreeHash::new(f.file.len(), block)))
@@ -94,15 +90,12 @@ impl<'a> Source<'a> {
     }
 
     pub fn read_at(&self, file: usize, offset: u64, out: &mut [u8]) -> FormatResult<()> {
-        let path = self.checkpoint.files()[file].file.path();
-        self.files[file]
-            .read_exact_at(out, offset)
-            .map_err(|e| FormatError::io(path, e))
+        self.files[file].read_at(offset, out)
     }
 
     /// Tells the system what will be read soon; a hint that may be ignored.
     pub fn prefetch(&self, file: usize, range: &Range<u64>) {
-        will_need(&self.files[file], range);
+        self.files[file].will_need(range);
     }
 
     /// Hashes the blocks that start in `range` and lie in `bytes`, which start at `offset` of the
@@ -145,8 +138,12 @@ impl<'a> Source<'a> {
     }
 
     /// Whether the blocks of a run are still what they were, each read and hashed again.
+    /// Those of a pinned revision are: the ledger's first line names it.
     pub fn verify(&self, run: &HashedBlocks, buf: &mut Vec<u8>) -> Result<bool> {
         let Some(extent) = self.extent_of(run) else { return Ok(false) };
+        if self.files[run.file].revision().is_some() {
+            return Ok(true);
+        }
         let block = self.block as usize;
         let step = self.copy_block.max(self.block);
         let mut expected = run.values.iter();
@@ -161,13 +158,16 @@ impl<'a> Source<'a> {
         Ok(true)
     }
 
-    /// Hash of some ranges of a file, one after the other.
+    /// Hash of some ranges of a file, one after the other; of a file of a pinned revision that revision's hash.
     pub fn hash_ranges(
         &self,
         file: usize,
         ranges: &[Range<u64>],
         buf: &mut Vec<u8>,
     ) -> Result<Hash> {
+        if let Some(revision) = self.files[file].revision() {
+            return Ok(blake3::hash(revision.as_bytes()).into());
+        }
         let mut hasher = blake3::Hasher::new();
         for range in ranges {
             for start in (range.start..range.end).step_by(self.copy_block as usize) {
@@ -185,7 +185,7 @@ impl<'a> Source<'a> {
     }
 
     /// A hash per file of the middle of every tensor in it: two checkpoints of the same names and shapes
-    /// differ there.
+    /// differ there. Of a file of a pinned revision that revision's hash.
     pub fn sample(&self) -> Result<Vec<Hash>> {
         let mut ranges = vec![Vec::new(); self.files.len()];
         for stored in self.checkpoint.stored().values() {
@@ -391,17 +391,6 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 }
-
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn will_need(file: &File, range: &Range<u64>) {
-    let Some(len) = std::num::NonZeroU64::new(range.end.saturating_sub(range.start)) else {
-        return;
-    };
-    let _ = rustix::fs::fadvise(file, range.start, Some(len), rustix::fs::Advice::WillNeed);
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn will_need(_file: &File, _range: &Range<u64>) {}
 
 #[cfg(test)]
 mod tests {

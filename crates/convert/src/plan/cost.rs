@@ -107,7 +107,7 @@ pub fn cost(
         memory::peak(manifest, source_bytes, options.threads) + known
     });
     Cost {
-        peak_memory: peak.max(options.before),
+        peak_memory: peak.max(options.before) + options.reading,
         peak_disk: bundle_bytes + memory::ledger_bytes(manifest, source_bytes),
         source_bytes,
         bytes_per_token: dense_per_token(manifest) + expert_bytes_per_token,

@@ -45,6 +45,8 @@ pub struct PlanOptions {
     pub statistics: u64,
     /// Bytes that the program holds at once before the conversion: to read a tokenizer, to probe a model.
     pub before: u64,
+    /// Bytes that reading the source holds besides what is read: of a source that is elsewhere.
+    pub reading: u64,
 }
 
 impl Default for PlanOptions {
@@ -55,6 +57,7 @@ impl Default for PlanOptions {
             calibration: None,
             statistics: 0,
             before: 0,
+            reading: 0,
         }
     }
 }

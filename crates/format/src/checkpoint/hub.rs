@@ -41,6 +41,14 @@ fn cached(path: &Path) -> Option<PathBuf> {
     Some(cache.join(format!("models--{}", name.replace('/', "--"))))
 }
 
+/// The snapshot of a repository (`org/name`) that the cache of this machine has of a branch, tag or commit.
+pub fn cached_snapshot(repository: &Path, revision: &str) -> Option<PathBuf> {
+    let folder = cached(repository)?;
+    let named = fs::read_to_string(folder.join("refs").join(revision)).ok();
+    let commit = named.as_deref().map_or(revision, str::trim);
+    Some(folder.join("snapshots").join(commit)).filter(|snapshot| snapshot.is_dir())
+}
+
 /// The snapshot that `refs/main` names, else the newest.
 fn snapshot(folder: &Path) -> Option<PathBuf> {
     let snapshots = folder.join("snapshots");

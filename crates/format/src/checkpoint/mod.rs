@@ -25,7 +25,7 @@ use shardwright_quant::widen;
 
 use crate::decoder::Decoder;
 use crate::error::Result;
-use crate::io::read_limited;
+use crate::io::{OpenFile, ReadFile, read_limited};
 use crate::unit::SourceView;
 use files::Files;
 use group::Grouped;
@@ -38,7 +38,7 @@ pub use file_names::{
 };
 pub use files::{CheckpointFile, StoredTensor, TensorInfo};
 pub use group::{QUANTIZATION_KEYS, Quantization, describes_quantization};
-pub use hub::{is_repository, resolve};
+pub use hub::{cached_snapshot, is_repository, resolve};
 pub use index::INDEX_NAME;
 pub use listing::{Skipped, clutter};
 pub(crate) use view::read_unit;
@@ -66,12 +66,20 @@ impl Checkpoint {
     /// tensor that two files hold; what is no checkpoint, by name; quantized tensors of an unknown scheme, or whose parts are
     /// missing, left over or disagree.
     pub fn open(dir: &Path) -> Result<Self> {
-        let dir = &resolve(dir);
+        Self::open_through(&resolve(dir), &ReadFile::open)
+    }
+
+    /// As [`Self::open`], where `open` reads the files of weights: in `dir` each has its name and length, and
+    /// need not have its bytes.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and what `open` refuses.
+    pub fn open_through(dir: &Path, open: OpenFile<'_>) -> Result<Self> {
         safetensors::refuse_one_of_several(dir)?;
         let (files, grouped) = if let Some(file) = gguf::find(dir)? {
-            gguf::open(&file, dir.is_file())?
+            gguf::open(&file, dir.is_file(), open)?
         } else {
-            let files = safetensors::open(dir)?;
+            let files = safetensors::open(dir, open)?;
             let grouped = group::group(&files)?;
             (files, grouped)
         };
@@ -128,6 +136,12 @@ impl Checkpoint {
     /// The checkpoint files, sorted by name.
     pub fn files(&self) -> &[CheckpointFile] {
         &self.files.opened
+    }
+
+    /// Bytes of memory that reading the files holds at most, besides what is read: of files elsewhere.
+    pub fn reading_memory(&self) -> u64 {
+        let held = self.files().iter().map(|f| f.file.memory());
+        held.max().unwrap_or_default()
     }
 
     /// Every tensor of weights by name, quantized ones as they are once decoded.

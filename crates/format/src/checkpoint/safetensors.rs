@@ -10,10 +10,10 @@ use super::files::{CheckpointFile, Files, StoredTensor, read_config};
 use super::index::{INDEX_NAME, Index};
 use super::{discover, header, names, wrong};
 use crate::error::{FormatError, Result};
-use crate::io::ReadFile;
+use crate::io::OpenFile;
 
 /// Reads the configuration, the index if there is one, and every header.
-pub(super) fn open(dir: &Path) -> Result<Files> {
+pub(super) fn open(dir: &Path, open: OpenFile<'_>) -> Result<Files> {
     let config_path = dir.join(CONFIG_NAME);
     if let Some(wrong) = wrong::directory(dir).filter(|_| !config_path.exists()) {
         return Err(FormatError::file(dir, wrong));
@@ -22,9 +22,9 @@ pub(super) fn open(dir: &Path) -> Result<Files> {
     let found = discover::find(dir)?;
     let mut opened = Files::new(dir.to_owned(), config_path, config);
     for name in found.names {
-        opened.add_file(name, found.index.is_some())?;
+        opened.add_file(name, found.index.is_some(), open)?;
     }
-    opened.check_rival(found.rival)?;
+    opened.check_rival(found.rival, open)?;
     opened.notes.extend(found.notes);
     let differences = found.index.and_then(|index| opened.differences(&index));
     opened.notes.extend(differences);
@@ -50,9 +50,9 @@ pub(super) fn refuse_one_of_several(path: &Path) -> Result<()> {
 
 impl Files {
     /// Opens one file and takes in its tensors.
-    fn add_file(&mut self, name: String, indexed: bool) -> Result<()> {
+    fn add_file(&mut self, name: String, indexed: bool, open: OpenFile<'_>) -> Result<()> {
         let path = self.root.join(&name);
-        let file = ReadFile::open(&path).map_err(|e| match e {
+        let file = open(&path).map_err(|e| match e {
             FormatError::Io { source, .. } if indexed => {
                 FormatError::file(&path, format!("named by {INDEX_NAME}: {source}"))
             }
@@ -98,13 +98,13 @@ impl Files {
     }
 
     /// Refuses another complete set of files beside this one, unless it holds the same values.
-    fn check_rival(&mut self, names: BTreeSet<String>) -> Result<()> {
+    fn check_rival(&mut self, names: BTreeSet<String>, open: OpenFile<'_>) -> Result<()> {
         let Some(first) = names.first().cloned() else { return Ok(()) };
         let mut rival = Self::new(self.root.clone(), self.config_path.clone(), Value::Null);
         // What cannot be read is no model to confuse this one with.
         if names
             .into_iter()
-            .any(|name| rival.add_file(name, false).is_err())
+            .any(|name| rival.add_file(name, false, open).is_err())
         {
             return Ok(());
         }

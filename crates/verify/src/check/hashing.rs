@@ -14,12 +14,16 @@ const BLOCK: u64 = 4 << 20;
 /// Hands every byte of a file to `each`, with its offset, in order; gives the file's length.
 ///
 /// Reads past the page cache where that works: what is checked is what the medium holds.
-pub(crate) fn stream(
-    path: &Path,
+pub(crate) fn stream(path: &Path, meter: &Meter<'_>, each: impl FnMut(u64, &[u8])) -> Result<u64> {
+    stream_file(&ReadFile::open_direct(path)?, meter, each)
+}
+
+/// As [`stream`], of an open file.
+fn stream_file(
+    file: &ReadFile,
     meter: &Meter<'_>,
     mut each: impl FnMut(u64, &[u8]),
 ) -> Result<u64> {
-    let file = ReadFile::open_direct(path)?;
     let mut buf = AlignedBuf::default();
     let mut offset = 0;
     while offset < file.len() {
@@ -32,10 +36,15 @@ pub(crate) fn stream(
     Ok(file.len())
 }
 
-/// BLAKE3 and length of a file.
-pub(crate) fn hash_file(path: &Path, meter: &Meter<'_>) -> Result<(Hash, u64)> {
+/// BLAKE3 and length of a file at a path.
+pub(crate) fn hash_path(path: &Path, meter: &Meter<'_>) -> Result<(Hash, u64)> {
+    hash_file(&ReadFile::open_direct(path)?, meter)
+}
+
+/// BLAKE3 and length of an open file.
+pub(crate) fn hash_file(file: &ReadFile, meter: &Meter<'_>) -> Result<(Hash, u64)> {
     let mut hasher = blake3::Hasher::new();
-    let len = stream(path, meter, |_, bytes| {
+    let len = stream_file(file, meter, |_, bytes| {
         hasher.update(bytes);
     })?;
     Ok((hasher.finalize().into(), len))

@@ -21,7 +21,7 @@ use crate::checkpoint::index::INDEX_NAME;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
-use crate::io::ReadFile;
+use crate::io::{OpenFile, ReadFile};
 use crate::names::{EXPERT, LAYER, split};
 
 /// What names of files end in.
@@ -93,12 +93,16 @@ fn numbered(name: &str) -> Option<(&str, &str)> {
 /// # Errors
 /// Files that contradict their layout, an architecture that is not known, metadata or tensors that
 /// are not those of one.
-pub(in crate::checkpoint) fn open(path: &Path, single_file: bool) -> Result<(Files, Grouped)> {
-    let mut pieces = vec![Piece::open(path, 0)?];
+pub(in crate::checkpoint) fn open(
+    path: &Path,
+    single_file: bool,
+    open: OpenFile<'_>,
+) -> Result<(Files, Grouped)> {
+    let mut pieces = vec![Piece::open(path, 0, open)?];
     let count = pieces[0].count()?;
     for number in 1..count {
         let name = pieces[0].name_of(number, count)?;
-        let piece = Piece::open(&path.with_file_name(name), number)?;
+        let piece = Piece::open(&path.with_file_name(name), number, open)?;
         let found = piece.count()?;
         if found != count {
             return Err(piece.refused(format!("split.count: expected {count}, found {found}")));
@@ -111,7 +115,7 @@ pub(in crate::checkpoint) fn open(path: &Path, single_file: bool) -> Result<(Fil
     let config = opening
         .generated
         .then(|| format!("{:#}\n", opening.config).into_bytes());
-    let synthesized = Synthesized::new(path, &opening.headers[0], config);
+    let synthesized = Synthesized::new(&pieces[0].file, &opening.headers[0], config)?;
     let Opening { config, generated, .. } = opening;
     let root = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -141,8 +145,8 @@ struct Piece {
 
 impl Piece {
     /// Opens the file that is piece `number` of a model.
-    fn open(path: &Path, number: u64) -> Result<Self> {
-        let file = ReadFile::open(path)?;
+    fn open(path: &Path, number: u64, open: OpenFile<'_>) -> Result<Self> {
+        let file = open(path)?;
         let bytes = read_header(&file)?;
         let piece = Self { file, bytes };
         let found = piece.header()?.whole("split.no").unwrap_or_default();

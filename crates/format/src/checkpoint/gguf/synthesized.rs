@@ -1,6 +1,5 @@
 //! Files of a checkpoint that a GGUF file describes and no file beside it holds.
 
-use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::header::Header;
@@ -17,23 +16,27 @@ use crate::io::ReadFile;
 pub(in crate::checkpoint) struct Synthesized {
     config: Option<Vec<u8>>,
     /// The file with the vocabulary, and which files it stands for.
-    vocabulary: Option<(PathBuf, Vec<&'static str>)>,
+    vocabulary: Option<(ReadFile, Vec<&'static str>)>,
     tokenizer: OnceLock<Vec<u8>>,
     tokenizer_config: OnceLock<Vec<u8>>,
 }
 
 impl Synthesized {
     /// What `file` describes and its directory lacks.
-    pub(super) fn new(file: &Path, header: &Header<'_>, config: Option<Vec<u8>>) -> Self {
-        let lacks = |name: &&str| !file.with_file_name(name).is_file();
+    pub(super) fn new(
+        file: &ReadFile,
+        header: &Header<'_>,
+        config: Option<Vec<u8>>,
+    ) -> Result<Self> {
+        let lacks = |name: &&str| !file.path().with_file_name(name).is_file();
         let names = [TOKENIZER_NAME, TOKENIZER_CONFIG_NAME];
         // Beside another tokenizer the configuration is made for its template alone.
         let template = tokenizer::has_template(&header.metadata) && lacks(&CHAT_TEMPLATE_NAME);
         let needed = tokenizer::is_there(&header.metadata)
             && (lacks(&TOKENIZER_NAME) || template && lacks(&TOKENIZER_CONFIG_NAME));
-        let vocabulary =
-            needed.then(|| (file.to_owned(), names.into_iter().filter(lacks).collect()));
-        Self { config, vocabulary, ..Self::default() }
+        let stood_for = || Ok((file.reopen()?, names.into_iter().filter(lacks).collect()));
+        let vocabulary = needed.then(stood_for).transpose()?;
+        Ok(Self { config, vocabulary, ..Self::default() })
     }
 
     pub(in crate::checkpoint) fn names(&self) -> Vec<&'static str> {
@@ -62,10 +65,9 @@ impl Synthesized {
 }
 
 /// Reads the metadata again: a vocabulary is too large to be kept for those who ask for none.
-fn document(path: &Path, of_config: bool) -> Result<Vec<u8>> {
-    let file = ReadFile::open(path)?;
-    let bytes = read_header(&file)?;
-    let refused = |detail: String| FormatError::file(path, detail);
+fn document(file: &ReadFile, of_config: bool) -> Result<Vec<u8>> {
+    let bytes = read_header(file)?;
+    let refused = |detail: String| FormatError::file(file.path(), detail);
     let header = Header::parse(&bytes, file.len() - bytes.len() as u64);
     let header = header.map_err(|e| refused(e.to_string()))?;
     let make = if of_config { tokenizer::config } else { tokenizer::tokenizer };

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use rayon::prelude::*;
-use shardwright_format::Bundle;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::{FileEntry, FileKind, SourceFile};
+use shardwright_format::{Bundle, FormatError};
 
 use crate::check::finding::{Finding, Kind};
-use crate::check::hashing::hash_file;
+use crate::check::hashing::{hash_file, hash_path};
 use crate::error::Result;
 use crate::monitor::{Meter, Monitor, Stage};
 
@@ -90,7 +90,13 @@ impl Check<'_> {
     }
 
     fn hash(&self, record: &SourceFile, meter: &Meter<'_>) -> Result<Option<Finding>> {
-        let (found, _) = hash_file(&self.checkpoint.root().join(&record.name), meter)?;
+        let held = self
+            .checkpoint
+            .files()
+            .iter()
+            .find(|f| f.name == record.name);
+        let missing = || FormatError::file(self.checkpoint.root(), format!("no {}", record.name));
+        let (found, _) = hash_file(&held.ok_or_else(missing)?.file.reopen_direct()?, meter)?;
         let finding = || Finding::file(Kind::Checkpoint, &record.name, "checkpoint file: BLAKE3");
         Ok((found != record.blake3).then(|| finding().expected(record.blake3, found)))
     }
@@ -131,7 +137,7 @@ impl Check<'_> {
         }
         let hash = match self.checkpoint.synthesized(&entry.path)? {
             Some(made) => blake3::hash(made).into(),
-            None => hash_file(&self.checkpoint.root().join(&entry.path), meter)?.0,
+            None => hash_path(&self.checkpoint.root().join(&entry.path), meter)?.0,
         };
         let differs = finding("copy: BLAKE3 in the checkpoint");
         Ok((hash != entry.blake3).then(|| differs.expected(entry.blake3, hash)))

@@ -1,0 +1,179 @@
+//! A model elsewhere as a folder on this machine: small files are there, files with weights have their names and
+//! lengths alone.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use shardwright_format::FormatError;
+use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::io::{ReadFile, TOKENIZER_LIMIT};
+
+use crate::chunks::Chunks;
+use crate::client::{Client, Patience};
+use crate::error::{RemoteError, Result};
+use crate::file::{RangedFile, Shared};
+use crate::listing::{RemoteEntry, Use};
+use crate::location::Location;
+use crate::{hub, s3, web};
+
+/// Beginnings of files that are fetched at one time.
+const HEADS_AT_ONCE: usize = 8;
+
+/// A model elsewhere, found.
+#[derive(Debug)]
+pub enum RemoteModel {
+    /// This machine's cache has it.
+    Cached(PathBuf),
+    /// It is read by ranges.
+    Ranged(Box<Staged>),
+}
+
+/// Names and small files of a model whose weights are elsewhere.
+#[derive(Debug)]
+pub struct Staged {
+    shared: Arc<Shared>,
+    /// By where they have their names.
+    files: BTreeMap<PathBuf, RangedFile>,
+    /// What to open: the folder, or the one file in it that is the model.
+    path: PathBuf,
+    location: Location,
+}
+
+/// Finds the model at a location and fetches what is small of it.
+///
+/// # Errors
+/// A place that is not there, that refuses, or that holds no model; and what this machine refuses.
+pub fn open(location: &Location, patience: Patience) -> Result<RemoteModel> {
+    let client = Client::new(patience);
+    let entries = match location {
+        Location::Hub { repository, revision, file } => {
+            let cached = hub::cached(repository, revision);
+            let cached = cached.map(|folder| file.iter().fold(folder, |at, file| at.join(file)));
+            // The cache may have some files of a model alone.
+            if let Some(path) = cached.filter(|path| Checkpoint::open(path).is_ok()) {
+                return Ok(RemoteModel::Cached(path));
+            }
+            hub::list(&client, repository, revision)?
+        }
+        Location::Web { directory, file } => web::list(&client, directory, file.as_deref())?,
+        Location::S3 { bucket, prefix, .. } => s3::list(&client, bucket, prefix)?,
+    };
+    let staged = Staged::new(client, location.clone(), entries)?;
+    Ok(RemoteModel::Ranged(Box::new(staged)))
+}
+
+impl Location {
+    /// The one file with weights that was asked for.
+    fn file(&self) -> Option<&str> {
+        match self {
+            Self::Hub { file, .. } | Self::Web { file, .. } | Self::S3 { file, .. } => {
+                file.as_deref()
+            }
+        }
+    }
+}
+
+impl Staged {
+    fn new(client: Client, location: Location, entries: Vec<RemoteEntry>) -> Result<Self> {
+        let temporary = std::env::temp_dir();
+        let folder = tempfile::Builder::new().prefix("shardwright-").tempdir();
+        let folder = folder.map_err(|e| FormatError::io(&temporary, e))?;
+        let path = location
+            .file()
+            .map_or_else(|| folder.path().to_owned(), |file| folder.path().join(file));
+        let shared = Arc::new(Shared { client, chunks: Chunks::default(), folder });
+        let mut staged = Self { shared, files: BTreeMap::new(), path, location };
+        for entry in entries {
+            entry.check()?;
+            match entry.usage(staged.location.file()) {
+                Use::Unread => {}
+                Use::Whole => staged.fetch(&entry)?,
+                Use::Ranges => staged.reserve(entry)?,
+            }
+        }
+        staged.fetch_heads()?;
+        Ok(staged)
+    }
+
+    /// Makes room for a file's name.
+    fn place(&self, entry: &RemoteEntry) -> Result<PathBuf> {
+        let path = self.shared.folder.path().join(&entry.path);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(|e| FormatError::io(parent, e))?;
+        }
+        Ok(path)
+    }
+
+    /// Fetches a small file.
+    fn fetch(&self, entry: &RemoteEntry) -> Result<()> {
+        if entry.len > TOKENIZER_LIMIT {
+            let detail = format!("expected at most {TOKENIZER_LIMIT} bytes, found {}", entry.len);
+            return Err(RemoteError::server(&entry.name, detail));
+        }
+        let path = self.place(entry)?;
+        let (url, token) = entry.address.request();
+        let bytes = self
+            .shared
+            .client
+            .whole(&entry.name, (&url, token), TOKENIZER_LIMIT)?;
+        let missing = || RemoteError::Missing { name: entry.name.clone(), what: "file" };
+        let bytes = bytes.ok_or_else(missing)?;
+        if bytes.len() as u64 != entry.len {
+            let detail = format!("expected {} bytes, found {}: it changed", entry.len, bytes.len());
+            return Err(RemoteError::server(&entry.name, detail));
+        }
+        std::fs::write(&path, bytes).map_err(|e| FormatError::io(&path, e).into())
+    }
+
+    /// Gives a file with weights its name and length, without a byte of it.
+    fn reserve(&mut self, entry: RemoteEntry) -> Result<()> {
+        let path = self.place(&entry)?;
+        let made = File::create(&path).and_then(|file| file.set_len(entry.len));
+        made.map_err(|e| FormatError::io(&path, e))?;
+        let number = self.files.len();
+        self.files
+            .insert(path, RangedFile::new(Arc::clone(&self.shared), number, entry));
+        Ok(())
+    }
+
+    /// Fetches the beginnings of all files with weights, some at a time: there lie their headers.
+    fn fetch_heads(&self) -> Result<()> {
+        let files: Vec<_> = self.files.values().collect();
+        for files in files.chunks(HEADS_AT_ONCE) {
+            std::thread::scope(|scope| {
+                let heads: Vec<_> = files
+                    .iter()
+                    .map(|file| scope.spawn(|| file.head().map(drop)))
+                    .collect();
+                heads.into_iter().try_for_each(|head| match head.join() {
+                    Ok(done) => done,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                })
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Where it is.
+    pub const fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// The folder that has its names.
+    pub fn folder(&self) -> &Path {
+        self.shared.folder.path()
+    }
+
+    /// Opens it. The folder stays as long as the checkpoint.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], and what the server refuses.
+    pub fn checkpoint(&self) -> Result<Checkpoint, FormatError> {
+        Checkpoint::open_through(&self.path, &|path| match self.files.get(path) {
+            Some(file) => Ok(ReadFile::remote(path, file.entry().len, Arc::new(file.clone()))),
+            None => ReadFile::open(path),
+        })
+    }
+}
