@@ -23,6 +23,7 @@ mod remote;
 mod requantize;
 mod rings;
 mod run;
+mod sessions;
 mod skeletons;
 mod strangers;
 mod surroundings;

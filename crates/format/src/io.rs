@@ -58,6 +58,26 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// Makes `path` what `write` writes to a file beside it: whole, or not at all.
+///
+/// # Errors
+/// Those of `write`, and what the operating system refuses.
+pub fn replace<E: From<FormatError>>(
+    path: &Path,
+    write: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = Path::new(&partial);
+    let written = write(partial);
+    if written.is_err() {
+        // The error that matters is the one above.
+        let _ = std::fs::remove_file(partial);
+    }
+    written?;
+    Ok(std::fs::rename(partial, path).map_err(|e| FormatError::io(path, e))?)
+}
+
 /// Whether a stranger's relative path stays in its directory, on every system.
 pub fn stays_inside(path: &str) -> bool {
     let plain = |name: &str| !matches!(name, "" | "." | "..");

@@ -13,7 +13,7 @@ use crate::census::Census;
 use crate::checkpoint::{Checkpoint, read_unit, read_view};
 use crate::error::{FormatError, Result};
 use crate::io::{AlignedBuf, read_limited};
-use crate::manifest::{Excerpt, Ignored};
+use crate::manifest::{Excerpt, Hash, Ignored};
 use crate::model::ModelSpec;
 use crate::role::Role;
 use crate::unit::{TensorEntry, Unit, UnitLayout};
@@ -81,6 +81,28 @@ impl Weights {
     #[must_use]
     pub fn patched(&self, patches: Patches) -> Self {
         Self { source: Arc::clone(&self.source), patches: Arc::new(patches) }
+    }
+
+    /// What tells the model from others: of a bundle its manifest, which has the hashes of all that it holds; of
+    /// a checkpoint, whose weights nobody has hashed, its options and the dense parts of its first and its
+    /// last layer.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    pub fn identity(&self) -> Result<Hash> {
+        if let Some(bundle) = self.bundle() {
+            return Ok(blake3::hash(&bundle.manifest().to_bytes()).into());
+        }
+        let mut hasher = blake3::Hasher::new();
+        let spec = serde_json::to_vec(self.spec());
+        hasher.update(&spec.map_err(|e| FormatError::file(self.root(), e.to_string()))?);
+        let last = (self.spec().layers.len() as u32).saturating_sub(1);
+        for layer in [0, last] {
+            let mut buf = AlignedBuf::default();
+            let layout = self.read(Unit::Layer(layer), &mut buf)?;
+            hasher.update(&buf.as_slice()[..layout.len as usize]);
+        }
+        Ok(hasher.finalize().into())
     }
 
     /// The bundle, if it is one.

@@ -134,6 +134,14 @@ pub enum RuntimeError {
         /// What is wrong.
         detail: String,
     },
+    /// A prompt's cache in a file cannot be used.
+    #[error("{}: {detail}", path.display())]
+    Saved {
+        /// The file.
+        path: PathBuf,
+        /// Expected and found.
+        detail: String,
+    },
     /// Threads could not be started.
     #[error("cannot start threads: {0}")]
     Threads(String),

@@ -16,6 +16,7 @@ mod linear;
 mod pass;
 pub mod plan;
 mod room;
+pub mod saved;
 mod store;
 pub mod text;
 mod token;

@@ -1,17 +1,20 @@
 //! Token-major execution: one token through all layers, within a memory budget.
 
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use shardwright_format::UnitLayout;
 use shardwright_format::io::AlignedBuf;
-use shardwright_format::model::{Ffn, ModelSpec, MoeSpec};
+use shardwright_format::model::{Ffn, LayerSpec, ModelSpec, MoeSpec};
 use shardwright_format::weights::Weights;
 
 use crate::block::delta_net::State as DeltaState;
+use crate::block::kv::CacheTypes;
 use crate::block::mlp::Job;
 use crate::block::moe::{ExpertBatch, ExpertBatches, Experts};
 use crate::block::ops::{cap, rms_norm};
 use crate::block::router::Routes;
+use crate::block::saved::{can_keep, saved_len};
 use crate::block::{self, Layer, MixerState, check_finite};
 use crate::error::{Result, RuntimeError};
 use crate::fetch::Request;
@@ -49,6 +52,7 @@ pub struct Runtime {
     weights: Arc<Weights>,
     plan: MemoryPlan,
     context: usize,
+    cache: CacheTypes,
     pool: rayon::ThreadPool,
     model: Model,
 }
@@ -92,7 +96,8 @@ impl Runtime {
         let plan = MemoryPlan::new(&weights, options)?;
         let (weights, pool) = (Arc::new(weights), thread_pool(options.threads)?);
         let model = Model::new(&weights, &plan, options)?;
-        Ok(Self { weights, plan, context: options.context, pool, model })
+        let Options { context, cache, .. } = *options;
+        Ok(Self { weights, plan, context, cache, pool, model })
     }
 
     /// Logits `[vocab_size]` after `token` at the next position.
@@ -206,6 +211,72 @@ impl Runtime {
             return Err(RuntimeError::Context { context: self.context });
         }
         Ok(())
+    }
+
+    /// Goes back to the first `position` positions, as if the others had never been; to none where the
+    /// layers do not remember enough for that. Gives how many are left.
+    pub fn rewind(&mut self, position: usize) -> usize {
+        let Model { spec, mixers, position: now, .. } = &mut self.model;
+        let mut layers = spec.layers.iter().zip(mixers.iter());
+        let can = |(layer, state): (&LayerSpec, &MixerState)| {
+            state.can_return(&layer.mixer, *now, position)
+        };
+        *now = if position <= *now && layers.all(can) { position } else { 0 };
+        *now
+    }
+
+    /// Whether of a state that was saved after `saved` positions the first `kept` can be taken up.
+    pub(crate) fn can_take_up(&self, saved: usize, kept: usize) -> bool {
+        let mut layers = self.model.spec.layers.iter();
+        kept <= self.context && layers.all(|layer| can_keep(&layer.mixer, saved, kept))
+    }
+
+    /// Bytes that [`Self::save`] writes after `position` positions.
+    pub(crate) fn saved_len(&self, position: usize) -> u64 {
+        let Model { spec, logits, .. } = &self.model;
+        let (hidden, layers) = (spec.hidden_size as usize, spec.layers.iter());
+        let layer = |layer: &LayerSpec| saved_len(&layer.mixer, hidden, position, self.cache);
+        layers.map(layer).sum::<u64>() + 4 * logits.len() as u64
+    }
+
+    /// Writes what the layers remember, and the logits after the last position.
+    pub(crate) fn save(&self, out: &mut dyn Write) -> io::Result<()> {
+        let Model { spec, mixers, position, logits, .. } = &self.model;
+        for (layer, state) in spec.layers.iter().zip(mixers) {
+            state.save(&layer.mixer, *position, out)?;
+        }
+        let mut logits = logits.iter();
+        logits.try_for_each(|logit| out.write_all(&logit.to_le_bytes()))
+    }
+
+    /// Takes up the first `kept` positions of what [`Self::save`] wrote after `saved`.
+    pub(crate) fn take_up(
+        &mut self,
+        saved: usize,
+        kept: usize,
+        input: &mut dyn Read,
+    ) -> io::Result<()> {
+        let Model { spec, mixers, position, logits, .. } = &mut self.model;
+        for (layer, state) in spec.layers.iter().zip(mixers) {
+            state.load(&layer.mixer, (saved, kept), input)?;
+        }
+        let mut bytes = [0; 4];
+        for logit in logits {
+            input.read_exact(&mut bytes)?;
+            *logit = f32::from_le_bytes(bytes);
+        }
+        *position = kept;
+        Ok(())
+    }
+
+    /// Logits `[vocab_size]` after the last position, if they were computed for it.
+    pub fn last_logits(&self) -> &[f32] {
+        &self.model.logits
+    }
+
+    /// How keys and values are kept.
+    pub const fn cache(&self) -> CacheTypes {
+        self.cache
     }
 
     /// Forgets all positions. The weights in memory stay.

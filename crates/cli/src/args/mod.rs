@@ -159,6 +159,10 @@ pub struct RunArgs {
     /// a conversation 4096
     #[arg(long, value_name = "N", value_parser = positions)]
     pub context: Option<usize>,
+    /// File that holds the KV cache of a prompt from run to run: what a prompt has in common with it is
+    /// not computed again. Written where it does not hold this prompt; with a conversation, at its end
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Try several tokens in one pass where a guess at them is at hand: those that followed the same

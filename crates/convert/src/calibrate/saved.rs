@@ -6,7 +6,7 @@ use std::path::Path;
 
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
-use shardwright_format::io::read_required;
+use shardwright_format::io::{read_required, replace};
 use shardwright_format::manifest;
 use shardwright_format::{FormatError, ModelSpec, Unit};
 use shardwright_runtime::InputSite;
@@ -225,16 +225,7 @@ impl Observation {
     /// # Errors
     /// What the operating system refuses.
     pub fn write(&self, path: &Path, record: &manifest::Calibration) -> Result<()> {
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = Path::new(&partial);
-        let written = write(partial, &self.inputs, record);
-        if written.is_err() {
-            // The error that matters is the one above.
-            let _ = std::fs::remove_file(partial);
-        }
-        written?;
-        Ok(std::fs::rename(partial, path).map_err(|e| FormatError::io(path, e))?)
+        replace(path, |partial| write(partial, &self.inputs, record))
     }
 }
 

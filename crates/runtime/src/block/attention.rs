@@ -231,7 +231,7 @@ impl Attend<'_> {
 }
 
 /// The first position that `position` sees.
-fn first_seen(spec: &AttentionSpec, position: usize) -> usize {
+pub fn first_seen(spec: &AttentionSpec, position: usize) -> usize {
     let window = spec.sliding_window.map_or(usize::MAX, |w| w as usize);
     let chunk = spec.attention_chunk_size.map_or(usize::MAX, |c| c as usize);
     (position + 1)

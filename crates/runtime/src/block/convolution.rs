@@ -41,6 +41,11 @@ impl Past {
         &self.inputs
     }
 
+    /// The last inputs, to be written.
+    pub fn inputs_mut(&mut self) -> &mut [f32] {
+        &mut self.inputs
+    }
+
     /// Forgets everything.
     pub fn forget(&mut self) {
         self.inputs.fill(0.0);

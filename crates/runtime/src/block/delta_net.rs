@@ -142,6 +142,11 @@ impl State {
         self.conv.inputs()
     }
 
+    /// The inputs of the convolution and the memory of each head, to be written.
+    pub fn parts(&mut self) -> [&mut [f32]; 2] {
+        [self.conv.inputs_mut(), &mut self.recurrent]
+    }
+
     /// The memory of each head, `[heads, key_head_dim, value_head_dim]`.
     pub fn recurrent(&self) -> &[f32] {
         &self.recurrent

@@ -27,12 +27,14 @@ pub struct Ring {
     dtype: Float,
     /// `[capacity, width]`, of `dtype`.
     values: Vec<u8>,
+    /// Rows of earlier positions were written over, or never there.
+    start: usize,
 }
 
 impl Ring {
     /// Room for `capacity` positions of `width` values.
     pub fn new(capacity: usize, width: usize, dtype: Float) -> Self {
-        Self { width, capacity, dtype, values: vec![0; capacity * width * dtype.size()] }
+        Self { width, capacity, dtype, values: vec![0; capacity * width * dtype.size()], start: 0 }
     }
 
     /// Bytes that [`Self::new`] takes.
@@ -44,11 +46,42 @@ impl Ring {
 
     /// Keeps positions `first ..`, one per row of `rows: [n, width]`.
     pub fn push(&mut self, first: usize, rows: &[f32]) {
-        for (position, row) in (first..).zip(rows.chunks_exact(self.width)) {
-            let len = self.width * self.dtype.size();
-            let start = position % self.capacity * len;
-            narrow(self.dtype, row, &mut self.values[start..start + len]);
+        if first == 0 {
+            self.start = 0;
         }
+        let (dtype, mut end) = (self.dtype, first);
+        for (position, row) in (first..).zip(rows.chunks_exact(self.width)) {
+            narrow(dtype, row, self.row_mut(position));
+            end += 1;
+        }
+        self.start = self.start.max(end.saturating_sub(self.capacity));
+    }
+
+    /// Begins at `start`, with nothing before it.
+    pub const fn begin(&mut self, start: usize) {
+        self.start = start;
+    }
+
+    /// The first position whose row is here.
+    pub const fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Bytes of a row.
+    pub const fn row_len(&self) -> usize {
+        self.width * self.dtype.size()
+    }
+
+    /// The bytes of the row of a position.
+    pub fn row(&self, position: usize) -> &[u8] {
+        let len = self.row_len();
+        &self.values[position % self.capacity * len..][..len]
+    }
+
+    /// The bytes of the row of a position, to be written.
+    pub fn row_mut(&mut self, position: usize) -> &mut [u8] {
+        let len = self.row_len();
+        &mut self.values[position % self.capacity * len..][..len]
     }
 
     /// All rows; that of a position is row `position % capacity`.
@@ -91,6 +124,11 @@ impl KvCache {
     pub fn push(&mut self, first: usize, keys: &[f32], values: &[f32]) {
         self.keys.push(first, keys);
         self.values.push(first, values);
+    }
+
+    /// Keys and values, to be written.
+    pub const fn rings(&mut self) -> [&mut Ring; 2] {
+        [&mut self.keys, &mut self.values]
     }
 
     /// Keys by position.

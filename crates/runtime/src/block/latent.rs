@@ -94,6 +94,16 @@ impl LatentCache {
     pub const fn byte_len(spec: &LatentSpec, capacity: usize, types: CacheTypes) -> u64 {
         Ring::byte_len(capacity as u64, Sizes::new(spec).kept() as u64, types.k)
     }
+
+    /// Rows by position.
+    pub const fn rows(&self) -> &Ring {
+        &self.0
+    }
+
+    /// Rows by position, to be written.
+    pub const fn rows_mut(&mut self) -> &mut Ring {
+        &mut self.0
+    }
 }
 
 /// `x += o(attend(norm(x)))` for the rows of `batch`.

@@ -14,6 +14,7 @@ pub mod moe;
 pub mod ops;
 pub mod rope;
 pub mod router;
+pub mod saved;
 pub mod short_conv;
 
 use shardwright_format::Role;

@@ -94,6 +94,7 @@ impl<'a> Conversation<'a> {
             self.messages
                 .push(Message::new("assistant", session.text()));
         }
+        session.store()?;
         session
             .report(last.0, last.1, open_seconds, read, decoded)
             .statistics(output);

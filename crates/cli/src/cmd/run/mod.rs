@@ -4,6 +4,7 @@ mod chat;
 mod prompt;
 mod report;
 mod session;
+mod stored;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,7 @@ use shardwright_runtime::text::{ChatTemplate, Sampler, Sampling, Tokenizer};
 
 use self::chat::Conversation;
 use self::session::{Limits, Session};
+use self::stored::Stored;
 use crate::args::{RunArgs, SamplingArgs};
 use crate::engine;
 use crate::failure::{Failure, INTERRUPTED, Outcome};
@@ -89,6 +91,7 @@ impl<'a> Task<'a> {
         }
         let mut session = self.session(weights, &options, args.context, ends)?;
         let open_seconds = started.elapsed().as_secs_f64();
+        session.save_prompt = true;
         let (stopped, read, decoded) = session.turn(&prompt)?;
         let mut report = session.report(prompt.len(), stopped, open_seconds, read, decoded);
         report.notes = notes;
@@ -125,9 +128,14 @@ impl<'a> Task<'a> {
         ends: Vec<u32>,
     ) -> Result<Session<'a>, Failure> {
         let limits = Limits { tokens: self.args.new_tokens(), context, ends };
+        let file = self.args.session.as_deref();
+        let stored = file
+            .map(|file| Stored::open(file, &weights, options.cache))
+            .transpose()?;
         let runtime = engine::open(weights, options)?;
         let Self { args, tokenizer, sampler, stop, output } = self;
         let mut session = Session::new(runtime, tokenizer, sampler, limits, stop, output);
+        session.stored = stored;
         session.draft = args.draft.map(|source| (source, Drafter::default()));
         Ok(session)
     }

@@ -27,6 +27,8 @@ pub(super) struct Report {
     pub(super) decode: Phase,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) draft: Option<Draft>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) session: Option<Used>,
     pub(super) memory: Memory,
     pub(super) direct_io: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -45,6 +47,23 @@ pub(super) enum Stop {
     EndOfText,
     /// The user, or the reader of standard output, went away.
     Interrupted,
+}
+
+/// What the file of `--session` did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Used {
+    pub(super) file: String,
+    /// Tokens of the prompt that were not computed again.
+    pub(super) reused: usize,
+    /// Whether it was written.
+    pub(super) written: bool,
+}
+
+impl Used {
+    fn line(&self) -> String {
+        let written = if self.written { ", written" } else { "" };
+        format!("{} tokens of the prompt were in {}{written}", self.reused, self.file)
+    }
 }
 
 /// What drafts did.
@@ -172,6 +191,9 @@ impl Report {
             .map_or_else(String::new, |b| format!(", peak {}", bytes::memory(b)));
         say::line(&format!("prompt   {}", self.prompt.line()));
         say::line(&format!("decode   {}", self.decode.line()));
+        if let Some(used) = &self.session {
+            say::line(&format!("session  {}", used.line()));
+        }
         if let Some(draft) = self.draft {
             say::line(&format!("draft    {}", draft.line()));
         }

@@ -8,6 +8,7 @@ use shardwright_runtime::draft::Drafter;
 use shardwright_runtime::text::{Sampler, TextStream, Tokenizer};
 
 use super::report::{Draft, Memory, Phase, Report, Stop};
+use super::stored::{Stored, common};
 use crate::args::DraftSource;
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -37,6 +38,12 @@ pub(super) struct Session<'a> {
     tokens: Vec<u32>,
     /// Tokens of all positions computed so far.
     computed: Vec<u32>,
+    /// Positions after which the runtime's last logits stand.
+    logits_at: usize,
+    /// The file of `--session`.
+    pub(super) stored: Option<Stored>,
+    /// It is written when the prompt was read, and not at the end.
+    pub(super) save_prompt: bool,
     /// What drafts come from, where they were asked for.
     pub(super) draft: Option<(DraftSource, Drafter)>,
     stop: &'a AtomicBool,
@@ -59,6 +66,9 @@ impl<'a> Session<'a> {
             text: String::new(),
             tokens: Vec::new(),
             computed: Vec::new(),
+            logits_at: 0,
+            stored: None,
+            save_prompt: false,
             draft: None,
             runtime,
             tokenizer,
@@ -71,19 +81,44 @@ impl<'a> Session<'a> {
 
     /// What the model says after `prompt`: why it ended, and what reading and generating took.
     pub(super) fn turn(&mut self, prompt: &[u32]) -> Result<(Stop, Phase, Phase), Failure> {
-        // What was computed stays where the prompt begins with it.
-        let next = prompt.len() > self.computed.len() && prompt.starts_with(&self.computed);
-        if !next {
-            self.runtime.reset();
-            self.computed.clear();
-        }
-        let new = &prompt[self.computed.len()..];
+        let new = self.keep(prompt)?;
         self.stream = TextStream::new(self.tokenizer);
         self.text.clear();
         self.tokens.clear();
         let read = self.timed(|s| s.read_prompt(new))?.1;
+        if self.save_prompt && !self.tokens.is_empty() {
+            self.store()?;
+        }
         let (stopped, decoded) = self.timed(Self::generate)?;
         Ok((stopped, read, decoded))
+    }
+
+    /// What was computed stays as far as the prompt begins with it: the longest common beginning, if the
+    /// layers can go back there. Gives the rest of the prompt; none of it where all logits are here.
+    fn keep<'p>(&mut self, prompt: &'p [u32]) -> Result<&'p [u32], Failure> {
+        if let Some(stored) = &mut self.stored {
+            let whole = stored.load(&mut self.runtime, prompt, &mut self.computed)?;
+            if whole {
+                self.logits_at = prompt.len();
+            }
+        }
+        let same = common(&self.computed, prompt);
+        if same < prompt.len() || same < self.computed.len() || self.logits_at != same {
+            // The logits after the last token of the prompt are computed with it.
+            let kept = self.runtime.rewind(same.min(prompt.len() - 1));
+            self.computed.truncate(kept);
+        }
+        Ok(&prompt[self.computed.len()..])
+    }
+
+    /// Writes what was computed to the file of `--session`, if there is one that does not hold it.
+    pub(super) fn store(&mut self) -> Result<(), Failure> {
+        match &mut self.stored {
+            Some(stored) if self.logits_at == self.computed.len() => {
+                stored.store(&self.runtime, &self.computed)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The text of the last turn.
@@ -104,6 +139,11 @@ impl<'a> Session<'a> {
 
     /// The prompt, a chunk at a time; the logits after its last token pick the first new one.
     fn read_prompt(&mut self, prompt: &[u32]) -> Result<(), Failure> {
+        if prompt.is_empty() {
+            let next = pick(self.runtime.last_logits(), &mut self.logits, &mut self.sampler);
+            self.tokens.push(next);
+            return Ok(());
+        }
         let stage = Stage::new(self.output, "reading the prompt", Count::Of("tokens"));
         let chunk = self.runtime.plan().chunk;
         let (rest, last) = prompt.split_at((prompt.len() - 1) / chunk * chunk);
@@ -118,6 +158,7 @@ impl<'a> Session<'a> {
         drop(stage);
         let logits = self.runtime.forward_all(last)?;
         self.computed.extend(last);
+        self.logits_at = self.computed.len();
         self.tokens
             .push(pick(logits, &mut self.logits, &mut self.sampler));
         Ok(())
@@ -143,6 +184,7 @@ impl<'a> Session<'a> {
         })?;
         let tried = tried.len();
         self.computed.truncate(before + kept);
+        self.logits_at = before + kept;
         if let Some((_, drafter)) = &mut self.draft {
             drafter.learn(tried, kept, started.elapsed().as_secs_f64());
         }
@@ -215,6 +257,7 @@ impl<'a> Session<'a> {
             draft: self
                 .draft
                 .map(|(source, drafter)| Draft { source, drafted: drafter.drafted() }),
+            session: self.stored.map(Stored::used),
             memory: Memory {
                 mode: plan.mode,
                 budget_bytes: plan.budget,
