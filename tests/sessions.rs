@@ -126,10 +126,10 @@ const FORGETFUL: &str = "{% for m in messages %}{{ m.role }}: \
 fn a_conversation_keeps_what_a_turn_has_in_common_with_the_one_before() {
     let scratch = model();
     fs::write(scratch.path("out/chat_template.jinja"), FORGETFUL).unwrap();
-    let asked = ["Tell me of the cat and the moon", "And the hill?", "And then?"];
+    let asked = ["Tell me of the cat and the moon", "Why?", "The dog"];
     fs::write(scratch.path("lines"), asked.join("\n")).unwrap();
     let converse = |more: &str| {
-        let args = format!("run out --chat -n 8 --ignore-eos {more}");
+        let args = format!("run out --chat -n 24 --ignore-eos {more}");
         let stdin = fs::File::open(scratch.path("lines")).unwrap();
         let output = scratch.command(&args).stdin(stdin).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -140,7 +140,7 @@ fn a_conversation_keeps_what_a_turn_has_in_common_with_the_one_before() {
     for line in asked {
         write!(prompt, "user: {line}\nassistant:").unwrap();
         fs::write(scratch.path("prompt"), &prompt).unwrap();
-        let ran = scratch.json("run out --prompt-file prompt -n 8 --ignore-eos");
+        let ran = scratch.json("run out --prompt-file prompt -n 24 --ignore-eos");
         read += ran["prompt_tokens"].as_u64().unwrap();
         let text = ran["text"].as_str().unwrap();
         writeln!(expected, "{text}").unwrap();
