@@ -24,6 +24,7 @@ mod requantize;
 mod rings;
 mod run;
 mod sessions;
+mod signing;
 mod skeletons;
 mod strangers;
 mod surroundings;

@@ -195,7 +195,10 @@ pub fn read_manifest(dir: &Path) -> Result<Manifest> {
 }
 
 /// Path and bytes of a bundle's manifest.
-pub(crate) fn manifest_bytes(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
+///
+/// # Errors
+/// A directory without one, and what the operating system refuses.
+pub fn manifest_bytes(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
     let path = dir.join(MANIFEST_FILE);
     match read_limited(&path, INDEX_LIMIT)? {
         Some(bytes) => Ok((path, bytes)),

@@ -12,7 +12,7 @@ use crate::error::{RemoteError, Result};
 use crate::listing::{Address, RemoteEntry};
 
 /// Files beside the weights that checkpoints have.
-const COMPANIONS: [&str; 16] = [
+const COMPANIONS: [&str; 17] = [
     CONFIG_NAME,
     "generation_config.json",
     "tokenizer.json",
@@ -28,6 +28,7 @@ const COMPANIONS: [&str; 16] = [
     "hf_quant_config.json",
     "preprocessor_config.json",
     "LICENSE",
+    "README.md",
     INDEX_NAME,
 ];
 

@@ -20,6 +20,7 @@ pub use check::fidelity::{Fidelity, FidelityOptions, RoleFidelity, TensorFidelit
 pub use check::finding::{Finding, Kind};
 pub use check::integrity::{FileCheck, Integrity, integrity};
 pub use check::overlap::CalibrationRecord;
+pub use check::signature::TrustedKey;
 pub use check::structure::{ModelFile, Structure};
 pub use error::{Result, VerifyError};
 pub use monitor::{Monitor, Progress, Stage};

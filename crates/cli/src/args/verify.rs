@@ -53,6 +53,10 @@ pub struct VerifyArgs {
     /// The file of statistics that a bundle was converted with, for --reproduce
     #[arg(long, value_name = "FILE", requires = "reproduce")]
     pub statistics: Option<PathBuf>,
+    /// Bundles must be signed by this public key of minisign: their manifest, in manifest.json.minisig
+    /// beside it, for a packed bundle in FILE.minisig
+    #[arg(long, value_name = "KEY")]
+    pub trusted: Option<PathBuf>,
     /// Also write a page to look at in a browser
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,

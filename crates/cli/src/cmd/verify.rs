@@ -7,8 +7,8 @@ use std::time::Instant;
 use serde::Serialize;
 use shardwright_runtime::CacheTypes;
 use shardwright_verify::{
-    EvalWindows, Ladder, Monitor, Progress, Report, Stage, Thresholds, Verdict, VerifyRequest,
-    verify,
+    EvalWindows, Ladder, Monitor, Progress, Report, Stage, Thresholds, TrustedKey, Verdict,
+    VerifyRequest, verify,
 };
 
 use crate::args::{ThresholdArgs, VerifyArgs};
@@ -102,6 +102,7 @@ fn request(args: &VerifyArgs) -> Result<VerifyRequest<'_>, Failure> {
         hash_checkpoint: !args.skip_checkpoint_hashes,
         other_source: args.other_source,
         cache: CacheTypes { k: args.cache_type_k.into(), v: args.cache_type_v.into() },
+        trusted: args.trusted.as_deref().map(TrustedKey::read).transpose()?,
         threads: args.threads.count(),
     })
 }

@@ -31,6 +31,8 @@ pub const FORMAT: &str = "shardwright-bundle";
 pub const VERSION: u32 = 1;
 /// The manifest's name in the bundle; without it a directory is not a bundle.
 pub const MANIFEST_FILE: &str = "manifest.json";
+/// Name of a signature of the manifest, which a bundle may have beside it.
+pub const SIGNATURE_FILE: &str = "manifest.json.minisig";
 /// The conversion report's name in the bundle.
 pub const REPORT_FILE: &str = "report.json";
 /// The bundle's directory of the files that hold experts.

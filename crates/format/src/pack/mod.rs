@@ -51,6 +51,22 @@ pub enum PackError {
     },
 }
 
+/// Where the signature of a packed bundle's manifest lies: beside the file, since it signs what is in it.
+pub fn packed_signature(packed: &Path) -> PathBuf {
+    let mut name = packed.file_name().unwrap_or_default().to_owned();
+    name.push(".minisig");
+    packed.with_file_name(name)
+}
+
+/// Takes a signature along, if there is one.
+fn carry_signature(from: &Path, to: &Path) -> Result<(), FormatError> {
+    match std::fs::copy(from, to) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(FormatError::io(from, e)),
+    }
+}
+
 /// What packing and unpacking give.
 pub type Result<T, E = PackError> = std::result::Result<T, E>;
 

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::{
-    Course, PackError, PackOptions, PackSummary, Packed, Result, check_free, lock, partial_path,
+    Course, PackError, PackOptions, PackSummary, Packed, Result, carry_signature, check_free, lock,
+    packed_signature, partial_path,
 };
 use crate::error::FormatError;
-use crate::manifest::{FileEntry, MANIFEST_FILE, Manifest};
+use crate::manifest::{FileEntry, MANIFEST_FILE, Manifest, SIGNATURE_FILE};
 use crate::writer::{directories, publish, sync_dir, write_file};
 
 /// Unpacks the file `packed` into the bundle `out`, which has its name only once every byte has
@@ -23,6 +24,7 @@ use crate::writer::{directories, publish, sync_dir, write_file};
 pub fn unpack(packed: &Path, out: &Path, options: &PackOptions<'_>) -> Result<PackSummary> {
     let partial = partial_path(out);
     check_free(out, &partial, options.resume)?;
+    let signature = packed_signature(packed);
     let packed = Packed::open(packed)?;
     let (packed_bytes, bytes) = (packed.byte_len(), packed.manifest_bytes().to_vec());
     let manifest = packed.manifest().clone();
@@ -42,6 +44,7 @@ pub fn unpack(packed: &Path, out: &Path, options: &PackOptions<'_>) -> Result<Pa
         sync_dir(&partial.join(dir))?;
     }
     write_file(&partial.join(MANIFEST_FILE), &bytes)?;
+    carry_signature(&signature, &partial.join(SIGNATURE_FILE))?;
     sync_dir(&partial)?;
     publish(&partial, out)?;
     Ok(PackSummary { bundle_bytes: total, packed_bytes, kept_bytes: course.kept })
@@ -62,7 +65,8 @@ fn refuse_strangers(dir: &Path, manifest: &Manifest) -> Result<(), FormatError> 
         for entry in std::fs::read_dir(&here).map_err(io)? {
             let entry = entry.map_err(io)?;
             let (path, kind) = (at.join(entry.file_name()), entry.file_type().map_err(io)?);
-            let is_file = files.contains(path.as_path()) || path == Path::new(MANIFEST_FILE);
+            let own = [MANIFEST_FILE, SIGNATURE_FILE].map(Path::new);
+            let is_file = files.contains(path.as_path()) || own.contains(&&*path);
             match kind {
                 kind if kind.is_dir() && dirs.contains(path.as_path()) => pending.push(path),
                 kind if kind.is_file() && is_file => {}

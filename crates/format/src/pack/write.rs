@@ -5,12 +5,12 @@ use std::io::{BufReader, Read, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::{
-    Course, HEAD_LEN, Header, PIECE_LEN, PackOptions, PackSummary, Result, check_free, lock,
-    partial_path,
+    Course, HEAD_LEN, Header, PIECE_LEN, PackOptions, PackSummary, Result, carry_signature,
+    check_free, lock, packed_signature, partial_path,
 };
 use crate::bundle::manifest_bytes;
 use crate::error::FormatError;
-use crate::manifest::{FileEntry, Hash, Manifest};
+use crate::manifest::{FileEntry, Hash, Manifest, SIGNATURE_FILE};
 use crate::writer::publish;
 
 /// Zstandard's default: stronger levels gain little on packed codes.
@@ -36,6 +36,7 @@ pub fn pack(dir: &Path, out: &Path, options: &PackOptions<'_>) -> Result<PackSum
     }
     let packed_bytes = packer.finish()?;
     publish(&partial, out)?;
+    carry_signature(&dir.join(SIGNATURE_FILE), &packed_signature(out))?;
     Ok(PackSummary { bundle_bytes: total, packed_bytes, kept_bytes: course.kept })
 }
 

@@ -43,6 +43,8 @@ pub enum Kind {
     Intent,
     /// A conversion of the original makes other bytes.
     Reproduction,
+    /// Nobody who is trusted signed the bundle.
+    Signature,
     /// A quality limit is not kept.
     Threshold,
     /// The text has lines of the one that the bundle was calibrated with.

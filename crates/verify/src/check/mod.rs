@@ -6,6 +6,7 @@ pub mod finding;
 pub mod hashing;
 pub mod integrity;
 pub mod overlap;
+pub mod signature;
 pub mod structure;
 pub mod tokens;
 pub mod values;

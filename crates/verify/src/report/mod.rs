@@ -258,6 +258,14 @@ impl Report {
         self.allocation = allocation(census);
     }
 
+    /// Takes in what became of a signature: something to say, or a finding.
+    pub(crate) fn signed(&mut self, signed: Result<Option<String>, Finding>) {
+        match signed {
+            Ok(note) => self.notes.extend(note),
+            Err(finding) => self.findings.push(finding),
+        }
+    }
+
     /// Says what a bundle was calibrated with.
     pub(crate) fn overlap(&mut self, overlap: Overlap) {
         self.calibration = Some(overlap.record);

@@ -6,9 +6,9 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use shardwright_format::Bundle;
-use shardwright_format::bundle::read_manifest;
-use shardwright_format::manifest::Excerpt;
-use shardwright_format::pack::Packed;
+use shardwright_format::bundle::{manifest_bytes, read_manifest};
+use shardwright_format::manifest::{Excerpt, SIGNATURE_FILE};
+use shardwright_format::pack::{Packed, packed_signature};
 use shardwright_format::weights::Weights;
 use shardwright_runtime::CacheTypes;
 
@@ -17,6 +17,7 @@ use crate::check::fidelity::{FidelityOptions, fidelity};
 use crate::check::finding::{Finding, Kind};
 use crate::check::integrity::{integrity, packed_integrity};
 use crate::check::overlap::{self, Text};
+use crate::check::signature::TrustedKey;
 use crate::check::structure::Structure;
 use crate::check::tokens;
 use crate::error::{Result, VerifyError};
@@ -63,6 +64,8 @@ pub struct VerifyRequest<'a> {
     pub other_source: bool,
     /// How the candidates keep keys and values while they predict; the original keeps them as computed.
     pub cache: CacheTypes,
+    /// Bundles must be signed by this key.
+    pub trusted: Option<TrustedKey>,
     /// Threads.
     pub threads: usize,
 }
@@ -165,6 +168,8 @@ fn bundle(
     if damaged {
         return Ok((report, None));
     }
+    let (_, bytes) = manifest_bytes(path)?;
+    report.signed(signed(request, &bytes, &path.join(SIGNATURE_FILE))?);
     let manifest = read_manifest(path)?;
     report.describe_bundle(&manifest);
     report
@@ -175,6 +180,23 @@ fn bundle(
     }
     let weights = readable.then(|| Bundle::open(path)).transpose()?;
     Ok((report, weights.map(Weights::from)))
+}
+
+/// What is to be said of the signature of these bytes of a manifest, or found.
+fn signed(
+    request: &VerifyRequest<'_>,
+    manifest: &[u8],
+    signature: &Path,
+) -> Result<Result<Option<String>, Finding>> {
+    let unheeded = || {
+        let name = signature.file_name().unwrap_or_default().to_string_lossy();
+        let unheeded = format!("{name}: not checked, since no key was named that is trusted");
+        signature.exists().then_some(unheeded)
+    };
+    match &request.trusted {
+        Some(key) => Ok(key.check(manifest, signature)?.map(Some)),
+        None => Ok(Ok(unheeded())),
+    }
 }
 
 /// Checks a bundle in the file that it is packed in.
@@ -194,6 +216,8 @@ fn packed(
     report.integrity = Some(integrity);
     if let Some(manifest) = &manifest {
         report.describe_bundle(manifest);
+        let packed = Packed::open(path)?;
+        report.signed(signed(request, packed.manifest_bytes(), &packed_signature(path))?);
     }
     Ok((report, None))
 }
@@ -205,6 +229,10 @@ fn model(
     request: &VerifyRequest<'_>,
     monitor: &Monitor<'_>,
 ) -> Result<(Report, Option<Weights>)> {
+    if request.trusted.is_some() {
+        let message = format!("{}: expected a bundle: no other model is signed", report.name);
+        return Err(VerifyError::Invalid(message));
+    }
     let mut structure = Structure::new(&weights)?;
     // With an original the comparison reads every weight.
     if request.original.is_none() {

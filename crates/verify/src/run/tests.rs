@@ -28,6 +28,7 @@ fn request<'a>(
         thresholds,
         hash_checkpoint: true,
         other_source: false,
+        trusted: None,
         cache: CacheTypes::default(),
         threads: 2,
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use shardwright_format::manifest::MANIFEST_FILE;
+use shardwright_format::manifest::{MANIFEST_FILE, SIGNATURE_FILE};
 use shardwright_format::{FormatError, Manifest};
 
 use crate::check::finding::{Finding, Kind};
@@ -65,7 +65,7 @@ impl Named<'_> {
                 self.visit(dir, &format!("{path}/"), found)?;
             } else if metadata.is_file() && self.files.contains(path.as_str()) {
                 found.files.insert(path, metadata.len());
-            } else if !(metadata.is_file() && path == MANIFEST_FILE) {
+            } else if !(metadata.is_file() && [MANIFEST_FILE, SIGNATURE_FILE].contains(&&*path)) {
                 self.refuse(&path, metadata.file_type(), found);
             }
         }

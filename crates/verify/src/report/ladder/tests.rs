@@ -169,6 +169,7 @@ fn request(bundles: &[&TestBundle], original: &Path, other_source: bool) -> Veri
         thresholds: Thresholds::default(),
         hash_checkpoint: true,
         other_source,
+        trusted: None,
         cache: CacheTypes::default(),
         threads: 2,
     }
