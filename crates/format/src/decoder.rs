@@ -149,6 +149,26 @@ pub enum Decoder {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         less_one: bool,
     },
+    /// Blocks or floats of GGUF, with the value heads of a gated delta net in another order: the first of
+    /// every key head, then the second of each.
+    Tiled {
+        /// Values, `[rows, cols]`; a vector's are its rows.
+        tensor: String,
+        /// Their type.
+        kind: Ggml,
+        /// Key heads.
+        keys: u64,
+        /// Value heads, a multiple of the key heads.
+        heads: u64,
+        /// Rows or columns before those of the heads.
+        first: u64,
+        /// Whether columns are in that order, and not rows.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        columns: bool,
+        /// Whether each value is the logarithm of what is stored with its sign changed.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        log: bool,
+    },
     /// A matrix of a bundle, in an encoding of ours.
     Bundle {
         /// Its bytes: `weight | scales | biases`.
@@ -174,7 +194,9 @@ macro_rules! names {
             Decoder::Awq { codes, zero_points, scales, .. } => {
                 (vec![codes, zero_points, scales], None)
             }
-            Decoder::Gguf { tensor, .. } | Decoder::Bundle { tensor, .. } => (vec![tensor], None),
+            Decoder::Gguf { tensor, .. }
+            | Decoder::Tiled { tensor, .. }
+            | Decoder::Bundle { tensor, .. } => (vec![tensor], None),
             Decoder::Ternary { codes, scale, .. } => (vec![codes, scale], None),
             Decoder::Nvfp4 { codes, scales, tensor_scale, .. } => {
                 (vec![codes, scales], tensor_scale.$borrow())
@@ -232,10 +254,10 @@ impl Decoder {
         Self::Gguf { tensor, kind, heads: None, less_one }
     }
 
-    /// Whether it only puts floats in order, or takes one off them.
+    /// Whether it only puts floats in order, or changes each alone.
     pub fn is_plain(&self) -> bool {
         match self {
-            Self::Gguf { kind, .. } => kind.float().is_some(),
+            Self::Gguf { kind, .. } | Self::Tiled { kind, .. } => kind.float().is_some(),
             Self::Bundle { encoding, .. } => encoding.float().is_some(),
             Self::Heads { keys, values, .. } => keys.is_plain() && values.is_plain(),
             _ => false,
@@ -283,7 +305,7 @@ impl Decoder {
                 format!("gptq int{bits} g{group_size}{order}")
             }
             Self::Awq { group_size, .. } => format!("awq int4 g{group_size}"),
-            Self::Gguf { kind, .. } => kind.name().to_lowercase(),
+            Self::Gguf { kind, .. } | Self::Tiled { kind, .. } => kind.name().to_lowercase(),
             Self::Bundle { encoding, .. } => encoding.label(),
             Self::Ternary { .. } => "ternary".to_owned(),
         }

@@ -20,6 +20,7 @@ use shardwright_format::manifest::{
 };
 use shardwright_format::{FormatError, Role, SourceView, TensorEntry, Unit, UnitLayout};
 use shardwright_quant::{Method, Zeros};
+use shardwright_runtime::text::OTHER_FORMS;
 
 use crate::error::{ConvertError, Result};
 use crate::recipe::Recipe;
@@ -391,8 +392,7 @@ fn notes(checkpoint: &Checkpoint, copies: &[FileEntry]) -> Vec<String> {
     let mut notes = checkpoint.notes().to_vec();
     let copied = |name: &str| copies.iter().any(|copy| copy.path == name);
     if !copied("tokenizer.json") {
-        let others = ["tokenizer.model", "tiktoken.model", "spiece.model"];
-        let other = others.into_iter().find(|name| copied(name));
+        let other = OTHER_FORMS.into_iter().find(|name| copied(name));
         let what = other.map_or("no tokenizer.json".to_owned(), |name| {
             format!("no tokenizer.json, only {name}")
         });

@@ -104,6 +104,10 @@ fn heads(paths: &[PathBuf]) -> (BTreeMap<String, Vec<u64>>, BTreeMap<String, Str
     (tensors, metadata)
 }
 
+/// Files whose models are not written: their tensors are no rows of a checkpoint's, or their positions
+/// have factors.
+const READ_ALONE: &[&str] = &["deepseek2", "phi3-long", "qwen3_5", "qwen3_5_moe"];
+
 /// One architecture for each table.
 #[test]
 fn every_architecture_is_written_as_llama_cpp_writes_it() {
@@ -115,9 +119,15 @@ fn every_architecture_is_written_as_llama_cpp_writes_it() {
             .map(|name| fixture("gguf").join(name))
             .collect();
         let model = Weights::open(&paths[0]).unwrap();
+        let name = &case["case"];
+        if READ_ALONE.iter().any(|other| name == other) {
+            let out = dir.path().join("model.gguf");
+            export(&model, &out, ExportTarget::Gguf, &SMALL_EXPORT).unwrap_err();
+            assert!(!out.exists());
+            continue;
+        }
         let out = exported(&model, dir.path());
         assert_same(&model, &out);
-        let name = &case["case"];
         let ((mut expected, mut theirs), (found, ours)) = (heads(&paths), heads(&[out]));
         // Layers that predict further tokens are no part of the model.
         let past = format!("blk.{}.", model.spec().layers.len());
@@ -186,7 +196,7 @@ fn what_a_file_cannot_hold_is_refused() {
     for (name, encoding, expected, avoids) in [
         ("golden/llama3", "t3s10", "found trellis codes", Some(Remedy::AffineCodes)),
         ("golden/llama3", "q8g32:f16", "found q8 g32 f16 with ", Some(Remedy::SymmetricZeros)),
-        ("golden/gemma2", "keep", "model_type: expected one of ", None),
+        ("golden/qwen3_5", "keep", "model_type: expected one of ", None),
     ] {
         let recipe = Recipe::uniform(encoding.parse().unwrap(), false);
         let case = Case::new(&fixture(name), &recipe, PlanOptions::default()).unwrap();

@@ -12,7 +12,8 @@ use crate::checkpoint::gguf::table::{Origin, Table};
 use crate::model::{AttentionSpec, ModelSpec, RopeScaling, RopeSpec};
 
 /// What keys of numbers with a fraction end in; others are whole.
-const FRACTIONS: [&str; 5] = ["epsilon", "freq_base", "freq_base_swa", "scale", "factor"];
+const FRACTIONS: [&str; 6] =
+    ["epsilon", "freq_base", "freq_base_swa", "scale", "factor", "softcapping"];
 /// Versions of the blocks: all that are written since 2022.
 const QUANTIZATION_VERSION: u32 = 2;
 /// Bounds of YaRN's ramp where metadata say none.
@@ -92,6 +93,7 @@ impl OfConfig<'_> {
             Origin::Value { .. }
             | Origin::With { .. }
             | Origin::Without { .. }
+            | Origin::Choice { .. }
             | Origin::RowsOf { .. } => return Ok(()),
         };
         let foreign = |key: &String| !key.starts_with(&format!("{}.", self.table.architecture));

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 pub use packed::{PackedRows, affine, middle_biases, symmetric, zero_points};
 pub use scaled::{MXFP4_GROUP, NVFP4_GROUP, fp4, scaled};
-pub use transposed::{AWQ_ORDER, Grid, WORD_ORDER, awq, gptq};
+pub use transposed::{AWQ_ORDER, Grid, WORD_ORDER, awq, gptq, word_unit};
 
 /// Some columns of some rows of a matrix.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,4 +61,12 @@ impl Rect {
 pub const fn interleaved_row(row: u64, dim: u64) -> u64 {
     let (head, row, half) = (row / dim, row % dim, dim / 2);
     head * dim + row % half * 2 + row / half
+}
+
+/// Where llama.cpp puts row `row` of heads of `dim` rows, of which `per_key` follow one another for each
+/// of `keys` key heads: the first of every key head, then the second of each
+/// (`convert_hf_to_gguf.py`, `_LinearAttentionVReorderBase`).
+pub const fn tiled_row(row: u64, dim: u64, keys: u64, per_key: u64) -> u64 {
+    let (head, row) = (row / dim, row % dim);
+    (head % per_key * keys + head / per_key) * dim + row
 }

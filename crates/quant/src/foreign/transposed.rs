@@ -17,6 +17,20 @@ pub const WORD_ORDER: [u32; 32] = {
     order
 };
 
+/// Codes of `bits` that fill whole 32-bit words, and those words: codes run on from word to word, the
+/// lowest bits first, so that 32 codes of three bits lie in three.
+pub const fn word_unit(bits: u8) -> (u64, u64) {
+    let words = if 32 % bits == 0 { 1 } else { bits as u64 };
+    (words * 32 / bits as u64, words)
+}
+
+/// Words of one unit as one number, the first lowest.
+fn joined(words: impl Iterator<Item = [u8; 4]>) -> u128 {
+    words
+        .enumerate()
+        .fold(0, |all, (at, word)| all | u128::from(u32::from_le_bytes(word)) << (32 * at))
+}
+
 /// Scales and zero points of some groups: `[groups, rows]`.
 #[derive(Debug)]
 pub struct Grid {
@@ -28,25 +42,27 @@ pub struct Grid {
 
 impl Grid {
     /// From `scales` of `rows`, and the words that hold their zero points: `bits` each, one row of
-    /// words per group, in which `order` gives the place of each. `add` is added to every word:
-    /// ones in all places where zero points are stored less one.
+    /// words per group, in which `order` gives the place of each. With `less_one` they are stored less
+    /// one, and every whole unit of words has ones added in all places.
     pub fn new(
-        (bits, order, add): (u8, &[u32], u32),
+        (bits, order, less_one): (u8, &[u32], bool),
         scales: Vec<f32>,
         words: &[u8],
         rows: &Range<u64>,
     ) -> Self {
-        let per_word = 32 / u64::from(bits);
-        let first = rows.start / per_word;
-        let width = (rows.end.div_ceil(per_word) - first) as usize;
+        let (codes, unit) = word_unit(bits);
+        let (first, unit) = (rows.start / codes, unit as usize);
+        let width = (rows.end.div_ceil(codes) - first) as usize * unit;
         let (packed, _) = words.as_chunks::<4>();
-        let mask = (1_u32 << bits) - 1;
+        let mask = (1_u128 << bits) - 1;
+        let add = if less_one { ((1_u128 << (32 * unit)) - 1) / mask } else { 0 };
         let mut zeros = Vec::with_capacity(scales.len());
         for packed in packed.chunks_exact(width.max(1)) {
             zeros.extend(rows.clone().map(|r| {
-                let word = packed[(r / per_word - first) as usize];
-                let place = order[(r % per_word) as usize] * u32::from(bits);
-                (u32::from_le_bytes(word).wrapping_add(add) >> place & mask) as u8
+                let at = (r / codes - first) as usize * unit;
+                let word = joined(packed[at..at + unit].iter().copied());
+                let place = order[(r % codes) as usize] * u32::from(bits);
+                (word.wrapping_add(add) >> place & mask) as u8
             }));
         }
         Self { scales, zeros, width: (rows.end - rows.start) as usize }
@@ -59,16 +75,18 @@ impl Grid {
     }
 }
 
-/// `bytes` hold, for each word of columns, one word per row. `groups` gives the group of each
-/// column, counted from the grid's first.
+/// `bytes` hold, for each word of columns, one word per row; the rectangle begins with a whole unit
+/// of words: see [`word_unit`]. `groups` gives the group of each column, counted from the grid's first.
 pub fn gptq(bits: u8, bytes: &[u8], grid: &Grid, groups: &[usize], rect: &Rect, out: &mut [f32]) {
-    let per_word = 32 / usize::from(bits);
+    let (codes, words) = word_unit(bits);
+    let (codes, words) = (codes as usize, words as usize);
     let (packed, _) = bytes.as_chunks::<4>();
-    let mask = (1_u32 << bits) - 1;
+    let mask = (1_u128 << bits) - 1;
     for (r, row) in out.chunks_exact_mut(rect.width()).enumerate() {
-        for (k, values) in row.chunks_mut(per_word).enumerate() {
-            let word = u32::from_le_bytes(packed[k * grid.width + r]);
-            let groups = &groups[k * per_word..];
+        for (k, values) in row.chunks_mut(codes).enumerate() {
+            let places = k * words..(k + 1) * words;
+            let word = joined(places.map(|at| packed[at * grid.width + r]));
+            let groups = &groups[k * codes..];
             for (i, (value, group)) in values.iter_mut().zip(groups).enumerate() {
                 let code = word >> (i as u32 * u32::from(bits)) & mask;
                 *value = grid.value(*group, r, code as u8);

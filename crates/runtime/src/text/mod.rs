@@ -14,4 +14,4 @@ pub use chat::{ChatTemplate, Message};
 pub use reading::{LARGEST_WINDOW, More};
 pub use sampler::{Sampler, Sampling};
 pub use stream::TextStream;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{OTHER_FORMS, Tokenizer};

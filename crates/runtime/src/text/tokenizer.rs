@@ -14,6 +14,25 @@ use super::model::{self, Inner};
 
 use crate::error::{Result, RuntimeError};
 
+/// Vocabularies in other forms, of which transformers makes a `tokenizer.json`.
+pub const OTHER_FORMS: [&str; 3] = ["tokenizer.model", "tiktoken.model", "spiece.model"];
+
+/// What to do where there is no tokenizer.
+fn missing(root: &Path) -> String {
+    let other = OTHER_FORMS
+        .into_iter()
+        .find(|name| root.join(name).is_file());
+    other.map_or_else(
+        || "no such file; copy the tokenizer.json of the original model there".to_owned(),
+        |name| {
+            format!(
+                "no such file, only {name}: transformers makes it of that by \
+                 AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+            )
+        },
+    )
+}
+
 /// The tokenizer of a checkpoint or bundle.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -32,8 +51,7 @@ impl Tokenizer {
     pub fn open(weights: &Weights) -> Result<Self> {
         let path = weights.root().join(TOKENIZER_NAME);
         let Some(json) = weights.companion(TOKENIZER_NAME, TOKENIZER_LIMIT)? else {
-            let detail = "no such file; copy the tokenizer.json of the original model there";
-            return Err(RuntimeError::tokenizer(&path, detail));
+            return Err(RuntimeError::tokenizer(&path, missing(weights.root())));
         };
         Self::parse(&path, &json)
     }

@@ -219,6 +219,9 @@ impl Decoder {
             (Self::Gguf { heads: Some(_), .. } | Self::Gguf { less_one: true, .. }, [values]) => {
                 vec![*values, 1]
             }
+            (Self::Tiled { .. }, [values]) => vec![*values, 1],
+            // Channels of a convolution.
+            (Self::Tiled { .. }, [channels, 1, taps]) => vec![*channels, *taps],
             (Self::Bundle { .. }, [values]) => vec![1, *values],
             _ => shape.to_vec(),
         }
@@ -241,9 +244,9 @@ impl Decoder {
             Self::Nvfp4 { .. } => NVFP4_GROUP,
             // 32 codes of any width fill whole words.
             Self::Mxfp4 { .. } | Self::Packed { .. } | Self::Mlx { .. } | Self::Gptq { .. } => 32,
-            Self::Gguf { kind, .. } => kind.block_values(),
             // Whole rows.
-            Self::Bundle { .. } => u64::MAX,
+            Self::Bundle { .. } | Self::Tiled { columns: true, .. } => u64::MAX,
+            Self::Gguf { kind, .. } | Self::Tiled { kind, .. } => kind.block_values(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use shardwright_quant::foreign::{
-    self, AWQ_ORDER, Grid, MXFP4_GROUP, NVFP4_GROUP, PackedRows, Rect, WORD_ORDER,
+    self, AWQ_ORDER, Grid, MXFP4_GROUP, NVFP4_GROUP, PackedRows, Rect, WORD_ORDER, word_unit,
 };
 use shardwright_quant::{Backend, Encoding, Ggml, Matrix, f8_e4m3, f8_e5m2};
 
@@ -39,6 +39,16 @@ impl Reading<'_, '_, '_> {
             }
             Decoder::Ternary { divided, .. } => self.ternary(divided, rect, out),
             Decoder::Awq { group_size, .. } => self.awq(group_size, rect, out),
+            Decoder::Tiled { kind, keys, heads, first, columns, log, .. } => {
+                let order = Order { keys, heads, first };
+                self.tiled(kind, order, columns, rect, out)?;
+                if log {
+                    for value in out {
+                        *value = (-f64::from(*value)).ln() as f32;
+                    }
+                }
+                Ok(())
+            }
             Decoder::Gguf { kind, heads, less_one, .. } => {
                 self.gguf(kind, heads, rect, out)?;
                 if less_one {
@@ -201,10 +211,11 @@ impl Reading<'_, '_, '_> {
         let first = index.iter().min().copied().unwrap_or_default();
         let last = index.iter().max().copied().unwrap_or_default();
         let index: Vec<_> = index.iter().map(|group| (group - first) as usize).collect();
-        // Adding a word of ones in all places adds one to each zero point.
-        let add = if zeros_stored_minus_one { u32::MAX / ((1 << bits) - 1) } else { 0 };
-        let grid = self.grid((bits, &WORD_ORDER, add), &(first..last + 1), &rect.rows)?;
-        let words = rect.groups(32 / u64::from(bits));
+        let zeros = (bits, &WORD_ORDER[..], zeros_stored_minus_one);
+        let grid = self.grid(zeros, &(first..last + 1), &rect.rows)?;
+        let (codes, words) = word_unit(bits);
+        let units = rect.groups(codes);
+        let words = units.start * words..units.end * words;
         let columns = rect.rows.start * 4..rect.rows.end * 4;
         let bytes = self.bytes(0, self.tensor.rows * 4, &words, &columns)?;
         foreign::gptq(bits, &bytes, &grid, &index, rect, out);
@@ -232,7 +243,7 @@ impl Reading<'_, '_, '_> {
     }
 
     fn awq(&mut self, group_size: u64, rect: &Rect, out: &mut [f32]) -> Result<()> {
-        let grid = self.grid((4, &AWQ_ORDER, 0), &rect.groups(group_size), &rect.rows)?;
+        let grid = self.grid((4, &AWQ_ORDER, false), &rect.groups(group_size), &rect.rows)?;
         let words = rect.rows.start / 8 * 4..rect.rows.end.div_ceil(8) * 4;
         let bytes = self.bytes(0, self.tensor.rows / 2, &rect.cols, &words)?;
         foreign::awq(group_size, &bytes, &grid, rect, out);
@@ -242,15 +253,17 @@ impl Reading<'_, '_, '_> {
     /// Scales and zero points of some groups and rows: see [`Grid::new`].
     fn grid(
         &mut self,
-        (bits, order, add): (u8, &[u32], u32),
+        (bits, order, less_one): (u8, &[u32], bool),
         groups: &Range<u64>,
         rows: &Range<u64>,
     ) -> Result<Grid> {
-        let (all_rows, per_word) = (self.tensor.rows, 32 / u64::from(bits));
-        let words = rows.start / per_word * 4..rows.end.div_ceil(per_word) * 4;
-        let zeros = self.bytes(1, all_rows.div_ceil(per_word) * 4, groups, &words)?;
+        let (all_rows, (codes, words)) = (self.tensor.rows, word_unit(bits));
+        let units = rows.start / codes..rows.end.div_ceil(codes);
+        let len = words * 4;
+        let place = units.start * len..units.end * len;
+        let zeros = self.bytes(1, all_rows.div_ceil(codes) * len, groups, &place)?;
         let scales = self.floats(2, all_rows, groups, rows)?;
-        Ok(Grid::new((bits, order, add), scales, &zeros, rows))
+        Ok(Grid::new((bits, order, less_one), scales, &zeros, rows))
     }
 
     /// The values of whole blocks; with `heads`, of rows in the order of a checkpoint.
@@ -269,5 +282,54 @@ impl Reading<'_, '_, '_> {
             kind.decode(&bytes, out);
         }
         Ok(())
+    }
+
+    /// The values of whole blocks, with the heads in the order of a checkpoint.
+    fn tiled(
+        &mut self,
+        kind: Ggml,
+        order: Order,
+        columns: bool,
+        rect: &Rect,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let tensor = self.tensor;
+        if !columns {
+            for (row, out) in rect.rows.clone().zip(out.chunks_exact_mut(rect.width())) {
+                let at = order.place(row, tensor.rows);
+                let one = Rect { rows: at..at + 1, cols: rect.cols.clone() };
+                self.gguf(kind, None, &one, out)?;
+            }
+            return Ok(());
+        }
+        // The rectangle has whole rows.
+        self.gguf(kind, None, rect, out)?;
+        let mut stored = vec![0.0; rect.width()];
+        for row in out.chunks_exact_mut(rect.width()) {
+            stored.copy_from_slice(row);
+            for (col, value) in (0..).zip(row) {
+                *value = stored[order.place(col, tensor.cols) as usize];
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The heads of [`Decoder::Tiled`].
+#[derive(Clone, Copy)]
+struct Order {
+    keys: u64,
+    heads: u64,
+    first: u64,
+}
+
+impl Order {
+    /// Where a row or column of `all` is stored.
+    const fn place(self, at: u64, all: u64) -> u64 {
+        let Self { keys, heads, first } = self;
+        if at < first {
+            return at;
+        }
+        first + foreign::tiled_row(at - first, (all - first) / heads, keys, heads / keys)
     }
 }

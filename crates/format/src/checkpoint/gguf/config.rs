@@ -4,7 +4,7 @@ use serde_json::{Map, Value as Json};
 
 use super::facts::Facts;
 use super::header::Value;
-use super::rope;
+use super::rope::{self, Factors};
 
 /// Tokens that end a turn of a conversation, by what they are called where the metadata do not say.
 /// Source: llama.cpp, `src/llama-vocab.cpp`.
@@ -14,11 +14,11 @@ const SEVERAL_MESSAGES: &str = "<|return|>";
 /// Who else ends a text, beside `eos_token_id`.
 const ENDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
-/// The `config.json` of a file; `factors` are those of its rotary frequencies, if it has any.
+/// The `config.json` of a file; `factors` are those of its rotary frequencies, by tensor.
 ///
 /// # Errors
 /// Metadata that are missing, that contradict each other or that no model of ours has.
-pub(super) fn make(facts: &Facts<'_>, factors: Option<&[f32]>) -> Result<Json, String> {
+pub(super) fn make(facts: &Facts<'_>, factors: &Factors) -> Result<Json, String> {
     facts.check_known()?;
     let mut config = Map::new();
     for (name, origin) in &facts.table.config.0 {

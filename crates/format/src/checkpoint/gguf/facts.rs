@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
-use super::header::Value;
+use super::header::{Array, Value};
 use super::table::{Origin, Table};
 
 /// What a file says, but for the values of its tensors.
@@ -65,6 +65,14 @@ impl Facts<'_> {
             Origin::Value { value } => value.clone(),
             Origin::With { with } => has(with).into(),
             Origin::Without { without } => (!has(without)).into(),
+            Origin::Choice { by, cases, absent, other } => {
+                let chosen = match (self.get(by)?, absent) {
+                    (Some(found), _) => cases.get(&found.to_string()),
+                    (None, Some(absent)) => Some(&**absent),
+                    (None, None) => None,
+                };
+                return self.value(chosen.unwrap_or(other));
+            }
             Origin::RowsOf { rows_of } => {
                 let rows = self.shapes.get(rows_of).and_then(|shape| shape.first());
                 let rows =
@@ -81,7 +89,7 @@ impl Facts<'_> {
             Err(format!("metadatum `{key}`: expected one value, found {found}"))
         };
         let number = match *value {
-            Value::Array(array) => return found(&format!("a list of {}", array.count)),
+            Value::Array(array) => return alike(key, &array),
             Value::Whole(number) => return Ok(Some(number.into())),
             Value::Negative(number) => return Ok(Some(number.into())),
             Value::Bool(value) => return Ok(Some(value.into())),
@@ -125,4 +133,20 @@ impl Facts<'_> {
 
 fn missing(key: &str) -> String {
     format!("metadatum `{key}`: expected one, found none")
+}
+
+/// The value that a list has for every layer.
+fn alike(key: &str, array: &Array<'_>) -> Result<Option<Json>, String> {
+    let mut values = array.numbers();
+    let first = values.next();
+    let same = first.is_some() && values.all(|value| Some(value) == first);
+    match first {
+        Some(Value::Whole(number)) if same => Ok(Some(number.into())),
+        Some(Value::Bool(value)) if same => Ok(Some(value.into())),
+        _ => Err(format!(
+            "metadatum `{key}`: expected the same number for every layer, found a list of {} \
+             that is not",
+            array.count
+        )),
+    }
 }

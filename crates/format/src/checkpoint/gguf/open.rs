@@ -12,11 +12,12 @@ use super::config;
 use super::facts::Facts;
 use super::header::{Header, Tensor};
 use super::read_header;
+use super::rope::Factors;
 use super::synthesized::Synthesized;
-use super::table::{Table, Target};
+use super::table::{Heads, Table, Target};
 use crate::checkpoint::file_names::{CONFIG_NAME, FILE_SUFFIX};
 use crate::checkpoint::files::{CheckpointFile, Files, StoredTensor, TensorInfo, read_config};
-use crate::checkpoint::group::{Grouped, Quantization};
+use crate::checkpoint::group::{Grouped, Quantization, join_heads};
 use crate::checkpoint::index::INDEX_NAME;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
@@ -232,25 +233,29 @@ impl<'a> Opening<'a> {
             shapes: &shapes.collect(),
         };
         let factors = self.factors()?;
-        config::make(&facts, factors.as_deref()).map_err(|detail| self.pieces[0].refused(detail))
+        config::make(&facts, &factors).map_err(|detail| self.pieces[0].refused(detail))
     }
 
     /// What divides the rotary frequencies, if the file says it.
-    fn factors(&self) -> Result<Option<Vec<f32>>> {
-        let Some(name) = &self.table.rope.factors else { return Ok(None) };
-        let Some((at, tensor)) = self.each().find(|(_, t)| t.name == name) else {
-            return Ok(None);
-        };
-        let values = tensor.shape.iter().product::<u64>();
-        if values > MOST_FACTORS {
-            let detail = format!("expected at most {MOST_FACTORS} factors, found {values}");
-            return Err(self.refused(at, name, detail));
+    fn factors(&self) -> Result<Factors> {
+        let mut found = Factors::new();
+        for (at, tensor) in self.each().filter(|(_, tensor)| self.is_factors(tensor)) {
+            let values = tensor.shape.iter().product::<u64>();
+            if values > MOST_FACTORS {
+                let detail = format!("expected at most {MOST_FACTORS} factors, found {values}");
+                return Err(self.refused(at, tensor.name, detail));
+            }
+            let mut bytes = vec![0; tensor.len as usize];
+            self.pieces[at].file.read_at(tensor.offset, &mut bytes)?;
+            let mut factors = vec![0.0; values as usize];
+            tensor.kind.decode(&bytes, &mut factors);
+            found.insert(tensor.name.to_owned(), factors);
         }
-        let mut bytes = vec![0; tensor.len as usize];
-        self.pieces[at].file.read_at(tensor.offset, &mut bytes)?;
-        let mut factors = vec![0.0; values as usize];
-        tensor.kind.decode(&bytes, &mut factors);
-        Ok(Some(factors))
+        Ok(found)
+    }
+
+    fn is_factors(&self, tensor: &Tensor<'_>) -> bool {
+        self.table.rope.tensors().any(|name| name == tensor.name)
     }
 
     /// Every tensor with the number of its file.
@@ -268,7 +273,7 @@ impl<'a> Opening<'a> {
         let (mut stored, mut auxiliary) = (BTreeMap::new(), BTreeMap::new());
         let mut tensors = BTreeMap::new();
         for (at, tensor) in self.each() {
-            if self.table.rope.factors.as_deref() == Some(tensor.name) {
+            if self.is_factors(tensor) {
                 stored.insert(tensor.name.to_owned(), as_stored(at, tensor));
                 let reason = "factors of rotary frequencies, computed from the configuration";
                 auxiliary.insert(tensor.name.to_owned(), reason.to_owned());
@@ -287,6 +292,7 @@ impl<'a> Opening<'a> {
                 }
             }
         }
+        join_heads(&mut tensors);
         Ok((stored, tensors, auxiliary))
     }
 
@@ -297,9 +303,12 @@ impl<'a> Opening<'a> {
         let target = target.ok_or_else(|| format!("{} has no row for it", self.table.path))?;
         let name = target.name().replace(LAYER, &layer.to_string());
         let name = name.replace(EXPERT, &expert.to_string());
+        if let Target::Tiled { value_heads, log, .. } = *target {
+            return Ok((name, self.tiled(file, tensor, value_heads, log)?));
+        }
         let heads = match target {
             Target::Interleaved { heads, .. } => Some(self.heads(heads, &tensor.shape)?),
-            Target::Name(_) | Target::Changed { .. } => None,
+            _ => None,
         };
         let less_one = matches!(target, Target::Changed { less_one: true, .. });
         let Tensor { kind, offset, len, .. } = *tensor;
@@ -312,6 +321,48 @@ impl<'a> Opening<'a> {
         let decoder = decoded.then_some(Decoder::Gguf { tensor: stored, kind, heads, less_one });
         let (dtype, shape) = (kind.float().unwrap_or(Float::F32), tensor.shape.clone());
         Ok((name, TensorInfo { file, dtype, shape, offset, len, decoder }))
+    }
+
+    /// A tensor with the value heads of a gated delta net.
+    fn tiled(
+        &self,
+        file: usize,
+        tensor: &Tensor<'_>,
+        part: Heads,
+        log: bool,
+    ) -> Result<TensorInfo, String> {
+        let [keys, heads, dim] =
+            ["linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim"]
+                .map(|key| self.whole(key).unwrap_or_default());
+        let queries = || keys.checked_mul(dim)?.checked_mul(2);
+        let first = match part {
+            Heads::Rows | Heads::Columns => 0,
+            Heads::LastRows | Heads::LastChannels => queries().unwrap_or(u64::MAX),
+        };
+        let mut shape = tensor.shape.clone();
+        let columns = part == Heads::Columns;
+        let all = if columns { shape.last() } else { shape.first() };
+        let all = all.copied().unwrap_or_default();
+        let even = all.checked_sub(first);
+        let even = even.is_some_and(|own| own > 0 && heads > 0 && own.is_multiple_of(heads));
+        if !even || keys == 0 || !heads.is_multiple_of(keys) {
+            return Err(format!("expected {heads} value heads over {keys} key heads, found {all}"));
+        }
+        if part == Heads::LastChannels && shape.len() == 2 {
+            shape.insert(1, 1);
+        }
+        let Tensor { kind, offset, len, .. } = *tensor;
+        let stored = tensor.name.to_owned();
+        let decoder = Decoder::Tiled { tensor: stored, kind, keys, heads, first, columns, log };
+        let dtype = kind.float().unwrap_or(Float::F32);
+        Ok(TensorInfo { file, dtype, shape, offset, len, decoder: Some(decoder) })
+    }
+
+    /// A number of the configuration, whichever object of it has it.
+    fn whole(&self, key: &str) -> Option<u64> {
+        let text = self.config.get("text_config");
+        let found = self.config.get(key).or_else(|| text?.get(key))?;
+        found.as_f64().map(|number| number as u64)
     }
 
     /// The number of heads whose rows are interleaved.

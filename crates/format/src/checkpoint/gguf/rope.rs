@@ -1,12 +1,13 @@
-//! Scaled rotary positions: linear ones and YaRN by metadata, those of llama3 by the factors that llama.cpp
+//! Scaled rotary positions: linear ones and YaRN by metadata, `longrope` by its factors, those of llama3 by the factors that llama.cpp
 //! stores instead of their parameters.
 
+use std::collections::BTreeMap;
 use std::f64::consts::TAU;
 
 use serde_json::{Map, Value as Json, json};
 
 use super::facts::Facts;
-use super::table::YARN_BOUNDS;
+use super::table::{LongRow, YARN_BOUNDS};
 
 /// `original_max_position_embeddings`, which llama.cpp takes where `config.json` has none. Factors
 /// depend on its ratio to the other two parameters alone, so any number would do.
@@ -16,6 +17,9 @@ const USUAL: [f64; 2] = [1.0, 4.0];
 /// Largest relative difference between a stored factor and what its parameters give.
 const TOLERANCE: f64 = 1e-4;
 
+/// Factors of rotary frequencies, by the tensors that hold them.
+pub(super) type Factors = BTreeMap<String, Vec<f32>>;
+
 /// `rope_scaling` of a file, if its positions are scaled.
 ///
 /// # Errors
@@ -23,21 +27,16 @@ const TOLERANCE: f64 = 1e-4;
 pub(super) fn scaling(
     facts: &Facts<'_>,
     config: &Map<String, Json>,
-    factors: Option<&[f32]>,
+    factors: &Factors,
 ) -> Result<Option<Json>, String> {
     let rope = &facts.table.rope;
-    let kind = facts.get(&rope.scaling_type)?;
-    let factor = facts.get(&rope.factor)?;
-    let factor = factor.filter(|factor| !matches!(factor.as_f64(), Some(0.0 | 1.0)));
-    let stated = match kind.as_ref().map(|kind| kind.as_str().unwrap_or_default()) {
-        None | Some("linear") => factor.map(|f| json!({"rope_type": "linear", "factor": f})),
-        Some("none") => None,
-        Some("yarn") => factor.map(|factor| yarn(facts, &factor)).transpose()?,
-        Some(found) => {
-            let key = &rope.scaling_type;
-            return Err(format!("metadatum `{key}`: expected none, linear or yarn, found {found}"));
-        }
-    };
+    let stated = stated(facts)?;
+    if let Some(row) = &rope.long
+        && let Some(long) = longrope(facts, row, factors)?
+    {
+        return Ok(Some(long));
+    }
+    let factors = rope.factors.as_ref().and_then(|name| factors.get(name));
     let factors = factors.filter(|factors| factors.iter().any(|factor| *factor != 1.0));
     match (stated, factors) {
         (stated, None) => Ok(stated),
@@ -47,6 +46,55 @@ pub(super) fn scaling(
             Err(format!("metadatum `{key}`: expected none beside tensor `{tensor}`, found one"))
         }
     }
+}
+
+/// What metadata say of it.
+fn stated(facts: &Facts<'_>) -> Result<Option<Json>, String> {
+    let rope = &facts.table.rope;
+    let kind = facts.get(&rope.scaling_type)?;
+    let factor = facts.get(&rope.factor)?;
+    let factor = factor.filter(|factor| !matches!(factor.as_f64(), Some(0.0 | 1.0)));
+    match kind.as_ref().map(|kind| kind.as_str().unwrap_or_default()) {
+        None | Some("linear") => {
+            Ok(factor.map(|factor| json!({"rope_type": "linear", "factor": factor})))
+        }
+        Some("none") => Ok(None),
+        Some("yarn") => factor.map(|factor| yarn(facts, &factor)).transpose(),
+        Some("longrope") if rope.long.is_some() => Ok(None),
+        Some(found) => {
+            let key = &rope.scaling_type;
+            Err(format!("metadatum `{key}`: expected none, linear or yarn, found {found}"))
+        }
+    }
+}
+
+/// Positions scaled by factors of their own before and beyond the original context.
+fn longrope(facts: &Facts<'_>, row: &LongRow, factors: &Factors) -> Result<Option<Json>, String> {
+    let attention = facts.get(&row.attention)?.unwrap_or_else(|| 1.0.into());
+    let (long, short) = match (factors.get(&row.long), factors.get(&row.short)) {
+        (Some(long), Some(short)) => (long, short),
+        (None, None) if attention.as_f64() == Some(1.0) => return Ok(None),
+        _ => {
+            let LongRow { long, short, attention } = row;
+            return Err(format!("expected `{long}`, `{short}` and `{attention}` together"));
+        }
+    };
+    let original = &facts.table.rope.original;
+    let positions = facts.get(original)?;
+    let positions = positions
+        .ok_or_else(|| format!("metadatum `{original}`: expected one beside `{}`", row.long))?;
+    // The shortest decimals that are these numbers in 32 bits.
+    let list = |factors: &[f32]| -> Json {
+        let decimal = |factor: &f32| factor.to_string().parse::<f64>().unwrap_or(f64::NAN);
+        factors.iter().map(decimal).collect()
+    };
+    Ok(Some(json!({
+        "rope_type": "longrope",
+        "short_factor": list(short),
+        "long_factor": list(long),
+        "attention_factor": attention,
+        "original_max_position_embeddings": positions,
+    })))
 }
 
 /// Positions scaled by YaRN, whose factor of attention is that of its paper in either program.
@@ -64,6 +112,14 @@ fn yarn(facts: &Facts<'_>, factor: &Json) -> Result<Json, String> {
         if let Some(bound) = facts.get(&rope.yarn_bound(at))? {
             members.insert((*name).to_owned(), bound);
         }
+    }
+    if let Some(key) = &rope.tenth_of_mscale
+        && let Some(tenth) = facts.get(key)?.and_then(|tenth| tenth.as_f64())
+    {
+        // A short decimal in a checkpoint: what is beyond is the rounding to 32 bits.
+        let mscale = (tenth * 1e6).round() / 1e5;
+        members.insert("mscale".to_owned(), mscale.into());
+        members.insert("mscale_all_dim".to_owned(), mscale.into());
     }
     Ok(Json::Object(members))
 }

@@ -8,10 +8,10 @@
 //! | `architecture`, `experts` | of which files: `general.architecture`, and whether they have experts |
 //! | `also` | other values of `model_type` that llama.cpp writes as this architecture |
 //! | `config` | key of `config.json`: see [`Origin`] |
-//! | `rope` | metadata of scaled positions, the tensor of factors that stands for llama3 scaling, and members of YaRN that no metadatum has |
+//! | `rope` | metadata of scaled positions, the tensor of factors that stands for llama3 scaling, tensors and metadata of `longrope`, and members of YaRN that no metadatum has |
 //! | `supported` | metadata that may be absent or have one of these values, nothing else |
 //! | `unused` | metadata that change nothing, and why |
-//! | `tensors` | name in the file, with `{layer}` and `{expert}`: name in a checkpoint, and the parameter with the number of heads where rows are interleaved, or that one was added to every value |
+//! | `tensors` | name in the file, with `{layer}` and `{expert}`: name in a checkpoint, and the parameter with the number of heads where rows are interleaved, which of it has the value heads of a gated delta net, or that one was added to every value |
 
 use std::collections::BTreeMap;
 
@@ -30,8 +30,8 @@ macro_rules! builtin {
 }
 
 builtin! {
-    "gemma3", "glm4_moe", "gpt_oss", "granite", "granitemoe", "llama", "minimax_m2", "mixtral", "olmo2", "olmoe", "phi3",
-    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
+    "deepseek2", "gemma2", "gemma3", "glm4_moe", "gpt_oss", "granite", "granitemoe", "llama", "llama4", "minimax_m2", "mixtral", "olmo2", "olmoe", "phi3",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "seed_oss", "smollm3",
 }
 
 /// A table.
@@ -82,6 +82,15 @@ pub(crate) enum Origin {
     Without { without: String },
     /// The rows of a tensor.
     RowsOf { rows_of: String },
+    /// What the value of a metadatum chooses.
+    Choice {
+        by: String,
+        cases: BTreeMap<String, Origin>,
+        /// Where there is no such metadatum; `other` without it.
+        #[serde(default)]
+        absent: Option<Box<Origin>>,
+        other: Box<Origin>,
+    },
 }
 
 /// Tells null from nothing.
@@ -95,11 +104,27 @@ pub(crate) struct RopeRow {
     pub(crate) scaling_type: String,
     pub(crate) factor: String,
     pub(crate) factors: Option<String>,
+    /// Scaling with factors of its own for positions before and beyond the original context.
+    pub(crate) long: Option<LongRow>,
+    /// The metadatum with a tenth of YaRN's `mscale_all_dim`, which is its `mscale` too.
+    pub(crate) tenth_of_mscale: Option<String>,
     /// The positions that the model was trained with before they were scaled.
     pub(crate) original: String,
     /// Members of YaRN that no metadatum has.
     #[serde(default)]
     pub(crate) yarn: Map<String, Value>,
+}
+
+/// Where `longrope` has what it scales by.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LongRow {
+    /// The tensor of factors beyond the original context.
+    pub(crate) long: String,
+    /// The tensor of factors before it.
+    pub(crate) short: String,
+    /// The metadatum with what rotated values are multiplied by.
+    pub(crate) attention: String,
 }
 
 /// Members of YaRN, and what their metadata end in.
@@ -111,6 +136,22 @@ impl RopeRow {
     pub(crate) fn yarn_bound(&self, at: usize) -> String {
         self.factor
             .replace("scaling.factor", &format!("scaling.{}", YARN_BOUNDS[at].1))
+    }
+
+    /// The tensors of factors.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &str> {
+        let long = self
+            .long
+            .iter()
+            .flat_map(|row| [row.long.as_str(), row.short.as_str()]);
+        self.factors.as_deref().into_iter().chain(long)
+    }
+
+    fn knows(&self, key: &str) -> bool {
+        let own = [&self.scaling_type, &self.factor, &self.original];
+        let long = self.long.as_ref().map(|row| &row.attention);
+        let mut own = own.into_iter().chain(long).chain(&self.tenth_of_mscale);
+        own.any(|known| known == key) || key == self.yarn_bound(0) || key == self.yarn_bound(1)
     }
 }
 
@@ -125,6 +166,14 @@ pub(crate) enum Target {
         name: String,
         heads: String,
     },
+    /// Which of it has the value heads of a gated delta net ([`Decoder::Tiled`](crate::decoder::Decoder)).
+    Tiled {
+        name: String,
+        value_heads: Heads,
+        /// Whether values are logarithms with their sign changed, of which llama.cpp stores what they are of.
+        #[serde(default)]
+        log: bool,
+    },
     /// Whether one is taken off every value, which llama.cpp added (`norm_shift`).
     Changed {
         name: String,
@@ -132,10 +181,27 @@ pub(crate) enum Target {
     },
 }
 
+/// What of a tensor belongs to the value heads of a gated delta net.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Heads {
+    /// All rows.
+    Rows,
+    /// The rows after those of queries and keys.
+    LastRows,
+    /// The channels of a convolution after those of queries and keys.
+    LastChannels,
+    /// All columns.
+    Columns,
+}
+
 impl Target {
     pub(crate) fn name(&self) -> &str {
         match self {
-            Self::Name(name) | Self::Interleaved { name, .. } | Self::Changed { name, .. } => name,
+            Self::Name(name)
+            | Self::Interleaved { name, .. }
+            | Self::Tiled { name, .. }
+            | Self::Changed { name, .. } => name,
         }
     }
 }
@@ -185,8 +251,13 @@ impl Table {
         all
     }
 
-    /// The `model_type` that files are read as.
+    /// The `model_type` that files are read as, if files of it are written too: those whose tensors are
+    /// rows of the checkpoint's.
     fn model_type(&self) -> Option<&str> {
+        let tiled = |target: &Target| matches!(target, Target::Tiled { .. });
+        if self.tensors.values().any(tiled) {
+            return None;
+        }
         let mut config = self.config.0.iter();
         let (_, origin) = config.find(|(key, _)| key == "model_type")?;
         match origin {
@@ -201,25 +272,29 @@ impl Table {
 
     /// Whether a metadatum has a use.
     pub(crate) fn knows(&self, key: &str) -> bool {
-        let read = |origin: &Origin| match origin {
-            Origin::Keys { keys, .. } => keys.iter().any(|known| known == key),
-            Origin::Less { key: a, less: b } => a == key || b == key,
-            Origin::Share { share, of, parts } => {
-                share == key || of == key || parts.as_deref() == Some(key)
-            }
-            Origin::Positive { positive } => positive == key,
-            _ => false,
-        };
-        let RopeRow { scaling_type, factor, original, .. } = &self.rope;
-        let bound = |at: usize| key == self.rope.yarn_bound(at);
-        self.config.0.iter().any(|(_, origin)| read(origin))
-            || [scaling_type, factor, original]
-                .into_iter()
-                .any(|known| known == key)
-            || bound(0)
-            || bound(1)
+        self.config.0.iter().any(|(_, origin)| origin.reads(key))
+            || self.rope.knows(key)
             || self.supported.contains_key(key)
             || self.unused.contains_key(key)
+    }
+}
+
+impl Origin {
+    /// Whether a metadatum is looked at.
+    fn reads(&self, key: &str) -> bool {
+        match self {
+            Self::Keys { keys, .. } => keys.iter().any(|known| known == key),
+            Self::Less { key: a, less: b } => a == key || b == key,
+            Self::Share { share, of, parts } => {
+                share == key || of == key || parts.as_deref() == Some(key)
+            }
+            Self::Positive { positive } => positive == key,
+            Self::Choice { by, cases, absent, other } => {
+                let mut origins = cases.values().chain([&**other]).chain(absent.as_deref());
+                by == key || origins.any(|origin| origin.reads(key))
+            }
+            _ => false,
+        }
     }
 }
 

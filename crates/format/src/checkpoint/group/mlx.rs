@@ -173,6 +173,11 @@ pub(super) fn restore(tensors: &mut BTreeMap<String, TensorInfo>) {
             info.dtype = Float::F32;
         }
     }
+    join_heads(tensors);
+}
+
+/// Joins the halves of every `kv_b_proj` that has its keys and values apart.
+pub(in crate::checkpoint) fn join_heads(tensors: &mut BTreeMap<String, TensorInfo>) {
     let keys = tensors.keys().filter(|name| name.ends_with(HALVES[0]));
     for keys in keys.cloned().collect::<Vec<_>>() {
         join_halves(tensors, &keys);

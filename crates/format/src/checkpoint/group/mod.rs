@@ -20,6 +20,7 @@ use super::files::{Files, StoredTensor, TensorInfo};
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
+pub(in crate::checkpoint) use mlx::join_heads;
 use scheme::Scheme;
 pub use scheme::{QUANTIZATION_KEYS, describes_quantization};
 

@@ -92,6 +92,34 @@ fn scales_have_other_names_and_may_be_one_for_each_row() {
     );
 }
 
+/// Codes of three bits run on over three words, and not all who write them agree on zero points.
+#[test]
+fn three_bits_fill_three_words() {
+    let codes = |rows| zeros("a.qweight", Dtype::I32, &[rows, 64]);
+    let rest = || {
+        let scales = zeros("a.scales", Dtype::Float(Float::F16), &[3, 64]);
+        [zeros("a.qzeros", Dtype::I32, &[3, 6]), scales]
+    };
+    let gptq = json!({ "quant_method": "gptq", "bits": 3, "group_size": 32 });
+    let [zero_points, scales] = rest();
+    let facts = opened(&gptq, &[codes(9), zero_points, scales]);
+    assert_eq!(facts.tensors, BTreeMap::from([("gptq int3 g32".to_owned(), 1)]));
+    let [zero_points, scales] = rest();
+    let found = refusal(&gptq, &[codes(8), zero_points, scales]);
+    assert!(
+        found.ends_with("expected rows in threes for codes of 3 bits, found 8 rows"),
+        "{found}"
+    );
+    let mut other = gptq;
+    other["meta"] = json!({ "quantizer": ["gptqmodel:2.2.0"] });
+    let [zero_points, scales] = rest();
+    let found = refusal(&other, &[codes(9), zero_points, scales]);
+    assert!(found.ends_with("save it with format \"gptq_v2\""), "{found}");
+    other["checkpoint_format"] = "gptq_v2".into();
+    let [zero_points, scales] = rest();
+    opened(&other, &[codes(9), zero_points, scales]);
+}
+
 #[test]
 fn a_file_beside_the_configuration_may_describe_the_scheme() {
     let dir = tempfile::tempdir().unwrap();

@@ -3,6 +3,7 @@
 use regex::Regex;
 use serde_json::Value;
 use shardwright_quant::Float;
+use shardwright_quant::foreign::word_unit;
 
 use super::Grouping;
 use super::setting::{number, shown};
@@ -63,7 +64,12 @@ impl Transposed {
         };
         let packing = Packing::Gptq { zeros_stored_minus_one };
         let width = Width::parse(config, None, packing)?;
-        Ok(Self { width, modules: dynamic(config, width, packing)?, packing })
+        let modules = dynamic(config, width, packing)?;
+        let mut widths = modules.iter().map(|(_, own)| *own).chain([width]);
+        if zeros_stored_minus_one && widths.any(|width| width.bits == 3) {
+            refuse_other_zeros(config)?;
+        }
+        Ok(Self { width, modules, packing })
     }
 
     /// `AutoRound`'s configuration of tensors that are packed as the others do.
@@ -121,11 +127,11 @@ impl Transposed {
         let size = self.size(grouping, name, width, stored)?;
         let (scales, zeros) = (part("scales"), part("qzeros"));
         let bits = width.bits;
-        let per_word = 32 / u64::from(bits);
         let found = grouping.part(name, &scales, SCALE_TYPES)?;
         grouping.check_shape(name, &scales, &found.shape, &[vec![size.groups, size.rows]])?;
+        let (codes, words) = word_unit(bits);
         let found = grouping.part(name, &zeros, &[Dtype::I32])?;
-        let shape = vec![size.groups, size.rows.div_ceil(per_word)];
+        let shape = vec![size.groups, size.rows.div_ceil(codes) * words];
         grouping.check_shape(name, &zeros, &found.shape, &[shape])?;
         let (codes, group_size) = (name.to_owned(), size.step);
         let decoder = match self.packing {
@@ -161,14 +167,20 @@ impl Transposed {
         width: Width,
         stored: &StoredTensor,
     ) -> Result<Extent> {
-        let per_word = 32 / u64::from(width.bits);
+        let (codes, words) = word_unit(width.bits);
         let [first, second] = stored.shape[..] else {
             let detail = format!("expected two dimensions, found {:?}", stored.shape);
             return Err(grouping.refused(name, detail));
         };
+        if !first.is_multiple_of(words) && matches!(self.packing, Packing::Gptq { .. }) {
+            let bits = width.bits;
+            let detail =
+                format!("expected rows in threes for codes of {bits} bits, found {first} rows");
+            return Err(grouping.refused(name, detail));
+        }
         let (rows, cols) = match self.packing {
-            Packing::Gptq { .. } => (second, first.saturating_mul(per_word)),
-            Packing::Awq => (second.saturating_mul(per_word), first),
+            Packing::Gptq { .. } => (second, (first / words).saturating_mul(codes)),
+            Packing::Awq => (second.saturating_mul(codes), first),
         };
         let group_size = width.group_size.unwrap_or(cols).max(1);
         Ok(Extent { rows, cols, groups: cols.div_ceil(group_size), step: group_size })
@@ -179,7 +191,7 @@ impl Width {
     /// What `config` says, and where it says nothing `default`.
     fn parse(config: &Value, default: Option<Self>, packing: Packing) -> Result<Self, String> {
         let known: &[u64] = match packing {
-            Packing::Gptq { .. } => &[2, 4, 8],
+            Packing::Gptq { .. } => &[2, 3, 4, 8],
             Packing::Awq => &[4],
         };
         let bits = match (config.get("bits"), default) {
@@ -192,6 +204,20 @@ impl Width {
         };
         Ok(Self { bits, group_size })
     }
+}
+
+/// Refuses what `GPTQModel` wrote of 3 bits in the older form: from zero points it takes ones in places
+/// that are not those of its codes (`convert_gptq_v2_to_v1_format_module`), which no other program
+/// puts back.
+fn refuse_other_zeros(config: &Value) -> Result<(), String> {
+    let written_by = config.get("meta").and_then(|meta| meta.get("quantizer"));
+    let written_by = written_by.map(Value::to_string).unwrap_or_default();
+    if !written_by.to_lowercase().contains("gptqmodel") {
+        return Ok(());
+    }
+    Err("`bits` 3 in `checkpoint_format` \"gptq\" as GPTQModel writes it has zero points that \
+         others read otherwise; save it with format \"gptq_v2\""
+        .to_owned())
 }
 
 /// `GPTQModel`'s `dynamic`: by expressions that match from the start of a module's name, widths after
