@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::check::Checks;
 use crate::error::{FormatError, Result};
 use crate::io::{AlignedBuf, INDEX_LIMIT, ReadFile, read_limited};
 use crate::manifest::{Extent, FileEntry, FileKind, MANIFEST_FILE, Manifest};
@@ -90,6 +91,15 @@ impl Bundle {
         let len = self.fits(unit, shard.extent.len)?;
         shard.file.read_aligned(shard.extent.offset, len, buf)?;
         Ok(shard.layout)
+    }
+
+    /// Holds what [`Self::read`] gave to its hash, unless `checks` has done so before.
+    ///
+    /// # Errors
+    /// Other bytes than those that were written.
+    pub fn check(&self, unit: Unit, bytes: &[u8], checks: &Checks) -> Result<()> {
+        let Shard { file, extent, .. } = self.locate(unit)?;
+        checks.check(file.path(), unit, extent.blake3, bytes)
     }
 
     /// Reads some rows of one tensor: a matrix of their own, `weight | scales | biases`.

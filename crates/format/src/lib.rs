@@ -4,6 +4,7 @@ pub mod arch;
 pub mod bundle;
 pub mod bytes;
 pub mod census;
+pub mod check;
 pub mod checkpoint;
 pub mod decoder;
 mod dtype;

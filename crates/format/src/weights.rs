@@ -10,6 +10,7 @@ use shardwright_quant::EncodingError;
 use crate::arch::Inventory;
 use crate::bundle::Bundle;
 use crate::census::Census;
+use crate::check::{Checked, Checks};
 use crate::checkpoint::{Checkpoint, read_unit, read_view};
 use crate::error::{FormatError, Result};
 use crate::io::{AlignedBuf, read_limited};
@@ -27,6 +28,8 @@ pub struct Weights {
     source: Arc<Source>,
     /// What [`Self::read`] and [`Self::read_rows`] give in place of the source's own.
     patches: Arc<Patches>,
+    /// Whole units are held to their hashes when they are first read.
+    checks: Option<Arc<Checks>>,
 }
 
 #[derive(Debug)]
@@ -58,7 +61,7 @@ impl Weights {
     }
 
     fn new(source: Source) -> Self {
-        Self { source: Arc::new(source), patches: Arc::default() }
+        Self { source: Arc::new(source), patches: Arc::default(), checks: None }
     }
 
     /// Some layers of a checkpoint as a model of their own; a bundle is what it is.
@@ -80,7 +83,20 @@ impl Weights {
     /// The same weights with `patches` in place of their own: as long as those, and stored alike.
     #[must_use]
     pub fn patched(&self, patches: Patches) -> Self {
-        Self { source: Arc::clone(&self.source), patches: Arc::new(patches) }
+        Self { patches: Arc::new(patches), ..self.clone() }
+    }
+
+    /// The same weights of a bundle, each unit held to its hash when [`Self::read`] first gives it; nothing
+    /// where they have no hashes, as those of a checkpoint.
+    #[must_use]
+    pub fn checking(self) -> Option<Self> {
+        let checks = self.bundle().map(|_| Arc::default())?;
+        Some(Self { checks: Some(checks), ..self })
+    }
+
+    /// What was held to its hash so far, where that was asked for.
+    pub fn checked(&self) -> Option<Checked> {
+        self.checks.as_ref().map(|checks| checks.checked())
     }
 
     /// What tells the model from others: of a bundle its manifest, which has the hashes of all that it holds; of
@@ -218,10 +234,17 @@ impl Weights {
     /// Reads a unit into `buf` and gives its layout; what lies between tensors is unspecified.
     ///
     /// # Errors
-    /// A unit that the model does not have; what the operating system refuses; damaged bytes.
+    /// A unit that the model does not have; what the operating system refuses; bytes that are damaged, as
+    /// far as they are looked at, see [`Self::checking`].
     pub fn read(&self, unit: Unit, buf: &mut AlignedBuf) -> Result<UnitLayout> {
         let layout = match &*self.source {
-            Source::Bundle(bundle) => bundle.read(unit, buf)?,
+            Source::Bundle(bundle) => {
+                let layout = bundle.read(unit, buf)?;
+                if let Some(checks) = &self.checks {
+                    bundle.check(unit, &buf.as_slice()[..layout.len as usize], checks)?;
+                }
+                layout
+            }
             Source::Checkpoint(checkpoint, _) => {
                 let layout = self.layout(unit)?;
                 read_unit(checkpoint, &layout, buf)?;

@@ -63,7 +63,7 @@ needs no file and knows more: there each layer is observed behind the layers qua
 pub const RUN: &str = "\
 Examples:
   shardwright run qwen3.bundle --prompt 'Once upon a time' -n 100
-  shardwright run qwen3.bundle --prompt-file story.txt --memory 512MiB
+  shardwright run qwen3.bundle --prompt-file story.txt --memory 512MiB --check-reads
   shardwright run qwen3.bundle --prompt Hello --cache-type-k f32 --cache-type-v f32
   shardwright run qwen3.bundle --prompt-file code.py --draft ngram
   shardwright run qwen3.bundle --prompt-file manual.txt --session manual.session

@@ -163,6 +163,10 @@ pub struct RunArgs {
     /// not computed again. Written where it does not hold this prompt; with a conversation, at its end
     #[arg(long, value_name = "FILE")]
     pub session: Option<PathBuf>,
+    /// Hold the bytes of each expert and dense layer to their hash when they are first read: a flipped bit is
+    /// an error that names the expert, not another text
+    #[arg(long)]
+    pub check_reads: bool,
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Try several tokens in one pass where a guess at them is at hand: those that followed the same

@@ -42,7 +42,7 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
         let help = "give the one turn with --prompt or --prompt-file";
         return Err(Failure::new("a conversation has no report for --json").help(help));
     }
-    let weights = inputs::model(&args.model, &args.arch)?;
+    let weights = opened(args)?;
     let tokenizer = Tokenizer::open(&weights)?;
     let chat = args
         .chat
@@ -54,6 +54,19 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
     }
     let stopped = stop.load(Ordering::Relaxed);
     Ok(if stopped { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// The model, which checks what it reads if it should.
+fn opened(args: &RunArgs) -> Result<Weights, Failure> {
+    let weights = inputs::model(&args.model, &args.arch)?;
+    if !args.check_reads {
+        return Ok(weights);
+    }
+    weights.checking().ok_or_else(|| {
+        let model = args.model.display();
+        let message = format!("{model}: is no bundle: it has no hashes, which --check-reads needs");
+        Failure::new(message).help("leave out --check-reads, or convert the model")
+    })
 }
 
 /// What was asked for, and what does it.

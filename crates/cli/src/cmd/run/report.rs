@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use shardwright_format::check::Checked;
 use shardwright_runtime::draft::Drafted;
 use shardwright_runtime::{Mode, Stats};
 
@@ -29,6 +30,8 @@ pub(super) struct Report {
     pub(super) draft: Option<Draft>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) session: Option<Used>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) checked: Option<Checked>,
     pub(super) memory: Memory,
     pub(super) direct_io: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -196,6 +199,12 @@ impl Report {
         }
         if let Some(draft) = self.draft {
             say::line(&format!("draft    {}", draft.line()));
+        }
+        if let Some(Checked { shards, bytes: checked, seconds }) = self.checked {
+            let size = bytes::disk(checked);
+            say::line(&format!(
+                "checked  {shards} shards, {size}, in {seconds:.2} s of the threads that read"
+            ));
         }
         let planned = bytes::memory(memory.planned_bytes);
         say::line(&format!("memory   {mode}, planned {planned}{peak}; {io}"));

@@ -258,6 +258,7 @@ impl<'a> Session<'a> {
                 .draft
                 .map(|(source, drafter)| Draft { source, drafted: drafter.drafted() }),
             session: self.stored.map(Stored::used),
+            checked: self.runtime.weights().checked(),
             memory: Memory {
                 mode: plan.mode,
                 budget_bytes: plan.budget,
