@@ -6,8 +6,12 @@ use super::files::StoredTensor;
 
 /// Put before every name by `DataParallel`, by PEFT, and by neither alone.
 const WRAPPERS: [&str; 2] = ["module.", "base_model.model."];
-/// A step on the way to a compiled module (`torch.compile`), anywhere in a name.
-const COMPILED: &str = "_orig_mod.";
+/// Steps on the way to a module that a tool wrapped, anywhere in a name, and the tool.
+const STEPS: [(&str, &str); 3] = [
+    ("_orig_mod.", "torch.compile"),
+    ("_fsdp_wrapped_module.", "FSDP"),
+    ("_checkpoint_wrapped_module.", "activation checkpoints"),
+];
 /// Before the names of everything but the head, unless the base model was saved alone.
 const BASE: &str = "model.";
 
@@ -15,9 +19,11 @@ const BASE: &str = "model.";
 /// alone, where all tensors agree and no two get one name; gives what was done.
 pub(super) fn normalize(stored: &mut BTreeMap<String, StoredTensor>) -> Vec<String> {
     let mut notes = Vec::new();
-    let compiled = stored.keys().any(|name| name.contains(COMPILED));
-    if compiled && rename(stored, |name| name.replace(COMPILED, "")) {
-        notes.push(format!("`{COMPILED}` of torch.compile is left out of names"));
+    for (step, tool) in STEPS {
+        let wrapped = stored.keys().any(|name| name.contains(step));
+        if wrapped && rename(stored, |name| name.replace(step, "")) {
+            notes.push(format!("`{step}` of {tool} is left out of names"));
+        }
     }
     while let Some(wrapper) = shared(stored) {
         if !rename(stored, |name| name[wrapper.len()..].to_owned()) {

@@ -59,9 +59,22 @@ pub(super) fn weights(dir: &Path) -> Option<String> {
     let pickle = names
         .iter()
         .find(|name| name.starts_with("pytorch_model") && pickled(name));
-    let name = pickle.or_else(|| names.iter().find(pickled))?;
+    let Some(name) = pickle.or_else(|| names.iter().find(pickled)) else {
+        return other_program(&names);
+    };
     Some(format!(
         "expected .safetensors files, found `{name}`, a pickle, which can run code when it is read: load it with transformers and save it again with save_pretrained"
+    ))
+}
+
+/// Weights in the form of another program.
+fn other_program(names: &[String]) -> Option<String> {
+    let ends = [".onnx", ".h5", ".msgpack", ".tflite", ".mlmodel", ".npz"];
+    let name = names
+        .iter()
+        .find(|name| ends.iter().any(|end| name.ends_with(end)))?;
+    Some(format!(
+        "expected .safetensors files, found `{name}`, another program's form of a model: take the files for transformers of the same model"
     ))
 }
 
@@ -75,4 +88,19 @@ fn adapter(dir: &Path) -> Option<String> {
     Some(format!(
         "a LoRA adapter for {base} (adapter_config.json), not a model: merge it into that first, with merge_and_unload of peft"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_of_another_program_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.json"), "{}").unwrap();
+        assert_eq!(weights(dir.path()), None);
+        fs::write(dir.path().join("model.onnx"), "x").unwrap();
+        let found = weights(dir.path()).unwrap();
+        assert!(found.contains("found `model.onnx`, another program's form of a model"), "{found}");
+    }
 }

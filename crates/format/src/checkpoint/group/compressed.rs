@@ -114,7 +114,8 @@ impl Compressed {
         let part = |part: &str| format!("{module}.weight_{part}");
         let order = part("g_idx");
         if grouping.files.stored.contains_key(&order) {
-            let detail = "columns out of order (`actorder`: \"group\") are not read";
+            let detail = "columns out of order (`actorder`: \"group\") are not read: save it \
+                          with `actorder` \"weight\" or \"static\", whose columns are in order";
             return Err(grouping.refused(&order, detail));
         }
         let (scales, dims, zeros) = (part("scale"), part("shape"), part("zero_point"));
