@@ -176,6 +176,10 @@ fn what_tools_leave_is_not_copied() {
     let clutter = |n: &&String| n.starts_with('.') || n.eq_ignore_ascii_case("readme.md");
     assert_eq!(names.iter().find(clutter), None, "{names:?}");
     assert!(names.contains(&"LICENSE".to_owned()));
+    // Nor is it damage in a bundle.
+    fs::write(scratch.path("out/Thumbs.db"), "x").unwrap();
+    fs::write(scratch.path("out/.DS_Store"), "x").unwrap();
+    scratch.ok("verify out");
 }
 
 /// Renames every tensor of the one file.
@@ -342,6 +346,19 @@ fn prompts_that_may_surprise() {
         config.insert("max_position_embeddings".to_owned(), json!(4));
     });
     assert!(note("--prompt This -n 5").contains("the model knows 4"));
+    // The tokenizer begins every text with a token that config.json does not name.
+    let mut token = String::new();
+    scratch.edit_json("ckpt/tokenizer.json", |tokenizer| {
+        let added = tokenizer["added_tokens"][0].clone();
+        token = added["content"].as_str().unwrap().to_owned();
+        let single = json!([{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+        let special = json!({token.as_str(): {"id": token, "ids": [added["id"]], "tokens": [token]}});
+        let template = json!({"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special});
+        tokenizer.insert("post_processor".to_owned(), template);
+    });
+    scratch.edit_json("ckpt/config.json", |config| drop(config.remove("bos_token_id")));
+    assert!(note(&format!("--prompt {token}This -n 1")).contains("two BOS tokens"));
+    assert!(!note("--prompt This -n 1").contains("two BOS tokens"));
     fs::write(scratch.path("crlf.txt"), "a\r\nb\r\n").unwrap();
     assert!(note("--prompt-file crlf.txt -n 1").contains("CRLF"));
     let none = scratch.json("run ckpt --prompt This -n 0");

@@ -96,6 +96,7 @@ impl<'a> Task<'a> {
         };
         let options = options(args, &prompt, self.tokenizer)?;
         let mut notes = notes(&weights, args, &prompt);
+        notes.extend(self.second_bos(&weights, &prompt)?);
         notes.extend(note.map(|note| format!("the prompt: {note}")));
         if !output.quiet && !output.json {
             for note in &notes {
@@ -121,6 +122,16 @@ impl<'a> Task<'a> {
         let session = self.session(weights, &options, Some(context), ends)?;
         let open_seconds = started.elapsed().as_secs_f64();
         chat.hold(session, context, stop, output, open_seconds)
+    }
+
+    /// What to say of a prompt that begins with two of the token that begins texts: that of the
+    /// configuration, or the one that the tokenizer puts before any text.
+    fn second_bos(&self, weights: &Weights, prompt: &[u32]) -> Result<Option<String>, Failure> {
+        let added = self.tokenizer.encode("", true)?;
+        let mut begins = weights.spec().bos_token_id.into_iter().chain(added);
+        let two = begins.any(|bos| prompt.starts_with(&[bos, bos]));
+        let note = "the prompt begins with two BOS tokens: the tokenizer adds one, leave out the typed one";
+        Ok(two.then(|| note.to_owned()))
     }
 
     /// The tokens that end a text.
@@ -158,15 +169,6 @@ impl<'a> Task<'a> {
 fn notes(weights: &Weights, args: &RunArgs, prompt: &[u32]) -> Vec<String> {
     let mut notes = weights.notes().to_vec();
     let spec = weights.spec();
-    let bos = spec
-        .bos_token_id
-        .filter(|bos| prompt.starts_with(&[*bos, *bos]));
-    if bos.is_some() {
-        notes.push(
-            "the prompt begins with two BOS tokens: the tokenizer adds one, leave out the typed one"
-                .to_owned(),
-        );
-    }
     let (longest, wanted) =
         (spec.max_position_embeddings as usize, prompt.len() + args.new_tokens());
     if wanted > longest {

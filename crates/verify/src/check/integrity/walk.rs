@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use shardwright_format::checkpoint::clutter;
 use shardwright_format::manifest::{MANIFEST_FILE, SIGNATURE_FILE};
 use shardwright_format::{FormatError, Manifest};
 
@@ -23,12 +24,15 @@ pub(super) struct Found {
     pub(super) beside: Vec<String>,
 }
 
-/// Whether something at the root of a bundle comes with every repository or from a tool: hidden files and
-/// folders, as `.git`, `.gitattributes`, `.cache` and `.DS_Store`, and a model card or licence.
+/// Whether something in a bundle comes with every repository or from a tool: hidden files and
+/// folders, as `.git`, `.gitattributes`, `.cache` and `.DS_Store`, and a model card or licence; or, anywhere, what
+/// an operating system leaves.
 fn is_beside(path: &str) -> bool {
     let root = !path.contains('/');
     let stem = path.split('.').next().unwrap_or(path);
-    root && (path.starts_with('.') || matches!(stem, "README" | "LICENSE" | "LICENCE" | "NOTICE"))
+    let last = path.rsplit('/').next().unwrap_or(path);
+    let named = matches!(stem, "README" | "LICENSE" | "LICENCE" | "NOTICE");
+    clutter(last).is_some() || root && (path.starts_with('.') || named)
 }
 
 /// Looks at every directory that a path of the manifest passes through; follows no link.
