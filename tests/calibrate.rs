@@ -210,6 +210,10 @@ fn totals() {
     assert!(!recipe.contains("state_bits"), "{recipe}");
     scratch.ok(&format!("convert ckpt -o again {TEXT} --recipe r.json"));
     assert_eq!(shards(&scratch, "out"), shards(&scratch, "again"));
+    // Whatever the threads.
+    let found = "--target-bpw 3.3 --threads 1 --save-recipe one.json";
+    scratch.ok(&format!("plan ckpt {TEXT} {found} {probe}"));
+    assert_eq!(fs::read_to_string(scratch.path("one.json")).unwrap(), recipe);
     let options = format!("{TEXT} --target-size 1200KB {probe}");
     let plan = scratch.json(&format!("plan ckpt {options}"));
     let bytes = plan["summary"]["bundle_bytes"].as_u64().unwrap();

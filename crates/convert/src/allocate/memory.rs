@@ -6,7 +6,7 @@ use shardwright_format::Unit;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::PassRoom;
 
-use super::probe::is_coded;
+use super::probe::{is_coded, tried};
 use crate::calibrate::collect::HessianSum;
 use crate::calibrate::statistics::InputKey;
 use crate::calibrate::streams::LOGITS;
@@ -22,7 +22,7 @@ const ROUNDED: u64 = 9;
 struct LayerRoom {
     /// Roles that are tried.
     roles: u64,
-    /// Sums of products of inputs, and the factors made of them.
+    /// Sums of products of inputs, and the factors made of them, in either basis.
     sums: u64,
     /// Its weights.
     weights: u64,
@@ -31,7 +31,7 @@ struct LayerRoom {
 }
 
 /// Bytes that probing `original` with `tokens` in windows of `window` holds at most: the text goes through once for
-/// each role of each layer that it has passed.
+/// each role of the layers from which errors are taken to the end.
 ///
 /// # Errors
 /// Units without a layout.
@@ -40,11 +40,12 @@ pub fn peak(original: &Weights, tokens: u64, window: u64, threads: u64) -> Resul
     let layers = (0..spec.layers.len() as u32).map(|layer| room(original, layer));
     let layers = layers.collect::<Result<Vec<_>>>()?;
     let tables = if spec.tie_word_embeddings { 1 } else { 2 };
-    let variants = tables + layers.iter().map(|layer| layer.roles).sum::<u64>();
+    let ends = tried(original)?.values().map(Vec::len).sum::<usize>();
+    let variants = tables + ends as u64;
     let pass = |tokens| PassRoom::new(spec, tokens, window, threads);
     let (base, others) = (pass(tokens), pass(variants * tokens));
     let stream = 4 * tokens * u64::from(spec.hidden_size);
-    let tried = layers.iter().map(|layer| {
+    let rounded = layers.iter().map(|layer| {
         let after = layer.roles * stream;
         after + base.tried + others.shown + layer.sums + 2 * layer.weights + ROUNDED * layer.values
     });
@@ -53,7 +54,7 @@ pub fn peak(original: &Weights, tokens: u64, window: u64, threads: u64) -> Resul
     let rows = (LOGITS as u64 / vocab.max(1)).max(1).min(tokens);
     let scored = 2 * 4 * (rows * (vocab + 3 * u64::from(spec.hidden_size)) + table);
     let both = base.stream + base.buffers + others.stream + others.buffers;
-    let all = PROGRAM + both + tried.max().unwrap_or(0).max(scored);
+    let all = PROGRAM + both + rounded.max().unwrap_or(0).max(scored);
     Ok(all + all / 32)
 }
 
@@ -67,7 +68,7 @@ fn room(original: &Weights, layer: u32) -> Result<LayerRoom> {
             let values = count * entry.rows * entry.cols;
             room.weights += values * entry.source.dtype.size() as u64;
             if let Some(key) = InputKey::for_tensor(unit, entry.role) {
-                sites.insert(key, 2 * count * HessianSum::byte_len(entry.cols as usize) as u64);
+                sites.insert(key, 3 * count * HessianSum::byte_len(entry.cols as usize) as u64);
             }
             if is_coded(entry.role) {
                 room.roles += 1;

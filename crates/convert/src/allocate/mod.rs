@@ -1,7 +1,9 @@
 //! Bits where they count: a recipe for a total, from what each role of each layer costs.
 
+mod carry;
 mod memory;
 pub mod probe;
+mod rounding;
 pub mod solve;
 
 use std::collections::BTreeMap;
@@ -18,7 +20,8 @@ use crate::engine::Limits;
 use crate::error::{ConvertError, Result};
 use crate::plan::{Plan, PlanOptions};
 use crate::recipe::{EncodingSpec, Fallback, Layers, Match, Recipe, Roles, Rule};
-use probe::{Probing, REFERENCE_BITS, Sensitivity};
+use probe::{Probing, Sensitivity};
+use rounding::REFERENCE_BITS;
 use solve::{EncodingCost, solve};
 
 /// What the bundle may take.
@@ -42,53 +45,29 @@ pub enum Palette {
     },
 }
 
-/// How an encoding's cost compares with that of the reference, `q3g64`: ratios of the divergence
-/// that all matrices of `dense-6m` but the embedding cause together when they are stored so and
-/// rounded with feedback. `docs/decisions/` has the runs.
-const AFFINE: [(&str, f64); 11] = [
-    ("q2g128", 6.8),
-    ("q2g64", 5.5),
-    ("q2g32", 4.3),
-    ("q3g128", 1.2),
-    ("q3g64", 1.0),
-    ("q3g32", 0.76),
-    ("q4g128", 0.28),
-    ("q4g64", 0.23),
-    ("q4g32", 0.164),
-    ("q6g64", 0.015),
-    ("q8g64", 0.001),
+/// Affine codes from which a recipe is made.
+const AFFINE: [&str; 11] = [
+    "q2g128", "q2g64", "q2g32", "q3g128", "q3g64", "q3g32", "q4g128", "q4g64", "q4g32", "q6g64",
+    "q8g64",
 ];
-
-/// As [`AFFINE`].
-const TRELLIS: [(&str, f64); 3] = [("t2", 2.6), ("t3", 0.57), ("t4", 0.13)];
+/// Those of them that trellis codes do not replace.
+const ABOVE_TRELLIS: [&str; 2] = ["q6g64", "q8g64"];
 
 impl Palette {
-    /// Encodings and what they cost beside the reference.
-    fn specs(self) -> Result<Vec<(EncodingSpec, f64)>> {
-        let parse = |text: String, cost| {
-            let wanted = text
-                .parse()
-                .map_err(|e| ConvertError::Plan(format!("{text}: {e}")))?;
-            Ok((wanted, cost))
-        };
-        match self {
-            Self::Affine => AFFINE
-                .iter()
-                .map(|(text, cost)| parse((*text).to_owned(), *cost))
-                .collect(),
+    /// Encodings to choose from.
+    fn specs(self) -> Result<Vec<EncodingSpec>> {
+        let names: Vec<String> = match self {
+            Self::Affine => AFFINE.map(str::to_owned).to_vec(),
             Self::All { state_bits } => {
-                let trellis = TRELLIS
-                    .iter()
-                    .map(|(text, cost)| (format!("{text}s{state_bits}"), *cost));
-                let above = |text: &str| text.starts_with("q6") || text.starts_with("q8");
-                let above = AFFINE.iter().filter(|(text, _)| above(text));
-                let above = above.map(|(text, cost)| ((*text).to_owned(), *cost));
-                trellis
-                    .chain(above)
-                    .map(|(text, cost)| parse(text, cost))
-                    .collect()
+                let trellis = (2..=4).map(|bits| format!("t{bits}s{state_bits}"));
+                trellis.chain(ABOVE_TRELLIS.map(str::to_owned)).collect()
             }
-        }
+        };
+        let parse = |name: &String| {
+            let wanted = name.parse();
+            wanted.map_err(|e| ConvertError::Plan(format!("{name}: {e}")))
+        };
+        names.iter().map(parse).collect()
     }
 }
 
@@ -140,6 +119,8 @@ pub struct BitAllocation<'a> {
 
 /// Budgets that are planned at most.
 const ROUNDS: usize = 20;
+/// Changes that are planned at most to fill what the best budget leaves.
+const FILLS: usize = 128;
 
 impl BitAllocation<'_> {
     /// Bytes of memory that [`Self::recipe`] holds at most.
@@ -156,22 +137,25 @@ impl BitAllocation<'_> {
     /// # Errors
     /// A target below what the smallest encodings take, and all that probing and planning refuse.
     pub fn recipe(&self, target: SizeTarget, progress: &dyn Fn(u32)) -> Result<Recipe> {
+        let encodings = self.palette.specs()?;
         let probing = Probing {
             original: self.original,
             tokens: self.tokens,
             window: self.window,
+            encodings: &encodings,
             threads: self.options.threads,
             cancel: self.cancel,
         };
         let measured = probing.measure(progress)?;
-        let items = self.items(&measured)?;
+        let items = self.items(&measured, &encodings)?;
         match self.largest(target, &items)? {
             Some(recipe) => Ok(recipe),
             None => self.smallest(target, &items),
         }
     }
 
-    /// The recipe of the largest budget whose plan fits; none when no budget was found.
+    /// The recipe of the largest budget whose plan fits, with what that leaves filled; none when no budget was
+    /// found.
     fn largest(&self, target: SizeTarget, items: &[Item]) -> Result<Option<Recipe>> {
         let choices: Vec<_> = items.iter().map(|item| item.choices.clone()).collect();
         // The plan of a budget takes more than it: norms, files, padding, which comes in steps. So
@@ -181,13 +165,11 @@ impl BitAllocation<'_> {
         for round in 0..ROUNDS {
             let mut over = 0;
             if let Some(chosen) = solve(&choices, budget) {
-                let recipe = recipe(target, items, &chosen);
-                let plan = Plan::new(self.checkpoint, self.inventory, &recipe, self.options)?;
-                over = excess(&plan, target);
-                if over == 0 {
-                    (low, best) = (budget, Some(recipe));
+                let (recipe, room) = self.planned(target, items, &chosen)?;
+                if room >= 0 {
+                    (low, best) = (budget, Some((chosen, recipe, room)));
                 } else {
-                    high = budget;
+                    (high, over) = (budget, room.unsigned_abs());
                 }
             } else {
                 low = budget;
@@ -199,15 +181,63 @@ impl BitAllocation<'_> {
             budget =
                 if round < 2 && guess > low && guess < high { guess } else { low.midpoint(high) };
         }
+        best.map(|found| self.filled(target, items, found))
+            .transpose()
+    }
+
+    /// Gives the room that a plan leaves to changes of single items, those that save most per byte first.
+    ///
+    /// Budgets grow along the hulls alone, and a step there can take many times its bytes: each expert of a layer
+    /// starts on a multiple of the alignment. Where such a step is too large, smaller ones behind it still fit.
+    fn filled(
+        &self,
+        target: SizeTarget,
+        items: &[Item],
+        (mut chosen, mut best, mut room): (Vec<usize>, Recipe, i64),
+    ) -> Result<Recipe> {
+        // What was refused for an item, so that nothing larger of it is planned.
+        let (mut plans, mut refused) = (0, vec![u64::MAX; items.len()]);
+        for (item, to) in changes(items, &chosen) {
+            let choices = &items[item].choices;
+            let (now, then) = (choices[chosen[item]], choices[to]);
+            // An item that was changed before may be better already.
+            let fits = then.bytes <= now.bytes + room.unsigned_abs() && then.bytes < refused[item];
+            if then.cost >= now.cost || !fits {
+                continue;
+            }
+            if plans == FILLS {
+                break;
+            }
+            plans += 1;
+            let before = std::mem::replace(&mut chosen[item], to);
+            let (recipe, left) = self.planned(target, items, &chosen)?;
+            if left >= 0 {
+                (best, room) = (recipe, left);
+            } else {
+                (chosen[item], refused[item]) = (before, then.bytes);
+            }
+        }
         Ok(best)
     }
 
+    /// The recipe of some choices, and the bytes that its plan leaves of the target.
+    fn planned(
+        &self,
+        target: SizeTarget,
+        items: &[Item],
+        chosen: &[usize],
+    ) -> Result<(Recipe, i64)> {
+        let recipe = recipe(target, items, chosen);
+        let plan = Plan::new(self.checkpoint, self.inventory, &recipe, self.options)?;
+        let room = room(&plan, target);
+        Ok((recipe, room))
+    }
+
     /// Each measured role with the encodings that can hold it.
-    fn items(&self, measured: &[Sensitivity]) -> Result<Vec<Item>> {
-        let specs = self.palette.specs()?;
+    fn items(&self, measured: &[Sensitivity], specs: &[EncodingSpec]) -> Result<Vec<Item>> {
         let mut items = Vec::<Item>::new();
         for sensitivity in measured {
-            let item = self.item(*sensitivity, &specs)?;
+            let item = self.item(sensitivity, specs)?;
             let alike = self
                 .limits
                 .map_or(&[][..], |limits| limits.alike(sensitivity.role));
@@ -223,8 +253,8 @@ impl BitAllocation<'_> {
         Ok(items)
     }
 
-    fn item(&self, sensitivity: Sensitivity, specs: &[(EncodingSpec, f64)]) -> Result<Item> {
-        let Sensitivity { layer, role, divergence } = sensitivity;
+    fn item(&self, sensitivity: &Sensitivity, specs: &[EncodingSpec]) -> Result<Item> {
+        let Sensitivity { layer, role, divergence, .. } = *sensitivity;
         let (unit, count) = representative(self.inventory, layer, role);
         let missing = || ConvertError::Plan(format!("the inventory has no {role} in {unit}"));
         let layout = self.inventory.units.get(&unit);
@@ -234,14 +264,16 @@ impl BitAllocation<'_> {
         let roles = vec![(role, divergence)];
         let mut item = Item { layer, roles, specs: Vec::new(), choices: Vec::new() };
         let held = |wanted| self.limits.is_none_or(|limits| limits.holds(role, wanted));
-        for (wanted, cost) in specs.iter().filter(|(wanted, _)| held(*wanted)) {
+        let ratios = specs.iter().zip(&sensitivity.ratios);
+        for (wanted, ratio) in ratios.filter(|(wanted, _)| held(**wanted)) {
             let Some(encoding) = wanted.resolve(tensor.source.dtype, None) else { continue };
+            let Some(ratio) = ratio else { continue };
             // What cannot hold the shape is no choice.
             let Ok(parts) = encoding.parts(tensor.rows, tensor.cols) else { continue };
             item.specs.push(*wanted);
             item.choices.push(EncodingCost {
                 bytes: parts.total() * count,
-                cost: divergence.max(0.0) * cost,
+                cost: divergence.max(0.0) * ratio,
             });
         }
         item.specs.push(EncodingSpec::Keep);
@@ -278,7 +310,7 @@ impl BitAllocation<'_> {
         let recipe = recipe(target, items, &least);
         let plan = Plan::new(self.checkpoint, self.inventory, &recipe, self.options)?;
         // Padding that no budget foresees can leave room for nothing but these.
-        if excess(&plan, target) == 0 {
+        if room(&plan, target) >= 0 {
             return Ok(recipe);
         }
         let (bits, bytes) = (plan.summary.bits_per_weight, plan.summary.bundle_bytes);
@@ -292,16 +324,34 @@ impl BitAllocation<'_> {
     }
 }
 
-/// Bytes by which a plan misses the target.
-fn excess(plan: &Plan, target: SizeTarget) -> u64 {
+/// Bytes that a plan leaves of the target; negative where it takes more.
+fn room(plan: &Plan, target: SizeTarget) -> i64 {
     match target {
-        SizeTarget::Bytes(bytes) => plan.summary.bundle_bytes.saturating_sub(bytes),
+        SizeTarget::Bytes(bytes) => {
+            let whole = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+            whole(bytes) - whole(plan.summary.bundle_bytes)
+        }
         SizeTarget::BitsPerWeight(bits) => {
-            let over = plan.summary.bits_per_weight - bits;
             let weights: u64 = plan.summary.roles.iter().map(|role| role.weights).sum();
-            if over <= 0.0 { 0 } else { ((over * weights as f64 / 8.0) as u64).max(1) }
+            ((bits - plan.summary.bits_per_weight) * weights as f64 / 8.0).floor() as i64
         }
     }
+}
+
+/// Items and the choices of them that cost less than those taken, by what they save per byte.
+fn changes(items: &[Item], chosen: &[usize]) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    for (item, at) in chosen.iter().enumerate() {
+        let choices = &items[item].choices;
+        for (to, then) in choices.iter().enumerate() {
+            let more = then.bytes.saturating_sub(choices[*at].bytes).max(1);
+            let gain = (choices[*at].cost - then.cost) / more as f64;
+            found.push((gain, item, to));
+        }
+    }
+    found.retain(|(gain, ..)| *gain > 0.0);
+    found.sort_by(|a, b| b.0.total_cmp(&a.0));
+    found.into_iter().map(|(_, item, to)| (item, to)).collect()
 }
 
 /// A unit that has a role, and how many such tensors the layer has.

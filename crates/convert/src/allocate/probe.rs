@@ -1,40 +1,38 @@
 //! What each role of each layer costs: the divergence when it alone is quantized.
 //!
-//! All variants of the model go through its layers together, as more windows of one text, so every
-//! weight is read once however many variants there are.
+//! The text goes through the original once. At each layer every role is quantized alone, and how far that moves
+//! the layer's output is measured there and then; how much of it arrives at the end of the model, and what other
+//! encodings do, is measured at a few layers of each role and interpolated for the others. What is taken to the end goes through the
+//! layers together, as more windows of one text, so every weight is read once however many there are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rayon::prelude::*;
-use shardwright_format::io::AlignedBuf;
-use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
-use shardwright_format::{FormatError, Role, Unit};
-use shardwright_quant::{
-    Affine, Backend, Encoding, Float, Job, Matrix, Method, PartsMut, Zeros, narrow, quantize, widen,
-};
+use shardwright_format::{Role, Unit};
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Head, InputSite};
 
+use super::carry::{Carry, depths, relative_error};
+use super::rounding::{EncodingErrors, quantized};
 use crate::calibrate::objectives::Objectives;
 use crate::calibrate::observe::{head_inputs, layer_inputs};
-use crate::calibrate::streams::mean_divergence;
+use crate::calibrate::streams::mean_divergences;
 use crate::error::{ConvertError, Result};
-
-/// Bits at which a role is tried.
-pub const REFERENCE_BITS: u8 = 3;
+use crate::recipe::EncodingSpec;
 
 /// What one role of one layer costs.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sensitivity {
     /// The layer; none for embedding and head.
     pub layer: Option<u32>,
     /// Its matrices.
     pub role: Role,
-    /// Mean divergence in nats per token when they alone are at [`REFERENCE_BITS`], groups of 64.
+    /// Mean divergence in nats per token when they alone are at 3 bits, groups of 64.
     pub divergence: f64,
+    /// How the error of each encoding to choose from compares with that; none for one that cannot be.
+    pub ratios: Vec<Option<f64>>,
 }
 
 /// The text, the model and how to go about it.
@@ -45,17 +43,25 @@ pub struct Probing<'a> {
     pub tokens: &'a [u32],
     /// Tokens of a window.
     pub window: usize,
+    /// What a role may be stored in.
+    pub encodings: &'a [EncodingSpec],
     /// Threads that compute.
     pub threads: usize,
     /// Set to stop.
     pub cancel: &'a AtomicBool,
 }
 
-/// A variant of the model: which role of which layer is quantized in it, and its head where that
-/// differs.
-struct Variant {
+/// A role that was quantized alone, and where that led.
+struct Trial {
     layer: Option<u32>,
     role: Role,
+    /// Of the encodings; nothing where they were not tried.
+    errors: EncodingErrors,
+    /// Of the layer's output, by [`relative_error`].
+    error: f64,
+    /// Which of the streams that go to the end is its; none for one that goes no further than its layer.
+    stream: Option<usize>,
+    /// The variant's own head, where that differs.
     head: Option<Weights>,
 }
 
@@ -66,32 +72,45 @@ impl Probing<'_> {
     /// Weights that cannot be read, values that are not finite, a stop by the caller.
     pub fn measure(&self, progress: &dyn Fn(u32)) -> Result<Vec<Sensitivity>> {
         let original: &Weights = self.original;
+        let (tried, hidden) = (tried(original)?, original.spec().hidden_size as usize);
         let mut base = LayerPass::new(original, self.tokens, self.window, self.threads)?;
         let mut others = LayerPass::resume(original, Vec::new(), self.window, 0, self.threads)?;
-        let mut variants = self.tables(&mut others)?;
+        let mut trials = self.tables(&mut others)?;
+        let mut streams = trials.len();
         for layer in 0..original.spec().layers.len() as u32 {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(ConvertError::Stopped);
             }
             let objectives = Objectives::new(layer_inputs(&mut base, original, layer)?);
             let mut after = Vec::new();
-            for role in self.roles(layer)? {
-                let overlay = self.quantized(&units(original, layer, role), role, &objectives)?;
-                after.push(base.look_ahead(&overlay)?);
-                variants.push(Variant { layer: Some(layer), role, head: None });
+            for role in roles(original, layer)? {
+                let to_the_end = tried
+                    .get(&role)
+                    .is_some_and(|layers| layers.contains(&layer));
+                let encodings = if to_the_end { self.encodings } else { &[] };
+                let tensors = units(original, layer, role);
+                let (overlay, errors) =
+                    quantized(original, (&tensors, role), &objectives, encodings)?;
+                after.push((role, to_the_end, errors, base.look_ahead(&overlay)?));
             }
             others.step()?;
             base.step()?;
-            for x in &after {
-                others.append(x);
+            for (role, to_the_end, errors, x) in after {
+                let error = relative_error(base.hidden(), &x, hidden);
+                let stream = to_the_end.then_some(streams);
+                if to_the_end {
+                    others.append(&x);
+                    streams += 1;
+                }
+                trials.push(Trial { layer: Some(layer), role, errors, error, stream, head: None });
             }
             progress(layer + 1);
         }
-        self.score(base.hidden(), others.hidden(), &variants)
+        self.score(base.hidden(), others.hidden(), &trials)
     }
 
     /// Variants of embedding and head, the streams of those appended.
-    fn tables(&self, others: &mut LayerPass<'_>) -> Result<Vec<Variant>> {
+    fn tables(&self, others: &mut LayerPass<'_>) -> Result<Vec<Trial>> {
         let original: &Weights = self.original;
         let embedding = || LayerPass::new(original, self.tokens, self.window, self.threads);
         let mut last = embedding()?;
@@ -99,85 +118,107 @@ impl Probing<'_> {
         let objectives = Objectives::new(head_inputs(original, last.hidden(), self.threads)?);
         let tied = original.spec().tie_word_embeddings;
         let blind = Objectives::default();
+        let trial = |role, errors, stream, head| Trial {
+            layer: None,
+            role,
+            errors,
+            error: 0.0,
+            stream: Some(stream),
+            head,
+        };
         // An embedding that is no head is looked up, not multiplied: nothing guides it.
-        let embed_objectives = if tied { &objectives } else { &blind };
-        let embed = self.quantized(&[Unit::Embedding], Role::EmbedTokens, embed_objectives)?;
+        let guide = if tied { &objectives } else { &blind };
+        let of = (&[Unit::Embedding][..], Role::EmbedTokens);
+        let (embed, errors) = quantized(original, of, guide, self.encodings)?;
         let x = LayerPass::new(&embed, self.tokens, self.window, self.threads)?.into_hidden();
         others.append(&x);
-        let mut variants =
-            vec![Variant { layer: None, role: Role::EmbedTokens, head: tied.then_some(embed) }];
+        let mut trials = vec![trial(Role::EmbedTokens, errors, 0, tied.then_some(embed))];
         if !tied {
-            let head = self.quantized(&[Unit::Head], Role::LmHead, &objectives)?;
+            let of = (&[Unit::Head][..], Role::LmHead);
+            let (head, errors) = quantized(original, of, &objectives, self.encodings)?;
             others.append(embedding()?.hidden());
-            variants.push(Variant { layer: None, role: Role::LmHead, head: Some(head) });
+            trials.push(trial(Role::LmHead, errors, 1, Some(head)));
         }
-        Ok(variants)
+        Ok(trials)
     }
 
-    /// Roles of a layer that are worth quantizing, in order of use.
-    fn roles(&self, layer: u32) -> Result<Vec<Role>> {
-        let mut roles = Vec::new();
-        for unit in [Unit::Layer(layer), Unit::Expert { layer, expert: 0 }] {
-            if unit_exists(self.original, unit) {
-                let layout = self.original.layout(unit)?;
-                roles.extend(
-                    layout
-                        .tensors
-                        .iter()
-                        .map(|t| t.role)
-                        .filter(|role| is_coded(*role)),
-                );
+    /// What each trial costs: measured at the end of the model, or carried there.
+    fn score(&self, base: &[f32], streams: &[f32], trials: &[Trial]) -> Result<Vec<Sensitivity>> {
+        let mut head = Head::new(self.original, self.threads)?;
+        let own = |trial: &Trial| {
+            let own = trial
+                .head
+                .as_ref()
+                .map(|weights| Head::new(weights, self.threads));
+            own.transpose()
+        };
+        let ended = trials
+            .iter()
+            .filter_map(|trial| Some((trial, trial.stream?)));
+        let mut others = Vec::new();
+        for (trial, at) in ended {
+            others.push((own(trial)?, &streams[at * base.len()..][..base.len()]));
+        }
+        let measured = mean_divergences(&mut head, base, &mut others)?;
+        let mut carries = BTreeMap::<Role, Carry>::new();
+        for Trial { layer, role, error, stream, .. } in trials {
+            if let (Some(layer), Some(at)) = (layer, stream) {
+                carries
+                    .entry(*role)
+                    .or_default()
+                    .add(*layer, *error, measured[*at]);
             }
         }
-        Ok(roles)
-    }
-
-    /// The model with one role of some units quantized.
-    fn quantized(&self, units: &[Unit], role: Role, objectives: &Objectives) -> Result<Weights> {
-        let tensors: Result<BTreeMap<_, _>> = units
-            .par_iter()
-            .map(|unit| Ok(((*unit, role), self.requantized(*unit, role, objectives)?)))
-            .collect();
-        Ok(self.original.patched(tensors?))
-    }
-
-    /// A tensor after a round through codes, in its own type again.
-    fn requantized(&self, unit: Unit, role: Role, objectives: &Objectives) -> Result<Vec<u8>> {
-        let layout = self.original.layout(unit)?;
-        let missing = || FormatError::file(self.original.root(), format!("{unit}: no {role}"));
-        let entry = layout.find(role).ok_or_else(missing)?;
-        let mut bytes = AlignedBuf::default();
-        self.original
-            .read_rows(unit, entry, 0..entry.rows, &mut bytes)?;
-        let Some((dtype, encoding)) = reference(entry) else {
-            return Ok(bytes.as_slice().to_vec());
+        let sensitivity = |trial: &Trial| {
+            let Trial { layer, role, error, stream, .. } = *trial;
+            let carried = || Some(carries.get(&role)?.divergence(layer?, error));
+            let divergence = stream.map(|at| measured[at]).or_else(carried);
+            let ratios = self.ratios(role, trials);
+            Sensitivity { layer, role, divergence: divergence.unwrap_or_default(), ratios }
         };
-        let mut values = vec![0.0; (entry.rows * entry.cols) as usize];
-        widen(dtype, bytes.as_slice(), &mut values);
-        round(unit, &TensorEntry { encoding, ..entry.clone() }, objectives, &mut values)?;
-        let mut out = bytes.as_slice().to_vec();
-        narrow(dtype, &values, &mut out);
-        Ok(out)
+        Ok(trials.iter().map(sensitivity).collect())
     }
 
-    fn score(
-        &self,
-        base: &[f32],
-        others: &[f32],
-        variants: &[Variant],
-    ) -> Result<Vec<Sensitivity>> {
-        let mut head = Head::new(self.original, self.threads)?;
-        let each = variants.iter().zip(others.chunks_exact(base.len()));
-        each.map(|(variant, stream)| {
-            let own = variant.head.as_ref();
-            let mut own = own
-                .map(|weights| Head::new(weights, self.threads))
-                .transpose()?;
-            let divergence = mean_divergence(&mut head, own.as_mut(), base, stream)?;
-            Ok(Sensitivity { layer: variant.layer, role: variant.role, divergence })
-        })
-        .collect()
+    /// The mean ratio of each encoding's error to the reference's, over the layers where they were tried.
+    fn ratios(&self, role: Role, trials: &[Trial]) -> Vec<Option<f64>> {
+        let mean = |encoding| {
+            let of_role = trials.iter().filter(|trial| trial.role == role);
+            let found: Vec<f64> = of_role
+                .filter_map(|trial| trial.errors.ratio(encoding))
+                .collect();
+            let sum: f64 = found.iter().sum();
+            (!found.is_empty()).then(|| sum / found.len() as f64)
+        };
+        (0..self.encodings.len()).map(mean).collect()
     }
+}
+
+/// The layers of each role from which a variant goes to the end.
+///
+/// # Errors
+/// Units without a layout.
+pub fn tried(original: &Weights) -> Result<BTreeMap<Role, Vec<u32>>> {
+    let mut layers = BTreeMap::<Role, Vec<u32>>::new();
+    for layer in 0..original.spec().layers.len() as u32 {
+        for role in roles(original, layer)? {
+            layers.entry(role).or_default().push(layer);
+        }
+    }
+    let each = layers.into_iter();
+    Ok(each.map(|(role, layers)| (role, depths(&layers))).collect())
+}
+
+/// Roles of a layer that are worth quantizing, in order of use.
+fn roles(original: &Weights, layer: u32) -> Result<Vec<Role>> {
+    let mut roles = Vec::new();
+    for unit in [Unit::Layer(layer), Unit::Expert { layer, expert: 0 }] {
+        if unit_exists(original, unit) {
+            let layout = original.layout(unit)?;
+            let found = layout.tensors.iter().map(|t| t.role);
+            roles.extend(found.filter(|role| is_coded(*role)));
+        }
+    }
+    Ok(roles)
 }
 
 /// Whether a role holds matrices that recipes quantize: routers and gates are too small and decide
@@ -203,42 +244,4 @@ fn units(weights: &Weights, layer: u32, role: Role) -> Vec<Unit> {
         }
         _ => vec![Unit::Layer(layer)],
     }
-}
-
-/// The type of a tensor and the codes it is tried in; none where no group fits.
-fn reference(entry: &TensorEntry) -> Option<(Float, Encoding)> {
-    let dtype = entry.encoding.float()?;
-    let scales = if dtype == Float::Bf16 { Float::Bf16 } else { Float::F16 };
-    let group = [64, 32]
-        .into_iter()
-        .find(|group| entry.cols.is_multiple_of(u64::from(*group)))?;
-    Some((dtype, Encoding::Affine(Affine::new(REFERENCE_BITS, group, scales).ok()?)))
-}
-
-/// Takes values through an encoding and back.
-fn round(
-    unit: Unit,
-    entry: &TensorEntry,
-    objectives: &Objectives,
-    values: &mut [f32],
-) -> Result<()> {
-    let (rows, cols) = (entry.rows as usize, entry.cols as usize);
-    let refuse = |e: String| ConvertError::Plan(format!("{unit} {}: {e}", entry.role));
-    let costs = objectives
-        .objective(unit, entry, Method::Gptq)
-        .map_err(refuse)?;
-    let len = entry.byte_len().map_err(|e| refuse(e.to_string()))?;
-    let mut bytes = vec![0; len as usize];
-    let backend = Backend::detect();
-    let parts = PartsMut::split(entry.encoding, rows, cols, &mut bytes);
-    let parts = parts.map_err(|e| refuse(e.to_string()))?;
-    let (encoding, objective) = (entry.encoding, costs.as_objective());
-    let method = Method::Gptq.given(objective);
-    let zeros = Zeros::Float;
-    quantize(&Job { backend, x: values, cols, encoding, method, zeros, objective }, parts)
-        .map_err(|e| refuse(e.to_string()))?;
-    let matrix = Matrix::new(entry.encoding, rows, cols, &bytes);
-    let matrix = matrix.map_err(|e| refuse(e.to_string()))?;
-    matrix.dequantize(backend, 0..rows, values);
-    Ok(())
 }

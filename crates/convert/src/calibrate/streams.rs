@@ -94,38 +94,43 @@ impl<'w> Streams<'w> {
     /// # Errors
     /// Heads that cannot be read.
     pub fn divergence(&self, corpus: &Corpus, bundle: &Weights, threads: usize) -> Result<f64> {
-        let mut heads = [Head::new(&corpus.original, threads)?, Head::new(bundle, threads)?];
-        let [original, quantized] = &mut heads;
-        let streams = (self.original.hidden(), self.quantized.hidden());
-        mean_divergence(original, Some(quantized), streams.0, streams.1)
+        let mut head = Head::new(&corpus.original, threads)?;
+        let own = Head::new(bundle, threads)?;
+        let mut others = [(Some(own), self.quantized.hidden())];
+        let found = mean_divergences(&mut head, self.original.hidden(), &mut others)?;
+        Ok(found.first().copied().unwrap_or_default())
     }
 }
 
-/// Mean Kullback-Leibler divergence, in nats per token, of the predictions that `other` and the
-/// stream `b` make from those of `head` and the stream `a`; without `other`, `head` makes both.
+/// Mean Kullback-Leibler divergences, in nats per token, of the predictions that each of `others` makes from
+/// those of `head` and the stream `a`: with its own head, or without one with `head`, of its stream, which
+/// is as long as `a`.
 ///
 /// # Errors
 /// Heads that are not what the spec says.
-pub fn mean_divergence(
+pub fn mean_divergences(
     head: &mut Head,
-    mut other: Option<&mut Head>,
     a: &[f32],
-    b: &[f32],
-) -> Result<f64> {
+    others: &mut [(Option<Head>, &[f32])],
+) -> Result<Vec<f64>> {
     let (vocab, hidden) = (head.vocab_size(), head.hidden_size());
     let rows = (LOGITS / vocab).max(1) * hidden;
-    let (mut from, mut to, mut sum) = (Vec::new(), Vec::new(), 0.0);
-    for (a, b) in a.chunks(rows).zip(b.chunks(rows)) {
+    let (mut from, mut to, mut sums) = (Vec::new(), Vec::new(), vec![0.0; others.len()]);
+    for (at, a) in a.chunks(rows).enumerate() {
         let n = a.len() / hidden;
         from.resize(n * vocab, 0.0);
         to.resize(n * vocab, 0.0);
         head.logits(a, n, &mut from)?;
-        other.as_deref_mut().unwrap_or(head).logits(b, n, &mut to)?;
-        let pairs = from.par_chunks_exact(vocab).zip(to.par_chunks_exact(vocab));
-        let each: Vec<f64> = pairs.map(|(a, b)| divergence(a, b)).collect();
-        sum += each.iter().sum::<f64>();
+        for ((own, stream), sum) in others.iter_mut().zip(&mut sums) {
+            let b = &stream[at * rows..][..a.len()];
+            own.as_mut().unwrap_or(head).logits(b, n, &mut to)?;
+            let pairs = from.par_chunks_exact(vocab).zip(to.par_chunks_exact(vocab));
+            let each: Vec<f64> = pairs.map(|(a, b)| divergence(a, b)).collect();
+            *sum += each.iter().sum::<f64>();
+        }
     }
-    Ok(sum / (a.len() / hidden) as f64)
+    let tokens = (a.len() / hidden) as f64;
+    Ok(sums.into_iter().map(|sum| sum / tokens).collect())
 }
 
 /// `Σ p (ln p - ln q)` for the softmax `p` of `a` and `q` of `b`.
