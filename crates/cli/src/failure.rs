@@ -151,6 +151,10 @@ const fn stored_so(remedy: Remedy) -> &'static str {
         }
         Remedy::HalfScales => "convert with --scale-dtype f16",
         Remedy::SymmetricZeros => "convert with --zeros symmetric",
+        Remedy::WholeZeros => "convert with --for compressed-tensors, or with --zeros symmetric",
+        Remedy::Floats => {
+            "convert with --for compressed-tensors, or keep it as floats: see --set of `convert --help`"
+        }
         Remedy::OneEncoding => {
             "convert with one encoding for all that share the tensor: see --set of `convert --help`"
         }

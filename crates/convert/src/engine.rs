@@ -3,10 +3,10 @@
 use serde_json::Value;
 use shardwright_format::Role;
 use shardwright_format::arch::Arch;
-use shardwright_quant::Zeros;
+use shardwright_quant::{Float, Zeros};
 
 use crate::error::Result;
-use crate::export::Family;
+use crate::export::{Family, PACKED_ZEROS};
 use crate::recipe::{EncodingSpec, Fallback, Match, Recipe, Roles, Rule};
 
 /// Groups of the affine codes that stand in for those of a trellis.
@@ -17,6 +17,8 @@ const GROUP: u16 = 64;
 pub enum Engine {
     /// mlx-lm, and what else reads its directories.
     Mlx,
+    /// vLLM and transformers, by compressed-tensors' packed integers.
+    CompressedTensors,
 }
 
 /// What an engine's container holds of one model exactly.
@@ -26,7 +28,20 @@ pub struct Limits {
     floats: Vec<Role>,
     /// Roles that share a tensor there, and so an encoding.
     alike: Vec<Vec<Role>>,
+    /// Whether zero must be one of the codes.
+    whole_zeros: bool,
 }
+
+/// Matrices that vLLM fuses, and so wants in one encoding.
+const FUSED: &[&[Role]] = &[
+    &[Role::QProj, Role::KProj, Role::VProj],
+    &[Role::GateProj, Role::UpProj],
+    &[Role::SharedGateProj, Role::SharedUpProj],
+    &EXPERTS,
+];
+const EXPERTS: [Role; 3] = [Role::ExpertGateProj, Role::ExpertUpProj, Role::ExpertDownProj];
+/// Modules of transformers that are no linear layers.
+const NOT_LINEAR: [Role; 4] = [Role::EmbedTokens, Role::Router, Role::DeltaConv, Role::ShortConv];
 
 impl Limits {
     /// Those of the model that `config.json` describes.
@@ -36,12 +51,25 @@ impl Limits {
     pub fn new(engine: Engine, config: &Value) -> Result<Self> {
         let model_type = config["model_type"].as_str().unwrap_or_default();
         match engine {
+            Engine::CompressedTensors => {
+                let arch = Arch::builtin(model_type);
+                // Experts that only a stack holds are a parameter there, not modules.
+                let stacked = |role: &Role| arch.as_ref().is_some_and(|a| !a.has_own_name(*role));
+                let mut floats = NOT_LINEAR.to_vec();
+                floats.extend(EXPERTS.into_iter().filter(stacked));
+                let alike = FUSED.iter().map(|roles| roles.to_vec()).collect();
+                Ok(Self { floats, alike, whole_zeros: true })
+            }
             Engine::Mlx => {
                 let family = Family::of(model_type)?;
                 let arch = Arch::builtin(model_type);
                 let alike = arch.map(|arch| arch.fused_roles()).unwrap_or_default();
                 let alike = alike.into_iter().filter(|roles| family.shares(roles));
-                Ok(Self { floats: family.float_roles(), alike: alike.collect() })
+                Ok(Self {
+                    floats: family.float_roles(),
+                    alike: alike.collect(),
+                    whole_zeros: false,
+                })
             }
         }
     }
@@ -79,6 +107,9 @@ impl Limits {
                 changed.push(format!("{} in place of {before}, which it has not", rule.encoding));
             }
         }
+        if self.whole_zeros {
+            changed.extend(recipe.rules.iter_mut().filter_map(with_whole_zeros));
+        }
         let coded = |role: &&Role| would_code(&recipe, **role);
         let kept: Vec<_> = self.floats.iter().filter(coded).copied().collect();
         for role in kept {
@@ -107,6 +138,36 @@ fn without_trellis(encoding: EncodingSpec) -> EncodingSpec {
         }
         other => other,
     }
+}
+
+/// Gives a rule zeros that are codes, the middle ones where the engine has no others, and says so.
+fn with_whole_zeros(rule: &mut Rule) -> Option<String> {
+    let fallbacks = rule.fallback.iter().filter_map(|fallback| match fallback {
+        Fallback::Encoding(encoding) => Some(*encoding),
+        _ => None,
+    });
+    let affine = |encoding| match encoding {
+        EncodingSpec::Affine { bits, .. } => Some(bits),
+        _ => None,
+    };
+    let bits: Vec<_> = fallbacks
+        .chain([rule.encoding])
+        .filter_map(affine)
+        .collect();
+    let any = bits.iter().all(|bits| PACKED_ZEROS.contains(bits));
+    let zeros =
+        if any && rule.zeros != Zeros::Symmetric { Zeros::Integer } else { Zeros::Symmetric };
+    if bits.is_empty() || zeros == rule.zeros {
+        return None;
+    }
+    rule.zeros = zeros;
+    if let (Zeros::Integer, EncodingSpec::Affine { scale_dtype, .. }) = (zeros, &mut rule.encoding)
+    {
+        // Their products with scales of bf16 would leave those few digits.
+        scale_dtype.get_or_insert(Float::F16);
+    }
+    let kind = if any { "whole" } else { "symmetric" };
+    Some(format!("{} with {kind} zeros, as it has no others", rule.encoding))
 }
 
 /// Whether a recipe stores some tensor of a role in codes.

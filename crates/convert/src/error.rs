@@ -100,6 +100,10 @@ pub enum Remedy {
     HalfScales,
     /// With the middle code for zero.
     SymmetricZeros,
+    /// With zeros among the codes, for compressed-tensors.
+    WholeZeros,
+    /// In floats, since the form has no module for it.
+    Floats,
     /// Alike with the others that share a tensor in the form.
     OneEncoding,
 }

@@ -158,6 +158,17 @@ impl Affine {
     pub const fn max_code(self) -> u8 {
         u8::MAX >> (8 - self.bits)
     }
+
+    /// The code `z` with `bias = -z · scale` exactly, if there is one: the middle for a group of zeros.
+    pub fn zero_code(self, scale: f32, bias: f32) -> Option<u8> {
+        if scale == 0.0 {
+            return (bias == 0.0).then_some(self.max_code() / 2 + 1);
+        }
+        let (scale, below) = (f64::from(scale), f64::from(-bias));
+        let zero = (below / scale).round();
+        let held = zero * scale == below && (0.0..=f64::from(self.max_code())).contains(&zero);
+        held.then_some(zero as u8)
+    }
 }
 
 /// What the biases of affine codes may be: a restriction of how they are chosen, not of their bytes.

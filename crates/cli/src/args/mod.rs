@@ -255,11 +255,11 @@ pub struct ExportArgs {
     /// Directory to create, or the .gguf file
     #[arg(short, long = "output", value_name = "DIR|FILE")]
     pub out: PathBuf,
-    /// Type of the dequantized weights; to mlx, of the norms that mlx-lm adds one to and of nothing else;
-    /// to gguf, of nothing
-    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
-    pub dtype: DtypeArg,
-    /// Store anew what mlx-lm cannot hold, and say what error that adds; gguf refuses it all the same
+    /// Type of the dequantized weights of hf, f32 unless given; with mlx, of the norms that mlx-lm adds one
+    /// to and of nothing else
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeArg>,
+    /// With mlx, store anew what mlx-lm cannot hold, and say what error that adds
     #[arg(long)]
     pub requantize: bool,
     #[command(flatten)]
@@ -275,6 +275,20 @@ pub enum ExportForm {
     Mlx,
     /// A GGUF file for llama.cpp, every value exactly the model's, or refused
     Gguf,
+    /// A directory for vLLM and transformers: codes packed as they are, floats as they are stored
+    CompressedTensors,
+}
+
+impl ExportForm {
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hf => "hf",
+            Self::Mlx => "mlx",
+            Self::Gguf => "gguf",
+            Self::CompressedTensors => "compressed-tensors",
+        }
+    }
 }
 
 /// Type of exported weights.
@@ -292,6 +306,7 @@ impl From<ExportForm> for shardwright_convert::ExportTarget {
             ExportForm::Hf => Self::Hf,
             ExportForm::Mlx => Self::Mlx,
             ExportForm::Gguf => Self::Gguf,
+            ExportForm::CompressedTensors => Self::CompressedTensors,
         }
     }
 }

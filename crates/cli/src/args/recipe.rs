@@ -74,6 +74,8 @@ impl TargetArgs {
 pub enum EngineArg {
     /// mlx-lm: affine codes, and floats where it has no codes
     Mlx,
+    /// vLLM and transformers: affine codes about a code for zero, and floats where they have no linear layer
+    CompressedTensors,
 }
 
 impl EngineArg {
@@ -81,6 +83,7 @@ impl EngineArg {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Mlx => "mlx",
+            Self::CompressedTensors => "compressed-tensors",
         }
     }
 }
@@ -89,6 +92,7 @@ impl From<EngineArg> for shardwright_convert::engine::Engine {
     fn from(arg: EngineArg) -> Self {
         match arg {
             EngineArg::Mlx => Self::Mlx,
+            EngineArg::CompressedTensors => Self::CompressedTensors,
         }
     }
 }

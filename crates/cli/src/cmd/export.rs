@@ -9,7 +9,7 @@ use shardwright_format::manifest::Ignored;
 use shardwright_format::shown::shown;
 use shardwright_verify::{Monitor, integrity};
 
-use crate::args::{ExportArgs, ThreadArgs};
+use crate::args::{DtypeArg, ExportArgs, ExportForm, ThreadArgs};
 use crate::bytes;
 use crate::failure::Failure;
 use crate::inputs;
@@ -41,11 +41,12 @@ struct Report {
 /// # Errors
 /// A model that is refused, a damaged bundle, an output that exists or cannot be written.
 pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
+    check_meant(args)?;
     let model = inputs::model(&args.model, &args.arch)?;
     if model.bundle().is_some() {
         check_sound(args)?;
     }
-    let (dtype, requantize) = (args.dtype.into(), args.requantize);
+    let (dtype, requantize) = (args.dtype.unwrap_or(DtypeArg::F32).into(), args.requantize);
     let options = ExportOptions { dtype, requantize, ..ExportOptions::default() };
     let Exported { files, unquantized, left_out, differences, requantized } =
         export(&model, &args.out, args.to.into(), &options)?;
@@ -54,6 +55,19 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<(), Failure> {
     let report =
         Report { checkpoint, bytes, files, left_out, unquantized, differences, requantized };
     output.report(&report, &text(&report))
+}
+
+/// Refuses options that the form has no use for.
+fn check_meant(args: &ExportArgs) -> Result<(), Failure> {
+    let typed = matches!(args.to, ExportForm::Hf | ExportForm::Mlx);
+    let unmeant = match args {
+        ExportArgs { dtype: Some(_), .. } if !typed => "--dtype",
+        ExportArgs { requantize: true, to, .. } if *to != ExportForm::Mlx => "--requantize",
+        _ => return Ok(()),
+    };
+    let form = args.to.name();
+    let message = format!("{unmeant} has no meaning with --to {form}");
+    Err(Failure::new(message).help("leave it out"))
 }
 
 /// Refuses damaged bytes: what leaves here carries no hash that could tell them apart later.

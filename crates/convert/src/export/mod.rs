@@ -4,6 +4,8 @@
 //! directory, which the next export to the same name begins anew.
 
 mod companions;
+mod compressed;
+mod compressed_config;
 mod gguf;
 mod hf;
 mod mlx;
@@ -27,6 +29,7 @@ use shardwright_format::weights::Weights;
 use shardwright_format::writer::publish;
 use shardwright_quant::Float;
 
+pub(crate) use compressed::PACKED_ZEROS;
 pub use mlx_places::Family;
 pub use requantize::Requantized;
 
@@ -45,6 +48,8 @@ pub enum ExportTarget {
     Mlx,
     /// A GGUF file, every value exactly the model's.
     Gguf,
+    /// A directory of compressed-tensors: integers packed as the bundle has them.
+    CompressedTensors,
 }
 
 /// The type that weights are exported in.
@@ -138,13 +143,14 @@ pub fn export(
     }
     let single = match target {
         ExportTarget::Gguf => Some(file_name(out)?),
-        ExportTarget::Hf | ExportTarget::Mlx => None,
+        ExportTarget::Hf | ExportTarget::Mlx | ExportTarget::CompressedTensors => None,
     };
     let partial = Partial::begin(out)?;
     let exported = match (target, &single) {
         (ExportTarget::Gguf, Some((name, stem))) => {
             gguf::write(weights, &partial.dir.join(name), stem, options)
         }
+        (ExportTarget::CompressedTensors, _) => compressed::write(weights, &partial.dir, options),
         (ExportTarget::Mlx, _) => mlx::write(weights, &partial.dir, options),
         _ => hf::write(weights, &partial.dir, options),
     };

@@ -53,7 +53,7 @@ fn exported(bundle: &Path, out: &Path, dtype: ExportDtype) -> Result<Exported> {
     export(&Weights::open(bundle).unwrap(), out, ExportTarget::Mlx, &options)
 }
 
-fn stored(bundle: &Bundle, unit: Unit, entry: &TensorEntry) -> Vec<f32> {
+pub(super) fn stored(bundle: &Bundle, unit: Unit, entry: &TensorEntry) -> Vec<f32> {
     let mut bytes = AlignedBuf::default();
     bundle
         .read_rows(unit, entry, 0..entry.rows, &mut bytes)
@@ -66,7 +66,7 @@ fn stored(bundle: &Bundle, unit: Unit, entry: &TensorEntry) -> Vec<f32> {
 }
 
 /// What an export holds of a tensor, at its `view` there.
-fn read_back(back: &Checkpoint, view: &SourceView, entry: &TensorEntry) -> Vec<f32> {
+pub(super) fn read_back(back: &Checkpoint, view: &SourceView, entry: &TensorEntry) -> Vec<f32> {
     let mut read = AlignedBuf::default();
     read_view(back, view, 0..entry.rows, entry.cols, &mut read).unwrap();
     let mut values = vec![0.0; (entry.rows * entry.cols) as usize];

@@ -1,6 +1,7 @@
 //! Whole conversions of small checkpoints.
 
 mod calibrated;
+mod compressed;
 mod export;
 mod failures;
 mod gguf;

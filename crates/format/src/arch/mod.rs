@@ -154,6 +154,11 @@ impl Arch {
         })
     }
 
+    /// Whether the checkpoint has a tensor for this role alone, in each unit that has one.
+    pub fn has_own_name(&self, role: Role) -> bool {
+        self.table.names.contains_key(&role)
+    }
+
     /// The roles of each tensor that holds several.
     pub fn fused_roles(&self) -> Vec<Vec<Role>> {
         let rows = self.table.fused.iter().map(|row| row.roles.clone());

@@ -65,7 +65,7 @@ impl Ggml {
     /// Whether blocks of this type have the values `scale · q + bias` for every code `q`.
     fn holds(self, affine: Affine, scale: f32, bias: f32) -> bool {
         let max = i32::from(affine.max_code());
-        let zero = zero(affine, scale, bias);
+        let zero = affine.zero_code(scale, bias).map(i32::from);
         // Codes about their zero must fit between the least and the greatest of the type.
         let between = |least: i32, most: i32| zero.is_some_and(|z| least <= -z && max - z <= most);
         let held = match self {
@@ -117,7 +117,7 @@ impl Ggml {
         (scale, bias): (f32, f32),
         out: &mut Vec<u8>,
     ) {
-        let zero = zero(affine, scale, bias).unwrap_or(0);
+        let zero = affine.zero_code(scale, bias).map_or(0, i32::from);
         let about = |q: u8, middle: i32| (i32::from(q) - zero + middle) as u8;
         out.extend(f16::from_f32(scale).to_le_bytes());
         let halves = |out: &mut Vec<u8>, code: &dyn Fn(u8) -> u8| {
@@ -144,18 +144,6 @@ fn pairs(affine: Affine, matrix: &Matrix<'_>, rows: Range<usize>) -> Vec<(f32, f
         values
     });
     scales.into_iter().zip(biases).collect()
-}
-
-/// The integer `z` among the codes with `bias = -z · scale` exactly, if there is one: the middle for a
-/// group of zeros.
-fn zero(affine: Affine, scale: f32, bias: f32) -> Option<i32> {
-    let max = i32::from(affine.max_code());
-    if scale == 0.0 {
-        return (bias == 0.0).then_some(max / 2 + 1);
-    }
-    let zero = (f64::from(-bias) / f64::from(scale)).round();
-    let exact = zero * f64::from(scale) == f64::from(-bias);
-    (exact && (0.0..=f64::from(max)).contains(&zero)).then_some(zero as i32)
 }
 
 fn is_f16(value: f32) -> bool {

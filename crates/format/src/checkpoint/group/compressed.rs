@@ -147,6 +147,10 @@ impl Compressed {
         let zero_points = grouping.files.stored.contains_key(&zeros).then_some(zeros);
         if let Some(zeros) = &zero_points {
             let found = grouping.part(name, zeros, &[Dtype::I32])?;
+            if !32_u8.is_multiple_of(group.bits) {
+                let detail = format!("expected no zero points beside {} bits", group.bits);
+                return Err(grouping.refused(zeros, detail));
+            }
             let words = rows.saturating_mul(u64::from(group.bits)).div_ceil(32);
             let shape = vec![words, cols.div_ceil(group_size)];
             grouping.check_shape(name, zeros, &found.shape, &[shape])?;
@@ -227,10 +231,10 @@ impl Group {
         let weights = group.get("weights").unwrap_or(&Value::Null);
         let bits = weights.get("num_bits").and_then(Value::as_u64);
         let bits = bits
-            .filter(|bits| [2, 4, 8].contains(bits))
+            .filter(|bits| [2, 3, 4, 6, 8].contains(bits))
             .ok_or_else(|| {
                 let found = shown(weights.get("num_bits"));
-                format!("`weights.num_bits`: expected 2, 4 or 8, found {found}")
+                format!("`weights.num_bits`: expected 2, 3, 4, 6 or 8, found {found}")
             })?;
         let text = weights.get("strategy").and_then(Value::as_str);
         let size = weights

@@ -1,0 +1,308 @@
+//! A directory of compressed-tensors, form `pack-quantized`: codes and scales copied, as their layout is
+//! that of affine codes here, and zeros in place of biases. Values are `scale · (code - zero)`.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use shardwright_format::arch::Arch;
+use shardwright_format::checkpoint::{CONFIG_NAME, Dtype, TensorFile, write_view};
+use shardwright_format::unit::TensorEntry;
+use shardwright_format::weights::Weights;
+use shardwright_format::{FormatError, Role, SourceView, Unit};
+use shardwright_quant::{Affine, Encoding, Float, widen};
+
+use super::companions::{copy_companions, plain_config, write_json};
+use super::compressed_config::Schemes;
+use super::places::Places;
+use super::tensor_files::{Tensor, TensorFiles};
+use super::told::quantized_before;
+use super::walk::{Rows, each_rows, narrowed};
+use super::{ExportOptions, Exported};
+use crate::error::{ConvertError, Remedy, Result};
+
+/// What the headers say of who reads the files.
+const FORMAT: &str = "pt";
+
+/// Widths whose zeros compressed-tensors packs and engines run; all others have the middle code.
+pub(crate) const PACKED_ZEROS: [u8; 2] = [4, 8];
+
+/// Writes a model as compressed-tensors has it into `dir`.
+pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Exported> {
+    let arch = Arch::builtin(&weights.spec().model_type);
+    let form = Form { weights, places: Places::new(weights.spec()), arch };
+    let mut schemes = Schemes::default();
+    each_rows(weights, weights.units(), options, &mut |rows| form.scan(rows, &mut schemes))?;
+    let (tensors, told) = form.tensors(&mut schemes)?;
+    let files = TensorFiles::create(dir, &tensors, options.file_limit, FORMAT)?;
+    each_rows(weights, weights.units(), options, &mut |rows| form.write(rows, &files, &schemes))?;
+    files.index(dir, false)?;
+    copy_companions(weights, dir)?;
+    let mut config = plain_config(weights)?;
+    if let (Some(quantization), Some(object)) = (schemes.quantization(), config.as_object_mut()) {
+        object.insert("quantization_config".to_owned(), quantization);
+    }
+    write_json(&dir.join(CONFIG_NAME), &config)?;
+    Ok(told)
+}
+
+/// A linear layer that holds rows of a tensor in codes.
+struct Module {
+    name: String,
+    /// Rows and columns of its weight.
+    shape: [u64; 2],
+    /// Its row that is the tensor's first.
+    first: u64,
+}
+
+impl Module {
+    fn part(&self, part: &str) -> String {
+        format!("{}.weight_{part}", self.name)
+    }
+
+    /// Its tensors, by their types and shapes.
+    fn tensors(&self, affine: Affine, asymmetric: bool) -> Vec<(String, Tensor)> {
+        let [rows, cols] = self.shape;
+        let bits = u64::from(affine.bits());
+        let groups = cols / affine.group_size() as u64;
+        let tensor = |part: &str, dtype, shape| (self.part(part), Tensor { dtype, shape });
+        let mut all = vec![
+            tensor("packed", Dtype::I32, vec![rows, cols * bits / 32]),
+            tensor("scale", affine.scale_dtype().into(), vec![rows, groups]),
+            tensor("shape", Dtype::I64, vec![2]),
+        ];
+        if asymmetric {
+            let words = (rows * bits).div_ceil(32);
+            all.push(tensor("zero_point", Dtype::I32, vec![words, groups]));
+        }
+        all
+    }
+}
+
+/// A model and the form that it gets.
+struct Form<'a> {
+    weights: &'a Weights,
+    places: Places,
+    arch: Option<Arch>,
+}
+
+impl Form<'_> {
+    /// The place of a tensor: that of a checkpoint of plain floats, where each expert has its own.
+    fn view(&self, unit: Unit, entry: &TensorEntry) -> SourceView {
+        let view = self.places.view(unit, entry);
+        let own = self.arch.as_ref().filter(|arch| {
+            let codes = matches!(entry.encoding, Encoding::Affine(_));
+            codes && view.shape.len() > 2 && arch.has_own_name(entry.role)
+        });
+        let shape = [entry.rows, entry.cols];
+        let own =
+            own.and_then(|a| a.own_place(self.weights.spec(), unit, (entry.role, shape), &view));
+        own.unwrap_or(view)
+    }
+
+    fn refused(
+        &self,
+        (unit, entry): (Unit, &TensorEntry),
+        detail: &str,
+        remedy: Remedy,
+    ) -> ConvertError {
+        let detail = format!("{unit} {}: {detail}", entry.role);
+        ConvertError::NotHeld { path: self.weights.root().to_owned(), detail, remedy }
+    }
+
+    /// Affine codes and the module that holds them; none for floats.
+    fn module(&self, unit: Unit, entry: &TensorEntry) -> Result<Option<(Module, Affine)>> {
+        let label = entry.encoding.label();
+        let affine = match entry.encoding {
+            Encoding::Affine(affine) => affine,
+            Encoding::Trellis(_) => {
+                let detail = format!("expected floats or affine codes, found {label}");
+                return Err(self.refused((unit, entry), &detail, Remedy::AffineCodes));
+            }
+            _ => return Ok(None),
+        };
+        let view = self.view(unit, entry);
+        let matrix = view.row_stride == entry.cols
+            && view.col_stride == 1
+            && view.start.is_multiple_of(entry.cols.max(1));
+        let linear = !matches!(entry.role, Role::EmbedTokens | Role::Router);
+        match (view.tensor.strip_suffix(".weight"), &view.shape[..]) {
+            (Some(name), &[rows, cols]) if cols == entry.cols && matrix && linear => {
+                let first = view.start / cols.max(1);
+                Ok(Some((Module { name: name.to_owned(), shape: [rows, cols], first }, affine)))
+            }
+            _ => {
+                let name = &view.tensor;
+                let detail =
+                    format!("expected floats, as `{name}` is of no linear layer, found {label}");
+                Err(self.refused((unit, entry), &detail, Remedy::Floats))
+            }
+        }
+    }
+
+    /// Notes which encodings need zero points.
+    ///
+    /// # Errors
+    /// A group whose zero is none of the codes, or one that codes of its width cannot have.
+    fn scan(&self, rows: &Rows<'_>, schemes: &mut Schemes) -> Result<()> {
+        let place = (rows.unit, rows.entry);
+        let Some((_, affine)) = self.module(rows.unit, rows.entry)? else { return Ok(()) };
+        let middle = affine.max_code() / 2 + 1;
+        let groups = rows.entry.cols / affine.group_size() as u64;
+        for (at, (scale, bias)) in pairs(rows, affine).enumerate() {
+            let zero = affine.zero_code(scale, bias);
+            let remedy = match zero {
+                Some(zero) if zero == middle => continue,
+                Some(_) if PACKED_ZEROS.contains(&affine.bits()) => {
+                    schemes.make_asymmetric(affine);
+                    continue;
+                }
+                Some(_) => Remedy::SymmetricZeros,
+                None => Remedy::WholeZeros,
+            };
+            let row = rows.range.start + at as u64 / groups.max(1);
+            let col = at as u64 % groups.max(1) * affine.group_size() as u64;
+            let detail = format!(
+                "expected biases that are whole multiples of scales, found {} with scale {scale} \
+                 and bias {bias} at row {row}, column {col}",
+                rows.entry.encoding.label()
+            );
+            return Err(self.refused(place, &detail, remedy));
+        }
+        Ok(())
+    }
+
+    /// Every tensor of the export, and what there is to tell; modules are added to `schemes`.
+    fn tensors(&self, schemes: &mut Schemes) -> Result<(BTreeMap<String, Tensor>, Exported)> {
+        let mut tensors = BTreeMap::<String, Tensor>::new();
+        let mut told =
+            Exported { left_out: self.weights.ignored().to_vec(), ..Exported::default() };
+        // Weights that units of the model give a tensor, and those that it has.
+        let mut filled = BTreeMap::<String, [u64; 2]>::new();
+        for unit in self.weights.units() {
+            for entry in self.weights.layout(unit)?.tensors.iter() {
+                let (view, module) = (self.view(unit, entry), self.module(unit, entry)?);
+                let all = view.shape.iter().product();
+                filled.entry(view.tensor.clone()).or_insert([0, all])[0] += entry.rows * entry.cols;
+                let pieces = if let Some((module, affine)) = module {
+                    schemes.add(&module.name, affine);
+                    module.tensors(affine, schemes.is_asymmetric(affine))
+                } else {
+                    told.unquantized.extend(quantized_before(entry));
+                    let linear = view.shape.len() == 2 && entry.role != Role::EmbedTokens;
+                    if let Some(name) = view.tensor.strip_suffix(".weight").filter(|_| linear) {
+                        schemes.add_floats(name);
+                    }
+                    let dtype = stored(entry).into();
+                    vec![(view.tensor, Tensor { dtype, shape: view.shape })]
+                };
+                for (name, tensor) in pieces {
+                    self.add(&mut tensors, (name, tensor), (unit, entry))?;
+                }
+            }
+        }
+        check_filled(&filled, &tensors)?;
+        Ok((tensors, told))
+    }
+
+    /// Adds a tensor of the export, or more rows of one.
+    fn add(
+        &self,
+        tensors: &mut BTreeMap<String, Tensor>,
+        (name, tensor): (String, Tensor),
+        place: (Unit, &TensorEntry),
+    ) -> Result<()> {
+        let Some(found) = tensors.get(&name) else {
+            tensors.insert(name, tensor);
+            return Ok(());
+        };
+        if (found.dtype, &found.shape) == (tensor.dtype, &tensor.shape) {
+            return Ok(());
+        }
+        let label = place.1.encoding.label();
+        let detail = format!("expected all parts of `{name}` stored alike, found {label}");
+        Err(self.refused(place, &detail, Remedy::OneEncoding))
+    }
+
+    /// Puts rows where they lie.
+    fn write(&self, rows: &Rows<'_>, files: &TensorFiles, schemes: &Schemes) -> Result<()> {
+        let Some((module, affine)) = self.module(rows.unit, rows.entry)? else {
+            let view = self.view(rows.unit, rows.entry);
+            let Some(to) = files.tensor(&view.tensor) else { return Ok(()) };
+            let bytes = narrowed(stored(rows.entry), &rows.values());
+            return Ok(write_view(&view, rows.range.clone(), &bytes, &to)?);
+        };
+        let (first, count) = (module.first + rows.range.start, rows.range.end - rows.range.start);
+        let [codes, scales, _] = rows.parts();
+        for (part, bytes) in [("packed", codes), ("scale", scales)] {
+            let Some(to) = files.tensor(&module.part(part)) else { continue };
+            let row = bytes.len() as u64 / count.max(1) / to.size as u64;
+            to.write(first * row, bytes)?;
+        }
+        if let Some(to) = files.tensor(&module.part("shape")) {
+            to.write(0, &module.shape.map(u64::to_le_bytes).concat())?;
+        }
+        match files.tensor(&module.part("zero_point")) {
+            Some(to) if schemes.is_asymmetric(affine) => write_zeros(rows, affine, first, &to),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Refuses tensors of which the model holds a part only, and tensors in codes and floats both.
+fn check_filled(
+    filled: &BTreeMap<String, [u64; 2]>,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<()> {
+    for (name, [found, all]) in filled {
+        if found != all {
+            let detail =
+                format!("tensor `{name}`: expected {all} weights, the model holds {found}");
+            return Err(ConvertError::Plan(detail));
+        }
+        let both = tensors.contains_key(name) && tensors.contains_key(&format!("{name}_packed"));
+        if both {
+            let detail = format!("tensor `{name}`: expected all parts in codes or all in floats");
+            return Err(ConvertError::Plan(detail));
+        }
+    }
+    Ok(())
+}
+
+/// The type of a tensor that is floats.
+fn stored(entry: &TensorEntry) -> Float {
+    entry.encoding.float().unwrap_or(Float::F32)
+}
+
+/// Scale and bias of each group of rows in codes.
+fn pairs(rows: &Rows<'_>, affine: Affine) -> impl Iterator<Item = (f32, f32)> + use<> {
+    let dtype = affine.scale_dtype();
+    let [_, scales, biases] = rows.parts();
+    let [scales, biases] = [scales, biases].map(|bytes| {
+        let mut values = vec![0.0; bytes.len() / dtype.size()];
+        widen(dtype, bytes, &mut values);
+        values
+    });
+    scales.into_iter().zip(biases)
+}
+
+/// Puts the zeros of rows into words of `32 / bits` rows, of which other tiles may hold some: the
+/// module's row `first` is the first of these.
+fn write_zeros(rows: &Rows<'_>, affine: Affine, first: u64, to: &TensorFile<'_>) -> Result<()> {
+    let (bits, groups) = (u64::from(affine.bits()), rows.entry.cols / affine.group_size() as u64);
+    let (per_word, end) = (32 / bits, first + rows.range.end - rows.range.start);
+    let word = first / per_word * groups;
+    let mut bytes = vec![0; ((end.div_ceil(per_word) * groups - word) * 4) as usize];
+    let read = to.file.read_exact_at(&mut bytes, to.offset + word * 4);
+    read.map_err(|e| FormatError::io(to.path, e))?;
+    let (words, _) = bytes.as_chunks_mut::<4>();
+    for (at, (scale, bias)) in (0..).zip(pairs(rows, affine)) {
+        // `scan` has seen that there is one.
+        let zero = affine.zero_code(scale, bias).unwrap_or_default();
+        let (row, group) = (first + at / groups.max(1), at % groups.max(1));
+        let held = &mut words[(row / per_word * groups + group - word) as usize];
+        let shifted = u32::from(zero) << (row % per_word * bits);
+        *held = (u32::from_le_bytes(*held) | shifted).to_le_bytes();
+    }
+    Ok(to.write(word, &bytes)?)
+}
