@@ -144,7 +144,7 @@ fn without_trellis(encoding: EncodingSpec) -> EncodingSpec {
 fn with_whole_zeros(rule: &mut Rule) -> Option<String> {
     let fallbacks = rule.fallback.iter().filter_map(|fallback| match fallback {
         Fallback::Encoding(encoding) => Some(*encoding),
-        _ => None,
+        Fallback::Group(_) => None,
     });
     let affine = |encoding| match encoding {
         EncodingSpec::Affine { bits, .. } => Some(bits),
