@@ -308,11 +308,11 @@ pub enum RopeScaling {
         truncate: bool,
     },
     /// `LongRoPE` (arXiv 2402.13753): each pair's frequency divided by a factor of its own, by another
-    /// in sequences that are longer than the original context.
+    /// at positions beyond the original context.
     Longrope {
-        /// Of each pair, in sequences up to the original context.
+        /// Of each pair, at positions within the original context.
         short_factor: Vec<f32>,
-        /// Of each pair, in longer ones.
+        /// Of each pair, beyond it.
         long_factor: Vec<f32>,
         /// Context length before scaling.
         original_max_position_embeddings: u32,

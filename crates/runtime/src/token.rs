@@ -71,8 +71,6 @@ struct Model {
     position: usize,
     /// Positions that the model sees without choosing among them or stretching its rotation.
     reach: usize,
-    /// Positions that are rotated alike, whatever is computed with them, as long as none lies beyond.
-    turn: usize,
     tokens: u64,
     failed: bool,
     state: PassState,
@@ -174,10 +172,9 @@ impl Runtime {
 
     /// Tokens that can be tried behind the next one, as the plan, the context and the model allow.
     pub fn draft_room(&self) -> usize {
-        let Model { position, reach, turn, .. } = self.model;
-        self.plan
-            .draft
-            .min(room(position, self.context.min(reach), turn))
+        let Model { position, reach, .. } = self.model;
+        let left = self.context.min(reach).saturating_sub(position + 1);
+        self.plan.draft.min(left)
     }
 
     /// Leaves the logits after the last `rows` of `tokens`.
@@ -360,12 +357,6 @@ impl Model {
                 .layers
                 .iter()
                 .map(|l| block::reach(&l.mixer))
-                .min()
-                .unwrap_or(usize::MAX),
-            turn: spec
-                .layers
-                .iter()
-                .map(|l| block::turn(&l.mixer))
                 .min()
                 .unwrap_or(usize::MAX),
             tokens: 0,
@@ -559,23 +550,5 @@ impl Model {
             self.pieces.push(loaded.bytes);
         }
         Ok(())
-    }
-}
-
-/// Tokens behind the next one, at `position`, up to `end`, and not across `turn`.
-fn room(position: usize, end: usize, turn: usize) -> usize {
-    let end = if position < turn { end.min(turn) } else { end };
-    end.saturating_sub(position + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn drafts_end_where_the_rotation_turns_and_go_on_behind_it() {
-        assert_eq!((room(0, 10, usize::MAX), room(9, 10, usize::MAX)), (9, 0));
-        assert_eq!(room(10, 10, usize::MAX), 0);
-        assert_eq!([5, 6, 7, 8].map(|position| room(position, 20, 8)), [2, 1, 0, 11]);
     }
 }

@@ -289,21 +289,6 @@ pub fn reach(mixer: &Mixer) -> usize {
     least.map_or(usize::MAX, |least| least as usize)
 }
 
-/// Positions up to which a mixer rotates with its first factors: beyond, what is computed together has others.
-pub fn turn(mixer: &Mixer) -> usize {
-    let rope = match mixer {
-        Mixer::Attention(spec) => spec.rope.as_ref(),
-        Mixer::Latent(spec) => Some(&spec.rope),
-        Mixer::DeltaNet(_) | Mixer::ShortConv(_) => None,
-    };
-    match rope.map(|rope| &rope.scaling) {
-        Some(RopeScaling::Longrope { original_max_position_embeddings: original, .. }) => {
-            *original as usize
-        }
-        _ => usize::MAX,
-    }
-}
-
 /// `f32` values that a mixer's buffers hold for one token of a stream that is `hidden` wide.
 pub fn mixer_buffer_len(mixer: &Mixer, hidden: u64) -> u64 {
     match mixer {

@@ -42,13 +42,18 @@ impl Rotation {
         {
             return Ok(());
         }
-        let frequencies = frequencies(spec, spec.width(head_dim as u32) as usize, first + count);
+        let width = spec.width(head_dim as u32) as usize;
         let scale = attention_factor(&spec.scaling);
-        (self.head_dim, self.half, self.pairing) = (head_dim, frequencies.len(), spec.pairing);
+        (self.head_dim, self.half, self.pairing) = (head_dim, width.div_ceil(2), spec.pairing);
         self.cos.clear();
         self.sin.clear();
+        let (mut at, mut pairs) = (None, Vec::new());
         for position in first..first + count {
-            for frequency in &frequencies {
+            let stretch = Stretch::new(&spec.scaling, position);
+            if at != Some(stretch) {
+                (at, pairs) = (Some(stretch), frequencies(spec, width, stretch));
+            }
+            for frequency in &pairs {
                 // The angle rounds to f32, as in the models' training.
                 let angle = f64::from(position as f32 * frequency);
                 self.cos.push(libm::cos(angle) as f32 * scale);
@@ -88,34 +93,50 @@ fn turned(x: f32, y: f32, cos: f32, sin: f32) -> (f32, f32) {
     (x * cos - y * sin, y * cos + x * sin)
 }
 
-/// Radians per position of each pair: `theta^(-2i / rotary_dim)`, scaled for a sequence that has come
-/// to `length` positions.
-fn frequencies(spec: &RopeSpec, rotary_dim: usize, length: usize) -> Vec<f32> {
+/// Which factors of `LongRoPE` a position has. A position's rotation depends on it alone, so that a text
+/// does not depend on what is computed together. A model that takes tokens one by one has it so in
+/// transformers too; given a text that goes beyond the original context at once, that takes the long
+/// factors for all of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stretch {
+    /// Within the original context, and all positions of other rotations.
+    Within,
+    Beyond,
+}
+
+impl Stretch {
+    const fn new(scaling: &RopeScaling, position: usize) -> Self {
+        match scaling {
+            RopeScaling::Longrope { original_max_position_embeddings: original, .. }
+                if position >= *original as usize =>
+            {
+                Self::Beyond
+            }
+            _ => Self::Within,
+        }
+    }
+}
+
+/// Radians per position of each pair: `theta^(-2i / rotary_dim)`, scaled.
+fn frequencies(spec: &RopeSpec, rotary_dim: usize, stretch: Stretch) -> Vec<f32> {
     let pairs = (0..rotary_dim).step_by(2);
     let plain = pairs.map(|i| libm::pow(f64::from(spec.theta), -(i as f64) / rotary_dim as f64));
     let ramp = Ramp::new(spec, rotary_dim);
     plain
         .enumerate()
         .map(|(i, f)| {
-            (scaled(f, &spec.scaling, ramp.kept(i)) / divisor(&spec.scaling, i, length)) as f32
+            (scaled(f, &spec.scaling, ramp.kept(i)) / divisor(&spec.scaling, i, stretch)) as f32
         })
         .collect()
 }
 
-/// What `LongRoPE` divides the frequency of pair `i` by. As in transformers the positions that are
-/// computed at once all have the factors of the last of them, and keys of earlier ones keep theirs.
-fn divisor(scaling: &RopeScaling, i: usize, length: usize) -> f64 {
-    let RopeScaling::Longrope {
-        short_factor,
-        long_factor,
-        original_max_position_embeddings: original,
-        ..
-    } = scaling
-    else {
-        return 1.0;
-    };
-    let factors = if length > *original as usize { long_factor } else { short_factor };
-    f64::from(factors[i])
+/// What `LongRoPE` divides the frequency of pair `i` by (arXiv 2402.13753).
+fn divisor(scaling: &RopeScaling, i: usize, stretch: Stretch) -> f64 {
+    let RopeScaling::Longrope { short_factor, long_factor, .. } = scaling else { return 1.0 };
+    f64::from(match stretch {
+        Stretch::Within => short_factor[i],
+        Stretch::Beyond => long_factor[i],
+    })
 }
 
 /// What YaRN and `LongRoPE` scale rotated values by.
@@ -226,5 +247,29 @@ mod tests {
         rotation.apply(2, &mut x);
         assert!((x.iter().map(|x| x * x).sum::<f32>() - 30.0).abs() < 1e-4);
         assert!((x[0] - (2f32.cos() - 3.0 * 2f32.sin())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_position_is_rotated_alike_whatever_goes_with_it() {
+        let scaling = RopeScaling::Longrope {
+            short_factor: vec![1.0, 2.0],
+            long_factor: vec![3.0, 5.0],
+            original_max_position_embeddings: 5,
+            attention_factor: 1.5,
+        };
+        let spec = RopeSpec { theta: 10.0, scaling, rotary_dim: None, pairing: Pairing::Half };
+        let mut together = Rotation::default();
+        together.set(&spec, 4, 0, 9).unwrap();
+        let mut alone = Rotation::default();
+        for position in 0..9 {
+            alone.set(&spec, 4, position, 1).unwrap();
+            let (mut a, mut b) = ([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]);
+            together.apply(position, &mut a);
+            alone.apply(0, &mut b);
+            assert_eq!(a, b, "{position}");
+            let factor = if position < 5 { 1.0 } else { 3.0 };
+            let (sin, cos) = (position as f32 / factor).sin_cos();
+            assert!((a[0] - 1.5 * (cos - 3.0 * sin)).abs() < 1e-5, "{position}: {a:?}");
+        }
     }
 }
