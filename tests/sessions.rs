@@ -114,7 +114,10 @@ fn a_session_of_something_else_or_damaged_is_refused() {
         refused("run out --session t", "error: t: expected a session that `run --session` wrote");
     }
     refused("run out --session out", "error: out: expected a session that `run --session` wrote");
-    refused("run out --session none/s", "error: none/s.partial: ");
+    refused("run out --session none/s", "error: none: there is no such directory");
+    // The open of a pipe would wait for a writer.
+    scratch.shell("mkfifo pipe");
+    refused("run out --session pipe", "error: pipe: expected a session that `run --session` wrote");
 }
 
 /// A template that does not repeat what it was given: replies are shown shortened, as models that

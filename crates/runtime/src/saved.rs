@@ -59,16 +59,17 @@ impl SavedPrompt {
     /// # Errors
     /// A file that cannot be read, is damaged, or of another model, version or type of cache.
     pub fn open(path: &Path, model: &str, cache: CacheTypes) -> Result<Option<Self>> {
-        let file = match File::open(path) {
+        // Asked before opening: the open of a pipe waits for a writer that may never come.
+        let metadata = match path.metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.map_err(|e| FormatError::io(path, e))?,
+            found => found.map_err(|e| FormatError::io(path, e))?,
         };
         let refuse = |detail: String| RuntimeError::Saved { path: path.to_owned(), detail };
-        let metadata = file.metadata().map_err(|e| FormatError::io(path, e))?;
         let no_file = || refuse("expected a session that `run --session` wrote".to_owned());
         if !metadata.is_file() || metadata.len() < FRAME {
             return Err(no_file());
         }
+        let file = File::open(path).map_err(|e| FormatError::io(path, e))?;
         let (mut file, len) = (BufReader::new(file), metadata.len());
         let read = read_header(&mut file, len).map_err(|e| FormatError::io(path, e))?;
         let (header, body) = match read {

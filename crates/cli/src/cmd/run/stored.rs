@@ -8,6 +8,7 @@ use shardwright_runtime::{CacheTypes, Runtime};
 
 use super::report::Used;
 use crate::failure::Failure;
+use crate::inputs;
 
 /// A prompt's cache from run to run.
 pub(super) struct Stored {
@@ -25,8 +26,9 @@ impl Stored {
     /// Opens the file, if there is one.
     ///
     /// # Errors
-    /// A file that cannot be read, is damaged, or of another model or type of cache.
+    /// A file that cannot be read, is damaged, or of another model or type of cache; one that could not be written.
     pub(super) fn open(path: &Path, weights: &Weights, cache: CacheTypes) -> Result<Self, Failure> {
+        inputs::check_parent(path)?;
         let model = String::from(weights.identity()?);
         let saved = SavedPrompt::open(path, &model, cache)?;
         let tokens = saved
