@@ -1,6 +1,7 @@
 //! Models that are elsewhere: behind a web server, on a hub, in an S3 bucket, each played by a server on this machine
 //! that also fails as they do. What is read is right or refused in one line.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -17,6 +18,8 @@ fn command(scratch: &Scratch, server: &Server, args: &str) -> Command {
     for name in ["HF_HOME", "HF_HUB_CACHE"] {
         command.env(name, scratch.path("cache"));
     }
+    fs::create_dir_all(scratch.path("temporary")).unwrap();
+    command.env("TMPDIR", scratch.path("temporary"));
     for name in
         ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"]
     {
@@ -31,8 +34,12 @@ fn command(scratch: &Scratch, server: &Server, args: &str) -> Command {
     command
 }
 
+/// Runs a command, which leaves nothing behind where temporary files are.
 fn run(scratch: &Scratch, server: &Server, args: &str) -> Ran {
-    Ran::from(command(scratch, server, args).output().unwrap())
+    let ran = Ran::from(command(scratch, server, args).output().unwrap());
+    let left = fs::read_dir(scratch.path("temporary")).unwrap().count();
+    assert_eq!(left, 0, "{args}: {ran:?}");
+    ran
 }
 
 #[track_caller]
@@ -61,7 +68,7 @@ fn local(case: &str) -> Scratch {
 fn converted(scratch: &Scratch, server: &Server, location: &str) {
     ok(scratch, server, &format!("convert {location} -o remote {QUANTIZE}"));
     assert_eq!(digest(&scratch.path("remote")), digest(&scratch.path("local")), "{location}");
-    std::fs::remove_dir_all(scratch.path("remote")).unwrap();
+    fs::remove_dir_all(scratch.path("remote")).unwrap();
 }
 
 /// With a fault in every fifth request and with none: one file, several with an index, experts.
@@ -94,7 +101,7 @@ fn every_command_takes_a_location() {
     assert_eq!(there.replace("hf://org/name@v1", "ckpt"), here);
     let (seen, whole) = (
         server.sent(),
-        std::fs::metadata(scratch.path("ckpt/model.safetensors"))
+        fs::metadata(scratch.path("ckpt/model.safetensors"))
             .unwrap()
             .len(),
     );
@@ -112,7 +119,7 @@ fn nothing_is_fetched_twice() {
     let scratch = local("fixture-2m");
     let server = Server::start(&scratch.path("ckpt"), Manner::S3, Faults::default());
     converted(&scratch, &server, "s3://bucket/models/name/");
-    let files = std::fs::read_dir(scratch.path("ckpt")).unwrap().flatten();
+    let files = fs::read_dir(scratch.path("ckpt")).unwrap().flatten();
     let all: u64 = files.map(|file| file.metadata().unwrap().len()).sum();
     let sent = server.sent();
     assert!(sent < all + all / 10 + (1 << 20), "{sent} bytes came of {all}");
@@ -153,7 +160,7 @@ fn an_interrupted_conversion_goes_on() {
     ok(&scratch, &server, &resume);
     assert_eq!(digest(&scratch.path("remote")), digest(&scratch.path("local")));
     assert!(server.sent() > before);
-    std::fs::remove_dir_all(scratch.path("remote")).unwrap();
+    fs::remove_dir_all(scratch.path("remote")).unwrap();
     assert_eq!(stop(&server).status.code(), Some(130));
     let faults = Faults { change_after: Some(0), ..Faults::default() };
     let moved = Server::start(&scratch.path("ckpt"), Manner::Web, faults);
@@ -173,6 +180,11 @@ fn what_changes_or_lies_is_refused() {
     let listed = server.requests();
     let server = start(Manner::Web, Faults { change_after: Some(listed), ..Faults::default() });
     refused(&scratch, &server, &convert(&server), "it changed");
+    // A small file is held to what was listed, too.
+    let faults =
+        Faults { change_after: Some(20), change_only: Some("config.json"), ..Faults::default() };
+    let server = start(Manner::Web, faults);
+    refused(&scratch, &server, &convert(&server), "config.json: expected revision");
     let server = start(Manner::S3, Faults { longer: 8, ..Faults::default() });
     let args = format!("convert s3://bucket/models/name -o remote {QUANTIZE}");
     refused(&scratch, &server, &args, "it changed");
@@ -205,8 +217,8 @@ fn the_cache_of_this_machine_comes_first() {
     let snapshot = scratch.path("cache/models--org--name/snapshots/c0ffee");
     shardwright_testing::copy_dir(&golden("llama2"), &snapshot);
     let refs = scratch.path("cache/models--org--name/refs");
-    std::fs::create_dir_all(&refs).unwrap();
-    std::fs::write(refs.join("main"), "c0ffee").unwrap();
+    fs::create_dir_all(&refs).unwrap();
+    fs::write(refs.join("main"), "c0ffee").unwrap();
     let server = Server::start(Path::new("."), Manner::Hub, Faults::default());
     ok(&scratch, &server, "inspect hf://org/name");
     assert_eq!(server.requests(), 0);
@@ -222,8 +234,8 @@ fn the_cache_of_this_machine_comes_first() {
 #[test]
 fn locations_are_refused_in_one_line() {
     let scratch = Scratch::new();
-    std::fs::create_dir(scratch.path("empty")).unwrap();
-    std::fs::write(scratch.path("empty/config.json"), "{}").unwrap();
+    fs::create_dir(scratch.path("empty")).unwrap();
+    fs::write(scratch.path("empty/config.json"), "{}").unwrap();
     let server = Server::start(&scratch.path("empty"), Manner::Hub, Faults::default());
     for (args, expected) in [
         ("inspect hf://name", "hf://name: expected hf://ORG/NAME[@REVISION][/FILE.gguf]"),

@@ -133,6 +133,16 @@ impl Client {
         })
     }
 
+    /// All bytes of a file, of the revision that was listed.
+    ///
+    /// # Errors
+    /// As [`Self::range`].
+    pub fn all(&self, entry: &RemoteEntry) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; entry.len as usize];
+        self.range(entry, 0, &mut bytes, &Mutex::default())?;
+        Ok(bytes)
+    }
+
     /// Fills `out` from byte `start` of a file, in as many requests as it takes. `resolved` keeps where the hub
     /// led to.
     ///
@@ -283,11 +293,16 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 fn check(entry: &RemoteEntry, wanted: &Range<u64>, answer: &Response<Body>) -> Result<(), Fault> {
     let lasting = |detail: String| Err(Fault::Lasting(RemoteError::server(&entry.name, detail)));
     match answer.status() {
-        StatusCode::PARTIAL_CONTENT => {}
-        StatusCode::OK => return lasting(NO_RANGES.to_owned()),
+        StatusCode::PARTIAL_CONTENT | StatusCode::OK => {}
         status => return Err(unwanted(&entry.name, status, answer.headers())),
     }
-    let found = content_range(answer.headers());
+    // A server may give all of a file where all of it was asked for.
+    let whole = length(answer.headers()).map(|len| (0..len, len));
+    let found = match answer.status() {
+        StatusCode::OK if *wanted == (0..entry.len) => whole,
+        StatusCode::OK => return lasting(NO_RANGES.to_owned()),
+        _ => content_range(answer.headers()),
+    };
     if let Some((_, len)) = found.as_ref().filter(|(_, len)| *len != entry.len) {
         return lasting(format!("expected a file of {} bytes, found {len}: it changed", entry.len));
     }

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use shardwright_format::io::RemoteFile;
+use tempfile::TempDir;
 use url::Url;
 
 use crate::chunks::{CHUNK, Chunks};
@@ -24,14 +25,18 @@ const CHUNKS_AHEAD: u64 = 2;
 pub struct Shared {
     pub client: Client,
     pub chunks: Chunks,
-    /// Where files have their names; it goes when the last of them is closed.
-    pub folder: tempfile::TempDir,
 }
 
-/// A file of weights elsewhere.
+/// A file of weights elsewhere, as it is given to readers.
 #[derive(Clone, Debug)]
-pub struct RangedFile(Arc<Ranged>);
+pub struct RangedFile {
+    ranged: Arc<Ranged>,
+    /// Where files have their names. It goes with the last reader: threads that fetch ahead do not hold it, so
+    /// that it never outlives the program.
+    _folder: Arc<TempDir>,
+}
 
+/// What it takes to read the file.
 #[derive(Debug)]
 struct Ranged {
     shared: Arc<Shared>,
@@ -44,32 +49,48 @@ struct Ranged {
 }
 
 impl RangedFile {
-    /// A file that is asked for through `shared`.
-    pub fn new(shared: Arc<Shared>, number: usize, entry: RemoteEntry) -> Self {
+    /// File `number` of the model whose names are in `folder`, asked for through `shared`.
+    pub fn new(
+        shared: Arc<Shared>,
+        folder: Arc<TempDir>,
+        number: usize,
+        entry: RemoteEntry,
+    ) -> Self {
         let (head, resolved) = (OnceLock::new(), Mutex::new(None));
-        Self(Arc::new(Ranged { shared, number, entry, head, resolved }))
+        let ranged = Arc::new(Ranged { shared, number, entry, head, resolved });
+        Self { ranged, _folder: folder }
     }
 
     /// What it is.
     pub fn entry(&self) -> &RemoteEntry {
-        &self.0.entry
+        &self.ranged.entry
     }
 
+    /// Fetches its first bytes, in which its header begins.
+    ///
+    /// # Errors
+    /// What the server refuses.
+    pub fn fetch_head(&self) -> Result<()> {
+        self.ranged.head().map(drop)
+    }
+}
+
+impl Ranged {
     /// Its first bytes, fetched once.
     ///
     /// # Errors
     /// What the server refuses.
-    pub fn head(&self) -> Result<&[u8]> {
-        if let Some(head) = self.0.head.get() {
+    fn head(&self) -> Result<&[u8]> {
+        if let Some(head) = self.head.get() {
             return Ok(head);
         }
-        let head = self.fetch(0..HEAD.min(self.0.entry.len))?;
-        Ok(self.0.head.get_or_init(|| head))
+        let head = self.fetch(0..HEAD.min(self.entry.len))?;
+        Ok(self.head.get_or_init(|| head))
     }
 
     fn fetch(&self, range: Range<u64>) -> Result<Vec<u8>> {
         let mut bytes = vec![0; (range.end - range.start) as usize];
-        let Ranged { shared, entry, resolved, .. } = &*self.0;
+        let Ranged { shared, entry, resolved, .. } = self;
         shared
             .client
             .range(entry, range.start, &mut bytes, resolved)?;
@@ -77,45 +98,39 @@ impl RangedFile {
     }
 
     fn chunk_range(&self, chunk: u64) -> Range<u64> {
-        chunk * CHUNK..((chunk + 1) * CHUNK).min(self.0.entry.len)
+        chunk * CHUNK..((chunk + 1) * CHUNK).min(self.entry.len)
     }
 
     fn chunk(&self, chunk: u64) -> Result<Arc<Vec<u8>>> {
         let fetch = || self.fetch(self.chunk_range(chunk));
-        self.0.shared.chunks.get((self.0.number, chunk), fetch)
+        self.shared.chunks.get((self.number, chunk), fetch)
     }
 
     /// Begins to fetch a chunk if it lies in the file and nobody does already.
-    fn fetch_ahead(&self, chunk: u64) {
-        let key = (self.0.number, chunk);
-        if chunk * CHUNK >= self.0.entry.len || !self.0.shared.chunks.begin_ahead(key) {
+    fn fetch_ahead(self: &Arc<Self>, chunk: u64) {
+        let key = (self.number, chunk);
+        if chunk * CHUNK >= self.entry.len || !self.shared.chunks.begin_ahead(key) {
             return;
         }
-        let file = self.clone();
+        let file = Arc::clone(self);
         let fetch = move || {
             let bytes = file.fetch(file.chunk_range(chunk));
-            file.0.shared.chunks.came(key, bytes);
+            file.shared.chunks.came(key, bytes);
         };
         if let Err(e) = std::thread::Builder::new().spawn(fetch) {
-            let none = crate::RemoteError::server(&self.0.entry.name, e.to_string());
-            self.0.shared.chunks.came(key, Err(none));
+            let none = crate::RemoteError::server(&self.entry.name, e.to_string());
+            self.shared.chunks.came(key, Err(none));
         }
     }
 
     /// Copies a range out of the chunks that it lies in.
-    fn read_chunks(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+    fn read_chunks(self: &Arc<Self>, offset: u64, out: &mut [u8]) -> Result<()> {
         let mut done = 0;
         while done < out.len() {
             let at = offset + done as u64;
             let chunk = at / CHUNK;
-            let in_order = chunk > 0
-                && self
-                    .0
-                    .shared
-                    .chunks
-                    .held((self.0.number, chunk - 1))
-                    .is_some();
-            if in_order {
+            let held = |chunk| self.shared.chunks.held((self.number, chunk)).is_some();
+            if chunk.checked_sub(1).is_some_and(held) {
                 (1..=CHUNKS_AHEAD).for_each(|next| self.fetch_ahead(chunk + next));
             }
             let bytes = self.chunk(chunk)?;
@@ -127,19 +142,19 @@ impl RangedFile {
         Ok(())
     }
 
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+    fn read(self: &Arc<Self>, offset: u64, out: &mut [u8]) -> Result<()> {
         let end = offset + out.len() as u64;
-        if end <= HEAD.min(self.0.entry.len) {
+        if end <= HEAD.min(self.entry.len) {
             out.copy_from_slice(&self.head()?[offset as usize..end as usize]);
             return Ok(());
         }
         let chunk = offset / CHUNK;
-        let held = || self.0.shared.chunks.held((self.0.number, chunk));
+        let held = || self.shared.chunks.held((self.number, chunk));
         let whole = end <= self.chunk_range(chunk).end;
         if out.len() >= SHORT || (whole && held().is_some()) {
             return self.read_chunks(offset, out);
         }
-        let Ranged { shared, entry, resolved, .. } = &*self.0;
+        let Self { shared, entry, resolved, .. } = &**self;
         shared.client.range(entry, offset, out, resolved)
     }
 }
@@ -147,13 +162,13 @@ impl RangedFile {
 impl RemoteFile for RangedFile {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
         let end = offset.checked_add(out.len() as u64);
-        if end.is_none_or(|end| end > self.0.entry.len) {
+        if end.is_none_or(|end| end > self.ranged.entry.len) {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         if out.is_empty() {
             return Ok(());
         }
-        self.read(offset, out).map_err(std::io::Error::other)
+        self.ranged.read(offset, out).map_err(std::io::Error::other)
     }
 
     fn will_need(&self, range: &Range<u64>) {
@@ -161,12 +176,12 @@ impl RemoteFile for RangedFile {
             return;
         }
         for chunk in range.start / CHUNK..range.end.div_ceil(CHUNK) {
-            self.fetch_ahead(chunk);
+            self.ranged.fetch_ahead(chunk);
         }
     }
 
     fn revision(&self) -> &str {
-        &self.0.entry.revision
+        &self.ranged.entry.revision
     }
 
     fn memory(&self) -> u64 {

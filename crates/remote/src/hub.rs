@@ -83,6 +83,7 @@ pub fn list(client: &Client, repository: &str, revision: &str) -> Result<Vec<Rem
             len,
             name: file,
             address: Address::Hub { url, token: token.clone() },
+            content: None,
         })
     };
     found.siblings.into_iter().map(entry).collect()

@@ -21,6 +21,8 @@ pub struct RemoteEntry {
     pub name: String,
     /// How it is asked for.
     pub address: Address,
+    /// Its bytes, where finding the others took them.
+    pub content: Option<Vec<u8>>,
 }
 
 /// How a file is asked for.

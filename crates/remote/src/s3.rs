@@ -52,7 +52,7 @@ pub fn list(client: &Client, bucket: &str, prefix: &str) -> Result<Vec<RemoteEnt
                 (Box::new(bucket.clone()), credentials.clone().map(Box::new));
             let revision = tag.trim_matches('"').to_owned();
             let address = Address::S3 { bucket, credentials, key: object.key };
-            found.push(RemoteEntry { path, len, revision, name, address });
+            found.push(RemoteEntry { path, len, revision, name, address, content: None });
         }
         token = page.next_continuation_token;
         if token.is_none() {

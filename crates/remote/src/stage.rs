@@ -9,6 +9,7 @@ use std::sync::Arc;
 use shardwright_format::FormatError;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::io::{ReadFile, TOKENIZER_LIMIT};
+use tempfile::TempDir;
 
 use crate::chunks::Chunks;
 use crate::client::{Client, Patience};
@@ -34,6 +35,7 @@ pub enum RemoteModel {
 #[derive(Debug)]
 pub struct Staged {
     shared: Arc<Shared>,
+    folder: Arc<TempDir>,
     /// By where they have their names.
     files: BTreeMap<PathBuf, RangedFile>,
     /// What to open: the folder, or the one file in it that is the model.
@@ -83,8 +85,9 @@ impl Staged {
         let path = location
             .file()
             .map_or_else(|| folder.path().to_owned(), |file| folder.path().join(file));
-        let shared = Arc::new(Shared { client, chunks: Chunks::default(), folder });
-        let mut staged = Self { shared, files: BTreeMap::new(), path, location };
+        let shared = Arc::new(Shared { client, chunks: Chunks::default() });
+        let mut staged =
+            Self { shared, folder: Arc::new(folder), files: BTreeMap::new(), path, location };
         for entry in entries {
             entry.check()?;
             match entry.usage(staged.location.file()) {
@@ -99,7 +102,7 @@ impl Staged {
 
     /// Makes room for a file's name.
     fn place(&self, entry: &RemoteEntry) -> Result<PathBuf> {
-        let path = self.shared.folder.path().join(&entry.path);
+        let path = self.folder.path().join(&entry.path);
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(|e| FormatError::io(parent, e))?;
         }
@@ -113,17 +116,10 @@ impl Staged {
             return Err(RemoteError::server(&entry.name, detail));
         }
         let path = self.place(entry)?;
-        let (url, token) = entry.address.request();
-        let bytes = self
-            .shared
-            .client
-            .whole(&entry.name, (&url, token), TOKENIZER_LIMIT)?;
-        let missing = || RemoteError::Missing { name: entry.name.clone(), what: "file" };
-        let bytes = bytes.ok_or_else(missing)?;
-        if bytes.len() as u64 != entry.len {
-            let detail = format!("expected {} bytes, found {}: it changed", entry.len, bytes.len());
-            return Err(RemoteError::server(&entry.name, detail));
-        }
+        let bytes = match &entry.content {
+            Some(known) => known,
+            None => &self.shared.client.all(entry)?,
+        };
         std::fs::write(&path, bytes).map_err(|e| FormatError::io(&path, e).into())
     }
 
@@ -133,8 +129,9 @@ impl Staged {
         let made = File::create(&path).and_then(|file| file.set_len(entry.len));
         made.map_err(|e| FormatError::io(&path, e))?;
         let number = self.files.len();
+        let (shared, folder) = (Arc::clone(&self.shared), Arc::clone(&self.folder));
         self.files
-            .insert(path, RangedFile::new(Arc::clone(&self.shared), number, entry));
+            .insert(path, RangedFile::new(shared, folder, number, entry));
         Ok(())
     }
 
@@ -145,7 +142,7 @@ impl Staged {
             std::thread::scope(|scope| {
                 let heads: Vec<_> = files
                     .iter()
-                    .map(|file| scope.spawn(|| file.head().map(drop)))
+                    .map(|file| scope.spawn(|| file.fetch_head()))
                     .collect();
                 heads.into_iter().try_for_each(|head| match head.join() {
                     Ok(done) => done,
@@ -163,7 +160,7 @@ impl Staged {
 
     /// The folder that has its names.
     pub fn folder(&self) -> &Path {
-        self.shared.folder.path()
+        self.folder.path()
     }
 
     /// Opens it. The folder stays as long as the checkpoint.

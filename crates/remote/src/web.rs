@@ -53,26 +53,32 @@ pub fn list(client: &Client, directory: &Url, file: Option<&str>) -> Result<Vec<
     for name in COMPANIONS {
         found.extend(probe(client, directory, name)?);
     }
-    for name in weights(client, directory, &found)? {
+    for name in weights(client, directory, &mut found)? {
         found.extend(probe(client, directory, &name)?);
     }
     Ok(found)
 }
 
 /// The names of the files with weights: those of the index if there is one.
-fn weights(client: &Client, directory: &Url, found: &[RemoteEntry]) -> Result<BTreeSet<String>> {
+fn weights(
+    client: &Client,
+    directory: &Url,
+    found: &mut [RemoteEntry],
+) -> Result<BTreeSet<String>> {
     let single = BTreeSet::from([SINGLE_NAME.to_owned()]);
-    let Some(index) = found.iter().find(|entry| entry.path == INDEX_NAME) else {
+    let Some(index) = found.iter_mut().find(|entry| entry.path == INDEX_NAME) else {
         return Ok(single);
     };
-    let url = join(directory, INDEX_NAME)?;
-    let text = client
-        .whole(&index.name, (&url, None), INDEX_LIMIT)?
-        .unwrap_or_default();
-    let index: Index = serde_json::from_slice(&text).map_err(|e| {
+    if index.len > INDEX_LIMIT {
+        let detail = format!("expected at most {INDEX_LIMIT} bytes, found {}", index.len);
+        return Err(RemoteError::server(&index.name, detail));
+    }
+    let text = client.all(index)?;
+    let read: Index = serde_json::from_slice(&text).map_err(|e| {
         RemoteError::server(&index.name, format!("expected an index of weights: {e}"))
     })?;
-    let names: BTreeSet<_> = index.weight_map.into_values().collect();
+    index.content = Some(text);
+    let names: BTreeSet<_> = read.weight_map.into_values().collect();
     match names.iter().find(|name| !stays_inside(name)) {
         Some(name) => {
             let detail =
@@ -88,7 +94,7 @@ fn probe(client: &Client, directory: &Url, path: &str) -> Result<Option<RemoteEn
     let name = url.to_string();
     let Some((len, revision)) = client.probe(&name, &url)? else { return Ok(None) };
     let (path, address) = (path.to_owned(), Address::Web { url });
-    Ok(Some(RemoteEntry { path, len, revision, name, address }))
+    Ok(Some(RemoteEntry { path, len, revision, name, address, content: None }))
 }
 
 fn join(directory: &Url, path: &str) -> Result<Url> {

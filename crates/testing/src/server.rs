@@ -30,6 +30,8 @@ pub struct Faults {
     pub every: Option<u64>,
     /// After how many requests the files' entity tags change.
     pub change_after: Option<u64>,
+    /// The one file whose tag changes; all if none.
+    pub change_only: Option<&'static str>,
     /// Bytes that the server says a file has more than it has.
     pub longer: u64,
     /// The token without which nothing is given.
@@ -209,7 +211,9 @@ impl State {
         let Ok(bytes) = fs::read(self.root.join(path)) else {
             return ("404 Not Found", String::new(), Vec::new());
         };
-        let changed = self.faults.change_after.is_some_and(|after| number > after);
+        let Faults { change_after, change_only, .. } = self.faults;
+        let changed = change_after.is_some_and(|after| number > after)
+            && change_only.is_none_or(|only| only == path);
         let tag = format!("etag: \"{}-{}\"\r\n", bytes.len(), if changed { "new" } else { "old" });
         let range = request
             .headers
