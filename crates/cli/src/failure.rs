@@ -149,7 +149,7 @@ const fn stored_so(remedy: Remedy) -> &'static str {
         Remedy::AffineCodes => {
             "convert with an affine recipe, such as --bits 4, or --encodings affine"
         }
-        Remedy::HalfScales => "convert with --scale-dtype f16",
+        Remedy::HalfScales => "convert with --for gguf, or with --scale-dtype f16",
         Remedy::SymmetricZeros => "convert with --zeros symmetric",
         Remedy::WholeZeros => "convert with --for compressed-tensors, or with --zeros symmetric",
         Remedy::Floats => {

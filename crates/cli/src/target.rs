@@ -42,10 +42,10 @@ pub fn recipe(
     }
     let cancel = signal::stop_flag()?;
     let windows = args.probe_tokens.div_ceil(corpus.window) * corpus.window;
-    let palette = match args.encodings {
-        EncodingsArg::Affine => Palette::Affine,
-        _ if limits.is_some() => Palette::Affine,
-        EncodingsArg::All => Palette::All { state_bits: args.state_bits },
+    let palette = match (limits, args.encodings) {
+        (Some(limits), _) => Palette::of(limits.engine()),
+        (None, EncodingsArg::Affine) => Palette::Affine,
+        (None, EncodingsArg::All) => Palette::All { state_bits: args.state_bits },
     };
     let allocation = BitAllocation {
         original: &corpus.original,

@@ -1,11 +1,11 @@
 //! Engines whose containers hold only some encodings exactly, and recipes that keep to these.
 
 use serde_json::Value;
-use shardwright_format::Role;
 use shardwright_format::arch::Arch;
+use shardwright_format::{Role, gguf};
 use shardwright_quant::{Float, Zeros};
 
-use crate::error::Result;
+use crate::error::{ConvertError, Result};
 use crate::export::{Family, PACKED_ZEROS};
 use crate::recipe::{EncodingSpec, Fallback, Match, Recipe, Roles, Rule};
 
@@ -19,6 +19,8 @@ pub enum Engine {
     Mlx,
     /// vLLM and transformers, by compressed-tensors' packed integers.
     CompressedTensors,
+    /// llama.cpp, and what else reads GGUF files.
+    Gguf,
 }
 
 /// What an engine's container holds of one model exactly.
@@ -28,8 +30,7 @@ pub struct Limits {
     floats: Vec<Role>,
     /// Roles that share a tensor there, and so an encoding.
     alike: Vec<Vec<Role>>,
-    /// Whether zero must be one of the codes.
-    whole_zeros: bool,
+    engine: Engine,
 }
 
 /// Matrices that vLLM fuses, and so wants in one encoding.
@@ -58,20 +59,25 @@ impl Limits {
                 let mut floats = NOT_LINEAR.to_vec();
                 floats.extend(EXPERTS.into_iter().filter(stacked));
                 let alike = FUSED.iter().map(|roles| roles.to_vec()).collect();
-                Ok(Self { floats, alike, whole_zeros: true })
+                Ok(Self { floats, alike, engine })
             }
             Engine::Mlx => {
                 let family = Family::of(model_type)?;
                 let arch = Arch::builtin(model_type);
                 let alike = arch.map(|arch| arch.fused_roles()).unwrap_or_default();
                 let alike = alike.into_iter().filter(|roles| family.shares(roles));
-                Ok(Self {
-                    floats: family.float_roles(),
-                    alike: alike.collect(),
-                    whole_zeros: false,
-                })
+                Ok(Self { floats: family.float_roles(), alike: alike.collect(), engine })
+            }
+            Engine::Gguf => {
+                let alike = gguf::shared_roles(model_type).map_err(ConvertError::Plan)?;
+                Ok(Self { floats: Vec::new(), alike, engine })
             }
         }
+    }
+
+    /// Whose they are.
+    pub const fn engine(&self) -> Engine {
+        self.engine
     }
 
     /// Whether a matrix may be stored so.
@@ -107,8 +113,12 @@ impl Limits {
                 changed.push(format!("{} in place of {before}, which it has not", rule.encoding));
             }
         }
-        if self.whole_zeros {
-            changed.extend(recipe.rules.iter_mut().filter_map(with_whole_zeros));
+        match self.engine {
+            Engine::Mlx => {}
+            Engine::CompressedTensors => {
+                changed.extend(recipe.rules.iter_mut().filter_map(with_whole_zeros));
+            }
+            Engine::Gguf => changed.extend(recipe.rules.iter_mut().flat_map(as_blocks)),
         }
         let coded = |role: &&Role| would_code(&recipe, **role);
         let kept: Vec<_> = self.floats.iter().filter(coded).copied().collect();
@@ -142,18 +152,7 @@ fn without_trellis(encoding: EncodingSpec) -> EncodingSpec {
 
 /// Gives a rule zeros that are codes, the middle ones where the engine has no others, and says so.
 fn with_whole_zeros(rule: &mut Rule) -> Option<String> {
-    let fallbacks = rule.fallback.iter().filter_map(|fallback| match fallback {
-        Fallback::Encoding(encoding) => Some(*encoding),
-        Fallback::Group(_) => None,
-    });
-    let affine = |encoding| match encoding {
-        EncodingSpec::Affine { bits, .. } => Some(bits),
-        _ => None,
-    };
-    let bits: Vec<_> = fallbacks
-        .chain([rule.encoding])
-        .filter_map(affine)
-        .collect();
+    let bits = affine_bits(rule);
     let any = bits.iter().all(|bits| PACKED_ZEROS.contains(bits));
     let zeros =
         if any && rule.zeros != Zeros::Symmetric { Zeros::Integer } else { Zeros::Symmetric };
@@ -168,6 +167,51 @@ fn with_whole_zeros(rule: &mut Rule) -> Option<String> {
     }
     let kind = if any { "whole" } else { "symmetric" };
     Some(format!("{} with {kind} zeros, as it has no others", rule.encoding))
+}
+
+/// The widths of the affine codes that a rule may come to.
+fn affine_bits(rule: &Rule) -> Vec<u8> {
+    let fallbacks = rule.fallback.iter().filter_map(|fallback| match fallback {
+        Fallback::Encoding(encoding) => Some(*encoding),
+        Fallback::Group(_) => None,
+    });
+    let affine = |encoding| match encoding {
+        EncodingSpec::Affine { bits, .. } => Some(bits),
+        _ => None,
+    };
+    fallbacks
+        .chain([rule.encoding])
+        .filter_map(affine)
+        .collect()
+}
+
+/// Gives a rule scales of half precision and, above 4 bits, a zero in the middle; says so, and of what
+/// takes more room in a file than it needs.
+fn as_blocks(rule: &mut Rule) -> Vec<String> {
+    let mut changed = Vec::new();
+    let bits = affine_bits(rule);
+    let fallbacks = rule
+        .fallback
+        .iter_mut()
+        .filter_map(|fallback| match fallback {
+            Fallback::Encoding(encoding) => Some(encoding),
+            Fallback::Group(_) => None,
+        });
+    for encoding in fallbacks.chain([&mut rule.encoding]) {
+        let EncodingSpec::Affine { scale_dtype, .. } = encoding else { continue };
+        if scale_dtype.replace(Float::F16) != Some(Float::F16) {
+            changed.push("scales in f16, as it has no others".to_owned());
+        }
+    }
+    if bits.iter().any(|bits| *bits > 4) && rule.zeros != Zeros::Symmetric {
+        rule.zeros = Zeros::Symmetric;
+        changed.push("more than 4 bits with symmetric zeros, as it has no others".to_owned());
+    }
+    let wide = |bits: u8| if bits > 4 { 8 } else { 4 };
+    if let Some(bits) = bits.into_iter().find(|bits| *bits != wide(*bits)) {
+        changed.push(format!("{bits} bits in blocks of {}, as it has no smaller ones", wide(bits)));
+    }
+    changed
 }
 
 /// Whether a recipe stores some tensor of a role in codes.

@@ -119,6 +119,7 @@ Examples:
   shardwright export qwen3-Q4_K_M.gguf --to hf -o qwen3-from-gguf     weights, config and tokenizer of a GGUF file
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --bits 4 --for mlx
   shardwright export qwen3.bundle --to mlx -o qwen3-mlx               the bundle's own codes, for mlx-lm
+  shardwright convert Qwen3-30B-A3B -o qwen3.bundle --bits 4 --for gguf
   shardwright export qwen3.bundle --to gguf -o qwen3.gguf             for llama.cpp";
 
 pub const PACK: &str = "\

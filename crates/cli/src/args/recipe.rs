@@ -76,6 +76,8 @@ pub enum EngineArg {
     Mlx,
     /// vLLM and transformers: affine codes about a code for zero, and floats where they have no linear layer
     CompressedTensors,
+    /// llama.cpp: affine codes in blocks of 32, 4 bits of any kind and 8 bits about zero
+    Gguf,
 }
 
 impl EngineArg {
@@ -84,6 +86,7 @@ impl EngineArg {
         match self {
             Self::Mlx => "mlx",
             Self::CompressedTensors => "compressed-tensors",
+            Self::Gguf => "gguf",
         }
     }
 }
@@ -93,6 +96,7 @@ impl From<EngineArg> for shardwright_convert::engine::Engine {
         match arg {
             EngineArg::Mlx => Self::Mlx,
             EngineArg::CompressedTensors => Self::CompressedTensors,
+            EngineArg::Gguf => Self::Gguf,
         }
     }
 }

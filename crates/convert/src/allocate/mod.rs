@@ -16,7 +16,7 @@ use shardwright_format::weights::Weights;
 use shardwright_format::{Role, Unit};
 use shardwright_quant::{Float, Zeros};
 
-use crate::engine::Limits;
+use crate::engine::{Engine, Limits};
 use crate::error::{ConvertError, Result};
 use crate::plan::{Plan, PlanOptions};
 use crate::recipe::{EncodingSpec, Fallback, Layers, Match, Recipe, Roles, Rule};
@@ -38,6 +38,8 @@ pub enum SizeTarget {
 pub enum Palette {
     /// Affine codes alone: what MLX kernels run on.
     Affine,
+    /// Affine codes that take no more room in a GGUF file than in a bundle.
+    Gguf,
     /// Trellis codes with states of this many bits, and affine codes above 4 bits.
     All {
         /// Bits of a state.
@@ -53,11 +55,23 @@ const AFFINE: [&str; 11] = [
 /// Those of them that trellis codes do not replace.
 const ABOVE_TRELLIS: [&str; 2] = ["q6g64", "q8g64"];
 
+/// Those of which a bundle's groups are as large as the blocks of a file.
+const GGUF: [&str; 2] = ["q4g32", "q8g64"];
+
 impl Palette {
+    /// What a bundle for an engine is made of.
+    pub const fn of(engine: Engine) -> Self {
+        match engine {
+            Engine::Mlx | Engine::CompressedTensors => Self::Affine,
+            Engine::Gguf => Self::Gguf,
+        }
+    }
+
     /// Encodings to choose from.
     fn specs(self) -> Result<Vec<EncodingSpec>> {
         let names: Vec<String> = match self {
             Self::Affine => AFFINE.map(str::to_owned).to_vec(),
+            Self::Gguf => GGUF.map(str::to_owned).to_vec(),
             Self::All { state_bits } => {
                 let trellis = (2..=4).map(|bits| format!("t{bits}s{state_bits}"));
                 trellis.chain(ABOVE_TRELLIS.map(str::to_owned)).collect()

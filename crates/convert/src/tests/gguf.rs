@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
-use shardwright_format::Unit;
+use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::checkpoint::gguf::{Header, Value, read_header};
 use shardwright_format::io::{AlignedBuf, ReadFile};
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
+use shardwright_format::{Role, Unit};
 use shardwright_quant::{Backend, Matrix, Zeros};
 
 use super::{Case, SMALL_EXPORT, fixture};
+use crate::engine::{Engine, Limits};
 use crate::error::{ConvertError, Remedy};
 use crate::{ExportTarget, PlanOptions, Recipe, export};
 
@@ -188,6 +190,59 @@ fn codes_are_written_as_blocks_that_hold_them() {
                 .all(|entry| entry.encoding.float().is_some())
         );
     }
+}
+
+/// Trellis codes, wide codes without a zero, scales of bf16: none of them is what a file holds.
+const MIXED: &str = r#"{"name":"t","scale_dtype":"bf16","rules":[
+    {"match":{"role":["attention.*"]},"encoding":"q8g32","fallback":["keep"]},
+    {"match":{"role":["mlp.down_proj","expert.down_proj"]},"encoding":"t3s10","optional":true,"fallback":["keep"]},
+    {"match":{"role":["router"]},"encoding":"keep","optional":true},
+    {"encoding":"q3g32","fallback":["keep"]}]}"#;
+
+/// Whatever a recipe asks for, the bundle made for a file goes into it value for value.
+#[test]
+fn a_bundle_for_llama_cpp_goes_into_a_file_exactly() {
+    for name in ["llama3", "mixtral", "glm4_moe", "granitemoe"] {
+        let source = fixture(&format!("golden/{name}"));
+        let recipe = Recipe::parse("t", MIXED).unwrap();
+        let checkpoint = Checkpoint::open(&source).unwrap();
+        let limits = Limits::new(Engine::Gguf, checkpoint.config()).unwrap();
+        let (held, changed) = limits.restrict(recipe.clone());
+        for expected in [
+            "3 bits in blocks of 4, as it has no smaller ones",
+            "more than 4 bits with symmetric zeros, as it has no others",
+            "q3g64 in place of t3s10, which it has not",
+            "scales in f16, as it has no others",
+        ] {
+            assert!(changed.iter().any(|line| line == expected), "{changed:?}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for (at, recipe) in [recipe, held].iter().enumerate() {
+            let bundle = dir.path().join(format!("b{at}"));
+            Case::new(&source, recipe, PlanOptions::default())
+                .unwrap()
+                .convert(&bundle, 2)
+                .unwrap();
+            let model = Weights::open(&bundle).unwrap();
+            if at == 0 {
+                let out = dir.path().join("model.gguf");
+                export(&model, &out, ExportTarget::Gguf, &SMALL_EXPORT).unwrap_err();
+            } else {
+                assert_same(&model, &exported(&model, dir.path()));
+            }
+        }
+    }
+}
+
+/// Parts of one tensor of a file are in one type, which an allocation keeps to.
+#[test]
+fn what_shares_a_tensor_of_a_file_is_alike() {
+    let limits = |name: &str| Limits::new(Engine::Gguf, &serde_json::json!({"model_type": name}));
+    let phi3 = limits("phi3").unwrap();
+    assert_eq!(phi3.alike(Role::KProj), [Role::QProj, Role::KProj, Role::VProj]);
+    assert_eq!(limits("llama").unwrap().alike(Role::KProj), []);
+    let unknown = limits("deepseek_v3").map(|_| ()).unwrap_err().to_string();
+    assert!(unknown.contains("found deepseek_v3"), "{unknown}");
 }
 
 /// What cannot go exactly is refused with the tensor and what avoids it; nothing is left.

@@ -155,6 +155,17 @@ fn file_type(tensors: &[Info<'_>]) -> u32 {
     }
 }
 
+/// Roles whose rows lie in one tensor of a file, and so in one type.
+///
+/// # Errors
+/// A model that no table has.
+pub fn shared_roles(model_type: &str) -> Result<Vec<Vec<Role>>, String> {
+    let arch = Arch::builtin(model_type).ok_or_else(|| unknown(model_type))?;
+    let table = Table::of_model(model_type).ok_or_else(|| unknown(model_type))?;
+    let roles = names(&table, &arch).into_iter().map(|(_, roles)| roles);
+    Ok(roles.filter(|roles| roles.len() > 1).collect())
+}
+
 /// The names in a file by role: the roles whose rows lie one after the other under each.
 fn names<'t>(table: &'t Table, arch: &Arch) -> Vec<(&'t str, Vec<Role>)> {
     let mut names: Vec<(&str, Vec<Role>)> = Vec::new();
