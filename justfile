@@ -42,10 +42,11 @@ skeleton model dir=("skeleton-" + model):
 skeleton-check *model:
     python3 fixtures/make_skeleton.py --check {{ model }}
 
-# rewrite the expected output of help texts and reports, then show what changed
+# rewrite the expected output of help texts and reports, and the C header, then show what changed
 bless:
     SHARDWRIGHT_BLESS=1 cargo test -p shardwright --test e2e
-    git diff --stat tests
+    SHARDWRIGHT_BLESS=1 cargo test -p shardwright-capi --test header
+    git diff --stat tests crates/capi/include
 
 # attack the release build for some minutes: damaged inputs and bundles, kills, surroundings; see tests/torture.rs
 torture minutes="5" seed="1":

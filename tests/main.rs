@@ -5,6 +5,7 @@ mod arch;
 mod bad_bundle;
 mod bad_checkpoint;
 mod calibrate;
+mod capi;
 mod check_reads;
 mod cli;
 mod compare;

@@ -7,9 +7,9 @@ use shardwright_convert::Calibration;
 use shardwright_convert::calibrate::{Corpus, SavedStatistics};
 use shardwright_format::manifest;
 use shardwright_format::weights::Weights;
+use shardwright_runtime::plan::LOADING_BYTES;
 
 use crate::args::{CalibrationArgs, CalibrationTextArgs};
-use crate::engine;
 use crate::failure::Failure;
 use crate::say;
 
@@ -42,7 +42,7 @@ impl Opened {
     /// Bytes that the program took at once to read the text.
     pub fn reading_bytes(&self) -> u64 {
         match self {
-            Self::Text(corpus) => engine::LOADING_BYTES + corpus.tokenizer_bytes,
+            Self::Text(corpus) => LOADING_BYTES + corpus.tokenizer_bytes,
             Self::None | Self::Statistics(_) => 0,
         }
     }

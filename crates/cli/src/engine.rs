@@ -1,7 +1,7 @@
 //! A runtime within what the machine has.
 
 use shardwright_format::weights::Weights;
-use shardwright_runtime::plan::PROGRAM_BYTES;
+use shardwright_runtime::plan::{PROGRAM_BYTES, THREAD_BYTES, loading, reserved};
 use shardwright_runtime::text::Tokenizer;
 use shardwright_runtime::{MemoryPlan, Options, Runtime, RuntimeError};
 
@@ -13,14 +13,8 @@ use crate::process;
 /// the text, and what the allocator does not give back.
 const SLACK: u64 = 4 << 20;
 
-/// What the program takes while it loads a tokenizer, besides what the latter says.
-pub const LOADING_BYTES: u64 = 16 << 20;
-
 /// What the same program may take more another time: addresses and hashes are drawn anew.
 const DRIFT: u64 = 1 << 20;
-
-/// What a thread takes of its stack and of the allocator, generously.
-const THREAD_BYTES: u64 = 128 << 10;
 
 /// How to run a model here: within `memory`, or what the machine has free.
 /// With a tokenizer, which is loaded by now: what it takes is reserved, and what loading it took is the
@@ -39,16 +33,6 @@ pub fn options(
     let took = process::peak_memory().map_or(0, |peak| peak + DRIFT);
     let loading = tokenizer.map_or(0, loading).max(took);
     Options { memory, reserved, loading, threads, context, ..Options::default() }
-}
-
-/// What the program takes with a tokenizer.
-pub fn reserved(tokenizer: &Tokenizer) -> u64 {
-    PROGRAM_BYTES + tokenizer.held_bytes()
-}
-
-/// What a run takes at once while it loads a tokenizer.
-pub fn loading(tokenizer: &Tokenizer) -> u64 {
-    LOADING_BYTES + tokenizer.loading_bytes()
 }
 
 /// Opens a runtime, unless the machine cannot hold it: swapping would be slower than streaming.

@@ -146,7 +146,7 @@ impl Bundle {
     ///
     /// # Errors
     /// A unit that the model does not have.
-    pub(crate) fn place(&self, unit: Unit) -> Result<(&str, Extent)> {
+    pub fn place(&self, unit: Unit) -> Result<(&str, Extent)> {
         let found = self.find(unit).ok_or_else(|| self.missing(unit))?;
         Ok((found.0, found.1))
     }

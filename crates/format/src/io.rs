@@ -21,6 +21,8 @@ pub const CONFIG_LIMIT: u64 = 16 << 20;
 pub const INDEX_LIMIT: u64 = 256 << 20;
 /// Larger tokenizers are refused unread: those of 262,144 tokens take 33 MB.
 pub const TOKENIZER_LIMIT: u64 = 256 << 20;
+/// Bytes that [`ReadFile::blocks`] reads at once.
+const BLOCK: u64 = 4 << 20;
 
 /// The bytes of a file of at most `limit` bytes.
 ///
@@ -308,6 +310,25 @@ impl ReadFile {
                 Ok(())
             }
         }
+    }
+
+    /// Hands every byte to `each`, with its offset, in order, a bounded block at a time; past the page cache where
+    /// that works, so that what is seen is what the medium holds.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`], and those of `each`, which end it.
+    pub fn blocks<E: From<FormatError>>(
+        &self,
+        mut each: impl FnMut(u64, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (mut buf, mut offset) = (AlignedBuf::default(), 0);
+        while offset < self.len {
+            let len = BLOCK.min(self.len - offset);
+            self.read_aligned(offset, len as usize, &mut buf)?;
+            each(offset, buf.as_slice())?;
+            offset += len;
+        }
+        Ok(())
     }
 }
 

@@ -8,11 +8,28 @@ use shardwright_format::{FormatError, Role, TensorEntry, Unit, UnitLayout};
 use crate::block::kv::CacheTypes;
 use crate::block::{self, MixerState};
 use crate::error::{Result, RuntimeError};
+use crate::text::Tokenizer;
 use crate::vocab::head_location;
 
 /// An allowance for the program itself, its stacks and its allocator. The command line tool with a
 /// small tokenizer peaks at 12 MiB on 64-bit Linux; a large tokenizer's share is the caller's to add.
 pub const PROGRAM_BYTES: u64 = 20 << 20;
+
+/// What a program takes while it loads a tokenizer, besides what the latter says.
+pub const LOADING_BYTES: u64 = 16 << 20;
+
+/// What a thread takes of its stack and of the allocator, generously.
+pub const THREAD_BYTES: u64 = 128 << 10;
+
+/// What a program takes with a tokenizer besides a runtime: [`Options::reserved`].
+pub fn reserved(tokenizer: &Tokenizer) -> u64 {
+    PROGRAM_BYTES + tokenizer.held_bytes()
+}
+
+/// What it took at once while it loaded the tokenizer: [`Options::loading`].
+pub fn loading(tokenizer: &Tokenizer) -> u64 {
+    LOADING_BYTES + tokenizer.loading_bytes()
+}
 
 /// Tokens of a prompt that are computed together where memory allows: more are little faster.
 pub const CHUNK: usize = 128;

@@ -7,12 +7,12 @@ use std::path::Path;
 use serde::Serialize;
 use shardwright_convert::Plan;
 use shardwright_format::FormatError;
+use shardwright_runtime::plan::{loading, reserved};
 use shardwright_runtime::text::Tokenizer;
 use shardwright_runtime::{MemoryPlan, Options as RuntimeOptions};
 
 use crate::args::{CacheArgs, PlanArgs};
 use crate::bytes;
-use crate::engine;
 use crate::failure::Failure;
 use crate::output::{Output, Table};
 use crate::planning::{self, Planned};
@@ -61,8 +61,8 @@ impl RuntimeMemory {
         let cache = CacheArgs::DEFAULT.into();
         let mut options = RuntimeOptions { context: CONTEXT, cache, ..RuntimeOptions::default() };
         if let Ok(tokenizer) = Tokenizer::open(&planned.source) {
-            options.reserved = engine::reserved(&tokenizer);
-            options.loading = engine::loading(&tokenizer);
+            options.reserved = reserved(&tokenizer);
+            options.loading = loading(&tokenizer);
         }
         let memory = MemoryPlan::for_layouts(&plan.manifest.model, &layout, &options)?;
         Ok(Self {

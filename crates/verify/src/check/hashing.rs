@@ -2,14 +2,11 @@
 
 use std::path::Path;
 
-use shardwright_format::io::{AlignedBuf, ReadFile};
+use shardwright_format::io::ReadFile;
 use shardwright_format::manifest::Hash;
 
 use crate::error::Result;
 use crate::monitor::Meter;
-
-/// Bytes read at once, per thread.
-const BLOCK: u64 = 4 << 20;
 
 /// Hands every byte of a file to `each`, with its offset, in order; gives the file's length.
 ///
@@ -24,15 +21,10 @@ fn stream_file(
     meter: &Meter<'_>,
     mut each: impl FnMut(u64, &[u8]),
 ) -> Result<u64> {
-    let mut buf = AlignedBuf::default();
-    let mut offset = 0;
-    while offset < file.len() {
-        let len = BLOCK.min(file.len() - offset);
-        file.read_aligned(offset, len as usize, &mut buf)?;
-        each(offset, buf.as_slice());
-        offset += len;
-        meter.add(len)?;
-    }
+    file.blocks(|offset, bytes| {
+        each(offset, bytes);
+        meter.add(bytes.len() as u64)
+    })?;
     Ok(file.len())
 }
 
