@@ -155,6 +155,7 @@ const fn stored_so(remedy: Remedy) -> &'static str {
         Remedy::Floats => {
             "convert with --for compressed-tensors, or keep it as floats: see --set of `convert --help`"
         }
+        Remedy::PackedExperts => "convert with --for flash-moe",
         Remedy::OneEncoding => {
             "convert with one encoding for all that share the tensor: see --set of `convert --help`"
         }

@@ -6,7 +6,7 @@ use shardwright_format::{Role, gguf};
 use shardwright_quant::{Float, Zeros};
 
 use crate::error::{ConvertError, Result};
-use crate::export::{Family, PACKED_ZEROS};
+use crate::export::{Family, PACKED_GROUP, PACKED_ZEROS, check_packed_type};
 use crate::recipe::{EncodingSpec, Fallback, Match, Recipe, Roles, Rule};
 
 /// Groups of the affine codes that stand in for those of a trellis.
@@ -21,6 +21,8 @@ pub enum Engine {
     CompressedTensors,
     /// llama.cpp, and what else reads GGUF files.
     Gguf,
+    /// flash-moe, and the apps that are made of it.
+    FlashMoe,
 }
 
 /// What an engine's container holds of one model exactly.
@@ -68,6 +70,10 @@ impl Limits {
                 let alike = alike.into_iter().filter(|roles| family.shares(roles));
                 Ok(Self { floats: family.float_roles(), alike: alike.collect(), engine })
             }
+            Engine::FlashMoe => {
+                check_packed_type(model_type)?;
+                Ok(Self { floats: Vec::new(), alike: vec![EXPERTS.to_vec()], engine })
+            }
             Engine::Gguf => {
                 let alike = gguf::shared_roles(model_type).map_err(ConvertError::Plan)?;
                 Ok(Self { floats: Vec::new(), alike, engine })
@@ -84,6 +90,9 @@ impl Limits {
     pub fn holds(&self, role: Role, wanted: EncodingSpec) -> bool {
         match wanted {
             EncodingSpec::Trellis(_) => false,
+            EncodingSpec::Affine { bits, group_size, .. } if self.engine == Engine::FlashMoe => {
+                (bits, group_size) == (4, PACKED_GROUP)
+            }
             EncodingSpec::Affine { .. } => !self.floats.contains(&role),
             EncodingSpec::Keep | EncodingSpec::LeaveOut | EncodingSpec::Float(_) => true,
         }
@@ -119,6 +128,7 @@ impl Limits {
                 changed.extend(recipe.rules.iter_mut().filter_map(with_whole_zeros));
             }
             Engine::Gguf => changed.extend(recipe.rules.iter_mut().flat_map(as_blocks)),
+            Engine::FlashMoe => return as_packed(recipe),
         }
         let coded = |role: &&Role| would_code(&recipe, **role);
         let kept: Vec<_> = self.floats.iter().filter(coded).copied().collect();
@@ -212,6 +222,43 @@ fn as_blocks(rule: &mut Rule) -> Vec<String> {
         changed.push(format!("{bits} bits in blocks of {}, as it has no smaller ones", wide(bits)));
     }
     changed
+}
+
+/// The recipe with every matrix as the kernels of flash-moe have it, and what that is. Routed experts keep 2
+/// bits where the recipe gives them so many; methods, and rules for other parts than the text model, stay.
+fn as_packed(mut recipe: Recipe) -> (Recipe, Vec<String>) {
+    let deciding = |role: Role| {
+        let mut rules = recipe.rules.iter();
+        rules
+            .find(|rule| rule.matches.holds(role, None, 1))
+            .cloned()
+    };
+    let expert = deciding(Role::ExpertGateProj);
+    let other = deciding(Role::EmbedTokens);
+    let two = |rule: &Rule| {
+        matches!(without_trellis(rule.encoding), EncodingSpec::Affine { bits: 2, .. })
+    };
+    let bits = if expert.as_ref().is_some_and(two) { 2 } else { 4 };
+    let rule = |role: Option<&str>, bits: u8, like: Option<Rule>| {
+        let globs = role.map(|role| Roles::new(vec![role.to_owned()]));
+        let role = globs.and_then(std::result::Result::ok);
+        let scale_dtype = Some(Float::Bf16);
+        let encoding = EncodingSpec::Affine { bits, group_size: PACKED_GROUP, scale_dtype };
+        let method = like.and_then(|rule| rule.method);
+        let fallback = vec![Fallback::Encoding(EncodingSpec::Keep)];
+        let matches = Match { role, ..Match::default() };
+        let (zeros, optional, note) = (Zeros::Float, true, String::new());
+        Rule { matches, encoding, method, zeros, fallback, optional, note }
+    };
+    let extras = |rule: &Rule| rule.matches.role.as_ref().is_some_and(Roles::only_extras);
+    recipe.rules.retain(extras);
+    let rules = [rule(Some("expert.*"), bits, expert), rule(None, 4, other)];
+    let said = rules.iter().zip(["routed experts", "all other matrices"]);
+    let said = said
+        .map(|(rule, what)| format!("{what} in {}", rule.encoding))
+        .collect();
+    recipe.rules.extend(rules);
+    (recipe, said)
 }
 
 /// Whether a recipe stores some tensor of a role in codes.

@@ -106,6 +106,8 @@ pub enum Remedy {
     Floats,
     /// Alike with the others that share a tensor in the form.
     OneEncoding,
+    /// As flash-moe's kernels have all matrices.
+    PackedExperts,
 }
 
 /// What this crate's functions give.

@@ -277,6 +277,8 @@ pub enum ExportForm {
     Gguf,
     /// A directory for vLLM and transformers: codes packed as they are, floats as they are stored
     CompressedTensors,
+    /// The folder of flash-moe and its apps for phones: packed experts, and everything else in one file
+    FlashMoe,
 }
 
 impl ExportForm {
@@ -287,6 +289,7 @@ impl ExportForm {
             Self::Mlx => "mlx",
             Self::Gguf => "gguf",
             Self::CompressedTensors => "compressed-tensors",
+            Self::FlashMoe => "flash-moe",
         }
     }
 }
@@ -307,6 +310,7 @@ impl From<ExportForm> for shardwright_convert::ExportTarget {
             ExportForm::Mlx => Self::Mlx,
             ExportForm::Gguf => Self::Gguf,
             ExportForm::CompressedTensors => Self::CompressedTensors,
+            ExportForm::FlashMoe => Self::FlashMoe,
         }
     }
 }

@@ -78,6 +78,8 @@ pub enum EngineArg {
     CompressedTensors,
     /// llama.cpp: affine codes in blocks of 32, 4 bits of any kind and 8 bits about zero
     Gguf,
+    /// flash-moe: every matrix at 4 bits in groups of 64, routed experts at 2 where the recipe has them so
+    FlashMoe,
 }
 
 impl EngineArg {
@@ -87,6 +89,7 @@ impl EngineArg {
             Self::Mlx => "mlx",
             Self::CompressedTensors => "compressed-tensors",
             Self::Gguf => "gguf",
+            Self::FlashMoe => "flash-moe",
         }
     }
 }
@@ -97,6 +100,7 @@ impl From<EngineArg> for shardwright_convert::engine::Engine {
             EngineArg::Mlx => Self::Mlx,
             EngineArg::CompressedTensors => Self::CompressedTensors,
             EngineArg::Gguf => Self::Gguf,
+            EngineArg::FlashMoe => Self::FlashMoe,
         }
     }
 }

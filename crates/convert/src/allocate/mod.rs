@@ -62,7 +62,7 @@ impl Palette {
     /// What a bundle for an engine is made of.
     pub const fn of(engine: Engine) -> Self {
         match engine {
-            Engine::Mlx | Engine::CompressedTensors => Self::Affine,
+            Engine::Mlx | Engine::CompressedTensors | Engine::FlashMoe => Self::Affine,
             Engine::Gguf => Self::Gguf,
         }
     }

@@ -43,10 +43,10 @@ pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> R
 }
 
 /// A tensor of the export that holds rows of one of the model's.
-struct Piece {
-    name: String,
-    dtype: Dtype,
-    shape: Vec<u64>,
+pub(super) struct Piece {
+    pub(super) name: String,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<u64>,
 }
 
 /// A model and the form that it gets.
@@ -259,7 +259,7 @@ fn write_halves(rows: &Rows<'_>, halves: &Halves, bytes: &[u8], files: &TensorFi
 }
 
 /// Words of codes, scales and biases of a module whose weight has `shape`.
-fn affine_pieces(module: &str, shape: &[u64], affine: Affine) -> Vec<Piece> {
+pub(super) fn affine_pieces(module: &str, shape: &[u64], affine: Affine) -> Vec<Piece> {
     let (lead, cols) = shape.split_at(shape.len() - 1);
     let with = |cols: u64| [lead, &[cols]].concat();
     let scale = Dtype::Float(affine.scale_dtype());

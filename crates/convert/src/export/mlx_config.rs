@@ -10,7 +10,7 @@ use shardwright_quant::Affine;
 use super::mlx_places::Family;
 
 /// What the part of a configuration that is of text lies at, where there are others.
-const TEXT: &str = "text_config";
+pub(super) const TEXT: &str = "text_config";
 
 /// Modules in codes, and weights in each encoding.
 #[derive(Default)]

@@ -6,6 +6,9 @@
 mod companions;
 mod compressed;
 mod compressed_config;
+mod flash_moe;
+mod flash_moe_dense;
+mod flash_moe_vocabulary;
 mod gguf;
 mod hf;
 mod mlx;
@@ -30,6 +33,7 @@ use shardwright_format::writer::publish;
 use shardwright_quant::Float;
 
 pub(crate) use compressed::PACKED_ZEROS;
+pub(crate) use flash_moe::{GROUP as PACKED_GROUP, check_type as check_packed_type};
 pub use mlx_places::Family;
 pub use requantize::Requantized;
 
@@ -50,6 +54,8 @@ pub enum ExportTarget {
     Gguf,
     /// A directory of compressed-tensors: integers packed as the bundle has them.
     CompressedTensors,
+    /// The folder of flash-moe: experts as packed records, everything else in one file.
+    FlashMoe,
 }
 
 /// The type that weights are exported in.
@@ -143,7 +149,10 @@ pub fn export(
     }
     let single = match target {
         ExportTarget::Gguf => Some(file_name(out)?),
-        ExportTarget::Hf | ExportTarget::Mlx | ExportTarget::CompressedTensors => None,
+        ExportTarget::Hf
+        | ExportTarget::Mlx
+        | ExportTarget::CompressedTensors
+        | ExportTarget::FlashMoe => None,
     };
     let partial = Partial::begin(out)?;
     let exported = match (target, &single) {
@@ -151,6 +160,7 @@ pub fn export(
             gguf::write(weights, &partial.dir.join(name), stem, options)
         }
         (ExportTarget::CompressedTensors, _) => compressed::write(weights, &partial.dir, options),
+        (ExportTarget::FlashMoe, _) => flash_moe::write(weights, &partial.dir, options),
         (ExportTarget::Mlx, _) => mlx::write(weights, &partial.dir, options),
         _ => hf::write(weights, &partial.dir, options),
     };

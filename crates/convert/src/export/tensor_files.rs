@@ -23,7 +23,7 @@ impl Tensor {
         self.shape.iter().product()
     }
 
-    fn byte_len(&self) -> u64 {
+    pub(super) fn byte_len(&self) -> u64 {
         self.values() * self.dtype.size() as u64
     }
 }

@@ -4,6 +4,7 @@ mod calibrated;
 mod compressed;
 mod export;
 mod failures;
+mod flash_moe;
 mod gguf;
 mod mlx;
 mod plans;
