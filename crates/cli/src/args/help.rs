@@ -120,7 +120,9 @@ Examples:
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --bits 4 --for mlx
   shardwright export qwen3.bundle --to mlx -o qwen3-mlx               the bundle's own codes, for mlx-lm
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --bits 4 --for gguf
-  shardwright export qwen3.bundle --to gguf -o qwen3.gguf             for llama.cpp";
+  shardwright export qwen3.bundle --to gguf -o qwen3.gguf             for llama.cpp
+  shardwright convert Qwen3.5-35B-A3B -o qwen35.bundle --bits 4 --for flash-moe
+  shardwright export qwen35.bundle --to flash-moe -o qwen35-packed    for flash-moe and its apps for iOS";
 
 pub const PACK: &str = "\
 Examples:
