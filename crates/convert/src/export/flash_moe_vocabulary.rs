@@ -131,3 +131,36 @@ fn push_text(bytes: &mut Vec<u8>, text: &str) -> Result<(), String> {
     bytes.extend(text.as_bytes());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(vocab: &str, merges: &str) -> Document {
+        let text = format!(r#"{{"model": {{"vocab": {vocab}, "merges": {merges}}}}}"#);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Numbers that nobody has leave gaps; pairs are written alike from lists and from lines.
+    #[test]
+    fn gaps_are_empty_and_pairs_may_be_lines() {
+        let vocab = r#"{"b": 2, "a": 0}"#;
+        let lines = document(vocab, r#"["a b"]"#);
+        assert_eq!(lines.texts(3).unwrap(), b"\x03\0\0\0\x02\0\0\0\x01\0a\0\0\x01\0b");
+        let pairs = document(vocab, r#"[["a", "b"]]"#).tokenizer().unwrap();
+        assert_eq!(pairs, lines.tokenizer().unwrap());
+        assert!(pairs.ends_with(b"\x01\0a\x01\0b"));
+    }
+
+    #[test]
+    fn what_the_files_cannot_hold_is_refused() {
+        let far = document(r#"{"a": 4000000000}"#, "[]").texts(3).unwrap_err();
+        assert_eq!(far, "token 4000000000: expected one of the model's 3");
+        assert_eq!(document("{}", "[]").texts(3).unwrap_err(), "expected tokens, found none");
+        let long = format!(r#"{{"{}": 0}}"#, "a".repeat(1 << 16));
+        let long = document(&long, "[]").tokenizer().unwrap_err();
+        assert_eq!(long, "expected texts below 64 KiB, found 65536");
+        let one = document("{}", r#"["ab"]"#).tokenizer().unwrap_err();
+        assert_eq!(one, "expected a pair, found `ab`");
+    }
+}
