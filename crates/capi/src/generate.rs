@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, TryLockError};
 
+use shardwright_format::Refusal;
 use shardwright_quant::Float;
 use shardwright_runtime::plan::{THREAD_BYTES, loading, reserved};
 use shardwright_runtime::text::{Sampler, Sampling, TextStream, Tokenizer};
@@ -178,7 +179,7 @@ impl Request {
         let Self { temperature, top_k, top_p, seed, .. } = *self;
         let top_p = if top_p == 0.0 { 1.0 } else { top_p };
         let sampling = Sampling { temperature, top_k: top_k as usize, top_p, seed };
-        let wrong = |detail| Failure::Argument { name: "request", detail };
+        let wrong = |e: Refusal| Failure::Argument { name: "request", detail: e.to_string() };
         sampling.validate().map_err(wrong)?;
         Ok(Sampler::new(sampling))
     }

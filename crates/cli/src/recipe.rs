@@ -25,8 +25,8 @@ pub fn choose(args: &RecipeArgs, spec: &ModelSpec) -> Result<Recipe, Failure> {
         (Some(name), _) => named(name)?,
         (None, Some(bits)) => {
             let group = args.group_size.unwrap_or(DEFAULT_GROUP_SIZE);
-            let wanted: EncodingSpec = format!("q{bits}g{group}").parse().map_err(Failure::new)?;
-            Recipe::uniform(wanted, sparse)
+            let wanted = EncodingSpec::affine(bits, group, None);
+            Recipe::uniform(wanted.map_err(|e| Failure::new(e.to_string()))?, sparse)
         }
         (None, None) => Recipe::builtin(if sparse { DEFAULT_SPARSE } else { DEFAULT_DENSE })?,
     };

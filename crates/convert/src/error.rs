@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use shardwright_format::FormatError;
+use shardwright_format::{FormatError, Refusal};
 
 use crate::recipe::RecipeError;
 
@@ -21,7 +21,7 @@ pub enum ConvertError {
     Runtime(#[from] shardwright_runtime::RuntimeError),
     /// A recipe that does not fit the checkpoint, or an option that cannot be.
     #[error("{0}")]
-    Plan(String),
+    Plan(Refusal),
     /// A rule whose method looks at the inputs of matrices, of which nothing is known.
     #[error("recipe `{recipe}`: rule {rule} asks for {method}, which needs calibration")]
     NeedsCalibration {
@@ -46,7 +46,7 @@ pub enum ConvertError {
         /// The directory.
         path: PathBuf,
         /// Why not.
-        detail: String,
+        detail: Refusal,
     },
     /// A partial conversion of something else.
     #[error("{}: cannot resume: {detail}", path.display())]
@@ -54,7 +54,7 @@ pub enum ConvertError {
         /// The directory of the partial conversion.
         path: PathBuf,
         /// What differs.
-        detail: String,
+        detail: Refusal,
     },
     /// Parts that do not make a bundle.
     #[error("{}: cannot merge: {detail}", path.display())]
@@ -62,7 +62,7 @@ pub enum ConvertError {
         /// The part, or the bundle to be.
         path: PathBuf,
         /// Why not.
-        detail: String,
+        detail: Refusal,
     },
     /// A tensor that an exported form does not hold as the model does.
     #[error("{}: {detail}", path.display())]
@@ -70,7 +70,7 @@ pub enum ConvertError {
         /// The model.
         path: PathBuf,
         /// The tensor, what was expected and what was found.
-        detail: String,
+        detail: Refusal,
         /// What a conversion must do otherwise.
         remedy: Remedy,
     },

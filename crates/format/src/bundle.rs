@@ -9,6 +9,7 @@ use crate::check::Checks;
 use crate::error::{FormatError, Result};
 use crate::io::{AlignedBuf, INDEX_LIMIT, ReadFile, read_limited};
 use crate::manifest::{Extent, FileEntry, FileKind, MANIFEST_FILE, Manifest};
+use crate::refusal::{Refusal, mismatch};
 use crate::unit::{TensorEntry, Unit, UnitLayout};
 
 /// A bundle whose manifest is valid and whose shard files have the stated sizes.
@@ -39,7 +40,7 @@ impl Bundle {
             let path = dir.join(&entry.path);
             let file = ReadFile::open_direct(&path)?;
             if file.len() != entry.size {
-                let detail = format!("size: expected {} bytes, found {}", entry.size, file.len());
+                let detail = mismatch(format_args!("{} bytes", entry.size), file.len()).at("size");
                 return Err(FormatError::file(&path, detail));
             }
             files.insert(entry.path.clone(), file);
@@ -116,7 +117,7 @@ impl Bundle {
     ) -> Result<()> {
         let shard = self.locate(unit)?;
         let parts = row_parts(entry, &rows).map_err(|detail| {
-            FormatError::file(shard.file.path(), format!("{unit} {}: {detail}", entry.role))
+            FormatError::file(shard.file.path(), detail.at(format_args!("{unit} {}", entry.role)))
         })?;
         buf.resize(self.fits(unit, parts.iter().map(|part| part.end - part.start).sum())?);
         let mut out = buf.as_mut_slice();
@@ -172,14 +173,18 @@ impl Bundle {
 }
 
 /// Where weight, scales and biases of `rows` lie in the unit.
-fn row_parts(entry: &TensorEntry, rows: &Range<u64>) -> Result<[Range<u64>; 3], String> {
+fn row_parts(entry: &TensorEntry, rows: &Range<u64>) -> Result<[Range<u64>; 3], Refusal> {
     let outside = rows.start > rows.end || rows.end > entry.rows;
     if outside || entry.readable(rows) != *rows {
         let block = match entry.encoding.row_block() {
             1 => String::new(),
             block => format!(" in whole blocks of {block}"),
         };
-        return Err(format!("rows: expected some of {}{block}, found {rows:?}", entry.rows));
+        return Err(mismatch(
+            format_args!("some of {}{block}", entry.rows),
+            format_args!("{rows:?}"),
+        )
+        .at("rows"));
     }
     let shape = [entry.rows, entry.cols];
     let parts = entry

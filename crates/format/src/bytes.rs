@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::refusal::{Refusal, mismatch};
+
 /// What is left of a file, of which the first bytes are in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Bytes<'a> {
@@ -16,16 +18,16 @@ pub enum Fault {
     /// The file has them, memory has not.
     Unread,
     /// The file contradicts its layout: expected and found.
-    Wrong(String),
+    Wrong(Refusal),
 }
 
 impl Fault {
     /// The same about `name`.
     #[must_use]
-    pub fn at(self, name: &str) -> Self {
+    pub fn at(self, name: impl fmt::Display) -> Self {
         match self {
             Self::Unread => self,
-            Self::Wrong(detail) => Self::Wrong(format!("{name}: {detail}")),
+            Self::Wrong(detail) => Self::Wrong(detail.at(name)),
         }
     }
 }
@@ -34,20 +36,29 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unread => f.write_str("expected more bytes than were read"),
-            Self::Wrong(detail) => f.write_str(detail),
+            Self::Wrong(detail) => detail.fmt(f),
         }
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(detail: Refusal) -> Self {
+        Self::Wrong(detail)
     }
 }
 
 impl From<String> for Fault {
     fn from(detail: String) -> Self {
-        Self::Wrong(detail)
+        Self::Wrong(detail.into())
     }
 }
 
-impl From<Fault> for String {
+impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
-        fault.to_string()
+        match fault {
+            Fault::Unread => fault.to_string().into(),
+            Fault::Wrong(detail) => detail,
+        }
     }
 }
 
@@ -94,7 +105,7 @@ impl<'a> Bytes<'a> {
     fn fault(&self, count: u64) -> Fault {
         match self.left() {
             left if count <= left => Fault::Unread,
-            left => Fault::Wrong(format!("expected {count} bytes more, found {left}")),
+            left => Fault::Wrong(mismatch(format_args!("{count} bytes more"), left)),
         }
     }
 
@@ -121,7 +132,7 @@ impl<'a> Bytes<'a> {
     pub fn positive(&mut self, what: &str) -> Result<u32, Fault> {
         let found = self.array().map(i32::from_le_bytes)?;
         let positive = u32::try_from(found).ok().filter(|n| *n > 0);
-        let wrong = || format!("expected a positive number of {what}, found {found}");
+        let wrong = || mismatch(format_args!("a positive number of {what}"), found);
         Ok(positive.ok_or_else(wrong)?)
     }
 
@@ -141,8 +152,7 @@ impl<'a> Bytes<'a> {
     pub fn check_room(&self, count: u64, least: u64, what: &str) -> Result<(), Fault> {
         let most = self.left() / least;
         if count > most {
-            let detail =
-                format!("expected at most {most} {what} in so short a file, found {count}");
+            let detail = mismatch(format_args!("at most {most} {what} in so short a file"), count);
             return Err(detail.into());
         }
         Ok(())

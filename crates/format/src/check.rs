@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::error::{FormatError, Result};
 use crate::manifest::Hash;
+use crate::refusal::mismatch;
 use crate::unit::Unit;
 
 /// Which shards were held to their hashes, and what that took. Any thread may read.
@@ -48,7 +49,7 @@ impl Checks {
         self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if found != expected {
             let (expected, found) = (String::from(expected), String::from(found));
-            let detail = format!("{unit}: BLAKE3: expected {expected}, found {found}");
+            let detail = mismatch(expected, found).at(format_args!("{unit}: BLAKE3"));
             return Err(FormatError::file(path, detail));
         }
         sound().insert(unit);

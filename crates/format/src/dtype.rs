@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use shardwright_quant::Float;
 
+use crate::refusal::{Refusal, mismatch};
+
 /// The type of one value of a `.safetensors` file, little-endian.
 ///
 /// Floats of 16 and 32 bits are weights as they are; of the others a [`Decoder`](crate::Decoder)
@@ -127,15 +129,16 @@ impl From<Dtype> for String {
 }
 
 impl TryFrom<String> for Dtype {
-    type Error = String;
+    type Error = Refusal;
 
-    fn try_from(label: String) -> Result<Self, String> {
+    fn try_from(label: String) -> Result<Self, Refusal> {
         Self::parse(&label).ok_or_else(|| unknown(&label))
     }
 }
 
 /// What is said of a name that is no type's.
-pub(crate) fn unknown(label: &str) -> String {
+pub(crate) fn unknown(label: &str) -> Refusal {
     let known: Vec<_> = Dtype::ALL.iter().map(|dtype| dtype.label()).collect();
-    format!("unsupported dtype: expected one of {}, found `{label}`", known.join(", "))
+    mismatch(format_args!("one of {}", known.join(", ")), format_args!("`{label}`"))
+        .at("unsupported dtype")
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::refusal::Refusal;
+
 /// Why a checkpoint, table or bundle was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -26,7 +28,7 @@ pub enum FormatError {
         /// The file.
         path: PathBuf,
         /// Expected and found.
-        detail: String,
+        detail: Box<Refusal>,
     },
     /// A tensor is not what it should be.
     #[error("{}: tensor `{tensor}`: {detail}", path.display())]
@@ -36,7 +38,7 @@ pub enum FormatError {
         /// The tensor's name.
         tensor: String,
         /// Expected and found.
-        detail: String,
+        detail: Box<Refusal>,
     },
 }
 
@@ -47,13 +49,17 @@ impl FormatError {
     }
 
     /// A file that is not what it should be.
-    pub fn file(path: &Path, detail: impl Into<String>) -> Self {
-        Self::File { path: path.to_owned(), detail: detail.into() }
+    pub fn file(path: &Path, detail: impl Into<Refusal>) -> Self {
+        Self::File { path: path.to_owned(), detail: Box::new(detail.into()) }
     }
 
     /// A tensor that is not what it should be.
-    pub fn tensor(path: &Path, tensor: &str, detail: impl Into<String>) -> Self {
-        Self::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), detail: detail.into() }
+    pub fn tensor(path: &Path, tensor: &str, detail: impl Into<Refusal>) -> Self {
+        Self::Tensor {
+            path: path.to_owned(),
+            tensor: tensor.to_owned(),
+            detail: Box::new(detail.into()),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::checkpoint::wrong::lfs_pointer;
 use crate::error::{FormatError, Result};
+use crate::refusal::mismatch;
 
 /// Alignment that direct I/O wants of addresses, offsets and lengths.
 pub const DIRECT_IO_ALIGNMENT: usize = 4096;
@@ -37,7 +38,7 @@ pub fn read_required(path: &Path, limit: u64) -> Result<Vec<u8>> {
         let found = metadata.len();
         return Err(FormatError::file(
             path,
-            format!("expected at most {limit} bytes, found {found}"),
+            mismatch(format_args!("at most {limit} bytes"), found),
         ));
     }
     let bytes = std::fs::read(path).map_err(|e| FormatError::io(path, e))?;

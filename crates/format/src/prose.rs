@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::error::{FormatError, Result};
+use crate::refusal::mismatch;
 use crate::text::Lines;
 
 /// Bytes read at a time.
@@ -150,7 +151,7 @@ impl Digest {
             lines.push(&text);
             bytes += text.len() as u64;
             if bytes > limit {
-                let detail = format!("expected at most {limit} bytes, found more");
+                let detail = mismatch(format_args!("at most {limit} bytes"), "more");
                 return Err(FormatError::file(path, detail));
             }
         }
@@ -181,7 +182,7 @@ fn zeros(bytes: &[u8]) -> Option<&'static str> {
 
 fn refused(path: &Path, found: &str, name: &str) -> FormatError {
     let detail =
-        format!("expected text in UTF-8, found {found}: `iconv -f {name} -t UTF-8` changes it");
+        mismatch("text in UTF-8", format_args!("{found}: `iconv -f {name} -t UTF-8` changes it"));
     FormatError::file(path, detail)
 }
 

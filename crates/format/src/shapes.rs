@@ -4,6 +4,7 @@ use crate::model::{
     AttentionSpec, DeltaNetSpec, DeltaProjection, DenseSpec, Ffn, GateActivation, GroupLimit,
     LatentSpec, LayerSpec, Mixer, ModelSpec, MoeSpec, QkNorm, RopeScaling, RopeSpec,
 };
+use crate::refusal::{Refusal, mismatch};
 use crate::role::Role;
 use crate::unit::Unit;
 
@@ -68,17 +69,14 @@ impl ModelSpec {
     ///
     /// # Errors
     /// The first field that does not: expected and found.
-    pub fn validate(&self) -> Result<(), String> {
+    pub fn validate(&self) -> Result<(), Refusal> {
         within("vocab_size", self.vocab_size, 1, MAX_WIDTH)?;
         within("hidden_size", self.hidden_size, 1, MAX_WIDTH)?;
         if self.layers.is_empty() || self.layers.len() > MAX_LAYERS {
-            return Err(format!("layers: expected 1 to {MAX_LAYERS}, found {}", self.layers.len()));
+            return Err(mismatch(format_args!("1 to {MAX_LAYERS}"), self.layers.len()).at("layers"));
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
-            return Err(format!(
-                "rms_norm_eps: expected a small number, found {}",
-                self.rms_norm_eps
-            ));
+            return Err(mismatch("a small number", self.rms_norm_eps).at("rms_norm_eps"));
         }
         for (field, factor) in [
             ("embedding_multiplier", self.embedding_multiplier),
@@ -93,7 +91,7 @@ impl ModelSpec {
 }
 
 impl LayerSpec {
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), Refusal> {
         match &self.mixer {
             Mixer::Attention(attention) => attention.validate()?,
             Mixer::Latent(latent) => latent.validate()?,
@@ -101,19 +99,19 @@ impl LayerSpec {
             Mixer::ShortConv(spec) => within("conv_kernel", spec.conv_kernel, 1, MAX_KERNEL)?,
         }
         if self.no_input_norms && !self.output_norms {
-            return Err("no_input_norms: expected with output_norms only, found alone".to_owned());
+            return Err(mismatch("with output_norms only", "alone").at("no_input_norms"));
         }
         if self.output_norms && self.num_experts() > 0 {
-            return Err("output_norms: expected in dense layers only, found experts".to_owned());
+            return Err(mismatch("in dense layers only", "experts").at("output_norms"));
         }
         match &self.ffn {
             Ffn::Dense(dense) => {
                 within("intermediate_size", dense.intermediate_size, 1, MAX_WIDTH)?;
                 if dense.ungated && matches!(dense.activation, GateActivation::ClampedSwiglu { .. })
                 {
-                    let detail = "ungated: expected with an activation of the gate alone, found \
-                                  clamped_swiglu";
-                    return Err(detail.to_owned());
+                    let detail = mismatch("with an activation of the gate alone", "clamped_swiglu")
+                        .at("ungated");
+                    return Err(detail);
                 }
                 dense.activation.validate()
             }
@@ -123,13 +121,13 @@ impl LayerSpec {
 }
 
 impl AttentionSpec {
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), Refusal> {
         within("heads", self.heads, 1, MAX_EXPERTS)?;
         within("kv_heads", self.kv_heads, 1, self.heads)?;
         within("head_dim", self.head_dim, 2, MAX_EXPERTS)?;
         divides("kv_heads", self.kv_heads, self.heads)?;
         if !self.head_dim.is_multiple_of(2) {
-            return Err(format!("head_dim: expected an even number, found {}", self.head_dim));
+            return Err(mismatch("an even number", self.head_dim).at("head_dim"));
         }
         if let Some(rope) = &self.rope {
             rope.validate(self.head_dim)?;
@@ -144,10 +142,10 @@ impl AttentionSpec {
             above_zero("clip_qkv", clip)?;
         }
         if self.sliding_window == Some(0) {
-            return Err("sliding_window: expected above 0, found 0".to_owned());
+            return Err(mismatch("above 0", "0").at("sliding_window"));
         }
         if self.attention_chunk_size == Some(0) {
-            return Err("attention_chunk_size: expected above 0, found 0".to_owned());
+            return Err(mismatch("above 0", "0").at("attention_chunk_size"));
         }
         self.temperature
             .map_or(Ok(()), |t| above_zero("floor_scale", t.floor_scale))
@@ -155,7 +153,7 @@ impl AttentionSpec {
 }
 
 impl LatentSpec {
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), Refusal> {
         within("heads", self.heads, 1, MAX_EXPERTS)?;
         for (field, size) in [
             ("q_lora_rank", self.q_lora_rank.unwrap_or(1)),
@@ -172,7 +170,7 @@ impl LatentSpec {
 }
 
 impl DeltaNetSpec {
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), Refusal> {
         within("value_heads", self.value_heads, 1, MAX_EXPERTS)?;
         within("key_heads", self.key_heads, 1, self.value_heads)?;
         divides("key_heads", self.key_heads, self.value_heads)?;
@@ -206,16 +204,16 @@ impl RopeSpec {
         }
     }
 
-    fn validate(&self, head_dim: u32) -> Result<(), String> {
+    fn validate(&self, head_dim: u32) -> Result<(), Refusal> {
         above_zero("rope theta", self.theta)?;
         // Its ramp divides by the logarithm of theta.
         if self.theta == 1.0 && matches!(self.scaling, RopeScaling::Yarn { .. }) {
-            return Err("rope theta: expected another than 1 with yarn, found 1".to_owned());
+            return Err(mismatch("another than 1 with yarn", "1").at("rope theta"));
         }
         let width = self.width(head_dim);
         if !width.is_multiple_of(2) || !(2..=head_dim).contains(&width) {
             let expected = format!("an even number up to {head_dim}");
-            return Err(format!("rotary_dim: expected {expected}, found {width}"));
+            return Err(mismatch(expected, width).at("rotary_dim"));
         }
         self.scaling.validate(width as usize / 2)
     }
@@ -223,7 +221,7 @@ impl RopeSpec {
 
 impl RopeScaling {
     /// Checks the scaling of `pairs` frequencies.
-    fn validate(&self, pairs: usize) -> Result<(), String> {
+    fn validate(&self, pairs: usize) -> Result<(), Refusal> {
         match *self {
             Self::None | Self::Dynamic { .. } => Ok(()),
             Self::Linear { factor } => above_zero("rope factor", factor),
@@ -234,7 +232,7 @@ impl RopeScaling {
                 if low <= high {
                     return Ok(());
                 }
-                Err(format!("rope low_freq_factor: expected at most {high}, found {low}"))
+                Err(mismatch(format_args!("at most {high}"), low).at("rope low_freq_factor"))
             }
             Self::Yarn { factor, beta_fast, beta_slow, attention_factor, .. } => {
                 above_zero("rope factor", factor)?;
@@ -248,7 +246,7 @@ impl RopeScaling {
                 {
                     if factors.len() != pairs {
                         let found = factors.len();
-                        return Err(format!("{field}: expected {pairs} factors, found {found}"));
+                        return Err(mismatch(format_args!("{pairs} factors"), found).at(field));
                     }
                     factors
                         .iter()
@@ -261,7 +259,7 @@ impl RopeScaling {
 }
 
 impl GateActivation {
-    fn validate(self) -> Result<(), String> {
+    fn validate(self) -> Result<(), Refusal> {
         let Self::ClampedSwiglu { limit, alpha } = self else { return Ok(()) };
         above_zero("swiglu limit", limit)?;
         above_zero("swiglu alpha", alpha)
@@ -269,7 +267,7 @@ impl GateActivation {
 }
 
 impl MoeSpec {
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), Refusal> {
         within("num_experts", self.num_experts, 1, MAX_EXPERTS)?;
         within("num_experts_per_tok", self.num_experts_per_tok, 1, self.num_experts)?;
         within("moe_intermediate_size", self.moe_intermediate_size, 1, MAX_WIDTH)?;
@@ -285,7 +283,7 @@ impl MoeSpec {
     }
 
     /// Every pick must lie in a picked group, and a group has two experts at least.
-    fn validate_groups(&self, limit: GroupLimit) -> Result<(), String> {
+    fn validate_groups(&self, limit: GroupLimit) -> Result<(), Refusal> {
         within("groups", limit.groups, 1, self.num_experts / 2)?;
         divides("groups", limit.groups, self.num_experts)?;
         within("picked groups", limit.picked, 1, limit.groups)?;
@@ -294,25 +292,25 @@ impl MoeSpec {
     }
 }
 
-fn divides(field: &str, found: u32, whole: u32) -> Result<(), String> {
+fn divides(field: &str, found: u32, whole: u32) -> Result<(), Refusal> {
     if whole.is_multiple_of(found) {
         return Ok(());
     }
-    Err(format!("{field}: expected a divisor of {whole}, found {found}"))
+    Err(mismatch(format_args!("a divisor of {whole}"), found).at(field))
 }
 
-fn above_zero(field: &str, found: f32) -> Result<(), String> {
+fn above_zero(field: &str, found: f32) -> Result<(), Refusal> {
     if found.is_finite() && found > 0.0 {
         return Ok(());
     }
-    Err(format!("{field}: expected above 0, found {found}"))
+    Err(mismatch("above 0", found).at(field))
 }
 
-fn within(field: &str, found: u32, low: u32, high: u32) -> Result<(), String> {
+fn within(field: &str, found: u32, low: u32, high: u32) -> Result<(), Refusal> {
     if (low..=high).contains(&found) {
         return Ok(());
     }
-    Err(format!("{field}: expected {low} to {high}, found {found}"))
+    Err(mismatch(format_args!("{low} to {high}"), found).at(field))
 }
 
 /// Collects shapes in order of use.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use shardwright_format::{FormatError, Role, Unit};
+use shardwright_format::{FormatError, Refusal, Role, Unit};
 use shardwright_quant::{EncodingError, MatrixError};
 
 /// Why a model could not be run.
@@ -124,7 +124,7 @@ pub enum RuntimeError {
         /// Its file.
         path: PathBuf,
         /// What is wrong, and what helps.
-        detail: String,
+        detail: Refusal,
     },
     /// The chat template cannot be used, or not for this conversation.
     #[error("{}: {detail}", path.display())]
@@ -132,7 +132,7 @@ pub enum RuntimeError {
         /// Its file.
         path: PathBuf,
         /// What is wrong.
-        detail: String,
+        detail: Refusal,
     },
     /// A prompt's cache in a file cannot be used.
     #[error("{}: {detail}", path.display())]
@@ -140,7 +140,7 @@ pub enum RuntimeError {
         /// The file.
         path: PathBuf,
         /// Expected and found.
-        detail: String,
+        detail: Refusal,
     },
     /// Threads could not be started.
     #[error("cannot start threads: {0}")]
@@ -166,11 +166,11 @@ pub enum RuntimeError {
 }
 
 impl RuntimeError {
-    pub(crate) fn tokenizer(path: &Path, detail: impl Into<String>) -> Self {
+    pub(crate) fn tokenizer(path: &Path, detail: impl Into<Refusal>) -> Self {
         Self::Tokenizer { path: path.to_owned(), detail: detail.into() }
     }
 
-    pub(crate) fn template(path: &Path, detail: impl Into<String>) -> Self {
+    pub(crate) fn template(path: &Path, detail: impl Into<Refusal>) -> Self {
         Self::Template { path: path.to_owned(), detail: detail.into() }
     }
 }

@@ -14,8 +14,8 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use shardwright_format::FormatError;
 use shardwright_format::io::replace;
+use shardwright_format::{FormatError, Refusal, mismatch};
 
 use crate::block::kv::CacheTypes;
 use crate::error::{Result, RuntimeError};
@@ -64,8 +64,8 @@ impl SavedPrompt {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             found => found.map_err(|e| FormatError::io(path, e))?,
         };
-        let refuse = |detail: String| RuntimeError::Saved { path: path.to_owned(), detail };
-        let no_file = || refuse("expected a session that `run --session` wrote".to_owned());
+        let refuse = |detail: Refusal| RuntimeError::Saved { path: path.to_owned(), detail };
+        let no_file = || refuse("expected a session that `run --session` wrote".into());
         if !metadata.is_file() || metadata.len() < FRAME {
             return Err(no_file());
         }
@@ -75,7 +75,7 @@ impl SavedPrompt {
         let (header, body) = match read {
             Found::Other => return Err(no_file()),
             Found::Damaged => {
-                return Err(refuse("is damaged: its hash is not that of its bytes".to_owned()));
+                return Err(refuse("is damaged: its hash is not that of its bytes".into()));
             }
             Found::Header(header, body) => (header, body),
         };
@@ -101,7 +101,7 @@ impl SavedPrompt {
         }
         let expected = runtime.saved_len(saved);
         if self.body != expected {
-            let detail = format!("expected {expected} bytes of state, found {}", self.body);
+            let detail = mismatch(format_args!("{expected} bytes of state"), self.body);
             return Err(RuntimeError::Saved { path: self.path, detail });
         }
         let loaded = runtime.take_up(saved, kept, &mut self.file);
@@ -174,7 +174,7 @@ fn read_header(file: &mut BufReader<File>, len: u64) -> io::Result<Found> {
 }
 
 /// Says what of a header is not as it should be.
-fn check(header: &Header, model: &str, cache: CacheTypes) -> Result<(), String> {
+fn check(header: &Header, model: &str, cache: CacheTypes) -> Result<(), Refusal> {
     let version = env!("CARGO_PKG_VERSION");
     let types = |cache: CacheTypes| format!("{} and {}", cache.k.name(), cache.v.name());
     let (expected, found, what) = if header.version != version {
@@ -186,7 +186,7 @@ fn check(header: &Header, model: &str, cache: CacheTypes) -> Result<(), String> 
     } else {
         return Ok(());
     };
-    Err(format!("expected a session {what} {expected}, found one {what} {found}"))
+    Err(mismatch(format_args!("a session {what} {expected}"), format_args!("one {what} {found}")))
 }
 
 /// Writes on, and hashes what goes by.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
-use shardwright_format::{FormatError, Role, Unit};
+use shardwright_format::{FormatError, Refusal, Role, Unit};
 use shardwright_quant::{
     Affine, Backend, Encoding, Float, Job, Matrix, Method, PartsMut, QuantStats, Trellis, Zeros,
     narrow, quantize, widen,
@@ -155,8 +155,9 @@ impl Tensor {
         objectives: &Objectives,
         values: &mut [f32],
     ) -> Result<QuantStats> {
-        let refuse =
-            |e: String| ConvertError::Plan(format!("{} {}: {e}", self.unit, self.entry.role));
+        let refuse = |e: Refusal| {
+            ConvertError::Plan(e.at(format_args!("{} {}", self.unit, self.entry.role)))
+        };
         let entry = TensorEntry { encoding, ..self.entry.clone() };
         let costs = objectives
             .objective(self.unit, &entry, Method::Gptq)
@@ -189,7 +190,7 @@ fn round_rows(
     cols: usize,
     costs: &SharedObjective,
     values: &mut [f32],
-) -> Result<QuantStats, String> {
+) -> Result<QuantStats, Refusal> {
     let (backend, rows) = (Backend::detect(), values.len() / cols);
     let parts = encoding
         .parts(rows as u64, cols as u64)

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use shardwright_format::FormatError;
 use shardwright_format::arch::Inventory;
+use shardwright_format::{FormatError, Refusal, mismatch};
 
 use super::saved::{SavedStatistics, name};
 use super::statistics::InputKey;
@@ -17,23 +17,26 @@ impl SavedStatistics {
     /// Inputs that the model does not have, or of another width; a layer of which nothing is known.
     pub fn check(&self, path: &Path, inventory: &Inventory) -> Result<()> {
         let expected = widths(inventory);
-        let refuse = |detail: String| {
-            FormatError::file(path, format!("{detail}: these are statistics of another model"))
+        let refuse = |wrong: Refusal| {
+            FormatError::file(path, format!("{wrong}: these are statistics of another model"))
         };
         let inputs = self.objectives.inputs();
         for (key, hessian) in inputs {
             let (label, found) = (name(*key), hessian.cols() as u64);
             let cols = expected.get(key);
-            let cols = *cols.ok_or_else(|| refuse(format!("the model has no `{label}`")))?;
+            let cols = *cols.ok_or_else(|| refuse(format!("the model has no `{label}`").into()))?;
             if cols != found {
-                return Err(
-                    refuse(format!("`{label}`: expected {cols} inputs, found {found}")).into()
-                );
+                return Err(refuse(
+                    mismatch(format_args!("{cols} inputs"), found).at(format_args!("`{label}`")),
+                )
+                .into());
             }
         }
         let unknown = |layer: &u32| !inputs.keys().any(|key| key.layer == Some(*layer));
         if let Some(layer) = (0..inventory.spec.layers.len() as u32).find(unknown) {
-            return Err(refuse(format!("layer {layer}: expected statistics, found none")).into());
+            return Err(
+                refuse(mismatch("statistics", "none").at(format_args!("layer {layer}"))).into()
+            );
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use std::path::Path;
 use shardwright_format::bytes::Bytes;
 use shardwright_format::checkpoint::gguf::{self, Header, MAGIC};
 use shardwright_format::model::LayerSpec;
-use shardwright_format::{FormatError, ModelSpec, Unit};
+use shardwright_format::{FormatError, ModelSpec, Refusal, Unit, mismatch};
 use shardwright_quant::Ggml;
 use shardwright_runtime::InputSite;
 
@@ -116,16 +116,16 @@ impl<'a> Imatrix<'a> {
     ///
     /// # Errors
     /// What contradicts the layout, expected and found.
-    pub fn older(file: &'a [u8]) -> Result<Self, String> {
+    pub fn older(file: &'a [u8]) -> Result<Self, Refusal> {
         let mut bytes = Bytes::new(file);
         let count = bytes.positive("entries")?;
         bytes.check_room(u64::from(count), LEAST_ENTRY, "entries")?;
         let mut read = Self::default();
         for at in 0..count {
             let entry = older_entry(&mut bytes);
-            let (name, entry) = entry.map_err(|e| format!("entry {at}: {e}"))?;
+            let (name, entry) = entry.map_err(|e| e.at(format_args!("entry {at}")))?;
             if read.entries.insert(name, entry).is_some() {
-                return Err(format!("expected one entry `{name}`, found two"));
+                return Err(mismatch(format_args!("one entry `{name}`"), "two"));
             }
         }
         if bytes.left() > 0 {
@@ -137,7 +137,7 @@ impl<'a> Imatrix<'a> {
         }
         match bytes.left() {
             0 => Ok(read),
-            more => Err(format!("expected the end of the file, found {more} bytes more")),
+            more => Err(mismatch("the end of the file", format_args!("{more} bytes more"))),
         }
     }
 
@@ -145,11 +145,11 @@ impl<'a> Imatrix<'a> {
     ///
     /// # Errors
     /// What contradicts the layout, expected and found.
-    pub fn gguf(file: &'a [u8]) -> Result<Self, String> {
+    pub fn gguf(file: &'a [u8]) -> Result<Self, Refusal> {
         let header = Header::parse(file, 0)?;
         let found = header.text("general.type").unwrap_or("none");
         if found != "imatrix" {
-            return Err(format!("general.type: expected imatrix, found {found}"));
+            return Err(mismatch("imatrix", found).at("general.type"));
         }
         let number = |key| header.whole(key).and_then(|n| u32::try_from(n).ok());
         let window = number("imatrix.chunk_size").unwrap_or_default();
@@ -160,7 +160,7 @@ impl<'a> Imatrix<'a> {
         for (&tensor, &bytes) in &tensors {
             let other = |name: &str, suffix| {
                 let other = tensors.get(format!("{name}{suffix}").as_str()).copied();
-                other.ok_or_else(|| format!("{tensor}: expected {name}{suffix} too, found none"))
+                other.ok_or_else(|| mismatch(format_args!("{name}{suffix} too"), "none").at(tensor))
             };
             if let Some(name) = tensor.strip_suffix(SUMS) {
                 let counts = floats(other(name, COUNTS)?)
@@ -194,7 +194,7 @@ impl<'a> Imatrix<'a> {
             added.map_err(|e| FormatError::tensor(path, name, e))?;
         }
         if mapped.inputs.is_empty() {
-            let detail = "expected importance of the model's matrices, found none";
+            let detail = mismatch("importance of the model's matrices", "none");
             return Err(FormatError::file(path, detail).into());
         }
         Ok(mapped)
@@ -202,11 +202,14 @@ impl<'a> Imatrix<'a> {
 }
 
 /// The bytes of each tensor, little-endian `f32`.
-fn tensors<'a>(file: &'a [u8], header: &Header<'a>) -> Result<BTreeMap<&'a str, &'a [u8]>, String> {
+fn tensors<'a>(
+    file: &'a [u8],
+    header: &Header<'a>,
+) -> Result<BTreeMap<&'a str, &'a [u8]>, Refusal> {
     let values = |tensor: &gguf::Tensor<'a>| {
         let (name, found) = (tensor.name, tensor.kind);
         if found != Ggml::F32 {
-            return Err(format!("{name}: expected F32, found {}", found.name()));
+            return Err(mismatch("F32", found.name()).at(name));
         }
         let mut bytes = Bytes::new(file);
         bytes.take(tensor.offset)?;
@@ -215,16 +218,16 @@ fn tensors<'a>(file: &'a [u8], header: &Header<'a>) -> Result<BTreeMap<&'a str, 
     header.tensors.iter().map(values).collect()
 }
 
-fn older_entry<'a>(bytes: &mut Bytes<'a>) -> Result<(&'a str, Entry<'a>), String> {
+fn older_entry<'a>(bytes: &mut Bytes<'a>) -> Result<(&'a str, Entry<'a>), Refusal> {
     let len = bytes.positive("letters")?;
     let name = bytes.text(u64::from(len))?;
     let mut rest = || {
         let calls = bytes.positive("calls")?;
         let values = bytes.positive("values")?;
         let sums = floats(bytes.take(4 * u64::from(values))?);
-        Ok::<_, String>(Entry { sums, counts: vec![calls as f32] })
+        Ok::<_, Refusal>(Entry { sums, counts: vec![calls as f32] })
     };
-    Ok((name, rest().map_err(|e| format!("{name}: {e}"))?))
+    Ok((name, rest().map_err(|e| e.at(name))?))
 }
 
 const fn floats(bytes: &[u8]) -> &[[u8; 4]] {
@@ -248,7 +251,7 @@ impl Mapped {
         entry: &Entry<'_>,
         (layer, site): (Option<u32>, InputSite),
         spec: &ModelSpec,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
         let of_experts = matches!(site, InputSite::Expert | InputSite::ExpertOut);
         let layers = layer.and_then(|layer| spec.layers.get(layer as usize));
         let experts = layers
@@ -274,14 +277,14 @@ impl Mapped {
 
 impl Entry<'_> {
     /// Mean squares of the inputs of each of `matrices`, `[cols]`; none where there were none.
-    fn means(&self, matrices: usize, cols: usize) -> Result<Vec<Option<Vec<f32>>>, String> {
+    fn means(&self, matrices: usize, cols: usize) -> Result<Vec<Option<Vec<f32>>>, Refusal> {
         let found = self.sums.len();
         if found != matrices * cols {
-            return Err(format!("expected {matrices} x {cols} inputs, found {found}"));
+            return Err(mismatch(format_args!("{matrices} x {cols} inputs"), found));
         }
         let counts = self.counts.len();
         if counts != matrices && counts != 1 {
-            return Err(format!("expected {matrices} counts, found {counts}"));
+            return Err(mismatch(format_args!("{matrices} counts"), counts));
         }
         let shared = counts < matrices;
         let each = self.sums.chunks_exact(cols).enumerate();
@@ -292,14 +295,14 @@ impl Entry<'_> {
 
 /// Mean squares, `[cols]`, of `count` rows; none where there were none. Where `count` is `shared`
 /// with other matrices, llama.cpp writes it for each input of a matrix that got no row.
-fn means(sums: &[[u8; 4]], count: f32, shared: bool) -> Result<Option<Vec<f32>>, String> {
+fn means(sums: &[[u8; 4]], count: f32, shared: bool) -> Result<Option<Vec<f32>>, Refusal> {
     if !(count.is_finite() && count >= 0.0) {
-        return Err(format!("expected a number of rows, found {count}"));
+        return Err(mismatch("a number of rows", count));
     }
     let sums = sums.iter().map(|bytes| f32::from_le_bytes(*bytes));
     let wrong = |sum: &f32| !(sum.is_finite() && *sum >= 0.0);
     if let Some(sum) = sums.clone().find(wrong) {
-        return Err(format!("expected finite sums of squares, found {sum}"));
+        return Err(mismatch("finite sums of squares", sum));
     }
     if count == 0.0 || shared && sums.clone().all(|sum| sum == count) {
         return Ok(None);
@@ -309,5 +312,5 @@ fn means(sums: &[[u8; 4]], count: f32, shared: bool) -> Result<Option<Vec<f32>>,
     let finite = means.iter().all(|mean| mean.is_finite());
     finite
         .then_some(Some(means))
-        .ok_or_else(|| format!("expected a number of rows, found {count}"))
+        .ok_or_else(|| mismatch("a number of rows", count))
 }

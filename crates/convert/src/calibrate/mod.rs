@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use shardwright_format::manifest::{self, LineHashes, MAX_CALIBRATION_LINES};
+use shardwright_format::mismatch;
 use shardwright_format::prose::{Digest, Reader};
 use shardwright_format::weights::Weights;
 use shardwright_runtime::text::Tokenizer;
@@ -62,9 +63,9 @@ impl Corpus {
         tokens.truncate(found - found % window);
         if tokens.is_empty() {
             let path = path.display();
-            return Err(ConvertError::Plan(format!(
-                "{path}: expected at least {window} tokens, one window, found {found}"
-            )));
+            return Err(ConvertError::Plan(
+                mismatch(format_args!("at least {window} tokens, one window"), found).at(path),
+            ));
         }
         let record = manifest::Calibration {
             text_blake3: Some(digest.blake3.into()),

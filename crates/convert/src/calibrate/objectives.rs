@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shardwright_format::Unit;
 use shardwright_format::unit::TensorEntry;
+use shardwright_format::{Refusal, Unit, mismatch};
 use shardwright_quant::{Encoding, HessianFactor, Method, Objective};
 
 use super::statistics::{Hessian, InputKey, InputStats};
@@ -74,7 +74,7 @@ impl Objectives {
         unit: Unit,
         entry: &TensorEntry,
         method: Method,
-    ) -> Result<SharedObjective, String> {
+    ) -> Result<SharedObjective, Refusal> {
         let looked_up = self.untied && unit == Unit::Embedding;
         let coded = entry.encoding.float().is_none();
         let known = InputKey::for_tensor(unit, entry.role).filter(|_| coded && !looked_up);
@@ -83,7 +83,7 @@ impl Objectives {
         };
         if hessian.cols() as u64 != entry.cols {
             let (expected, found) = (entry.cols, hessian.cols());
-            return Err(format!("statistics: expected {expected} inputs, found {found}"));
+            return Err(mismatch(format_args!("{expected} inputs"), found).at("statistics"));
         }
         match (method, hessian) {
             (_, Hessian::Full(gram)) if is_rotated(entry.encoding) => {
@@ -105,7 +105,7 @@ impl Objectives {
         key: InputKey,
         gram: &[f32],
         entry: &TensorEntry,
-    ) -> Result<SharedObjective, String> {
+    ) -> Result<SharedObjective, Refusal> {
         let basis = (key, is_rotated(entry.encoding));
         if let Some(found) = self.factors().get(&basis) {
             return Ok(SharedObjective::Hessian(Arc::clone(found)));

@@ -8,7 +8,7 @@ use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use shardwright_format::io::{read_required, replace};
 use shardwright_format::manifest;
-use shardwright_format::{FormatError, ModelSpec, Unit};
+use shardwright_format::{FormatError, ModelSpec, Refusal, Unit, mismatch};
 use shardwright_runtime::InputSite;
 
 use super::imatrix::{self, Imatrix};
@@ -127,8 +127,8 @@ impl SavedStatistics {
     /// # Errors
     /// As [`Self::read`].
     pub fn parse(path: &Path, bytes: &[u8], spec: &ModelSpec) -> Result<Self> {
-        let refuse = |detail: String| FormatError::file(path, detail);
-        let found = match Kind::from_bytes(bytes).ok_or_else(|| refuse(NEITHER.to_owned()))? {
+        let refuse = |detail: Refusal| FormatError::file(path, detail);
+        let found = match Kind::from_bytes(bytes).ok_or_else(|| refuse(NEITHER.into()))? {
             Kind::Own => own(path, bytes, spec)?,
             Kind::Gguf => other(path, &Imatrix::gguf(bytes).map_err(refuse)?, spec)?,
             Kind::Older => other(path, &Imatrix::older(bytes).map_err(refuse)?, spec)?,
@@ -178,13 +178,14 @@ fn other(path: &Path, imatrix: &Imatrix<'_>, spec: &ModelSpec) -> Result<SavedSt
 
 /// Of a file of our own.
 fn own(path: &Path, bytes: &[u8], spec: &ModelSpec) -> Result<SavedStatistics> {
-    let refuse = |detail: String| FormatError::file(path, detail);
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| refuse(e.to_string()))?;
+    let refuse = |detail: Refusal| FormatError::file(path, detail);
+    let (_, header) =
+        SafeTensors::read_metadata(bytes).map_err(|e| refuse(e.to_string().into()))?;
     let record = header.metadata().as_ref().and_then(|m| m.get(RECORD));
-    let record = record.ok_or_else(|| refuse(format!("expected `{RECORD}`, found none")))?;
+    let record = record.ok_or_else(|| refuse(mismatch(format_args!("`{RECORD}`"), "none")))?;
     let record: manifest::Calibration =
-        serde_json::from_str(record).map_err(|e| refuse(format!("{RECORD}: {e}")))?;
-    let tensors = SafeTensors::deserialize(bytes).map_err(|e| refuse(e.to_string()))?;
+        serde_json::from_str(record).map_err(|e| refuse(format!("{RECORD}: {e}").into()))?;
+    let tensors = SafeTensors::deserialize(bytes).map_err(|e| refuse(e.to_string().into()))?;
     let mut inputs = InputStats::new();
     for (name, view) in tensors.iter() {
         let wrong = |detail: &str| FormatError::tensor(path, name, detail);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use shardwright_format::manifest::{FileEntry, FileKind, Hash, Manifest};
 use shardwright_format::writer::BundleWriter;
-use shardwright_format::{FormatError, Unit};
+use shardwright_format::{FormatError, Unit, mismatch};
 
 use super::ledger::LedgerEntry;
 use super::source::Source;
@@ -54,7 +54,7 @@ pub fn check_source(path: &Path, expected: Option<Hash>, found: Hash) -> Result<
     match expected.filter(|expected| *expected != found) {
         None => Ok(()),
         Some(expected) => {
-            let detail = format!("damaged: expected hash {expected}, found {found}");
+            let detail = mismatch(format_args!("hash {expected}"), found).at("damaged");
             Err(FormatError::file(path, detail).into())
         }
     }
@@ -81,7 +81,7 @@ fn copy(source: &Source<'_>, writer: &BundleWriter, path: &str, size: u64) -> Re
     if found == size {
         return Ok(hash);
     }
-    let detail = format!("changed during the conversion: expected {size} bytes, found {found}");
+    let detail = mismatch(format_args!("{size} bytes"), found).at("changed during the conversion");
     Err(FormatError::file(&from, detail).into())
 }
 
@@ -90,7 +90,7 @@ fn fill_shards(manifest: &mut Manifest, finished: &BTreeMap<Unit, LedgerEntry>) 
     let entry = |unit: Unit| {
         finished
             .get(&unit)
-            .ok_or_else(|| ConvertError::Plan(format!("{unit} was not converted")))
+            .ok_or_else(|| ConvertError::Plan(format!("{unit} was not converted").into()))
     };
     for shard in &mut manifest.dense {
         shard.blake3 = entry(shard.unit)?.blake3;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::io::read_required;
 use shardwright_format::manifest::{Calibration, Hash};
-use shardwright_format::{FormatError, Unit};
+use shardwright_format::{FormatError, Refusal, Unit, mismatch};
 use shardwright_quant::QuantStats;
 
 use super::part::Part;
@@ -168,16 +168,17 @@ impl Fingerprint {
     }
 
     /// Reads the first line of a ledger, of this version and no other.
-    fn parse(line: &[u8]) -> Result<Self, String> {
+    fn parse(line: &[u8]) -> Result<Self, Refusal> {
         /// What the first line of every version has.
         #[derive(Deserialize)]
         struct Version {
             ledger: u32,
         }
-        let unreadable = |e| format!("the first line of its ledger cannot be read: {e}");
+        let unreadable =
+            |e| Refusal::from(format!("the first line of its ledger cannot be read: {e}"));
         let Version { ledger } = serde_json::from_slice(line).map_err(unreadable)?;
         if ledger != LEDGER {
-            return Err(format!("expected a ledger of version {LEDGER}, found {ledger}"));
+            return Err(mismatch(format_args!("a ledger of version {LEDGER}"), ledger));
         }
         serde_json::from_slice(line).map_err(unreadable)
     }
@@ -276,8 +277,8 @@ impl PartLedger {
     /// A file that cannot be read, or is no ledger of this version.
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_required(path, LEDGER_LIMIT)?;
-        let refuse = |detail: String| FormatError::file(path, detail);
-        let first = line_end(&text).ok_or_else(|| refuse("its first line is cut".to_owned()))?;
+        let refuse = |detail: Refusal| FormatError::file(path, detail);
+        let first = line_end(&text).ok_or_else(|| refuse("its first line is cut".into()))?;
         let fingerprint = Fingerprint::parse(&text[..first]).map_err(refuse)?;
         let (units, end) = lines(&text, first);
         let closing = first_line(&text[end..]).map(|(closing, _)| closing);
@@ -347,7 +348,7 @@ impl Locked {
         let found = Fingerprint::parse(&text[..rest]).map_err(refuse)?;
         fingerprint
             .difference(&found, &RESUMED)
-            .map_or(Ok(()), |detail| Err(refuse(detail)))?;
+            .map_or(Ok(()), |detail| Err(refuse(detail.into())))?;
         let (lines, valid) = lines(&text, rest);
         // A line cut short by the interruption would make the next one unreadable.
         self.file.set_len(valid as u64).map_err(io)?;
@@ -381,7 +382,7 @@ pub fn check_free(path: &Path) -> Result<()> {
 
 fn busy(path: &Path) -> ConvertError {
     let path = path.parent().unwrap_or(path).to_owned();
-    ConvertError::Output { path, detail: "another conversion is writing it".to_owned() }
+    ConvertError::Output { path, detail: "another conversion is writing it".into() }
 }
 
 /// Takes the file's lock; whether somebody else has it. File systems without locks have none.

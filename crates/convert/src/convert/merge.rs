@@ -11,7 +11,7 @@ use shardwright_format::io::{INDEX_LIMIT, read_required};
 use shardwright_format::manifest::{FileEntry, FileKind, Hash, Manifest};
 use shardwright_format::treehash::TreeHash;
 use shardwright_format::writer::{self, BundleWriter};
-use shardwright_format::{FormatError, Unit};
+use shardwright_format::{FormatError, Unit, mismatch};
 
 use super::ledger::{Closing, Fingerprint, LedgerEntry, Locked, PartLedger, PartRecord, Wording};
 use super::one_part::{PLAN_FILE, PLANNED_MANIFEST_FILE};
@@ -71,7 +71,7 @@ pub fn merge(
 ) -> Result<Merged> {
     if out.symlink_metadata().is_ok() {
         let detail = "already exists; remove it or choose another name".to_owned();
-        return Err(ConvertError::Output { path: out.to_owned(), detail });
+        return Err(ConvertError::Output { path: out.to_owned(), detail: detail.into() });
     }
     let mut parts = collect(parts, out)?;
     let first = parts
@@ -134,7 +134,7 @@ impl Whole<'_> {
 }
 
 fn refuse(path: &Path, detail: &str) -> ConvertError {
-    ConvertError::Merge { path: path.to_owned(), detail: detail.to_owned() }
+    ConvertError::Merge { path: path.to_owned(), detail: detail.into() }
 }
 
 /// Opens all parts, which must be those of one conversion; they come in their order.
@@ -320,7 +320,7 @@ fn take(partial: &Path) -> Result<Locked> {
         .symlink_metadata()
         .is_ok_and(|found| !found.is_dir())
     {
-        let detail = "expected a directory, found a file or a link".to_owned();
+        let detail = mismatch("a directory", "a file or a link");
         return Err(ConvertError::Output { path: partial.to_owned(), detail });
     }
     std::fs::create_dir_all(partial).map_err(|e| FormatError::io(partial, e))?;
@@ -359,7 +359,7 @@ fn bring(parts: &[MadePart], manifest: &Manifest, writer: &BundleWriter) -> Resu
             .symlink_metadata()
             .map_err(|e| FormatError::io(&from, e))?;
         if !found.is_file() || found.len() != file.size {
-            let detail = format!("expected a file of {} bytes, found {}", file.size, found.len());
+            let detail = mismatch(format_args!("a file of {} bytes", file.size), found.len());
             return Err(FormatError::file(&from, detail).into());
         }
         to.parent()

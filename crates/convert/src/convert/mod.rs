@@ -25,7 +25,7 @@ use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::io::{INDEX_LIMIT, read_required};
 use shardwright_format::manifest::{Hash, Manifest, REPORT_FILE};
 use shardwright_format::writer::{self, BundleWriter};
-use shardwright_format::{FormatError, Unit};
+use shardwright_format::{FormatError, Unit, mismatch};
 
 use crate::calibrate::objectives::Objectives;
 use crate::calibrate::streams::Streamed;
@@ -263,7 +263,7 @@ fn already_published(
     };
     if !ours {
         let detail = "already exists; remove it or choose another name".to_owned();
-        return Err(ConvertError::Output { path: out.to_owned(), detail });
+        return Err(ConvertError::Output { path: out.to_owned(), detail: detail.into() });
     }
     let path = out.join(REPORT_FILE);
     let bytes = read_required(&path, INDEX_LIMIT)?;
@@ -319,7 +319,7 @@ fn refuse_output_inside_checkpoint(checkpoint: &Path, out: &Path) -> Result<()> 
         "lies inside the checkpoint {}, whose files a bundle copies; choose another place",
         checkpoint.display()
     );
-    Err(ConvertError::Output { path: out.to_owned(), detail })
+    Err(ConvertError::Output { path: out.to_owned(), detail: detail.into() })
 }
 
 /// Refuses a file system without room for so many bytes, counting what a partial one has already.
@@ -332,7 +332,7 @@ fn check_room(needed: u64, partial: &Path) -> Result<()> {
         .saturating_mul(found.f_frsize)
         .saturating_add(disk_usage(partial));
     if needed > available {
-        let detail = format!("no room: expected {needed} bytes available, found {available}");
+        let detail = mismatch(format_args!("{needed} bytes available"), available).at("no room");
         return Err(ConvertError::Output { path: parent.to_owned(), detail });
     }
     Ok(())
@@ -355,7 +355,7 @@ fn disk_usage(dir: &Path) -> u64 {
 fn check_free(partial: &Path, resume: bool) -> Result<()> {
     let Ok(found) = partial.symlink_metadata() else { return Ok(()) };
     if !found.is_dir() {
-        let detail = "expected a directory, found a file or a link".to_owned();
+        let detail = mismatch("a directory", "a file or a link");
         return Err(ConvertError::Output { path: partial.to_owned(), detail });
     }
     if resume || remove_empty(partial) {
@@ -531,7 +531,7 @@ fn compute_pool(threads: usize) -> Result<rayon::ThreadPool> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads.max(1))
         .build();
-    pool.map_err(|e| ConvertError::Plan(format!("threads: {e}")))
+    pool.map_err(|e| ConvertError::Plan(format!("threads: {e}").into()))
 }
 
 /// Large units first, so that no thread is left alone with one at the end.

@@ -66,7 +66,7 @@ pub fn convert_part(
 ) -> Result<PartReport> {
     if matches!(options.calibration, Calibration::Text(_)) {
         let detail = "a part cannot be calibrated by a text, which goes through all layers";
-        return Err(ConvertError::Plan(detail.to_owned()));
+        return Err(ConvertError::Plan(detail.into()));
     }
     let out = part_path(out, part);
     let partial = partial_path(&out);
@@ -113,7 +113,7 @@ fn already_made(out: &Path, resume: bool, fingerprint: &Fingerprint) -> Result<b
         return Ok(true);
     }
     let detail = "already exists; remove it or choose another name".to_owned();
-    Err(ConvertError::Output { path: out.to_owned(), detail })
+    Err(ConvertError::Output { path: out.to_owned(), detail: detail.into() })
 }
 
 fn complete(share: &Share, bytes: u64) -> Progress {

@@ -7,9 +7,9 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use shardwright_format::Unit;
 use shardwright_format::checkpoint::{Checkpoint, view_extents};
 use shardwright_format::manifest::{FileKind, Manifest};
+use shardwright_format::{Refusal, Unit};
 
 use super::source::{BlockSet, Source};
 use crate::error::{ConvertError, Result};
@@ -48,10 +48,10 @@ impl Part {
 }
 
 impl TryFrom<(u32, u32)> for Part {
-    type Error = String;
+    type Error = Refusal;
 
-    fn try_from((index, count): (u32, u32)) -> Result<Self, String> {
-        let refuse = || format!("there is no part {index} of {count}");
+    fn try_from((index, count): (u32, u32)) -> Result<Self, Refusal> {
+        let refuse = || format!("there is no part {index} of {count}").into();
         Self::new(index, count).ok_or_else(refuse)
     }
 }
@@ -69,15 +69,15 @@ impl fmt::Display for Part {
 }
 
 impl FromStr for Part {
-    type Err = String;
+    type Err = Refusal;
 
     /// `I/N`.
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Refusal> {
         let parts = text.split_once('/');
         let parts = parts.and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         parts
             .and_then(|(index, count)| Self::new(index, count))
-            .ok_or_else(|| "expected I/N with I from 1 to N, such as 2/4".to_owned())
+            .ok_or_else(|| "expected I/N with I from 1 to N, such as 2/4".into())
     }
 }
 
@@ -146,7 +146,8 @@ pub fn blocks(plan: &Plan, source: &Source<'_>, part: Part) -> Result<(BlockSet,
     for unit in plan.units() {
         let file = plan.planned(unit).map(|unit| unit.file);
         let maker = file.and_then(|file| makers.get(file)).copied();
-        let maker = maker.ok_or_else(|| ConvertError::Plan(format!("{unit} is in no file")))?;
+        let maker =
+            maker.ok_or_else(|| ConvertError::Plan(format!("{unit} is in no file").into()))?;
         for (file, range) in extents(plan, source.checkpoint, unit)? {
             bytes += if maker == part.index { range.end - range.start } else { 0 };
             let first = range.start.div_ceil(source.block) as usize;

@@ -89,7 +89,7 @@ impl<'a> ShardWriter<'a> {
     }
 
     fn planned(&self, unit: Unit) -> Result<Shard<'a>> {
-        let missing = || ConvertError::Plan(format!("the plan has no {unit}"));
+        let missing = || ConvertError::Plan(format!("the plan has no {unit}").into());
         let unit = self.plan.planned(unit).ok_or_else(missing)?;
         let file = self.writer.file(unit.file).ok_or_else(missing)?;
         Ok(Shard { file, unit })
@@ -212,6 +212,6 @@ impl<'a> ShardWriter<'a> {
             "it was begun with another checkpoint: the weights of {} in `{name}` differ",
             entry.unit
         );
-        ConvertError::Resume { path: self.partial.to_owned(), detail }
+        ConvertError::Resume { path: self.partial.to_owned(), detail: detail.into() }
     }
 }

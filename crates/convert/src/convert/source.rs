@@ -9,7 +9,7 @@ use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::io::{AlignedBuf, ReadFile};
 use shardwright_format::manifest::Hash;
 use shardwright_format::treehash::{TreeHash, chaining_value};
-use shardwright_format::{FormatError, Result as FormatResult, SourceView};
+use shardwright_format::{FormatError, Refusal, Result as FormatResult, SourceView};
 
 use super::ConvertOptions;
 use super::memory::Buffers;
@@ -73,7 +73,7 @@ impl<'a> Source<'a> {
     }
 
     /// A refusal of a tensor's contents.
-    pub fn refuse(&self, view: &SourceView, detail: String) -> FormatError {
+    pub fn refuse(&self, view: &SourceView, detail: Refusal) -> FormatError {
         let path = self.checkpoint.tensors().get(&view.tensor);
         let path = path.map_or(self.checkpoint.root(), |info| self.checkpoint.path_of(info));
         FormatError::tensor(path, &view.tensor, detail)

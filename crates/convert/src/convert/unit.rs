@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 use shardwright_format::checkpoint::{read_view_through, view_extents};
 use shardwright_format::io::AlignedBuf;
+use shardwright_format::{Refusal, mismatch};
 use shardwright_quant::{
     Backend, Encoding, Float, Job, Method, PartsMut, QuantError, QuantStats, Zeros, narrow,
     quantize, widen,
@@ -108,8 +109,9 @@ impl<'a> TensorQuantizer<'a> {
             Some(objectives) => objectives.objective(tensor.unit, entry, tensor.method),
             None => Ok(SharedObjective::Weights),
         };
-        let objective = objective
-            .map_err(|e| ConvertError::Plan(format!("{} {}: {e}", tensor.unit, entry.role)))?;
+        let objective = objective.map_err(|e| {
+            ConvertError::Plan(format!("{} {}: {e}", tensor.unit, entry.role).into())
+        })?;
         let method = tensor.method.given(objective.as_objective());
         let (encoding, zeros) = (entry.encoding, tensor.zeros);
         let how = How { encoding, method, zeros, objective };
@@ -156,55 +158,55 @@ fn refuse(
     source: &Source<'_>,
     tensor: &PlannedTensor<'_>,
     first: u64,
-    refusal: Refusal,
+    fault: RowFault,
 ) -> ConvertError {
-    let refusal = refusal.below(first).to_string();
+    let refusal = Refusal::from(fault.below(first));
     // A tensor that holds many matrices needs their name beside the position.
     let detail = match tensor.view.shape.len() {
         0..=2 => refusal,
-        _ => format!("{} {}: {refusal}", tensor.unit, tensor.entry.role),
+        _ => refusal.at(format_args!("{} {}", tensor.unit, tensor.entry.role)),
     };
     source.refuse(&tensor.view, detail).into()
 }
 
 /// Why some rows cannot be stored.
-enum Refusal {
+enum RowFault {
     /// Because of one weight or group.
-    At { row: u64, col: u64, detail: String },
+    At { row: u64, col: u64, detail: Refusal },
     /// Because of the shape.
     Shape(String),
 }
 
-impl Refusal {
+impl RowFault {
     /// The same, `rows` further down.
     fn below(self, rows: u64) -> Self {
         match self {
             Self::At { row, col, detail } => Self::At { row: row + rows, col, detail },
-            Self::Shape(detail) => Self::Shape(detail),
+            Self::Shape(_) => self,
         }
     }
 }
 
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::At { row, col, detail } => write!(f, "row {row}, column {col}: {detail}"),
-            Self::Shape(detail) => f.write_str(detail),
+impl From<RowFault> for Refusal {
+    fn from(fault: RowFault) -> Self {
+        match fault {
+            RowFault::At { row, col, detail } => detail.at(format_args!("row {row}, column {col}")),
+            RowFault::Shape(detail) => detail.into(),
         }
     }
 }
 
-impl From<QuantError> for Refusal {
+impl From<QuantError> for RowFault {
     fn from(error: QuantError) -> Self {
         match error {
             QuantError::NotFinite { row, col, value } => {
-                Self::At { row, col, detail: format!("expected a finite weight, found {value}") }
+                Self::At { row, col, detail: mismatch("a finite weight", value) }
             }
             QuantError::ScaleRange { row, col, value, dtype } => {
                 let dtype = dtype.name();
                 let detail =
                     format!("{value} is too large for a scale or bias in {dtype}; use bf16 scales");
-                Self::At { row, col, detail }
+                Self::At { row, col, detail: detail.into() }
             }
             other => Self::Shape(other.to_string()),
         }
@@ -257,7 +259,7 @@ impl<'a> RowQuantizer<'a> {
         values: Values<'_>,
         how: &How,
         out: &mut PartsMut<'_>,
-    ) -> Result<QuantStats, Refusal> {
+    ) -> Result<QuantStats, RowFault> {
         let Values { bytes, dtype, cols } = values;
         let (step, row) = (self.step(how, cols), cols * dtype.size());
         let rows = bytes
@@ -294,7 +296,7 @@ impl<'a> RowQuantizer<'a> {
         values: Values<'_>,
         how: &How,
         out: PartsMut<'_>,
-    ) -> Result<QuantStats, Refusal> {
+    ) -> Result<QuantStats, RowFault> {
         let Values { bytes, dtype, cols } = values;
         self.weights.resize(bytes.len() / dtype.size(), 0.0);
         widen(dtype, bytes, &mut self.weights);
@@ -320,7 +322,7 @@ impl<'a> RowQuantizer<'a> {
         values: Values<'_>,
         to: Float,
         out: &mut [u8],
-    ) -> Result<QuantStats, Refusal> {
+    ) -> Result<QuantStats, RowFault> {
         let Values { bytes, dtype: from, cols } = values;
         check_finite(&self.weights, cols)?;
         let weights = self.weights.len() as u64;
@@ -336,7 +338,7 @@ impl<'a> RowQuantizer<'a> {
             if !y.is_finite() {
                 let (row, col) = ((at / cols) as u64, (at % cols) as u64);
                 let detail = format!("{x} is too large for {}", to.name());
-                return Err(Refusal::At { row, col, detail });
+                return Err(RowFault::At { row, col, detail: detail.into() });
             }
             let error = f64::from(x - y);
             stats.sum_sq_error += error * error;
@@ -348,7 +350,7 @@ impl<'a> RowQuantizer<'a> {
 }
 
 /// Refuses weights that no scale within the format's limits reaches. What is not finite is refused later.
-fn check_size(weights: &[f32], cols: usize) -> Result<(), Refusal> {
+fn check_size(weights: &[f32], cols: usize) -> Result<(), RowFault> {
     // Without an early end the common case is one vector loop.
     if weights
         .iter()
@@ -360,10 +362,10 @@ fn check_size(weights: &[f32], cols: usize) -> Result<(), Refusal> {
     let Some(at) = weights.iter().position(large) else { return Ok(()) };
     let (row, col) = ((at / cols) as u64, (at % cols) as u64);
     let detail = format!("{} is too large for codes: expected weights below 2^111", weights[at]);
-    Err(Refusal::At { row, col, detail })
+    Err(RowFault::At { row, col, detail: detail.into() })
 }
 
-fn check_finite(weights: &[f32], cols: usize) -> Result<(), Refusal> {
+fn check_finite(weights: &[f32], cols: usize) -> Result<(), RowFault> {
     // Without an early end the common case is one vector loop.
     if weights.iter().fold(true, |all, x| all & x.is_finite()) {
         return Ok(());
@@ -382,9 +384,9 @@ fn pieces<'o>(
     encoding: Encoding,
     step: usize,
     cols: usize,
-) -> Result<impl Iterator<Item = PartsMut<'o>> + use<'o>, Refusal> {
+) -> Result<impl Iterator<Item = PartsMut<'o>> + use<'o>, RowFault> {
     let each = encoding.parts(step as u64, cols as u64);
-    let each = each.map_err(|e| Refusal::Shape(e.to_string()))?;
+    let each = each.map_err(|e| RowFault::Shape(e.to_string()))?;
     let split = |bytes: &'o mut [u8], each: u64| {
         let pieces = bytes.chunks_mut((each as usize).max(1)).map(Some);
         // A part that the encoding has not is empty in every piece.

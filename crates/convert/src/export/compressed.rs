@@ -9,7 +9,7 @@ use shardwright_format::arch::Arch;
 use shardwright_format::checkpoint::{CONFIG_NAME, Dtype, TensorFile, write_view};
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
-use shardwright_format::{FormatError, Role, SourceView, Unit};
+use shardwright_format::{FormatError, Refusal, Role, SourceView, Unit, mismatch};
 use shardwright_quant::{Affine, Encoding, Float, widen};
 
 use super::companions::{copy_companions, plain_config, write_json};
@@ -103,10 +103,10 @@ impl Form<'_> {
     fn refused(
         &self,
         (unit, entry): (Unit, &TensorEntry),
-        detail: &str,
+        detail: impl Into<Refusal>,
         remedy: Remedy,
     ) -> ConvertError {
-        let detail = format!("{unit} {}: {detail}", entry.role);
+        let detail = detail.into().at(format_args!("{unit} {}", entry.role));
         ConvertError::NotHeld { path: self.weights.root().to_owned(), detail, remedy }
     }
 
@@ -116,8 +116,8 @@ impl Form<'_> {
         let affine = match entry.encoding {
             Encoding::Affine(affine) => affine,
             Encoding::Trellis(_) => {
-                let detail = format!("expected floats or affine codes, found {label}");
-                return Err(self.refused((unit, entry), &detail, Remedy::AffineCodes));
+                let detail = mismatch("floats or affine codes", label);
+                return Err(self.refused((unit, entry), detail, Remedy::AffineCodes));
             }
             _ => return Ok(None),
         };
@@ -134,8 +134,8 @@ impl Form<'_> {
             _ => {
                 let name = &view.tensor;
                 let detail =
-                    format!("expected floats, as `{name}` is of no linear layer, found {label}");
-                Err(self.refused((unit, entry), &detail, Remedy::Floats))
+                    mismatch(format_args!("floats, as `{name}` is of no linear layer"), label);
+                Err(self.refused((unit, entry), detail, Remedy::Floats))
             }
         }
     }
@@ -162,12 +162,14 @@ impl Form<'_> {
             };
             let row = rows.range.start + at as u64 / groups.max(1);
             let col = at as u64 % groups.max(1) * affine.group_size() as u64;
-            let detail = format!(
-                "expected biases that are whole multiples of scales, found {} with scale {scale} \
-                 and bias {bias} at row {row}, column {col}",
-                rows.entry.encoding.label()
+            let detail = mismatch(
+                "biases that are whole multiples of scales",
+                format_args!(
+                    "{} with scale {scale} and bias {bias} at row {row}, column {col}",
+                    rows.entry.encoding.label()
+                ),
             );
-            return Err(self.refused(place, &detail, remedy));
+            return Err(self.refused(place, detail, remedy));
         }
         Ok(())
     }
@@ -220,8 +222,8 @@ impl Form<'_> {
             return Ok(());
         }
         let label = place.1.encoding.label();
-        let detail = format!("expected all parts of `{name}` stored alike, found {label}");
-        Err(self.refused(place, &detail, Remedy::OneEncoding))
+        let detail = mismatch(format_args!("all parts of `{name}` stored alike"), label);
+        Err(self.refused(place, detail, Remedy::OneEncoding))
     }
 
     /// Puts rows where they lie.
@@ -258,12 +260,12 @@ fn check_filled(
         if found != all {
             let detail =
                 format!("tensor `{name}`: expected {all} weights, the model holds {found}");
-            return Err(ConvertError::Plan(detail));
+            return Err(ConvertError::Plan(detail.into()));
         }
         let both = tensors.contains_key(name) && tensors.contains_key(&format!("{name}_packed"));
         if both {
             let detail = format!("tensor `{name}`: expected all parts in codes or all in floats");
-            return Err(ConvertError::Plan(detail));
+            return Err(ConvertError::Plan(detail.into()));
         }
     }
     Ok(())

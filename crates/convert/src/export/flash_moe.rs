@@ -12,7 +12,7 @@ use shardwright_format::checkpoint::{CONFIG_NAME, Dtype};
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
-use shardwright_format::{FormatError, Role, Unit, UnitLayout};
+use shardwright_format::{FormatError, Role, Unit, UnitLayout, mismatch};
 use shardwright_quant::{Affine, Encoding, Float, widen};
 
 use super::companions::{copy_companions, plain_config, write_json};
@@ -96,9 +96,10 @@ pub(crate) fn check_type(model_type: &str) -> Result<()> {
         return Ok(());
     }
     let known = MODEL_TYPES[0];
-    Err(ConvertError::Plan(format!(
-        "flash-moe: expected a model_type that it has, {known}, found `{model_type}`"
-    )))
+    Err(ConvertError::Plan(
+        mismatch(format_args!("a model_type that it has, {known}"), format_args!("`{model_type}`"))
+            .at("flash-moe"),
+    ))
 }
 
 const fn is_dense(unit: &Unit) -> bool {
@@ -142,7 +143,7 @@ struct Form<'a> {
 impl Form<'_> {
     fn refused(&self, unit: Unit, entry: &TensorEntry, expected: &str) -> ConvertError {
         let found = entry.encoding.label();
-        let detail = format!("{unit} {}: expected {expected}, found {found}", entry.role);
+        let detail = mismatch(expected, found).at(format_args!("{unit} {}", entry.role));
         let path = self.weights.root().to_owned();
         ConvertError::NotHeld { path, detail, remedy: Remedy::PackedExperts }
     }
@@ -152,8 +153,8 @@ impl Form<'_> {
         if !self.weights.spec().tie_word_embeddings {
             return Ok(());
         }
-        let detail = "flash-moe: expected a head of its own, found one tied to the embedding";
-        Err(ConvertError::Plan(detail.to_owned()))
+        let detail = mismatch("a head of its own", "one tied to the embedding").at("flash-moe");
+        Err(ConvertError::Plan(detail))
     }
 
     /// The bits of all experts' codes.
@@ -173,7 +174,7 @@ impl Form<'_> {
                 }
             }
         }
-        all.ok_or_else(|| ConvertError::Plan("flash-moe: expected experts, found none".to_owned()))
+        all.ok_or_else(|| ConvertError::Plan(mismatch("experts", "none").at("flash-moe")))
     }
 
     /// Name and shape of a dense tensor, and its row that is the first one here.
@@ -298,7 +299,7 @@ fn write_experts(weights: &Weights, dir: &Path, bits: u8) -> Result<()> {
             if *layout.get_or_insert_with(|| record.clone()) != record {
                 let detail =
                     format!("flash-moe: {unit}: expected a record as of all other experts");
-                return Err(ConvertError::Plan(detail));
+                return Err(ConvertError::Plan(detail.into()));
             }
             let bytes = &buf.as_slice()[..found.len as usize];
             file.write_all_at(bytes, u64::from(expert) * found.len)

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use shardwright_format::FormatError;
+use shardwright_format::{FormatError, mismatch};
 
 use super::companions::write_json;
 use super::tensor_files::Tensor;
@@ -63,9 +63,11 @@ impl DenseFiles {
             1 => &WHOLE,
             2 => &HALVES,
             found => {
-                let detail = format!(
-                    "flash-moe: expected tensors besides experts in two files of {limit} bytes, found {found}"
-                );
+                let detail = mismatch(
+                    format_args!("tensors besides experts in two files of {limit} bytes"),
+                    found,
+                )
+                .at("flash-moe");
                 return Err(ConvertError::Plan(detail));
             }
         };

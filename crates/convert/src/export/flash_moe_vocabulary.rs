@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
-use shardwright_format::FormatError;
 use shardwright_format::checkpoint::TOKENIZER_NAME;
 use shardwright_format::io::TOKENIZER_LIMIT;
 use shardwright_format::weights::Weights;
+use shardwright_format::{FormatError, Refusal, mismatch};
 
 use crate::error::Result;
 
@@ -50,10 +50,10 @@ pub(super) fn write(weights: &Weights, dir: &Path) -> Result<bool> {
     let Some(text) = weights.companion(TOKENIZER_NAME, TOKENIZER_LIMIT)? else {
         return Ok(false);
     };
-    let refused = |detail: String| FormatError::file(&path, format!("flash-moe: {detail}"));
+    let refused = |why: Refusal| FormatError::file(&path, why.at("flash-moe"));
     let document = serde_json::from_slice::<Document>(&text);
     let document = document.map_err(|e| {
-        refused(format!("expected a vocabulary with merges of pairs, found none ({e})"))
+        refused(mismatch("a vocabulary with merges of pairs", format_args!("none ({e})")))
     })?;
     let known = weights.spec().vocab_size;
     for (name, bytes) in
@@ -68,7 +68,7 @@ pub(super) fn write(weights: &Weights, dir: &Path) -> Result<bool> {
 impl Document {
     /// The number of tokens, the largest of their numbers, and the text of each in order, empty where there
     /// is none. `known` bounds them, so that a number alone takes no memory.
-    fn texts(&self, known: u32) -> Result<Vec<u8>, String> {
+    fn texts(&self, known: u32) -> Result<Vec<u8>, Refusal> {
         let pieces = self.model.vocab.iter().map(|(piece, id)| (*id, piece));
         let added = self
             .added_tokens
@@ -76,10 +76,10 @@ impl Document {
             .map(|added| (added.id, &added.content));
         let all: BTreeMap<u32, &String> = pieces.chain(added).collect();
         let Some((&largest, _)) = all.last_key_value() else {
-            return Err("expected tokens, found none".to_owned());
+            return Err(mismatch("tokens", "none"));
         };
         if largest >= known {
-            return Err(format!("token {largest}: expected one of the model's {known}"));
+            return Err(format!("token {largest}: expected one of the model's {known}").into());
         }
         let mut bytes = [largest + 1, largest].map(u32::to_le_bytes).concat();
         for id in 0..=largest {
@@ -89,7 +89,7 @@ impl Document {
     }
 
     /// Pieces by their numbers, pairs by their ranks, added tokens as listed.
-    fn tokenizer(&self) -> Result<Vec<u8>, String> {
+    fn tokenizer(&self) -> Result<Vec<u8>, Refusal> {
         let Self { model: Model { vocab, merges }, added_tokens } = self;
         let mut bytes = MAGIC.to_vec();
         for count in [vocab.len(), merges.len(), added_tokens.len()] {
@@ -110,7 +110,7 @@ impl Document {
                 Merge::Pair([a, b]) => (a.as_str(), b.as_str()),
                 Merge::Line(line) => line
                     .split_once(' ')
-                    .ok_or_else(|| format!("expected a pair, found `{line}`"))?,
+                    .ok_or_else(|| mismatch("a pair", format_args!("`{line}`")))?,
             };
             push_text(&mut bytes, a)?;
             push_text(&mut bytes, b)?;
@@ -124,9 +124,9 @@ impl Document {
 }
 
 /// Length and bytes of a text.
-fn push_text(bytes: &mut Vec<u8>, text: &str) -> Result<(), String> {
+fn push_text(bytes: &mut Vec<u8>, text: &str) -> Result<(), Refusal> {
     let len = u16::try_from(text.len());
-    let len = len.map_err(|_| format!("expected texts below 64 KiB, found {}", text.len()))?;
+    let len = len.map_err(|_| mismatch("texts below 64 KiB", text.len()))?;
     bytes.extend(len.to_le_bytes());
     bytes.extend(text.as_bytes());
     Ok(())
@@ -155,12 +155,12 @@ mod tests {
     #[test]
     fn what_the_files_cannot_hold_is_refused() {
         let far = document(r#"{"a": 4000000000}"#, "[]").texts(3).unwrap_err();
-        assert_eq!(far, "token 4000000000: expected one of the model's 3");
-        assert_eq!(document("{}", "[]").texts(3).unwrap_err(), "expected tokens, found none");
+        assert_eq!(far, "token 4000000000: expected one of the model's 3".into());
+        assert_eq!(document("{}", "[]").texts(3).unwrap_err(), mismatch("tokens", "none"));
         let long = format!(r#"{{"{}": 0}}"#, "a".repeat(1 << 16));
         let long = document(&long, "[]").tokenizer().unwrap_err();
-        assert_eq!(long, "expected texts below 64 KiB, found 65536");
+        assert_eq!(long, mismatch("texts below 64 KiB", 65536));
         let one = document("{}", r#"["ab"]"#).tokenizer().unwrap_err();
-        assert_eq!(one, "expected a pair, found `ab`");
+        assert_eq!(one, mismatch("a pair", "`ab`"));
     }
 }

@@ -16,7 +16,9 @@ use shardwright_format::io::{CONFIG_LIMIT, TOKENIZER_LIMIT};
 use shardwright_format::model::{Mixer, RopeScaling};
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
-use shardwright_format::{Decoder, FormatError, ModelSpec, Role, SourceView, Unit};
+use shardwright_format::{
+    Decoder, FormatError, ModelSpec, Refusal, Role, SourceView, Unit, mismatch,
+};
 use shardwright_quant::{Encoding, Ggml, Unheld};
 
 use super::companions::plain_config;
@@ -69,7 +71,7 @@ fn entries(weights: &Weights) -> Result<Vec<(Unit, TensorEntry)>> {
 /// What the file says, and its tensors.
 fn outline(weights: &Weights, name: &str, entries: &[(Unit, TensorEntry)]) -> Result<Outline> {
     let config = plain_config(weights)?;
-    let refused = |detail: String| FormatError::file(weights.root(), detail);
+    let refused = |detail: Refusal| FormatError::file(weights.root(), detail);
     let tokenizer = tokenizer(weights)?;
     let path = weights.root().join(CONFIG_NAME);
     let model = Model {
@@ -153,10 +155,8 @@ fn refuse(
         }
         _ => (encoding.label(), Remedy::OneEncoding),
     };
-    let detail = format!(
-        "{} {} (`{}` in GGUF): expected codes that one of its types holds exactly, found {found}",
-        rows.unit, rows.entry.role, tensor.name
-    );
+    let detail = mismatch("codes that one of its types holds exactly", found)
+        .at(format_args!("{} {} (`{}` in GGUF)", rows.unit, rows.entry.role, tensor.name));
     ConvertError::NotHeld { path: weights.root().to_owned(), detail, remedy }
 }
 
@@ -213,12 +213,12 @@ fn check_same(weights: &Weights, found: &ModelSpec) -> Result<()> {
     }
     let json = |spec: &ModelSpec| serde_json::to_value(spec).unwrap_or_default();
     let differs = difference("", &json(expected), &json(&found));
-    let detail = differs.unwrap_or_else(|| "expected the same model".to_owned());
-    Err(FormatError::file(weights.root(), format!("GGUF cannot say the model: {detail}")).into())
+    let detail = differs.unwrap_or_else(|| "expected the same model".into());
+    Err(FormatError::file(weights.root(), detail.at("GGUF cannot say the model")).into())
 }
 
 /// The first member in which two descriptions differ.
-fn difference(path: &str, expected: &Value, found: &Value) -> Option<String> {
+fn difference(path: &str, expected: &Value, found: &Value) -> Option<Refusal> {
     let null = Value::Null;
     match (expected, found) {
         (Value::Object(a), Value::Object(b)) => {
@@ -233,7 +233,7 @@ fn difference(path: &str, expected: &Value, found: &Value) -> Option<String> {
             pairs.find_map(|(i, (a, b))| difference(&format!("{path}[{i}]"), a, b))
         }
         (a, b) if a == b => None,
-        (a, b) => Some(format!("{}: expected {a}, found {b}", path.trim_start_matches('.'))),
+        (a, b) => Some(mismatch(a, b).at(path.trim_start_matches('.'))),
     }
 }
 

@@ -67,11 +67,14 @@ fn tensors(
                 .collect(),
             unquantized,
         )),
-        Some((name, (t, filled))) => Err(ConvertError::Plan(format!(
-            "tensor `{name}`: expected {} values of shape {:?}, the model holds {filled}",
-            t.values(),
-            t.shape
-        ))),
+        Some((name, (t, filled))) => Err(ConvertError::Plan(
+            format!(
+                "tensor `{name}`: expected {} values of shape {:?}, the model holds {filled}",
+                t.values(),
+                t.shape
+            )
+            .into(),
+        )),
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use shardwright_format::checkpoint::{CONFIG_NAME, Dtype, write_view};
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
-use shardwright_format::{Role, SourceView, Unit};
+use shardwright_format::{Refusal, Role, SourceView, Unit, mismatch};
 use shardwright_quant::{Affine, Encoding, Float};
 
 use super::companions::{copy_companions, plain_config, write_json};
@@ -91,7 +91,7 @@ impl Form<'_> {
         if let Some((name, [found, all])) = filled.iter().find(|(_, [found, all])| found != all) {
             let detail =
                 format!("tensor `{name}`: expected {all} weights, the model holds {found}");
-            return Err(ConvertError::Plan(detail));
+            return Err(ConvertError::Plan(detail.into()));
         }
         Ok((tensors, modules, told))
     }
@@ -112,18 +112,18 @@ impl Form<'_> {
             return Ok(());
         }
         let label = entry.encoding.label();
-        let detail = format!("expected all parts of `{name}` stored alike, found {label}");
-        Err(self.refused(unit, entry, &detail, Remedy::OneEncoding))
+        let detail = mismatch(format_args!("all parts of `{name}` stored alike"), label);
+        Err(self.refused(unit, entry, detail, Remedy::OneEncoding))
     }
 
     fn refused(
         &self,
         unit: Unit,
         entry: &TensorEntry,
-        detail: &str,
+        detail: impl Into<Refusal>,
         remedy: Remedy,
     ) -> ConvertError {
-        let detail = format!("{unit} {}: {detail}", entry.role);
+        let detail = detail.into().at(format_args!("{unit} {}", entry.role));
         ConvertError::NotHeld { path: self.weights.root().to_owned(), detail, remedy }
     }
 
@@ -156,7 +156,7 @@ impl Form<'_> {
         match self.holds(entry) {
             Err(detail) if !self.options.requantize => {
                 let detail = format!("{detail}, found {}", entry.encoding.label());
-                Err(self.refused(unit, entry, &detail, Remedy::EngineLimits))
+                Err(self.refused(unit, entry, detail, Remedy::EngineLimits))
             }
             _ => Ok(()),
         }
@@ -175,8 +175,8 @@ impl Form<'_> {
             return Ok(vec![Piece { name: place.name, dtype: dtype.into(), shape: place.shape }]);
         };
         let Some(module) = place.name.strip_suffix(".weight").map(str::to_owned) else {
-            let detail = format!("expected floats in `{}`, found codes", place.name);
-            return Err(self.refused(unit, entry, &detail, Remedy::EngineLimits));
+            let detail = mismatch(format_args!("floats in `{}`", place.name), "codes");
+            return Err(self.refused(unit, entry, detail, Remedy::EngineLimits));
         };
         Ok(affine_pieces(&module, &place.shape, affine))
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use shardwright_format::arch::Arch;
 use shardwright_format::model::{Mixer, RopeScaling};
 use shardwright_format::unit::TensorEntry;
-use shardwright_format::{ModelSpec, Role, SourceView, Unit};
+use shardwright_format::{ModelSpec, Role, SourceView, Unit, mismatch};
 use shardwright_quant::Float;
 
 use crate::error::{ConvertError, Result};
@@ -60,10 +60,13 @@ impl Family {
             return Ok(family);
         }
         let known: Vec<_> = all.into_keys().collect();
-        Err(ConvertError::Plan(format!(
-            "mlx-lm: expected a model_type that it has, one of {}, found `{model_type}`",
-            known.join(", ")
-        )))
+        Err(ConvertError::Plan(
+            mismatch(
+                format_args!("a model_type that it has, one of {}", known.join(", ")),
+                format_args!("`{model_type}`"),
+            )
+            .at("mlx-lm"),
+        ))
     }
 
     /// Roles whose matrices it has as floats alone.
@@ -118,7 +121,9 @@ impl<'a> MlxPlaces<'a> {
     pub(super) fn new(family: &'a Family, spec: &'a ModelSpec) -> Result<Self> {
         let arch = Arch::builtin(&spec.model_type).ok_or_else(|| {
             let found = &spec.model_type;
-            ConvertError::Plan(format!("mlx-lm: expected a built-in architecture, found `{found}`"))
+            ConvertError::Plan(
+                mismatch("a built-in architecture", format_args!("`{found}`")).at("mlx-lm"),
+            )
         })?;
         Ok(Self { family, spec, arch })
     }
@@ -134,8 +139,8 @@ impl<'a> MlxPlaces<'a> {
             .iter()
             .position(|layer| layer.num_experts() == 0);
         if let Some(layer) = dense.filter(|_| self.family.all_experts) {
-            let detail =
-                format!("mlx-lm: expected experts in every layer, found none in layer {layer}");
+            let detail = mismatch("experts in every layer", format_args!("none in layer {layer}"))
+                .at("mlx-lm");
             return Err(ConvertError::Plan(detail));
         }
         let attentions = || {
@@ -204,7 +209,7 @@ impl<'a> MlxPlaces<'a> {
         };
         let Some(own) = own.filter(whole) else {
             let detail = format!("mlx-lm: {role} of {unit}: its table has no place for it there");
-            return Err(ConvertError::Plan(detail));
+            return Err(ConvertError::Plan(detail.into()));
         };
         let shape = match &own.shape[..] {
             [1, _] if !role.is_expert() && role != Role::SharedExpertGate => vec![cols],

@@ -183,7 +183,7 @@ fn file_name(out: &Path) -> Result<(String, String)> {
     stem.map(|(name, stem)| (name.to_owned(), stem.to_owned()))
         .ok_or_else(|| {
             let detail = format!("expected the name of a file that ends in {SUFFIX}");
-            ConvertError::Output { path: out.to_owned(), detail }
+            ConvertError::Output { path: out.to_owned(), detail: detail.into() }
         })
 }
 
@@ -198,7 +198,7 @@ impl Partial {
     /// Makes the directory; takes over that of an export that was killed.
     fn begin(out: &Path) -> Result<Self> {
         let refused = |path: &Path, detail: &str| {
-            Err(ConvertError::Output { path: path.to_owned(), detail: detail.to_owned() })
+            Err(ConvertError::Output { path: path.to_owned(), detail: detail.into() })
         };
         let exists = "already exists; remove it or choose another name";
         if out.symlink_metadata().is_ok() {

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use shardwright_format::manifest::{
     DENSE_FILE_LIMIT, DenseShard, EXPERTS_DIR, ExpertShards, FileEntry, FileKind, Hash, Manifest,
 };
-use shardwright_format::{ModelSpec, Unit, UnitLayout};
+use shardwright_format::{ModelSpec, Unit, UnitLayout, mismatch};
 
 use super::entry;
 use crate::error::{ConvertError, Result};
 
 fn too_large(unit: Unit) -> ConvertError {
-    ConvertError::Plan(format!("{unit}: larger than any file"))
+    ConvertError::Plan(format!("{unit}: larger than any file").into())
 }
 
 /// Dense shards one after the other, a new file before the limit is passed.
@@ -64,7 +64,7 @@ pub fn place_expert_shards(
 pub fn shard_files(manifest: &Manifest) -> Result<Vec<FileEntry>> {
     let mut ends = BTreeMap::<&str, u64>::new();
     if let Some(experts) = manifest.experts.iter().find(|s| s.blake3.is_empty()) {
-        let detail = format!("layer {}: expected experts, found none", experts.layer);
+        let detail = mismatch("experts", "none").at(format_args!("layer {}", experts.layer));
         return Err(ConvertError::Plan(detail));
     }
     for shard in manifest.shards() {

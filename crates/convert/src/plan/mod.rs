@@ -18,7 +18,7 @@ use shardwright_format::manifest::{
     ALIGNMENTS, Calibration, CheckpointRecord, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT,
     FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile, VERSION,
 };
-use shardwright_format::{FormatError, Role, SourceView, TensorEntry, Unit, UnitLayout};
+use shardwright_format::{FormatError, Role, SourceView, TensorEntry, Unit, UnitLayout, mismatch};
 use shardwright_quant::{Method, Zeros};
 use shardwright_runtime::text::OTHER_FORMS;
 
@@ -238,7 +238,7 @@ impl Plan {
         plan.measure(options);
         plan.manifest
             .validate()
-            .map_err(|detail| ConvertError::Plan(format!("plan: {detail}")))?;
+            .map_err(|detail| ConvertError::Plan(format!("plan: {detail}").into()))?;
         Ok(plan)
     }
 
@@ -350,9 +350,9 @@ fn check_alignment(alignment: u64) -> Result<()> {
         return Ok(());
     }
     let (low, high) = (ALIGNMENTS.start(), ALIGNMENTS.end());
-    Err(ConvertError::Plan(format!(
-        "alignment: expected a power of two from {low} to {high}, found {alignment}"
-    )))
+    Err(ConvertError::Plan(
+        mismatch(format_args!("a power of two from {low} to {high}"), alignment).at("alignment"),
+    ))
 }
 
 /// The manifest before anything is placed.
@@ -374,7 +374,7 @@ fn skeleton(
         alignment: options.alignment,
         model: inventory.spec.clone(),
         recipe: serde_json::to_value(recipe)
-            .map_err(|e| ConvertError::Plan(format!("recipe `{}`: {e}", recipe.name)))?,
+            .map_err(|e| ConvertError::Plan(format!("recipe `{}`: {e}", recipe.name).into()))?,
         checkpoint: CheckpointRecord {
             files: files.collect(),
             ignored,
@@ -433,7 +433,8 @@ fn resolve_dense(
 ) -> Result<Resolved> {
     let tensors = inventory.units.get(&unit).map(|layout| &layout.tensors[..]);
     let (tensors, methods) = choose_all(resolver, unit, tensors, 1)?;
-    let layout = place_dense(tensors).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
+    let layout =
+        place_dense(tensors).map_err(|e| ConvertError::Plan(format!("{unit}: {e}").into()))?;
     Ok(Resolved { unit, layout, methods })
 }
 
@@ -456,7 +457,8 @@ fn resolve_extra<'a>(
     if tensors.is_empty() {
         return Ok((None, out));
     }
-    let layout = place_dense(tensors).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
+    let layout =
+        place_dense(tensors).map_err(|e| ConvertError::Plan(format!("{unit}: {e}").into()))?;
     Ok((Some(Resolved { unit, layout, methods }), out))
 }
 
@@ -486,7 +488,8 @@ fn resolve_experts(
     let unit = Unit::Expert { layer, expert: 0 };
     let count = inventory.spec.layers[layer as usize].num_experts();
     let (tensors, methods) = choose_all(resolver, unit, inventory.expert_tensors(layer), count)?;
-    let layout = place_expert(tensors).map_err(|e| ConvertError::Plan(format!("{unit}: {e}")))?;
+    let layout =
+        place_expert(tensors).map_err(|e| ConvertError::Plan(format!("{unit}: {e}").into()))?;
     Ok(Resolved { unit, layout, methods })
 }
 
@@ -498,7 +501,7 @@ fn choose_all(
     count: u32,
 ) -> Result<(Vec<TensorEntry>, Vec<Rounding>)> {
     let tensors =
-        tensors.ok_or_else(|| ConvertError::Plan(format!("the inventory has no {unit}")))?;
+        tensors.ok_or_else(|| ConvertError::Plan(format!("the inventory has no {unit}").into()))?;
     let choose = |tensor: &TensorEntry| {
         let chosen = resolver.choose(unit, tensor, count)?;
         Ok((chosen.tensor(tensor), chosen.rounding))

@@ -268,7 +268,7 @@ impl<'a> Resolver<'a> {
     }
 
     fn refuse(&self, detail: impl std::fmt::Display) -> ConvertError {
-        ConvertError::Plan(format!("recipe `{}`: {detail}", self.recipe.name))
+        ConvertError::Plan(format!("recipe `{}`: {detail}", self.recipe.name).into())
     }
 
     /// The first fallback of a rule that can hold the tensor. What is not the text model has all

@@ -2,8 +2,8 @@
 //! checkpoint.
 
 use serde::{Deserialize, Serialize};
-use shardwright_format::Unit;
 use shardwright_format::manifest::{Hash, Manifest};
+use shardwright_format::{Refusal, Unit};
 
 use super::resolve::Rounding;
 use super::{Cost, Plan};
@@ -34,7 +34,7 @@ impl Plan {
     pub(crate) fn from_stored(
         bytes: &[u8],
         manifest: Manifest,
-    ) -> Result<(Self, Vec<Option<Hash>>), String> {
+    ) -> Result<(Self, Vec<Option<Hash>>), Refusal> {
         let found: Stored = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         let methods = found.methods.into_iter().collect();
         Ok((Self { manifest, methods, ..found.plan }, found.expected))

@@ -7,6 +7,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::ser::{SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};
+use shardwright_format::{Refusal, mismatch};
 use shardwright_quant::{Affine, Encoding, Float, Trellis};
 
 /// Group size where text names none.
@@ -44,7 +45,7 @@ pub enum EncodingSpec {
 
 impl EncodingSpec {
     /// Trellis codes, checked.
-    fn trellis(bits: u8, state_bits: u8) -> Result<Self, String> {
+    fn trellis(bits: u8, state_bits: u8) -> Result<Self, Refusal> {
         let trellis = Trellis::new(bits, state_bits).map_err(|e| e.to_string())?;
         Ok(Self::Trellis(trellis))
     }
@@ -54,10 +55,13 @@ impl EncodingSpec {
         matches!(self, Self::Affine { .. } | Self::Trellis(_))
     }
 
-    /// Affine codes, checked.
-    fn affine(bits: u8, group_size: u16, scale_dtype: Option<Float>) -> Result<Self, String> {
-        Affine::new(bits, group_size, scale_dtype.unwrap_or(Float::F16))
-            .map_err(|e| e.to_string())?;
+    /// Affine codes; without a type of scales that of the recipe, or of the source.
+    ///
+    /// # Errors
+    /// Bits or a group that no affine codes have.
+    pub fn affine(bits: u8, group_size: u16, scale_dtype: Option<Float>) -> Result<Self, Refusal> {
+        let checked = Affine::new(bits, group_size, scale_dtype.unwrap_or(Float::F16));
+        checked.map_err(|e| e.to_string())?;
         Ok(Self::Affine { bits, group_size, scale_dtype })
     }
 
@@ -109,9 +113,9 @@ impl fmt::Display for EncodingSpec {
 }
 
 impl FromStr for EncodingSpec {
-    type Err = String;
+    type Err = Refusal;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Refusal> {
         if text == "keep" {
             return Ok(Self::Keep);
         }
@@ -122,10 +126,7 @@ impl FromStr for EncodingSpec {
             return Ok(Self::Float(float));
         }
         let wrong = || {
-            format!(
-                "encoding: expected keep, f16, bf16, f32 or like q4g64 or t3s12 (leave_out for what \
-                 is not the text model), found `{text}`"
-            )
+            mismatch("keep, f16, bf16, f32 or like q4g64 or t3s12 (leave_out for what is not the text model)", format_args!("`{text}`")).at("encoding")
         };
         let number = |text: &str| text.parse().map_err(|_| wrong());
         let byte = |text: &str| text.parse().map_err(|_| wrong());
@@ -168,7 +169,7 @@ struct RawCodes {
 }
 
 impl RawCodes {
-    fn wanted(self) -> Result<EncodingSpec, String> {
+    fn wanted(self) -> Result<EncodingSpec, Refusal> {
         match self {
             Self { bits, group_size: None, scale_dtype: None, state_bits: Some(state_bits) } => {
                 EncodingSpec::trellis(bits, state_bits)
@@ -177,10 +178,10 @@ impl RawCodes {
                 EncodingSpec::affine(bits, group_size, scale_dtype)
             }
             Self { state_bits: Some(_), .. } => {
-                Err("a trellis has bits and state_bits and no other field".to_owned())
+                Err("a trellis has bits and state_bits and no other field".into())
             }
             Self { .. } => {
-                Err("missing field `group_size` (or `state_bits`, for a trellis)".to_owned())
+                Err("missing field `group_size` (or `state_bits`, for a trellis)".into())
             }
         }
     }
@@ -266,20 +267,18 @@ impl<'de> Deserialize<'de> for Fallback {
                     .into_iter()
                     .find(|g| u64::from(*g) == group);
                 known.map(Fallback::Group).ok_or_else(|| {
-                    E::custom(format!(
-                        "fallback: expected a group size of 32, 64 or 128, found {group}"
-                    ))
+                    E::custom(mismatch("a group size of 32, 64 or 128", group).at("fallback"))
                 })
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Fallback, E> {
                 let wanted = text.parse().and_then(|wanted| match wanted {
                     EncodingSpec::LeaveOut => {
-                        Err("what a rule wants stored is not left out".to_owned())
+                        Err("what a rule wants stored is not left out".into())
                     }
                     wanted => Ok(Fallback::Encoding(wanted)),
                 });
-                wanted.map_err(|wrong: String| E::custom(format!("fallback: {wrong}")))
+                wanted.map_err(|wrong: Refusal| E::custom(wrong.at("fallback")))
             }
         }
         deserializer.deserialize_any(GroupOrName)

@@ -4,7 +4,7 @@ mod encoding;
 mod pattern;
 
 use serde::{Deserialize, Serialize};
-use shardwright_format::Role;
+use shardwright_format::{Refusal, Role, mismatch};
 use shardwright_quant::{Float, Method, Zeros};
 
 pub use encoding::{EncodingSpec, Fallback};
@@ -113,8 +113,8 @@ pub enum RecipeError {
     Malformed {
         /// Its name or path.
         name: String,
-        /// The parser's word.
-        detail: String,
+        /// The parser's word, or expected and found.
+        detail: Refusal,
     },
     /// No recipe of that name is shipped.
     #[error("unknown recipe `{name}`: expected one of {}, or a path", known.join(", "))]
@@ -130,7 +130,7 @@ pub enum RecipeError {
         /// What was given.
         text: String,
         /// What is wrong with it.
-        detail: String,
+        detail: Refusal,
     },
 }
 
@@ -175,13 +175,14 @@ impl Recipe {
     /// # Errors
     /// Anything but a recipe, an unknown role, encoding or layer range among it.
     pub fn parse(name: &str, json: &str) -> Result<Self, RecipeError> {
-        let malformed = |detail: String| RecipeError::Malformed { name: name.to_owned(), detail };
-        let recipe: Self = serde_json::from_str(json).map_err(|e| malformed(e.to_string()))?;
+        let malformed = |detail: Refusal| RecipeError::Malformed { name: name.to_owned(), detail };
+        let recipe: Self =
+            serde_json::from_str(json).map_err(|e| malformed(e.to_string().into()))?;
         if recipe.scale_dtype == Some(Float::F32) {
-            return Err(malformed("scale_dtype: expected f16 or bf16, found f32".to_owned()));
+            return Err(malformed(mismatch("f16 or bf16", "f32").at("scale_dtype")));
         }
         if recipe.rules.is_empty() {
-            return Err(malformed("rules: expected at least one, found none".to_owned()));
+            return Err(malformed(mismatch("at least one", "none").at("rules")));
         }
         Ok(recipe)
     }
@@ -262,10 +263,10 @@ impl Recipe {
     }
 
     fn override_rule(&self, text: &str) -> Result<Rule, RecipeError> {
-        let wrong = |detail: String| RecipeError::Override { text: text.to_owned(), detail };
-        let (role, encoding) = text.split_once('=').ok_or_else(|| {
-            wrong("expected ROLE=ENCODING, as in expert.down_proj=q4g32".to_owned())
-        })?;
+        let wrong = |detail: Refusal| RecipeError::Override { text: text.to_owned(), detail };
+        let (role, encoding) = text
+            .split_once('=')
+            .ok_or_else(|| wrong("expected ROLE=ENCODING, as in expert.down_proj=q4g32".into()))?;
         let roles = Roles::new(vec![role.to_owned()]).map_err(wrong)?;
         let encoding = encoding.parse().map_err(wrong)?;
         let like = self.rules.iter().find(|rule| {

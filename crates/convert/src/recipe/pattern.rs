@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use shardwright_format::Role;
+use shardwright_format::{Refusal, Role, mismatch};
 
 /// Whether `text` matches `glob`, where `*` stands for any characters and `?` for one.
 pub fn matches_glob(glob: &str, text: &str) -> bool {
@@ -72,11 +72,11 @@ impl Roles {
     ///
     /// # Errors
     /// A glob that names no role there is.
-    pub fn new(globs: Vec<String>) -> Result<Self, String> {
+    pub fn new(globs: Vec<String>) -> Result<Self, Refusal> {
         let names = |glob: &str| Role::ALL.iter().any(|role| matches_glob(glob, role.name()));
         if let Some(unknown) = globs.iter().find(|glob| !names(glob)) {
             let known: Vec<_> = Role::ALL.iter().map(|role| role.name()).collect();
-            return Err(format!("unknown role `{unknown}`: expected {}", known.join(", ")));
+            return Err(format!("unknown role `{unknown}`: expected {}", known.join(", ")).into());
         }
         let named = |role: &Role| globs.iter().any(|glob| matches_glob(glob, role.name()));
         let roles = Role::ALL.iter().copied().filter(named).collect();
@@ -106,8 +106,8 @@ impl fmt::Display for Roles {
 }
 
 impl TryFrom<OneOrMany> for Roles {
-    type Error = String;
-    fn try_from(raw: OneOrMany) -> Result<Self, String> {
+    type Error = Refusal;
+    fn try_from(raw: OneOrMany) -> Result<Self, Refusal> {
         Self::new(raw.into())
     }
 }
@@ -151,8 +151,8 @@ impl fmt::Display for Layers {
 }
 
 impl TryFrom<OneOrMany> for Layers {
-    type Error = String;
-    fn try_from(raw: OneOrMany) -> Result<Self, String> {
+    type Error = Refusal;
+    fn try_from(raw: OneOrMany) -> Result<Self, Refusal> {
         let texts = Vec::from(raw);
         texts
             .iter()
@@ -194,9 +194,9 @@ impl LayerRange {
 }
 
 impl FromStr for LayerRange {
-    type Err = String;
+    type Err = Refusal;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Refusal> {
         let number = |part: &str| part.trim().parse::<u32>().ok();
         let parsed = if let Some(n) = text.strip_prefix("first ") {
             number(n).map(Self::First)
@@ -211,7 +211,8 @@ impl FromStr for LayerRange {
             number(text).map(Self::One)
         };
         parsed.ok_or_else(|| {
-            format!("layer: expected like `3`, `0..4`, `first 2` or `last 2`, found `{text}`")
+            mismatch("like `3`, `0..4`, `first 2` or `last 2`", format_args!("`{text}`"))
+                .at("layer")
         })
     }
 }

@@ -9,6 +9,7 @@ use super::Arch;
 use super::ffn_rows::Flag;
 use super::table::Parameter;
 use crate::error::{FormatError, Result};
+use crate::refusal::{Refusal, mismatch};
 
 /// Widest matrix that is believed.
 pub(super) const MAX_SIZE: u32 = 1 << 24;
@@ -74,11 +75,11 @@ impl<'a> Config<'a> {
         expected: &str,
         found: Option<&Value>,
     ) -> FormatError {
-        self.refused(format!("`{key}`: expected {expected}, found {}", shown(found)))
+        self.refused(mismatch(expected, shown(found)).at(format_args!("`{key}`")))
     }
 
     /// An error about the file.
-    pub(super) fn refused(&self, detail: impl Into<String>) -> FormatError {
+    pub(super) fn refused(&self, detail: impl Into<Refusal>) -> FormatError {
         FormatError::file(self.path, detail)
     }
 
@@ -180,7 +181,10 @@ impl<'a> Config<'a> {
     /// A parameter's key and its value; none when it has neither a key nor a default.
     fn value(&self, name: &str) -> Result<(String, Option<Value>)> {
         let parameter = self.arch.table.parameters.get(name).ok_or_else(|| {
-            FormatError::file(&self.arch.path, format!("parameters: expected `{name}`, found none"))
+            FormatError::file(
+                &self.arch.path,
+                mismatch(format_args!("`{name}`"), "none").at("parameters"),
+            )
         })?;
         let (key, found) = self.find(name, parameter)?;
         let found = match found {
@@ -228,8 +232,8 @@ impl<'a> Config<'a> {
             if value.is_multiple_of(term) {
                 return Ok(value / term);
             }
-            let detail =
-                format!("`{name}` is {text}: expected a whole number, found {value} / {term}");
+            let detail = mismatch("a whole number", format_args!("{value} / {term}"))
+                .at(format_args!("`{name}` is {text}"));
             Err(self.refused(detail))
         })?;
         Ok(Value::from(value))

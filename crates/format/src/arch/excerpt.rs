@@ -8,6 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{FormatError, Result};
 use crate::manifest::Excerpt;
 use crate::names::{in_layer, split};
+use crate::refusal::mismatch;
 use crate::unit::Unit;
 
 impl Inventory {
@@ -20,7 +21,8 @@ impl Inventory {
         let of = self.spec.layers.len() as u32;
         if layers.is_empty() || layers.end > of {
             let Range { start, end } = layers;
-            let detail = format!("layers: expected some of 0..{of}, found {start}..{end}");
+            let detail = mismatch(format_args!("some of 0..{of}"), format_args!("{start}..{end}"))
+                .at("layers");
             return Err(FormatError::file(checkpoint.root(), detail));
         }
         let excerpt = Excerpt { first: layers.start, end: layers.end, of };

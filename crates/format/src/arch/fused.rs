@@ -5,6 +5,7 @@ use super::table::{FusedRow, Layout, Table, unit_of};
 use crate::checkpoint::TensorInfo;
 use crate::model::ModelSpec;
 use crate::names::fill;
+use crate::refusal::{Refusal, mismatch};
 use crate::role::Role;
 use crate::shapes::TensorShape;
 use crate::unit::{SourceView, Unit};
@@ -32,7 +33,7 @@ impl Fused<'_> {
     ///
     /// # Errors
     /// When it allows none: expected and found.
-    pub(super) fn layouts(&self, spec: &ModelSpec) -> Result<Vec<Layout>, String> {
+    pub(super) fn layouts(&self, spec: &ModelSpec) -> Result<Vec<Layout>, Refusal> {
         let parts = Parts::new(self.row, self.layer, spec)?;
         let stated = |layout: &Layout| self.row.layout.is_none_or(|stated| stated == *layout);
         let possible: Vec<_> = [Layout::OutIn, Layout::InOut]
@@ -47,7 +48,10 @@ impl Fused<'_> {
                 .map(|l| format!("{:?}", parts.shape(*l)))
                 .collect();
             let expected = shapes.join(" or ");
-            return Err(format!("expected shape {expected}, found {:?}", self.info.shape));
+            return Err(mismatch(
+                format_args!("shape {expected}"),
+                format_args!("{:?}", self.info.shape),
+            ));
         }
         Ok(fitting)
     }
@@ -57,7 +61,7 @@ impl Fused<'_> {
     ///
     /// # Errors
     /// When more than one remains.
-    pub(super) fn choose(&self, own: &[Layout], beside: &[Vec<Layout>]) -> Result<Layout, String> {
+    pub(super) fn choose(&self, own: &[Layout], beside: &[Vec<Layout>]) -> Result<Layout, Refusal> {
         if let [only] = own {
             return Ok(*only);
         }
@@ -71,7 +75,8 @@ impl Fused<'_> {
                 "shape {:?} can be [.., out, in] as well as [.., in, out]: state \"layout\": \
                  \"out_in\" or \"in_out\" in its row under `fused` of the architecture's table",
                 self.info.shape
-            )),
+            )
+            .into()),
         }
     }
 
@@ -79,7 +84,7 @@ impl Fused<'_> {
     ///
     /// # Errors
     /// When the model has no such parts.
-    pub(super) fn claims(&self, spec: &ModelSpec, layout: Layout) -> Result<Vec<Claim>, String> {
+    pub(super) fn claims(&self, spec: &ModelSpec, layout: Layout) -> Result<Vec<Claim>, Refusal> {
         let parts = Parts::new(self.row, self.layer, spec)?;
         let whole = self.info.view(self.name, 0);
         let mut claims = Vec::new();
@@ -119,7 +124,7 @@ pub(super) fn own_place(
 }
 
 impl Parts {
-    fn new(row: &FusedRow, layer: u32, spec: &ModelSpec) -> Result<Self, String> {
+    fn new(row: &FusedRow, layer: u32, spec: &ModelSpec) -> Result<Self, Refusal> {
         let of_role = |&role| {
             let unit = unit_of(role, layer, 0);
             let shape = spec
@@ -129,12 +134,12 @@ impl Parts {
             shape.ok_or_else(|| format!("the configuration has no {role} in {unit}"))
         };
         let shapes: Vec<_> = row.roles.iter().map(of_role).collect::<Result<_, _>>()?;
-        let [first, ..] = &shapes[..] else { return Err("the table gives it no role".to_owned()) };
+        let [first, ..] = &shapes[..] else { return Err("the table gives it no role".into()) };
         let (role, vectors) = (first.role, first.rows == 1);
         let cols = if vectors { 1 } else { first.cols };
         let same = |shape: &TensorShape| if vectors { shape.rows == 1 } else { shape.cols == cols };
         if !shapes.iter().all(same) {
-            return Err("its roles have different numbers of columns".to_owned());
+            return Err("its roles have different numbers of columns".into());
         }
         let experts = || {
             spec.layers

@@ -15,6 +15,7 @@ use crate::layout::place_dense;
 use crate::manifest::{Excerpt, Ignored};
 use crate::model::ModelSpec;
 use crate::names::{fill, in_layer, split, template};
+use crate::refusal::{Refusal, mismatch};
 use crate::role::Role;
 use crate::shapes::TensorShape;
 use crate::unit::{SourceView, TensorEntry, Unit, UnitLayout, whole_matrix};
@@ -199,19 +200,14 @@ impl<'a> Matching<'a> {
             }
             let path = self.checkpoint.files()[stored.file].file.path();
             let scheme = self.checkpoint.quantization().map(|q| q.method.as_str());
-            let detail = format!(
-                "unsupported dtype: expected F32, F16 or BF16, or what the quantization_config \
-                 of config.json ({}) makes weights of, found {}",
-                scheme.unwrap_or("none"),
-                stored.dtype
-            );
+            let detail = mismatch(format_args!("F32, F16 or BF16, or what the quantization_config of config.json ({}) makes weights of", scheme.unwrap_or("none")), stored.dtype).at("unsupported dtype");
             return Err(FormatError::tensor(path, name, detail));
         }
         self.ignored.sort_by(|a, b| a.tensor.cmp(&b.tensor));
         Ok(())
     }
 
-    fn refused(&self, tensor: &str, info: &TensorInfo, detail: impl Into<String>) -> FormatError {
+    fn refused(&self, tensor: &str, info: &TensorInfo, detail: impl Into<Refusal>) -> FormatError {
         FormatError::tensor(self.checkpoint.path_of(info), tensor, detail)
     }
 
@@ -221,7 +217,7 @@ impl<'a> Matching<'a> {
     }
 
     /// Takes in a tensor that is not the text model's.
-    fn take_extra(&mut self, name: &str, info: &TensorInfo, row: &ExtraRow) -> Result<(), String> {
+    fn take_extra(&mut self, name: &str, info: &TensorInfo, row: &ExtraRow) -> Result<(), Refusal> {
         let role = row.role;
         let unit = Unit::from_extra_role(role)
             .ok_or_else(|| format!("{role} is part of the text model"))?;
@@ -245,7 +241,7 @@ impl<'a> Matching<'a> {
         info: &TensorInfo,
         unit: Unit,
         role: Role,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
         let tied = role == Role::LmHead && self.spec.tie_word_embeddings;
         let (at, as_role) = if tied { (Unit::Embedding, Role::EmbedTokens) } else { (unit, role) };
         let shape = self
@@ -288,7 +284,7 @@ impl<'a> Matching<'a> {
         Ok(())
     }
 
-    fn insert(&mut self, claim: Claim) -> Result<(), String> {
+    fn insert(&mut self, claim: Claim) -> Result<(), Refusal> {
         match self.claims.entry((claim.unit, claim.shape.role)) {
             Entry::Vacant(free) => {
                 free.insert(claim);
@@ -297,7 +293,7 @@ impl<'a> Matching<'a> {
             Entry::Occupied(taken) => {
                 let (unit, role) = taken.key();
                 let other = &taken.get().view().tensor;
-                Err(format!("it gives the {role} of {unit}, as `{other}` does"))
+                Err(format!("it gives the {role} of {unit}, as `{other}` does").into())
             }
         }
     }
@@ -325,9 +321,9 @@ impl<'a> Matching<'a> {
         if self.checkpoint.same_bytes(a, b)? || self.checkpoint.same_floats(a, b)? {
             return Ok(());
         }
-        let detail = format!(
-            "expected the values of `{embedding}`, to which tie_word_embeddings ties it, found \
-             others; if the head is its own, set tie_word_embeddings to false in config.json"
+        let detail = mismatch(
+            format_args!("the values of `{embedding}`, to which tie_word_embeddings ties it"),
+            "others; if the head is its own, set tie_word_embeddings to false in config.json",
         );
         Err(self.refused(head, &tensors[head], detail))
     }
@@ -376,12 +372,13 @@ impl<'a> Matching<'a> {
                     Some(decoder) => decoder.label(),
                     None => view.dtype.name().to_owned(),
                 };
-                let detail = format!(
-                    "expected expert {expert} stored as expert 0: `{}` in {}, found `{}` in {}",
-                    first.source.tensor,
-                    stored(&first.source),
-                    own.source.tensor,
-                    stored(&own.source),
+                let detail = mismatch(
+                    format_args!(
+                        "expert {expert} stored as expert 0: `{}` in {}",
+                        first.source.tensor,
+                        stored(&first.source)
+                    ),
+                    format_args!("`{}` in {}", own.source.tensor, stored(&own.source)),
                 );
                 return Err(self.refused(&name, info, detail));
             }
@@ -415,8 +412,8 @@ impl<'a> Matching<'a> {
             }
             _ => "",
         };
-        let detail =
-            format!("{role} of {unit} {dims:?}: expected tensor {names}, found none{head}");
+        let detail = mismatch(format_args!("tensor {names}"), format_args!("none{head}"))
+            .at(format_args!("{role} of {unit} {dims:?}"));
         FormatError::file(self.checkpoint.root(), detail)
     }
 }
@@ -465,7 +462,7 @@ fn dimensions(shape: TensorShape) -> Vec<u64> {
 }
 
 /// Refuses another shape; a single row may be one-dimensional or two-dimensional.
-fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), String> {
+fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), Refusal> {
     let TensorShape { rows, cols, .. } = shape;
     // The inner dimension of a depthwise convolution says nothing; MLX has it last.
     if info.shape == dimensions(shape)
@@ -476,5 +473,8 @@ fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), String> {
         return Ok(());
     }
     let expected = dimensions(shape);
-    Err(format!("expected shape {expected:?} of {}, found {:?}", shape.role, info.shape))
+    Err(mismatch(
+        format_args!("shape {expected:?} of {}", shape.role),
+        format_args!("{:?}", info.shape),
+    ))
 }

@@ -16,6 +16,7 @@ use crate::model::{
     AttentionSpec, DeltaNetSpec, LatentSpec, Mixer, QkNorm, RopeSpec, ShortConvSpec,
     TemperatureSpec,
 };
+use crate::refusal::mismatch;
 
 impl Arch {
     /// The mixer of each layer.
@@ -100,7 +101,7 @@ fn listed(config: &Config<'_>, row: &KindsRow, count: u32, on: bool) -> Result<O
     match (names.transpose()?, flags.transpose()?) {
         (Some(names), Some(flags)) if names != flags => {
             let detail =
-                "`layer_types`: expected the kinds that no_rope_layers gives, found others";
+                mismatch("the kinds that no_rope_layers gives", "others").at("`layer_types`");
             Err(config.refused(detail))
         }
         (names, flags) => Ok(names.or(flags)),

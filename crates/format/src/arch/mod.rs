@@ -39,6 +39,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{FormatError, Result};
 use crate::model::ModelSpec;
 use crate::names::fill;
+use crate::refusal::mismatch;
 use crate::role::Role;
 use crate::unit::{SourceView, Unit};
 use table::{Table, Target};
@@ -121,10 +122,11 @@ impl Arch {
                 .keys()
                 .map(|place| format!("`{place}`"))
                 .collect();
-            let detail = format!(
-                "`_uncertain`: expected none, found {}; see that each is right, then remove its mark",
-                marks.join(", ")
-            );
+            let detail = mismatch(
+                "none",
+                format_args!("{}; see that each is right, then remove its mark", marks.join(", ")),
+            )
+            .at("`_uncertain`");
             return Err(FormatError::file(path, detail));
         }
         Ok(Self { path: path.to_owned(), table })
@@ -216,11 +218,11 @@ impl Arch {
             return Ok(arch);
         }
         let known: Vec<_> = Self::builtin_names().collect();
-        let detail = format!(
-            "`model_type`: expected one of {}, or a table of your own, found `{model_type}`; {}",
-            known.join(", "),
-            draft::unknown(checkpoint)?
-        );
+        let detail = mismatch(
+            format_args!("one of {}, or a table of your own", known.join(", ")),
+            format_args!("`{model_type}`; {}", draft::unknown(checkpoint)?),
+        )
+        .at("`model_type`");
         Err(FormatError::file(checkpoint.config_path(), detail))
     }
 
@@ -232,7 +234,8 @@ impl Arch {
         }
         let (expected, table) = (self.model_type(), self.path.display());
         let detail =
-            format!("`model_type`: expected `{expected}`, as {table} is for, found `{found}`");
+            mismatch(format_args!("`{expected}`, as {table} is for"), format_args!("`{found}`"))
+                .at("`model_type`");
         Err(FormatError::file(path, detail))
     }
 }
@@ -241,7 +244,7 @@ fn model_type<'a>(path: &Path, config: &'a Value) -> Result<&'a str> {
     let found = config.get("model_type");
     found.and_then(Value::as_str).ok_or_else(|| {
         let found = config::shown(found);
-        let detail = format!("`model_type`: expected a name, found {found}");
+        let detail = mismatch("a name", found).at("`model_type`");
         FormatError::file(path, detail)
     })
 }

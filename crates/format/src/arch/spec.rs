@@ -11,6 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, read_limited};
 use crate::model::{LayerSpec, ModelSpec};
+use crate::refusal::mismatch;
 
 /// Most layers that are believed.
 const MAX_LAYERS: u32 = 4096;
@@ -106,7 +107,7 @@ fn check_experts(config: &Config<'_>, spec: &ModelSpec) -> Result<()> {
     if experts <= MAX_EXPERTS {
         return Ok(());
     }
-    let detail = format!("expected at most {MAX_EXPERTS} experts in all layers, found {experts}");
+    let detail = mismatch(format_args!("at most {MAX_EXPERTS} experts in all layers"), experts);
     Err(config.refused(detail))
 }
 
@@ -123,6 +124,6 @@ fn generation_eos(path: &Path) -> Result<Option<Vec<u32>>> {
     };
     config::token_ids(value).map(Some).ok_or_else(|| {
         let found = config::shown(Some(value));
-        FormatError::file(path, format!("`eos_token_id`: expected {TOKEN_IDS}, found {found}"))
+        FormatError::file(path, mismatch(TOKEN_IDS, found).at("`eos_token_id`"))
     })
 }

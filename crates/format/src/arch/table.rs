@@ -9,6 +9,7 @@ use super::ffn_rows::{Flag, MlpRow, MoeRow};
 use crate::entries::Entries;
 use crate::model::{DeltaProjection, Pairing, QkNorm};
 use crate::names::{EXPERT, LAYER};
+use crate::refusal::{Refusal, mismatch};
 use crate::role::Role;
 use crate::unit::Unit;
 
@@ -388,7 +389,7 @@ struct RawTable {
 }
 
 impl Table {
-    pub(super) fn parse(json: &str) -> Result<Self, String> {
+    pub(super) fn parse(json: &str) -> Result<Self, Refusal> {
         let raw: RawTable = serde_json::from_str(json).map_err(|e| e.to_string())?;
         let mut table = Self {
             model_type: raw.model_type,
@@ -423,22 +424,22 @@ impl Table {
             table.add_target(&name, Target::Ignored(reason))?;
         }
         if table.mlp.is_none() && table.moe.is_none() {
-            return Err("expected `mlp`, `moe` or both, found neither".to_owned());
+            return Err(mismatch("`mlp`, `moe` or both", "neither"));
         }
         if table.attention.is_some() == table.latent.is_some() {
-            return Err("expected either `attention` or `latent`".to_owned());
+            return Err("expected either `attention` or `latent`".into());
         }
         Ok(table)
     }
 
     /// Each part has one row, which gives it a role of its own.
-    fn check_extras(&self) -> Result<(), String> {
+    fn check_extras(&self) -> Result<(), Refusal> {
         for (at, ExtraRow { role, .. }) in self.extras.iter().enumerate() {
             if !role.is_extra() {
-                return Err(format!("extras: expected role vision, mtp or indexer, found {role}"));
+                return Err(mismatch("role vision, mtp or indexer", role).at("extras"));
             }
             if self.extras[..at].iter().any(|row| row.role == *role) {
-                return Err(format!("extras: expected one row for {role}, found two"));
+                return Err(mismatch(format_args!("one row for {role}"), "two").at("extras"));
             }
         }
         Ok(())
@@ -456,10 +457,11 @@ impl Table {
         found.map(|(row, _)| row)
     }
 
-    fn add_role(&mut self, role: &str, names: &Names) -> Result<(), String> {
+    fn add_role(&mut self, role: &str, names: &Names) -> Result<(), Refusal> {
         let role = Role::parse(role).ok_or_else(|| {
             let known: Vec<_> = Role::ALL.iter().map(|role| role.name()).collect();
-            format!("tensors: expected one of {}, found role `{role}`", known.join(", "))
+            mismatch(format_args!("one of {}", known.join(", ")), format_args!("role `{role}`"))
+                .at("tensors")
         })?;
         for name in names.as_slice() {
             check_placeholders(name, role, role.is_expert())?;
@@ -469,7 +471,7 @@ impl Table {
         Ok(())
     }
 
-    fn add_fused(&mut self) -> Result<(), String> {
+    fn add_fused(&mut self) -> Result<(), Refusal> {
         let rows = std::mem::take(&mut self.fused);
         for (i, row) in rows.iter().enumerate() {
             for name in row.tensor.as_slice() {
@@ -483,7 +485,8 @@ impl Table {
                 {
                     return Err(format!(
                         "`{name}`: expected roles of experts only, or none of them"
-                    ));
+                    )
+                    .into());
                 }
                 self.add_target(name, Target::Fused(i))?;
             }
@@ -492,24 +495,23 @@ impl Table {
         Ok(())
     }
 
-    fn add_target(&mut self, name: &str, target: Target) -> Result<(), String> {
+    fn add_target(&mut self, name: &str, target: Target) -> Result<(), Refusal> {
         match self.targets.insert(name.to_owned(), target) {
             None => Ok(()),
-            Some(_) => Err(format!("`{name}` stands for two things")),
+            Some(_) => Err(format!("`{name}` stands for two things").into()),
         }
     }
 }
 
 /// Refuses a name without the numbers that its role needs, or with others.
-pub(super) fn check_placeholders(name: &str, role: Role, expert: bool) -> Result<(), String> {
+pub(super) fn check_placeholders(name: &str, role: Role, expert: bool) -> Result<(), Refusal> {
     let layer = unit_of(role, 0, 0).layer().is_some();
     for (placeholder, expected) in [(LAYER, layer), (EXPERT, expert)] {
         let count = name.split('.').filter(|part| *part == placeholder).count();
         if count != usize::from(expected) {
             let expected = usize::from(expected);
-            return Err(format!(
-                "`{name}` for {role}: expected {expected} `{placeholder}` between dots, found {count}"
-            ));
+            return Err(mismatch(format_args!("{expected} `{placeholder}` between dots"), count)
+                .at(format_args!("`{name}` for {role}")));
         }
     }
     Ok(())

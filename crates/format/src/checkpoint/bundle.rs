@@ -9,7 +9,10 @@ use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
 use crate::manifest::{Extent, FileKind};
 use crate::unit::{SourceView, TensorEntry, Unit, UnitLayout};
+
 use shardwright_quant::Float;
+
+use crate::refusal::Refusal;
 
 impl Checkpoint {
     /// Reads a bundle as what another one is made from. The bytes are trusted no further than its
@@ -62,14 +65,16 @@ impl Checkpoint {
         extent: Extent,
     ) -> Result<()> {
         let root = self.files.root.clone();
-        let refused = |detail: String| FormatError::tensor(&root, &view.tensor, detail);
+        let refused = |detail: Refusal| FormatError::tensor(&root, &view.tensor, detail);
         let number = self
             .files
             .opened
             .iter()
             .position(|opened| opened.name == file);
-        let number = number.ok_or_else(|| refused(format!("{file} holds no shards")))?;
-        let len = entry.byte_len().map_err(|e| refused(e.to_string()))?;
+        let number = number.ok_or_else(|| refused(format!("{file} holds no shards").into()))?;
+        let len = entry
+            .byte_len()
+            .map_err(|e| refused(e.to_string().into()))?;
         let (offset, shape) = (extent.offset + entry.offset, vec![len]);
         let dtype = view.dtype;
         let stored = StoredTensor { file: number, dtype: Dtype::U8, shape, offset, len };
@@ -79,7 +84,7 @@ impl Checkpoint {
             .insert(view.tensor.clone(), stored)
             .is_some()
         {
-            return Err(refused("two matrices of the bundle come from it".to_owned()));
+            return Err(refused("two matrices of the bundle come from it".into()));
         }
         let SourceView { tensor, shape, decoder, .. } = view;
         let info = TensorInfo { file: number, dtype, shape, offset, len, decoder };

@@ -10,6 +10,7 @@ use super::index::{INDEX_NAME, Index};
 use super::wrong;
 use crate::error::{FormatError, Result};
 use crate::io::{INDEX_LIMIT, read_limited};
+use crate::refusal::mismatch;
 
 /// The files to read, and what is odd about them.
 #[derive(Debug)]
@@ -117,7 +118,7 @@ fn unindexed(dir: &Path, names: &BTreeSet<String>) -> Result<Found> {
     }
     if names.is_empty() {
         let what = wrong::weights(dir)
-            .unwrap_or_else(|| format!("expected {FILE_SUFFIX} files, found none"));
+            .unwrap_or_else(|| mismatch(format_args!("{FILE_SUFFIX} files"), "none"));
         return Err(FormatError::file(dir, what));
     }
     match &sets[..] {

@@ -13,6 +13,7 @@ use crate::dtype::{Dtype, unknown};
 use crate::entries::Entries;
 use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
+use crate::refusal::{Refusal, mismatch};
 
 /// Bytes of the length before the header.
 pub const PREFIX_LEN: u64 = 8;
@@ -51,7 +52,7 @@ pub struct HeaderTensor {
 /// As [`header_len`] and [`parse`], and what the operating system refuses.
 pub fn read(file: &ReadFile) -> Result<(Header, u64)> {
     if file.len() < PREFIX_LEN {
-        let detail = format!("expected at least {PREFIX_LEN} bytes, found {}", file.len());
+        let detail = mismatch(format_args!("at least {PREFIX_LEN} bytes"), file.len());
         return Err(FormatError::file(file.path(), detail));
     }
     let mut prefix = [0; PREFIX_LEN as usize];
@@ -84,7 +85,7 @@ pub fn header_len(path: &Path, prefix: [u8; PREFIX_LEN as usize], file_len: u64)
     let limit = room.min(MAX_HEADER_LEN);
     if len > limit {
         let why = if room < MAX_HEADER_LEN { "the rest of the file" } else { "the format's limit" };
-        let detail = format!("header length: expected at most {limit} ({why}), found {len}");
+        let detail = mismatch(format_args!("at most {limit} ({why})"), len).at("header length");
         return Err(FormatError::file(path, detail));
     }
     Ok(len)
@@ -96,17 +97,17 @@ pub fn header_len(path: &Path, prefix: [u8; PREFIX_LEN as usize], file_len: u64)
 /// Malformed JSON, a repeated name, an unsupported dtype, a shape that disagrees with its bytes,
 /// and byte ranges that overlap, leave a gap, or do not end where the file does.
 pub fn parse(path: &Path, json: &[u8], file_len: u64) -> Result<Header> {
-    let invalid = |detail: String| FormatError::file(path, format!("header: {detail}"));
+    let invalid = |detail: Refusal| FormatError::file(path, detail.at("header"));
     if json.first() != Some(&b'{') {
         let found = json
             .first()
             .map_or_else(|| "nothing".to_owned(), |b| format!("byte {b}"));
-        return Err(invalid(format!("expected `{{` first, found {found}")));
+        return Err(invalid(mismatch("`{` first", found)));
     }
-    let raw: RawHeader = serde_json::from_slice(json).map_err(|e| invalid(e.to_string()))?;
+    let raw: RawHeader = serde_json::from_slice(json).map_err(|e| invalid(e.to_string().into()))?;
     let data_len = file_len
         .checked_sub(PREFIX_LEN + json.len() as u64)
-        .ok_or_else(|| invalid(format!("longer than its file of {file_len} bytes")))?;
+        .ok_or_else(|| invalid(format!("longer than its file of {file_len} bytes").into()))?;
     let mut tensors = Vec::with_capacity(raw.tensors.len());
     for (name, tensor) in raw.tensors {
         let checked = check_tensor(&tensor, data_len);
@@ -144,7 +145,7 @@ pub fn encode<'a, D: Into<Dtype>>(
     json.resize(json.len().next_multiple_of(DATA_ALIGNMENT), b' ');
     if json.len() as u64 > MAX_HEADER_LEN {
         let detail =
-            format!("header length: expected at most {MAX_HEADER_LEN}, found {}", json.len());
+            mismatch(format_args!("at most {MAX_HEADER_LEN}"), json.len()).at("header length");
         return Err(FormatError::file(path, detail));
     }
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
@@ -180,23 +181,26 @@ fn overflow(shape: &[u64]) -> String {
     format!("shape {shape:?}: its size in bytes leaves 64 bits")
 }
 
-fn check_tensor(raw: &RawTensor, data_len: u64) -> Result<HeaderTensor, String> {
+fn check_tensor(raw: &RawTensor, data_len: u64) -> Result<HeaderTensor, Refusal> {
     let dtype = Dtype::parse(&raw.dtype).ok_or_else(|| unknown(&raw.dtype))?;
     let [begin, end] = raw.data_offsets;
     let len = byte_len(dtype, &raw.shape).ok_or_else(|| overflow(&raw.shape))?;
     let Some(held) = end.checked_sub(begin) else {
-        return Err(format!("data_offsets [{begin}, {end}]: the end comes before the beginning"));
+        return Err(
+            format!("data_offsets [{begin}, {end}]: the end comes before the beginning").into()
+        );
     };
     if held != len {
         let (shape, dtype) = (&raw.shape, &raw.dtype);
         return Err(format!(
             "shape {shape:?} of {dtype} takes {len} bytes, data_offsets [{begin}, {end}] hold {held}"
-        ));
+        ).into());
     }
     if end > data_len {
         return Err(format!(
             "data_offsets [{begin}, {end}]: the file holds {data_len} bytes of data"
-        ));
+        )
+        .into());
     }
     Ok(HeaderTensor { dtype, shape: raw.shape.clone(), begin, end })
 }
@@ -226,7 +230,7 @@ fn check_coverage(path: &Path, tensors: &[(String, HeaderTensor)], data_len: u64
     }
     if covered != data_len {
         let detail =
-            format!("expected {covered} bytes of data, as its tensors need, found {data_len}");
+            mismatch(format_args!("{covered} bytes of data, as its tensors need"), data_len);
         return Err(FormatError::file(path, detail));
     }
     Ok(())

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::entries::Entries;
 use crate::error::{FormatError, Result};
 use crate::io::stays_inside;
+use crate::refusal::mismatch;
 
 /// The index's file name.
 pub const INDEX_NAME: &str = "model.safetensors.index.json";
@@ -35,7 +36,7 @@ impl Index {
         let mut files = BTreeMap::new();
         for (tensor, file) in raw.weight_map.0 {
             if !stays_inside(&file) {
-                let detail = format!("expected a file inside the checkpoint, found `{file}`");
+                let detail = mismatch("a file inside the checkpoint", format_args!("`{file}`"));
                 return Err(FormatError::tensor(path, &tensor, detail));
             }
             files.insert(tensor, file);
@@ -43,7 +44,7 @@ impl Index {
         if files.is_empty() {
             return Err(FormatError::file(
                 path,
-                "index: expected tensors in `weight_map`, found none",
+                mismatch("tensors in `weight_map`", "none").at("index"),
             ));
         }
         Ok(Self { files })

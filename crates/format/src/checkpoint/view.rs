@@ -13,6 +13,7 @@ use super::files::TensorInfo;
 use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
 use crate::io::AlignedBuf;
+use crate::refusal::{Refusal, mismatch};
 use crate::unit::{SourceView, UnitLayout};
 
 /// Most bytes held of a source that is gathered.
@@ -217,14 +218,14 @@ impl<'a> ViewRows<'a> {
             )
         })?;
         let path = checkpoint.path_of(info);
-        let refuse = |detail: String| FormatError::tensor(path, &view.tensor, detail);
+        let refuse = |detail: Refusal| FormatError::tensor(path, &view.tensor, detail);
         check_same(info, view).map_err(refuse)?;
         let count = rows.end.checked_sub(rows.start);
         let first = count.and_then(|count| first_value(info, view, rows.start, count, cols));
         let (Some(first), Some(count)) = (first, count) else {
             let detail =
                 format!("rows {rows:?} of {cols} columns lie outside shape {:?}", info.shape);
-            return Err(refuse(detail));
+            return Err(refuse(detail.into()));
         };
         let decoding = info.decoder.as_ref();
         let decoding = decoding.map(|decoder| Decoding::new(checkpoint, info, decoder));
@@ -350,7 +351,7 @@ impl<'a> ViewRows<'a> {
     }
 }
 
-fn check_same(info: &TensorInfo, view: &SourceView) -> Result<(), String> {
+fn check_same(info: &TensorInfo, view: &SourceView) -> Result<(), Refusal> {
     if (info.dtype, &info.shape, &info.decoder) == (view.dtype, &view.shape, &view.decoder) {
         return Ok(());
     }
@@ -360,7 +361,7 @@ fn check_same(info: &TensorInfo, view: &SourceView) -> Result<(), String> {
     };
     let expected = describe(view.dtype, &view.shape, view.decoder.as_ref());
     let found = describe(info.dtype, &info.shape, info.decoder.as_ref());
-    Err(format!("expected {expected}, found {found}"))
+    Err(mismatch(expected, found))
 }
 
 /// The first value of `count` rows from `row`; none unless all of them lie inside the tensor and

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::refusal::{Refusal, mismatch};
+
 /// How files of Git LFS begin that stand for others.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// No pointer is longer.
@@ -26,20 +28,20 @@ pub fn lfs_pointer(first: &[u8], len: u64) -> Option<String> {
 }
 
 /// What a directory without `config.json` holds, if that is known.
-pub(super) fn directory(dir: &Path) -> Option<String> {
+pub(super) fn directory(dir: &Path) -> Option<Refusal> {
     if let Some(adapter) = adapter(dir) {
-        return Some(adapter);
+        return Some(adapter.into());
     }
     if dir.join("params.json").is_file() {
-        return Some("Mistral's or Meta's own layout (params.json, consolidated weights): take the files for transformers of the same model, with config.json".to_owned());
+        return Some("Mistral's or Meta's own layout (params.json, consolidated weights): take the files for transformers of the same model, with config.json".into());
     }
     weights(dir)
 }
 
 /// What a directory without weights in safetensors holds instead, if that is known.
-pub(super) fn weights(dir: &Path) -> Option<String> {
+pub(super) fn weights(dir: &Path) -> Option<Refusal> {
     if let Some(adapter) = adapter(dir) {
-        return Some(adapter);
+        return Some(adapter.into());
     }
     let names = fs::read_dir(dir).ok()?.flatten();
     let mut names: Vec<_> = names
@@ -47,8 +49,11 @@ pub(super) fn weights(dir: &Path) -> Option<String> {
         .collect();
     names.sort();
     if let Some(name) = names.iter().find(|name| name.starts_with("consolidated")) {
-        return Some(format!(
-            "expected model.safetensors, found only `{name}`, Mistral's or Meta's own layout: take the files for transformers"
+        return Some(mismatch(
+            "model.safetensors",
+            format_args!(
+                "only `{name}`, Mistral's or Meta's own layout: take the files for transformers"
+            ),
         ));
     }
     let pickled = |name: &&String| {
@@ -62,19 +67,25 @@ pub(super) fn weights(dir: &Path) -> Option<String> {
     let Some(name) = pickle.or_else(|| names.iter().find(pickled)) else {
         return other_program(&names);
     };
-    Some(format!(
-        "expected .safetensors files, found `{name}`, a pickle, which can run code when it is read: load it with transformers and save it again with save_pretrained"
+    Some(mismatch(
+        ".safetensors files",
+        format_args!(
+            "`{name}`, a pickle, which can run code when it is read: load it with transformers and save it again with save_pretrained"
+        ),
     ))
 }
 
 /// Weights in the form of another program.
-fn other_program(names: &[String]) -> Option<String> {
+fn other_program(names: &[String]) -> Option<Refusal> {
     let ends = [".onnx", ".h5", ".msgpack", ".tflite", ".mlmodel", ".npz"];
     let name = names
         .iter()
         .find(|name| ends.iter().any(|end| name.ends_with(end)))?;
-    Some(format!(
-        "expected .safetensors files, found `{name}`, another program's form of a model: take the files for transformers of the same model"
+    Some(mismatch(
+        ".safetensors files",
+        format_args!(
+            "`{name}`, another program's form of a model: take the files for transformers of the same model"
+        ),
     ))
 }
 
@@ -100,7 +111,7 @@ mod tests {
         fs::write(dir.path().join("config.json"), "{}").unwrap();
         assert_eq!(weights(dir.path()), None);
         fs::write(dir.path().join("model.onnx"), "x").unwrap();
-        let found = weights(dir.path()).unwrap();
+        let found = weights(dir.path()).unwrap().to_string();
         assert!(found.contains("found `model.onnx`, another program's form of a model"), "{found}");
     }
 }

@@ -10,6 +10,7 @@ use crate::arch::Arch;
 use crate::checkpoint::gguf::rope::{ORIGINAL, expected};
 use crate::checkpoint::gguf::table::{Origin, Table};
 use crate::model::{AttentionSpec, ModelSpec, RopeScaling, RopeSpec};
+use crate::refusal::{Refusal, mismatch};
 
 /// What keys of numbers with a fraction end in; others are whole.
 const FRACTIONS: [&str; 6] =
@@ -43,7 +44,7 @@ pub(super) fn metadata(
     table: &Table,
     arch: &Arch,
     model: &Model<'_>,
-) -> Result<Vec<(String, Datum)>, String> {
+) -> Result<Vec<(String, Datum)>, Refusal> {
     let mut all = Metadata::default();
     all.text("general.architecture", &table.architecture);
     all.text("general.type", "model");
@@ -84,7 +85,7 @@ struct OfConfig<'a> {
 
 impl OfConfig<'_> {
     /// Adds the metadata that a key of `config.json` is read from.
-    fn add(&self, key: &str, origin: &Origin, all: &mut Metadata) -> Result<(), String> {
+    fn add(&self, key: &str, origin: &Origin, all: &mut Metadata) -> Result<(), Refusal> {
         let keys = match origin {
             Origin::Keys { keys, .. } => &keys[..],
             Origin::Less { key, .. } => std::slice::from_ref(key),
@@ -119,7 +120,7 @@ impl OfConfig<'_> {
 
     /// What a metadatum has for a key of `config.json`; rotations as the model has them, wherever the
     /// configuration says it.
-    fn value(&self, key: &str, metadatum: &str) -> Result<Option<Value>, String> {
+    fn value(&self, key: &str, metadatum: &str) -> Result<Option<Value>, Refusal> {
         let [full, sliding] = ropes(self.model.spec);
         let theta = |rope: Option<&RopeSpec>| rope.map(|rope| Value::from(rope.theta));
         if metadatum.ends_with(".rope.freq_base") {
@@ -136,12 +137,12 @@ impl OfConfig<'_> {
         let (path, config) = self.model.config;
         self.arch
             .stated(path, config, key)
-            .map_err(|e| e.to_string())
+            .map_err(|e| e.to_string().into())
     }
 }
 
 /// A metadatum that is one value.
-fn number(key: &str, value: &Value) -> Result<Datum, String> {
+fn number(key: &str, value: &Value) -> Result<Datum, Refusal> {
     let fraction = FRACTIONS.iter().any(|end| key.ends_with(end));
     let whole = || {
         let float = value.as_f64().filter(|n| n.fract() == 0.0 && *n >= 0.0);
@@ -154,7 +155,7 @@ fn number(key: &str, value: &Value) -> Result<Datum, String> {
         Value::Number(_) => whole().map(Datum::U32),
         _ => None,
     };
-    datum.ok_or_else(|| format!("metadatum `{key}`: expected one number, found {value}"))
+    datum.ok_or_else(|| mismatch("one number", value).at(format_args!("metadatum `{key}`")))
 }
 
 fn attentions(spec: &ModelSpec) -> impl Iterator<Item = &AttentionSpec> {
@@ -173,10 +174,10 @@ fn ropes(spec: &ModelSpec) -> [Option<&RopeSpec>; 2] {
 }
 
 /// Adds what is said of scaled positions, but for factors, which are a tensor.
-fn scaling(table: &Table, rope: &RopeSpec, all: &mut Metadata) -> Result<(), String> {
+fn scaling(table: &Table, rope: &RopeSpec, all: &mut Metadata) -> Result<(), Refusal> {
     let row = &table.rope;
     let refused = |kind: &str| {
-        Err(format!("rope_scaling: expected one that {} has, found {kind}", table.path))
+        Err(mismatch(format_args!("one that {} has", table.path), kind).at("rope_scaling"))
     };
     match rope.scaling {
         RopeScaling::None => {}

@@ -17,6 +17,7 @@ use crate::arch::Arch;
 use crate::checkpoint::gguf::table::Table;
 use crate::model::ModelSpec;
 use crate::names::{EXPERT, fill};
+use crate::refusal::{Refusal, mismatch};
 use crate::role::Role;
 use crate::unit::{TensorEntry, Unit};
 
@@ -79,7 +80,7 @@ impl Outline {
     pub fn new<'e>(
         model: &Model<'_>,
         entries: impl Iterator<Item = (Unit, &'e TensorEntry)>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Refusal> {
         let model_type = &model.spec.model_type;
         let arch = Arch::builtin(model_type).ok_or_else(|| unknown(model_type))?;
         let table = Table::of_model(model_type).ok_or_else(|| unknown(model_type))?;
@@ -132,11 +133,10 @@ impl Outline {
     }
 }
 
-fn unknown(model_type: &str) -> String {
+fn unknown(model_type: &str) -> Refusal {
     let known = Table::model_types().join(", ");
-    format!(
-        "model_type: expected one of {known}, whose names in GGUF are known, found {model_type}"
-    )
+    mismatch(format_args!("one of {known}, whose names in GGUF are known"), model_type)
+        .at("model_type")
 }
 
 /// `enum llama_ftype`: the type that most bytes are of, 0 where it has no number there.
@@ -159,7 +159,7 @@ fn file_type(tensors: &[Info<'_>]) -> u32 {
 ///
 /// # Errors
 /// A model that no table has.
-pub fn shared_roles(model_type: &str) -> Result<Vec<Vec<Role>>, String> {
+pub fn shared_roles(model_type: &str) -> Result<Vec<Vec<Role>>, Refusal> {
     let arch = Arch::builtin(model_type).ok_or_else(|| unknown(model_type))?;
     let table = Table::of_model(model_type).ok_or_else(|| unknown(model_type))?;
     let roles = names(&table, &arch).into_iter().map(|(_, roles)| roles);
@@ -183,16 +183,17 @@ fn place<'e>(
     table: &Table,
     arch: &Arch,
     entries: impl Iterator<Item = (Unit, &'e TensorEntry)>,
-) -> Result<Vec<OutTensor>, String> {
+) -> Result<Vec<OutTensor>, Refusal> {
     let names = names(table, arch);
     let (mut found, mut at) = (Vec::<Placing>::new(), BTreeMap::new());
     for (unit, entry) in entries {
         let named = names.iter().find(|(_, roles)| roles.contains(&entry.role));
         let Some((pattern, _)) = named else {
-            return Err(format!(
-                "{unit} {}: expected a tensor that {} has a name for, found none",
-                entry.role, table.path
-            ));
+            return Err(mismatch(
+                format_args!("a tensor that {} has a name for", table.path),
+                "none",
+            )
+            .at(format_args!("{unit} {}", entry.role)));
         };
         let name = fill(pattern, unit);
         let i = *at.entry(name.clone()).or_insert(found.len());

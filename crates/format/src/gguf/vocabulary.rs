@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::header::Datum;
 use crate::checkpoint::gguf::tokenizer::{SPACE, Split, TEMPLATE};
+use crate::refusal::{Refusal, mismatch};
 
 /// The expression by which GPT-2 cuts text.
 const GPT2: &str =
@@ -98,12 +99,12 @@ impl Tokenizer {
         document: &[u8],
         config: Option<&[u8]>,
         template: Option<String>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Refusal> {
         let wrong = |file: &str, e: &dyn std::fmt::Display| format!("{file}: {e}");
         let document: Document =
             serde_json::from_slice(document).map_err(|e| wrong("tokenizer.json", &e))?;
         if let Some(kind) = document.model.kind.as_deref().filter(|kind| *kind != "BPE") {
-            return Err(format!("tokenizer.json: expected a model of type BPE, found {kind}"));
+            return Err(mismatch("a model of type BPE", kind).at("tokenizer.json"));
         }
         let config = config.map_or(Ok(Value::Null), serde_json::from_slice);
         let config: Value = config.map_err(|e| wrong("tokenizer_config.json", &e))?;
@@ -116,7 +117,7 @@ impl Tokenizer {
         &self,
         rows: u32,
         ends: Ends<'_>,
-    ) -> Result<Vec<(String, Datum)>, String> {
+    ) -> Result<Vec<(String, Datum)>, Refusal> {
         let (mut tokens, mut kinds) = self.tokens(rows)?;
         let model = &self.document.model;
         let mut all = if model.byte_fallback {
@@ -156,17 +157,18 @@ impl Tokenizer {
     }
 
     /// Text and kind of every row of the embedding.
-    fn tokens(&self, rows: u32) -> Result<(Vec<String>, Vec<i32>), String> {
+    fn tokens(&self, rows: u32) -> Result<(Vec<String>, Vec<i32>), Refusal> {
         let model = &self.document.model;
         let mut tokens: Vec<_> = (0..rows).map(|id| format!("[PAD{id}]")).collect();
         let mut kinds = vec![UNUSED; rows as usize];
         let mut set = |id: u32, text: &str, kind: i32| {
             let at = tokens.get_mut(id as usize).ok_or_else(|| {
-                format!("tokenizer.json: expected tokens below {rows}, found {id}: `{text}`")
+                mismatch(format_args!("tokens below {rows}"), format_args!("{id}: `{text}`"))
+                    .at("tokenizer.json")
             })?;
             text.clone_into(at);
             kinds[id as usize] = kind;
-            Ok::<_, String>(())
+            Ok::<_, Refusal>(())
         };
         for (text, id) in &model.vocab {
             let unknown = model.unk_token.as_ref() == Some(text);
@@ -193,21 +195,22 @@ impl Tokenizer {
     }
 
     /// How text is cut.
-    fn pre(&self) -> Result<String, String> {
+    fn pre(&self) -> Result<String, Refusal> {
         let document = &self.document;
         let mut splits = Vec::new();
         expressions(&document.pre_tokenizer, &mut splits)?;
         let nfc = mentions(&document.normalizer, "NFC");
         Split::name(&splits, document.model.ignore_merges, nfc).ok_or_else(|| {
-            format!(
-                "tokenizer.json: expected a way of cutting text that configs/tokenizers.json has, \
-                 found {splits:?}"
+            mismatch(
+                "a way of cutting text that configs/tokenizers.json has",
+                format_args!("{splits:?}"),
             )
+            .at("tokenizer.json")
         })
     }
 
     /// Tokens with a use of their own, and what is put around a text.
-    fn special(&self, ends: Ends<'_>, all: &mut Vec<(&'static str, Datum)>) -> Result<(), String> {
+    fn special(&self, ends: Ends<'_>, all: &mut Vec<(&'static str, Datum)>) -> Result<(), Refusal> {
         let around = around(&self.document.post_processor)?;
         let [first, last] = around.clone().unwrap_or_default();
         let own = |key: &str| self.config.get(key).and_then(|token| self.id(token));
@@ -296,7 +299,7 @@ fn mentions(normalizer: &Value, kind: &str) -> bool {
 }
 
 /// The expressions by which text is cut, one after the other.
-fn expressions(component: &Value, out: &mut Vec<String>) -> Result<(), String> {
+fn expressions(component: &Value, out: &mut Vec<String>) -> Result<(), Refusal> {
     for part in parts(component, "pretokenizers") {
         let isolated = part["behavior"] == "Isolated" && part["invert"] != true;
         let expression = match (part["type"].as_str(), part["pattern"]["Regex"].as_str()) {
@@ -308,7 +311,9 @@ fn expressions(component: &Value, out: &mut Vec<String>) -> Result<(), String> {
             }
             _ => {
                 let expected = "expected expressions that isolate their matches";
-                return Err(format!("tokenizer.json: pre_tokenizer: {expected}, found {part}"));
+                return Err(
+                    format!("tokenizer.json: pre_tokenizer: {expected}, found {part}").into()
+                );
             }
         };
         out.extend(expression.map(str::to_owned));
@@ -317,7 +322,7 @@ fn expressions(component: &Value, out: &mut Vec<String>) -> Result<(), String> {
 }
 
 /// The tokens before and after a text, where a template says it.
-fn around(processor: &Value) -> Result<Option<[Option<String>; 2]>, String> {
+fn around(processor: &Value) -> Result<Option<[Option<String>; 2]>, Refusal> {
     let all = parts(processor, "processors");
     let Some(template) = all
         .into_iter()
@@ -334,9 +339,8 @@ fn around(processor: &Value) -> Result<Option<[Option<String>; 2]>, String> {
     let (before, after) = (&pieces[..at], pieces.get(at + 1..).unwrap_or_default());
     if before.len() > 1 || after.len() > 1 {
         let found = before.len().max(after.len());
-        return Err(format!(
-            "tokenizer.json: post_processor: expected one token before or after a text, found {found}"
-        ));
+        return Err(mismatch("one token before or after a text", found)
+            .at("tokenizer.json: post_processor"));
     }
     Ok(Some([before.first().and_then(special), after.first().and_then(special)]))
 }

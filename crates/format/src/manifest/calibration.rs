@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Hash;
+use crate::refusal::{Refusal, mismatch};
 use crate::text::line_hashes;
 
 /// Most lines of a calibration text whose hashes a manifest holds.
@@ -30,12 +31,12 @@ pub struct Calibration {
 impl Calibration {
     /// # Errors
     /// The first contradiction.
-    pub(super) fn validate(&self) -> Result<(), String> {
+    pub(super) fn validate(&self) -> Result<(), Refusal> {
         if self.text_blake3.is_none() && self.statistics_blake3.is_none() {
-            return Err("calibration: expected text_blake3 or statistics_blake3".to_owned());
+            return Err("calibration: expected text_blake3 or statistics_blake3".into());
         }
         if self.text_blake3.is_none() && !self.line_hashes.is_empty() {
-            return Err("calibration: line_hashes: of no text".to_owned());
+            return Err("calibration: line_hashes: of no text".into());
         }
         Ok(())
     }
@@ -116,21 +117,23 @@ impl From<LineHashes> for String {
 }
 
 impl TryFrom<String> for LineHashes {
-    type Error = String;
+    type Error = Refusal;
 
-    fn try_from(hex: String) -> Result<Self, String> {
+    fn try_from(hex: String) -> Result<Self, Refusal> {
         let (digits, rest) = hex.as_bytes().as_chunks::<16>();
         if !rest.is_empty() || digits.len() > MAX_CALIBRATION_LINES {
             let found = hex.len();
-            return Err(format!(
-                "line_hashes: expected at most {MAX_CALIBRATION_LINES} times 16 digits, found {found}"
-            ));
+            return Err(mismatch(
+                format_args!("at most {MAX_CALIBRATION_LINES} times 16 digits"),
+                found,
+            )
+            .at("line_hashes"));
         }
         let hashes = digits.iter().map(number);
         let hashes = hashes.collect::<Option<Vec<_>>>();
         let hashes = hashes.ok_or("line_hashes: expected hexadecimal digits in lower case")?;
         if !hashes.is_sorted_by(|a, b| a < b) {
-            return Err("line_hashes: expected ascending numbers".to_owned());
+            return Err("line_hashes: expected ascending numbers".into());
         }
         Ok(Self(hashes))
     }
@@ -162,7 +165,7 @@ mod tests {
         hashes.shared_with(&line_hashes(text, usize::MAX))
     }
 
-    fn read(hex: &str) -> Result<LineHashes, String> {
+    fn read(hex: &str) -> Result<LineHashes, Refusal> {
         LineHashes::try_from(hex.to_owned())
     }
 
@@ -176,7 +179,7 @@ mod tests {
 
     #[test]
     fn wrong_hashes_are_refused() {
-        let message = |hex: &str| read(hex).unwrap_err();
+        let message = |hex: &str| read(hex).unwrap_err().to_string();
         assert!(message("123").ends_with("found 3"));
         assert!(message("000000000000000g").ends_with("in lower case"));
         assert!(message("00000000000000010000000000000001").ends_with("ascending numbers"));

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::refusal::{Refusal, mismatch};
+
 /// Some layers of a checkpoint, one after the other, with its embedding and head: a model to
 /// measure on, not one that says anything sensible. Layers count from 0 in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,14 +24,13 @@ impl Excerpt {
     }
 
     /// Refuses layers that the checkpoint does not have, and a model with another number of them.
-    pub(super) fn validate(&self, layers: usize) -> Result<(), String> {
+    pub(super) fn validate(&self, layers: usize) -> Result<(), Refusal> {
         let Self { first, end, of } = *self;
         if first < end && end <= of && (end - first) as usize == layers {
             return Ok(());
         }
-        Err(format!(
-            "checkpoint: excerpt: expected {layers} layers of {of}, found {first} to {end}"
-        ))
+        Err(mismatch(format_args!("{layers} layers of {of}"), format_args!("{first} to {end}"))
+            .at("checkpoint: excerpt"))
     }
 }
 

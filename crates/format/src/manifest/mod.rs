@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{FormatError, Result};
 use crate::model::ModelSpec;
+use crate::refusal::{Refusal, mismatch};
 use crate::role::Role;
 use crate::unit::{TensorEntry, Unit};
 pub use calibration::{Calibration, LineHashes, MAX_CALIBRATION_LINES, SharedLines};
@@ -340,16 +341,18 @@ impl Manifest {
     /// Bytes that are not a manifest, whose hash is not their own, or that contradict themselves:
     /// see [`Self::validate`].
     pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let refuse = |detail: String| FormatError::file(path, detail);
+        let refuse = |detail: Refusal| FormatError::file(path, detail);
         let manifest: Self = match serde_json::from_slice(bytes) {
             Ok(manifest) => manifest,
-            Err(e) => return Err(refuse(wrong_kind(bytes).unwrap_or_else(|| e.to_string()))),
+            Err(e) => {
+                return Err(refuse(wrong_kind(bytes).unwrap_or_else(|| e.to_string().into())));
+            }
         };
         let found = own_hash(bytes)
-            .ok_or_else(|| refuse("expected the field `blake3` first, as written".to_owned()))?;
+            .ok_or_else(|| refuse("expected the field `blake3` first, as written".into()))?;
         if found != manifest.blake3 {
             let (expected, blake3) = (found, manifest.blake3);
-            let damaged = format!("manifest hash: expected {expected}, found {blake3}");
+            let damaged = mismatch(expected, blake3).at("manifest hash");
             return Err(refuse(wrong_kind(bytes).unwrap_or(damaged)));
         }
         strict::check(bytes, &manifest.to_value()).map_err(refuse)?;
@@ -370,7 +373,7 @@ fn own_hash(bytes: &[u8]) -> Option<Hash> {
 }
 
 /// A better word than the parser's for a file that is no manifest of this version.
-fn wrong_kind(bytes: &[u8]) -> Option<String> {
+fn wrong_kind(bytes: &[u8]) -> Option<Refusal> {
     #[derive(Deserialize)]
     struct Kind {
         format: Option<String>,
@@ -379,10 +382,10 @@ fn wrong_kind(bytes: &[u8]) -> Option<String> {
     let kind: Kind = serde_json::from_slice(bytes).ok()?;
     match (kind.format.as_deref(), kind.version) {
         (Some(FORMAT), Some(version)) if version == u64::from(VERSION) => None,
-        (Some(FORMAT), Some(version)) => {
-            Some(format!("version: expected {VERSION}, found {version}; use a newer shardwright"))
-        }
-        (Some(FORMAT), None) => Some(format!("version: expected {VERSION}, found none")),
-        (found, _) => Some(format!("format: expected {FORMAT}, found {}", found.unwrap_or("none"))),
+        (Some(FORMAT), Some(version)) => Some(
+            mismatch(VERSION, format_args!("{version}; use a newer shardwright")).at("version"),
+        ),
+        (Some(FORMAT), None) => Some(mismatch(VERSION, "none").at("version")),
+        (found, _) => Some(mismatch(FORMAT, found.unwrap_or("none")).at("format")),
     }
 }

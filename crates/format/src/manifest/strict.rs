@@ -9,6 +9,8 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use crate::refusal::{Refusal, mismatch};
+
 /// Arrays and objects inside each other, at most.
 pub const MAX_DEPTH: usize = 64;
 
@@ -89,16 +91,16 @@ impl<'de> Visitor<'de> for JsonVisitor {
 ///
 /// # Errors
 /// The first place where they differ: expected and found.
-pub fn check(bytes: &[u8], read: &Value) -> Result<(), String> {
+pub fn check(bytes: &[u8], read: &Value) -> Result<(), Refusal> {
     let Json(written) = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     same(&written, read, "")
 }
 
 /// Whether `written` is a spelling of `read`. Fields at their defaults may be left out of either.
-fn same(written: &Value, read: &Value, at: &str) -> Result<(), String> {
+fn same(written: &Value, read: &Value, at: &str) -> Result<(), Refusal> {
     let differs = || {
         let at = at.trim_start_matches('.');
-        Err(format!("`{at}`: expected {}, found {}", kind(read), kind(written)))
+        Err(mismatch(kind(read), kind(written)).at(format_args!("`{at}`")))
     };
     match (written, read) {
         (Value::Object(written), Value::Object(read)) => {
@@ -108,7 +110,9 @@ fn same(written: &Value, read: &Value, at: &str) -> Result<(), String> {
                     Some(read) => same(value, read, &at)?,
                     None if value.is_null() && NUMBERS_BY_DEFAULT.contains(&name.as_str()) => {
                         let at = at.trim_start_matches('.');
-                        return Err(format!("`{at}`: expected a number or no field, found null"));
+                        return Err(
+                            mismatch("a number or no field", "null").at(format_args!("`{at}`"))
+                        );
                     }
                     None => {}
                 }
@@ -143,9 +147,9 @@ fn kind(value: &Value) -> String {
 ///
 /// # Errors
 /// The first of them.
-pub fn check_values(value: &Value, depth: usize) -> Result<(), String> {
+pub fn check_values(value: &Value, depth: usize) -> Result<(), Refusal> {
     if depth > MAX_DEPTH {
-        return Err(format!("nested deeper than {MAX_DEPTH} arrays and objects"));
+        return Err(format!("nested deeper than {MAX_DEPTH} arrays and objects").into());
     }
     match value {
         Value::String(text) => check_text(text),
@@ -160,7 +164,7 @@ pub fn check_values(value: &Value, depth: usize) -> Result<(), String> {
     }
 }
 
-fn check_text(text: &str) -> Result<(), String> {
+fn check_text(text: &str) -> Result<(), Refusal> {
     let steers = |c: char| {
         c.is_control()
             || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}')
@@ -170,7 +174,8 @@ fn check_text(text: &str) -> Result<(), String> {
         None => Ok(()),
         Some(c) => {
             let (c, text) = (u32::from(c), text.escape_default());
-            Err(format!("\"{text}\": expected no control character, found U+{c:04X}"))
+            Err(mismatch("no control character", format_args!("U+{c:04X}"))
+                .at(format_args!("\"{text}\"")))
         }
     }
 }

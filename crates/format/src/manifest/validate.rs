@@ -11,10 +11,11 @@ use super::{
 };
 use crate::io::stays_inside;
 use crate::layout::{place_dense, place_expert};
+use crate::refusal::{Refusal, mismatch};
 use crate::role::Role;
 use crate::unit::{SourceView, TensorEntry, Unit, UnitLayout, whole_matrix};
 
-type Check = Result<(), String>;
+type Check = Result<(), Refusal>;
 
 impl Manifest {
     /// Checks everything that the manifest alone can tell.
@@ -27,7 +28,7 @@ impl Manifest {
         if !self.alignment.is_power_of_two() || !ALIGNMENTS.contains(&self.alignment) {
             let range =
                 format!("a power of two from {} to {}", ALIGNMENTS.start(), ALIGNMENTS.end());
-            return Err(format!("alignment: expected {range}, found {}", self.alignment));
+            return Err(mismatch(range, self.alignment).at("alignment"));
         }
         strict::check_values(&self.to_value(), 0)?;
         self.model.validate()?;
@@ -52,7 +53,7 @@ impl Manifest {
         claims.check(&files, self.alignment)
     }
 
-    fn check_files(&self) -> Result<BTreeMap<&str, &FileEntry>, String> {
+    fn check_files(&self) -> Result<BTreeMap<&str, &FileEntry>, Refusal> {
         let (mut files, mut folded) = (BTreeMap::new(), BTreeMap::new());
         let mut last = "";
         for file in &self.files {
@@ -62,17 +63,17 @@ impl Manifest {
                 && *other != file.path
             {
                 let path = &file.path;
-                return Err(format!("files: `{other}` and `{path}` differ in case alone"));
+                return Err(format!("files: `{other}` and `{path}` differ in case alone").into());
             }
             if file.path.as_str() <= last {
-                return Err(format!("files: `{}` is repeated or out of order", file.path));
+                return Err(format!("files: `{}` is repeated or out of order", file.path).into());
             }
             last = &file.path;
             check_kind(file)?;
             files.insert(file.path.as_str(), file);
         }
         if !files.contains_key(REPORT_FILE) {
-            return Err(format!("files: expected `{REPORT_FILE}`, found none"));
+            return Err(mismatch(format_args!("`{REPORT_FILE}`"), "none").at("files"));
         }
         Ok(files)
     }
@@ -88,7 +89,7 @@ impl Manifest {
         }
         for (unit, shard) in expected.zip(&self.dense) {
             if unit != shard.unit {
-                return Err(format!("dense: expected {unit}, found {}", shard.unit));
+                return Err(mismatch(unit, shard.unit).at("dense"));
             }
         }
         let mut free = Unit::EXTRAS.into_iter();
@@ -98,11 +99,11 @@ impl Manifest {
             .find(|s| !free.any(|unit| unit == s.unit))
         {
             None => Ok(()),
-            Some(shard) => Err(format!(
-                "dense: expected vision, mtp and indexer after the head, each at most once and in \
-                 this order, found {}",
-                shard.unit
-            )),
+            Some(shard) => Err(mismatch(
+                "vision, mtp and indexer after the head, each at most once and in this order",
+                shard.unit,
+            )
+            .at("dense")),
         }
     }
 
@@ -115,7 +116,8 @@ impl Manifest {
         {
             None => Ok(()),
             Some(pair) => {
-                Err(format!("checkpoint: {what}: `{}` is repeated or out of order", pair[1]))
+                let wrong = format!("`{}` is repeated or out of order", pair[1]);
+                Err(Refusal::from(wrong).at(format_args!("checkpoint: {what}")))
             }
         };
         ascending("files", record.files.iter().map(|f| &f.name).collect())?;
@@ -130,15 +132,14 @@ impl Manifest {
             let tensor = &ignored.tensor;
             match ignored.role {
                 Some(role) if !role.is_extra() => {
-                    return Err(format!(
-                        "checkpoint: ignored: `{tensor}`: expected role vision, mtp or indexer, \
-                         found {role}"
-                    ));
+                    return Err(mismatch("role vision, mtp or indexer", role)
+                        .at(format_args!("checkpoint: ignored: `{tensor}`")));
                 }
                 _ if stored.contains(tensor.as_str()) => {
                     return Err(format!(
                         "checkpoint: ignored: `{tensor}`: expected a tensor that no shard holds"
-                    ));
+                    )
+                    .into());
                 }
                 _ => {}
             }
@@ -154,7 +155,8 @@ impl Manifest {
             .collect();
         let found: Vec<_> = self.experts.iter().map(|e| e.layer).collect();
         if sparse != found {
-            return Err(format!("experts: expected layers {sparse:?}, found {found:?}"));
+            return Err(mismatch(format_args!("layers {sparse:?}"), format_args!("{found:?}"))
+                .at("experts"));
         }
         Ok(())
     }
@@ -172,7 +174,7 @@ impl Manifest {
         self.check_tensors(Unit::Expert { layer, expert: 0 }, &experts.tensors, len)?;
         expect(&format!("{place}: hashes"), &count, &experts.blake3.len())?;
         if len > stride {
-            return Err(format!("{place}: {len} bytes in a stride of {stride}"));
+            return Err(format!("{place}: {len} bytes in a stride of {stride}").into());
         }
         for expert in 0..count as u32 {
             let extent = experts
@@ -199,7 +201,7 @@ impl Manifest {
         };
         for entry in tensors {
             check_source(entry, experts.into())
-                .map_err(|e| format!("{unit} {}: {e}", entry.role))?;
+                .map_err(|e| e.at(format_args!("{unit} {}", entry.role)))?;
         }
         let placed = place_again(unit, tensors).map_err(|e| format!("{unit}: {e}"))?;
         for (right, entry) in placed.tensors.iter().zip(tensors) {
@@ -216,7 +218,7 @@ impl Manifest {
             tensors.iter().map(|t| t.role.name()).collect(),
         );
         if roles != found {
-            return Err(format!("{unit}: expected {}, found {}", names(roles), names(found)));
+            return Err(mismatch(names(roles), names(found)).at(unit));
         }
         for (shape, entry) in expected.iter().zip(tensors) {
             let place = format!("{unit} {}: shape", entry.role);
@@ -229,7 +231,7 @@ impl Manifest {
 /// A part holds whole tensors of the checkpoint, all of its role, in the order of their names.
 fn check_part(unit: Unit, role: Role, tensors: &[TensorEntry]) -> Check {
     if tensors.is_empty() {
-        return Err(format!("{unit}: expected tensors, found none"));
+        return Err(mismatch("tensors", "none").at(unit));
     }
     let mut last = "";
     for entry in tensors {
@@ -237,7 +239,7 @@ fn check_part(unit: Unit, role: Role, tensors: &[TensorEntry]) -> Check {
         let place = |what: &str| format!("{unit} `{}`: {what}", source.tensor);
         expect(&place("role"), &role.name(), &entry.role.name())?;
         if source.tensor.as_str() <= last {
-            return Err(place("is repeated or out of order"));
+            return Err(place("is repeated or out of order").into());
         }
         last = &source.tensor;
         expect(&place("shape"), &whole_matrix(&source.shape), &Some([entry.rows, entry.cols]))?;
@@ -250,13 +252,13 @@ fn check_part(unit: Unit, role: Role, tensors: &[TensorEntry]) -> Check {
 /// Every value that an entry claims to come from must lie inside its tensor, whose size is a number; of
 /// a matrix of another bundle, where that had it from too.
 fn check_source(entry: &TensorEntry, experts: u64) -> Check {
-    check_view(entry, &entry.source, experts).map_err(|detail| format!("source: {detail}"))?;
+    check_view(entry, &entry.source, experts).map_err(|e| e.at("source"))?;
     match &entry.source.origin {
         None => Ok(()),
-        Some(origin) if origin.origin.is_some() => Err("source: origin: has one itself".to_owned()),
+        Some(origin) if origin.origin.is_some() => Err("source: origin: has one itself".into()),
         Some(origin) => {
             let checked = check_view(entry, origin, experts);
-            checked.map_err(|detail| format!("source: origin: {detail}"))
+            checked.map_err(|e| e.at("source: origin"))
         }
     }
 }
@@ -277,7 +279,7 @@ fn check_view(entry: &TensorEntry, source: &SourceView, experts: u64) -> Check {
     });
     match (len, last) {
         (Some(len), Some(last)) if last < len / size => Ok(()),
-        _ => Err(format!("leaves its tensor of shape {:?}", source.shape)),
+        _ => Err(format!("leaves its tensor of shape {:?}", source.shape).into()),
     }
 }
 
@@ -295,13 +297,13 @@ fn expect<T: PartialEq + std::fmt::Debug>(place: &str, expected: &T, found: &T) 
     if expected == found {
         return Ok(());
     }
-    Err(format!("{place}: expected {expected:?}, found {found:?}"))
+    Err(mismatch(format_args!("{expected:?}"), format_args!("{found:?}")).at(place))
 }
 
 /// Refuses names that could leave the bundle or stand for another file.
 pub(crate) fn check_path(path: &str) -> Check {
     if path.to_lowercase() == MANIFEST_FILE || !stays_inside(path) {
-        return Err(format!("files: `{path}` is not a path inside the bundle"));
+        return Err(format!("files: `{path}` is not a path inside the bundle").into());
     }
     Ok(())
 }
@@ -313,7 +315,8 @@ fn check_kind(file: &FileEntry) -> Check {
         return Ok(());
     }
     let expected = if named { "the kind" } else { "another kind than" };
-    Err(format!("files: `{}`: expected {expected} report, found {}", file.path, file.kind.name()))
+    Err(mismatch(format_args!("{expected} report"), file.kind.name())
+        .at(format_args!("files: `{}`", file.path)))
 }
 
 /// Which bytes of which file each shard claims.
@@ -339,29 +342,30 @@ impl<'a> Claims<'a> {
             let end = check_ranges(ranges, alignment)?;
             if Some(file.size) != end.checked_next_multiple_of(alignment) {
                 let found = file.size;
-                return Err(format!(
-                    "`{name}`: size: expected {end} rounded up to {alignment}, found {found}"
-                ));
+                return Err(mismatch(format_args!("{end} rounded up to {alignment}"), found)
+                    .at(format_args!("`{name}`: size")));
             }
         }
         let unclaimed =
             |f: &&&FileEntry| f.kind == FileKind::Shards && !self.0.contains_key(f.path.as_str());
         match files.values().find(unclaimed) {
-            Some(file) => Err(format!("`{}` is a shard file without shards", file.path)),
+            Some(file) => Err(format!("`{}` is a shard file without shards", file.path).into()),
             None => Ok(()),
         }
     }
 }
 
 /// The end of the last range.
-fn check_ranges(ranges: &[(u64, u64, String)], alignment: u64) -> Result<u64, String> {
+fn check_ranges(ranges: &[(u64, u64, String)], alignment: u64) -> Result<u64, Refusal> {
     let mut last = 0;
     for (start, end, place) in ranges {
         if start % alignment != 0 {
-            return Err(format!("{place}: offset {start} is not a multiple of {alignment}"));
+            return Err(format!("{place}: offset {start} is not a multiple of {alignment}").into());
         }
         if *start < last {
-            return Err(format!("{place}: offset {start} overlaps the shard that ends at {last}"));
+            return Err(
+                format!("{place}: offset {start} overlaps the shard that ends at {last}").into()
+            );
         }
         last = *end;
     }

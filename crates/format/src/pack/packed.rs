@@ -8,6 +8,7 @@ use super::{HEAD_LEN, HEADER_LEN, PACK_MAGIC, PACK_VERSION, PIECE_LEN};
 use crate::error::{FormatError, Result};
 use crate::io::{INDEX_LIMIT, ReadFile};
 use crate::manifest::{FileEntry, MANIFEST_FILE, Manifest};
+use crate::refusal::{Refusal, mismatch};
 
 /// A packed file whose manifest is read and valid.
 ///
@@ -48,7 +49,7 @@ impl Packed {
         };
         let mut header = [0; HEADER_LEN];
         pieces.read(&mut header)?;
-        let manifest_len = manifest_len(&header).map_err(|detail| pieces.refuse(&detail))?;
+        let manifest_len = manifest_len(&header).map_err(|detail| pieces.refuse(detail))?;
         let mut manifest_bytes = Vec::new();
         pieces.file(MANIFEST_FILE, manifest_len, |_, bytes| {
             manifest_bytes.extend_from_slice(bytes);
@@ -96,8 +97,8 @@ impl Packed {
             let found = crate::manifest::Hash::from(whole.finalize());
             if found != entry.blake3 {
                 let (path, expected) = (&entry.path, entry.blake3);
-                let detail = format!("`{path}`: BLAKE3: expected {expected}, found {found}");
-                return Err(pieces.refuse(&detail).into());
+                let detail = mismatch(expected, found).at(format_args!("`{path}`: BLAKE3"));
+                return Err(pieces.refuse(detail).into());
             }
         }
         Ok(pieces.end()?)
@@ -105,10 +106,10 @@ impl Packed {
 }
 
 /// The length of the manifest that a header states.
-fn manifest_len(header: &[u8; HEADER_LEN]) -> Result<u64, String> {
+fn manifest_len(header: &[u8; HEADER_LEN]) -> Result<u64, Refusal> {
     let (magic, rest) = header.split_at(PACK_MAGIC.len());
     if magic != PACK_MAGIC {
-        return Err("is not a packed bundle".to_owned());
+        return Err("is not a packed bundle".into());
     }
     let number = |range: std::ops::Range<usize>| {
         let bytes = rest[range].iter().rev();
@@ -116,10 +117,10 @@ fn manifest_len(header: &[u8; HEADER_LEN]) -> Result<u64, String> {
     };
     let (version, len) = (number(0..4), number(8..16));
     if version != u64::from(PACK_VERSION) {
-        return Err(format!("version: expected {PACK_VERSION}, found {version}"));
+        return Err(mismatch(PACK_VERSION, version).at("version"));
     }
     if len > INDEX_LIMIT {
-        return Err(format!("manifest: expected at most {INDEX_LIMIT} bytes, found {len}"));
+        return Err(mismatch(format_args!("at most {INDEX_LIMIT} bytes"), len).at("manifest"));
     }
     Ok(len)
 }
@@ -138,7 +139,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn refuse(&self, detail: &str) -> FormatError {
+    fn refuse(&self, detail: impl Into<Refusal>) -> FormatError {
         FormatError::file(&self.path, detail)
     }
 
@@ -148,7 +149,7 @@ impl Pieces {
             Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
                 let (at, len) = (self.at, out.len());
                 let detail = format!("is cut short: expected {len} bytes from byte {at} on");
-                return Err(self.refuse(&detail));
+                return Err(self.refuse(detail));
             }
             Err(e) => return Err(FormatError::io(&self.path, e)),
         }
@@ -182,21 +183,22 @@ impl Pieces {
         let stored = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
         let place = format!("`{name}`: piece at byte {offset}");
         if stored > len {
-            let detail = format!("{place}: stored bytes: expected at most {len}, found {stored}");
-            return Err(self.refuse(&detail));
+            let detail = mismatch(format_args!("at most {len}"), stored)
+                .at(format_args!("{place}: stored bytes"));
+            return Err(self.refuse(detail));
         }
         let mut bytes = std::mem::take(&mut self.stored);
         bytes.resize(stored, 0);
         self.read(&mut bytes)?;
         let decoded = decode(&bytes, len, &mut self.raw);
         self.stored = bytes;
-        decoded.map_err(|detail| self.refuse(&format!("{place}: {detail}")))?;
+        decoded.map_err(|detail| self.refuse(detail.at(&place)))?;
         let found = blake3::hash(&self.raw);
         if found.as_bytes() != &head[4..] {
             let expected: [u8; 32] = std::array::from_fn(|i| head[4 + i]);
             let expected = blake3::Hash::from_bytes(expected);
-            let detail = format!("{place}: BLAKE3: expected {expected}, found {found}");
-            return Err(self.refuse(&detail));
+            let detail = mismatch(expected, found).at(format_args!("{place}: BLAKE3"));
+            return Err(self.refuse(detail));
         }
         Ok(())
     }
@@ -208,20 +210,22 @@ impl Pieces {
         self.read(&mut found)?;
         if expected != found {
             let found = blake3::Hash::from_bytes(found);
-            let detail = format!("BLAKE3 at its end: expected {expected}, found {found}");
-            return Err(self.refuse(&detail));
+            let detail = mismatch(expected, found).at("BLAKE3 at its end");
+            return Err(self.refuse(detail));
         }
         let mut more = [0];
         match self.file.read(&mut more) {
             Ok(0) => Ok(()),
-            Ok(_) => Err(self.refuse(&format!("expected its end at byte {}, found more", self.at))),
+            Ok(_) => {
+                Err(self.refuse(mismatch(format_args!("its end at byte {}", self.at), "more")))
+            }
             Err(e) => Err(FormatError::io(&self.path, e)),
         }
     }
 }
 
 /// Decodes a piece of `len` bytes.
-pub(super) fn decode(stored: &[u8], len: usize, raw: &mut Vec<u8>) -> Result<(), String> {
+pub(super) fn decode(stored: &[u8], len: usize, raw: &mut Vec<u8>) -> Result<(), Refusal> {
     raw.clear();
     if stored.len() == len {
         raw.extend_from_slice(stored);
@@ -233,7 +237,7 @@ pub(super) fn decode(stored: &[u8], len: usize, raw: &mut Vec<u8>) -> Result<(),
         .and_then(|mut decoder| decoder.decompress_to_buffer(stored, raw))
         .map_err(|e| format!("Zstandard frame: {e}"))?;
     if written != len {
-        return Err(format!("Zstandard frame: expected {len} bytes, found {written}"));
+        return Err(mismatch(format_args!("{len} bytes"), written).at("Zstandard frame"));
     }
     Ok(())
 }

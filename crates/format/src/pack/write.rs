@@ -11,6 +11,7 @@ use super::{
 use crate::bundle::manifest_bytes;
 use crate::error::FormatError;
 use crate::manifest::{FileEntry, Hash, Manifest, SIGNATURE_FILE};
+use crate::refusal::mismatch;
 use crate::writer::publish;
 
 /// Zstandard's default: stronger levels gain little on packed codes.
@@ -85,7 +86,7 @@ impl Packer {
         let io = |e| FormatError::io(path, e);
         let refuse =
             |what: &str, expected: &dyn std::fmt::Display, found: &dyn std::fmt::Display| {
-                FormatError::file(path, format!("{what}: expected {expected}, found {found}"))
+                FormatError::file(path, mismatch(expected, found).at(what))
             };
         let metadata = path.symlink_metadata().map_err(io)?;
         if !metadata.is_file() {

@@ -6,6 +6,7 @@ use std::sync::Once;
 
 use serde::Deserialize;
 use serde_json::Value;
+use shardwright_format::{Refusal, mismatch};
 
 thread_local! {
     /// Whether a panic of this thread is expected, and nobody's business.
@@ -32,7 +33,7 @@ pub(super) fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
 
 /// Refuses tables of precompiled normalizers that say they are longer than they are, for which the
 /// library asks for memory before it reads them. A table is base64: length u32, so many bytes, text.
-pub(super) fn check_charsmaps(json: &[u8]) -> Result<(), String> {
+pub(super) fn check_charsmaps(json: &[u8]) -> Result<(), Refusal> {
     #[derive(Deserialize)]
     struct Head {
         #[serde(default)]
@@ -55,7 +56,7 @@ pub(super) fn check_charsmaps(json: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-fn check_charsmap(table: &str) -> Result<(), String> {
+fn check_charsmap(table: &str) -> Result<(), Refusal> {
     let len = table.len() as u64 / 4 * 3;
     // Six digits of 6 bits are more than four bytes, highest bits first.
     let mut digits = table.bytes().take(6).map(digit);
@@ -65,9 +66,9 @@ fn check_charsmap(table: &str) -> Result<(), String> {
     match found {
         Some(found) if found + 4 <= len => Ok(()),
         Some(found) => {
-            Err(format!("precompiled_charsmap: expected at most {len} bytes, found {found}"))
+            Err(mismatch(format_args!("at most {len} bytes"), found).at("precompiled_charsmap"))
         }
-        None => Err("precompiled_charsmap: expected base64 of a table".to_owned()),
+        None => Err("precompiled_charsmap: expected base64 of a table".into()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Choosing the next token.
 
+use shardwright_format::{Refusal, mismatch};
+
 /// How to choose. A temperature of 0 takes the most likely token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -24,12 +26,12 @@ impl Sampling {
     ///
     /// # Errors
     /// The setting, expected and found.
-    pub fn validate(&self) -> Result<(), String> {
+    pub fn validate(&self) -> Result<(), Refusal> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return Err(format!("temperature: expected 0 or more, found {}", self.temperature));
+            return Err(mismatch("0 or more", self.temperature).at("temperature"));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(format!("top-p: expected above 0, at most 1, found {}", self.top_p));
+            return Err(mismatch("above 0, at most 1", self.top_p).at("top-p"));
         }
         Ok(())
     }
@@ -167,8 +169,8 @@ mod tests {
     #[test]
     fn settings_that_mean_nothing_are_refused() {
         let hot = Sampling { temperature: f32::NAN, ..Sampling::default() };
-        assert_eq!(hot.validate().unwrap_err(), "temperature: expected 0 or more, found NaN");
+        assert_eq!(hot.validate().unwrap_err(), mismatch("0 or more", "NaN").at("temperature"));
         let none = Sampling { top_p: 0.0, ..Sampling::default() };
-        assert_eq!(none.validate().unwrap_err(), "top-p: expected above 0, at most 1, found 0");
+        assert_eq!(none.validate().unwrap_err(), mismatch("above 0, at most 1", 0).at("top-p"));
     }
 }

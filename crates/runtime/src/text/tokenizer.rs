@@ -61,8 +61,9 @@ impl Tokenizer {
     /// # Errors
     /// No tokenizer, or none that can be used.
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
-        let read = || model::read(json);
-        let read = check_charsmaps(json).and_then(|()| guarded(read).unwrap_or_else(unusable));
+        let model = || model::read(json);
+        let read = check_charsmaps(json).map_err(|e| e.to_string());
+        let read = read.and_then(|()| guarded(model).unwrap_or_else(unusable));
         let inner = read.map_err(|e| {
             let help = "copy the tokenizer.json of the original model there again";
             RuntimeError::tokenizer(path, format!("is not a usable tokenizer ({e}); {help}"))

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use shardwright_format::shown::shown;
-use shardwright_format::{Role, Unit};
+use shardwright_format::{Refusal, Role, Unit};
 
 /// What sort of thing is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -88,6 +88,13 @@ impl Finding {
         Self { file: Some(file.to_owned()), ..Self::new(kind, what) }
     }
 
+    /// A finding about a file that was refused.
+    pub(crate) fn refused(kind: Kind, file: &str, why: Refusal) -> Self {
+        let Refusal { what, expected, found } = why;
+        let [expected, found] = [expected, found].map(|text| text.map(String::from));
+        Self { expected, found, ..Self::file(kind, file, what) }
+    }
+
     pub(crate) fn shard(mut self, unit: Unit) -> Self {
         self.shard = Some(unit.to_string());
         self
@@ -151,10 +158,11 @@ impl fmt::Display for Finding {
             write!(f, "{place}: ")?;
         }
         f.write_str(&self.what)?;
+        let colon = if self.what.is_empty() { "" } else { ": " };
         match (&self.expected, &self.found) {
-            (Some(expected), Some(found)) => write!(f, ": expected {expected}, found {found}"),
-            (Some(expected), None) => write!(f, ": expected {expected}"),
-            (None, Some(found)) => write!(f, ": found {found}"),
+            (Some(expected), Some(found)) => write!(f, "{colon}expected {expected}, found {found}"),
+            (Some(expected), None) => write!(f, "{colon}expected {expected}"),
+            (None, Some(found)) => write!(f, "{colon}found {found}"),
             (None, None) => Ok(()),
         }
     }

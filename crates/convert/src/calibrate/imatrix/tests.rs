@@ -4,6 +4,7 @@ use crate::tests::SMALL_BUFFERS;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use shardwright_format::Refusal;
 use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::{Checkpoint, read_view};
 use shardwright_format::io::AlignedBuf;
@@ -39,7 +40,7 @@ fn spec() -> ModelSpec {
     model("fixture-2m").1.spec
 }
 
-fn imatrix(bytes: &[u8]) -> Result<Imatrix<'_>, String> {
+fn imatrix(bytes: &[u8]) -> Result<Imatrix<'_>, Refusal> {
     if super::is_gguf(bytes) { Imatrix::gguf(bytes) } else { Imatrix::older(bytes) }
 }
 

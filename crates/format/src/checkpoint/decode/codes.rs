@@ -65,7 +65,7 @@ impl Decoding<'_> {
         fetch: &mut Fetch<'_>,
     ) -> Result<[Vec<u8>; 3]> {
         let parts = encoding.row_parts([self.rows, self.cols], rows);
-        let parts = parts.map_err(|e| self.refuse(&e.to_string()))?;
+        let parts = parts.map_err(|e| self.refuse(e.to_string()))?;
         let mut read = |part: &Range<u64>| self.parts[0].bytes(0, 0, (0..1, part.clone()), fetch);
         Ok([read(&parts[0])?, read(&parts[1])?, read(&parts[2])?])
     }

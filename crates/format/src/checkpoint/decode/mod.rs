@@ -15,6 +15,7 @@ use super::Checkpoint;
 use super::files::TensorInfo;
 use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
+use crate::refusal::{Refusal, mismatch};
 pub(super) use codes::CodeRows;
 use part::Part;
 use schemes::Reading;
@@ -67,7 +68,7 @@ impl<'a> Decoding<'a> {
     ) -> Result<Self> {
         let matrices = decoder.matrices(shape);
         let [lead @ .., rows, cols] = &matrices[..] else {
-            let detail = format!("expected a matrix to decode, found shape {shape:?}");
+            let detail = mismatch("a matrix to decode", format_args!("shape {shape:?}"));
             return Err(FormatError::tensor(checkpoint.root(), decoder.main(), detail));
         };
         let matrices = lead.iter().product();
@@ -95,7 +96,7 @@ impl<'a> Decoding<'a> {
     }
 
     /// A refusal of the tensor.
-    fn refuse(&self, detail: &str) -> FormatError {
+    fn refuse(&self, detail: impl Into<Refusal>) -> FormatError {
         FormatError::tensor(self.root, self.decoder.main(), detail)
     }
 

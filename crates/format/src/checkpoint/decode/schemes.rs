@@ -11,6 +11,7 @@ use super::{Decoding, Fetch};
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
+use crate::refusal::mismatch;
 
 /// One matrix of a quantized tensor, being read.
 pub(super) struct Reading<'r, 'a, 'f> {
@@ -95,7 +96,7 @@ impl Reading<'_, '_, '_> {
             .concat();
         let count = (rows.end - rows.start) as usize;
         let matrix = Matrix::new(encoding, count, cols, &bytes);
-        let matrix = matrix.map_err(|e| self.tensor.refuse(&e.to_string()))?;
+        let matrix = matrix.map_err(|e| self.tensor.refuse(e.to_string()))?;
         let first = (rect.rows.start - rows.start) as usize;
         matrix.dequantize(Backend::detect(), first..first + out.len() / cols.max(1), out);
         Ok(())
@@ -235,7 +236,7 @@ impl Reading<'_, '_, '_> {
             let index = i32::from_le_bytes(*bytes);
             let known = u64::try_from(index).ok().filter(|index| *index < groups);
             known.ok_or_else(|| {
-                let detail = format!("expected groups below {groups}, found {index}");
+                let detail = mismatch(format_args!("groups below {groups}"), index);
                 FormatError::tensor(tensor.root, tensor.decoder.stored_names()[3], detail)
             })
         });

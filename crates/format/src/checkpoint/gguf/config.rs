@@ -5,6 +5,7 @@ use serde_json::{Map, Value as Json};
 use super::facts::Facts;
 use super::header::Value;
 use super::rope::{self, Factors};
+use crate::refusal::Refusal;
 
 /// Tokens that end a turn of a conversation, by what they are called where the metadata do not say.
 /// Source: llama.cpp, `src/llama-vocab.cpp`.
@@ -18,7 +19,7 @@ const ENDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_toke
 ///
 /// # Errors
 /// Metadata that are missing, that contradict each other or that no model of ours has.
-pub(super) fn make(facts: &Facts<'_>, factors: &Factors) -> Result<Json, String> {
+pub(super) fn make(facts: &Facts<'_>, factors: &Factors) -> Result<Json, Refusal> {
     facts.check_known()?;
     let mut config = Map::new();
     for (name, origin) in &facts.table.config.0 {

@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 
 use super::header::{Array, Value};
 use super::table::{Origin, Table};
+use crate::refusal::{Refusal, mismatch};
 
 /// What a file says, but for the values of its tensors.
 pub(super) struct Facts<'a> {
@@ -17,12 +18,12 @@ pub(super) struct Facts<'a> {
 
 impl Facts<'_> {
     /// Refuses metadata of the architecture that have no use: they may change what is computed.
-    pub(super) fn check_known(&self) -> Result<(), String> {
+    pub(super) fn check_known(&self) -> Result<(), Refusal> {
         let prefix = format!("{}.", self.table.architecture);
         for key in self.metadata.keys().filter(|key| key.starts_with(&prefix)) {
             if !self.table.knows(key) {
                 let path = self.table.path;
-                return Err(format!("metadatum `{key}`: expected one that {path} lists"));
+                return Err(format!("metadatum `{key}`: expected one that {path} lists").into());
             }
         }
         for (key, allowed) in &self.table.supported {
@@ -30,13 +31,13 @@ impl Facts<'_> {
             if !allowed.contains(&found) {
                 let allowed: Vec<_> = allowed.iter().map(Json::to_string).collect();
                 let expected = allowed.join(" or ");
-                return Err(format!("metadatum `{key}`: expected {expected}, found {found}"));
+                return Err(mismatch(expected, found).at(format_args!("metadatum `{key}`")));
             }
         }
         Ok(())
     }
 
-    pub(super) fn value(&self, origin: &Origin) -> Result<Json, String> {
+    pub(super) fn value(&self, origin: &Origin) -> Result<Json, Refusal> {
         let has = |name: &String| self.shapes.contains_key(name);
         Ok(match origin {
             Origin::Keys { keys, default } => return self.agreed(keys, default.as_ref()),
@@ -45,7 +46,8 @@ impl Facts<'_> {
                 let less = self.whole(less)?.unwrap_or_default();
                 let left = all.checked_sub(less);
                 left.ok_or_else(|| {
-                    format!("metadatum `{key}`: expected at least {less}, found {all}")
+                    mismatch(format_args!("at least {less}"), all)
+                        .at(format_args!("metadatum `{key}`"))
                 })?
                 .into()
             }
@@ -76,17 +78,17 @@ impl Facts<'_> {
             Origin::RowsOf { rows_of } => {
                 let rows = self.shapes.get(rows_of).and_then(|shape| shape.first());
                 let rows =
-                    rows.ok_or_else(|| format!("expected tensor `{rows_of}`, found none"))?;
+                    rows.ok_or_else(|| mismatch(format_args!("tensor `{rows_of}`"), "none"))?;
                 (*rows).into()
             }
         })
     }
 
     /// A metadatum that is one value.
-    pub(super) fn get(&self, key: &str) -> Result<Option<Json>, String> {
+    pub(super) fn get(&self, key: &str) -> Result<Option<Json>, Refusal> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };
         let found = |found: &dyn std::fmt::Display| {
-            Err(format!("metadatum `{key}`: expected one value, found {found}"))
+            Err(mismatch("one value", found).at(format_args!("metadatum `{key}`")))
         };
         let number = match *value {
             Value::Array(array) => return alike(key, &array),
@@ -103,24 +105,23 @@ impl Facts<'_> {
     }
 
     /// A metadatum that is a whole number.
-    fn whole(&self, key: &str) -> Result<Option<u64>, String> {
+    fn whole(&self, key: &str) -> Result<Option<u64>, Refusal> {
         let Some(found) = self.get(key)? else { return Ok(None) };
         let whole = found.as_u64();
         whole
             .map(Some)
-            .ok_or_else(|| format!("metadatum `{key}`: expected a whole number, found {found}"))
+            .ok_or_else(|| mismatch("a whole number", found).at(format_args!("metadatum `{key}`")))
     }
 
     /// The value of those of `keys` that are there.
-    fn agreed(&self, keys: &[String], default: Option<&Json>) -> Result<Json, String> {
+    fn agreed(&self, keys: &[String], default: Option<&Json>) -> Result<Json, Refusal> {
         let mut first: Option<(&String, Json)> = None;
         for key in keys {
             let Some(found) = self.get(key)? else { continue };
             match &first {
                 Some((other, expected)) if *expected != found => {
-                    return Err(format!(
-                        "metadatum `{key}`: expected {expected} as in `{other}`, found {found}"
-                    ));
+                    return Err(mismatch(format_args!("{expected} as in `{other}`"), found)
+                        .at(format_args!("metadatum `{key}`")));
                 }
                 Some(_) => {}
                 None => first = Some((key, found)),
@@ -131,22 +132,22 @@ impl Facts<'_> {
     }
 }
 
-fn missing(key: &str) -> String {
-    format!("metadatum `{key}`: expected one, found none")
+fn missing(key: &str) -> Refusal {
+    mismatch("one", "none").at(format_args!("metadatum `{key}`"))
 }
 
 /// The value that a list has for every layer.
-fn alike(key: &str, array: &Array<'_>) -> Result<Option<Json>, String> {
+fn alike(key: &str, array: &Array<'_>) -> Result<Option<Json>, Refusal> {
     let mut values = array.numbers();
     let first = values.next();
     let same = first.is_some() && values.all(|value| Some(value) == first);
     match first {
         Some(Value::Whole(number)) if same => Ok(Some(number.into())),
         Some(Value::Bool(value)) if same => Ok(Some(value.into())),
-        _ => Err(format!(
-            "metadatum `{key}`: expected the same number for every layer, found a list of {} \
-             that is not",
-            array.count
-        )),
+        _ => Err(mismatch(
+            "the same number for every layer",
+            format_args!("a list of {} that is not", array.count),
+        )
+        .at(format_args!("metadatum `{key}`"))),
     }
 }

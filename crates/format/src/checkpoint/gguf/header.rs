@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardwright_quant::Ggml;
 
 use crate::bytes::{Bytes, Fault};
+use crate::refusal::{Refusal, mismatch};
 
 /// First bytes of a file.
 pub const MAGIC: &[u8] = b"GGUF";
@@ -71,13 +72,14 @@ impl<'a> Array<'a> {
     ///
     /// # Errors
     /// Values of another kind, and those that are no UTF-8.
-    pub fn texts(&self) -> Result<Vec<&'a str>, String> {
+    pub fn texts(&self) -> Result<Vec<&'a str>, Refusal> {
         if self.kind != kind::STRING {
-            return Err(format!("expected texts, found values of kind {}", self.kind));
+            return Err(mismatch("texts", format_args!("values of kind {}", self.kind)));
         }
         let mut bytes = Bytes::new(self.bytes);
-        let text = |at| name(&mut bytes).map_err(|e| format!("text {at}: {e}"));
-        (0..self.count).map(text).collect()
+        let text = |at| name(&mut bytes).map_err(|e| e.at(format_args!("text {at}")));
+        let texts: Result<_, Fault> = (0..self.count).map(text).collect();
+        Ok(texts?)
     }
 
     /// Its numbers; none of texts.
@@ -149,13 +151,11 @@ impl<'a> Header<'a> {
         let found = bytes.take(MAGIC.len() as u64)?;
         if found != MAGIC {
             let found = found.escape_ascii();
-            return Err(format!("expected GGUF first, found {found}").into());
+            return Err(mismatch("GGUF first", found).into());
         }
         let version = bytes.u32()?;
         if !VERSIONS.contains(&version) {
-            return Err(
-                format!("expected GGUF of version 2 or 3, little-endian, found {version}").into()
-            );
+            return Err(mismatch("GGUF of version 2 or 3, little-endian", version).into());
         }
         let (tensors, count) = (bytes.u64()?, bytes.u64()?);
         for (count, least, what) in
@@ -163,7 +163,7 @@ impl<'a> Header<'a> {
         {
             bytes.check_room(count, least, what)?;
             if count > MOST {
-                return Err(format!("expected at most {MOST} {what}, found {count}").into());
+                return Err(mismatch(format_args!("at most {MOST} {what}"), count).into());
             }
         }
         let mut metadata = BTreeMap::new();
@@ -171,7 +171,7 @@ impl<'a> Header<'a> {
             let key = name(&mut bytes)?;
             let value = metadatum(&mut bytes).map_err(|e| e.at(key))?;
             if metadata.insert(key, value).is_some() {
-                return Err(format!("expected one metadatum `{key}`, found two").into());
+                return Err(mismatch(format_args!("one metadatum `{key}`"), "two").into());
             }
         }
         let infos: Result<Vec<_>, _> = (0..tensors).map(|_| info(&mut bytes)).collect();
@@ -207,7 +207,7 @@ fn alignment(metadata: &BTreeMap<&str, Value<'_>>) -> Result<u64, Fault> {
     if found.is_power_of_two() && u32::try_from(found).is_ok() {
         return Ok(found);
     }
-    Err(format!("{ALIGNMENT_KEY}: expected a power of two, found {found}").into())
+    Err(mismatch("a power of two", found).at(ALIGNMENT_KEY).into())
 }
 
 fn name<'a>(bytes: &mut Bytes<'a>) -> Result<&'a str, Fault> {
@@ -251,7 +251,7 @@ fn number(kind: u32, bytes: &[u8]) -> Value<'static> {
 
 fn size(kind: u32) -> Result<u64, Fault> {
     let size = kind::SIZES.get(kind as usize).filter(|size| **size > 0);
-    let wrong = || format!("expected a known kind, found {kind}");
+    let wrong = || mismatch("a known kind", kind);
     Ok(*size.ok_or_else(wrong)?)
 }
 
@@ -265,7 +265,7 @@ fn skip(bytes: &mut Bytes<'_>, kind: u32, count: u64) -> Result<(), Fault> {
         });
     }
     let len = size(kind)?.checked_mul(count);
-    let len = len.ok_or_else(|| format!("expected fewer values, found {count}"))?;
+    let len = len.ok_or_else(|| mismatch("fewer values", count))?;
     bytes.take(len).map(drop)
 }
 
@@ -274,8 +274,9 @@ fn info<'a>(bytes: &mut Bytes<'a>) -> Result<Info<'a>, Fault> {
     let rest = |bytes: &mut Bytes<'a>| {
         let dimensions = bytes.u32()?;
         if dimensions > MOST_DIMENSIONS {
-            return Err(Fault::Wrong(format!(
-                "expected at most {MOST_DIMENSIONS} dimensions, found {dimensions}"
+            return Err(Fault::Wrong(mismatch(
+                format_args!("at most {MOST_DIMENSIONS} dimensions"),
+                dimensions,
             )));
         }
         let shape: Result<Vec<_>, _> = (0..dimensions).map(|_| bytes.u64()).collect();
@@ -283,7 +284,7 @@ fn info<'a>(bytes: &mut Bytes<'a>) -> Result<Info<'a>, Fault> {
         let (id, offset) = (bytes.u32()?, bytes.u64()?);
         let kind = Ggml::from_id(id).ok_or_else(|| {
             let known: Vec<_> = Ggml::ALL.iter().map(|kind| kind.name()).collect();
-            format!("expected a type among {}, found type {id}", known.join(" "))
+            mismatch(format_args!("a type among {}", known.join(" ")), format_args!("type {id}"))
         })?;
         let len = byte_len(kind, &shape)?;
         Ok(Info { name, kind, shape, offset, len })
@@ -292,17 +293,17 @@ fn info<'a>(bytes: &mut Bytes<'a>) -> Result<Info<'a>, Fault> {
 }
 
 /// Bytes of a tensor, whose rows must be whole blocks.
-fn byte_len(kind: Ggml, shape: &[u64]) -> Result<u64, String> {
+fn byte_len(kind: Ggml, shape: &[u64]) -> Result<u64, Refusal> {
     let (block, name) = (kind.block_values(), kind.name());
     let cols = shape.last().copied().unwrap_or(1);
     if !cols.is_multiple_of(block) {
-        return Err(format!("{name}: expected rows of whole blocks of {block}, found {cols}"));
+        return Err(mismatch(format_args!("rows of whole blocks of {block}"), cols).at(name));
     }
     let values = shape
         .iter()
         .try_fold(1u64, |values, len| values.checked_mul(*len));
     let len = values.and_then(|values| (values / block).checked_mul(kind.block_bytes()));
-    len.ok_or_else(|| format!("shape {shape:?}: expected fewer values"))
+    len.ok_or_else(|| format!("shape {shape:?}: expected fewer values").into())
 }
 
 /// Where tensors lie: one after the other, so that no byte is read twice however many claim it.
@@ -316,17 +317,21 @@ fn place(
     let mut expected = 0u64;
     for Info { name, kind, shape, offset, len } in infos {
         if offset != expected {
-            return Err(format!("{name}: expected offset {expected}, found {offset}").into());
+            return Err(mismatch(format_args!("offset {expected}"), offset)
+                .at(name)
+                .into());
         }
         let start = data.checked_add(offset);
         let end = start.and_then(|start| start.checked_add(len));
         let (Some(start), Some(_)) = (start, end.filter(|end| *end <= file_len)) else {
             let found = file_len.saturating_sub(data).saturating_sub(offset);
-            return Err(format!("{name}: expected {len} bytes of data, found {found}").into());
+            return Err(mismatch(format_args!("{len} bytes of data"), found)
+                .at(name)
+                .into());
         };
         expected = (offset + len).next_multiple_of(alignment);
         if !names.insert(name) {
-            return Err(format!("expected one tensor `{name}`, found two").into());
+            return Err(mismatch(format_args!("one tensor `{name}`"), "two").into());
         }
         tensors.push(Tensor { name, kind, shape, offset: start, len });
     }

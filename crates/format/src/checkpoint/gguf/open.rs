@@ -24,6 +24,7 @@ use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
 use crate::io::{OpenFile, ReadFile};
 use crate::names::{EXPERT, LAYER, split};
+use crate::refusal::{Refusal, mismatch};
 
 /// What names of files end in.
 pub const SUFFIX: &str = ".gguf";
@@ -60,7 +61,7 @@ pub(in crate::checkpoint) fn find(path: &Path) -> Result<Option<PathBuf>> {
         [only] => Ok(Some(path.join(only))),
         several => {
             let names = several.join("`, `");
-            let detail = format!("expected one GGUF model, found `{names}`; name the file");
+            let detail = mismatch("one GGUF model", format_args!("`{names}`; name the file"));
             Err(FormatError::file(path, detail))
         }
     }
@@ -106,7 +107,7 @@ pub(in crate::checkpoint) fn open(
         let piece = Piece::open(&path.with_file_name(name), number, open)?;
         let found = piece.count()?;
         if found != count {
-            return Err(piece.refused(format!("split.count: expected {count}, found {found}")));
+            return Err(piece.refused(mismatch(count, found).at("split.count")));
         }
         pieces.push(piece);
     }
@@ -152,9 +153,8 @@ impl Piece {
         let piece = Self { file, bytes };
         let found = piece.header()?.whole("split.no").unwrap_or_default();
         if found != number {
-            let detail = format!(
-                "split.no: expected {number}, found {found}; name the first file of a model"
-            );
+            let detail = mismatch(number, format_args!("{found}; name the first file of a model"))
+                .at("split.no");
             return Err(piece.refused(detail));
         }
         Ok(piece)
@@ -185,7 +185,7 @@ impl Piece {
         Ok(format!("{stem}-{:05}-of-{count:05}{SUFFIX}", number + 1))
     }
 
-    fn refused(&self, detail: impl Into<String>) -> FormatError {
+    fn refused(&self, detail: impl Into<Refusal>) -> FormatError {
         FormatError::file(self.file.path(), detail)
     }
 
@@ -242,7 +242,7 @@ impl<'a> Opening<'a> {
         for (at, tensor) in self.each().filter(|(_, tensor)| self.is_factors(tensor)) {
             let values = tensor.shape.iter().product::<u64>();
             if values > MOST_FACTORS {
-                let detail = format!("expected at most {MOST_FACTORS} factors, found {values}");
+                let detail = mismatch(format_args!("at most {MOST_FACTORS} factors"), values);
                 return Err(self.refused(at, tensor.name, detail));
             }
             let mut bytes = vec![0; tensor.len as usize];
@@ -264,7 +264,7 @@ impl<'a> Opening<'a> {
         headers.flat_map(|(at, header)| header.tensors.iter().map(move |tensor| (at, tensor)))
     }
 
-    fn refused(&self, file: usize, tensor: &str, detail: impl Into<String>) -> FormatError {
+    fn refused(&self, file: usize, tensor: &str, detail: impl Into<Refusal>) -> FormatError {
         FormatError::tensor(self.pieces[file].file.path(), tensor, detail)
     }
 
@@ -287,7 +287,7 @@ impl<'a> Opening<'a> {
             match tensors.entry(name) {
                 Entry::Vacant(free) => drop(free.insert(info)),
                 Entry::Occupied(taken) => {
-                    let detail = format!("expected one tensor for `{}`, found two", taken.key());
+                    let detail = mismatch(format_args!("one tensor for `{}`", taken.key()), "two");
                     return Err(self.refused(at, tensor.name, detail));
                 }
             }
@@ -297,7 +297,7 @@ impl<'a> Opening<'a> {
     }
 
     /// A tensor of weights and its name in a checkpoint.
-    fn weights(&self, file: usize, tensor: &Tensor<'_>) -> Result<(String, TensorInfo), String> {
+    fn weights(&self, file: usize, tensor: &Tensor<'_>) -> Result<(String, TensorInfo), Refusal> {
         let (pattern, [layer, expert]) = split(tensor.name);
         let target = pattern.and_then(|pattern| self.table.tensors.get(&pattern));
         let target = target.ok_or_else(|| format!("{} has no row for it", self.table.path))?;
@@ -314,7 +314,10 @@ impl<'a> Opening<'a> {
         let Tensor { kind, offset, len, .. } = *tensor;
         if kind.float().is_none() && tensor.shape.len() < 2 {
             let name = kind.name();
-            return Err(format!("expected a matrix of {name}, found shape {:?}", tensor.shape));
+            return Err(mismatch(
+                format_args!("a matrix of {name}"),
+                format_args!("shape {:?}", tensor.shape),
+            ));
         }
         let decoded = kind.float().is_none() || heads.is_some() || less_one;
         let stored = tensor.name.to_owned();
@@ -330,7 +333,7 @@ impl<'a> Opening<'a> {
         tensor: &Tensor<'_>,
         part: Heads,
         log: bool,
-    ) -> Result<TensorInfo, String> {
+    ) -> Result<TensorInfo, Refusal> {
         let [keys, heads, dim] =
             ["linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim"]
                 .map(|key| self.whole(key).unwrap_or_default());
@@ -346,7 +349,7 @@ impl<'a> Opening<'a> {
         let even = all.checked_sub(first);
         let even = even.is_some_and(|own| own > 0 && heads > 0 && own.is_multiple_of(heads));
         if !even || keys == 0 || !heads.is_multiple_of(keys) {
-            return Err(format!("expected {heads} value heads over {keys} key heads, found {all}"));
+            return Err(mismatch(format_args!("{heads} value heads over {keys} key heads"), all));
         }
         if part == Heads::LastChannels && shape.len() == 2 {
             shape.insert(1, 1);
@@ -366,7 +369,7 @@ impl<'a> Opening<'a> {
     }
 
     /// The number of heads whose rows are interleaved.
-    fn heads(&self, key: &str, shape: &[u64]) -> Result<u64, String> {
+    fn heads(&self, key: &str, shape: &[u64]) -> Result<u64, Refusal> {
         let number = |key| self.config.get(key).and_then(Json::as_u64);
         let heads = number(key)
             .or_else(|| number("num_attention_heads"))
@@ -378,7 +381,7 @@ impl<'a> Opening<'a> {
         if even && rows.is_multiple_of(heads) {
             return Ok(heads);
         }
-        Err(format!("expected rows of {heads} heads of even size, found {rows}"))
+        Err(mismatch(format_args!("rows of {heads} heads of even size"), rows))
     }
 }
 

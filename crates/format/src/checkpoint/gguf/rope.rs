@@ -8,6 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::facts::Facts;
 use super::table::{LongRow, YARN_BOUNDS};
+use crate::refusal::{Refusal, mismatch};
 
 /// `original_max_position_embeddings`, which llama.cpp takes where `config.json` has none. Factors
 /// depend on its ratio to the other two parameters alone, so any number would do.
@@ -28,7 +29,7 @@ pub(super) fn scaling(
     facts: &Facts<'_>,
     config: &Map<String, Json>,
     factors: &Factors,
-) -> Result<Option<Json>, String> {
+) -> Result<Option<Json>, Refusal> {
     let rope = &facts.table.rope;
     let stated = stated(facts)?;
     if let Some(row) = &rope.long
@@ -43,13 +44,14 @@ pub(super) fn scaling(
         (None, Some(factors)) => llama3(facts, config, factors).map(Some),
         (Some(_), Some(_)) => {
             let (key, tensor) = (&rope.factor, rope.factors.as_deref().unwrap_or_default());
-            Err(format!("metadatum `{key}`: expected none beside tensor `{tensor}`, found one"))
+            Err(mismatch(format_args!("none beside tensor `{tensor}`"), "one")
+                .at(format_args!("metadatum `{key}`")))
         }
     }
 }
 
 /// What metadata say of it.
-fn stated(facts: &Facts<'_>) -> Result<Option<Json>, String> {
+fn stated(facts: &Facts<'_>) -> Result<Option<Json>, Refusal> {
     let rope = &facts.table.rope;
     let kind = facts.get(&rope.scaling_type)?;
     let factor = facts.get(&rope.factor)?;
@@ -63,20 +65,20 @@ fn stated(facts: &Facts<'_>) -> Result<Option<Json>, String> {
         Some("longrope") if rope.long.is_some() => Ok(None),
         Some(found) => {
             let key = &rope.scaling_type;
-            Err(format!("metadatum `{key}`: expected none, linear or yarn, found {found}"))
+            Err(mismatch("none, linear or yarn", found).at(format_args!("metadatum `{key}`")))
         }
     }
 }
 
 /// Positions scaled by factors of their own before and beyond the original context.
-fn longrope(facts: &Facts<'_>, row: &LongRow, factors: &Factors) -> Result<Option<Json>, String> {
+fn longrope(facts: &Facts<'_>, row: &LongRow, factors: &Factors) -> Result<Option<Json>, Refusal> {
     let attention = facts.get(&row.attention)?.unwrap_or_else(|| 1.0.into());
     let (long, short) = match (factors.get(&row.long), factors.get(&row.short)) {
         (Some(long), Some(short)) => (long, short),
         (None, None) if attention.as_f64() == Some(1.0) => return Ok(None),
         _ => {
             let LongRow { long, short, attention } = row;
-            return Err(format!("expected `{long}`, `{short}` and `{attention}` together"));
+            return Err(format!("expected `{long}`, `{short}` and `{attention}` together").into());
         }
     };
     let original = &facts.table.rope.original;
@@ -98,14 +100,14 @@ fn longrope(facts: &Facts<'_>, row: &LongRow, factors: &Factors) -> Result<Optio
 }
 
 /// Positions scaled by YaRN, whose factor of attention is that of its paper in either program.
-fn yarn(facts: &Facts<'_>, factor: &Json) -> Result<Json, String> {
+fn yarn(facts: &Facts<'_>, factor: &Json) -> Result<Json, Refusal> {
     let rope = &facts.table.rope;
     let mut members = rope.yarn.clone();
     members.insert("rope_type".to_owned(), "yarn".into());
     members.insert("factor".to_owned(), factor.clone());
     let original = facts.get(&rope.original)?;
     let original = original.ok_or_else(|| {
-        format!("metadatum `{}`: expected one beside yarn, found none", rope.original)
+        mismatch("one beside yarn", "none").at(format_args!("metadatum `{}`", rope.original))
     })?;
     members.insert("original_max_position_embeddings".to_owned(), original);
     for (at, (name, _)) in YARN_BOUNDS.iter().enumerate() {
@@ -125,7 +127,7 @@ fn yarn(facts: &Facts<'_>, factor: &Json) -> Result<Json, String> {
 }
 
 /// The parameters whose factors these are.
-fn llama3(facts: &Facts<'_>, config: &Map<String, Json>, factors: &[f32]) -> Result<Json, String> {
+fn llama3(facts: &Facts<'_>, config: &Map<String, Json>, factors: &[f32]) -> Result<Json, Refusal> {
     let theta = config
         .get("rope_theta")
         .and_then(Json::as_f64)
@@ -147,11 +149,12 @@ fn llama3(facts: &Facts<'_>, config: &Map<String, Json>, factors: &[f32]) -> Res
     };
     let Some([low, high]) = candidates.find(fits) else {
         let tensor = facts.table.rope.factors.as_deref().unwrap_or_default();
-        let detail = "expected factors of llama3 scaling, found others";
+        let detail = mismatch("factors of llama3 scaling", "others");
         return Err(format!(
             "tensor `{tensor}`: {detail}; a config.json beside the file, with its rope_scaling, is \
              used instead"
-        ));
+        )
+        .into());
     };
     Ok(json!({
         "rope_type": "llama3",

@@ -10,6 +10,7 @@ use crate::checkpoint::file_names::{
 };
 use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
+use crate::refusal::Refusal;
 
 /// What is made, the files of the tokenizer when they are first asked for.
 #[derive(Debug, Default)]
@@ -67,9 +68,9 @@ impl Synthesized {
 /// Reads the metadata again: a vocabulary is too large to be kept for those who ask for none.
 fn document(file: &ReadFile, of_config: bool) -> Result<Vec<u8>> {
     let bytes = read_header(file)?;
-    let refused = |detail: String| FormatError::file(file.path(), detail);
+    let refused = |detail: Refusal| FormatError::file(file.path(), detail);
     let header = Header::parse(&bytes, file.len() - bytes.len() as u64);
-    let header = header.map_err(|e| refused(e.to_string()))?;
+    let header = header.map_err(|e| refused(e.to_string().into()))?;
     let make = if of_config { tokenizer::config } else { tokenizer::tokenizer };
     make(&header.metadata).map_err(refused)
 }

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::entries::Entries;
+use crate::refusal::{Refusal, mismatch};
 
 macro_rules! builtin {
     ($($name:literal,)*) => {
@@ -211,7 +212,7 @@ impl Table {
     ///
     /// # Errors
     /// When there is none: the known ones.
-    pub(crate) fn find(architecture: &str, experts: bool) -> Result<Self, String> {
+    pub(crate) fn find(architecture: &str, experts: bool) -> Result<Self, Refusal> {
         let mut known = Vec::new();
         for (path, json) in BUILTIN {
             let table: Self = serde_json::from_str(json).expect("built-in tables are tested");
@@ -222,7 +223,7 @@ impl Table {
         }
         known.sort();
         let found = described(architecture, experts);
-        Err(format!("general.architecture: expected one of {}, found {found}", known.join(", ")))
+        Err(mismatch(format_args!("one of {}", known.join(", ")), found).at("general.architecture"))
     }
 
     /// The table by which a model of some `model_type` is written.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value as Json, json};
 
 use super::header::{Array, Value};
+use crate::refusal::{Refusal, mismatch};
 
 /// What a space is in a vocabulary of `SentencePiece`.
 pub(crate) const SPACE: &str = "\u{2581}";
@@ -40,7 +41,7 @@ pub(super) fn has_template(metadata: &Metadata<'_>) -> bool {
 /// # Errors
 /// A kind of tokenizer or of splitting text that is not known, and metadata that are missing or
 /// contradict each other.
-pub(crate) fn tokenizer(metadata: &Metadata<'_>) -> Result<Vec<u8>, String> {
+pub(crate) fn tokenizer(metadata: &Metadata<'_>) -> Result<Vec<u8>, Refusal> {
     let vocabulary = Vocabulary::new(metadata)?;
     let document = match text(metadata, "model") {
         Some("gpt2") => {
@@ -50,23 +51,22 @@ pub(crate) fn tokenizer(metadata: &Metadata<'_>) -> Result<Vec<u8>, String> {
         Some("llama") => vocabulary.scored(flag(metadata, "add_space_prefix", true)),
         found => {
             let found = found.unwrap_or("none");
-            return Err(format!(
-                "metadatum `tokenizer.ggml.model`: expected gpt2 or llama, found {found}; {REMEDY}"
-            ));
+            return Err(mismatch("gpt2 or llama", format_args!("{found}; {REMEDY}"))
+                .at("metadatum `tokenizer.ggml.model`"));
         }
     };
     let document = Document { post_processor: template(vocabulary.around()), ..document? };
-    serde_json::to_vec(&document).map_err(|e| e.to_string())
+    serde_json::to_vec(&document).map_err(|e| e.to_string().into())
 }
 
 /// The `tokenizer_config.json` that the metadata describe.
 ///
 /// # Errors
 /// Metadata that are missing or contradict each other.
-pub(crate) fn config(metadata: &Metadata<'_>) -> Result<Vec<u8>, String> {
+pub(crate) fn config(metadata: &Metadata<'_>) -> Result<Vec<u8>, Refusal> {
     let vocabulary = Vocabulary::new(metadata)?;
     let config = vocabulary.config(vocabulary.around().map(|token| token.is_some()));
-    serde_json::to_vec_pretty(&config).map_err(|e| e.to_string())
+    serde_json::to_vec_pretty(&config).map_err(|e| e.to_string().into())
 }
 
 fn text<'a>(metadata: &Metadata<'a>, key: &str) -> Option<&'a str> {
@@ -91,17 +91,19 @@ fn list<'a>(metadata: &Metadata<'a>, key: &str) -> Option<Array<'a>> {
     }
 }
 
-fn texts<'a>(metadata: &Metadata<'a>, key: &str) -> Result<Vec<&'a str>, String> {
-    let wrong = |detail: &str| format!("metadatum `tokenizer.ggml.{key}`: {detail}");
-    let array = list(metadata, key).ok_or_else(|| wrong("expected a list, found none"))?;
-    array.texts().map_err(|detail| wrong(&detail))
+fn texts<'a>(metadata: &Metadata<'a>, key: &str) -> Result<Vec<&'a str>, Refusal> {
+    let wrong = |e: Refusal| e.at(format_args!("metadatum `tokenizer.ggml.{key}`"));
+    let array = list(metadata, key).ok_or_else(|| wrong(mismatch("a list", "none")))?;
+    array.texts().map_err(wrong)
 }
 
 /// Pairs of tokens that become one, the first before all others.
-fn merges<'a>(metadata: &Metadata<'a>) -> Result<Vec<(&'a str, &'a str)>, String> {
+fn merges<'a>(metadata: &Metadata<'a>) -> Result<Vec<(&'a str, &'a str)>, Refusal> {
     let pair = |merge: &'a str| {
         let pair = merge.split_once(' ');
-        pair.ok_or_else(|| format!("metadatum `tokenizer.ggml.merges`: no pair: `{merge}`"))
+        pair.ok_or_else(|| {
+            Refusal::from(format!("no pair: `{merge}`")).at("metadatum `tokenizer.ggml.merges`")
+        })
     };
     texts(metadata, "merges")?.into_iter().map(pair).collect()
 }
@@ -138,16 +140,15 @@ impl Split {
         found.unwrap_or(first).names.into_iter().next()
     }
 
-    fn find(name: Option<&str>) -> Result<Self, String> {
+    fn find(name: Option<&str>) -> Result<Self, Refusal> {
         let all: Vec<Self> = serde_json::from_str(SPLITS).expect("built-in tables are tested");
         let known: BTreeSet<_> = all.iter().flat_map(|split| split.names.clone()).collect();
         let has = |split: &Self| split.names.iter().any(|known| Some(known.as_str()) == name);
         all.into_iter().find(has).ok_or_else(|| {
             let known: Vec<_> = known.into_iter().collect();
             let (known, found) = (known.join(", "), name.unwrap_or("none"));
-            format!(
-                "metadatum `tokenizer.ggml.pre`: expected one of {known}, found {found}; {REMEDY}"
-            )
+            mismatch(format_args!("one of {known}"), format_args!("{found}; {REMEDY}"))
+                .at("metadatum `tokenizer.ggml.pre`")
         })
     }
 }
@@ -196,7 +197,7 @@ struct Vocabulary<'a> {
 }
 
 impl<'a> Vocabulary<'a> {
-    fn new(metadata: &'a Metadata<'a>) -> Result<Self, String> {
+    fn new(metadata: &'a Metadata<'a>) -> Result<Self, Refusal> {
         let mut tokens: Vec<_> = texts(metadata, "tokens")?
             .into_iter()
             .map(Cow::Borrowed)
@@ -209,9 +210,8 @@ impl<'a> Vocabulary<'a> {
             None => vec![Kind::Normal; tokens.len()],
             Some(kinds) => {
                 let (expected, found) = (tokens.len(), kinds.len());
-                return Err(format!(
-                    "metadatum `tokenizer.ggml.token_type`: expected {expected} kinds, found {found}"
-                ));
+                return Err(mismatch(format_args!("{expected} kinds"), found)
+                    .at("metadatum `tokenizer.ggml.token_type`"));
             }
         };
         // Runs of spaces were written as such; they are tokens of a text whose spaces are others.
@@ -282,7 +282,7 @@ impl<'a> Vocabulary<'a> {
         &'b self,
         split: &Split,
         merges: &[(&'b str, &'b str)],
-    ) -> Result<Document<'b>, String> {
+    ) -> Result<Document<'b>, Refusal> {
         // What fills a vocabulary up to the rows of a matrix is no token.
         let ids = self.ids(Some(Kind::Unused));
         let known: BTreeSet<_> = ids.iter().map(|(text, _)| *text).collect();
@@ -292,9 +292,8 @@ impl<'a> Vocabulary<'a> {
                 .all(|text| known.contains(text))
         };
         if let Some((a, b)) = merges.iter().find(strange) {
-            return Err(format!(
-                "metadatum `tokenizer.ggml.merges`: expected tokens, found `{a} {b}`"
-            ));
+            return Err(mismatch("tokens", format_args!("`{a} {b}`"))
+                .at("metadatum `tokenizer.ggml.merges`"));
         }
         let pieces = split.splits.iter().map(|expression| {
             json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated",
@@ -314,16 +313,15 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// Characters, bytes where there is no token for one, and merges by the scores of their tokens.
-    fn scored(&self, space_first: bool) -> Result<Document<'_>, String> {
+    fn scored(&self, space_first: bool) -> Result<Document<'_>, Refusal> {
         let scores: Vec<f32> = match list(self.metadata, "scores") {
             Some(list) => list.numbers().map(|value| value.as_f32()).collect(),
             None => Vec::new(),
         };
         if scores.len() != self.tokens.len() {
             let (expected, found) = (self.tokens.len(), scores.len());
-            return Err(format!(
-                "metadatum `tokenizer.ggml.scores`: expected {expected} scores, found {found}"
-            ));
+            return Err(mismatch(format_args!("{expected} scores"), found)
+                .at("metadatum `tokenizer.ggml.scores`"));
         }
         let unknown = self.kinds.iter().position(|kind| *kind == Kind::Unknown);
         let unknown = unknown.map(|id| (id, self.tokens[id].as_ref()));

@@ -9,6 +9,7 @@ use crate::checkpoint::files::StoredTensor;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::refusal::{Refusal, mismatch};
 
 /// Rows in a byte.
 const ROWS: u64 = 4;
@@ -22,23 +23,23 @@ pub(super) struct BitNet {
 }
 
 impl BitNet {
-    pub(super) fn parse(config: &Value) -> Result<Self, String> {
+    pub(super) fn parse(config: &Value) -> Result<Self, Refusal> {
         let found = config.get("linear_class");
         let divided = match found.map(|class| class.as_str().unwrap_or_default()) {
             None | Some("bitlinear") => true,
             Some("autobitlinear") => false,
             _ => {
                 let found = shown(found);
-                return Err(format!(
-                    "`linear_class`: expected \"bitlinear\" or \"autobitlinear\", found {found}"
-                ));
+                return Err(
+                    mismatch("\"bitlinear\" or \"autobitlinear\"", found).at("`linear_class`")
+                );
             }
         };
         if config
             .get("use_rms_norm")
             .is_some_and(|norm| *norm != Value::Bool(false))
         {
-            return Err("`use_rms_norm`: expected false, found another".to_owned());
+            return Err(mismatch("false", "another").at("`use_rms_norm`"));
         }
         Ok(Self { divided })
     }
@@ -54,7 +55,7 @@ impl BitNet {
             return Ok(());
         }
         let [rows, cols] = stored.shape[..] else {
-            let detail = format!("expected [rows / 4, columns], found {:?}", stored.shape);
+            let detail = mismatch("[rows / 4, columns]", format_args!("{:?}", stored.shape));
             return Err(grouping.refused(name, detail));
         };
         let types = [Float::Bf16, Float::F16, Float::F32].map(Dtype::Float);

@@ -12,6 +12,7 @@ use crate::checkpoint::files::StoredTensor;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::refusal::{Refusal, mismatch};
 
 /// What the name of packed codes ends in.
 const CODES: &str = ".weight_packed";
@@ -59,26 +60,26 @@ enum Strategy {
 }
 
 impl Compressed {
-    pub(super) fn parse(config: &Value) -> Result<Self, String> {
+    pub(super) fn parse(config: &Value) -> Result<Self, Refusal> {
         check_format(config.get("format"))?;
         let sparse = config.pointer("/sparsity_config/format");
         if sparse.is_some_and(|format| format != "dense") {
             let found = shown(sparse);
-            return Err(format!("`sparsity_config.format`: expected \"dense\", found {found}"));
+            return Err(mismatch("\"dense\"", found).at("`sparsity_config.format`"));
         }
         let rotated = config.get("transform_config");
         if rotated.is_some_and(|t| t.as_object().is_some_and(|t| !t.is_empty())) {
-            return Err("`transform_config`: expected none, found transforms".to_owned());
+            return Err(mismatch("none", "transforms").at("`transform_config`"));
         }
         let listed = config.get("config_groups").and_then(Value::as_object);
         let listed = listed.ok_or_else(|| {
             let found = shown(config.get("config_groups"));
-            format!("`config_groups`: expected groups by name, found {found}")
+            mismatch("groups by name", found).at("`config_groups`")
         })?;
         let mut groups = Vec::new();
         for (name, group) in listed {
             let parsed = Group::parse(group);
-            groups.push(parsed.map_err(|e| format!("`config_groups.{name}`: {e}"))?);
+            groups.push(parsed.map_err(|e| e.at(format_args!("`config_groups.{name}`")))?);
         }
         Ok(Self { groups })
     }
@@ -124,7 +125,7 @@ impl Compressed {
         let scale_dtype = held.dtype.float().unwrap_or(Float::F32);
         let [lead @ .., rows, cols] = &shape[..] else {
             return Err(
-                grouping.refused(&dims, format!("expected two or more numbers, found {shape:?}"))
+                grouping.refused(&dims, mismatch("two or more numbers", format_args!("{shape:?}")))
             );
         };
         let with = |tail: [u64; 2]| [lead, &tail].concat();
@@ -136,10 +137,11 @@ impl Compressed {
             stored.shape == with([*rows, words]) && scales.is_some_and(|shape| held.shape == shape)
         };
         let Some(group) = self.groups.iter().find(fits) else {
-            let detail = format!(
-                "expected codes and scales of the shape {shape:?} in `{dims}` by one of \
-                 config_groups, found {:?} and {:?}",
-                stored.shape, held.shape
+            let detail = mismatch(
+                format_args!(
+                    "codes and scales of the shape {shape:?} in `{dims}` by one of config_groups"
+                ),
+                format_args!("{:?} and {:?}", stored.shape, held.shape),
             );
             return Err(grouping.refused(name, detail));
         };
@@ -179,10 +181,12 @@ impl Compressed {
             group.bits == 8 && (held.shape == [lead, &grid].concat() || (lead.is_empty() && short))
         };
         let Some(group) = self.groups.iter().find(fits) else {
-            let detail = format!(
-                "expected a scale per tensor, row, group or block of `{name}` {:?} as \
-                 config_groups says, found shape {:?}",
-                stored.shape, held.shape
+            let detail = mismatch(
+                format_args!(
+                    "a scale per tensor, row, group or block of `{name}` {:?} as config_groups says",
+                    stored.shape
+                ),
+                format_args!("shape {:?}", held.shape),
             );
             return Err(grouping.refused(&scales, detail));
         };
@@ -208,7 +212,7 @@ fn take_pairs(
         return grouping.add_nvfp4((name, &whole), stored, scales, (Some(of_tensor), true));
     }
     let [lead @ .., rows, bytes] = &stored.shape[..] else {
-        let detail = format!("expected a matrix, found shape {:?}", stored.shape);
+        let detail = mismatch("a matrix", format_args!("shape {:?}", stored.shape));
         return Err(grouping.refused(name, detail));
     };
     let cols = bytes.saturating_mul(2);
@@ -216,7 +220,10 @@ fn take_pairs(
     let found = grouping.part(name, &scales, &[Dtype::U8, Dtype::F8E8m0])?;
     grouping.check_shape(name, &scales, &found.shape, &[shape])?;
     if !cols.is_multiple_of(MXFP4_GROUP) {
-        let detail = format!("expected rows of whole groups of {MXFP4_GROUP}, found {cols} codes");
+        let detail = mismatch(
+            format_args!("rows of whole groups of {MXFP4_GROUP}"),
+            format_args!("{cols} codes"),
+        );
         return Err(grouping.refused(name, detail));
     }
     let decoder = Decoder::Mxfp4 { blocks: name.to_owned(), scales };
@@ -224,7 +231,7 @@ fn take_pairs(
 }
 
 impl Group {
-    fn parse(group: &Value) -> Result<Self, String> {
+    fn parse(group: &Value) -> Result<Self, Refusal> {
         if group.get("format").is_some_and(|format| !format.is_null()) {
             check_format(group.get("format"))?;
         }
@@ -234,7 +241,7 @@ impl Group {
             .filter(|bits| [2, 3, 4, 6, 8].contains(bits))
             .ok_or_else(|| {
                 let found = shown(weights.get("num_bits"));
-                format!("`weights.num_bits`: expected 2, 3, 4, 6 or 8, found {found}")
+                mismatch("2, 3, 4, 6 or 8", found).at("`weights.num_bits`")
             })?;
         let text = weights.get("strategy").and_then(Value::as_str);
         let size = weights
@@ -250,10 +257,7 @@ impl Group {
             (Some("block"), _, Some(block)) => Strategy::Block(block),
             _ => {
                 let found = shown(weights.get("strategy"));
-                return Err(format!(
-                    "`weights.strategy`: expected \"tensor\", \"channel\", \"group\" with its \
-                     `group_size` or \"block\" with its `block_structure`, found {found}"
-                ));
+                return Err(mismatch("\"tensor\", \"channel\", \"group\" with its `group_size` or \"block\" with its `block_structure`", found).at("`weights.strategy`"));
             }
         };
         Ok(Self { bits: bits as u8, strategy })
@@ -280,7 +284,7 @@ impl Group {
     }
 }
 
-fn check_format(format: Option<&Value>) -> Result<(), String> {
+fn check_format(format: Option<&Value>) -> Result<(), Refusal> {
     let known = format
         .and_then(Value::as_str)
         .is_some_and(|f| FORMATS.contains(&f));
@@ -288,7 +292,7 @@ fn check_format(format: Option<&Value>) -> Result<(), String> {
         return Ok(());
     }
     let (expected, found) = (FORMATS.join(", "), shown(format));
-    Err(format!("`format`: expected one of {expected}, found {found}"))
+    Err(mismatch(format_args!("one of {expected}"), found).at("`format`"))
 }
 
 impl Grouping<'_> {

@@ -11,6 +11,7 @@ use crate::checkpoint::files::StoredTensor;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::refusal::{Refusal, mismatch};
 
 /// What the names of scales end in.
 const SCALES: [&str; 2] = ["_scale_inv", "_scale"];
@@ -34,12 +35,12 @@ pub(super) struct Fp8 {
 }
 
 impl Fp8 {
-    pub(super) fn parse(config: &Value) -> Result<Self, String> {
+    pub(super) fn parse(config: &Value) -> Result<Self, Refusal> {
         let block = match config.get("weight_block_size") {
             None | Some(Value::Null) => None,
             Some(found) => Some(block_size(found).ok_or_else(|| {
                 let found = shown(Some(found));
-                format!("`weight_block_size`: expected two numbers above 0, found {found}")
+                mismatch("two numbers above 0", found).at("`weight_block_size`")
             })?),
         };
         Ok(Self { block })

@@ -3,6 +3,8 @@
 use regex::Regex;
 use serde_json::Value;
 
+use crate::refusal::{Refusal, mismatch};
+
 /// A configuration's list.
 #[derive(Debug, Default)]
 pub(super) struct Ignore {
@@ -28,18 +30,18 @@ impl Ignore {
     ///
     /// # Errors
     /// A list that is none of texts: expected and found.
-    pub(super) fn parse(config: &Value) -> Result<Self, String> {
+    pub(super) fn parse(config: &Value) -> Result<Self, Refusal> {
         let mut ignore = Self::default();
         for key in KEYS {
             match config.get(key) {
                 None | Some(Value::Null) => {}
                 Some(Value::Array(list)) => {
                     for entry in list {
-                        let wrong = || format!("`{key}`: expected names, found {entry}");
+                        let wrong = || mismatch("names", entry).at(format_args!("`{key}`"));
                         ignore.add(entry.as_str().ok_or_else(wrong)?);
                     }
                 }
-                Some(other) => return Err(format!("`{key}`: expected a list, found {other}")),
+                Some(other) => return Err(mismatch("a list", other).at(format_args!("`{key}`"))),
             }
         }
         Ok(ignore)

@@ -13,6 +13,7 @@ use crate::checkpoint::files::{StoredTensor, TensorInfo};
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::refusal::{Refusal, mismatch};
 
 /// Types of scales and biases.
 const SCALE_TYPES: &[Dtype] =
@@ -61,12 +62,12 @@ pub(super) struct Mlx {
 }
 
 impl Mlx {
-    pub(super) fn parse(config: &Value) -> Result<Self, String> {
+    pub(super) fn parse(config: &Value) -> Result<Self, Refusal> {
         let mut parsed = Self { mode: mode(config)?, modules: BTreeMap::new(), kept: Vec::new() };
         for (name, value) in config.as_object().into_iter().flatten() {
             match value {
                 Value::Object(_) => {
-                    let mode = mode(value).map_err(|e| format!("`{name}`: {e}"))?;
+                    let mode = mode(value).map_err(|e| e.at(format_args!("`{name}`")))?;
                     parsed.modules.insert(name.clone(), mode);
                 }
                 Value::Bool(false) => parsed.kept.push(name.clone()),
@@ -93,9 +94,9 @@ impl Mlx {
         if cols % group_size != 0
             || cols.saturating_mul(u64::from(bits)) != words.saturating_mul(32)
         {
-            let detail = format!(
-                "expected rows of whole groups of {group_size} codes of {bits} bits, found {words} \
-                 words"
+            let detail = mismatch(
+                format_args!("rows of whole groups of {group_size} codes of {bits} bits"),
+                format_args!("{words} words"),
             );
             return Err(grouping.refused(name, detail));
         }
@@ -140,7 +141,7 @@ fn scaled(grouping: &Grouping<'_>, name: &str, shape: &[u64], mode: Mode) -> Res
 
 /// # Errors
 /// A mode that is not known, or bits and groups that it does not have.
-fn mode(config: &Value) -> Result<Mode, String> {
+fn mode(config: &Value) -> Result<Mode, Refusal> {
     let found = config.get("mode");
     let (kind, bits, sizes): (_, _, &[u64]) = match found.map(|mode| mode.as_str()) {
         None | Some(Some("affine")) => (Kind::Affine, BITS, &[16, 32, 64, 128]),
@@ -149,9 +150,9 @@ fn mode(config: &Value) -> Result<Mode, String> {
         Some(Some("mxfp8")) => (Kind::Mxfp8, &[8], &[MXFP4_GROUP]),
         _ => {
             let found = shown(found);
-            return Err(format!(
-                "`mode`: expected \"affine\", \"mxfp4\", \"nvfp4\" or \"mxfp8\", found {found}"
-            ));
+            return Err(
+                mismatch("\"affine\", \"mxfp4\", \"nvfp4\" or \"mxfp8\"", found).at("`mode`")
+            );
         }
     };
     let bits = number(config, "bits", bits)? as u8;

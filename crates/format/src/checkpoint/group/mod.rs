@@ -20,6 +20,7 @@ use super::files::{Files, StoredTensor, TensorInfo};
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
+use crate::refusal::{Refusal, mismatch};
 pub(in crate::checkpoint) use mlx::join_heads;
 use scheme::Scheme;
 pub use scheme::{QUANTIZATION_KEYS, describes_quantization};
@@ -144,7 +145,7 @@ struct Grouping<'a> {
 }
 
 impl<'a> Grouping<'a> {
-    fn refused(&self, name: &str, detail: impl Into<String>) -> FormatError {
+    fn refused(&self, name: &str, detail: impl Into<Refusal>) -> FormatError {
         let stored = self.files.stored.get(name);
         let path = stored
             .map_or(self.files.root.as_path(), |stored| self.files.opened[stored.file].file.path());
@@ -155,12 +156,12 @@ impl<'a> Grouping<'a> {
     fn part(&self, of: &str, name: &str, dtypes: &[Dtype]) -> Result<&'a StoredTensor> {
         let found = self.files.stored.get(name);
         let found = found
-            .ok_or_else(|| self.refused(of, format!("expected `{name}` with it, found none")))?;
+            .ok_or_else(|| self.refused(of, mismatch(format_args!("`{name}` with it"), "none")))?;
         if dtypes.contains(&found.dtype) {
             return Ok(found);
         }
         let labels: Vec<_> = dtypes.iter().map(|dtype| dtype.label()).collect();
-        let detail = format!("expected {} with `{of}`, found {}", labels.join(" or "), found.dtype);
+        let detail = mismatch(format_args!("{} with `{of}`", labels.join(" or ")), found.dtype);
         Err(self.refused(name, detail))
     }
 
@@ -173,7 +174,8 @@ impl<'a> Grouping<'a> {
         let whole = self.files.stored.get(of);
         let whole = whole.map_or_else(String::new, |s| format!(" of shape {:?}", s.shape));
         let shapes = shapes.join(" or ");
-        let detail = format!("expected shape {shapes} with `{of}`{whole}, found {found:?}");
+        let detail =
+            mismatch(format_args!("shape {shapes} with `{of}`{whole}"), format_args!("{found:?}"));
         Err(self.refused(name, detail))
     }
 
@@ -235,9 +237,9 @@ impl<'a> Grouping<'a> {
             let entry = scheme.ignore.names(module(name));
             match (&info.decoder, entry) {
                 (Some(decoder), Some(entry)) => {
-                    let detail = format!(
-                        "expected plain floats, as the quantization_config says by `{entry}`, found {}",
-                        decoder.label()
+                    let detail = mismatch(
+                        format_args!("plain floats, as the quantization_config says by `{entry}`"),
+                        decoder.label(),
                     );
                     return Err(self.refused(decoder.main(), detail));
                 }

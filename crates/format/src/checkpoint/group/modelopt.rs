@@ -12,6 +12,7 @@ use crate::checkpoint::files::StoredTensor;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::refusal::{Refusal, mismatch};
 
 /// What the names of weights, of scales of groups and of those of a tensor end in.
 const WEIGHT: &str = ".weight";
@@ -23,7 +24,7 @@ const ALGORITHMS: [&str; 3] = ["FP8", "NVFP4", "MIXED_PRECISION"];
 
 /// # Errors
 /// Another algorithm.
-pub(super) fn check(config: &Value) -> Result<(), String> {
+pub(super) fn check(config: &Value) -> Result<(), Refusal> {
     let found = config.get(ALGORITHM);
     if ALGORITHMS
         .iter()
@@ -32,7 +33,8 @@ pub(super) fn check(config: &Value) -> Result<(), String> {
         return Ok(());
     }
     let known = ALGORITHMS.join(", ");
-    Err(format!("`{ALGORITHM}`: expected one of {known} of ModelOpt, found {}", shown(found)))
+    Err(mismatch(format_args!("one of {known} of ModelOpt"), shown(found))
+        .at(format_args!("`{ALGORITHM}`")))
 }
 
 /// Takes in the weights `X.weight`.
@@ -70,13 +72,15 @@ impl Grouping<'_> {
         (tensor_scale, divided): (Option<String>, bool),
     ) -> Result<()> {
         let [lead @ .., rows, bytes] = &stored.shape[..] else {
-            let detail = format!("expected a matrix, found shape {:?}", stored.shape);
+            let detail = mismatch("a matrix", format_args!("shape {:?}", stored.shape));
             return Err(self.refused(codes, detail));
         };
         let cols = bytes.saturating_mul(2);
         if !cols.is_multiple_of(NVFP4_GROUP) {
-            let detail =
-                format!("expected rows of whole groups of {NVFP4_GROUP}, found {cols} codes");
+            let detail = mismatch(
+                format_args!("rows of whole groups of {NVFP4_GROUP}"),
+                format_args!("{cols} codes"),
+            );
             return Err(self.refused(codes, detail));
         }
         let found = self.part(codes, &scales, &[Dtype::F8E4m3])?;

@@ -8,6 +8,7 @@ use crate::checkpoint::files::StoredTensor;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::refusal::mismatch;
 
 /// What the names of values end in.
 const BLOCKS: &str = "_blocks";
@@ -19,12 +20,13 @@ pub(super) fn take(grouping: &mut Grouping<'_>, name: &str, stored: &StoredTenso
     let Some(stem) = name.strip_suffix(BLOCKS) else { return Ok(()) };
     grouping.part(name, name, &[Dtype::U8])?;
     let [lead @ .., rows, groups, bytes] = &stored.shape[..] else {
-        let detail = format!("expected [.., rows, groups, 16], found {:?}", stored.shape);
+        let detail = mismatch("[.., rows, groups, 16]", format_args!("{:?}", stored.shape));
         return Err(grouping.refused(name, detail));
     };
     let expected = [lead, &[*rows, *groups, MXFP4_GROUP / 2]].concat();
     if *bytes != MXFP4_GROUP / 2 {
-        let detail = format!("expected shape {expected:?}, found {:?}", stored.shape);
+        let detail =
+            mismatch(format_args!("shape {expected:?}"), format_args!("{:?}", stored.shape));
         return Err(grouping.refused(name, detail));
     }
     let scales = format!("{stem}{SCALES}");

@@ -15,6 +15,7 @@ use super::{Grouping, modelopt, mxfp4};
 use crate::checkpoint::files::{Files, StoredTensor};
 use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, read_limited};
+use crate::refusal::{Refusal, mismatch};
 
 /// A checkpoint's scheme.
 pub(super) struct Scheme {
@@ -78,10 +79,11 @@ impl Scheme {
         });
         let Some((place, config)) = found else { return Self::beside(files) };
         let path: &Path = &files.config_path;
-        let refuse = |detail| FormatError::file(path, format!("`{place}`: {detail}"));
+        let refuse =
+            |detail: Refusal| FormatError::file(path, detail.at(format_args!("`{place}`")));
         Self::parse(config)
             .map(Some)
-            .map_err(|detail: String| refuse(detail))
+            .map_err(|detail: Refusal| refuse(detail))
     }
 
     /// The scheme that a file beside `config.json` describes.
@@ -89,11 +91,12 @@ impl Scheme {
         for (file, member, method) in BESIDE {
             let path: PathBuf = files.root.join(file);
             let Some(text) = read_limited(&path, CONFIG_LIMIT)? else { continue };
-            let refuse = |detail: String| FormatError::file(&path, detail);
-            let found: Value = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
+            let refuse = |detail: Refusal| FormatError::file(&path, detail);
+            let found: Value =
+                serde_json::from_slice(&text).map_err(|e| refuse(e.to_string().into()))?;
             let Some(config) = found.pointer(member).filter(|config| config.is_object()) else {
                 return Err(refuse(
-                    "expected an object that describes how weights are quantized".to_owned(),
+                    "expected an object that describes how weights are quantized".into(),
                 ));
             };
             let mut config = config.clone();
@@ -103,7 +106,7 @@ impl Scheme {
         Ok(None)
     }
 
-    fn parse(config: &Value) -> Result<Self, String> {
+    fn parse(config: &Value) -> Result<Self, Refusal> {
         let mut ignore = Ignore::parse(config)?;
         let found = config.get("quant_method");
         let kind = match found.map(|method| method.as_str().unwrap_or_default()) {
@@ -121,10 +124,11 @@ impl Scheme {
             None if config.get("group_size").is_some() => Kind::Mlx(Mlx::parse(config)?),
             _ => {
                 let known = METHODS.join(", ");
-                return Err(format!(
-                    "`quant_method`: expected one of {known}, or MLX's group_size and bits, found {}",
-                    shown(found)
-                ));
+                return Err(mismatch(
+                    format_args!("one of {known}, or MLX's group_size and bits"),
+                    shown(found),
+                )
+                .at("`quant_method`"));
             }
         };
         if let Kind::Mlx(mlx) = &kind {

@@ -11,6 +11,7 @@ use crate::checkpoint::files::StoredTensor;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::refusal::{Refusal, mismatch};
 
 /// What the name of codes ends in.
 const CODES: &str = ".qweight";
@@ -51,15 +52,13 @@ struct Extent {
 }
 
 impl Transposed {
-    pub(super) fn gptq(config: &Value) -> Result<Self, String> {
+    pub(super) fn gptq(config: &Value) -> Result<Self, Refusal> {
         let zeros_stored_minus_one = match config.get("checkpoint_format").map(|f| (f, f.as_str()))
         {
             None | Some((Value::Null, _) | (_, Some("gptq"))) => true,
             Some((_, Some("gptq_v2"))) => false,
             Some((found, _)) => {
-                return Err(format!(
-                    "`checkpoint_format`: expected \"gptq\" or \"gptq_v2\", found {found}"
-                ));
+                return Err(mismatch("\"gptq\" or \"gptq_v2\"", found).at("`checkpoint_format`"));
             }
         };
         let packing = Packing::Gptq { zeros_stored_minus_one };
@@ -73,17 +72,17 @@ impl Transposed {
     }
 
     /// `AutoRound`'s configuration of tensors that are packed as the others do.
-    pub(super) fn auto_round(config: &Value) -> Result<Self, String> {
+    pub(super) fn auto_round(config: &Value) -> Result<Self, Refusal> {
         let found = config.get("packing_format");
         let packing = match found.and_then(Value::as_str) {
             Some("auto_round:auto_gptq") => Packing::Gptq { zeros_stored_minus_one: true },
             Some("auto_round:auto_awq") => Packing::Awq,
             _ => {
-                return Err(format!(
-                    "`packing_format`: expected \"auto_round:auto_gptq\" or \
-                     \"auto_round:auto_awq\", found {}",
-                    shown(found)
-                ));
+                return Err(mismatch(
+                    "\"auto_round:auto_gptq\" or \"auto_round:auto_awq\"",
+                    shown(found),
+                )
+                .at("`packing_format`"));
             }
         };
         let width = Width::parse(config, None, packing)?;
@@ -93,18 +92,18 @@ impl Transposed {
             let floats = own.get("bits").and_then(Value::as_u64) == Some(16);
             if !floats {
                 let own = Width::parse(own, Some(width), packing)
-                    .map_err(|e| format!("`extra_config`: `{name}`: {e}"))?;
+                    .map_err(|e| e.at(format_args!("`extra_config`: `{name}`")))?;
                 modules.push((pattern(&format!("{}$", regex::escape(name)))?, own));
             }
         }
         Ok(Self { width, modules, packing })
     }
 
-    pub(super) fn awq(config: &Value) -> Result<Self, String> {
+    pub(super) fn awq(config: &Value) -> Result<Self, Refusal> {
         match config.get("version").map(|v| (v, v.as_str())) {
             None => {}
             Some((_, Some(version))) if version.eq_ignore_ascii_case("gemm") => {}
-            Some((found, _)) => return Err(format!("`version`: expected \"gemm\", found {found}")),
+            Some((found, _)) => return Err(mismatch("\"gemm\"", found).at("`version`")),
         }
         let width = Width::parse(config, None, Packing::Awq)?;
         Ok(Self { width, modules: Vec::new(), packing: Packing::Awq })
@@ -169,13 +168,15 @@ impl Transposed {
     ) -> Result<Extent> {
         let (codes, words) = word_unit(width.bits);
         let [first, second] = stored.shape[..] else {
-            let detail = format!("expected two dimensions, found {:?}", stored.shape);
+            let detail = mismatch("two dimensions", format_args!("{:?}", stored.shape));
             return Err(grouping.refused(name, detail));
         };
         if !first.is_multiple_of(words) && matches!(self.packing, Packing::Gptq { .. }) {
             let bits = width.bits;
-            let detail =
-                format!("expected rows in threes for codes of {bits} bits, found {first} rows");
+            let detail = mismatch(
+                format_args!("rows in threes for codes of {bits} bits"),
+                format_args!("{first} rows"),
+            );
             return Err(grouping.refused(name, detail));
         }
         let (rows, cols) = match self.packing {
@@ -189,7 +190,7 @@ impl Transposed {
 
 impl Width {
     /// What `config` says, and where it says nothing `default`.
-    fn parse(config: &Value, default: Option<Self>, packing: Packing) -> Result<Self, String> {
+    fn parse(config: &Value, default: Option<Self>, packing: Packing) -> Result<Self, Refusal> {
         let known: &[u64] = match packing {
             Packing::Gptq { .. } => &[2, 3, 4, 8],
             Packing::Awq => &[4],
@@ -209,7 +210,7 @@ impl Width {
 /// Refuses what `GPTQModel` wrote of 3 bits in the older form: from zero points it takes ones in places
 /// that are not those of its codes (`convert_gptq_v2_to_v1_format_module`), which no other program
 /// puts back.
-fn refuse_other_zeros(config: &Value) -> Result<(), String> {
+fn refuse_other_zeros(config: &Value) -> Result<(), Refusal> {
     let written_by = config.get("meta").and_then(|meta| meta.get("quantizer"));
     let written_by = written_by.map(Value::to_string).unwrap_or_default();
     if !written_by.to_lowercase().contains("gptqmodel") {
@@ -217,7 +218,7 @@ fn refuse_other_zeros(config: &Value) -> Result<(), String> {
     }
     Err("`bits` 3 in `checkpoint_format` \"gptq\" as GPTQModel writes it has zero points that \
          others read otherwise; save it with format \"gptq_v2\""
-        .to_owned())
+        .into())
 }
 
 /// `GPTQModel`'s `dynamic`: by expressions that match from the start of a module's name, widths after
@@ -226,32 +227,31 @@ fn dynamic(
     config: &Value,
     default: Width,
     packing: Packing,
-) -> Result<Vec<(Regex, Width)>, String> {
+) -> Result<Vec<(Regex, Width)>, Refusal> {
     let mut modules = Vec::new();
     let listed = config.get("dynamic").and_then(Value::as_object);
     for (name, own) in listed.into_iter().flatten() {
         let left_out = name.starts_with("-:");
         let expression = name.trim_start_matches("-:").trim_start_matches("+:");
         let width = if left_out { Ok(default) } else { Width::parse(own, Some(default), packing) };
-        let wrong = |e| format!("`dynamic`: `{name}`: {e}");
+        let wrong = |e: Refusal| e.at(format_args!("`dynamic`: `{name}`"));
         modules.push((pattern(expression).map_err(wrong)?, width.map_err(wrong)?));
     }
     Ok(modules)
 }
 
 /// An expression that must match from the start of a name.
-fn pattern(expression: &str) -> Result<Regex, String> {
-    Regex::new(&format!("^(?:{expression})"))
-        .map_err(|_| "expected a regular expression".to_owned())
+fn pattern(expression: &str) -> Result<Regex, Refusal> {
+    Regex::new(&format!("^(?:{expression})")).map_err(|_| "expected a regular expression".into())
 }
 
 /// Columns of a group; none for -1.
-fn group_size(config: &Value) -> Result<Option<u64>, String> {
+fn group_size(config: &Value) -> Result<Option<u64>, Refusal> {
     let found = config.get("group_size");
     match found.and_then(Value::as_i64) {
         Some(-1) => Ok(None),
         Some(size) if size > 0 => Ok(Some(size as u64)),
-        _ => Err(format!("`group_size`: expected a number above 0 or -1, found {}", shown(found))),
+        _ => Err(mismatch("a number above 0 or -1", shown(found)).at("`group_size`")),
     }
 }
 

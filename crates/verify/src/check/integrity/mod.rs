@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use shardwright_format::bundle::read_manifest;
 use shardwright_format::manifest::{FileKind, Hash, MANIFEST_FILE};
 use shardwright_format::pack::Packed;
-use shardwright_format::{Bundle, FormatError, Manifest, Unit};
+use shardwright_format::{Bundle, FormatError, Manifest, Refusal, Unit};
 
 use crate::check::finding::{Finding, Kind};
 use crate::check::hashing::pool;
@@ -73,8 +73,8 @@ impl Integrity {
                 .all(|f| f.sound || f.kind != FileKind::Shards)
     }
 
-    fn broken(detail: String) -> Self {
-        let finding = Finding::file(Kind::Manifest, MANIFEST_FILE, detail);
+    fn broken(why: Refusal) -> Self {
+        let finding = Finding::refused(Kind::Manifest, MANIFEST_FILE, why);
         Self { findings: vec![finding], ..Self::default() }
     }
 }
@@ -91,7 +91,7 @@ pub fn integrity(dir: &Path, threads: usize, monitor: &Monitor<'_>) -> Result<In
     let manifest = match read_manifest(dir) {
         Ok(manifest) => manifest,
         Err(FormatError::File { detail, .. }) if Bundle::is_bundle(dir) => {
-            return Ok(Integrity::broken(detail));
+            return Ok(Integrity::broken(*detail));
         }
         Err(e) => return Err(e.into()),
     };
@@ -130,11 +130,11 @@ pub fn packed_integrity(
 ) -> Result<(Option<Manifest>, Integrity)> {
     let damaged = |detail| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let finding = Finding::file(Kind::Hash, &name, detail);
+        let finding = Finding::refused(Kind::Hash, &name, detail);
         Integrity { findings: vec![finding], ..Integrity::default() }
     };
     let packed = match Packed::open(path) {
-        Err(FormatError::File { detail, .. }) => return Ok((None, damaged(detail))),
+        Err(FormatError::File { detail, .. }) => return Ok((None, damaged(*detail))),
         opened => opened?,
     };
     let manifest = packed.manifest().clone();
@@ -155,7 +155,7 @@ pub fn packed_integrity(
     });
     match read {
         Err(VerifyError::Format(FormatError::File { detail, .. })) => {
-            return Ok((None, damaged(detail)));
+            return Ok((None, damaged(*detail)));
         }
         read => read?,
     }
