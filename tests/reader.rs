@@ -7,7 +7,7 @@ use std::process::Output;
 
 use shardwright_format::Role;
 use shardwright_quant::{Encoding, Trellis};
-use shardwright_testing::models::random;
+use shardwright_testing::models::TestBundle;
 use shardwright_testing::{fixture, root};
 
 use crate::harness::{Scratch, python};
@@ -74,7 +74,8 @@ fn an_independent_reader_agrees_on_trellis_codes() {
             role if case != "fixture-2m" || role == Role::EmbedTokens => trellis,
             _ => Encoding::F16,
         };
-        random(&fixture(case), &scratch.path("made.bundle"), &encoding);
+        let made = TestBundle::random(&fixture(case), &encoding).root.keep();
+        fs::rename(made, scratch.path("made.bundle")).unwrap();
         scratch.ok("export made.bundle --to hf -o exported");
         holds(&scratch, &["made.bundle", "--equals", "exported"]);
         scratch.ok("verify made.bundle");

@@ -6,7 +6,7 @@ use shardwright_format::{Role, Unit};
 use shardwright_quant::{Affine, Encoding, Float, Trellis};
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Mode, Options, Runtime};
-use shardwright_testing::models::random;
+use shardwright_testing::models::TestBundle;
 use shardwright_testing::{error, fixture};
 
 /// With a vocabulary of 1024 the fixture's table has four blocks of rows; the golden models' have
@@ -29,9 +29,8 @@ fn mixed(role: Role) -> Encoding {
 }
 
 fn bundle(model: &str, encoding: &dyn Fn(Role) -> Encoding) -> (tempfile::TempDir, Vec<u32>) {
-    let dir = tempfile::tempdir().unwrap();
-    random(&fixture(model), dir.path(), encoding);
-    let vocab = Weights::open(dir.path()).unwrap().spec().vocab_size;
+    let bundle = TestBundle::random(&fixture(model), encoding);
+    let (dir, vocab) = (bundle.root, bundle.manifest.model.vocab_size);
     // The first, the last, and some of every block, neighbours and repetitions among them.
     let mut tokens = vec![0, vocab - 1, 5, 6, 5, 255];
     tokens.extend((0..10).map(|i| i * 7919 % vocab));

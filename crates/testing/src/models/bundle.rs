@@ -11,12 +11,13 @@ use shardwright_format::manifest::{
     CheckpointRecord, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, Hash, Ignored,
     MANIFEST_FILE, REPORT_FILE, SourceFile, VERSION,
 };
-use shardwright_format::{Manifest, TensorEntry, Unit, UnitLayout};
+use shardwright_format::{Manifest, Role, SourceView, TensorEntry, Unit, UnitLayout};
 use shardwright_quant::{
     Affine, Backend, Encoding, Float, Job, Method, Objective, PartsMut, Trellis, Zeros, narrow,
     quantize, widen,
 };
 
+use super::noise::Noise;
 use crate::golden;
 
 /// Alignment of test bundles, in bytes.
@@ -57,10 +58,22 @@ impl TestBundle {
 
     /// Stores a checkpoint.
     pub fn from_checkpoint(checkpoint: &Path, codes: Codes) -> Self {
+        Self::make(checkpoint, &Content::Stored(codes))
+    }
+
+    /// A bundle of random weights for the model in a checkpoint: matrices stored as `encoding` says of
+    /// their role, vectors in the checkpoint's type. Any bytes are trellis streams, so that reading is
+    /// tested without an encoder.
+    pub fn random(checkpoint: &Path, encoding: &dyn Fn(Role) -> Encoding) -> Self {
+        Self::make(checkpoint, &Content::Random(encoding, Noise::new()))
+    }
+
+    fn make(checkpoint: &Path, content: &Content<'_>) -> Self {
         let opened = Checkpoint::open(checkpoint).unwrap();
         let inventory = Inventory::new(&opened, None).unwrap();
         let root = tempfile::tempdir().unwrap();
-        let maker = Maker { checkpoint: &opened, inventory: &inventory, root: root.path(), codes };
+        let maker =
+            Maker { checkpoint: &opened, inventory: &inventory, root: root.path(), content };
         let manifest = maker.make();
         Self { root, checkpoint: checkpoint.to_owned(), manifest }
     }
@@ -85,11 +98,19 @@ impl TestBundle {
     }
 }
 
+/// Where weights come from.
+enum Content<'a> {
+    /// The checkpoint.
+    Stored(Codes),
+    /// Nowhere.
+    Random(&'a dyn Fn(Role) -> Encoding, Noise),
+}
+
 struct Maker<'a> {
     checkpoint: &'a Checkpoint,
     inventory: &'a Inventory,
     root: &'a Path,
-    codes: Codes,
+    content: &'a Content<'a>,
 }
 
 impl Maker<'_> {
@@ -215,53 +236,71 @@ impl Maker<'_> {
     }
 
     fn encoded(&self, tensor: &TensorEntry) -> TensorEntry {
-        let codes = match self.codes {
-            Codes::Plain => None,
-            Codes::Affine(bits) | Codes::Searched(bits) => {
-                Some(Encoding::Affine(Affine::new(bits, 32, Float::Bf16).unwrap()))
-            }
-            Codes::Trellis(bits) => Some(Encoding::Trellis(Trellis::new(bits, 10).unwrap())),
+        let encoding = match self.content {
+            Content::Stored(codes) => codes.encoding(tensor),
+            Content::Random(encoding, _) if tensor.source.shape.len() > 1 => encoding(tensor.role),
+            Content::Random(..) => tensor.source.dtype.into(),
         };
-        let fits =
-            codes.filter(|codes| tensor.rows > 1 && codes.parts(tensor.rows, tensor.cols).is_ok());
-        let encoding = fits.unwrap_or(Encoding::from(tensor.source.dtype));
         TensorEntry { encoding, ..tensor.clone() }
     }
 
     /// The bytes of a unit.
     fn encode(&self, unit: Unit, layout: &UnitLayout) -> Vec<u8> {
         let mut bytes = vec![0; layout.len as usize];
-        for (entry, source) in layout
-            .tensors
-            .iter()
-            .zip(self.inventory.units[&unit].tensors.iter())
-        {
-            let mut raw = AlignedBuf::default();
-            read_view(self.checkpoint, &source.source, 0..entry.rows, entry.cols, &mut raw)
-                .unwrap();
-            let mut values = vec![0.0; (entry.rows * entry.cols) as usize];
-            widen(source.source.dtype, raw.as_slice(), &mut values);
+        let sources = self.inventory.units[&unit].tensors.iter();
+        for (entry, source) in layout.tensors.iter().zip(sources) {
             let out = &mut bytes[entry.offset as usize..][..entry.byte_len().unwrap() as usize];
-            let (rows, cols) = (entry.rows as usize, entry.cols as usize);
-            match entry.encoding {
-                coded @ (Encoding::Affine(_) | Encoding::Trellis(_)) => {
-                    let parts = PartsMut::split(coded, rows, cols, out).unwrap();
-                    let searched = matches!(self.codes, Codes::Searched(_));
-                    let method = if searched { Method::Search } else { Method::MinMax };
-                    let job = Job {
-                        backend: Backend::Scalar,
-                        x: &values,
-                        cols,
-                        encoding: coded,
-                        method,
-                        zeros: Zeros::Float,
-                        objective: Objective::Weights,
-                    };
-                    quantize(&job, parts).unwrap();
+            match self.content {
+                Content::Stored(codes) => {
+                    codes.store(&self.values(&source.source, entry), entry, out);
                 }
-                plain => narrow(plain.float().unwrap(), &values, out),
+                Content::Random(_, noise) => noise.store(entry, out),
             }
         }
         bytes
+    }
+
+    /// The values of a tensor of the checkpoint, `[rows][cols]`.
+    fn values(&self, source: &SourceView, entry: &TensorEntry) -> Vec<f32> {
+        let mut raw = AlignedBuf::default();
+        read_view(self.checkpoint, source, 0..entry.rows, entry.cols, &mut raw).unwrap();
+        let mut values = vec![0.0; (entry.rows * entry.cols) as usize];
+        widen(source.dtype, raw.as_slice(), &mut values);
+        values
+    }
+}
+
+impl Codes {
+    fn encoding(self, tensor: &TensorEntry) -> Encoding {
+        let codes = match self {
+            Self::Plain => None,
+            Self::Affine(bits) | Self::Searched(bits) => {
+                Some(Encoding::Affine(Affine::new(bits, 32, Float::Bf16).unwrap()))
+            }
+            Self::Trellis(bits) => Some(Encoding::Trellis(Trellis::new(bits, 10).unwrap())),
+        };
+        let fits =
+            codes.filter(|codes| tensor.rows > 1 && codes.parts(tensor.rows, tensor.cols).is_ok());
+        fits.unwrap_or(tensor.source.dtype.into())
+    }
+
+    /// Stores values `[rows][cols]` as `entry` says.
+    fn store(self, values: &[f32], entry: &TensorEntry, out: &mut [u8]) {
+        if let Some(float) = entry.encoding.float() {
+            return narrow(float, values, out);
+        }
+        let (rows, cols) = (entry.rows as usize, entry.cols as usize);
+        let parts = PartsMut::split(entry.encoding, rows, cols, out).unwrap();
+        let searched = matches!(self, Self::Searched(_));
+        let job = Job {
+            backend: Backend::Scalar,
+            x: values,
+            cols,
+            encoding: entry.encoding,
+            method: if searched { Method::Search } else { Method::MinMax },
+            zeros: Zeros::Float,
+            objective: Objective::Weights,
+        };
+        quantize(&job, parts).unwrap();
     }
 }
