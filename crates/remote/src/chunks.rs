@@ -51,6 +51,11 @@ impl Chunks {
         self.lock().touch(key)
     }
 
+    /// Whether a chunk is held or coming.
+    pub fn begun(&self, key: Key) -> bool {
+        self.lock().slots.contains_key(&key)
+    }
+
     /// A chunk, fetched with `fetch` unless it is held; one that is coming is waited for.
     ///
     /// # Errors

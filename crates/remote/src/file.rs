@@ -149,9 +149,10 @@ impl Ranged {
             return Ok(());
         }
         let chunk = offset / CHUNK;
-        let held = || self.shared.chunks.held((self.number, chunk));
+        let begun = || self.shared.chunks.begun((self.number, chunk));
         let whole = end <= self.chunk_range(chunk).end;
-        if out.len() >= SHORT || (whole && held().is_some()) {
+        // What is coming is waited for: asked for by itself it would come twice.
+        if out.len() >= SHORT || (whole && begun()) {
             return self.read_chunks(offset, out);
         }
         let Self { shared, entry, resolved, .. } = &**self;
