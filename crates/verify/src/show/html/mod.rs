@@ -17,8 +17,9 @@ use crate::show::breakdown::Breakdown;
 use crate::show::plot::{self, Axis, Chart, Curve, LogBar};
 use crate::show::text::{bytes, count};
 
-/// The pages, and what they include.
-const TEMPLATES: [(&str, &str); 5] = [
+/// The pages, the frame of all, and what they include.
+const TEMPLATES: [(&str, &str); 6] = [
+    ("page.html", include_str!("page.html")),
     ("ladder.html", include_str!("ladder.html")),
     ("verify.html", include_str!("verify.html")),
     ("compare.html", include_str!("compare.html")),
