@@ -1,5 +1,7 @@
 //! The factor against a direct one in f64, and Grams that have none.
 
+use ndarray::{Array2, Axis, aview1, s};
+
 use super::{HessianFactor, Product, Rows};
 use crate::Backend;
 use crate::encoding::{Affine, Encoding, Float, Trellis};
@@ -15,49 +17,53 @@ fn t2() -> Encoding {
     Encoding::Trellis(Trellis::new(2, 10).unwrap())
 }
 
+/// `[rows][cols]` in f64.
+fn matrix(values: &[f32], cols: usize) -> Array2<f64> {
+    let shape = (values.len() / cols, cols);
+    Array2::from_shape_fn(shape, |(row, col)| values[row * cols + col].into())
+}
+
 /// The Gram of `count` inputs whose neighbours are alike, some of them much larger than the others.
 pub fn gram(cols: usize, count: usize, seed: u32) -> Vec<f32> {
-    let raw = noise(count * (cols + 8), seed);
-    let mut sums = vec![0.0f64; cols * cols];
-    for raw in raw.chunks_exact(cols + 8) {
-        let size = |j: usize| if j.is_multiple_of(29) { 6.0 } else { 1.0 };
-        let x: Vec<f64> = (0..cols)
-            .map(|j| size(j) * raw[j..j + 8].iter().map(|v| f64::from(*v)).sum::<f64>())
-            .collect();
-        for (sums, a) in sums.chunks_exact_mut(cols).zip(&x) {
-            sums.iter_mut().zip(&x).for_each(|(sum, b)| *sum += a * b);
-        }
+    let raw = matrix(&noise(count * (cols + 8), seed), cols + 8);
+    let mut x = Array2::<f64>::zeros((count, cols));
+    for (j, mut column) in x.columns_mut().into_iter().enumerate() {
+        let size = if j.is_multiple_of(29) { 6.0 } else { 1.0 };
+        column.assign(&(raw.slice(s![.., j..j + 8]).sum_axis(Axis(1)) * size));
     }
-    sums.iter().map(|v| (v / count as f64) as f32).collect()
+    let mean = x.t().dot(&x) / count as f64;
+    mean.iter().map(|v| *v as f32).collect()
 }
 
 /// `F` and `D` of `h + added`, by columns from the last to the first in f64.
-fn reference(h: &[f32], cols: usize, added: &[f32]) -> (Vec<f64>, Vec<f64>) {
-    let mut h: Vec<f64> = h.iter().map(|v| f64::from(*v)).collect();
-    for (k, added) in added.iter().enumerate() {
-        h[k * cols + k] += f64::from(*added);
-    }
+fn reference(h: &[f32], cols: usize, added: &[f32]) -> (Array2<f64>, Vec<f64>) {
+    let mut h = matrix(h, cols);
+    h.diag_mut()
+        .zip_mut_with(&aview1(added), |h, added| *h += f64::from(*added));
     let mut costs = vec![0.0; cols];
     for k in (0..cols).rev() {
-        costs[k] = h[k * cols + k];
-        let factors: Vec<f64> = (0..k).map(|j| h[j * cols + k] / costs[k]).collect();
-        for i in 0..k {
-            for j in 0..k {
-                h[i * cols + j] -= factors[i] * factors[j] * costs[k];
-            }
-            h[i * cols + k] = factors[i];
-        }
+        costs[k] = h[[k, k]];
+        let factors = h.slice(s![..k, k..=k]).to_owned() / costs[k];
+        let explained = factors.dot(&factors.t()) * costs[k];
+        h.slice_mut(s![..k, ..k])
+            .zip_mut_with(&explained, |h, e| *h -= e);
+        h.slice_mut(s![..k, k..=k]).assign(&factors);
     }
     (h, costs)
 }
 
+/// The Gram of rotated inputs: both its rows and its columns rotated.
 fn rotated(gram: &[f32], cols: usize) -> Vec<f32> {
     let mut h = gram.to_vec();
     for _ in 0..2 {
         h.chunks_exact_mut(cols)
             .for_each(|row| rotate(row, Trellis::rotation(cols)));
-        h = (0..cols * cols)
-            .map(|i| h[i % cols * cols + i / cols])
+        h = aview1(&h)
+            .to_shape((cols, cols))
+            .unwrap()
+            .t()
+            .iter()
+            .copied()
             .collect();
     }
     h
@@ -74,7 +80,7 @@ fn the_factor_is_that_of_a_direct_computation() {
             let ratio = f64::from(feedback.costs[k]) / costs[k];
             assert!((ratio - 1.0).abs() < 1e-4, "cost {k} of {cols}: {ratio}");
             for (j, found) in feedback.row(k).iter().enumerate() {
-                let expected = factor[j * cols + k];
+                let expected = factor[[j, k]];
                 assert!((f64::from(*found) - expected).abs() < 2e-4, "{j} {k}: {found} {expected}");
             }
         }
@@ -113,13 +119,8 @@ fn the_energy_is_that_of_the_gram_without_damping() {
     let (mut rows, mut y) = (Rows::default(), Rows::default());
     rows.set(&x, cols);
     Backend::detect().run(Product { feedback: &feedback, x: &rows, y: &mut y });
-    let mut exact = 0.0;
-    for row in x.chunks_exact(cols) {
-        for (h, a) in gram.chunks_exact(cols).zip(row) {
-            let product: f64 = h.iter().zip(row).map(|(h, b)| f64::from(h * b)).sum();
-            exact += product * f64::from(*a);
-        }
-    }
+    let x = matrix(&x, cols);
+    let exact = (x.dot(&matrix(&gram, cols)) * &x).sum();
     let ratio = feedback.energy(&rows, &y) / exact;
     assert!((ratio - 1.0).abs() < 1e-4, "{ratio}");
 }
