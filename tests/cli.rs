@@ -139,3 +139,21 @@ fn errors_are_json_where_json_was_asked_for() {
     let error: serde_json::Value = serde_json::from_str(&ran.stderr).unwrap();
     assert_eq!(error["error"], "nowhere: there is no such directory");
 }
+
+#[test]
+fn the_parts_of_an_error_are_members_of_its_json() {
+    let scratch = Scratch::with("golden/llama2");
+    scratch.edit_json("ckpt/config.json", |config| config["rms_norm_eps"] = "x".into());
+    let ran = scratch.run("inspect ckpt --json");
+    assert_eq!(ran.code, Some(2));
+    let error: serde_json::Value = serde_json::from_str(&ran.stderr).unwrap();
+    let expected = serde_json::json!({
+        "error": "ckpt/config.json: `rms_norm_eps`: expected a number above 0, found \"x\"",
+        "help": null,
+        "file": "ckpt/config.json",
+        "what": "`rms_norm_eps`",
+        "expected": "a number above 0",
+        "found": "\"x\"",
+    });
+    assert_eq!(error, expected);
+}

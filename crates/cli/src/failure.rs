@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
+use serde::{Serialize, Serializer};
 use shardwright_convert::{ConvertError, Remedy};
 use shardwright_format::FormatError;
 use shardwright_format::shown::shown;
 #[cfg(feature = "remote")]
 use shardwright_remote::RemoteError;
+use shardwright_runtime::RuntimeError;
 use shardwright_verify::VerifyError;
 
 use crate::say;
@@ -19,11 +21,30 @@ pub const COULD_NOT_RUN: u8 = 2;
 pub const INTERRUPTED: u8 = 130;
 
 /// Why a command stopped without a result.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Failure {
+    #[serde(rename = "error", serialize_with = "in_one_line")]
     message: String,
     help: Option<String>,
+    /// What the message says, where it speaks of a file.
+    #[serde(flatten)]
+    refused: Option<Box<Refused>>,
+    #[serde(skip)]
     code: u8,
+}
+
+/// A refused file by its parts, as programs want them.
+#[derive(Debug, Serialize)]
+struct Refused {
+    file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensor: Option<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    what: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    found: Option<String>,
 }
 
 /// What a command gives: its exit code, or why it has none.
@@ -32,7 +53,7 @@ pub type Outcome = Result<ExitCode, Failure>;
 impl Failure {
     /// A command that could not run.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), help: None, code: COULD_NOT_RUN }
+        Self { message: message.into(), help: None, refused: None, code: COULD_NOT_RUN }
     }
 
     /// A command that the user stopped.
@@ -49,17 +70,20 @@ impl Failure {
 
     /// Writes it to standard error, as lines or as one JSON object, and gives the exit code.
     pub fn report(&self, json: bool) -> ExitCode {
-        let message = one_line(&self.message);
         if json {
-            say::json(&serde_json::json!({ "error": message, "help": self.help }));
+            say::json(self);
         } else {
-            say::line(&format!("error: {message}"));
+            say::line(&format!("error: {}", one_line(&self.message)));
             if let Some(help) = &self.help {
                 say::line(&format!("help: {}", one_line(help)));
             }
         }
         ExitCode::from(self.code)
     }
+}
+
+fn in_one_line<S: Serializer>(message: &str, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&one_line(message))
 }
 
 /// A line per failure, whatever a library or a stranger's file put into its message: line ends
@@ -94,17 +118,46 @@ impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let message = error.to_string();
         let failure = if is_stop(&error) { Self::interrupted(message) } else { Self::new(message) };
-        Self { help: remedy(&error).map(str::to_owned), ..failure }
+        let refused = format_error(&error).and_then(Refused::new).map(Box::new);
+        Self { help: remedy(&error).map(str::to_owned), refused, ..failure }
+    }
+}
+
+impl Refused {
+    fn new(error: &FormatError) -> Option<Self> {
+        let (path, tensor, why) = match error {
+            FormatError::File { path, detail } => (path, None, detail),
+            FormatError::Tensor { path, tensor, detail } => (path, Some(one_line(tensor)), detail),
+            _ => return None,
+        };
+        let [expected, found] =
+            [&why.expected, &why.found].map(|text| text.as_deref().map(one_line));
+        let [file, what] = [&path.display().to_string(), &why.what].map(|text| one_line(text));
+        Some(Self { file, tensor, what, expected, found })
+    }
+}
+
+/// The refusal of a file that an error of another crate wraps.
+fn format_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e FormatError> {
+    let runtime = |error: &'e RuntimeError| match error {
+        RuntimeError::Format(format) => Some(format),
+        _ => None,
+    };
+    match (error.downcast_ref(), error.downcast_ref()) {
+        (Some(ConvertError::Format(format)), _) | (_, Some(VerifyError::Format(format))) => {
+            Some(format)
+        }
+        (Some(ConvertError::Runtime(source)), _)
+        | (_, Some(VerifyError::Runtime { source, .. })) => runtime(source),
+        _ => error
+            .downcast_ref()
+            .or_else(|| runtime(error.downcast_ref()?)),
     }
 }
 
 /// The option that helps, where there is one.
 fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    let format = match error.downcast_ref() {
-        Some(ConvertError::Format(format)) => Some(format),
-        _ => error.downcast_ref(),
-    };
-    if let Some(FormatError::Unfinished { .. }) = format {
+    if let Some(FormatError::Unfinished { .. }) = format_error(error) {
         return Some("--resume continues it; or remove it");
     }
     if let Some(VerifyError::TokenizersDiffer(_)) = error.downcast_ref() {
