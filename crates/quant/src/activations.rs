@@ -69,6 +69,8 @@ impl Activations {
         self.arranged.clear();
         self.strips.clear();
         self.rotated = OnceLock::new();
+        // Few rows meet codes where they lie, in the order of lanes that codes unpack to; many meet decoded panels,
+        // in strips of rows that share each load.
         if self.is_few() {
             self.arranged.resize(self.n * cols, 0.0);
             backend.run(Arrange { x, cols, out: &mut self.arranged });

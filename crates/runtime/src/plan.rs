@@ -173,11 +173,13 @@ impl MemoryPlan {
         let (least, all) = (sizes.least(), sizes.all());
         let resident = sizes.cost(all).max(options.loading);
         let min_bytes = sizes.cost(least).min(resident).max(options.loading);
+        // Loading comes before there is a cache: what it takes at its peak bounds both from below.
         let choice = match options.memory {
             Some(budget) if budget < min_bytes => {
                 return Err(RuntimeError::Budget { budget, min_bytes });
             }
             Some(budget) if budget < resident => {
+                // A longer chunk reads each expert for more tokens at once, but takes from the cache: a share.
                 let chunk = sizes.chunk_within((budget - min_bytes) / CHUNK_SHARE);
                 sizes.spend(budget, Choice { chunk, ..least })
             }
@@ -302,6 +304,7 @@ impl Sizes {
     fn least(&self) -> Choice {
         let (embedding, head, experts) = (false, false, self.picks);
         let least = Choice { embedding, head, dense: 0, experts, chunk: Chunk::ONE };
+        // Few layers may take less when they all stay than the ring through which they would pass.
         let all = Choice { dense: self.dense.len(), ..least };
         if self.cost(all) <= self.cost(least) { all } else { least }
     }
@@ -319,6 +322,8 @@ impl Sizes {
 
     /// Spends `budget` on what saves most reading for a byte of memory.
     fn spend(&self, budget: u64, least: Choice) -> Choice {
+        // Every token reads the whole head and all dense parts, but only some experts: bytes held of the first two
+        // save as many per token, bytes of experts as often as they are hit. A row of the embedding is small.
         let fits = |choice: &Choice| self.cost(*choice) <= budget;
         let mut choice = Choice { head: true, ..least };
         if !fits(&choice) {

@@ -77,6 +77,8 @@ impl Probing<'_> {
         let mut others = LayerPass::resume(original, Vec::new(), self.window, 0, self.threads)?;
         let mut trials = self.tables(&mut others)?;
         let mut streams = trials.len();
+        // `base` is the original between two layers. `others` holds, one after another, the streams of all variants
+        // that go to the end, each with one role of one layer below rounded: they take the rest of the model together.
         for layer in 0..original.spec().layers.len() as u32 {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(ConvertError::Stopped);
@@ -89,6 +91,7 @@ impl Probing<'_> {
                     .is_some_and(|layers| layers.contains(&layer));
                 let encodings = if to_the_end { self.encodings } else { &[] };
                 let tensors = units(original, layer, role);
+                // The layer with this role alone rounded gives the variant's stream after the layer.
                 let (overlay, errors) =
                     quantized(original, (&tensors, role), &objectives, encodings)?;
                 after.push((role, to_the_end, errors, base.look_ahead(&overlay)?));
@@ -160,6 +163,8 @@ impl Probing<'_> {
             others.push((own(trial)?, &streams[at * base.len()..][..base.len()]));
         }
         let measured = mean_divergences(&mut head, base, &mut others)?;
+        // The variants that went to the end say how an error in a layer's output becomes divergence at the head;
+        // the others' errors are carried by what lies between them.
         let mut carries = BTreeMap::<Role, Carry>::new();
         for Trial { layer, role, error, stream, .. } in trials {
             if let (Some(layer), Some(at)) = (layer, stream) {

@@ -78,6 +78,8 @@ impl HessianFactor {
         check(gram, cols, damping)?;
         let (rotation, mut strength) = (rotation(cols, encoding), damping);
         let mut factor = vec![[0.0; LANES]; cols * (cols / LANES)];
+        // H + damping = R D' Rᵀ with R upper triangular, from the last column to the first. Where a pivot is not
+        // positive, the rounding of H weighs more than its least moments: ten times the damping, and again.
         for _ in 0..=RETRIES {
             let lines = &mut factor[..];
             backend.run(Load { gram, lines, cols, rotation });
@@ -171,6 +173,7 @@ impl Kernel for Load<'_> {
     fn run<S: Simd>(self, _: S) {
         let (cols, h) = (self.cols, self.lines.as_flattened_mut());
         h.copy_from_slice(self.gram);
+        // With Q the rotation, the moments of rotated inputs are Q H Qᵀ: rows, then (transposed) columns.
         if self.rotation > 1 {
             h.chunks_exact_mut(cols)
                 .for_each(|row| rotate(row, self.rotation));
@@ -178,6 +181,7 @@ impl Kernel for Load<'_> {
             h.chunks_exact_mut(cols)
                 .for_each(|row| rotate(row, self.rotation));
         }
+        // An input that was always 0 says nothing about the others; what its row holds is rounding.
         let dead: Vec<usize> = (0..cols).filter(|&k| h[k * cols + k] <= 0.0).collect();
         for k in dead {
             h[k * cols..][..cols].fill(0.0);

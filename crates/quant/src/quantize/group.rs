@@ -59,6 +59,7 @@ impl Kernel for QuantizeGroups<'_> {
         let (mut tile, mut weights) = ([[0.0; LANES]; MAX_GROUP], [[0.0; LANES]; MAX_GROUP]);
         for (i, x) in self.x.chunks(LANES * group).enumerate() {
             let groups = i * LANES..i * LANES + x.len() / group;
+            // tile[k][l]: weight k of group l. Lanes never meet, so a group's pair does not depend on its neighbours.
             transpose(x.chunks_exact(group), &mut tile[..group]);
             let mut counted = Weights(None);
             if let PairSearch::Weighted(all) = self.choice {
@@ -116,6 +117,8 @@ pub fn choose<S: Simd>(
     let ends = extremes(s, tile);
     let (exact, base) = base(s, grid, x, ends);
     let pair = base.pair;
+    // A weight that is not finite makes its lane NaN; a pair beyond its type's range became infinite when it
+    // was rounded. Both are told apart only once something is wrong.
     let checked = [values(s, ends.nan_unless_finite), values(s, pair.scale), values(s, pair.bias)];
     if checked.as_flattened().iter().any(|v| !v.is_finite()) {
         return Err(Overflow::new(tile, grid.dtype, values(s, exact.scale), values(s, exact.bias)));
@@ -221,6 +224,7 @@ impl TileTarget {
         let (mut scales, mut biases) = ([0; LANES], [0; LANES]);
         s.store_bits(float::encode(s, dtype, pair.scale), &mut scales);
         s.store_bits(float::encode(s, dtype, pair.bias), &mut biases);
+        // words[w][l] is word w of lane l's codes: each lane's words go to where its group lies.
         for lane in 0..self.count {
             let at = self.first + self.step * lane;
             let weight = &mut out.weight[at * bytes..(at + 1) * bytes];

@@ -127,6 +127,8 @@ impl Gated {
         linear: &mut Linear,
         buffers: &mut Buffers,
     ) -> Result<()> {
+        // Rows of different experts lie one after another in one buffer, so that all their products go to the
+        // threads together; each job takes its own stretch of it.
         let Buffers { gate, up, out } = buffers;
         let n = x.len() / self.hidden;
         gate.resize(n * self.width, 0.0);
@@ -161,6 +163,7 @@ impl Gated {
         (gate, up): (&mut [f32], &mut [f32]),
     ) -> Result<()> {
         if self.ungated {
+            // The activation multiplies by up: ones leave it alone.
             linear.compute(products(jobs, self.up, x, gate)?);
             up.fill(1.0);
             return match self.biases {

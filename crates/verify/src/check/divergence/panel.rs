@@ -103,6 +103,8 @@ impl Panel<'_> {
         });
         let mut walks: Vec<_> = walks.collect::<Result<_>>()?;
         let mut layer = None;
+        // All models stand after the same layer at the top: the original's stream is there to be compared with,
+        // and no more than one layer of each is in memory.
         loop {
             floor::round(&mut original.hidden_mut()[main..]);
             let stream = &original.hidden()[..main];
@@ -118,6 +120,7 @@ impl Panel<'_> {
             walks.iter_mut().try_for_each(Walk::step)?;
             meter.add(1)?;
         }
+        // The rows after the text's own are the echo: the first tokens again, rounded after every layer.
         let mut original = original.into_hidden();
         let rounded = original.split_off(main);
         let candidates = walks.into_iter().map(|walk| walk.end(main)).collect();
@@ -176,6 +179,7 @@ impl Panel<'_> {
             if !za.par_iter().all(|z| z.is_finite()) {
                 return Err(not_finite(original, positions, self.windows));
             }
+            // The original's logits of these positions serve every candidate before the next positions come.
             for ((head, side), scores) in heads.iter_mut().zip(others).zip(&mut scores) {
                 let (Some(_), Ok(found)) = (side.stream, &mut *scores) else { continue };
                 logits(head, side, positions, &mut zb)?;

@@ -211,6 +211,8 @@ impl Divergence {
         let n = scores.len() as f64;
         let base = Mean::new(scores.iter().map(|s| s.nll_original));
         let test = Mean::new(scores.iter().map(|s| s.nll));
+        // The covariance of the two means. Both models err on the same tokens, so that their difference has a
+        // smaller error than either: var(a - b) = var(a) + var(b) - 2 cov(a, b).
         let product = scores.iter().map(|s| s.nll * s.nll_original).sum::<f64>() / n;
         let covariance = if n > 1.0 { (product - base.mean * test.mean) / (n - 1.0) } else { 0.0 };
         let spread = |a: f64, b: f64, ab: f64| (a * a + b * b - 2.0 * ab).max(0.0).sqrt();
@@ -220,6 +222,7 @@ impl Divergence {
         self.ln_ppl_correlation = correlation.is_finite().then_some(correlation);
         self.ln_ppl_ratio = test.mean - base.mean;
         self.ln_ppl_ratio_se = spread(test.se, base.se, covariance);
+        // To first order, the error of f(x) is |f'(x)| times that of x; here f = exp, which is its own slope.
         self.ppl_ratio = self.ln_ppl_ratio.exp();
         self.ppl_ratio_se = self.ppl_ratio * self.ln_ppl_ratio_se;
         self.ppl_difference = self.ppl - self.ppl_original;
@@ -253,6 +256,7 @@ impl Divergence {
         let mean = Mean::new(scores.iter().map(Score::probability_change));
         let square = Mean::new(scores.iter().map(|s| s.probability_change().powi(2)));
         (self.dp_mean, self.dp_mean_se) = (mean.mean, mean.se);
+        // The error of a root by the same rule: the slope of sqrt(x) is 1 / (2 sqrt(x)).
         self.dp_rms = square.mean.sqrt();
         self.dp_rms_se = if self.dp_rms > 0.0 { 0.5 / self.dp_rms * square.se } else { 0.0 };
         let sorted = ascending(scores.iter().map(Score::probability_change));
@@ -265,6 +269,7 @@ impl Divergence {
         self.same_top = same as f64 / n;
         let overlap = Mean::new(scores.iter().map(|s| s.top_overlap));
         (self.top5_overlap, self.top5_overlap_se) = (Some(overlap.mean), Some(overlap.se));
+        // Each token agrees or not: a binomial share.
         let variance = self.same_top * (1.0 - self.same_top);
         self.same_top_se = if n > 1.0 { (variance / (n - 1.0)).sqrt() } else { 0.0 };
     }

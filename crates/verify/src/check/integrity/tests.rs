@@ -130,7 +130,11 @@ fn a_flipped_bit_in_the_manifest_is_a_finding() {
     let found = bundle.manifest.blake3;
     assert!(message.starts_with("manifest.json: manifest hash: expected "), "{message}");
     assert!(message.ends_with(&format!(", found {found}")), "{message}");
-    assert!(!check(&bundle).weights_hold());
+    let checked = check(&bundle);
+    assert!(!checked.weights_hold());
+    // The JSON report has the parts of the line.
+    assert_eq!(checked.findings[0].what, "manifest hash");
+    assert_eq!(checked.findings[0].found, Some(found.to_string()));
 }
 
 #[test]
