@@ -214,6 +214,31 @@ fn what_lies_beside_the_model_decides_nothing() {
 }
 
 #[test]
+fn a_config_written_anew_is_the_same_config() {
+    let scratch = scratch("--bits 4");
+    let rewrite = |name: &str, edit: &dyn Fn(&mut Value)| {
+        let path = scratch.path(&format!("ckpt/{name}"));
+        let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        edit(&mut value);
+        fs::write(&path, serde_json::to_string(&value).unwrap()).unwrap();
+    };
+    for name in ["config.json", "generation_config.json", "tokenizer_config.json"] {
+        rewrite(name, &|_| ());
+    }
+    let report = scratch.json("verify out --against ckpt");
+    assert_eq!(report["verdict"], json!("holds"), "{report}");
+    assert!(
+        report["notes"]
+            .to_string()
+            .contains("config.json: the checkpoint's own says the same")
+    );
+    rewrite("generation_config.json", &|value| value["eos_token_id"] = json!(7));
+    let ran = scratch.run("verify out --against ckpt");
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stdout.contains("generation_config.json: copy"), "{ran:?}");
+}
+
+#[test]
 fn text_from_a_bundle_steers_no_terminal() {
     let scratch = scratch("--bits 4");
     let path = scratch.path("out/manifest.json");
