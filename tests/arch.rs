@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use shardwright_testing::each_golden;
+use shardwright_testing::{each_golden, fixture};
 
 use crate::harness::Scratch;
 
@@ -123,4 +123,29 @@ fn built_in_tables_are_listed_and_shown() {
         "arch show nothing",
         "error: there is no built-in table `nothing`\nhelp: `shardwright arch list` names them",
     );
+}
+
+/// A table is proved by what transformers computes; one that turns other pairs is told, and where.
+#[test]
+fn a_table_is_held_against_another_implementation() {
+    for case in ["llama2", "qwen3_moe", "qwen3_next"] {
+        let scratch = renamed(case);
+        scratch.ok("arch draft ckpt -o my.json");
+        drop_marks(&scratch, "my.json");
+        let golden = fixture(&format!("golden/{case}/golden.safetensors"));
+        fs::copy(golden, scratch.path("golden.safetensors")).unwrap();
+        let check = "arch check ckpt --arch my.json --against golden.safetensors";
+        let report = scratch.json(check);
+        assert_eq!(report["agrees"], json!(true), "{report}");
+        assert_eq!(report["same_top"], report["tokens"]);
+        scratch.edit_json("my.json", |table| {
+            table["attention"]["rotary"]["pairing"] = json!("interleaved");
+        });
+        let ran = scratch.run(check);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(
+            ran.stdout.contains("embedding       0.0e0") && ran.stdout.contains("verdict: differs"),
+            "{ran:?}"
+        );
+    }
 }

@@ -18,6 +18,7 @@ pub use check::divergence::{
 };
 pub use check::fidelity::{Fidelity, FidelityOptions, RoleFidelity, TensorFidelity, fidelity};
 pub use check::finding::{Finding, Kind};
+pub use check::golden::{GOLDEN_LIMIT, GoldenCheck, HiddenDifference, check_golden};
 pub use check::integrity::{FileCheck, Integrity, integrity};
 pub use check::overlap::CalibrationRecord;
 pub use check::signature::TrustedKey;

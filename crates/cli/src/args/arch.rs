@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::help;
+use super::{ArchArgs, ThreadArgs, help};
 
 /// `arch`
 #[derive(Debug, Args)]
@@ -13,6 +13,21 @@ pub struct ArchCommandArgs {
     /// What to do.
     #[command(subcommand)]
     pub command: ArchCommand,
+}
+
+/// `arch check`
+#[derive(Debug, Args)]
+pub struct ArchCheckArgs {
+    /// The model: a checkpoint, a GGUF file or a bundle
+    pub model: PathBuf,
+    /// What another implementation computed, in safetensors: `input_ids`, `logits` and, to find the layer that
+    /// differs, `hidden.0` and so on; `docs/ARCH_TABLES.md` has the script that writes it
+    #[arg(long, value_name = "FILE")]
+    pub against: PathBuf,
+    #[command(flatten)]
+    pub arch: ArchArgs,
+    #[command(flatten)]
+    pub threads: ThreadArgs,
 }
 
 /// The commands of `arch`.
@@ -33,4 +48,6 @@ pub enum ArchCommand {
         #[arg(short, long = "output", value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Compare a model's pass with what another implementation computed: the proof of a table
+    Check(ArchCheckArgs),
 }

@@ -154,4 +154,8 @@ Examples:
   shardwright arch list                             the built-in tables
   shardwright arch show qwen3_moe > mine.json       one as a file, to change and give to --arch
   shardwright arch draft Unknown-9B -o mine.json    a first table for a model that has none
-  shardwright convert Unknown-9B -o unknown.bundle --arch mine.json";
+  shardwright arch check Unknown-9B --arch mine.json --against golden.safetensors
+                                                    whether it computes what transformers does
+  shardwright convert Unknown-9B -o unknown.bundle --arch mine.json
+
+Exit codes of `check`: 0 it agrees, 1 it does not, 2 could not run.";

@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bytes;
 use crate::part::PartArg;
-pub use arch::{ArchCommand, ArchCommandArgs};
+pub use arch::{ArchCheckArgs, ArchCommand, ArchCommandArgs};
 pub use bench::BenchArgs;
 pub use cache::{CacheArgs, CacheType};
 pub use calibrate::CalibrateArgs;

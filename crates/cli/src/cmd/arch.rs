@@ -3,13 +3,15 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
+use std::process::ExitCode;
 
 use serde::Serialize;
 use shardwright_format::FormatError;
 use shardwright_format::arch::{Arch, Draft};
+use shardwright_verify::{GOLDEN_LIMIT, GoldenCheck, HiddenDifference, check_golden};
 
-use crate::args::{ArchCommand, ArchCommandArgs};
-use crate::failure::Failure;
+use crate::args::{ArchCheckArgs, ArchCommand, ArchCommandArgs};
+use crate::failure::{FOUND, Failure, Outcome};
 use crate::inputs;
 use crate::output::{Output, Table};
 
@@ -34,12 +36,37 @@ struct Drafted<'a> {
 ///
 /// # Errors
 /// A name that is no table's, a checkpoint that cannot be read, a file that exists.
-pub fn run(args: &ArchCommandArgs, output: Output) -> Result<(), Failure> {
+pub fn run(args: &ArchCommandArgs, output: Output) -> Outcome {
     match &args.command {
         ArchCommand::List => list(output),
         ArchCommand::Show { name } => show(name, output),
         ArchCommand::Draft { checkpoint, out } => draft(checkpoint, out.as_deref(), output),
+        ArchCommand::Check(args) => return check(args, output),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a model computes what another implementation did.
+fn check(args: &ArchCheckArgs, output: Output) -> Outcome {
+    let weights = inputs::model(&args.model, &args.arch)?;
+    let found = check_golden(&weights, &args.against, args.threads.count())?;
+    output.report(&found, &differences(&found))?;
+    Ok(if found.agrees { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+}
+
+fn differences(found: &GoldenCheck) -> String {
+    let mut table = Table::new(&["after", ">difference"]);
+    for HiddenDifference { layer, difference } in &found.hidden {
+        let place = layer.map_or_else(|| "embedding".to_owned(), |layer| format!("layer {layer}"));
+        table.row([place, format!("{difference:.1e}")]);
     }
+    table.row(["logits".to_owned(), format!("{:.1e}", found.logits)]);
+    let (same, tokens) = (found.same_top, found.tokens);
+    let verdict = if found.agrees { "agrees" } else { "differs" };
+    format!(
+        "{table}\nsame top token: {same} of {tokens}\n\
+         verdict: {verdict} (largest differences over the largest value; limit {GOLDEN_LIMIT:.0e})"
+    )
 }
 
 fn list(output: Output) -> Result<(), Failure> {

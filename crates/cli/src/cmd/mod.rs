@@ -39,7 +39,7 @@ pub fn run(command: &Command, output: Output) -> Outcome {
         Command::Pack(args) => done(pack::run(args, output)),
         Command::Unpack(args) => done(pack::run_unpack(args, output)),
         Command::Recipes(args) => done(recipes::run(args, output)),
-        Command::Arch(args) => done(arch::run(args, output)),
+        Command::Arch(args) => arch::run(args, output),
     }
 }
 

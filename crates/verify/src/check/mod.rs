@@ -3,6 +3,7 @@
 pub mod divergence;
 pub mod fidelity;
 pub mod finding;
+pub mod golden;
 pub mod hashing;
 pub mod integrity;
 pub mod overlap;
