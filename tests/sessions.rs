@@ -65,7 +65,11 @@ fn a_prompt_in_a_file_is_not_computed_again() {
 #[test]
 fn sampled_and_streamed_texts_go_on_alike() {
     let scratch = model();
-    for options in ["--temperature 0.9 --seed 5", "--cache-type-k f32 --cache-type-v bf16"] {
+    for options in [
+        "--temperature 0.9 --seed 5",
+        "--cache-type-k f32 --cache-type-v bf16",
+        "--cache-type-k q8_0 --cache-type-v q4_0",
+    ] {
         let plain = prompted(&scratch, PROMPT, options);
         let bytes = |name: &str| plain["memory"][name].as_u64().unwrap();
         let budget = bytes("floor_bytes").midpoint(bytes("resident_bytes"));
@@ -97,6 +101,10 @@ fn a_session_of_something_else_or_damaged_is_refused() {
     refused(
         "run out --session s --cache-type-k f32",
         "error: s: expected a session with keys and values in f32 and f16, found one with keys and values in f16 and f16",
+    );
+    refused(
+        "run out --session s --cache-type-k q8_0 --cache-type-v q8_0",
+        "error: s: expected a session with keys and values in q8_0 and q8_0, found one with keys and values in f16 and f16",
     );
     let bytes = fs::read(scratch.path("s")).unwrap();
     for at in [8, 20, 40, 300, bytes.len() / 2, bytes.len() - 40, bytes.len() - 1] {

@@ -397,3 +397,45 @@ fn what_a_cache_of_fewer_bits_costs_is_measured() {
     let (bf16, _) = kld("--cache-type-k bf16 --cache-type-v bf16");
     assert!(0.0 < f16 && f16 < bf16 && bf16 < 1e-2, "{f16} and {bf16}");
 }
+
+#[test]
+fn the_type_of_a_cache_is_priced_alone_on_every_model() {
+    let scratch = scratch("--bits 4");
+    let line = "verify out --against ckpt --text text.txt --windows 3";
+    let price = |line: &str, k: &str, v: &str| {
+        let report = scratch.json(&format!("{line} --cache-type-k {k} --cache-type-v {v}"));
+        report["cache"].clone()
+    };
+    assert!(scratch.json(line).get("cache").is_none());
+    let (q8, q4) = (price(line, "q8_0", "q8_0"), price(line, "q4_0", "q4_0"));
+    // Four layers, two heads of 32, keys and values.
+    assert_eq!((&q8["k"], &q8["position_bytes"]), (&json!("q8_0"), &json!(4 * 2 * 2 * 34)));
+    assert_eq!((&q4["v"], &q4["position_bytes"]), (&json!("q4_0"), &json!(4 * 2 * 2 * 18)));
+    assert_eq!(q4["position_bytes_f16"], json!(4 * 2 * 2 * 64));
+    let kld = |price: &Value, side: &str| price[side]["kld_mean"].as_f64().unwrap();
+    for side in ["original", "candidate"] {
+        let (q8, q4) = (kld(&q8, side), kld(&q4, side));
+        assert!(0.0 < q8 && q8 < q4 && q4 < 0.5, "{side}: {q8} and {q4}");
+    }
+    // Alone means: the same whatever else is judged beside, and of the original against itself.
+    let itself = price("verify ckpt --against ckpt --text text.txt --windows 3", "q4_0", "q4_0");
+    assert_eq!(itself["original"], q4["original"]);
+    assert_eq!(itself["candidate"], q4["original"]);
+    let types = "--cache-type-k q8_0 --cache-type-v q4_0 --html page.html";
+    let shown = scratch.ok(&format!("{line} {types}")).stdout;
+    let page = std::fs::read_to_string(scratch.path("page.html")).unwrap();
+    assert!(shown.contains("====== KV cache: keys in q8_0, values in q4_0 ======"), "{shown}");
+    assert!(shown.contains("832 bytes per position, in f16 1024"), "{shown}");
+    assert!(page.contains("keys in q8_0, values in q4_0: 832 bytes per position"), "{page}");
+    let both = "verify out ckpt --against ckpt --text text.txt --windows 3";
+    let ladder = scratch.ok(&format!("{both} {types}")).stdout;
+    let page = std::fs::read_to_string(scratch.path("page.html")).unwrap();
+    let section = ladder.split("====== KV cache").nth(1).unwrap();
+    assert!(
+        section.contains("\noriginal ")
+            && section.contains("\nout ")
+            && section.contains("\nckpt "),
+        "{ladder}"
+    );
+    assert!(page.contains("<h2>KV cache</h2>") && page.contains("<td>ckpt</td>"), "{page}");
+}

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::encoding::Float;
 use crate::exp::exp;
 use crate::float::{Bf16, F16, F32, Stored, padded};
+use crate::kept::{Decoder, Floats, Kept};
 use crate::kernel::{Backend, Kernel, LANES, Line, Simd};
 
 /// Positions whose scores become weights together.
@@ -20,13 +21,11 @@ pub struct Attention<'a> {
     pub q: &'a [f32],
     /// How many heads.
     pub heads: usize,
-    /// Rows of keys, `stride` values apart: that of position `p` is row `p % capacity`.
+    /// Keys: that of position `p` is vector `p % capacity`.
     pub keys: Kept<'a>,
-    /// Rows of values, likewise.
+    /// Values, likewise; of longer vectors the first are taken.
     pub values: Kept<'a>,
-    /// Values from one row to the next.
-    pub stride: usize,
-    /// Rows.
+    /// Keys, and values.
     pub capacity: usize,
     /// What scores are multiplied with.
     pub scale: f32,
@@ -36,33 +35,13 @@ pub struct Attention<'a> {
     pub sinks: Option<&'a [f32]>,
 }
 
-/// Values that are kept in memory, of any type of floats.
-#[derive(Clone, Copy, Debug)]
-pub struct Kept<'a> {
-    /// How they are kept.
-    pub dtype: Float,
-    /// They, little-endian.
-    pub bytes: &'a [u8],
-}
-
-impl Kept<'_> {
-    /// The values from number `at` on.
-    ///
-    /// # Panics
-    /// When there are fewer.
-    #[must_use]
-    pub fn skip(self, at: usize) -> Self {
-        Self { bytes: &self.bytes[at * self.dtype.size()..], ..self }
-    }
-}
-
 /// `out = softmax(scale · q · keysᵀ) · values` over `positions`, `[heads, value_dim]`.
 ///
 /// Positions are taken in blocks of 32 from the first. A block's scores are dot products as
 /// [`dot`](fn@crate::dot) gives them; its weights are exponentials of the scores less the highest so
 /// far, to 2e-7 of their value; they are added as sixteen lanes, and their values in the order of the
 /// positions. What was added before fades when a higher score comes. So the result depends on the
-/// query and the positions alone.
+/// query and the positions alone. Blocks of codes are decoded once for all heads.
 ///
 /// # Panics
 /// When the shapes do not fit.
@@ -72,8 +51,9 @@ pub fn attend(
     positions: Range<usize>,
     out: &mut [f32],
 ) {
-    let heads = attention.heads;
-    assert!(attention.q.len().is_multiple_of(heads) && out.len().is_multiple_of(heads));
+    let (heads, width) = (attention.heads, out.len() / attention.heads);
+    assert!(attention.q.len() == heads * attention.keys.layout.len());
+    assert!(out.len().is_multiple_of(heads) && width <= attention.values.layout.len());
     backend.run(Attend { a: attention, positions, out });
 }
 
@@ -83,6 +63,15 @@ struct Attend<'a> {
     out: &'a mut [f32],
 }
 
+/// Where the softmax of a head stands.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// The highest score so far.
+    highest: f32,
+    /// The sum of all weights so far.
+    sum: f32,
+}
+
 impl Kernel for Attend<'_> {
     type Output = ();
 
@@ -90,90 +79,108 @@ impl Kernel for Attend<'_> {
     fn run<S: Simd>(self, s: S) {
         let Self { a, positions, out } = self;
         let width = out.len() / a.heads;
-        let mut first = 0;
-        for out in out.chunks_mut(4 * width) {
-            // Up to four heads share the loads of keys and values.
-            match out.len() / width {
-                1 => some_heads::<S, 1>(s, &a, first, positions.clone(), out),
-                2 => some_heads::<S, 2>(s, &a, first, positions.clone(), out),
-                3 => some_heads::<S, 3>(s, &a, first, positions.clone(), out),
-                _ => some_heads::<S, 4>(s, &a, first, positions.clone(), out),
+        out.fill(0.0);
+        // A sink has been seen before all positions: a score of weight 1 that added nothing.
+        let mut seen = vec![Seen { highest: f32::NEG_INFINITY, sum: 0.0 }; a.heads];
+        for (seen, sink) in seen.iter_mut().zip(a.sinks.unwrap_or_default()) {
+            *seen = Seen { highest: *sink, sum: 1.0 };
+        }
+        let (mut keys, mut values) = (Decoder::new(a.keys), Decoder::new(a.values));
+        let mut rows = [0; BLOCK];
+        for start in positions.clone().step_by(BLOCK) {
+            let count = BLOCK.min(positions.end - start);
+            for (row, position) in rows[..count].iter_mut().zip(start..) {
+                *row = position % a.capacity;
             }
-            first += 4;
+            let (keys, key_rows) = keys.decode(s, &rows[..count]);
+            let (values, value_rows) = if a.values.is(&a.keys) {
+                (keys, key_rows)
+            } else {
+                values.decode(s, &rows[..count])
+            };
+            let block = Positions { keys, key_rows, values, value_rows };
+            for (i, out) in out.chunks_mut(4 * width).enumerate() {
+                // Up to four heads share the loads of keys and values.
+                let seen = &mut seen[4 * i..];
+                match out.len() / width {
+                    1 => some_heads::<S, 1>(s, &a, 4 * i, &block, seen, out),
+                    2 => some_heads::<S, 2>(s, &a, 4 * i, &block, seen, out),
+                    3 => some_heads::<S, 3>(s, &a, 4 * i, &block, seen, out),
+                    _ => some_heads::<S, 4>(s, &a, 4 * i, &block, seen, out),
+                }
+            }
+        }
+        for (out, seen) in out.chunks_exact_mut(width).zip(seen) {
+            let scale = 1.0 / seen.sum;
+            for out in out {
+                *out *= scale;
+            }
         }
     }
 }
 
-/// Heads `first..first + H`.
+/// Floats of the positions of a block, and which vectors they are.
+struct Positions<'a> {
+    keys: Floats<'a>,
+    key_rows: &'a [usize],
+    values: Floats<'a>,
+    value_rows: &'a [usize],
+}
+
+/// Takes a block of positions into heads `first..first + H`: `seen` and `out` are theirs.
 #[inline(always)]
 fn some_heads<S: Simd, const H: usize>(
     s: S,
     a: &Attention<'_>,
     first: usize,
-    positions: Range<usize>,
+    block: &Positions<'_>,
+    seen: &mut [Seen],
     out: &mut [f32],
 ) {
     let (dim, width) = (a.q.len() / a.heads, out.len() / H);
     let q: [&[f32]; H] = std::array::from_fn(|h| &a.q[(first + h) * dim..][..dim]);
-    out.fill(0.0);
-    // A sink has been seen before all positions: a score of weight 1 that added nothing.
-    let sink = |h: usize| a.sinks.map(|sinks| sinks[first + h]);
-    let mut highest: [f32; H] = std::array::from_fn(|h| sink(h).unwrap_or(f32::NEG_INFINITY));
-    let mut sum: [f32; H] = std::array::from_fn(|h| if sink(h).is_some() { 1.0 } else { 0.0 });
     let mut weights: [Block; H] = [[[0.0; LANES]; 2]; H];
-    let mut rows = [0; BLOCK];
-    for start in positions.clone().step_by(BLOCK) {
-        let count = BLOCK.min(positions.end - start);
-        for (row, position) in rows[..count].iter_mut().zip(start..) {
-            *row = position % a.capacity * a.stride;
-        }
-        let seen = &rows[..count];
-        match a.keys.dtype {
-            Float::F32 => scores::<S, F32, H, _>(s, a, q, seen, &mut weights),
-            Float::F16 => scores::<S, F16, H, _>(s, a, q, seen, &mut weights),
-            Float::Bf16 => scores::<S, Bf16, H, _>(s, a, q, seen, &mut weights),
-        }
-        if let Some(cap) = a.cap {
-            for scores in &mut weights {
-                for score in &mut scores.as_flattened_mut()[..count] {
-                    *score = cap * libm::tanhf(*score / cap);
-                }
+    let (keys, rows) = (block.keys, block.key_rows);
+    match keys.dtype {
+        Float::F32 => scores::<S, F32, H, _>(s, keys, q, rows, a.scale, &mut weights),
+        Float::F16 => scores::<S, F16, H, _>(s, keys, q, rows, a.scale, &mut weights),
+        Float::Bf16 => scores::<S, Bf16, H, _>(s, keys, q, rows, a.scale, &mut weights),
+    }
+    if let Some(cap) = a.cap {
+        for scores in &mut weights {
+            for score in &mut scores.as_flattened_mut()[..rows.len()] {
+                *score = cap * libm::tanhf(*score / cap);
             }
-        }
-        // After each block `out` is the sum of e^(score - highest) · value over the positions so far, and
-        // `sum` that of the weights alone. A higher score makes all that was added before smaller by one
-        // factor, so no power is above 1.
-        for h in 0..H {
-            let out = &mut out[h * width..(h + 1) * width];
-            let top = highest[h].max(maximum(s, &weights[h]));
-            if top > highest[h] {
-                let mut fade = [0.0; LANES];
-                s.store(exp(s, s.splat(highest[h] - top)), &mut fade);
-                sum[h] *= fade[0];
-                for out in out {
-                    *out *= fade[0];
-                }
-                highest[h] = top;
-            }
-            let [low, high] = &mut weights[h];
-            let top = s.splat(top);
-            let a = exp(s, s.sub(s.load(low), top));
-            let b = exp(s, s.sub(s.load(high), top));
-            s.store(a, low);
-            s.store(b, high);
-            sum[h] += s.sum(s.add(a, b));
-        }
-        match a.values.dtype {
-            Float::F32 => mix::<S, F32, H, _>(s, a, &weights, seen, out),
-            Float::F16 => mix::<S, F16, H, _>(s, a, &weights, seen, out),
-            Float::Bf16 => mix::<S, Bf16, H, _>(s, a, &weights, seen, out),
         }
     }
-    for (out, sum) in out.chunks_exact_mut(width).zip(sum) {
-        let scale = 1.0 / sum;
-        for out in out {
-            *out *= scale;
+    // After each block `out` is the sum of e^(score - highest) · value over the positions so far, and
+    // `sum` that of the weights alone. A higher score makes all that was added before smaller by one
+    // factor, so no power is above 1.
+    for h in 0..H {
+        let (out, seen) = (&mut out[h * width..(h + 1) * width], &mut seen[h]);
+        let top = seen.highest.max(maximum(s, &weights[h]));
+        if top > seen.highest {
+            let mut fade = [0.0; LANES];
+            s.store(exp(s, s.splat(seen.highest - top)), &mut fade);
+            seen.sum *= fade[0];
+            for out in out {
+                *out *= fade[0];
+            }
+            seen.highest = top;
         }
+        let [low, high] = &mut weights[h];
+        let top = s.splat(top);
+        let a = exp(s, s.sub(s.load(low), top));
+        let b = exp(s, s.sub(s.load(high), top));
+        s.store(a, low);
+        s.store(b, high);
+        seen.sum += s.sum(s.add(a, b));
+    }
+    let (values, rows) = (block.values, block.value_rows);
+    match values.dtype {
+        Float::F32 => mix::<S, F32, H, _>(s, values, &weights, rows, out),
+        Float::F16 => mix::<S, F16, H, _>(s, values, &weights, rows, out),
+        Float::Bf16 => mix::<S, Bf16, H, _>(s, values, &weights, rows, out),
     }
 }
 
@@ -181,12 +188,12 @@ fn some_heads<S: Simd, const H: usize>(
 #[inline(always)]
 fn scores<S: Simd, T: Stored<SIZE>, const H: usize, const SIZE: usize>(
     s: S,
-    a: &Attention<'_>,
+    kept: Floats<'_>,
     q: [&[f32]; H],
     rows: &[usize],
+    scale: f32,
     out: &mut [Block; H],
 ) {
-    let dim = q[0].len();
     for out in out.iter_mut() {
         out.as_flattened_mut()[rows.len()..].fill(f32::NEG_INFINITY);
     }
@@ -194,17 +201,17 @@ fn scores<S: Simd, T: Stored<SIZE>, const H: usize, const SIZE: usize>(
     // Four keys at a time share the loads of queries, and their lanes are added up together.
     let (fours, rest) = rows.as_chunks::<4>();
     for (i, four) in fours.iter().enumerate() {
-        let keys = four.map(|row| row_of::<SIZE>(a.keys.bytes, row, dim));
+        let keys = four.map(|row| kept.vector(row));
         let acc = products::<S, T, H, 4, SIZE>(s, q, keys);
         for h in 0..H {
-            let sums = s.sum_four(acc[h]).map(|sum| sum * a.scale);
+            let sums = s.sum_four(acc[h]).map(|sum| sum * scale);
             out[h].as_flattened_mut()[4 * i..4 * i + 4].copy_from_slice(&sums);
         }
     }
     for (i, row) in (4 * fours.len()..).zip(rest) {
-        let acc = products::<S, T, H, 1, SIZE>(s, q, [row_of::<SIZE>(a.keys.bytes, *row, dim)]);
+        let acc = products::<S, T, H, 1, SIZE>(s, q, [kept.vector(*row)]);
         for h in 0..H {
-            out[h].as_flattened_mut()[i] = s.sum(acc[h][0]) * a.scale;
+            out[h].as_flattened_mut()[i] = s.sum(acc[h][0]) * scale;
         }
     }
 }
@@ -258,7 +265,7 @@ fn maximum<S: Simd>(s: S, [low, high]: &Block) -> f32 {
 #[inline(always)]
 fn mix<S: Simd, T: Stored<SIZE>, const H: usize, const SIZE: usize>(
     s: S,
-    a: &Attention<'_>,
+    kept: Floats<'_>,
     weights: &[Block; H],
     rows: &[usize],
     out: &mut [f32],
@@ -267,10 +274,10 @@ fn mix<S: Simd, T: Stored<SIZE>, const H: usize, const SIZE: usize>(
     // Four lines of columns share a weight, and their sums overlap; what is left goes line by line.
     let whole = width / (4 * LANES) * (4 * LANES);
     for col in (0..whole).step_by(4 * LANES) {
-        mix_lines::<S, T, H, 4, SIZE>(s, a, weights, rows, col, out);
+        mix_lines::<S, T, H, 4, SIZE>(s, kept, weights, rows, col, out);
     }
     for col in (whole..width).step_by(LANES) {
-        mix_lines::<S, T, H, 1, SIZE>(s, a, weights, rows, col, out);
+        mix_lines::<S, T, H, 1, SIZE>(s, kept, weights, rows, col, out);
     }
 }
 
@@ -278,7 +285,7 @@ fn mix<S: Simd, T: Stored<SIZE>, const H: usize, const SIZE: usize>(
 #[inline(always)]
 fn mix_lines<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZE: usize>(
     s: S,
-    a: &Attention<'_>,
+    kept: Floats<'_>,
     weights: &[Block; H],
     rows: &[usize],
     col: usize,
@@ -293,7 +300,7 @@ fn mix_lines<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZ
         }
     }
     for (i, row) in rows.iter().enumerate() {
-        let values = row_of::<SIZE>(a.values.bytes, *row, end);
+        let values = &kept.vector(*row)[..end * (SIZE / LANES)];
         let mut lines = [s.splat(0.0); N];
         for n in 0..N {
             lines[n] = load_line::<S, T, SIZE>(s, &values[(col / LANES + n) * SIZE..]);
@@ -314,12 +321,6 @@ fn mix_lines<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZ
             out[..count].copy_from_slice(&line[..count]);
         }
     }
-}
-
-/// The bytes of `len` values from number `first` on, sixteen of which take `SIZE` bytes.
-#[inline(always)]
-fn row_of<const SIZE: usize>(bytes: &[u8], first: usize, len: usize) -> &[u8] {
-    &bytes[first * (SIZE / LANES)..][..len * (SIZE / LANES)]
 }
 
 /// Up to sixteen values of a stored type, zeros behind them.
@@ -343,7 +344,8 @@ fn line(values: &[f32]) -> [f32; LANES] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{narrow, widen};
+    use crate::kept::{CacheType, VectorLayout, vector};
+    use crate::{Float, Ggml, widen};
 
     /// Numbers between -2 and 2.
     fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -355,29 +357,57 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
+    /// Bytes between two vectors.
+    const GAP: usize = 6;
+
+    /// `count` vectors of a layout, with a gap behind each.
+    fn written(layout: VectorLayout, count: usize, seed: u32) -> Vec<u8> {
+        let mut bytes = vec![0xff; count * (layout.byte_len() + GAP)];
+        let x = numbers(count * layout.len(), seed);
+        let vectors = bytes.chunks_exact_mut(layout.byte_len() + GAP);
+        for (x, bytes) in x.chunks_exact(layout.len()).zip(vectors) {
+            layout.write(x, &mut bytes[..layout.byte_len()]);
+        }
+        bytes
+    }
+
+    /// The values of a vector, decoded as files of ggml are.
+    fn values(kept: Kept<'_>, row: usize) -> Vec<f32> {
+        let (layout, mut out) = (kept.layout, vec![0.0; kept.layout.len()]);
+        let (main, rest) = vector(kept, row).split_at(layout.main_bytes());
+        let (x, last) = out.split_at_mut(layout.main());
+        match layout.dtype() {
+            CacheType::F32 => widen(Float::F32, main, x),
+            CacheType::F16 => widen(Float::F16, main, x),
+            CacheType::Bf16 => widen(Float::Bf16, main, x),
+            CacheType::Q8_0 => Ggml::Q8_0.decode(main, x),
+            CacheType::Q4_0 => Ggml::Q4_0.decode(main, x),
+        }
+        widen(Float::F16, rest, last);
+        out
+    }
+
     /// As the definition of attention reads, in f64.
     fn reference(a: &Attention<'_>, positions: Range<usize>, width: usize) -> Vec<f64> {
         let dim = a.q.len() / a.heads;
         let mut out = Vec::new();
         let [keys, values] = [a.keys, a.values].map(|kept| {
-            let mut out = vec![0.0; kept.bytes.len() / kept.dtype.size()];
-            widen(kept.dtype, kept.bytes, &mut out);
-            out
+            let rows = positions.clone().map(|p| values(kept, p % a.capacity));
+            rows.collect::<Vec<_>>()
         });
         for (h, q) in a.q.chunks_exact(dim).enumerate() {
-            let row = |p: usize| p % a.capacity * a.stride;
-            let score = |p: usize| {
-                let products = q.iter().zip(&keys[row(p)..]);
+            let score = |key: &Vec<f32>| {
+                let products = q.iter().zip(key);
                 products
                     .map(|(q, k)| f64::from(*q) * f64::from(*k))
                     .sum::<f64>()
                     * f64::from(a.scale)
             };
-            let weights: Vec<f64> = positions.clone().map(|p| score(p).exp()).collect();
+            let weights: Vec<f64> = keys.iter().map(|key| score(key).exp()).collect();
             let sink = a.sinks.map_or(0.0, |sinks| f64::from(sinks[h]).exp());
             let sum = weights.iter().sum::<f64>() + sink;
             out.extend((0..width).map(|col| {
-                let values = positions.clone().map(|p| f64::from(values[row(p) + col]));
+                let values = values.iter().map(|row| f64::from(row[col]));
                 values.zip(&weights).map(|(v, w)| v * w).sum::<f64>() / sum
             }));
         }
@@ -386,27 +416,27 @@ mod tests {
 
     #[test]
     fn attention_is_what_its_formula_says_on_every_backend() {
+        let capacity = 70;
         for (heads, dim, width, count) in
             [(1, 16, 16, 1), (3, 64, 64, 100), (4, 20, 9, 33), (7, 48, 32, 64), (9, 8, 8, 31)]
         {
-            let (capacity, stride) = (70, dim.max(width) + 5);
             let (q, sinks) = (numbers(heads * dim, 3), numbers(heads, 4));
-            let kept = |dtype: Float, seed| {
-                let mut bytes = vec![0; capacity * stride * dtype.size()];
-                narrow(dtype, &numbers(capacity * stride, seed), &mut bytes);
-                bytes
-            };
-            let types = [Float::F32, Float::F16, Float::Bf16];
-            for (key, value) in types.into_iter().zip([Float::F32, Float::Bf16, Float::F16]) {
-                let (keys, values) = (kept(key, 1), kept(value, 2));
+            for (k, key) in CacheType::ALL.into_iter().enumerate() {
+                let value = CacheType::ALL[(2 * k + 3) % 5];
+                let layouts =
+                    [VectorLayout::new(key, dim, 0), VectorLayout::new(value, width + 2, 2)];
+                let [keys, values] =
+                    [written(layouts[0], capacity, 1), written(layouts[1], capacity, 2)];
+                let kept = |i: usize, bytes| {
+                    let layout: VectorLayout = layouts[i];
+                    Kept { layout, bytes, stride: layout.byte_len() + GAP }
+                };
                 for sinks in [None, Some(&sinks[..])] {
-                    let (keys, values) = (&keys[..], &values[..]);
                     let a = Attention {
                         q: &q,
                         heads,
-                        keys: Kept { dtype: key, bytes: keys },
-                        values: Kept { dtype: value, bytes: values },
-                        stride,
+                        keys: kept(0, &keys),
+                        values: kept(1, &values),
                         capacity,
                         scale: 0.3,
                         cap: None,
@@ -414,6 +444,30 @@ mod tests {
                     };
                     agrees(a, 5..5 + count.min(capacity), width);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn latents_are_keys_and_begin_with_values() {
+        for dtype in CacheType::ALL {
+            for (latent, rope) in [(96, 16), (48, 16), (512, 64)] {
+                let layout = VectorLayout::new(dtype, latent + rope, rope);
+                let bytes = written(layout, 40, 7);
+                let kept = Kept { layout, bytes: &bytes, stride: layout.byte_len() + GAP };
+                let q = numbers(2 * (latent + rope), 8);
+                let (keys, values, sinks) = (kept, kept, None);
+                let a = Attention {
+                    q: &q,
+                    heads: 2,
+                    keys,
+                    values,
+                    capacity: 40,
+                    scale: 0.05,
+                    cap: None,
+                    sinks,
+                };
+                agrees(a, 3..41, latent);
             }
         }
     }
@@ -428,11 +482,12 @@ mod tests {
             out
         };
         let scalar = run(Backend::Scalar);
+        let what = || format!("{:?} {:?} of {width}", a.keys.layout, a.values.layout);
         for (found, expected) in scalar.iter().zip(&expected) {
-            assert!((f64::from(*found) - expected).abs() < 3e-6, "{a:?}");
+            assert!((f64::from(*found) - expected).abs() < 3e-6, "{}", what());
         }
         for backend in Backend::available() {
-            assert_eq!(run(backend), scalar, "{backend:?}: {a:?}");
+            assert_eq!(run(backend), scalar, "{backend:?}: {}", what());
         }
     }
 }

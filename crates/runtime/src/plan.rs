@@ -49,6 +49,9 @@ pub(crate) const HEAD_BUFFERS: usize = 2;
 /// Dense layers in memory when not all are: one in use, one being read.
 pub(crate) const DENSE_RING: usize = 2;
 
+/// More positions than any sliding window has.
+const FAR: usize = 1 << 40;
+
 /// Bytes that every buffer takes beyond its contents: alignment and the allocator's page.
 const BUFFER_OVERHEAD: u64 = 2 * 4096;
 
@@ -123,6 +126,8 @@ pub struct MemoryPlan {
     pub reserved: u64,
     /// KV caches and other state.
     pub state: u64,
+    /// What each further position adds to them, once sliding windows are full.
+    pub position_bytes: u64,
     /// Activations and buffers that are not weights.
     pub scratch: u64,
     /// Tokens of a prompt that are computed together.
@@ -188,7 +193,29 @@ impl MemoryPlan {
                 Choice { chunk: sizes.chunk_within(spare), ..all }
             }
         };
-        Ok(Self { min_bytes, resident, ..sizes.describe(choice, options.memory) })
+        let position_bytes = position_bytes(spec, options.cache);
+        let plan = sizes.describe(choice, options.memory);
+        Ok(Self { min_bytes, resident, position_bytes, ..plan })
+    }
+
+    /// The most positions, up to `most`, with which the least that works is within `budget`, for the model
+    /// and the types of the cache that this plan was made for.
+    pub fn positions_within(
+        &self,
+        spec: &ModelSpec,
+        cache: CacheTypes,
+        budget: u64,
+        most: usize,
+    ) -> usize {
+        let spare = budget.saturating_sub(self.min_bytes - self.state);
+        // More positions never take less.
+        let (mut fit, mut past) = (0, most + 1);
+        while fit + 1 < past {
+            let middle = fit.midpoint(past);
+            let fits = state(spec, cache, middle, 1) <= spare;
+            *if fits { &mut fit } else { &mut past } = middle;
+        }
+        fit
     }
 }
 
@@ -255,8 +282,8 @@ impl Sizes {
         let chunk = head_chunk(&layout(head_unit)?, head_role)?.1;
         let mut sizes = Self {
             reserved: options.reserved,
-            state: state(spec, options, 1),
-            scratch: scratch(spec, 1) + buffer(embedding_row),
+            state: state(spec, options.cache, options.context, 1),
+            scratch: scratch(spec, 1) + buffer(embedding_row) + decoded(spec, options),
             chunks: chunks(spec, options),
             tied: spec.tie_word_embeddings,
             embedding: buffer(embedding.len),
@@ -383,6 +410,7 @@ impl Sizes {
             total: self.cost(choice),
             reserved: self.reserved,
             state: self.state,
+            position_bytes: 0,
             scratch: self.scratch + choice.chunk.bytes,
             chunk: choice.chunk.tokens,
             draft: choice.chunk.draft,
@@ -425,9 +453,14 @@ fn spread(count: usize, len: usize) -> Vec<bool> {
         .collect()
 }
 
-/// Bytes that mixers keep of the positions before, when `chunk` tokens are computed together.
-fn state(spec: &ModelSpec, options: &Options, chunk: usize) -> u64 {
-    let (context, types) = (options.context, options.cache);
+/// Bytes that each further position of a text adds to KV caches of certain types, once sliding windows are
+/// full.
+pub fn position_bytes(spec: &ModelSpec, types: CacheTypes) -> u64 {
+    state(spec, types, FAR + 1, 1) - state(spec, types, FAR, 1)
+}
+
+/// Bytes that mixers keep of up to `context` positions, when `chunk` tokens are computed together.
+fn state(spec: &ModelSpec, types: CacheTypes, context: usize, chunk: usize) -> u64 {
     let (layers, hidden) = (spec.layers.iter(), spec.hidden_size as usize);
     let bytes =
         layers.map(|layer| MixerState::byte_len(&layer.mixer, hidden, context, chunk, types));
@@ -442,11 +475,18 @@ fn scratch(spec: &ModelSpec, chunk: usize) -> u64 {
     4 * tokens.saturating_add(6 * vocab)
 }
 
+/// Floats that threads make of keys and values in blocks.
+fn decoded(spec: &ModelSpec, options: &Options) -> u64 {
+    let layer = |layer: &LayerSpec| MixerState::decoded_byte_len(&layer.mixer, options.cache);
+    options.threads as u64 * spec.layers.iter().map(layer).max().unwrap_or(0)
+}
+
 /// What computing more tokens than one together takes: as many as `options` allows, then half of
 /// them, and so on.
 fn chunks(spec: &ModelSpec, options: &Options) -> Vec<Chunk> {
     let context = options.context;
-    let bytes = |tokens| scratch(spec, tokens).saturating_add(state(spec, options, tokens));
+    let bytes =
+        |tokens| scratch(spec, tokens).saturating_add(state(spec, options.cache, context, tokens));
     let most = options.chunk.min(context).max(1);
     let halves = std::iter::successors(Some(most), |tokens| Some(tokens / 2));
     halves

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use shardwright_format::weights::Weights;
-use shardwright_quant::Float;
+use shardwright_quant::CacheType;
+use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::text::Tokenizer;
 use shardwright_runtime::{CacheTypes, MemoryPlan, Options, Runtime};
 use shardwright_testing::{Golden, each_gguf, each_golden, fixture};
@@ -79,48 +80,132 @@ fn chunks_change_nothing_under_any_budget() {
     }
 }
 
+/// Types of keys and values, and how far a logit may move with them: a share of the largest. Tiny models of
+/// random weights bear no 4 bits.
+const TYPES: [(CacheType, CacheType, f32); 5] = [
+    (CacheType::F16, CacheType::Bf16, 0.02),
+    (CacheType::Q8_0, CacheType::Q8_0, 0.2),
+    (CacheType::Q8_0, CacheType::Q4_0, f32::INFINITY),
+    (CacheType::Q4_0, CacheType::F16, f32::INFINITY),
+    (CacheType::Q4_0, CacheType::Q4_0, f32::INFINITY),
+];
+
 #[test]
 fn keys_and_values_of_fewer_bits_are_kept_alike_in_chunks() {
-    let (k, v) = (Float::F16, Float::Bf16);
-    for name in ["qwen3_moe", "gpt_oss", "gemma3", "deepseek_v3", "qwen3_next"] {
+    // Heads of 32 and of 16, latents of 48: whole blocks, none, and one with a rest.
+    for name in ["qwen3_moe", "gpt_oss", "gemma3", "llama3", "deepseek_v3", "qwen3_next"] {
         let case = Golden::named(name);
         let tokens = twice(&case);
         let run = |threads, chunk, cache| {
             let options = Options { cache, ..options(None, threads, chunk) };
             logits(open(&case), &options, &tokens, tokens.len() - 3).0
         };
-        let one_by_one = run(1, 1, CacheTypes { k, v });
-        for chunk in CHUNKS {
-            let together = run(2, chunk, CacheTypes { k, v });
-            assert!(together == one_by_one, "{name}: {chunk} at a time change the logits");
-        }
         let exact = run(1, 1, CacheTypes::default());
-        assert!(one_by_one != exact, "{name}: the cache rounds nothing");
-        let [rounded, exact] = [one_by_one, exact].map(|bits| bits.into_iter().map(f32::from_bits));
-        let largest = exact.clone().map(f32::abs).fold(0.0, f32::max);
-        let far = rounded
-            .zip(exact)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
-        assert!(far < 0.02 * largest, "{name}: a logit moves by {far} of {largest}");
+        for (k, v, share) in TYPES {
+            let one_by_one = run(1, 1, CacheTypes { k, v });
+            for chunk in CHUNKS {
+                let together = run(2, chunk, CacheTypes { k, v });
+                assert!(together == one_by_one, "{name}: {chunk} at a time change the logits");
+            }
+            assert!(one_by_one != exact, "{name}: the cache rounds nothing");
+            let values = |bits: &[u32]| -> Vec<f32> {
+                bits.iter().map(|bits| f32::from_bits(*bits)).collect()
+            };
+            let [rounded, exact] = [&one_by_one, &exact].map(|bits| values(bits));
+            let most = |x: &mut dyn Iterator<Item = f32>| x.map(f32::abs).fold(0.0, f32::max);
+            let largest = most(&mut exact.iter().copied());
+            let far = most(&mut rounded.iter().zip(&exact).map(|(a, b)| a - b));
+            assert!(
+                far < share * largest,
+                "{name}: {k:?} {v:?}: a logit moves by {far} of {largest}"
+            );
+        }
     }
 }
 
 #[test]
-fn keys_and_values_of_half_the_size_take_half_the_room() {
-    let case = Golden::named("llama2");
-    let state = |k, v| {
-        let cache = CacheTypes { k, v };
-        let options = Options { cache, context: 4096, ..options(None, 1, 1) };
-        MemoryPlan::new(&open(&case), &options).unwrap().state
+fn a_text_read_layer_by_layer_meets_the_cache_that_decoding_does() {
+    for name in ["qwen3_moe", "gpt_oss", "gemma3", "deepseek_v3", "qwen3_next", "lfm2_moe"] {
+        let case = Golden::named(name);
+        let (weights, tokens) = (open(&case), case.tokens());
+        for (k, v, _) in TYPES {
+            let cache = CacheTypes { k, v };
+            let mut pass = LayerPass::new(&weights, &tokens, tokens.len(), 1)
+                .unwrap()
+                .keeping(cache);
+            while pass.step().unwrap().is_some() {}
+            let options = Options { cache, ..options(None, 1, 1) };
+            let mut runtime = Runtime::open(open(&case), &options).unwrap();
+            let (layers, hidden) =
+                (weights.spec().layers.len(), weights.spec().hidden_size as usize);
+            for (token, expected) in tokens.iter().zip(pass.hidden().chunks_exact(hidden)) {
+                let mut last = Vec::new();
+                let mut observe = |layer: usize, x: &[f32]| {
+                    if layer == layers {
+                        last = x.to_vec();
+                    }
+                };
+                runtime.forward_observed(*token, &mut observe).unwrap();
+                assert!(last == expected, "{name}: {k:?} {v:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_cache_takes_is_counted_to_the_byte() {
+    let plan = |case: &Golden, k, v| {
+        let options = Options { cache: CacheTypes { k, v }, context: 4096, ..options(None, 1, 1) };
+        MemoryPlan::new(&open(case), &options).unwrap()
     };
-    let (all, keys, both) = (
-        state(Float::F32, Float::F32),
-        state(Float::F16, Float::F32),
-        state(Float::F16, Float::Bf16),
-    );
-    assert_eq!(all - keys, keys - both);
-    assert!(both * 2 < all + (64 << 10), "{all} and {both}");
+    // Per head of 32: 128 bytes in f32, 64 in f16, 34 in q8_0, 18 in q4_0.
+    let (case, types) = (Golden::named("qwen3_moe"), CacheType::ALL);
+    let layers = open(&case).spec().layers.len() as u64;
+    for (k, a) in types.into_iter().zip([128, 64, 64, 34, 18]) {
+        for (v, b) in types.into_iter().zip([128, 64, 64, 34, 18]) {
+            assert_eq!(plan(&case, k, v).position_bytes, layers * 2 * (a + b), "{k:?} {v:?}");
+        }
+    }
+    // Latents of 48 and keys of 16 that are rotated: a block, and 32 values in 16 bits.
+    let case = Golden::named("deepseek_v3");
+    let layers = open(&case).spec().layers.len() as u64;
+    for (k, len) in types
+        .into_iter()
+        .zip([4 * 64, 2 * 64, 2 * 64, 34 + 64, 18 + 64])
+    {
+        assert_eq!(plan(&case, k, CacheType::F32).position_bytes, layers * len, "{k:?}");
+    }
+    // Windows are full before, recurrent states are the same at any position.
+    let full = |name| plan(&Golden::named(name), CacheType::F16, CacheType::F16);
+    assert_eq!(full("mistral").position_bytes, 0);
+    assert!(full("qwen3_next").position_bytes > 0);
+}
+
+#[test]
+fn fewer_bits_leave_room_for_more_positions() {
+    let case = Golden::named("qwen3_moe");
+    let spec = open(&case).spec().clone();
+    let plan = |context, cache| {
+        let options = Options { context, cache, ..options(None, 1, 1) };
+        MemoryPlan::new(&open(&case), &options).unwrap()
+    };
+    let budget = plan(64, CacheTypes::default()).min_bytes + (1 << 20);
+    let mut before = 0;
+    for (k, v, _) in [(CacheType::F32, CacheType::F32, 0.0)]
+        .into_iter()
+        .chain(TYPES)
+    {
+        let cache = CacheTypes { k, v };
+        let found = plan(64, cache).positions_within(&spec, cache, budget, 100_000);
+        assert!(plan(found, cache).min_bytes <= budget, "{cache:?}: {found} positions");
+        assert!(plan(found + 1, cache).min_bytes > budget, "{cache:?}: {found} positions");
+        assert!(k == CacheType::Q4_0 || found > before, "{cache:?}: {found} positions");
+        before = found;
+    }
+    let cache = CacheTypes::default();
+    let [all, none] =
+        [u64::MAX, 1].map(|budget| plan(64, cache).positions_within(&spec, cache, budget, 100_000));
+    assert_eq!((all, none), (100_000, 0));
 }
 
 #[test]

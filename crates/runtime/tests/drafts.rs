@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use shardwright_format::weights::Weights;
-use shardwright_quant::Float;
+use shardwright_quant::CacheType;
 use shardwright_runtime::{CacheTypes, MemoryPlan, Options, Runtime};
 use shardwright_testing::{Golden, each_golden};
 
@@ -74,7 +74,12 @@ each_golden!(drafts_do_not_change_logits);
 
 #[test]
 fn drafts_change_nothing_under_any_budget_and_in_any_cache() {
-    let types = [(Float::F32, Float::F32), (Float::F16, Float::Bf16)];
+    let types = [
+        (CacheType::F32, CacheType::F32),
+        (CacheType::F16, CacheType::Bf16),
+        (CacheType::Q8_0, CacheType::Q8_0),
+        (CacheType::Q4_0, CacheType::Q4_0),
+    ];
     for name in ["qwen3_moe", "gpt_oss", "gemma3", "deepseek_v3", "qwen3_next", "lfm2_moe"] {
         let case = Golden::named(name);
         let tokens = twice(&case);

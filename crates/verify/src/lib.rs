@@ -13,8 +13,8 @@ mod run;
 mod show;
 
 pub use check::divergence::{
-    Bin, Bucket, DP_FRACTIONS, Divergence, EvalWindows, LayerDrift, NoiseFloor, Party, Reading,
-    divergences,
+    Bin, Bucket, CacheCost, CachePrice, DP_FRACTIONS, Divergence, EvalWindows, LayerDrift,
+    NoiseFloor, Party, Reading, divergences,
 };
 pub use check::fidelity::{Fidelity, FidelityOptions, RoleFidelity, TensorFidelity, fidelity};
 pub use check::finding::{Finding, Kind};

@@ -1,7 +1,7 @@
 //! Options of commands that keep keys and values.
 
 use clap::{Args, ValueEnum};
-use shardwright_quant::Float;
+use shardwright_quant::CacheType;
 use shardwright_runtime::CacheTypes;
 
 /// How keys and values are kept.
@@ -9,32 +9,39 @@ use shardwright_runtime::CacheTypes;
 pub struct CacheArgs {
     /// How the KV cache keeps keys, and all that latent attention keeps
     #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheArgs::DEFAULT.cache_type_k)]
-    pub cache_type_k: CacheType,
+    pub cache_type_k: CacheTypeArg,
     /// How the KV cache keeps values
     #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheArgs::DEFAULT.cache_type_v)]
-    pub cache_type_v: CacheType,
+    pub cache_type_v: CacheTypeArg,
 }
 
-/// A type of floats: as computed, or 16 bits with 11 or 8 of precision.
+/// A type of the KV cache, by llama.cpp's names: floats of 32 or 16 bits, blocks of 8 or 4 bits and a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs)]
-pub enum CacheType {
+pub enum CacheTypeArg {
     F32,
     F16,
     Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 impl CacheArgs {
     /// Without options.
-    pub const DEFAULT: Self = Self { cache_type_k: CacheType::F16, cache_type_v: CacheType::F16 };
+    pub const DEFAULT: Self =
+        Self { cache_type_k: CacheTypeArg::F16, cache_type_v: CacheTypeArg::F16 };
 }
 
-impl From<CacheType> for Float {
-    fn from(cache: CacheType) -> Self {
+impl From<CacheTypeArg> for CacheType {
+    fn from(cache: CacheTypeArg) -> Self {
         match cache {
-            CacheType::F32 => Self::F32,
-            CacheType::F16 => Self::F16,
-            CacheType::Bf16 => Self::Bf16,
+            CacheTypeArg::F32 => Self::F32,
+            CacheTypeArg::F16 => Self::F16,
+            CacheTypeArg::Bf16 => Self::Bf16,
+            CacheTypeArg::Q8_0 => Self::Q8_0,
+            CacheTypeArg::Q4_0 => Self::Q4_0,
         }
     }
 }

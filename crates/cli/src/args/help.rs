@@ -64,7 +64,7 @@ pub const RUN: &str = "\
 Examples:
   shardwright run qwen3.bundle --prompt 'Once upon a time' -n 100
   shardwright run qwen3.bundle --prompt-file story.txt --memory 512MiB --check-reads
-  shardwright run qwen3.bundle --prompt Hello --cache-type-k f32 --cache-type-v f32
+  shardwright run qwen3.bundle --prompt Hello --cache-type-k q8_0 --cache-type-v q8_0
   shardwright run qwen3.bundle --prompt-file code.py --draft ngram
   shardwright run qwen3.bundle --prompt-file manual.txt --session manual.session
   shardwright run Qwen3-30B-A3B --prompt Hello              the original, unquantized
@@ -96,8 +96,8 @@ Examples:
   shardwright verify from-gguf.bundle --against Qwen3-30B-A3B --other-source
   shardwright verify qwen3.bundle --against Qwen3-30B-A3B --text eval.txt \\
       --max-kld 0.05 --min-same-top 0.9 --max-ppl-ratio 1.05   a gate for CI
-  shardwright verify Qwen3-30B-A3B --against Qwen3-30B-A3B --text eval.txt \\
-      --cache-type-k f16 --cache-type-v f16                    what a cache of 16 bits costs
+  shardwright verify qwen3.bundle --against Qwen3-30B-A3B --text eval.txt \\
+      --cache-type-k q8_0 --cache-type-v q8_0                  what a cache of 8 bits costs
 
 Exit codes: 0 holds, 1 found something, 2 could not run.";
 

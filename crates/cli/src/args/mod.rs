@@ -18,7 +18,7 @@ use crate::bytes;
 use crate::part::PartArg;
 pub use arch::{ArchCheckArgs, ArchCommand, ArchCommandArgs};
 pub use bench::BenchArgs;
-pub use cache::{CacheArgs, CacheType};
+pub use cache::{CacheArgs, CacheTypeArg};
 pub use calibrate::CalibrateArgs;
 pub use pack::{PackArgs, UnpackArgs};
 pub use recipe::{

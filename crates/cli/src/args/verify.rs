@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ArchArgs, CacheType, ThreadArgs, bits_per_weight, help, within};
+use super::{ArchArgs, CacheTypeArg, ThreadArgs, bits_per_weight, help, within};
 
 /// `verify`
 #[derive(Debug, Args)]
@@ -28,13 +28,13 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "N", requires = "text",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub windows: Option<u32>,
-    /// How the candidates' KV cache keeps keys, as in `run`; the original's keeps f32. With the original
-    /// as the candidate, too, the figures are what the type alone costs
-    #[arg(long, value_enum, value_name = "TYPE", requires = "text", default_value_t = CacheType::F32)]
-    pub cache_type_k: CacheType,
+    /// How the candidates' KV cache keeps keys, as in `run`; the original's keeps f32. What another type
+    /// than f32 costs alone is measured too: on the original and on each candidate, against itself
+    #[arg(long, value_enum, value_name = "TYPE", requires = "text", default_value_t = CacheTypeArg::F32)]
+    pub cache_type_k: CacheTypeArg,
     /// How the candidates' KV cache keeps values
-    #[arg(long, value_enum, value_name = "TYPE", requires = "text", default_value_t = CacheType::F32)]
-    pub cache_type_v: CacheType,
+    #[arg(long, value_enum, value_name = "TYPE", requires = "text", default_value_t = CacheTypeArg::F32)]
+    pub cache_type_v: CacheTypeArg,
     /// Do not hash the checkpoint's files and compare with what the bundle says it was made from;
     /// spares reading the checkpoint twice
     #[arg(long, requires = "against")]

@@ -7,9 +7,10 @@ use std::path::Path;
 use serde::Serialize;
 use shardwright_convert::Plan;
 use shardwright_format::FormatError;
+use shardwright_quant::CacheType;
 use shardwright_runtime::plan::{loading, reserved};
 use shardwright_runtime::text::Tokenizer;
-use shardwright_runtime::{MemoryPlan, Options as RuntimeOptions};
+use shardwright_runtime::{CacheTypes, MemoryPlan, Options as RuntimeOptions};
 
 use crate::args::{CacheArgs, PlanArgs};
 use crate::bytes;
@@ -19,6 +20,17 @@ use crate::planning::{self, Planned};
 
 /// Positions for which the runtime's memory is stated.
 const CONTEXT: usize = 4096;
+
+/// The memory for whose sake contexts are compared: a phone of 6 GB.
+const PHONE: u64 = 6_000_000_000;
+
+/// How keys and values may be kept.
+const CACHES: [CacheTypes; 4] = [
+    CacheTypes { k: CacheType::F16, v: CacheType::F16 },
+    CacheTypes { k: CacheType::Q8_0, v: CacheType::Q8_0 },
+    CacheTypes { k: CacheType::Q8_0, v: CacheType::Q4_0 },
+    CacheTypes { k: CacheType::Q4_0, v: CacheType::Q4_0 },
+];
 
 /// What `plan` prints.
 #[derive(Serialize)]
@@ -37,6 +49,21 @@ struct RuntimeMemory {
     floor_bytes: u64,
     /// With everything in memory.
     resident_bytes: u64,
+    /// What other types of the KV cache would take.
+    caches: Vec<Cache>,
+}
+
+/// A KV cache of certain types.
+#[derive(Serialize)]
+struct Cache {
+    #[serde(flatten)]
+    types: CacheTypes,
+    /// What each position takes, once sliding windows are full.
+    position_bytes: u64,
+    /// What layers remember of the positions above.
+    state_bytes: u64,
+    /// Positions with which the least that works is within 6 GB, no more than the model knows.
+    positions_in_6gb: usize,
 }
 
 /// Runs the command.
@@ -58,17 +85,34 @@ impl RuntimeMemory {
             let missing = || FormatError::file(Path::new("plan"), format!("has no {unit}"));
             plan.layout(unit).ok_or_else(missing)
         };
-        let cache = CacheArgs::DEFAULT.into();
-        let mut options = RuntimeOptions { context: CONTEXT, cache, ..RuntimeOptions::default() };
+        let mut options = RuntimeOptions { context: CONTEXT, ..RuntimeOptions::default() };
         if let Ok(tokenizer) = Tokenizer::open(&planned.source) {
             options.reserved = reserved(&tokenizer);
             options.loading = loading(&tokenizer);
         }
-        let memory = MemoryPlan::for_layouts(&plan.manifest.model, &layout, &options)?;
+        let spec = &plan.manifest.model;
+        let memory = |cache| {
+            let options = RuntimeOptions { cache, ..options };
+            MemoryPlan::for_layouts(spec, &layout, &options)
+        };
+        let cache = |types| {
+            let (memory, known) = (memory(types)?, spec.max_position_embeddings as usize);
+            Ok(Cache {
+                types,
+                position_bytes: memory.position_bytes,
+                state_bytes: memory.state,
+                positions_in_6gb: memory.positions_within(spec, types, PHONE, known),
+            })
+        };
+        let default = memory(CacheArgs::DEFAULT.into())?;
         Ok(Self {
             context: CONTEXT,
-            floor_bytes: memory.min_bytes,
-            resident_bytes: memory.resident,
+            floor_bytes: default.min_bytes,
+            resident_bytes: default.resident,
+            caches: CACHES
+                .into_iter()
+                .map(cache)
+                .collect::<Result<_, Failure>>()?,
         })
     }
 }
@@ -78,7 +122,7 @@ fn text(report: &Report<'_>) -> String {
     let mut out = heading(plan);
     let _ = write!(out, "\n{}\n{}", rules(plan), roles(plan));
     notes(plan, &mut out);
-    let _ = write!(out, "\n{}\n{}", files(plan), costs(report));
+    let _ = write!(out, "\n{}\n{}\n{}", files(plan), costs(report), caches(report));
     out
 }
 
@@ -178,6 +222,28 @@ fn files(plan: &Plan) -> Table {
     let mut table = Table::new(&["file", ">bytes"]);
     for file in &plan.files {
         table.row([file.path.clone(), file.size.to_string()]);
+    }
+    table
+}
+
+/// What the types of the KV cache cost, and what they leave room for.
+fn caches(report: &Report<'_>) -> Table {
+    let known = report.plan.manifest.model.max_position_embeddings as usize;
+    let mut table = Table::new(&[
+        "cache: keys, values",
+        ">per position",
+        ">of 4096 positions",
+        ">positions in 6 GB",
+    ]);
+    for cache in &report.runtime.caches {
+        let CacheTypes { k, v } = cache.types;
+        let all = if cache.positions_in_6gb == known { "all " } else { "" };
+        table.row([
+            format!("{}, {}", k.name(), v.name()),
+            bytes::memory(cache.position_bytes),
+            bytes::memory(cache.state_bytes),
+            format!("{all}{}", cache.positions_in_6gb),
+        ]);
     }
     table
 }

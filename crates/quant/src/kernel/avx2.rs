@@ -201,6 +201,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_i8(self, v: &[u8; LANES]) -> I {
+        // SAFETY: `self` proves the instructions; the array is 16 readable bytes.
+        unsafe {
+            let bytes = _mm_loadu_si128(v.as_ptr().cast());
+            [_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))]
+        }
+    }
+
+    #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [F; 2] {
         [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
     }

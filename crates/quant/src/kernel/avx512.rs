@@ -167,6 +167,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_i8(self, v: &[u8; LANES]) -> __m512i {
+        // SAFETY: `self` proves the instructions; the array is 16 readable bytes.
+        unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(v.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [__m512; 2] {
         let grid = self.grid::<BITS>(1.0, 0.0);
         let [a, b] = self.decode::<BITS, BLOCK>(block, grid);

@@ -207,6 +207,8 @@ pub trait Simd: Copy {
     fn load_f16(self, v: &[u8; 32]) -> Self::F;
     /// Sixteen little-endian `bf16`, widened.
     fn load_bf16(self, v: &[u8; 32]) -> Self::F;
+    /// Sixteen signed bytes, widened.
+    fn load_i8(self, v: &[u8; LANES]) -> Self::I;
     /// The 32 codes of a block of `BLOCK = 4 * BITS` bytes, first sixteen first.
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [Self::F; 2];
 

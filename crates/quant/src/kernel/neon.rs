@@ -190,6 +190,22 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn load_i8(self, v: &[u8; LANES]) -> I {
+        // SAFETY: `self` proves the instructions; the array is 16 readable bytes.
+        unsafe {
+            let bytes = vld1q_s8(v.as_ptr().cast());
+            let (lo, hi) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+            let words = [
+                vmovl_s16(vget_low_s16(lo)),
+                vmovl_high_s16(lo),
+                vmovl_s16(vget_low_s16(hi)),
+                vmovl_high_s16(hi),
+            ];
+            each!(|i| vreinterpretq_u32_s32(words[i]))
+        }
+    }
+
+    #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [F; 2] {
         [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
     }

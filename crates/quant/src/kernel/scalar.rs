@@ -61,6 +61,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn load_i8(self, v: &[u8; LANES]) -> Self::I {
+        map(*v, |v| i32::from(v.cast_signed()).cast_unsigned())
+    }
+
+    #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [Self::F; 2] {
         let code = |i: usize| {
             let bit = BITS * i;

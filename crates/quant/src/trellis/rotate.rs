@@ -94,7 +94,7 @@ fn within<S: Simd, const D: usize>(s: S, v: S::F) -> S::F {
 /// The orthonormal Hadamard transform of each block, in the order of Sylvester: distances 1, 2, 4, …,
 /// each sum rounded once, then the scale `1/sqrt(block)`.
 #[inline(always)]
-fn hadamard(x: &mut [f32], block: usize) {
+pub fn hadamard(x: &mut [f32], block: usize) {
     let scale = 1.0 / (block as f32).sqrt();
     for x in x.chunks_exact_mut(block) {
         let mut half = 1;

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use shardwright_format::Role;
 use shardwright_format::model::{AttentionSpec, QkNorm, TemperatureSpec};
-use shardwright_quant::{Attention, Backend, Matrix, attend};
+use shardwright_quant::{Attention, Backend, Matrix, VectorLayout, attend};
 
 use super::capture::InputSite;
 use super::kv::KvCache;
@@ -68,6 +68,10 @@ pub fn forward(
     let sinks = || layer.unit.vector(Role::Sinks, spec.heads as usize);
     let sinks = spec.sinks.then(sinks).transpose()?;
     let Work { linear, normed: out, attention: b, .. } = work;
+    let [k, v] = [cache.keys().layout(), cache.values().layout()];
+    rotate(k, &mut b.q);
+    rotate(k, &mut b.k);
+    rotate(v, &mut b.v);
     b.mixed.resize(b.q.len(), 0.0);
     let (q_rows, kv_rows) = (batch.length * q_width(spec), batch.length * cache_width(spec));
     let sequences = b.q.chunks(q_rows).zip(b.mixed.chunks_mut(q_rows));
@@ -77,6 +81,8 @@ pub fn forward(
         let (sinks, first) = (sinks.as_deref(), batch.first);
         Attend { backend, spec, sinks, first, cache }.all_rows(q, mixed);
     }
+    // Rotated values were mixed: the mix is turned back.
+    rotate(v, &mut b.mixed);
     if spec.output_gate {
         let gated = b.mixed.iter_mut().zip(&b.gate);
         gated.for_each(|(x, gate)| *x *= sigmoid(*gate));
@@ -179,6 +185,12 @@ fn condition(
     Ok(())
 }
 
+/// Rotates the vector of every head where the cache keeps blocks.
+fn rotate(layout: VectorLayout, x: &mut [f32]) {
+    x.chunks_exact_mut(layout.len())
+        .for_each(|vector| layout.rotate(vector));
+}
+
 fn temperature_at(spec: TemperatureSpec, position: usize) -> f32 {
     let counted = if spec.from_zero { position } else { position + 1 };
     let steps = (counted as f32 / spec.floor_scale).floor();
@@ -217,9 +229,8 @@ impl Attend<'_> {
         let attention = Attention {
             q,
             heads,
-            keys: keys.rows().skip(kv_head * dim),
-            values: self.cache.values().rows().skip(kv_head * dim),
-            stride: keys.width(),
+            keys: keys.vectors(kv_head),
+            values: self.cache.values().vectors(kv_head),
             capacity: keys.capacity(),
             scale: self.spec.softmax_scale.unwrap_or(1.0 / (dim as f32).sqrt()),
             cap: self.spec.score_cap,

@@ -1,57 +1,63 @@
 //! What attention keeps of the positions seen so far.
 
 use serde::{Deserialize, Serialize};
-use shardwright_quant::{Float, Kept, narrow};
+use shardwright_format::model::AttentionSpec;
+use shardwright_quant::{CacheType, Kept, VectorLayout};
 
 /// How keys and values are kept. Each is rounded once to its type, to nearest, when it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheTypes {
     /// Keys; of latent attention all that is kept.
-    pub k: Float,
+    pub k: CacheType,
     /// Values.
-    pub v: Float,
+    pub v: CacheType,
 }
 
 impl Default for CacheTypes {
     /// As they were computed.
     fn default() -> Self {
-        Self { k: Float::F32, v: Float::F32 }
+        Self { k: CacheType::F32, v: CacheType::F32 }
     }
 }
 
-/// Rows of values by position: each overwrites the one `capacity` before it.
+/// Rows of vectors by position: each overwrites the one `capacity` before it.
 #[derive(Debug)]
 pub struct Ring {
-    width: usize,
+    layout: VectorLayout,
+    /// Vectors per row.
+    vectors: usize,
     capacity: usize,
-    dtype: Float,
-    /// `[capacity, width]`, of `dtype`.
-    values: Vec<u8>,
+    /// `[capacity, vectors]`, of `layout`.
+    bytes: Vec<u8>,
     /// Rows of earlier positions were written over, or never there.
     start: usize,
 }
 
 impl Ring {
-    /// Room for `capacity` positions of `width` values.
-    pub fn new(capacity: usize, width: usize, dtype: Float) -> Self {
-        Self { width, capacity, dtype, values: vec![0; capacity * width * dtype.size()], start: 0 }
+    /// Room for `capacity` positions of `vectors` vectors.
+    pub fn new(capacity: usize, vectors: usize, layout: VectorLayout) -> Self {
+        let bytes = vec![0; capacity * vectors * layout.byte_len()];
+        Self { layout, vectors, capacity, bytes, start: 0 }
     }
 
     /// Bytes that [`Self::new`] takes.
-    pub const fn byte_len(capacity: u64, width: u64, dtype: Float) -> u64 {
+    pub const fn byte_len(capacity: u64, vectors: u64, layout: VectorLayout) -> u64 {
         capacity
-            .saturating_mul(width)
-            .saturating_mul(dtype.size() as u64)
+            .saturating_mul(vectors)
+            .saturating_mul(layout.byte_len() as u64)
     }
 
-    /// Keeps positions `first ..`, one per row of `rows: [n, width]`.
+    /// Keeps positions `first ..`, one per row of `rows: [n, vectors, len]`.
     pub fn push(&mut self, first: usize, rows: &[f32]) {
         if first == 0 {
             self.start = 0;
         }
-        let (dtype, mut end) = (self.dtype, first);
-        for (position, row) in (first..).zip(rows.chunks_exact(self.width)) {
-            narrow(dtype, row, self.row_mut(position));
+        let (layout, mut end) = (self.layout, first);
+        for (position, row) in (first..).zip(rows.chunks_exact(self.vectors * layout.len())) {
+            let kept = self.row_mut(position).chunks_exact_mut(layout.byte_len());
+            for (vector, kept) in row.chunks_exact(layout.len()).zip(kept) {
+                layout.write(vector, kept);
+            }
             end += 1;
         }
         self.start = self.start.max(end.saturating_sub(self.capacity));
@@ -67,31 +73,32 @@ impl Ring {
         self.start
     }
 
+    /// How each vector lies.
+    pub const fn layout(&self) -> VectorLayout {
+        self.layout
+    }
+
     /// Bytes of a row.
     pub const fn row_len(&self) -> usize {
-        self.width * self.dtype.size()
+        self.vectors * self.layout.byte_len()
     }
 
     /// The bytes of the row of a position.
     pub fn row(&self, position: usize) -> &[u8] {
         let len = self.row_len();
-        &self.values[position % self.capacity * len..][..len]
+        &self.bytes[position % self.capacity * len..][..len]
     }
 
     /// The bytes of the row of a position, to be written.
     pub fn row_mut(&mut self, position: usize) -> &mut [u8] {
         let len = self.row_len();
-        &mut self.values[position % self.capacity * len..][..len]
+        &mut self.bytes[position % self.capacity * len..][..len]
     }
 
-    /// All rows; that of a position is row `position % capacity`.
-    pub fn rows(&self) -> Kept<'_> {
-        Kept { dtype: self.dtype, bytes: &self.values }
-    }
-
-    /// Values per row.
-    pub const fn width(&self) -> usize {
-        self.width
+    /// Vector `index` of all rows; that of a position is number `position % capacity`.
+    pub fn vectors(&self, index: usize) -> Kept<'_> {
+        let bytes = &self.bytes[index * self.layout.byte_len()..];
+        Kept { layout: self.layout, bytes, stride: self.row_len() }
     }
 
     /// How many rows there are.
@@ -108,19 +115,26 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `capacity` positions of `width` keys and as many values.
-    pub fn new(capacity: usize, width: usize, types: CacheTypes) -> Self {
-        let ring = |dtype| Ring::new(capacity, width, dtype);
-        Self { keys: ring(types.k), values: ring(types.v) }
+    /// Room for `capacity` positions.
+    pub fn new(spec: &AttentionSpec, capacity: usize, types: CacheTypes) -> Self {
+        let [k, v] = layouts(spec, types);
+        let ring = |layout| Ring::new(capacity, spec.kv_heads as usize, layout);
+        Self { keys: ring(k), values: ring(v) }
     }
 
     /// Bytes that [`Self::new`] takes.
-    pub const fn byte_len(capacity: u64, width: u64, types: CacheTypes) -> u64 {
-        let values = Ring::byte_len(capacity, width, types.v);
-        Ring::byte_len(capacity, width, types.k).saturating_add(values)
+    pub const fn byte_len(spec: &AttentionSpec, capacity: u64, types: CacheTypes) -> u64 {
+        let ([k, v], heads) = (layouts(spec, types), spec.kv_heads as u64);
+        Ring::byte_len(capacity, heads, k).saturating_add(Ring::byte_len(capacity, heads, v))
     }
 
-    /// Keeps positions `first ..`, one per row of `keys` and `values`, `[n, width]`.
+    /// Bytes of the floats that a thread makes of blocks.
+    pub const fn decoded_byte_len(spec: &AttentionSpec, types: CacheTypes) -> u64 {
+        let [k, v] = layouts(spec, types);
+        (k.decoded_byte_len() + v.decoded_byte_len()) as u64
+    }
+
+    /// Keeps positions `first ..`, one per row of `keys` and `values`, `[n, kv_heads, head_dim]`.
     pub fn push(&mut self, first: usize, keys: &[f32], values: &[f32]) {
         self.keys.push(first, keys);
         self.values.push(first, values);
@@ -140,4 +154,10 @@ impl KvCache {
     pub const fn values(&self) -> &Ring {
         &self.values
     }
+}
+
+/// How a head's keys and values lie.
+const fn layouts(spec: &AttentionSpec, types: CacheTypes) -> [VectorLayout; 2] {
+    let dim = spec.head_dim as usize;
+    [VectorLayout::new(types.k, dim, 0), VectorLayout::new(types.v, dim, 0)]
 }

@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 use shardwright_format::Role;
 use shardwright_format::model::LatentSpec;
-use shardwright_quant::{Attention, Backend, Matrix, attend, axpy, dot};
+use shardwright_quant::{Attention, Backend, Matrix, VectorLayout, attend, axpy, dot};
 
 use super::capture::InputSite;
 use super::kv::{CacheTypes, Ring};
@@ -87,12 +87,17 @@ pub struct LatentCache(Ring);
 impl LatentCache {
     /// Room for `capacity` positions.
     pub fn new(spec: &LatentSpec, capacity: usize, types: CacheTypes) -> Self {
-        Self(Ring::new(capacity.max(1), Sizes::new(spec).kept(), types.k))
+        Self(Ring::new(capacity.max(1), 1, layout(spec, types)))
     }
 
     /// Bytes that [`Self::new`] takes.
     pub const fn byte_len(spec: &LatentSpec, capacity: usize, types: CacheTypes) -> u64 {
-        Ring::byte_len(capacity as u64, Sizes::new(spec).kept() as u64, types.k)
+        Ring::byte_len(capacity as u64, 1, layout(spec, types))
+    }
+
+    /// Bytes of the floats that a thread makes of blocks.
+    pub const fn decoded_byte_len(spec: &LatentSpec, types: CacheTypes) -> u64 {
+        layout(spec, types).decoded_byte_len() as u64
     }
 
     /// Rows by position.
@@ -104,6 +109,12 @@ impl LatentCache {
     pub const fn rows_mut(&mut self) -> &mut Ring {
         &mut self.0
     }
+}
+
+/// How a row lies: rotated keys are not for blocks, a small error of theirs moves all scores.
+const fn layout(spec: &LatentSpec, types: CacheTypes) -> VectorLayout {
+    let s = Sizes::new(spec);
+    VectorLayout::new(types.k, s.kept(), s.rope)
 }
 
 /// `x += o(attend(norm(x)))` for the rows of `batch`.
@@ -127,6 +138,9 @@ pub fn forward(
     latents(layer, spec, work)?;
     let b = &mut work.latent;
     rotate(spec, batch, b)?;
+    for kept in b.kept.chunks_exact_mut(s.kept()) {
+        cache.0.layout().rotate(kept);
+    }
     let up = unit.matrix(Role::KvBProj, s.heads * (s.nope + s.value), s.latent)?;
     let (q_rows, kept_rows) = (batch.length * s.heads * s.query(), batch.length * s.kept());
     let mixed_rows = batch.length * s.heads * s.value;
@@ -281,18 +295,18 @@ impl Attend<'_> {
             axpy(self.backend, *q, row, &mut head.query);
         }
         head.query.extend_from_slice(&q[s.nope..]);
+        self.cache.layout().rotate(&mut head.query);
     }
 
     /// The mix of all latents up to `position`, as the softmax of their scores weighs them.
     fn mix_latents(&self, position: usize, head: &mut Head) {
-        let rows = self.cache.rows();
+        let rows = self.cache.vectors(0);
         let attention = Attention {
             q: &head.query,
             heads: 1,
             // A row is both: the key is all of it, the value the latent that it begins with.
             keys: rows,
             values: rows,
-            stride: self.cache.width(),
             capacity: self.cache.capacity(),
             scale: self.spec.softmax_scale,
             cap: None,
@@ -300,5 +314,6 @@ impl Attend<'_> {
         };
         head.mixed.resize(self.s.latent, 0.0);
         attend(self.backend, attention, 0..position + 1, &mut head.mixed);
+        self.cache.layout().rotate(&mut head.mixed);
     }
 }

@@ -177,7 +177,7 @@ impl MixerState {
         match mixer {
             Mixer::Attention(spec) => {
                 let capacity = attention::cache_capacity(spec, context, chunk);
-                Self::Attention(kv::KvCache::new(capacity, attention::cache_width(spec), types))
+                Self::Attention(kv::KvCache::new(spec, capacity, types))
             }
             Mixer::Latent(spec) => Self::Latent(latent::LatentCache::new(spec, context, types)),
             Mixer::DeltaNet(spec) => Self::DeltaNet(delta_net::State::new(spec)),
@@ -188,9 +188,7 @@ impl MixerState {
     /// For whole sequences of `length` positions at once.
     pub fn for_sequences(mixer: &Mixer, hidden: usize, length: usize, types: CacheTypes) -> Self {
         match mixer {
-            Mixer::Attention(spec) => {
-                Self::Attention(kv::KvCache::new(length, attention::cache_width(spec), types))
-            }
+            Mixer::Attention(spec) => Self::Attention(kv::KvCache::new(spec, length, types)),
             Mixer::Latent(_) | Mixer::DeltaNet(_) | Mixer::ShortConv(_) => {
                 Self::for_tokens(mixer, hidden, length, length, types)
             }
@@ -206,14 +204,22 @@ impl MixerState {
         types: CacheTypes,
     ) -> u64 {
         match mixer {
-            Mixer::Attention(spec) => kv::KvCache::byte_len(
-                attention::cache_capacity(spec, context, chunk) as u64,
-                attention::cache_width(spec) as u64,
-                types,
-            ),
+            Mixer::Attention(spec) => {
+                let capacity = attention::cache_capacity(spec, context, chunk);
+                kv::KvCache::byte_len(spec, capacity as u64, types)
+            }
             Mixer::Latent(spec) => latent::LatentCache::byte_len(spec, context, types),
             Mixer::DeltaNet(spec) => delta_net::State::byte_len(spec),
             Mixer::ShortConv(spec) => short_conv::State::byte_len(spec, hidden),
+        }
+    }
+
+    /// Bytes that a thread takes besides to read what is kept.
+    pub const fn decoded_byte_len(mixer: &Mixer, types: CacheTypes) -> u64 {
+        match mixer {
+            Mixer::Attention(spec) => kv::KvCache::decoded_byte_len(spec, types),
+            Mixer::Latent(spec) => latent::LatentCache::decoded_byte_len(spec, types),
+            Mixer::DeltaNet(_) | Mixer::ShortConv(_) => 0,
         }
     }
 

@@ -30,9 +30,7 @@ pub fn can_keep(mixer: &Mixer, saved: usize, kept: usize) -> bool {
 pub fn saved_len(mixer: &Mixer, hidden: usize, position: usize, types: CacheTypes) -> u64 {
     let rows = seen(mixer, position).map_or(0, |seen| seen.len() as u64);
     match mixer {
-        Mixer::Attention(spec) => {
-            super::kv::KvCache::byte_len(rows, attention::cache_width(spec) as u64, types)
-        }
+        Mixer::Attention(spec) => super::kv::KvCache::byte_len(spec, rows, types),
         Mixer::Latent(spec) => latent::LatentCache::byte_len(spec, position, types),
         Mixer::DeltaNet(spec) => delta_net::State::byte_len(spec),
         Mixer::ShortConv(spec) => short_conv::State::byte_len(spec, hidden),

@@ -17,7 +17,7 @@ use shardwright_format::{ModelSpec, TensorEntry};
 use shardwright_quant::Float;
 use shardwright_runtime::CacheTypes;
 
-use crate::check::divergence::Divergence;
+use crate::check::divergence::{CachePrice, Divergence};
 use crate::check::fidelity::Fidelity;
 use crate::check::finding::{Finding, Kind};
 use crate::check::integrity::Integrity;
@@ -59,6 +59,9 @@ pub struct Report {
     pub allocation: Vec<Allocation>,
     /// How far do the predictions drift apart? None without a text.
     pub divergence: Option<Divergence>,
+    /// What the types of the KV cache cost alone; none where they were not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CachePrice>,
     /// What making units again gave; none where that was not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reproduction: Option<Reproduction>,
@@ -226,6 +229,7 @@ impl Report {
             calibration: None,
             allocation: Vec::new(),
             divergence: None,
+            cache: None,
             reproduction: None,
             thresholds,
             findings: Vec::new(),

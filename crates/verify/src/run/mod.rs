@@ -12,7 +12,7 @@ use shardwright_format::pack::{Packed, packed_signature};
 use shardwright_format::weights::Weights;
 use shardwright_runtime::CacheTypes;
 
-use crate::check::divergence::{EvalWindows, Party, Reading, divergences};
+use crate::check::divergence::{CachePrice, EvalWindows, Party, Reading, divergences};
 use crate::check::fidelity::{FidelityOptions, fidelity};
 use crate::check::finding::{Finding, Kind};
 use crate::check::integrity::{integrity, packed_integrity};
@@ -63,6 +63,7 @@ pub struct VerifyRequest<'a> {
     /// Bundles may have been made from another form of the model than the original.
     pub other_source: bool,
     /// How the candidates keep keys and values while they predict; the original keeps them as computed.
+    /// With another type than `f32` what it costs alone is measured too.
     pub cache: CacheTypes,
     /// Bundles must be signed by this key.
     pub trusted: Option<TrustedKey>,
@@ -325,9 +326,18 @@ fn predict(
         cache: request.cache,
         threads: request.threads,
     };
-    let found = divergences(original, &parties, &reading, monitor)?;
-    for ((report, found), without) in reports.into_iter().zip(found).zip(read.without) {
+    // With the types asked for the original is one more candidate of itself: what they cost alone.
+    let itself = record.cache.map(|_| original);
+    let sides: Vec<_> = parties.iter().copied().chain(itself).collect();
+    let mut found = divergences(original, &sides, &reading, monitor)?;
+    let itself = found.split_off(parties.len()).pop().transpose()?;
+    let found = reports.into_iter().zip(&parties).zip(found);
+    for (((report, party), found), without) in found.zip(read.without) {
         report.text = Some(record.clone());
+        if let (Some(itself), Ok(_)) = (&itself, &found) {
+            let own = (original, itself);
+            report.cache = Some(CachePrice::new(request.cache, own, *party, &reading, monitor)?);
+        }
         if without {
             let note = "it has no tokenizer.json: the text's tokens are those of the original";
             report.notes.push(note.to_owned());

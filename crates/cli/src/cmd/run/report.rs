@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 use shardwright_format::check::Checked;
 use shardwright_runtime::draft::Drafted;
-use shardwright_runtime::{Mode, Stats};
+use shardwright_runtime::{CacheTypes, Mode, Stats};
 
 use crate::args::DraftSource;
 use crate::bytes;
@@ -110,6 +110,12 @@ pub(super) struct Memory {
     pub(super) planned_bytes: u64,
     pub(super) floor_bytes: u64,
     pub(super) resident_bytes: u64,
+    /// How keys and values are kept.
+    pub(super) cache: CacheTypes,
+    /// What is remembered of all positions that there is room for.
+    pub(super) state_bytes: u64,
+    /// What each further position would take.
+    pub(super) position_bytes: u64,
     pub(super) peak_bytes: Option<u64>,
 }
 
@@ -206,6 +212,14 @@ impl Report {
                 "checked  {shards} shards, {size}, in {seconds:.2} s of the threads that read"
             ));
         }
+        let CacheTypes { k, v } = memory.cache;
+        say::line(&format!(
+            "cache    keys in {}, values in {}: {} per position, {} with all else that layers remember",
+            k.name(),
+            v.name(),
+            bytes::memory(memory.position_bytes),
+            bytes::memory(memory.state_bytes),
+        ));
         let planned = bytes::memory(memory.planned_bytes);
         say::line(&format!("memory   {mode}, planned {planned}{peak}; {io}"));
     }

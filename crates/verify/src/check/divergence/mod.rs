@@ -3,6 +3,7 @@
 mod drift;
 mod floor;
 mod panel;
+mod price;
 mod score;
 mod statistics;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use crate::monitor::Monitor;
 pub use drift::LayerDrift;
 pub use floor::NoiseFloor;
 use panel::{Ended, Panel};
+pub use price::{CacheCost, CachePrice};
 use score::Score;
 pub use statistics::{Bin, Bucket, DP_FRACTIONS, Divergence};
 

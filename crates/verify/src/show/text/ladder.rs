@@ -8,6 +8,7 @@ use crate::check::divergence::Divergence;
 use crate::check::finding::folded;
 use crate::report::ladder::Ladder;
 use crate::report::{Report, Verdict};
+use crate::show::text::cache::of_ladder;
 use crate::show::text::{bytes, count, line};
 
 impl Display for Ladder {
@@ -19,6 +20,7 @@ impl Display for Ladder {
         let width = names.max().unwrap_or(0).max(9);
         self.head(f)?;
         self.rows(f, width)?;
+        of_ladder(f, self)?;
         let errors = self.errors().into_iter();
         let errors: Vec<_> = errors
             .map(|(role, row)| (role.name().to_owned(), row))

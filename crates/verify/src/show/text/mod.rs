@@ -1,5 +1,6 @@
 //! The report for a terminal. The statistics are laid out as llama.cpp's, to be read side by side.
 
+mod cache;
 mod compare;
 mod ladder;
 
@@ -29,6 +30,9 @@ impl Display for Report {
         }
         if let Some(divergence) = &self.divergence {
             writeln!(f, "\n{divergence}")?;
+        }
+        if let Some(price) = &self.cache {
+            write!(f, "\n{price}")?;
         }
         if !self.findings.is_empty() {
             writeln!(f, "\n====== Findings ======")?;
