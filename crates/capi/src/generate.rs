@@ -3,7 +3,7 @@
 use std::sync::{Mutex, TryLockError};
 
 use shardwright_format::Refusal;
-use shardwright_quant::Float;
+use shardwright_quant::CacheType;
 use shardwright_runtime::plan::{THREAD_BYTES, loading, reserved};
 use shardwright_runtime::text::{Sampler, Sampling, TextStream, Tokenizer};
 use shardwright_runtime::{CacheTypes, Options, RuntimeError};
@@ -25,7 +25,7 @@ const MOST_CONTEXT: u32 = 1 << 24;
 /// More threads than any machine that this runs on.
 const MOST_THREADS: u32 = 1024;
 /// As `shardwright run` keeps them unless told otherwise.
-const CACHE: CacheTypes = CacheTypes { k: Float::F16, v: Float::F16 };
+const CACHE: CacheTypes = CacheTypes { k: CacheType::F16, v: CacheType::F16 };
 
 /// How to run a model; all zeros for what each says of 0.
 #[repr(C)]
