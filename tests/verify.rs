@@ -423,13 +423,13 @@ fn the_type_of_a_cache_is_priced_alone_on_every_model() {
     assert_eq!(itself["candidate"], q4["original"]);
     let types = "--cache-type-k q8_0 --cache-type-v q4_0 --html page.html";
     let shown = scratch.ok(&format!("{line} {types}")).stdout;
-    let page = std::fs::read_to_string(scratch.path("page.html")).unwrap();
+    let page = fs::read_to_string(scratch.path("page.html")).unwrap();
     assert!(shown.contains("====== KV cache: keys in q8_0, values in q4_0 ======"), "{shown}");
     assert!(shown.contains("416 bytes per position, in f16 1024"), "{shown}");
     assert!(page.contains("keys in q8_0, values in q4_0: 416 bytes per position"), "{page}");
     let both = "verify out ckpt --against ckpt --text text.txt --windows 3";
     let ladder = scratch.ok(&format!("{both} {types}")).stdout;
-    let page = std::fs::read_to_string(scratch.path("page.html")).unwrap();
+    let page = fs::read_to_string(scratch.path("page.html")).unwrap();
     let section = ladder.split("====== KV cache").nth(1).unwrap();
     assert!(
         section.contains("\noriginal ")
