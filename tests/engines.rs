@@ -45,9 +45,11 @@ fn an_export_for_mlx_says_what_the_bundle_says() {
 /// The file holds every value of the bundle, and computes with its tokenizer as the bundle does.
 #[test]
 fn a_bundle_goes_to_gguf_and_holds_against_itself() {
-    for set in
-        ["--group-size 32 --zeros float", "--zeros symmetric", "--set attention.*=t3 --for gguf"]
-    {
+    for set in [
+        "--group-size 32 --zeros float",
+        "--zeros symmetric",
+        "--set attention.*=t3 --set expert.*=q5_k --for gguf",
+    ] {
         let scratch = Scratch::with("fixture-2m");
         scratch.ok(&format!("convert ckpt -o out --bits 4 {set}"));
         let told = scratch.json("export out --to gguf -o model.gguf");

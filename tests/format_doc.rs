@@ -10,7 +10,7 @@ use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::layout::TENSOR_ALIGNMENT;
 use shardwright_format::manifest::{self, Manifest};
 use shardwright_format::{ModelSpec, Role, Unit, pack};
-use shardwright_quant::{Affine, Backend, Encoding, Matrix, Trellis};
+use shardwright_quant::{Affine, Backend, Blocks, Encoding, Matrix, Trellis};
 use shardwright_testing::{each_golden, fixture, root};
 
 use crate::harness::Scratch;
@@ -345,6 +345,42 @@ fn the_worked_trellis_is_that_of_the_code() {
     }
     text.push_str("```\n");
     remade("trellis", &text);
+}
+
+/// Section 12.5 gives what the code makes of the bytes that its rule gives, and section 5.4 says how many these are.
+#[test]
+fn the_blocks_are_those_of_the_code() {
+    let stated: Vec<_> = table("\n### 5.4 Blocks")
+        .iter()
+        .map(|row| (code(&row[0]).to_owned(), [1, 2, 4].map(|cell| row[cell].clone())))
+        .collect();
+    let of = |blocks: Blocks| {
+        let form = blocks.form();
+        (blocks.name().to_owned(), [form.values, form.group, form.bytes].map(|n| n.to_string()))
+    };
+    assert_eq!(stated, Blocks::ALL.map(of));
+    let mut text = "```\n".to_owned();
+    for blocks in Blocks::ALL {
+        let form = blocks.form();
+        let byte = |k: u32| (k * k).wrapping_mul(2_654_435_761).to_be_bytes()[0];
+        let mut bytes: Vec<u8> = (1..=form.bytes as u32).map(byte).collect();
+        // 0.0625 and 0.125 as f16.
+        for (at, high) in form.halves.iter().zip([0x2c, 0x30]) {
+            bytes[*at..*at + 2].copy_from_slice(&[0, high]);
+        }
+        let mut values = vec![0.0; form.values];
+        let matrix = Matrix::new(Encoding::Ggml(blocks), 1, form.values, &bytes).unwrap();
+        matrix.dequantize(Backend::detect(), 0..1, &mut values);
+        let raw: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        writeln!(text, "{} BLAKE3 {}", blocks.name(), blake3::hash(&raw).to_hex()).unwrap();
+        for start in [0, form.values - 4] {
+            let four = values[start..start + 4].iter();
+            let four: Vec<_> = four.map(|v| format!("{:08x}", v.to_bits())).collect();
+            writeln!(text, "columns {start:3} on  {}", four.join(" ")).unwrap();
+        }
+    }
+    text.push_str("```\n");
+    remade("blocks", &text);
 }
 
 /// Section 12.3 gives what the code makes of the bytes that its rule gives.

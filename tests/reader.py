@@ -147,6 +147,14 @@ KEYS = {
     "f32": ("kind",), "f16": ("kind",), "bf16": ("kind",),
     "affine": ("kind", "bits", "group_size", "scale_dtype"),
     "trellis": ("kind", "bits", "state_bits"),
+    "ggml": ("kind", "type"),
+}  # fmt: skip
+# Columns, columns of a group, the code for zero, bits, bytes.
+BLOCKS = {
+    "q4_0": (32, 32, 8, 4, 18), "q4_1": (32, 32, None, 4, 20), "q5_0": (32, 32, 16, 5, 22),
+    "q5_1": (32, 32, None, 5, 24), "q8_0": (32, 32, 0, 8, 34), "q2_k": (256, 16, None, 2, 84),
+    "q3_k": (256, 16, 4, 3, 110), "q4_k": (256, 32, None, 4, 144), "q5_k": (256, 32, None, 5, 176),
+    "q6_k": (256, 16, 32, 6, 210),
 }  # fmt: skip
 
 
@@ -155,6 +163,11 @@ def part_sizes(encoding, rows, cols):
     kind = encoding.get("kind") if isinstance(encoding, dict) else None
     check(kind in KEYS, "unknown encoding", encoding)
     fields(encoding, KEYS[kind], "encoding")
+    if kind == "ggml":
+        check(encoding["type"] in BLOCKS, "type", encoding["type"])
+        columns, _, _, _, size = BLOCKS[encoding["type"]]
+        check(cols % columns == 0, "blocks of", columns, "do not divide", cols)
+        return rows * cols // columns * size, 0, 0
     if kind == "trellis":
         check(encoding["bits"] in (2, 3, 4), "bits", encoding["bits"])
         check(encoding["state_bits"] in (10, 12, 14, 16), "state_bits", encoding["state_bits"])
@@ -172,8 +185,14 @@ def part_sizes(encoding, rows, cols):
 
 
 def dequantize(encoding, rows, cols, data):
-    """The values of a stored matrix, row-major f32 (§5.1, §5.2)."""
+    """The values of a stored matrix, row-major f32 (§5.1, §5.2, §5.4)."""
     weight, scales, _ = part_sizes(encoding, rows, cols)
+    if encoding["kind"] == "ggml":
+        kind, values = encoding["type"], array.array("f")
+        size = BLOCKS[kind][4]
+        for at in range(0, len(data), size):
+            values.extend(block_values(kind, data[at : at + size]))
+        return values
     if encoding["kind"] == "trellis":
         scale = widen("bf16", data[weight : weight + scales])
         return rotated_back(trellis_values(encoding, rows, cols, data), scale, cols)
@@ -192,6 +211,66 @@ def dequantize(encoding, rows, cols, data):
         table, mask = tables[pair], (1 << bits) - 1
         values.extend([table[stream >> (c * bits) & mask] for c in range(group)])
     return values
+
+
+def block_values(kind, block):
+    """The values of a block (§5.4)."""
+    columns, group, zero, _, _ = BLOCKS[kind]
+    taken = 0
+
+    def part(length):
+        nonlocal taken
+        taken += length
+        return block[taken - length : taken]
+
+    def half():
+        return struct.unpack("<e", part(2))[0]
+
+    f, m, down = [1] * 16, [1] * 16, 0.0
+    if columns == 32:
+        d = half()
+        down = -half() if zero is None else 0.0
+        high = int.from_bytes(part(4), "little") if kind[1] == "5" else 0
+        if kind == "q8_0":
+            codes = struct.unpack("<32b", part(32))
+        else:
+            low = part(16)
+            codes = [low[i % 16] >> 4 * (i // 16) & 15 | (high >> i & 1) << 4 for i in range(32)]
+    elif kind == "q2_k":
+        both, codes = part(16), pairs(part(64))
+        f, m = [byte & 15 for byte in both], [byte >> 4 for byte in both]
+        d, down = half(), half()
+    elif kind == "q3_k":
+        thirds, low, sixes = part(32), pairs(part(64)), part(12)
+        codes = [low[i] | (thirds[i % 32] >> i // 32 & 1) << 2 for i in range(256)]
+        f = [
+            (sixes[g % 8] >> 4 * (g // 8) & 15 | (sixes[8 + g % 4] >> 2 * (g // 4) & 3) << 4) - 32
+            for g in range(16)
+        ]
+        d = half()
+    elif kind == "q6_k":
+        low, high = part(128), pairs(part(64))
+        codes = [low[i // 128 * 64 + i % 64] >> 4 * (i // 64 % 2) & 15 | high[i] << 4 for i in range(256)]
+        f = struct.unpack("<16b", part(16))
+        d = half()
+    else:
+        d, down, six = half(), half(), part(12)
+        f = [six[g] & 63 if g < 4 else six[g + 4] & 15 | six[g - 4] >> 6 << 4 for g in range(8)]
+        m = [six[g + 4] & 63 if g < 4 else six[g + 4] >> 4 | six[g] >> 6 << 4 for g in range(8)]
+        highs = part(32) if kind == "q5_k" else bytes(32)
+        fours = part(128)
+        codes = [
+            fours[i // 64 * 32 + i % 32] >> 4 * (i // 32 % 2) & 15 | (highs[i % 32] >> i // 32 & 1) << 4
+            for i in range(256)
+        ]
+    if zero is not None:
+        return [f32(d * f[i // group] * (codes[i] - zero)) for i in range(columns)]
+    return [add_to_f32(d * f[i // group] * codes[i], -(down * m[i // group])) for i in range(columns)]
+
+
+def pairs(part):
+    """Two bits of each of 256 codes."""
+    return [part[i // 128 * 32 + i % 32] >> 2 * (i // 32 % 4) & 3 for i in range(256)]
 
 
 TILE_ROWS = 256
@@ -741,7 +820,24 @@ def print_vectors():
     return 0
 
 
+def print_blocks():
+    """The text of §12.5, from bytes that are given by a rule."""
+    halves = {"q4_1": (0, 2), "q5_1": (0, 2), "q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}
+    for kind, (columns, _, _, _, size) in BLOCKS.items():
+        block = bytearray(((k + 1) ** 2 * 2654435761 >> 24) & 0xFF for k in range(size))
+        for at, scale in zip(halves.get(kind, (0,)), (0.0625, 0.125)):
+            block[at : at + 2] = struct.pack("<e", scale)
+        raw = narrow("f32", dequantize({"kind": "ggml", "type": kind}, 1, columns, bytes(block)))
+        print(kind, "BLAKE3", blake3(raw))
+        for start in (0, columns - 4):
+            four = struct.unpack_from("<4I", raw, start * 4)
+            print(f"columns {start:3} on ", *(f"{value:08x}" for value in four))
+    return 0
+
+
 def main(arguments):
+    if arguments == ["--blocks"]:
+        return print_blocks()
     if arguments == ["--vectors"]:
         return print_vectors()
     if len(arguments) not in (1, 3) or (len(arguments) == 3 and arguments[1] != "--equals"):

@@ -43,6 +43,7 @@ fn an_independent_reader_agrees_on_every_encoding() {
         ("qwen2_moe", "--align 4KiB --bits 6 --group-size 32"),
         ("olmoe", "--align 4KiB --bits 4 --group-size 32 --set router=f32"),
         ("qwen3_5_moe", "--align 4KiB --recipe q4 --set vision=keep --set mtp=q3g32"),
+        ("qwen3", "--align 4KiB --bits 4 --set mlp.*=q5_1 --set attention.*=q4_k"),
         (
             "qwen3_moe-fused-t",
             "--align 64KiB --bits 4 --group-size 32 --set attention.q_proj=q3g64 \
@@ -109,6 +110,20 @@ fn an_independent_reader_refuses_damage() {
     refuses(&scratch, &["made.bundle"], "dense-000.bin has hash");
     scratch.edit_bytes("made.bundle/manifest.json", |bytes| bytes[200] ^= 1);
     refuses(&scratch, &["made.bundle"], "manifest.json has hash");
+}
+
+/// The document's blocks, decoded by the document's own words.
+#[test]
+#[ignore = "needs python3"]
+fn an_independent_reader_agrees_on_the_blocks() {
+    let scratch = Scratch::new();
+    let ran = reader(&scratch.path(""), &["--blocks"]);
+    let text = fs::read_to_string(root().join("docs/FORMAT.md")).unwrap();
+    let blocks = text
+        .split("<!-- blocks: remade by tests/format_doc.rs -->\n```\n")
+        .nth(1);
+    let blocks = blocks.unwrap().split("```").next().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), blocks);
 }
 
 /// The document's larger trellis codes, decoded by the document's own words.

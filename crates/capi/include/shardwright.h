@@ -87,6 +87,8 @@ typedef enum {
   SW_ENCODING_AFFINE = 3,
   // Codes of a trellis with computed values.
   SW_ENCODING_TRELLIS = 4,
+  // Blocks of codes and scales as GGUF files have them; the label says which.
+  SW_ENCODING_GGML = 5,
 } sw_encoding;
 
 // Why a text ended.
@@ -135,7 +137,7 @@ typedef struct {
   sw_encoding encoding;
   // Bits of a code; 0 for floats.
   uint32_t bits;
-  // Columns of a group; 0 unless affine.
+  // Columns of a group; 0 unless affine or in blocks.
   uint32_t group_size;
   // Bits of a state; 0 unless trellis.
   uint32_t state_bits;

@@ -68,6 +68,8 @@ pub enum EncodingKind {
     Affine = 3,
     /// Codes of a trellis with computed values.
     Trellis = 4,
+    /// Blocks of codes and scales as GGUF files have them; the label says which.
+    Ggml = 5,
 }
 
 /// A tensor: a matrix of `rows` outputs by `cols` inputs; a vector is one row.
@@ -96,7 +98,7 @@ pub struct Tensor {
     pub encoding: EncodingKind,
     /// Bits of a code; 0 for floats.
     pub bits: u32,
-    /// Columns of a group; 0 unless affine.
+    /// Columns of a group; 0 unless affine or in blocks.
     pub group_size: u32,
     /// Bits of a state; 0 unless trellis.
     pub state_bits: u32,
@@ -317,12 +319,14 @@ impl Listed {
         let (bits, group_size, state_bits) = match encoding {
             Encoding::Affine(a) => (a.bits(), a.group_size() as u32, 0),
             Encoding::Trellis(t) => (t.bits(), 0, t.state_bits()),
+            Encoding::Ggml(blocks) => (blocks.form().bits, blocks.form().group as u32, 0),
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 => (0, 0, 0),
         };
         let scale_type = match encoding {
             Encoding::Affine(a) => Encoding::from(a.scale_dtype()),
             // The scale of a row: docs/FORMAT.md, "Trellis".
             Encoding::Trellis(_) => Encoding::Bf16,
+            Encoding::Ggml(_) => Encoding::F16,
             float => float,
         };
         Tensor {
@@ -362,6 +366,7 @@ impl From<Encoding> for EncodingKind {
         match encoding {
             Encoding::Affine(_) => Self::Affine,
             Encoding::Trellis(_) => Self::Trellis,
+            Encoding::Ggml(_) => Self::Ggml,
             Encoding::F32 => Self::F32,
             Encoding::F16 => Self::F16,
             Encoding::Bf16 => Self::Bf16,

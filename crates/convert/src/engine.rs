@@ -3,13 +3,13 @@
 use serde_json::Value;
 use shardwright_format::arch::Arch;
 use shardwright_format::{Role, gguf};
-use shardwright_quant::{Float, Zeros};
+use shardwright_quant::{Blocks, Float, Zeros};
 
 use crate::error::{ConvertError, Result};
 use crate::export::{Family, PACKED_GROUP, PACKED_ZEROS, check_packed_type};
 use crate::recipe::{EncodingSpec, Fallback, Match, Recipe, Roles, Rule};
 
-/// Groups of the affine codes that stand in for those of a trellis.
+/// Groups of the affine codes that stand in for others.
 const GROUP: u16 = 64;
 
 /// An engine for which a bundle is made.
@@ -93,6 +93,7 @@ impl Limits {
             EncodingSpec::Affine { bits, group_size, .. } if self.engine == Engine::FlashMoe => {
                 (bits, group_size) == (4, PACKED_GROUP)
             }
+            EncodingSpec::Ggml(_) => self.engine == Engine::Gguf,
             EncodingSpec::Affine { .. } => !self.floats.contains(&role),
             EncodingSpec::Keep | EncodingSpec::LeaveOut | EncodingSpec::Float(_) => true,
         }
@@ -105,15 +106,39 @@ impl Limits {
             .map_or(&[], Vec::as_slice)
     }
 
+    /// What stands for codes that the engine lacks: others of as many bits.
+    fn held(&self, encoding: EncodingSpec) -> EncodingSpec {
+        let affine = |bits| EncodingSpec::Affine { bits, group_size: GROUP, scale_dtype: None };
+        match (self.engine, encoding) {
+            (Engine::Gguf, EncodingSpec::Trellis(trellis)) => {
+                EncodingSpec::Ggml(match trellis.bits() {
+                    2 => Blocks::Q2K,
+                    3 => Blocks::Q3K,
+                    _ => Blocks::Q4K,
+                })
+            }
+            (_, EncodingSpec::Trellis(trellis)) => affine(trellis.bits()),
+            (
+                Engine::Mlx | Engine::CompressedTensors | Engine::FlashMoe,
+                EncodingSpec::Ggml(blocks),
+            ) => {
+                // There are no affine codes of 5 bits.
+                let bits = blocks.form().bits;
+                affine(if bits == 5 { 6 } else { bits })
+            }
+            (_, other) => other,
+        }
+    }
+
     /// The recipe with nothing that the engine does not hold, and a line for each thing that was changed.
     pub fn restrict(&self, mut recipe: Recipe) -> (Recipe, Vec<String>) {
         let mut changed = Vec::new();
         for rule in &mut recipe.rules {
             let before = rule.encoding;
-            rule.encoding = without_trellis(before);
+            rule.encoding = self.held(before);
             for fallback in &mut rule.fallback {
                 if let Fallback::Encoding(encoding) = fallback {
-                    *encoding = without_trellis(*encoding);
+                    *encoding = self.held(*encoding);
                 }
             }
             if rule.encoding != before {
@@ -147,16 +172,6 @@ impl Limits {
         changed.sort();
         changed.dedup();
         (recipe, changed)
-    }
-}
-
-/// Affine codes of as many bits.
-fn without_trellis(encoding: EncodingSpec) -> EncodingSpec {
-    match encoding {
-        EncodingSpec::Trellis(trellis) => {
-            EncodingSpec::Affine { bits: trellis.bits(), group_size: GROUP, scale_dtype: None }
-        }
-        other => other,
     }
 }
 
@@ -235,8 +250,11 @@ fn as_packed(mut recipe: Recipe) -> (Recipe, Vec<String>) {
     };
     let expert = deciding(Role::ExpertGateProj);
     let other = deciding(Role::EmbedTokens);
-    let two = |rule: &Rule| {
-        matches!(without_trellis(rule.encoding), EncodingSpec::Affine { bits: 2, .. })
+    let two = |rule: &Rule| match rule.encoding {
+        EncodingSpec::Affine { bits, .. } => bits == 2,
+        EncodingSpec::Trellis(trellis) => trellis.bits() == 2,
+        EncodingSpec::Ggml(blocks) => blocks.form().bits == 2,
+        _ => false,
     };
     let bits = if expert.as_ref().is_some_and(two) { 2 } else { 4 };
     let rule = |role: Option<&str>, bits: u8, like: Option<Rule>| {

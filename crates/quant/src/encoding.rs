@@ -5,6 +5,8 @@ use std::ops::Range;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
+use crate::blocks::Blocks;
+
 /// A 16- or 32-bit floating-point type as it lies on disk, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -301,6 +303,8 @@ pub enum Encoding {
     Affine(Affine),
     /// Codes, then a scale per row: see [`Trellis`].
     Trellis(Trellis),
+    /// Codes and scales block by block: see [`Blocks`].
+    Ggml(Blocks),
 }
 
 /// Reads the rest of a tagged variant that has no fields; serde alone would read over any.
@@ -349,7 +353,7 @@ impl Encoding {
             Self::F32 => Some(Float::F32),
             Self::F16 => Some(Float::F16),
             Self::Bf16 => Some(Float::Bf16),
-            Self::Affine(_) | Self::Trellis(_) => None,
+            Self::Affine(_) | Self::Trellis(_) | Self::Ggml(_) => None,
         }
     }
 
@@ -380,6 +384,15 @@ impl Encoding {
                 let weight = weights.ok_or_else(overflow)? / 8;
                 let weight = weight.checked_mul(u64::from(t.bits)).ok_or_else(overflow)?;
                 Ok(Parts { weight, scales: rows * 2, biases: 0 })
+            }
+            Self::Ggml(blocks) => {
+                let form = blocks.form();
+                if !cols.is_multiple_of(form.values as u64) {
+                    let group_size = form.values as u16;
+                    return Err(EncodingError::Columns { group_size, cols });
+                }
+                let weight = weights / form.values as u64 * form.bytes as u64;
+                Ok(Parts { weight, scales: 0, biases: 0 })
             }
             Self::F32 => Ok(Parts { weight: weights * 4, scales: 0, biases: 0 }),
             Self::F16 | Self::Bf16 => Ok(Parts { weight: weights * 2, scales: 0, biases: 0 }),
@@ -432,6 +445,10 @@ impl Encoding {
             Self::F16 | Self::Bf16 => 16.0,
             Self::Affine(a) => f64::from(a.bits) + 32.0 / f64::from(a.group_size),
             Self::Trellis(t) => f64::from(t.bits),
+            Self::Ggml(blocks) => {
+                let form = blocks.form();
+                8.0 * form.bytes as f64 / form.values as f64
+            }
         }
     }
 
@@ -443,6 +460,7 @@ impl Encoding {
             Self::Bf16 => "bf16".to_owned(),
             Self::Affine(a) => format!("q{} g{} {}", a.bits, a.group_size, a.scale_dtype.name()),
             Self::Trellis(t) => format!("t{} s{}", t.bits, t.state_bits),
+            Self::Ggml(blocks) => blocks.name().to_owned(),
         }
     }
 }

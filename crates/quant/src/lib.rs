@@ -6,6 +6,7 @@
 
 mod activations;
 mod attention;
+mod blocks;
 mod dot;
 pub mod encoding;
 mod error;
@@ -27,6 +28,7 @@ mod trellis;
 
 pub use activations::Activations;
 pub use attention::{Attention, attend};
+pub use blocks::{Blocks, Form};
 pub use dot::{axpy, dot};
 pub use encoding::{Affine, Encoding, EncodingError, Float, Parts, Trellis, Zeros};
 pub use error::QuantError;

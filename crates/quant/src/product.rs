@@ -7,16 +7,17 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::activations::Activations;
+use crate::blocks::Blocks;
 use crate::encoding::{Affine, Encoding};
 use crate::float::{Bf16, F16, F32, Stored, padded};
 use crate::kernel::{Kernel, LANES, Lines, Outputs, Simd, Sums, TILE_W, TILE_X};
 use crate::matrix::Matrix;
-use crate::rows::{decode_row, sixteen_at};
+use crate::rows::{BLOCK_LINES, decode_block, decode_row, sixteen_at};
 use crate::trellis;
 
 /// `out[t][i]` is the product of row `rows.start + i` of the matrix with row `t` of the activations.
 ///
-/// For plain floats and affine codes it is [`dot`](fn@crate::dot) of the row's values, as
+/// For plain floats, affine codes and blocks it is [`dot`](fn@crate::dot) of the row's values, as
 /// [`Matrix::dequantize`] gives them, with the activations. For trellis codes both are taken in the
 /// rotated basis: the columns of a block of the rotation are added in order, each product fused, then
 /// the blocks in order, and the sum is multiplied by the row's scale.
@@ -203,6 +204,7 @@ fn one_row<S: Simd>(
             6 => affine::<S, 6, 24>(s, m, a, x, rows, out),
             _ => affine::<S, 8, 32>(s, m, a, x, rows, out),
         },
+        Encoding::Ggml(kind) => blocks(s, m, kind, x, rows, out),
         Encoding::Trellis(_) => {}
     }
 }
@@ -241,6 +243,30 @@ fn affine<S: Simd, const BITS: usize, const BLOCK: usize>(
     }
     for (row, out) in (after..).zip(rest) {
         *out = s.sum(affine_rows::<S, 1, BITS, BLOCK>(s, m, a, x, row)[0]);
+    }
+}
+
+/// Decodes a block at a time and multiplies it.
+#[inline(always)]
+fn blocks<S: Simd>(
+    s: S,
+    m: &Matrix<'_>,
+    kind: Blocks,
+    x: &[f32],
+    rows: Range<usize>,
+    out: &mut [f32],
+) {
+    let mut values = [[0.0; LANES]; BLOCK_LINES];
+    let x = x.as_chunks::<LANES>().0.chunks(kind.form().values / LANES);
+    for (row, out) in rows.zip(out) {
+        let mut acc = s.splat(0.0);
+        for (at, x) in x.clone().enumerate() {
+            let count = decode_block(m, kind, (row, at), &mut values);
+            for (w, x) in values[..count].iter().zip(x) {
+                acc = s.mul_add(s.load(w), s.load(x), acc);
+            }
+        }
+        *out = s.sum(acc);
     }
 }
 

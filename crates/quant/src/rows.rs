@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use crate::blocks::Blocks;
 use crate::encoding::{Affine, Encoding, Float};
 use crate::float::{Bf16, F16, F32, Stored, Widen, padded};
+use crate::ggml::Ggml;
 use crate::kernel::{Backend, Kernel, LANES, Line, Simd};
 use crate::matrix::Matrix;
 use crate::trellis;
@@ -39,6 +41,11 @@ impl Kernel for Dequantize<'_> {
                 }
             }
             Encoding::Trellis(t) => trellis::dequantize(s, m, t, rows, self.out),
+            Encoding::Ggml(blocks) => {
+                let row = m.weight().len() / m.rows();
+                let bytes = &m.weight()[rows.start * row..rows.end * row];
+                Ggml::from(blocks).decode(bytes, self.out);
+            }
             Encoding::F32 => widen(s, Float::F32, m, rows, self.out),
             Encoding::F16 => widen(s, Float::F16, m, rows, self.out),
             Encoding::Bf16 => widen(s, Float::Bf16, m, rows, self.out),
@@ -71,7 +78,41 @@ pub fn decode_row<'a, S: Simd>(
             6 => affine_row::<S, 6, 24>(s, m, a, row, lines),
             _ => affine_row::<S, 8, 32>(s, m, a, row, lines),
         },
+        Encoding::Ggml(blocks) => blocks_row(m, blocks, row, lines),
         Encoding::Trellis(_) => {}
+    }
+}
+
+/// Lines of the largest block.
+pub const BLOCK_LINES: usize = 256 / LANES;
+
+/// Decodes block `at` of a row; gives how many lines it has.
+#[inline(always)]
+pub fn decode_block(
+    m: &Matrix<'_>,
+    blocks: Blocks,
+    (row, at): (usize, usize),
+    out: &mut [Line; BLOCK_LINES],
+) -> usize {
+    let form = blocks.form();
+    let block = &m.row(m.weight(), row)[at * form.bytes..][..form.bytes];
+    Ggml::from(blocks).decode(block, &mut out.as_flattened_mut()[..form.values]);
+    form.values / LANES
+}
+
+#[inline(always)]
+fn blocks_row<'a>(
+    m: &Matrix<'_>,
+    blocks: Blocks,
+    row: usize,
+    mut lines: impl Iterator<Item = &'a mut Line>,
+) {
+    let mut values = [[0.0; LANES]; BLOCK_LINES];
+    for at in 0..m.cols() / blocks.form().values {
+        let count = decode_block(m, blocks, (row, at), &mut values);
+        for (value, line) in values[..count].iter().zip(&mut lines) {
+            *line = *value;
+        }
     }
 }
 

@@ -76,7 +76,7 @@ pub enum EngineArg {
     Mlx,
     /// vLLM and transformers: affine codes about a code for zero, and floats where they have no linear layer
     CompressedTensors,
-    /// llama.cpp: affine codes in blocks of 32, 4 bits of any kind and 8 bits about zero
+    /// llama.cpp: its own blocks (`q4_k` and others), or affine codes that its blocks of 4 and 8 bits hold
     Gguf,
     /// flash-moe: every matrix at 4 bits in groups of 64, routed experts at 2 where the recipe has them so
     FlashMoe,
@@ -186,7 +186,8 @@ pub struct RecipeArgs {
     /// Type of scales and biases, in place of what the recipe says
     #[arg(long, value_enum)]
     pub scale_dtype: Option<ScaleArg>,
-    /// Store a role otherwise: `router=f16`, `expert.*=q2`, `lm_head=q8g32`; may be repeated
+    /// Store a role otherwise: `router=f16`, `expert.*=q2`, `lm_head=q8g32`, `mlp.*=q4_k`; may be
+    /// repeated
     #[arg(long, value_name = "ROLE=ENCODING")]
     pub set: Vec<String>,
 }

@@ -14,7 +14,7 @@ use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, Unit};
-use shardwright_quant::{Float, Zeros};
+use shardwright_quant::{Blocks, Float, Zeros};
 
 use crate::engine::{Engine, Limits};
 use crate::error::{ConvertError, Result};
@@ -38,7 +38,7 @@ pub enum SizeTarget {
 pub enum Palette {
     /// Affine codes alone: what MLX kernels run on.
     Affine,
-    /// Affine codes that take no more room in a GGUF file than in a bundle.
+    /// Blocks as GGUF files have them.
     Gguf,
     /// Trellis codes with states of this many bits, and affine codes above 4 bits.
     All {
@@ -55,9 +55,6 @@ const AFFINE: [&str; 11] = [
 /// Those of them that trellis codes do not replace.
 const ABOVE_TRELLIS: [&str; 2] = ["q6g64", "q8g64"];
 
-/// Those of which a bundle's groups are as large as the blocks of a file.
-const GGUF: [&str; 2] = ["q4g32", "q8g64"];
-
 impl Palette {
     /// What a bundle for an engine is made of.
     pub const fn of(engine: Engine) -> Self {
@@ -71,7 +68,7 @@ impl Palette {
     fn specs(self) -> Result<Vec<EncodingSpec>> {
         let names: Vec<String> = match self {
             Self::Affine => AFFINE.map(str::to_owned).to_vec(),
-            Self::Gguf => GGUF.map(str::to_owned).to_vec(),
+            Self::Gguf => Blocks::ALL.map(|blocks| blocks.name().to_owned()).to_vec(),
             Self::All { state_bits } => {
                 let trellis = (2..=4).map(|bits| format!("t{bits}s{state_bits}"));
                 trellis.chain(ABOVE_TRELLIS.map(str::to_owned)).collect()

@@ -115,7 +115,7 @@ impl Form<'_> {
         let label = entry.encoding.label();
         let affine = match entry.encoding {
             Encoding::Affine(affine) => affine,
-            Encoding::Trellis(_) => {
+            Encoding::Trellis(_) | Encoding::Ggml(_) => {
                 let detail = mismatch("floats or affine codes", label);
                 return Err(self.refused((unit, entry), detail, Remedy::AffineCodes));
             }

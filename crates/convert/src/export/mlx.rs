@@ -137,7 +137,9 @@ impl Form<'_> {
             Encoding::Affine(_) if floats_only => {
                 Err("expected floats, as mlx-lm has no codes there")
             }
-            Encoding::Trellis(_) => Err("expected floats or affine codes, which MLX has"),
+            Encoding::Trellis(_) | Encoding::Ggml(_) => {
+                Err("expected floats or affine codes, which MLX has")
+            }
             _ => Ok(()),
         }
     }

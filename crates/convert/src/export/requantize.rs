@@ -74,17 +74,23 @@ impl Tally {
     }
 }
 
-/// What stands for an encoding that a form cannot hold: for a trellis affine codes of as many bits, for
+/// What stands for an encoding that a form cannot hold: for a trellis and blocks affine codes of as many bits, for
 /// all else, and where no group divides the columns, floats of 32 bits, which lose nothing.
 pub(super) fn stand_in(entry: &TensorEntry, floats_only: bool) -> Encoding {
-    let Encoding::Trellis(trellis) = entry.encoding else { return Encoding::F32 };
+    let bits = match entry.encoding {
+        Encoding::Trellis(trellis) => trellis.bits(),
+        // Affine codes have no 5 bits.
+        Encoding::Ggml(blocks) if blocks.form().bits == 5 => 6,
+        Encoding::Ggml(blocks) => blocks.form().bits,
+        _ => return Encoding::F32,
+    };
     let scale = match entry.source.dtype {
         Float::Bf16 => Float::Bf16,
         Float::F16 | Float::F32 => Float::F16,
     };
     let divides = |group: &u16| !floats_only && entry.cols.is_multiple_of(u64::from(*group));
     let group = GROUPS.into_iter().find(divides);
-    let affine = group.and_then(|group| Affine::new(trellis.bits(), group, scale).ok());
+    let affine = group.and_then(|group| Affine::new(bits, group, scale).ok());
     affine.map_or(Encoding::F32, Encoding::Affine)
 }
 

@@ -189,7 +189,9 @@ impl<'a> Resolver<'a> {
         };
         let encoding = match encoding.parts(tensor.rows, tensor.cols) {
             Err(EncodingError::Columns { group_size, cols }) => {
-                let reason = format!("group size {group_size} does not divide {cols} columns");
+                let what =
+                    if matches!(encoding, Encoding::Ggml(_)) { "block" } else { "group size" };
+                let reason = format!("{what} {group_size} does not divide {cols} columns");
                 self.fall_back(at, reason, tensor, count)?
             }
             Err(EncodingError::Rotation(cols)) => {
@@ -282,6 +284,10 @@ impl<'a> Resolver<'a> {
     ) -> Result<Encoding> {
         let view = &tensor.source;
         let rule = &self.recipe.rules[at];
+        let smaller = match rule.encoding {
+            EncodingSpec::Ggml(blocks) => blocks.smaller().map(Encoding::Ggml),
+            _ => None,
+        };
         let encodings = rule.fallback.iter().map(|fallback| {
             let wanted = match *fallback {
                 Fallback::Group(group) => rule.encoding.with_group(group),
@@ -291,7 +297,12 @@ impl<'a> Resolver<'a> {
         });
         let fits = |e: &Encoding| e.parts(tensor.rows, tensor.cols).is_ok();
         let kept = tensor.role.is_extra().then(|| view.dtype.into());
-        let Some(encoding) = encodings.flatten().find(fits).or(kept) else {
+        let Some(encoding) = smaller
+            .into_iter()
+            .chain(encodings.flatten())
+            .find(fits)
+            .or(kept)
+        else {
             let why =
                 if rule.fallback.is_empty() { "names no fallback" } else { "names none that does" };
             return Err(self.refuse(format!(
@@ -346,9 +357,10 @@ impl<'a> Resolver<'a> {
         match rule.encoding {
             EncodingSpec::Keep => format!("rule {label} keeps it"),
             EncodingSpec::Float(_) => format!("rule {label} asks for {}", float.name()),
-            EncodingSpec::LeaveOut | EncodingSpec::Affine { .. } | EncodingSpec::Trellis(_) => {
-                format!("fallback of rule {label}")
-            }
+            EncodingSpec::LeaveOut
+            | EncodingSpec::Affine { .. }
+            | EncodingSpec::Trellis(_)
+            | EncodingSpec::Ggml(_) => format!("fallback of rule {label}"),
         }
     }
 
@@ -384,6 +396,7 @@ fn own_codes(wanted: EncodingSpec, zeros: Zeros, tensor: &TensorEntry) -> Option
         (EncodingSpec::Affine { bits, .. }, Encoding::Affine(affine)) => {
             (bits == affine.bits()).then_some(own)
         }
+        (EncodingSpec::Ggml(wanted), Encoding::Ggml(blocks)) => (wanted == blocks).then_some(own),
         (EncodingSpec::Trellis(wanted), Encoding::Trellis(trellis)) => {
             (wanted.bits() == trellis.bits()).then_some(own)
         }

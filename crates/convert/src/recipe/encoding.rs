@@ -8,7 +8,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::ser::{SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};
 use shardwright_format::{Refusal, mismatch};
-use shardwright_quant::{Affine, Encoding, Float, Trellis};
+use shardwright_quant::{Affine, Blocks, Encoding, Float, Trellis};
 
 /// Group size where text names none.
 const DEFAULT_GROUP_SIZE: u16 = 64;
@@ -19,7 +19,7 @@ const LEAVE_OUT: &str = "leave_out";
 
 /// How a recipe wants a tensor stored.
 ///
-/// In text `keep`, `leave_out`, `f16`, `bf16`, `f32`, `q4`, `q4g32`, `q4g32:bf16`, `t3`, `t3s16`; in recipes also
+/// In text `keep`, `leave_out`, `f16`, `bf16`, `f32`, `q4`, `q4g32`, `q4g32:bf16`, `t3`, `t3s16`, `q4_k`; in recipes also
 /// `{"bits": 4, "group_size": 32, "scale_dtype": "bf16"}` for affine codes and
 /// `{"bits": 3, "state_bits": 16}` for those of a trellis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub enum EncodingSpec {
     },
     /// In trellis codes.
     Trellis(Trellis),
+    /// In blocks, as GGUF files have them.
+    Ggml(Blocks),
 }
 
 impl EncodingSpec {
@@ -52,7 +54,7 @@ impl EncodingSpec {
 
     /// Whether it is codes of some kind, which only matrices are stored in.
     pub const fn is_codes(self) -> bool {
-        matches!(self, Self::Affine { .. } | Self::Trellis(_))
+        matches!(self, Self::Affine { .. } | Self::Trellis(_) | Self::Ggml(_))
     }
 
     /// Affine codes; without a type of scales that of the recipe, or of the source.
@@ -81,6 +83,7 @@ impl EncodingSpec {
                 Affine::new(bits, group_size, dtype).map_or(source.into(), Encoding::Affine)
             }
             Self::Trellis(trellis) => Encoding::Trellis(trellis),
+            Self::Ggml(blocks) => Encoding::Ggml(blocks),
         })
     }
 
@@ -108,6 +111,7 @@ impl fmt::Display for EncodingSpec {
                 write!(f, "q{bits}g{group_size}:{}", dtype.name())
             }
             Self::Trellis(trellis) => write!(f, "t{}s{}", trellis.bits(), trellis.state_bits()),
+            Self::Ggml(blocks) => f.write_str(blocks.name()),
         }
     }
 }
@@ -125,8 +129,11 @@ impl FromStr for EncodingSpec {
         if let Some(float) = float(text) {
             return Ok(Self::Float(float));
         }
+        if let Some(blocks) = Blocks::from_name(text) {
+            return Ok(Self::Ggml(blocks));
+        }
         let wrong = || {
-            mismatch("keep, f16, bf16, f32 or like q4g64 or t3s12 (leave_out for what is not the text model)", format_args!("`{text}`")).at("encoding")
+            mismatch("keep, f16, bf16, f32 or like q4g64, t3s12 or q4_k (leave_out for what is not the text model)", format_args!("`{text}`")).at("encoding")
         };
         let number = |text: &str| text.parse().map_err(|_| wrong());
         let byte = |text: &str| text.parse().map_err(|_| wrong());
@@ -190,7 +197,9 @@ impl RawCodes {
 impl Serialize for EncodingSpec {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::Keep | Self::LeaveOut | Self::Float(_) => serializer.collect_str(self),
+            Self::Keep | Self::LeaveOut | Self::Float(_) | Self::Ggml(_) => {
+                serializer.collect_str(self)
+            }
             Self::Affine { bits, group_size, scale_dtype } => {
                 let fields = 2 + usize::from(scale_dtype.is_some());
                 let mut map = serializer.serialize_struct("Affine", fields)?;
@@ -215,8 +224,8 @@ impl<'de> Deserialize<'de> for EncodingSpec {
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(
-                    "an encoding: keep, leave_out, f16, bf16, f32, q4g64, t3s12, or its bits and \
-                     group_size or state_bits",
+                    "an encoding: keep, leave_out, f16, bf16, f32, q4g64, t3s12, q4_k, or its bits \
+                     and group_size or state_bits",
                 )
             }
 
@@ -234,7 +243,7 @@ impl<'de> Deserialize<'de> for EncodingSpec {
 }
 
 /// What to try when codes cannot hold a matrix, as the group size does not divide its columns, or
-/// they are not a multiple of 16 and cannot be rotated for a trellis.
+/// they are not a multiple of 16 and cannot be rotated for a trellis. Blocks of 256 become blocks of 32 first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallback {
     /// Affine codes of the same bits and scales in groups of this many columns. Nothing to a trellis.

@@ -321,8 +321,8 @@ mod tests {
             ),
             (
                 r#"{"name":"x","rules":[{"encoding":"int4"}]}"#,
-                "encoding: expected keep, f16, bf16, f32 or like q4g64 or t3s12 (leave_out for \
-                 what is not the text model), found `int4`",
+                "encoding: expected keep, f16, bf16, f32 or like q4g64, t3s12 or q4_k (leave_out \
+                 for what is not the text model), found `int4`",
             ),
             (r#"{"name":"x","rules":[{"encoding":{"bits":4}}]}"#, "missing field `group_size`"),
             (
@@ -331,8 +331,8 @@ mod tests {
             ),
             (
                 r#"{"name":"x","rules":[{"encoding":"t3s"}]}"#,
-                "encoding: expected keep, f16, bf16, f32 or like q4g64 or t3s12 (leave_out for \
-                 what is not the text model), found `t3s`",
+                "encoding: expected keep, f16, bf16, f32 or like q4g64, t3s12 or q4_k (leave_out \
+                 for what is not the text model), found `t3s`",
             ),
             (
                 r#"{"name":"x","rules":[{"encoding":{"bits":3,"state_bits":11}}]}"#,

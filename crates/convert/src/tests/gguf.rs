@@ -10,7 +10,7 @@ use shardwright_format::io::{AlignedBuf, ReadFile};
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, Unit};
-use shardwright_quant::{Backend, Matrix, Zeros};
+use shardwright_quant::{Backend, Encoding, Matrix, Zeros};
 
 use super::{Case, SMALL_EXPORT, fixture};
 use crate::engine::{Engine, Limits};
@@ -211,7 +211,7 @@ fn a_bundle_for_llama_cpp_goes_into_a_file_exactly() {
         for expected in [
             "3 bits in blocks of 4, as it has no smaller ones",
             "more than 4 bits with symmetric zeros, as it has no others",
-            "q3g64 in place of t3s10, which it has not",
+            "q3_k in place of t3s10, which it has not",
             "scales in f16, as it has no others",
         ] {
             assert!(changed.iter().any(|line| line == expected), "{changed:?}");
@@ -231,6 +231,34 @@ fn a_bundle_for_llama_cpp_goes_into_a_file_exactly() {
                 assert_same(&model, &exported(&model, dir.path()));
             }
         }
+    }
+}
+
+/// A bundle's blocks are the file's: permuted, stacked, and of 32 columns where 256 do not divide a row.
+#[test]
+fn blocks_of_a_bundle_are_those_of_the_file() {
+    for (name, encoding) in [
+        ("golden/llama3", "q4_k"),
+        ("golden/mixtral", "q3_k"),
+        ("golden/llama-bias", "q5_k"),
+        ("golden/granitemoe", "q8_0"),
+        ("fixture-2m", "q6_k"),
+        ("fixture-2m", "q2_k"),
+    ] {
+        let recipe = Recipe::uniform(encoding.parse().unwrap(), is_sparse(name));
+        let case = Case::new(&fixture(name), &recipe, PlanOptions::default()).unwrap();
+        let fallbacks = &case.plan.fallbacks;
+        let smaller = fallbacks
+            .iter()
+            .find(|used| used.reason.starts_with("block 256 does not"));
+        assert_eq!(smaller.is_some(), encoding.ends_with('k'), "{name} {fallbacks:?}");
+        let dir = tempfile::tempdir().unwrap();
+        case.convert(&dir.path().join("b"), 2).unwrap();
+        let model = Weights::open(&dir.path().join("b")).unwrap();
+        let layout = model.layout(Unit::Layer(0)).unwrap();
+        let block = |entry: &TensorEntry| matches!(entry.encoding, Encoding::Ggml(_));
+        assert!(layout.tensors.iter().any(block), "{name}");
+        assert_same(&model, &exported(&model, dir.path()));
     }
 }
 

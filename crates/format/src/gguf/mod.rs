@@ -150,6 +150,13 @@ fn file_type(tensors: &[Info<'_>]) -> u32 {
         Some((Ggml::Q4_0, _)) => 2,
         Some((Ggml::Q4_1, _)) => 3,
         Some((Ggml::Q8_0, _)) => 7,
+        Some((Ggml::Q5_0, _)) => 8,
+        Some((Ggml::Q5_1, _)) => 9,
+        Some((Ggml::Q2K, _)) => 10,
+        Some((Ggml::Q3K, _)) => 11,
+        Some((Ggml::Q4K, _)) => 14,
+        Some((Ggml::Q5K, _)) => 16,
+        Some((Ggml::Q6K, _)) => 18,
         Some((Ggml::Bf16, _)) => 32,
         _ => 0,
     }

@@ -102,18 +102,21 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// `target + Σ F[j][k] · errors[j]` for the columns `j` from `start` to `k` of one strip.
+    /// `target + Σ F[j][k] · errors[j]` for `columns` of one strip, none of them behind `k`.
     #[inline(always)]
     pub fn inside<S: Simd>(
         &self,
         s: S,
-        start: usize,
+        columns: Range<usize>,
         k: usize,
         errors: &[Line],
         target: &Line,
     ) -> S::F {
         let mut sum = s.load(target);
-        for (factor, line) in self.feedback.row(k)[start..].iter().zip(&errors[start..k]) {
+        for (factor, line) in self.feedback.row(k)[columns.clone()]
+            .iter()
+            .zip(&errors[columns])
+        {
             sum = s.mul_add(s.splat(*factor), s.load(line), sum);
         }
         sum
@@ -143,7 +146,7 @@ impl Kernel for Product<'_> {
             sweep.before(s, &block, self.x, self.y);
             for (x, y) in self.x.strips().zip(self.y.strips_mut()) {
                 for k in block.clone() {
-                    let sum = sweep.inside(s, start, k, x, &y[k]);
+                    let sum = sweep.inside(s, start..k, k, x, &y[k]);
                     s.store(sum, &mut y[k]);
                 }
             }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::Ggml;
+use crate::blocks::Blocks;
 use crate::encoding::{Affine, Encoding, Float};
 use crate::float::{narrow, widen};
 use crate::kernel::Backend;
@@ -30,7 +31,7 @@ pub struct Unheld {
 impl Ggml {
     /// The types that may hold the values of a matrix in `encoding`, the smallest first: affine codes
     /// of up to 4 bits as such or about an integer zero, wider ones about a zero that leaves 8 bits
-    /// with a sign; floats in their own type or the widest.
+    /// with a sign; blocks as they are; floats in their own type or the widest.
     pub const fn candidates(encoding: Encoding) -> &'static [Self] {
         match encoding {
             Encoding::F32 => &[Self::F32],
@@ -38,6 +39,18 @@ impl Ggml {
             Encoding::Bf16 => &[Self::Bf16, Self::F32],
             Encoding::Affine(affine) if affine.bits() <= 4 => &[Self::Q4_0, Self::Q4_1, Self::Q8_0],
             Encoding::Affine(_) => &[Self::Q8_0],
+            Encoding::Ggml(blocks) => match blocks {
+                Blocks::Q4_0 => &[Self::Q4_0],
+                Blocks::Q4_1 => &[Self::Q4_1],
+                Blocks::Q5_0 => &[Self::Q5_0],
+                Blocks::Q5_1 => &[Self::Q5_1],
+                Blocks::Q8_0 => &[Self::Q8_0],
+                Blocks::Q2K => &[Self::Q2K],
+                Blocks::Q3K => &[Self::Q3K],
+                Blocks::Q4K => &[Self::Q4K],
+                Blocks::Q5K => &[Self::Q5K],
+                Blocks::Q6K => &[Self::Q6K],
+            },
             Encoding::Trellis(_) => &[],
         }
     }
@@ -81,6 +94,10 @@ impl Ggml {
     pub fn encode(self, matrix: &Matrix<'_>, rows: Range<usize>, out: &mut Vec<u8>) {
         match (self.float(), matrix.encoding()) {
             (None, Encoding::Affine(affine)) => self.encode_codes(affine, matrix, rows, out),
+            (None, Encoding::Ggml(_)) => {
+                let row = matrix.weight().len() / matrix.rows();
+                out.extend_from_slice(&matrix.weight()[rows.start * row..rows.end * row]);
+            }
             (float, _) => {
                 let (dtype, start) = (float.unwrap_or(Float::F32), out.len());
                 let mut values = vec![0.0; rows.len() * matrix.cols()];

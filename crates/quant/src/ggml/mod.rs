@@ -9,14 +9,17 @@ mod encode;
 mod grids;
 mod i_quants;
 mod k_quants;
+mod store;
 
 use half::f16;
 use serde::{Deserialize, Serialize};
 
+use crate::blocks::Blocks;
 use crate::encoding::Float;
 use crate::float::widen;
 
 pub use encode::Unheld;
+pub use store::Block;
 
 /// Type of a GGUF tensor's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -97,6 +100,23 @@ pub enum Ggml {
     /// 64 values of 4 bits; scales of 8 bits, floats themselves, for every 16.
     #[serde(rename = "nvfp4")]
     Nvfp4,
+}
+
+impl From<Blocks> for Ggml {
+    fn from(blocks: Blocks) -> Self {
+        match blocks {
+            Blocks::Q4_0 => Self::Q4_0,
+            Blocks::Q4_1 => Self::Q4_1,
+            Blocks::Q5_0 => Self::Q5_0,
+            Blocks::Q5_1 => Self::Q5_1,
+            Blocks::Q8_0 => Self::Q8_0,
+            Blocks::Q2K => Self::Q2K,
+            Blocks::Q3K => Self::Q3K,
+            Blocks::Q4K => Self::Q4K,
+            Blocks::Q5K => Self::Q5K,
+            Blocks::Q6K => Self::Q6K,
+        }
+    }
 }
 
 /// What is fixed about a type.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::blocks::Blocks;
 use crate::encoding::{Affine, Encoding, Float, Zeros};
 use crate::float::{Narrow, Widen};
 use crate::quantize::tests::kinds;
@@ -108,7 +109,7 @@ fn stored(encoding: Encoding, rows: usize, cols: usize) -> Vec<u8> {
     let x = noise(rows * cols, 3);
     let mut bytes = vec![0; encoding.parts(rows as u64, cols as u64).unwrap().total() as usize];
     match encoding {
-        Encoding::Affine(_) => {
+        Encoding::Affine(_) | Encoding::Ggml(_) => {
             let out = PartsMut::split(encoding, rows, cols, &mut bytes).unwrap();
             let (method, objective) = (Method::MinMax, Objective::Weights);
             let backend = Backend::Scalar;
@@ -193,6 +194,15 @@ fn products_of_codes_agree_on_every_encoding() {
     for affine in affines() {
         for groups in [1, 2, 3, 15, 16, 17, 33] {
             check_matrix(Encoding::Affine(affine), 9, groups * affine.group_size());
+        }
+    }
+}
+
+#[test]
+fn products_of_blocks_agree_on_every_type() {
+    for blocks in Blocks::ALL {
+        for count in [1, 2, 5] {
+            check_matrix(Encoding::Ggml(blocks), 9, count * blocks.form().values);
         }
     }
 }

@@ -176,7 +176,7 @@ pub fn feed_back<S: Simd>(
     // What is stored is nearest to that; its error is measured from the weight itself and goes on to
     // the columns behind, so that the outputs lose least.
     for (k, rounded) in (start..).zip(rounded) {
-        let target = sweep.inside(s, start, k, errors, &targets[k]);
+        let target = sweep.inside(s, start..k, k, errors, &targets[k]);
         let q = code(s, nearest(s, grid, target, pair.bias, inverse));
         let value = s.mul_add(pair.scale, q, pair.bias);
         let weight = s.load(&errors[k]);

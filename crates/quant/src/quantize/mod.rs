@@ -1,5 +1,6 @@
 //! Quantization: `f32` rows to codes, scales and biases.
 
+mod blocks;
 mod gptq;
 mod group;
 mod lanes;
@@ -13,6 +14,7 @@ mod zeros;
 
 use serde::{Deserialize, Serialize};
 
+use crate::blocks::Blocks;
 use crate::encoding::{Affine, Encoding, Zeros};
 use crate::error::QuantError;
 use crate::feedback::HessianFactor;
@@ -195,8 +197,40 @@ pub fn quantize(job: &Job<'_>, out: PartsMut<'_>) -> Result<QuantStats, QuantErr
             let feedback = trellis::feedback(objective, x, cols)?;
             backend.run(trellis::QuantizeTrellis { backend, x, cols, trellis, feedback, out })
         }
+        Encoding::Ggml(blocks) => quantize_blocks(job, blocks, out),
         plain => Err(QuantError::NoCodes(plain)),
     }
+}
+
+/// Blocks, by the same methods as affine codes; what biases may be is the type's own matter.
+fn quantize_blocks(
+    job: &Job<'_>,
+    blocks: Blocks,
+    mut out: PartsMut<'_>,
+) -> Result<QuantStats, QuantError> {
+    let Job { backend, x, cols, method, objective, .. } = *job;
+    group::not_finite(x, 0, cols).map_or(Ok(()), Err)?;
+    let group = blocks.form().group;
+    let (costs, feedback) = match (method, objective) {
+        (Method::MinMax | Method::Search, _) => (None, None),
+        (Method::Importance, _) => (Some(group::relative(objective.moments()?, group)), None),
+        (Method::Gptq, Objective::Hessian(feedback)) => {
+            (Some(group::relative(feedback.costs(), group)), Some(feedback))
+        }
+        (Method::Gptq, _) => return Err(no_gram(method)),
+    };
+    let search = if method == Method::MinMax { PairSearch::MinMax } else { PairSearch::Search };
+    let PartsMut { weight, .. } = out.reborrow();
+    let job_of_blocks =
+        blocks::QuantizeBlocks { x, cols, blocks, search, costs, feedback, out: weight };
+    let mut stats = backend.run(job_of_blocks)?;
+    output::measure(job, &out, &mut stats);
+    Ok(stats)
+}
+
+const fn no_gram(method: Method) -> QuantError {
+    let needs = "the factored Gram of the inputs";
+    QuantError::NeedsInputs { method: method.name(), needs }
 }
 
 /// Each group on its own, unless the method is GPTQ.
@@ -218,10 +252,7 @@ fn quantize_affine(
             group::not_finite(x, 0, cols).map_or(Ok(()), Err)?;
             return backend.run(gptq::Gptq { x, cols, affine, zeros, feedback, out });
         }
-        (Method::Gptq, _) => {
-            let needs = "the factored Gram of the inputs";
-            return Err(QuantError::NeedsInputs { method: method.name(), needs });
-        }
+        (Method::Gptq, _) => return Err(no_gram(method)),
     };
     let groups = group::QuantizeGroups { x, cols, affine, zeros, choice, out: out.reborrow() };
     let mut stats = backend.run(groups)?;

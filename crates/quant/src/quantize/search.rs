@@ -28,7 +28,7 @@ const fn plan(bits: u8) -> SearchPlan {
         2 => SearchPlan { starts: &STARTS_2, rounds: 4 },
         3 => SearchPlan { starts: &STARTS_3, rounds: 4 },
         4 => SearchPlan { starts: &STARTS_4, rounds: 4 },
-        6 => SearchPlan { starts: &STARTS_6, rounds: 2 },
+        5 | 6 => SearchPlan { starts: &STARTS_6, rounds: 2 },
         _ => SearchPlan { starts: &STARTS_8, rounds: 2 },
     }
 }

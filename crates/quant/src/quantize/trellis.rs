@@ -202,7 +202,7 @@ fn encode<S: Simd>(
                 sweep.before(s, &block, &work.errors, &mut work.targets);
             }
             for (targets, errors) in work.targets.strips_mut().zip(work.errors.strips()) {
-                let target = sweep.inside(s, start, k, errors, &targets[k]);
+                let target = sweep.inside(s, start..k, k, errors, &targets[k]);
                 s.store(target, &mut targets[k]);
             }
         }

@@ -1,5 +1,6 @@
 //! What quantization promises about every group.
 
+mod blocks;
 mod guided;
 mod reference;
 mod zeros;

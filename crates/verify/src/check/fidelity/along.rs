@@ -17,12 +17,18 @@ const DEVIATIONS: f64 = 6.0;
 /// How far beyond both ends a projection may lie: one and a half to five times the most that was measured, and
 /// what scales of 16 bits may be off. None for plain floats.
 pub(super) fn margin(encoding: Encoding) -> Option<f64> {
-    let levels = match encoding {
-        Encoding::Affine(affine) => f64::from(affine.bits()).exp2() - 1.0,
-        Encoding::Trellis(trellis) => f64::from(trellis.bits()).exp2(),
+    let (levels, scales) = match encoding {
+        Encoding::Affine(affine) => (f64::from(affine.bits()).exp2() - 1.0, 0.0),
+        Encoding::Trellis(trellis) => (f64::from(trellis.bits()).exp2(), 0.0),
+        Encoding::Ggml(blocks) => {
+            let form = blocks.form();
+            // Scales that are whole numbers of another are off by up to half of one.
+            let scales = if form.is_nested() { 0.5 / f64::from(form.factors.1) } else { 0.0 };
+            (f64::from(form.max_code()), scales)
+        }
         Encoding::F32 | Encoding::F16 | Encoding::Bf16 => return None,
     };
-    Some(0.12 / levels + 1.0 / 512.0)
+    Some(0.12 / levels + 1.0 / 512.0 + scales)
 }
 
 /// A projection that nothing honest has.

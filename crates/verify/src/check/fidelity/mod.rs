@@ -48,7 +48,7 @@ pub struct FidelityOptions {
 impl FidelityOptions {
     /// Largest relative RMSE of a tensor in codes, at most 0.9; no limit for plain floats.
     ///
-    /// Affine: `4 / (2^bits - 1)`. A grid over the range of normally distributed weights in groups
+    /// Affine and blocks: `4 / (2^bits - 1)`. A grid over the range of normally distributed weights in groups
     /// of 64 has a relative RMSE of about `1.4 / (2^bits - 1)`. Trellis: `3 / 2^bits`. Rotated
     /// weights are close to normal, for which no code is below `1 / 2^bits` and these come to about
     /// 1.08 times that; fitted to the inputs they err more in the weights.
@@ -65,6 +65,7 @@ impl FidelityOptions {
 fn sanity_limit(encoding: Encoding) -> Option<f64> {
     match encoding {
         Encoding::Affine(affine) => Some(4.0 / (f64::from(affine.bits()).exp2() - 1.0)),
+        Encoding::Ggml(blocks) => Some(4.0 / f64::from(blocks.form().max_code())),
         Encoding::Trellis(trellis) => Some(3.0 / f64::from(trellis.bits()).exp2()),
         Encoding::F32 | Encoding::F16 | Encoding::Bf16 => None,
     }

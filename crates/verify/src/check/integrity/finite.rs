@@ -1,7 +1,7 @@
 //! Are stored scales, biases and plain values finite? Their bytes pass by anyway.
 
 use shardwright_format::{Role, TensorEntry, Unit};
-use shardwright_quant::{Encoding, Float, widen};
+use shardwright_quant::{Encoding, Float, Form, widen};
 
 use super::ranges::overlap;
 use crate::check::finding::{Finding, Kind};
@@ -17,6 +17,8 @@ pub(super) struct FloatRun {
     scales: Option<u64>,
     /// Floats of a row, and what they are: columns or groups, or nothing where a row has one.
     per_row: (u64, Option<&'static str>),
+    /// Where the floats lie in blocks; none where there is nothing else.
+    blocks: Option<Form>,
 }
 
 impl FloatRun {
@@ -30,17 +32,23 @@ impl FloatRun {
                 let (float, start) = (affine.scale_dtype(), start + parts.weight);
                 let scales = Some(parts.scales / float.size() as u64);
                 let per_row = (entry.cols / affine.group_size() as u64, Some("group"));
-                Self { unit, role, float, start, end, scales, per_row }
+                Self { unit, role, float, start, end, scales, per_row, blocks: None }
             }
             Encoding::Trellis(_) => {
                 let (float, start) = (Float::Bf16, start + parts.weight);
                 let (scales, per_row) = (Some(entry.rows), (1, None));
-                Self { unit, role, float, start, end, scales, per_row }
+                Self { unit, role, float, start, end, scales, per_row, blocks: None }
+            }
+            Encoding::Ggml(blocks) => {
+                let form = blocks.form();
+                let (float, scales) = (Float::F16, Some(u64::MAX));
+                let per_row = (entry.cols / form.values as u64, Some("block"));
+                Self { unit, role, float, start, end, scales, per_row, blocks: Some(form) }
             }
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {
                 let float = entry.encoding.float()?;
                 let per_row = (entry.cols, Some("column"));
-                Self { unit, role, float, start, end, scales: None, per_row }
+                Self { unit, role, float, start, end, scales: None, per_row, blocks: None }
             }
         })
     }
@@ -94,9 +102,13 @@ impl<'a> Floats<'a> {
         let limit = offset + bytes.len() as u64;
         while let Some(run) = self.runs.get(self.next) {
             let part = overlap(run.start, run.end, offset, bytes);
-            if let Some((at, value)) = first_wrong(run.float, run.scales.is_some(), part) {
-                let before = run.start.max(offset) - run.start;
-                let index = before / run.float.size() as u64 + at;
+            let before = run.start.max(offset) - run.start;
+            let wrong = match run.blocks {
+                Some(form) => wrong_block(form, before, part),
+                None => first_wrong(run.float, run.scales.is_some(), part)
+                    .map(|(at, value)| (before / run.float.size() as u64 + at, value)),
+            };
+            if let Some((index, value)) = wrong {
                 self.wrong[self.next].get_or_insert(Wrong { index, value });
             }
             if run.end > limit {
@@ -119,6 +131,19 @@ fn first_wrong(float: Float, scaled: bool, bytes: &[u8]) -> Option<(u64, f32)> {
     let mut value = [0.0];
     widen(float, &bytes[at * float.size()..][..float.size()], &mut value);
     Some((at as u64, value[0]))
+}
+
+/// The first block with a scale whose exponent is all ones, in `bytes` from byte `before` of the blocks on.
+fn wrong_block(form: Form, before: u64, bytes: &[u8]) -> Option<(u64, f32)> {
+    let size = form.bytes as u64;
+    let end = before + bytes.len() as u64;
+    (before / size..end.div_ceil(size)).find_map(|block| {
+        form.halves.iter().find_map(|half| {
+            let at = usize::try_from((block * size + *half as u64).checked_sub(before)?).ok()?;
+            let (_, value) = first_wrong(Float::F16, true, bytes.get(at..at + 2)?)?;
+            Some((block, value))
+        })
+    })
 }
 
 /// Looks at all first, without a branch for each: nearly always none is wrong.
@@ -163,10 +188,33 @@ mod tests {
     }
 
     #[test]
+    fn scales_among_codes_are_found_wherever_bytes_are_cut() {
+        for blocks in shardwright_quant::Blocks::ALL {
+            let form = blocks.form();
+            for half in form.halves {
+                // Codes may be anything.
+                let mut bytes = vec![0xff; 5 * form.bytes];
+                for block in bytes.chunks_mut(form.bytes) {
+                    form.halves.iter().for_each(|at| block[*at + 1] = 0x3c);
+                }
+                assert_eq!(wrong_block(form, 0, &bytes), None, "{blocks:?}");
+                bytes[3 * form.bytes + half + 1] = 0x7c;
+                for cut in (2..bytes.len()).step_by(2) {
+                    let (first, second) = bytes.split_at(cut);
+                    let found = wrong_block(form, 0, first)
+                        .or_else(|| wrong_block(form, cut as u64, second));
+                    assert_eq!(found.map(|(block, _)| block), Some(3), "{blocks:?} {cut}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_run_may_cross_blocks() {
         let run = |start, end| {
             let (unit, role, float) = (Unit::Head, Role::FinalNorm, Float::Bf16);
-            FloatRun { unit, role, float, start, end, scales: None, per_row: (4, Some("column")) }
+            let per_row = (4, Some("column"));
+            FloatRun { unit, role, float, start, end, scales: None, per_row, blocks: None }
         };
         let runs = [run(4, 24), run(32, 40)];
         let mut bytes = [0xff; 48];

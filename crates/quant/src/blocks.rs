@@ -1,0 +1,175 @@
+//! Blocks of codes as GGUF files have them: what each type is made of.
+
+use serde::{Deserialize, Serialize};
+
+/// A type of blocks: rows are cut into blocks of 32 or 256 columns, each with its scales and codes together.
+///
+/// The bytes are those of GGUF tensors: `docs/FORMAT.md`, section "Blocks".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Fields", into = "Fields")]
+pub enum Blocks {
+    /// 32 codes of 4 bits about 8, and a scale.
+    Q4_0,
+    /// 32 codes of 4 bits, a scale and a least value.
+    Q4_1,
+    /// 32 codes of 5 bits about 16, and a scale.
+    Q5_0,
+    /// 32 codes of 5 bits, a scale and a least value.
+    Q5_1,
+    /// 32 codes of 8 bits about 128, and a scale.
+    Q8_0,
+    /// 256 codes of 2 bits; scales and least values of 4 bits for every 16.
+    Q2K,
+    /// 256 codes of 3 bits about 4; scales of 6 bits with a sign for every 16.
+    Q3K,
+    /// 256 codes of 4 bits; scales and least values of 6 bits for every 32.
+    Q4K,
+    /// 256 codes of 5 bits; scales and least values of 6 bits for every 32.
+    Q5K,
+    /// 256 codes of 6 bits about 32; scales of 8 bits with a sign for every 16.
+    Q6K,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    r#type: String,
+}
+
+impl TryFrom<Fields> for Blocks {
+    type Error = String;
+    fn try_from(fields: Fields) -> Result<Self, String> {
+        Self::from_name(&fields.r#type).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            format!("type: expected one of {known}, found {}", fields.r#type)
+        })
+    }
+}
+
+impl From<Blocks> for Fields {
+    fn from(blocks: Blocks) -> Self {
+        Self { r#type: blocks.name().to_owned() }
+    }
+}
+
+/// What the values of a block are made of: `scale · code + bias`, a scale and a bias for every group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// Bits of a code.
+    pub bits: u8,
+    /// Columns of a block.
+    pub values: usize,
+    /// Columns that share a scale.
+    pub group: usize,
+    /// The code for zero: the bias is `-zero · scale`. None where groups have a least value of their own.
+    pub zero: Option<u8>,
+    /// Least and greatest whole number that the block's scale is multiplied with; 1 where the group is the block.
+    pub factors: (i16, i16),
+    /// Bytes of a block.
+    pub bytes: usize,
+    /// Where in a block its numbers of half precision are.
+    pub halves: &'static [usize],
+}
+
+impl Blocks {
+    /// Every type.
+    pub const ALL: [Self; 10] = [
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2K,
+        Self::Q3K,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
+
+    /// Its name in manifests and recipes: that of ggml in lower case, `q4_k`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q4_0 => "q4_0",
+            Self::Q4_1 => "q4_1",
+            Self::Q5_0 => "q5_0",
+            Self::Q5_1 => "q5_1",
+            Self::Q8_0 => "q8_0",
+            Self::Q2K => "q2_k",
+            Self::Q3K => "q3_k",
+            Self::Q4K => "q4_k",
+            Self::Q5K => "q5_k",
+            Self::Q6K => "q6_k",
+        }
+    }
+
+    /// The type of a [`Self::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|blocks| blocks.name() == name)
+    }
+
+    /// What its values are made of.
+    pub const fn form(self) -> Form {
+        let (bits, group, zero, factors, bytes, halves): (_, _, _, _, _, &[usize]) = match self {
+            Self::Q4_0 => (4, 32, Some(8), (1, 1), 18, &[0]),
+            Self::Q4_1 => (4, 32, None, (1, 1), 20, &[0, 2]),
+            Self::Q5_0 => (5, 32, Some(16), (1, 1), 22, &[0]),
+            Self::Q5_1 => (5, 32, None, (1, 1), 24, &[0, 2]),
+            Self::Q8_0 => (8, 32, Some(128), (1, 1), 34, &[0]),
+            Self::Q2K => (2, 16, None, (0, 15), 84, &[80, 82]),
+            Self::Q3K => (3, 16, Some(4), (-32, 31), 110, &[108]),
+            Self::Q4K => (4, 32, None, (0, 63), 144, &[0, 2]),
+            Self::Q5K => (5, 32, None, (0, 63), 176, &[0, 2]),
+            Self::Q6K => (6, 16, Some(32), (-128, 127), 210, &[208]),
+        };
+        let values = if factors.1 == 1 { group } else { 256 };
+        Form { bits, values, group, zero, factors, bytes, halves }
+    }
+
+    /// The type whose blocks of 32 stand in for blocks of 256 where these do not divide a row, as llama.cpp
+    /// has it; none for blocks of 32.
+    pub const fn smaller(self) -> Option<Self> {
+        match self {
+            Self::Q2K | Self::Q3K => Some(Self::Q4_0),
+            Self::Q4K => Some(Self::Q5_0),
+            Self::Q5K => Some(Self::Q5_1),
+            Self::Q6K => Some(Self::Q8_0),
+            _ => None,
+        }
+    }
+}
+
+impl Form {
+    /// The largest code.
+    pub const fn max_code(&self) -> u8 {
+        u8::MAX >> (8 - self.bits)
+    }
+
+    /// Whether a block has several groups, whose scales are whole numbers of the block's.
+    pub const fn is_nested(&self) -> bool {
+        self.values > self.group
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_written_by_name_and_nothing_else_is_read() {
+        for blocks in Blocks::ALL {
+            let text = serde_json::to_string(&blocks).unwrap();
+            assert_eq!(text, format!(r#"{{"type":"{}"}}"#, blocks.name()));
+            assert_eq!(serde_json::from_str::<Blocks>(&text).unwrap(), blocks);
+        }
+        for (text, expected) in [
+            (r#"{"type":"iq4_nl"}"#, "type: expected one of q4_0, q4_1, "),
+            (r#"{"type":"q4_k","bits":4}"#, "unknown field `bits`"),
+            ("{}", "missing field `type`"),
+        ] {
+            let error = serde_json::from_str::<Blocks>(text)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}
