@@ -129,16 +129,21 @@ impl Check<'_> {
         Ok(findings)
     }
 
-    /// Whether a copy and the checkpoint's file of that name are JSON of one value: a tool that wrote it anew
-    /// made no other model. What is too large to be a config is told by its bytes.
+    /// Whether a copy, sound by the manifest, and the checkpoint's file of that name are JSON of one value: a
+    /// tool that wrote it anew made no other model. What is too large to be a config is told by its bytes.
     fn same_json(&self, path: &str) -> bool {
-        let parse = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).ok();
-        let read = |root: &Path| parse(&read_required(&root.join(path), CONFIG_LIMIT).ok()?);
+        let read = |root: &Path| read_required(&root.join(path), CONFIG_LIMIT).ok();
         let there = match self.checkpoint.synthesized(path) {
-            Ok(Some(made)) => parse(made),
+            Ok(Some(made)) => Some(made.to_vec()),
             _ => read(self.checkpoint.root()),
         };
-        CONFIGS.contains(&path) && there.is_some() && there == read(self.bundle.root())
+        let mut entries = self.bundle.manifest().files.iter();
+        let entry = entries.find(|entry| entry.path == path);
+        let sound = |bytes: &Vec<u8>| entry.is_some_and(|e| e.blake3 == blake3::hash(bytes).into());
+        let value = |bytes: Vec<u8>| serde_json::from_slice::<Value>(&bytes).ok();
+        let json = Path::new(path).extension().is_some_and(|end| end == "json");
+        let there = there.filter(|_| json).and_then(value);
+        there.is_some() && there == read(self.bundle.root()).filter(sound).and_then(value)
     }
 
     fn copy(
