@@ -93,6 +93,14 @@ fn nothing_names_the_machine_it_was_written_on() {
 }
 
 #[test]
+fn no_constructor_is_called_of() {
+    let mark = ["fn ", "of("].concat();
+    let named = rust().into_iter().filter(|(_, text)| text.contains(&mark));
+    let paths: Vec<_> = named.map(|(path, _)| path).collect();
+    none("constructors that do not say what they make a value from", &paths);
+}
+
+#[test]
 fn nothing_is_left_for_later() {
     let marks =
         [["TO", "DO"], ["FIX", "ME"], ["todo", "!("], ["unimplemented", "!("]].map(|m| m.concat());

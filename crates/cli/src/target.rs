@@ -43,7 +43,7 @@ pub fn recipe(
     let cancel = signal::stop_flag()?;
     let windows = args.probe_tokens.div_ceil(corpus.window) * corpus.window;
     let palette = match (limits, args.encodings) {
-        (Some(limits), _) => Palette::of(limits.engine()),
+        (Some(limits), _) => Palette::for_engine(limits.engine()),
         (None, EncodingsArg::Affine) => Palette::Affine,
         (None, EncodingsArg::All) => Palette::All { state_bits: args.state_bits },
     };

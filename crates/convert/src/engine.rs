@@ -64,7 +64,7 @@ impl Limits {
                 Ok(Self { floats, alike, engine })
             }
             Engine::Mlx => {
-                let family = Family::of(model_type)?;
+                let family = Family::named(model_type)?;
                 let arch = Arch::builtin(model_type);
                 let alike = arch.map(|arch| arch.fused_roles()).unwrap_or_default();
                 let alike = alike.into_iter().filter(|roles| family.shares(roles));

@@ -140,7 +140,7 @@ impl Digest {
     ///
     /// # Errors
     /// As [`Reader::open`] and [`Reader::read`]; a text of more than `limit` bytes.
-    pub fn of(path: &Path, limit: u64, lines: usize) -> Result<Self> {
+    pub fn read(path: &Path, limit: u64, lines: usize) -> Result<Self> {
         let (mut reader, mut text) = (Reader::open(path)?, String::new());
         let (mut hasher, mut lines, mut bytes) = (blake3::Hasher::new(), Lines::new(lines), 0);
         let mut more = true;

@@ -57,7 +57,7 @@ const ABOVE_TRELLIS: [&str; 2] = ["q6g64", "q8g64"];
 
 impl Palette {
     /// What a bundle for an engine is made of.
-    pub const fn of(engine: Engine) -> Self {
+    pub const fn for_engine(engine: Engine) -> Self {
         match engine {
             Engine::Mlx | Engine::CompressedTensors | Engine::FlashMoe => Self::Affine,
             Engine::Gguf => Self::Gguf,

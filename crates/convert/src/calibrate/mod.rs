@@ -54,7 +54,7 @@ impl Corpus {
         limit: usize,
         window: usize,
     ) -> Result<(Self, Option<&'static str>)> {
-        let digest = Digest::of(path, TEXT_LIMIT, MAX_CALIBRATION_LINES)?;
+        let digest = Digest::read(path, TEXT_LIMIT, MAX_CALIBRATION_LINES)?;
         let (tokenizer, mut reader) = (Tokenizer::open(&original)?, Reader::open(path)?);
         let whole = limit - limit % window;
         let more = &mut |text: &mut String, bytes| reader.read(text, bytes);

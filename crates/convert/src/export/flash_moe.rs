@@ -47,7 +47,7 @@ pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> R
     let mut config = wrapped(plain_config(weights)?);
     let model_type = config["model_type"].as_str().unwrap_or_default();
     check_type(model_type)?;
-    let family = Family::of(model_type)?;
+    let family = Family::named(model_type)?;
     let places = MlxPlaces::new(&family, weights.spec())?;
     let form = Form { weights, places: &places };
     form.check_head()?;

@@ -26,7 +26,7 @@ const FORMAT: &str = "mlx";
 /// Writes a model as mlx-lm loads it into `dir`.
 pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Exported> {
     let mut config = plain_config(weights)?;
-    let family = Family::of(config["model_type"].as_str().unwrap_or_default())?;
+    let family = Family::named(config["model_type"].as_str().unwrap_or_default())?;
     let places = MlxPlaces::new(&family, weights.spec())?;
     let form = Form { weights, places: &places, options };
     let differences = places.differences()?;

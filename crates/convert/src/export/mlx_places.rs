@@ -54,7 +54,7 @@ impl Family {
     ///
     /// # Errors
     /// A type of which mlx-lm has no model.
-    pub fn of(model_type: &str) -> Result<Self> {
+    pub fn named(model_type: &str) -> Result<Self> {
         let mut all = Self::all();
         if let Some(family) = all.remove(model_type) {
             return Ok(family);
@@ -368,7 +368,7 @@ mod tests {
                 None => json(case)["config"].clone(),
             };
             let model_type = config["model_type"].as_str().unwrap();
-            let Ok(family) = Family::of(model_type) else {
+            let Ok(family) = Family::named(model_type) else {
                 assert!(WITHOUT.iter().any(|(name, _)| *name == model_type), "{case}");
                 continue;
             };
@@ -403,7 +403,7 @@ mod tests {
     #[test]
     fn the_table_of_families_parses_and_a_stranger_is_refused_by_name() {
         assert!(Family::all().len() > 40);
-        let error = Family::of("arcee").unwrap_err().to_string();
+        let error = Family::named("arcee").unwrap_err().to_string();
         assert!(error.ends_with("found `arcee`") && error.contains("qwen3_next"), "{error}");
     }
 }

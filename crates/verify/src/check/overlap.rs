@@ -28,7 +28,7 @@ impl<'a> Text<'a> {
     /// # Errors
     /// What is no readable text.
     pub(crate) fn read(path: &'a Path) -> Result<Self> {
-        let Digest { blake3, bytes, lines, .. } = Digest::of(path, u64::MAX, LINES)?;
+        let Digest { blake3, bytes, lines, .. } = Digest::read(path, u64::MAX, LINES)?;
         Ok(Self { path, bytes, blake3: blake3.into(), lines })
     }
 }

@@ -53,14 +53,14 @@ impl<'a> Decoding<'a> {
         let heads = decoder.heads(&info.shape);
         let heads = heads
             .into_iter()
-            .map(|(shape, inner)| Self::of(checkpoint, &shape, Float::F32, inner));
+            .map(|(shape, inner)| Self::within(checkpoint, &shape, Float::F32, inner));
         let heads = heads.collect::<Result<_>>()?;
-        let found = Self::of(checkpoint, &info.shape, info.dtype, decoder)?;
+        let found = Self::within(checkpoint, &info.shape, info.dtype, decoder)?;
         Ok(Self { heads, ..found })
     }
 
     /// As [`Self::new`], of a decoder that has no others inside.
-    fn of(
+    fn within(
         checkpoint: &'a Checkpoint,
         shape: &[u64],
         dtype: Float,

@@ -43,7 +43,7 @@ pub(super) struct Outside {
 
 impl Outside {
     /// Judges `product`, the sum of `w ŵ` over what `errors` are of.
-    pub(super) fn of(product: f64, errors: &QuantStats, margin: f64) -> Option<Self> {
+    pub(super) fn beyond(product: f64, errors: &QuantStats, margin: f64) -> Option<Self> {
         let found = product / errors.sum_sq;
         let error = errors.sum_sq_error / errors.sum_sq;
         let chance = DEVIATIONS * (error / errors.weights.max(1) as f64).sqrt();
@@ -55,7 +55,8 @@ impl Outside {
     /// The same of one row, if it is long enough to tell.
     pub(super) fn of_row(product: f64, errors: &QuantStats, margin: f64) -> Option<Self> {
         let long = errors.weights as usize >= MIN_COLS;
-        long.then(|| Self::of(product, errors, margin)).flatten()
+        long.then(|| Self::beyond(product, errors, margin))
+            .flatten()
     }
 
     pub(super) fn is_beyond(&self, other: Option<&Self>) -> bool {

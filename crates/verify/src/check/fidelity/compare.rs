@@ -231,7 +231,7 @@ impl ValueComparison {
         let said = |what: String, (expected, found)| {
             Finding::new(Kind::Intent, what).expected(expected, found)
         };
-        let whole = Outside::of(self.along, &self.errors, margin);
+        let whole = Outside::beyond(self.along, &self.errors, margin);
         let whole = whole.map(|whole| said("length along the source".to_owned(), whole.said()));
         let row = self.row_along.map(|(row, along)| {
             said(format!("length of row {row} along the source"), along.said())
