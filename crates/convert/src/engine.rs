@@ -121,11 +121,7 @@ impl Limits {
             (
                 Engine::Mlx | Engine::CompressedTensors | Engine::FlashMoe,
                 EncodingSpec::Ggml(blocks),
-            ) => {
-                // There are no affine codes of 5 bits.
-                let bits = blocks.form().bits;
-                affine(if bits == 5 { 6 } else { bits })
-            }
+            ) => affine(blocks.form().affine_bits()),
             (_, other) => other,
         }
     }
@@ -135,11 +131,8 @@ impl Limits {
         let mut changed = Vec::new();
         for rule in &mut recipe.rules {
             let before = rule.encoding;
-            rule.encoding = self.held(before);
-            for fallback in &mut rule.fallback {
-                if let Fallback::Encoding(encoding) = fallback {
-                    *encoding = self.held(*encoding);
-                }
+            for encoding in encodings(rule) {
+                *encoding = self.held(*encoding);
             }
             if rule.encoding != before {
                 let smaller = [Fallback::Group(32), Fallback::Encoding(EncodingSpec::Keep)];
@@ -194,20 +187,23 @@ fn with_whole_zeros(rule: &mut Rule) -> Option<String> {
     Some(format!("{} with {kind} zeros, as it has no others", rule.encoding))
 }
 
-/// The widths of the affine codes that a rule may come to.
-fn affine_bits(rule: &Rule) -> Vec<u8> {
-    let fallbacks = rule.fallback.iter().filter_map(|fallback| match fallback {
-        Fallback::Encoding(encoding) => Some(*encoding),
+/// The encodings that a rule may come to: those of its fallback, and its own.
+fn encodings(rule: &mut Rule) -> impl Iterator<Item = &mut EncodingSpec> {
+    let Rule { encoding, fallback, .. } = rule;
+    let others = fallback.iter_mut().filter_map(|fallback| match fallback {
+        Fallback::Encoding(encoding) => Some(encoding),
         Fallback::Group(_) => None,
     });
-    let affine = |encoding| match encoding {
-        EncodingSpec::Affine { bits, .. } => Some(bits),
+    others.chain([encoding])
+}
+
+/// The widths of the affine codes among [`encodings`].
+fn affine_bits(rule: &mut Rule) -> Vec<u8> {
+    let affine = |encoding: &mut EncodingSpec| match encoding {
+        EncodingSpec::Affine { bits, .. } => Some(*bits),
         _ => None,
     };
-    fallbacks
-        .chain([rule.encoding])
-        .filter_map(affine)
-        .collect()
+    encodings(rule).filter_map(affine).collect()
 }
 
 /// Gives a rule scales of half precision and, above 4 bits, a zero in the middle; says so, and of what
@@ -215,14 +211,7 @@ fn affine_bits(rule: &Rule) -> Vec<u8> {
 fn as_blocks(rule: &mut Rule) -> Vec<String> {
     let mut changed = Vec::new();
     let bits = affine_bits(rule);
-    let fallbacks = rule
-        .fallback
-        .iter_mut()
-        .filter_map(|fallback| match fallback {
-            Fallback::Encoding(encoding) => Some(encoding),
-            Fallback::Group(_) => None,
-        });
-    for encoding in fallbacks.chain([&mut rule.encoding]) {
+    for encoding in encodings(rule) {
         let EncodingSpec::Affine { scale_dtype, .. } = encoding else { continue };
         if scale_dtype.replace(Float::F16) != Some(Float::F16) {
             changed.push("scales in f16, as it has no others".to_owned());

@@ -144,6 +144,11 @@ impl Form {
         u8::MAX >> (8 - self.bits)
     }
 
+    /// Bits of the affine codes that stand in for these: as many, or 6, since there are none of 5.
+    pub const fn affine_bits(&self) -> u8 {
+        if self.bits == 5 { 6 } else { self.bits }
+    }
+
     /// Whether a block has several groups, whose scales are whole numbers of the block's.
     pub const fn is_nested(&self) -> bool {
         self.values > self.group

@@ -1,5 +1,7 @@
 //! A stored matrix: its shape and the bytes of its parts.
 
+use std::ops::Range;
+
 use crate::encoding::{Encoding, EncodingError, Parts};
 
 /// A `rows × cols` matrix as it is stored: weight, then scales, then biases, without padding.
@@ -101,7 +103,13 @@ impl<'a> Matrix<'a> {
     /// Row `row` of `part`, one of this matrix's parts.
     #[inline(always)]
     pub(crate) fn row(&self, part: &'a [u8], row: usize) -> &'a [u8] {
+        self.some_rows(part, row..row + 1)
+    }
+
+    /// Rows `rows` of `part`, one after the other.
+    #[inline(always)]
+    pub(crate) fn some_rows(&self, part: &'a [u8], rows: Range<usize>) -> &'a [u8] {
         let len = part.len() / self.rows;
-        &part[row * len..(row + 1) * len]
+        &part[rows.start * len..rows.end * len]
     }
 }

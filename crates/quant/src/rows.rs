@@ -42,9 +42,7 @@ impl Kernel for Dequantize<'_> {
             }
             Encoding::Trellis(t) => trellis::dequantize(s, m, t, rows, self.out),
             Encoding::Ggml(blocks) => {
-                let row = m.weight().len() / m.rows();
-                let bytes = &m.weight()[rows.start * row..rows.end * row];
-                Ggml::from(blocks).decode(bytes, self.out);
+                Ggml::from(blocks).decode(m.some_rows(m.weight(), rows), self.out);
             }
             Encoding::F32 => widen(s, Float::F32, m, rows, self.out),
             Encoding::F16 => widen(s, Float::F16, m, rows, self.out),

@@ -116,7 +116,7 @@ fn kinds(
     each_rows(weights, text_units(weights), options, &mut |rows| {
         let Some(at) = at.get(&(rows.unit, rows.entry.role)) else { return Ok(()) };
         let candidates = Ggml::candidates(rows.entry.encoding);
-        let kinds = kinds[*at].get_or_insert_with(|| candidates.to_vec());
+        let kinds = kinds[*at].get_or_insert_with(|| candidates.clone());
         kinds.retain(|kind| candidates.contains(kind));
         let (matrix, range) = rows.stored();
         let unheld = Ggml::retain_exact(kinds, matrix, range);

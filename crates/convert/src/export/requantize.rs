@@ -79,9 +79,7 @@ impl Tally {
 pub(super) fn stand_in(entry: &TensorEntry, floats_only: bool) -> Encoding {
     let bits = match entry.encoding {
         Encoding::Trellis(trellis) => trellis.bits(),
-        // Affine codes have no 5 bits.
-        Encoding::Ggml(blocks) if blocks.form().bits == 5 => 6,
-        Encoding::Ggml(blocks) => blocks.form().bits,
+        Encoding::Ggml(blocks) => blocks.form().affine_bits(),
         _ => return Encoding::F32,
     };
     let scale = match entry.source.dtype {

@@ -5,7 +5,6 @@ use std::ops::Range;
 use half::f16;
 
 use super::Ggml;
-use crate::blocks::Blocks;
 use crate::encoding::{Affine, Encoding, Float};
 use crate::float::{narrow, widen};
 use crate::kernel::Backend;
@@ -32,27 +31,17 @@ impl Ggml {
     /// The types that may hold the values of a matrix in `encoding`, the smallest first: affine codes
     /// of up to 4 bits as such or about an integer zero, wider ones about a zero that leaves 8 bits
     /// with a sign; blocks as they are; floats in their own type or the widest.
-    pub const fn candidates(encoding: Encoding) -> &'static [Self] {
-        match encoding {
+    pub fn candidates(encoding: Encoding) -> Vec<Self> {
+        let kinds: &[Self] = match encoding {
             Encoding::F32 => &[Self::F32],
             Encoding::F16 => &[Self::F16, Self::F32],
             Encoding::Bf16 => &[Self::Bf16, Self::F32],
             Encoding::Affine(affine) if affine.bits() <= 4 => &[Self::Q4_0, Self::Q4_1, Self::Q8_0],
             Encoding::Affine(_) => &[Self::Q8_0],
-            Encoding::Ggml(blocks) => match blocks {
-                Blocks::Q4_0 => &[Self::Q4_0],
-                Blocks::Q4_1 => &[Self::Q4_1],
-                Blocks::Q5_0 => &[Self::Q5_0],
-                Blocks::Q5_1 => &[Self::Q5_1],
-                Blocks::Q8_0 => &[Self::Q8_0],
-                Blocks::Q2K => &[Self::Q2K],
-                Blocks::Q3K => &[Self::Q3K],
-                Blocks::Q4K => &[Self::Q4K],
-                Blocks::Q5K => &[Self::Q5K],
-                Blocks::Q6K => &[Self::Q6K],
-            },
+            Encoding::Ggml(blocks) => return vec![blocks.into()],
             Encoding::Trellis(_) => &[],
-        }
+        };
+        kinds.to_vec()
     }
 
     /// Removes from `kinds`, some of the [`Self::candidates`] of a matrix, those that do not hold its
@@ -95,8 +84,7 @@ impl Ggml {
         match (self.float(), matrix.encoding()) {
             (None, Encoding::Affine(affine)) => self.encode_codes(affine, matrix, rows, out),
             (None, Encoding::Ggml(_)) => {
-                let row = matrix.weight().len() / matrix.rows();
-                out.extend_from_slice(&matrix.weight()[rows.start * row..rows.end * row]);
+                out.extend_from_slice(matrix.some_rows(matrix.weight(), rows));
             }
             (float, _) => {
                 let (dtype, start) = (float.unwrap_or(Float::F32), out.len());
@@ -202,7 +190,7 @@ mod tests {
                     let bytes = quantized(&x, cols, affine, zeros);
                     let rows = x.len() / cols;
                     let matrix = Matrix::new(encoding, rows, cols, &bytes).unwrap();
-                    let mut kinds = Ggml::candidates(encoding).to_vec();
+                    let mut kinds = Ggml::candidates(encoding);
                     let unheld = Ggml::retain_exact(&mut kinds, &matrix, 0..rows);
                     assert_eq!(unheld.is_some(), kinds.is_empty());
                     if best.is_some() || zeros == Zeros::Float {
@@ -232,7 +220,7 @@ mod tests {
         x[64 * 17..64 * 18].iter_mut().for_each(|x| *x *= 1e-9);
         let bytes = quantized(&x, 128, affine, Zeros::Float);
         let matrix = Matrix::new(Encoding::Affine(affine), 10, 128, &bytes).unwrap();
-        let mut kinds = Ggml::candidates(matrix.encoding()).to_vec();
+        let mut kinds = Ggml::candidates(matrix.encoding());
         let unheld = Ggml::retain_exact(&mut kinds, &matrix, 3..10).unwrap();
         assert_eq!((unheld.row, unheld.col), (8, 64));
     }

@@ -125,7 +125,7 @@ impl QuantizeBlocks<'_> {
             }
             let pair = self.fit(s, &strip, g, &ideal[g], &mut blocks);
             let measured = strip.round(s, sweep, g, pair, &mut blocks);
-            add(s, stats, form.group, &measured, count);
+            measured.count(s, stats, count, form.group);
         }
         let (per_row, at) = (self.cols / form.values, start / form.values);
         for (lane, block) in blocks[..count].iter().enumerate() {
@@ -368,27 +368,4 @@ fn set_scales(
         }
     }
     Ok(())
-}
-
-/// Adds a group of `count` rows to `stats`, in order.
-#[inline(always)]
-fn add<S: Simd>(
-    s: S,
-    stats: &mut QuantStats,
-    group: usize,
-    measured: &Measure<S::F>,
-    count: usize,
-) {
-    let [error, square, worst] = [
-        values(s, measured.sum_sq_error),
-        values(s, measured.sum_sq),
-        values(s, measured.max_abs_error),
-    ];
-    stats.groups += count as u64;
-    stats.weights += (count * group) as u64;
-    for lane in 0..count {
-        stats.sum_sq_error += f64::from(error[lane]);
-        stats.sum_sq += f64::from(square[lane]);
-        stats.max_abs_error = stats.max_abs_error.max(worst[lane]);
-    }
 }

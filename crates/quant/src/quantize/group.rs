@@ -239,20 +239,11 @@ impl TileTarget {
     /// Adds the groups to `stats`, in order.
     #[inline(always)]
     pub fn count<S: Simd>(&self, s: S, stats: &mut QuantStats, chosen: &GroupPair<S::F>) {
-        let [min, max, error, square, worst, improved] = [
-            values(s, chosen.ends.min),
-            values(s, chosen.ends.max),
-            values(s, chosen.measured.sum_sq_error),
-            values(s, chosen.measured.sum_sq),
-            values(s, chosen.measured.max_abs_error),
-            values(s, chosen.improved),
-        ];
-        stats.groups += self.count as u64;
-        stats.weights += (self.count * self.affine.group_size()) as u64;
+        let group = self.affine.group_size();
+        chosen.measured.count(s, stats, self.count, group);
+        let [min, max, improved] =
+            [values(s, chosen.ends.min), values(s, chosen.ends.max), values(s, chosen.improved)];
         for lane in 0..self.count {
-            stats.sum_sq_error += f64::from(error[lane]);
-            stats.sum_sq += f64::from(square[lane]);
-            stats.max_abs_error = stats.max_abs_error.max(worst[lane]);
             stats.improved_groups += u64::from(improved[lane] != 0.0);
             stats.constant_groups += u64::from(min[lane] == max[lane]);
         }

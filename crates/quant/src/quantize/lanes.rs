@@ -1,5 +1,6 @@
 //! The arithmetic of sixteen groups, one in each lane.
 
+use super::QuantStats;
 use crate::encoding::{Affine, Float, Zeros};
 use crate::float;
 use crate::kernel::{LANES, Simd};
@@ -164,6 +165,26 @@ pub fn code<S: Simd>(s: S, nearest: S::F) -> S::F {
 }
 
 impl<F: Copy> Measure<F> {
+    /// Adds the groups of `columns` columns in the first `count` lanes to `stats`, in order.
+    #[inline(always)]
+    pub fn count<S: Simd<F = F>>(
+        &self,
+        s: S,
+        stats: &mut QuantStats,
+        count: usize,
+        columns: usize,
+    ) {
+        let [error, square, worst] =
+            [values(s, self.sum_sq_error), values(s, self.sum_sq), values(s, self.max_abs_error)];
+        stats.groups += count as u64;
+        stats.weights += (count * columns) as u64;
+        for lane in 0..count {
+            stats.sum_sq_error += f64::from(error[lane]);
+            stats.sum_sq += f64::from(square[lane]);
+            stats.max_abs_error = stats.max_abs_error.max(worst[lane]);
+        }
+    }
+
     #[inline(always)]
     pub fn none<S: Simd<F = F>>(s: S) -> Self {
         let zero = s.splat(0.0);

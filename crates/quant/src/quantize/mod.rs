@@ -221,9 +221,8 @@ fn quantize_blocks(
     };
     let search = if method == Method::MinMax { PairSearch::MinMax } else { PairSearch::Search };
     let PartsMut { weight, .. } = out.reborrow();
-    let job_of_blocks =
-        blocks::QuantizeBlocks { x, cols, blocks, search, costs, feedback, out: weight };
-    let mut stats = backend.run(job_of_blocks)?;
+    let kernel = blocks::QuantizeBlocks { x, cols, blocks, search, costs, feedback, out: weight };
+    let mut stats = backend.run(kernel)?;
     output::measure(job, &out, &mut stats);
     Ok(stats)
 }
