@@ -133,7 +133,12 @@ impl FromStr for EncodingSpec {
             return Ok(Self::Ggml(blocks));
         }
         let wrong = || {
-            mismatch("keep, f16, bf16, f32 or like q4g64, t3s12 or q4_k (leave_out for what is not the text model)", format_args!("`{text}`")).at("encoding")
+            mismatch(
+                "keep, f16, bf16, f32 or like q4g64, t3s12 or q4_k (leave_out for what is not the \
+                 text model)",
+                format_args!("`{text}`"),
+            )
+            .at("encoding")
         };
         let number = |text: &str| text.parse().map_err(|_| wrong());
         let byte = |text: &str| text.parse().map_err(|_| wrong());

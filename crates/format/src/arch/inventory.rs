@@ -200,7 +200,12 @@ impl<'a> Matching<'a> {
             }
             let path = self.checkpoint.files()[stored.file].file.path();
             let scheme = self.checkpoint.quantization().map(|q| q.method.as_str());
-            let detail = mismatch(format_args!("F32, F16 or BF16, or what the quantization_config of config.json ({}) makes weights of", scheme.unwrap_or("none")), stored.dtype).at("unsupported dtype");
+            let scheme = scheme.unwrap_or("none");
+            let expected = format_args!(
+                "F32, F16 or BF16, or what the quantization_config of config.json ({scheme}) makes \
+                 weights of"
+            );
+            let detail = mismatch(expected, stored.dtype).at("unsupported dtype");
             return Err(FormatError::tensor(path, name, detail));
         }
         self.ignored.sort_by(|a, b| a.tensor.cmp(&b.tensor));

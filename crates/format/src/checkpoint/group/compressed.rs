@@ -257,7 +257,9 @@ impl Group {
             (Some("block"), _, Some(block)) => Strategy::Block(block),
             _ => {
                 let found = shown(weights.get("strategy"));
-                return Err(mismatch("\"tensor\", \"channel\", \"group\" with its `group_size` or \"block\" with its `block_structure`", found).at("`weights.strategy`"));
+                let expected = "\"tensor\", \"channel\", \"group\" with its `group_size` or \
+                                \"block\" with its `block_structure`";
+                return Err(mismatch(expected, found).at("`weights.strategy`"));
             }
         };
         Ok(Self { bits: bits as u8, strategy })
