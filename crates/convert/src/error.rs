@@ -110,5 +110,12 @@ pub enum Remedy {
     PackedExperts,
 }
 
+impl ConvertError {
+    /// A recipe that does not fit, or an option that cannot be.
+    pub(crate) fn plan(why: impl Into<Refusal>) -> Self {
+        Self::Plan(why.into())
+    }
+}
+
 /// What this crate's functions give.
 pub type Result<T, E = ConvertError> = std::result::Result<T, E>;

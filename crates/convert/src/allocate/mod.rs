@@ -76,7 +76,7 @@ impl Palette {
         };
         let parse = |name: &String| {
             let wanted = name.parse();
-            wanted.map_err(|e| ConvertError::Plan(format!("{name}: {e}").into()))
+            wanted.map_err(|e| ConvertError::plan(format!("{name}: {e}")))
         };
         names.iter().map(parse).collect()
     }
@@ -267,8 +267,7 @@ impl BitAllocation<'_> {
     fn item(&self, sensitivity: &Sensitivity, specs: &[EncodingSpec]) -> Result<Item> {
         let Sensitivity { layer, role, divergence, .. } = *sensitivity;
         let (unit, count) = representative(self.inventory, layer, role);
-        let missing =
-            || ConvertError::Plan(format!("the inventory has no {role} in {unit}").into());
+        let missing = || ConvertError::plan(format!("the inventory has no {role} in {unit}"));
         let layout = self.inventory.units.get(&unit);
         let tensor = layout
             .and_then(|layout| layout.find(role))

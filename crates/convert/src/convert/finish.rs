@@ -90,7 +90,7 @@ fn fill_shards(manifest: &mut Manifest, finished: &BTreeMap<Unit, LedgerEntry>) 
     let entry = |unit: Unit| {
         finished
             .get(&unit)
-            .ok_or_else(|| ConvertError::Plan(format!("{unit} was not converted").into()))
+            .ok_or_else(|| ConvertError::plan(format!("{unit} was not converted")))
     };
     for shard in &mut manifest.dense {
         shard.blake3 = entry(shard.unit)?.blake3;

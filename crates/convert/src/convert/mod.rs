@@ -531,7 +531,7 @@ fn compute_pool(threads: usize) -> Result<rayon::ThreadPool> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads.max(1))
         .build();
-    pool.map_err(|e| ConvertError::Plan(format!("threads: {e}").into()))
+    pool.map_err(|e| ConvertError::plan(format!("threads: {e}")))
 }
 
 /// Large units first, so that no thread is left alone with one at the end.

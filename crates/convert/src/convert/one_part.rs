@@ -66,7 +66,7 @@ pub fn convert_part(
 ) -> Result<PartReport> {
     if matches!(options.calibration, Calibration::Text(_)) {
         let detail = "a part cannot be calibrated by a text, which goes through all layers";
-        return Err(ConvertError::Plan(detail.into()));
+        return Err(ConvertError::plan(detail));
     }
     let out = part_path(out, part);
     let partial = partial_path(&out);

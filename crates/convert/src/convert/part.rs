@@ -146,8 +146,7 @@ pub fn blocks(plan: &Plan, source: &Source<'_>, part: Part) -> Result<(BlockSet,
     for unit in plan.units() {
         let file = plan.planned(unit).map(|unit| unit.file);
         let maker = file.and_then(|file| makers.get(file)).copied();
-        let maker =
-            maker.ok_or_else(|| ConvertError::Plan(format!("{unit} is in no file").into()))?;
+        let maker = maker.ok_or_else(|| ConvertError::plan(format!("{unit} is in no file")))?;
         for (file, range) in extents(plan, source.checkpoint, unit)? {
             bytes += if maker == part.index { range.end - range.start } else { 0 };
             let first = range.start.div_ceil(source.block) as usize;

@@ -53,7 +53,7 @@ pub fn reproduce(
     for unit in units {
         let planned = plan
             .planned(*unit)
-            .ok_or_else(|| ConvertError::Plan(format!("the plan has no {unit}").into()))?;
+            .ok_or_else(|| ConvertError::plan(format!("the plan has no {unit}")))?;
         // Zero where no tensor is, as in a bundle.
         record.clear();
         record.resize(planned.len as usize, 0);

@@ -89,7 +89,7 @@ impl<'a> ShardWriter<'a> {
     }
 
     fn planned(&self, unit: Unit) -> Result<Shard<'a>> {
-        let missing = || ConvertError::Plan(format!("the plan has no {unit}").into());
+        let missing = || ConvertError::plan(format!("the plan has no {unit}"));
         let unit = self.plan.planned(unit).ok_or_else(missing)?;
         let file = self.writer.file(unit.file).ok_or_else(missing)?;
         Ok(Shard { file, unit })

@@ -62,5 +62,5 @@ impl Sink<'_> {
 /// What the first `rows` rows of a tensor take of each part.
 fn leading(entry: &TensorEntry, rows: u64) -> Result<Parts> {
     let parts = entry.encoding.parts(rows, entry.cols);
-    parts.map_err(|e| ConvertError::Plan(format!("{}: {e}", entry.role).into()))
+    parts.map_err(|e| ConvertError::plan(format!("{}: {e}", entry.role)))
 }

@@ -109,9 +109,8 @@ impl<'a> TensorQuantizer<'a> {
             Some(objectives) => objectives.objective(tensor.unit, entry, tensor.method),
             None => Ok(SharedObjective::Weights),
         };
-        let objective = objective.map_err(|e| {
-            ConvertError::Plan(format!("{} {}: {e}", tensor.unit, entry.role).into())
-        })?;
+        let objective = objective
+            .map_err(|e| ConvertError::plan(format!("{} {}: {e}", tensor.unit, entry.role)))?;
         let method = tensor.method.given(objective.as_objective());
         let (encoding, zeros) = (entry.encoding, tensor.zeros);
         let how = How { encoding, method, zeros, objective };

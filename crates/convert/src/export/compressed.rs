@@ -260,12 +260,12 @@ fn check_filled(
         if found != all {
             let detail =
                 format!("tensor `{name}`: expected {all} weights, the model holds {found}");
-            return Err(ConvertError::Plan(detail.into()));
+            return Err(ConvertError::plan(detail));
         }
         let both = tensors.contains_key(name) && tensors.contains_key(&format!("{name}_packed"));
         if both {
             let detail = format!("tensor `{name}`: expected all parts in codes or all in floats");
-            return Err(ConvertError::Plan(detail.into()));
+            return Err(ConvertError::plan(detail));
         }
     }
     Ok(())

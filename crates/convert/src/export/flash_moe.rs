@@ -108,7 +108,7 @@ const fn is_dense(unit: &Unit) -> bool {
 
 /// The numbers that lie beside the list of tensors.
 fn constants(text: &Value) -> Map<String, Value> {
-    const KEYS: [&str; 19] = [
+    const KEYS: [&str; 20] = [
         "hidden_size",
         "num_hidden_layers",
         "num_attention_heads",
@@ -128,8 +128,9 @@ fn constants(text: &Value) -> Map<String, Value> {
         "linear_conv_kernel_dim",
         "partial_rotary_factor",
         "rope_theta",
+        "layer_types",
     ];
-    let keys = KEYS.into_iter().chain(["layer_types"]);
+    let keys = KEYS.into_iter();
     keys.filter_map(|key| Some((key.to_owned(), text.get(key)?.clone())))
         .collect()
 }
@@ -299,7 +300,7 @@ fn write_experts(weights: &Weights, dir: &Path, bits: u8) -> Result<()> {
             if *layout.get_or_insert_with(|| record.clone()) != record {
                 let detail =
                     format!("flash-moe: {unit}: expected a record as of all other experts");
-                return Err(ConvertError::Plan(detail.into()));
+                return Err(ConvertError::plan(detail));
             }
             let bytes = &buf.as_slice()[..found.len as usize];
             file.write_all_at(bytes, u64::from(expert) * found.len)

@@ -91,7 +91,7 @@ impl Form<'_> {
         if let Some((name, [found, all])) = filled.iter().find(|(_, [found, all])| found != all) {
             let detail =
                 format!("tensor `{name}`: expected {all} weights, the model holds {found}");
-            return Err(ConvertError::Plan(detail.into()));
+            return Err(ConvertError::plan(detail));
         }
         Ok((tensors, modules, told))
     }

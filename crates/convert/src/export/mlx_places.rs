@@ -209,7 +209,7 @@ impl<'a> MlxPlaces<'a> {
         };
         let Some(own) = own.filter(whole) else {
             let detail = format!("mlx-lm: {role} of {unit}: its table has no place for it there");
-            return Err(ConvertError::Plan(detail.into()));
+            return Err(ConvertError::plan(detail));
         };
         let shape = match &own.shape[..] {
             [1, _] if !role.is_expert() && role != Role::SharedExpertGate => vec![cols],

@@ -11,7 +11,7 @@ use super::entry;
 use crate::error::{ConvertError, Result};
 
 fn too_large(unit: Unit) -> ConvertError {
-    ConvertError::Plan(format!("{unit}: larger than any file").into())
+    ConvertError::plan(format!("{unit}: larger than any file"))
 }
 
 /// Dense shards one after the other, a new file before the limit is passed.

@@ -238,7 +238,7 @@ impl Plan {
         plan.measure(options);
         plan.manifest
             .validate()
-            .map_err(|detail| ConvertError::Plan(format!("plan: {detail}").into()))?;
+            .map_err(|detail| ConvertError::plan(format!("plan: {detail}")))?;
         Ok(plan)
     }
 
@@ -374,7 +374,7 @@ fn skeleton(
         alignment: options.alignment,
         model: inventory.spec.clone(),
         recipe: serde_json::to_value(recipe)
-            .map_err(|e| ConvertError::Plan(format!("recipe `{}`: {e}", recipe.name).into()))?,
+            .map_err(|e| ConvertError::plan(format!("recipe `{}`: {e}", recipe.name)))?,
         checkpoint: CheckpointRecord {
             files: files.collect(),
             ignored,
@@ -433,8 +433,7 @@ fn resolve_dense(
 ) -> Result<Resolved> {
     let tensors = inventory.units.get(&unit).map(|layout| &layout.tensors[..]);
     let (tensors, methods) = choose_all(resolver, unit, tensors, 1)?;
-    let layout =
-        place_dense(tensors).map_err(|e| ConvertError::Plan(format!("{unit}: {e}").into()))?;
+    let layout = place_dense(tensors).map_err(|e| ConvertError::plan(format!("{unit}: {e}")))?;
     Ok(Resolved { unit, layout, methods })
 }
 
@@ -457,8 +456,7 @@ fn resolve_extra<'a>(
     if tensors.is_empty() {
         return Ok((None, out));
     }
-    let layout =
-        place_dense(tensors).map_err(|e| ConvertError::Plan(format!("{unit}: {e}").into()))?;
+    let layout = place_dense(tensors).map_err(|e| ConvertError::plan(format!("{unit}: {e}")))?;
     Ok((Some(Resolved { unit, layout, methods }), out))
 }
 
@@ -488,8 +486,7 @@ fn resolve_experts(
     let unit = Unit::Expert { layer, expert: 0 };
     let count = inventory.spec.layers[layer as usize].num_experts();
     let (tensors, methods) = choose_all(resolver, unit, inventory.expert_tensors(layer), count)?;
-    let layout =
-        place_expert(tensors).map_err(|e| ConvertError::Plan(format!("{unit}: {e}").into()))?;
+    let layout = place_expert(tensors).map_err(|e| ConvertError::plan(format!("{unit}: {e}")))?;
     Ok(Resolved { unit, layout, methods })
 }
 
@@ -501,7 +498,7 @@ fn choose_all(
     count: u32,
 ) -> Result<(Vec<TensorEntry>, Vec<Rounding>)> {
     let tensors =
-        tensors.ok_or_else(|| ConvertError::Plan(format!("the inventory has no {unit}").into()))?;
+        tensors.ok_or_else(|| ConvertError::plan(format!("the inventory has no {unit}")))?;
     let choose = |tensor: &TensorEntry| {
         let chosen = resolver.choose(unit, tensor, count)?;
         Ok((chosen.tensor(tensor), chosen.rounding))

@@ -270,7 +270,7 @@ impl<'a> Resolver<'a> {
     }
 
     fn refuse(&self, detail: impl std::fmt::Display) -> ConvertError {
-        ConvertError::Plan(format!("recipe `{}`: {detail}", self.recipe.name).into())
+        ConvertError::plan(format!("recipe `{}`: {detail}", self.recipe.name))
     }
 
     /// The first fallback of a rule that can hold the tensor. What is not the text model has all
