@@ -84,6 +84,9 @@ pub enum Decoder {
         zero_points: Option<String>,
         /// The decoded shape, as numbers.
         dims: String,
+        /// The group of each column; none where `group_size` columns follow one another.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        groups: Option<String>,
         /// Bits of a code.
         bits: u8,
         /// Columns that share a scale.
@@ -178,30 +181,32 @@ pub enum Decoder {
     },
 }
 
-/// The names in a decoder, borrowed as it is, the main one first; the optional one apart.
+/// The names in a decoder, borrowed as it is, the main one first; the optional ones apart.
 macro_rules! names {
     ($decoder:expr, $borrow:ident) => {
         match $decoder {
-            Decoder::Scaled { weight, scales, .. } => (vec![weight, scales], None),
-            Decoder::Mxfp4 { blocks, scales } => (vec![blocks, scales], None),
-            Decoder::Packed { codes, scales, zero_points, dims, .. } => {
-                (vec![codes, scales, dims], zero_points.$borrow())
+            Decoder::Scaled { weight, scales, .. } => (vec![weight, scales], [None, None]),
+            Decoder::Mxfp4 { blocks, scales } => (vec![blocks, scales], [None, None]),
+            Decoder::Packed { codes, scales, zero_points, dims, groups, .. } => {
+                (vec![codes, scales, dims], [zero_points.$borrow(), groups.$borrow()])
             }
-            Decoder::Mlx { weight, scales, biases, .. } => (vec![weight, scales, biases], None),
+            Decoder::Mlx { weight, scales, biases, .. } => {
+                (vec![weight, scales, biases], [None, None])
+            }
             Decoder::Gptq { codes, zero_points, scales, groups, .. } => {
-                (vec![codes, zero_points, scales], groups.$borrow())
+                (vec![codes, zero_points, scales], [groups.$borrow(), None])
             }
             Decoder::Awq { codes, zero_points, scales, .. } => {
-                (vec![codes, zero_points, scales], None)
+                (vec![codes, zero_points, scales], [None, None])
             }
             Decoder::Gguf { tensor, .. }
             | Decoder::Tiled { tensor, .. }
-            | Decoder::Bundle { tensor, .. } => (vec![tensor], None),
-            Decoder::Ternary { codes, scale, .. } => (vec![codes, scale], None),
+            | Decoder::Bundle { tensor, .. } => (vec![tensor], [None, None]),
+            Decoder::Ternary { codes, scale, .. } => (vec![codes, scale], [None, None]),
             Decoder::Nvfp4 { codes, scales, tensor_scale, .. } => {
-                (vec![codes, scales], tensor_scale.$borrow())
+                (vec![codes, scales], [tensor_scale.$borrow(), None])
             }
-            Decoder::Heads { .. } => (Vec::new(), None),
+            Decoder::Heads { .. } => (Vec::new(), [None, None]),
         }
     };
 }
@@ -220,7 +225,7 @@ impl Decoder {
         let (names, optional) = names!(self, as_ref);
         names
             .into_iter()
-            .chain(optional)
+            .chain(optional.into_iter().flatten())
             .map(String::as_str)
             .collect()
     }
@@ -239,7 +244,7 @@ impl Decoder {
             values.rename(rename);
         }
         let (names, optional) = names!(self, as_mut);
-        for name in names.into_iter().chain(optional) {
+        for name in names.into_iter().chain(optional.into_iter().flatten()) {
             *name = rename(name);
         }
     }
@@ -269,7 +274,9 @@ impl Decoder {
     pub fn codes(&self, cols: u64) -> Option<Encoding> {
         match *self {
             Self::Bundle { encoding, .. } => Some(encoding).filter(|own| own.float().is_none()),
-            Self::Packed { zero_points: None, bits, group_size, scale_dtype, .. }
+            Self::Packed {
+                zero_points: None, groups: None, bits, group_size, scale_dtype, ..
+            }
             | Self::Mlx { bits, group_size, scale_dtype, .. } => {
                 let affine = Affine::new(bits, u16::try_from(group_size).ok()?, scale_dtype);
                 affine.ok().map(Encoding::Affine)
@@ -295,9 +302,10 @@ impl Decoder {
             Self::Mxfp4 { .. } => "mxfp4".to_owned(),
             Self::Nvfp4 { .. } => "nvfp4".to_owned(),
             Self::Heads { keys, .. } => format!("{} by head", keys.label()),
-            Self::Packed { zero_points, bits, group_size, .. } => {
+            Self::Packed { zero_points, groups, bits, group_size, .. } => {
                 let zero = if zero_points.is_some() { " asymmetric" } else { "" };
-                format!("int{bits} g{group_size}{zero}")
+                let order = if groups.is_some() { " ordered" } else { "" };
+                format!("int{bits} g{group_size}{zero}{order}")
             }
             Self::Mlx { bits, group_size, .. } => format!("mlx q{bits} g{group_size}"),
             Self::Gptq { bits, group_size, groups, .. } => {

@@ -33,7 +33,15 @@ impl Reading<'_, '_, '_> {
             Decoder::Bundle { encoding, .. } => self.bundle(encoding, rect, out),
             // Its rows are those of others: see [`Decoding::heads`].
             Decoder::Heads { .. } => Ok(()),
-            Decoder::Packed { bits, group_size, .. } => self.packed(bits, group_size, rect, out),
+            Decoder::Packed { bits, group_size, ref zero_points, ref groups, .. } => {
+                // Stored tensor 2 is the shape, which was read when the checkpoint was opened.
+                let zeros = zero_points.is_some().then_some(3);
+                let index = groups
+                    .is_some()
+                    .then_some(if zeros.is_some() { 4 } else { 3 });
+                let order = self.packed_order(group_size, index, rect)?;
+                self.packed(bits, group_size, (zeros, &order), rect, out)
+            }
             Decoder::Mlx { bits, group_size, .. } => self.mlx(bits, group_size, rect, out),
             Decoder::Gptq { bits, group_size, zeros_stored_minus_one, .. } => {
                 self.gptq(bits, group_size, zeros_stored_minus_one, rect, out)
@@ -153,22 +161,52 @@ impl Reading<'_, '_, '_> {
         Ok(())
     }
 
-    fn packed(&mut self, bits: u8, group_size: u64, rect: &Rect, out: &mut [f32]) -> Result<()> {
-        let (groups, all) = (rect.groups(group_size), self.tensor.cols.div_ceil(group_size));
+    /// The group of each column of a rectangle, where columns are in an order of their own.
+    fn packed_order(
+        &mut self,
+        group_size: u64,
+        index: Option<usize>,
+        rect: &Rect,
+    ) -> Result<Vec<u64>> {
+        let Some(at) = index else { return Ok(Vec::new()) };
+        let all = 0..self.tensor.cols;
+        let groups = self.group_index(group_size, at, &all)?;
+        // Modules that no order was found for keep the -1 with which each index begins.
+        let Some(groups) = groups else { return Ok(Vec::new()) };
+        Ok(groups[rect.cols.start as usize..rect.cols.end as usize].to_vec())
+    }
+
+    fn packed(
+        &mut self,
+        bits: u8,
+        group_size: u64,
+        (zeros, order): (Option<usize>, &[u64]),
+        rect: &Rect,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let all = self.tensor.cols.div_ceil(group_size);
+        let groups = spanned(order).unwrap_or_else(|| rect.groups(group_size));
         let codes = self.codes(bits, rect)?;
-        let scales = self.floats(1, all, &rect.rows, &groups)?;
-        // Stored tensor 2 is the shape, which was read when the checkpoint was opened.
-        let zeros = if self.tensor.parts.len() > 3 {
-            let per_word = 32 / u64::from(bits);
-            let words = rect.rows.start / per_word..rect.rows.end.div_ceil(per_word);
-            let bytes = self.bytes(3, all * 4, &words, &(groups.start * 4..groups.end * 4))?;
-            let width = (groups.end - groups.start) as usize;
-            Some(foreign::zero_points(bits, &bytes, width, rect))
-        } else {
-            None
+        let mut scales = self.floats(1, all, &rect.rows, &groups)?;
+        let width = (groups.end - groups.start) as usize;
+        let mut zeros = match zeros {
+            Some(at) => {
+                let per_word = 32 / u64::from(bits);
+                let words = rect.rows.start / per_word..rect.rows.end.div_ceil(per_word);
+                let bytes = self.bytes(at, all * 4, &words, &(groups.start * 4..groups.end * 4))?;
+                Some(foreign::zero_points(bits, &bytes, width, rect))
+            }
+            None => None,
         };
+        let mut columns = group_size;
+        if !order.is_empty() {
+            // Each column becomes a group of its own, with what its group has.
+            scales = by_column(&scales, width, order, groups.start);
+            zeros = zeros.map(|zeros| by_column(&zeros, width, order, groups.start));
+            columns = 1;
+        }
         let codes = PackedRows { bytes: &codes, bits };
-        foreign::symmetric(codes, group_size, &scales, zeros.as_deref(), rect, out);
+        foreign::symmetric(codes, columns, &scales, zeros.as_deref(), rect, out);
         Ok(())
     }
 
@@ -208,12 +246,12 @@ impl Reading<'_, '_, '_> {
         rect: &Rect,
         out: &mut [f32],
     ) -> Result<()> {
-        let index = self.group_index(group_size, rect)?;
-        let first = index.iter().min().copied().unwrap_or_default();
-        let last = index.iter().max().copied().unwrap_or_default();
+        let index = self.gptq_order(group_size, rect)?;
+        let span = spanned(&index).unwrap_or_default();
+        let first = span.start;
         let index: Vec<_> = index.iter().map(|group| (group - first) as usize).collect();
         let zeros = (bits, &WORD_ORDER[..], zeros_stored_minus_one);
-        let grid = self.grid(zeros, &(first..last + 1), &rect.rows)?;
+        let grid = self.grid(zeros, &span, &rect.rows)?;
         let (codes, words) = word_unit(bits);
         let units = rect.groups(codes);
         let words = units.start * words..units.end * words;
@@ -223,24 +261,46 @@ impl Reading<'_, '_, '_> {
         Ok(())
     }
 
-    /// The group of each column.
-    fn group_index(&mut self, group_size: u64, rect: &Rect) -> Result<Vec<u64>> {
-        let tensor = self.tensor;
-        if tensor.parts.len() < 4 {
+    /// The group of each column of a rectangle.
+    fn gptq_order(&mut self, group_size: u64, rect: &Rect) -> Result<Vec<u64>> {
+        if self.tensor.parts.len() < 4 {
             return Ok(rect.cols.clone().map(|c| c / group_size).collect());
         }
-        let groups = tensor.cols.div_ceil(group_size);
-        let bytes = rect.cols.start * 4..rect.cols.end * 4;
-        let bytes = self.bytes(3, tensor.cols * 4, &(0..1), &bytes)?;
-        let index = bytes.as_chunks::<4>().0.iter().map(|bytes| {
-            let index = i32::from_le_bytes(*bytes);
+        let index = self.group_index(group_size, 3, &rect.cols)?;
+        index.ok_or_else(|| self.no_group(group_size, 3, -1))
+    }
+
+    /// The group of each of `cols` as stored tensor `at` gives it; none where one is -1.
+    fn group_index(
+        &mut self,
+        group_size: u64,
+        at: usize,
+        cols: &Range<u64>,
+    ) -> Result<Option<Vec<u64>>> {
+        let groups = self.tensor.cols.div_ceil(group_size);
+        let bytes = cols.start * 4..cols.end * 4;
+        let bytes = self.bytes(at, self.tensor.cols * 4, &(0..1), &bytes)?;
+        let index = bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .copied()
+            .map(i32::from_le_bytes);
+        if index.clone().any(|group| group == -1) {
+            return Ok(None);
+        }
+        let index = index.map(|index| {
             let known = u64::try_from(index).ok().filter(|index| *index < groups);
-            known.ok_or_else(|| {
-                let detail = mismatch(format_args!("groups below {groups}"), index);
-                FormatError::tensor(tensor.root, tensor.decoder.stored_names()[3], detail)
-            })
+            known.ok_or_else(|| self.no_group(group_size, at, index))
         });
-        index.collect()
+        index.collect::<Result<_>>().map(Some)
+    }
+
+    /// The refusal of a column's group that the tensor does not have.
+    fn no_group(&self, group_size: u64, at: usize, found: i32) -> FormatError {
+        let groups = self.tensor.cols.div_ceil(group_size);
+        let detail = mismatch(format_args!("groups below {groups}"), found);
+        FormatError::tensor(self.tensor.root, self.tensor.decoder.stored_names()[at], detail)
     }
 
     fn awq(&mut self, group_size: u64, rect: &Rect, out: &mut [f32]) -> Result<()> {
@@ -314,6 +374,18 @@ impl Reading<'_, '_, '_> {
         }
         Ok(())
     }
+}
+
+/// From the least group to the greatest; none of none.
+fn spanned(groups: &[u64]) -> Option<Range<u64>> {
+    Some(*groups.iter().min()?..*groups.iter().max()? + 1)
+}
+
+/// What each column's group has: `values` are `[rows, width]`, by groups from number `first` on.
+fn by_column<T: Copy>(values: &[T], width: usize, order: &[u64], first: u64) -> Vec<T> {
+    let rows = values.chunks_exact(width.max(1));
+    rows.flat_map(|row| order.iter().map(|group| row[(group - first) as usize]))
+        .collect()
 }
 
 /// The heads of [`Decoder::Tiled`].

@@ -113,12 +113,6 @@ impl Compressed {
     ) -> Result<()> {
         grouping.part(name, name, &[Dtype::I32])?;
         let part = |part: &str| format!("{module}.weight_{part}");
-        let order = part("g_idx");
-        if grouping.files.stored.contains_key(&order) {
-            let detail = "columns out of order (`actorder`: \"group\") are not read: save it \
-                          with `actorder` \"weight\" or \"static\", whose columns are in order";
-            return Err(grouping.refused(&order, detail));
-        }
         let (scales, dims, zeros) = (part("scale"), part("shape"), part("zero_point"));
         let shape = grouping.numbers(name, &dims, stored.shape.len())?;
         let held = grouping.part(name, &scales, &SCALE_TYPES[..3])?;
@@ -157,9 +151,18 @@ impl Compressed {
             let shape = vec![words, cols.div_ceil(group_size)];
             grouping.check_shape(name, zeros, &found.shape, &[shape])?;
         }
+        let groups = index_of(grouping, name, part("g_idx"), *cols)?;
         let (codes, bits) = (name.to_owned(), group.bits);
-        let decoder =
-            Decoder::Packed { codes, scales, scale_dtype, zero_points, dims, bits, group_size };
+        let decoder = Decoder::Packed {
+            codes,
+            scales,
+            scale_dtype,
+            zero_points,
+            dims,
+            groups,
+            bits,
+            group_size,
+        };
         grouping.add(format!("{module}.weight"), Float::F32, shape, decoder)
     }
 
@@ -195,6 +198,16 @@ impl Compressed {
         let decoder = Decoder::Scaled { weight, values, scales, block };
         grouping.add(name.to_owned(), Float::F32, stored.shape.clone(), decoder)
     }
+}
+
+/// The tensor that gives the group of each column (`actorder`: "group"), where the checkpoint has one.
+fn index_of(grouping: &Grouping<'_>, of: &str, index: String, cols: u64) -> Result<Option<String>> {
+    if !grouping.files.stored.contains_key(&index) {
+        return Ok(None);
+    }
+    let found = grouping.part(of, &index, &[Dtype::I32])?;
+    grouping.check_shape(of, &index, &found.shape, &[vec![cols]])?;
+    Ok(Some(index))
 }
 
 /// Takes in pairs of four-bit floats: with a scale for the tensor NVFP4, without one MXFP4.
