@@ -33,3 +33,4 @@ mod surroundings;
 mod tidy;
 mod torture;
 mod verify;
+mod verify_parts;

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
-use shardwright_convert::Part;
+use shardwright_format::Part;
 
 use crate::failure::Failure;
 

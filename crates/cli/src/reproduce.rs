@@ -6,15 +6,13 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use shardwright_convert::calibrate::SavedStatistics;
-use shardwright_convert::{
-    GENERATOR, Plan, PlanOptions, Recipe, ReproduceOptions, reproduce as made_again,
-};
+use shardwright_convert::{Plan, PlanOptions, Recipe, ReproduceOptions, reproduce as made_again};
 use shardwright_format::arch::Inventory;
 use shardwright_format::bundle::read_manifest;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::Manifest;
 use shardwright_format::weights::Weights;
-use shardwright_format::{Bundle, Unit};
+use shardwright_format::{Bundle, GENERATOR, Unit};
 use shardwright_verify::{Differing, Reproduction};
 
 use crate::args::VerifyArgs;

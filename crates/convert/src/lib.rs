@@ -15,15 +15,15 @@ mod plan;
 pub mod recipe;
 
 pub use convert::{
-    Buffers, Calibration, ConvertOptions, MergeOptions, Merged, Part, PartReport, Phase, Progress,
-    ReproduceOptions, convert, convert_part, merge, part_path, partial_path, reproduce,
+    Buffers, Calibration, ConvertOptions, MergeOptions, Merged, PartReport, Phase, Progress,
+    ReproduceOptions, convert, convert_part, merge, partial_path, reproduce,
 };
 pub use error::{ConvertError, Remedy, Result};
 pub use export::{
     ExportDtype, ExportOptions, ExportTarget, Exported, ExportedFile, Requantized, export,
 };
 pub use plan::{
-    ConversionReport, Cost, ExpertReport, FallbackUsed, GENERATOR, OmittedExtra, Plan, PlanOptions,
+    ConversionReport, Cost, ExpertReport, FallbackUsed, OmittedExtra, Plan, PlanOptions,
     PlannedFile, Repacked, RoleSummary, RuleMatch, SkippedFile, Summary, TensorReport,
     UnquantizedMatrix,
 };

@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod model;
 mod names;
 pub mod pack;
+pub mod part;
 pub mod prose;
 pub mod refusal;
 pub mod report;
@@ -34,7 +35,11 @@ pub use decoder::Decoder;
 pub use error::{FormatError, Result};
 pub use manifest::Manifest;
 pub use model::ModelSpec;
+pub use part::Part;
 pub use refusal::{Refusal, mismatch};
 pub use role::Role;
 pub use shapes::TensorShape;
 pub use unit::{SourceView, TensorEntry, Unit, UnitLayout};
+
+/// Program and version, as what it writes names them.
+pub const GENERATOR: &str = concat!("shardwright ", env!("CARGO_PKG_VERSION"));

@@ -1,6 +1,8 @@
 //! Why a verification could not run. What it finds is no error: see [`crate::Finding`].
 
-use shardwright_format::FormatError;
+use std::path::PathBuf;
+
+use shardwright_format::{FormatError, Refusal};
 use shardwright_runtime::RuntimeError;
 
 /// Why a verification could not run.
@@ -27,6 +29,14 @@ pub enum VerifyError {
     /// What was asked for cannot be done.
     #[error("{0}")]
     Invalid(String),
+    /// Parts of a verification do not go together.
+    #[error("{}: cannot merge: {detail}", path.display())]
+    Merge {
+        /// The part.
+        path: PathBuf,
+        /// What it has that it should not, or has not.
+        detail: Refusal,
+    },
     /// A text is not the same tokens to two models, so that their predictions cannot be compared.
     #[error("tokenizers differ: {0}")]
     TokenizersDiffer(String),

@@ -32,4 +32,4 @@ pub use report::ladder::{Ladder, Original};
 pub use report::reproduction::{Differing, Reproduction};
 pub use report::thresholds::Thresholds;
 pub use report::{BundleSummary, Form, ModelSummary, Report, TextRecord, Verdict};
-pub use run::{Candidate, VerifyRequest, verify};
+pub use run::{Candidate, MadePart, VerifyRequest, merge, verify, verify_part};

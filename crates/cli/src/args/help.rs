@@ -98,6 +98,8 @@ Examples:
       --max-kld 0.05 --min-same-top 0.9 --max-ppl-ratio 1.05   a gate for CI
   shardwright verify qwen3.bundle --against Qwen3-30B-A3B --text eval.txt \\
       --cache-type-k q8_0 --cache-type-v q8_0                  what a cache of 8 bits costs
+  shardwright verify qwen3.bundle --against Qwen3-30B-A3B --text eval.txt --part 1/8 -o eval
+  shardwright verify --merge eval.part-*-of-8 --html report.html   the report of one run
 
 Exit codes: 0 holds, 1 found something, 2 could not run.";
 

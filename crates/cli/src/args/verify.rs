@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{ArchArgs, CacheTypeArg, ThreadArgs, bits_per_weight, help, within};
+use crate::part::PartArg;
 
 /// `verify`
 #[derive(Debug, Args)]
@@ -12,13 +13,13 @@ use super::{ArchArgs, CacheTypeArg, ThreadArgs, bits_per_weight, help, within};
 pub struct VerifyArgs {
     /// Models to judge: bundles, files that `pack` made, checkpoints of any dtype or quantization, GGUF
     /// files
-    #[arg(required = true, value_name = "CANDIDATE")]
+    #[arg(required_unless_present = "merge", value_name = "CANDIDATE")]
     pub candidates: Vec<PathBuf>,
     /// The original, any model too: compare every tensor of each candidate with its own
     #[arg(long, value_name = "ORIGINAL")]
     pub against: Option<PathBuf>,
     /// A text that all models read: perplexities, KL divergence, drift of each layer
-    #[arg(long, value_name = "FILE", requires = "against")]
+    #[arg(long, value_name = "FILE", requires = "against", group = "predicted")]
     pub text: Option<PathBuf>,
     /// Tokens that the model sees at a time
     #[arg(long, value_name = "N", default_value_t = 256, requires = "text",
@@ -53,6 +54,18 @@ pub struct VerifyArgs {
     /// The file of statistics that a bundle was converted with, for --reproduce
     #[arg(long, value_name = "FILE", requires = "reproduce")]
     pub statistics: Option<PathBuf>,
+    /// Predict one of several parts of the text's windows instead, for --merge: part I of N, in
+    /// FILE.part-I-of-N; with `auto` as in `convert`
+    #[arg(long, value_name = "I/N|auto[/N]", requires = "text", requires = "out",
+          conflicts_with_all = ["html", "beside", "reproduce"])]
+    pub part: Option<PartArg>,
+    /// Where parts go: FILE.part-I-of-N
+    #[arg(short, long = "output", value_name = "FILE", requires = "part")]
+    pub out: Option<PathBuf>,
+    /// Put the files that `verify --part` made together: the report of one run
+    #[arg(long, value_name = "PART", num_args = 1.., group = "predicted",
+          conflicts_with_all = ["candidates", "against", "text", "trusted", "max_bpw", "arch"])]
+    pub merge: Vec<PathBuf>,
     /// Bundles must be signed by this public key of minisign: their manifest, in manifest.json.minisig
     /// beside it, for a packed bundle in FILE.minisig
     #[arg(long, value_name = "KEY")]
@@ -62,7 +75,7 @@ pub struct VerifyArgs {
     pub html: Option<PathBuf>,
     /// A report of `verify --json`, or lines of `{"name", "bits_per_weight", "kld_mean"}`, to set
     /// beside the candidates in the page's curve; may be repeated
-    #[arg(long, value_name = "FILE", requires = "html", requires = "text")]
+    #[arg(long, value_name = "FILE", requires = "html", requires = "predicted")]
     pub beside: Vec<PathBuf>,
     #[command(flatten)]
     pub arch: ArchArgs,

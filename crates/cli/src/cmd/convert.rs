@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use serde::Serialize;
 use shardwright_convert::{
-    Buffers, ConversionReport, ConvertOptions, Part, PartReport, Phase, Plan, Progress, convert,
-    convert_part, part_path,
+    Buffers, ConversionReport, ConvertOptions, PartReport, Phase, Plan, Progress, convert,
+    convert_part,
 };
+use shardwright_format::Part;
 
 use super::plan;
 use crate::args::ConvertArgs;
@@ -110,7 +111,7 @@ fn report_part(
     output: Output,
 ) -> Result<(), Failure> {
     let report = OnePart {
-        directory: part_path(out, part).display().to_string(),
+        directory: part.beside(out).display().to_string(),
         seconds: started.elapsed().as_secs_f64(),
         peak_memory_bytes: process::peak_memory(),
         made,

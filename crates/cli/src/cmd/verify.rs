@@ -1,23 +1,28 @@
 //! `verify`: what the checks found, as text, JSON and a page; the verdict as exit code.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
+use shardwright_format::io::replace;
+use shardwright_format::{FormatError, Part};
 use shardwright_runtime::CacheTypes;
 use shardwright_verify::{
     EvalWindows, Ladder, Monitor, Progress, Report, Stage, Thresholds, TrustedKey, Verdict,
-    VerifyRequest, verify,
+    VerifyError, VerifyRequest, merge, verify, verify_part,
 };
 
 use crate::args::{ThresholdArgs, VerifyArgs};
+use crate::bytes::disk;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::inputs;
 use crate::output::Output;
 use crate::page::{points, write_page};
 use crate::process;
-use crate::progress::{self, Count};
+use crate::progress::{self, Count, duration};
 use crate::reproduce::reproduce;
 use crate::signal;
 
@@ -57,13 +62,16 @@ impl<'a> Found<'a> {
 pub fn run(args: &VerifyArgs, output: Output) -> Outcome {
     let cancel = signal::stop_flag()?;
     let started = Instant::now();
-    let request = request(args)?;
     let beside = points(&args.beside)?;
-    let stages = Stages { output, now: Mutex::new(None) };
-    let show = |progress: Progress| stages.show(progress);
-    let ladder = verify(request, &Monitor { progress: &show, cancel: &cancel });
-    drop(stages);
-    let mut ladder = ladder?;
+    if let Some((part, out)) = args.part.zip(args.out.as_ref()) {
+        return run_part(args, (part.part()?, out), &cancel, output).map(|()| ExitCode::SUCCESS);
+    }
+    let mut ladder = if args.merge.is_empty() {
+        let request = request(args)?;
+        watched(output, &cancel, |monitor| verify(request, monitor))?
+    } else {
+        merge(&args.merge)?
+    };
     if let Some(count) = args.reproduce {
         // Of a damaged bundle nothing is known that could be made again.
         let sound = |report: &&mut Report| report.fidelity.is_some();
@@ -85,6 +93,71 @@ pub fn run(args: &VerifyArgs, output: Output) -> Outcome {
         Verdict::Holds => ExitCode::SUCCESS,
         Verdict::Found => ExitCode::from(FOUND),
     })
+}
+
+/// A check whose progress is shown.
+fn watched<T>(
+    output: Output,
+    cancel: &AtomicBool,
+    check: impl FnOnce(&Monitor<'_>) -> Result<T, VerifyError>,
+) -> Result<T, VerifyError> {
+    let stages = Stages { output, now: Mutex::new(None) };
+    let show = |progress: Progress| stages.show(progress);
+    check(&Monitor { progress: &show, cancel })
+}
+
+/// What `verify --part` prints.
+#[derive(Serialize)]
+struct OnePart {
+    file: String,
+    seconds: f64,
+    peak_memory_bytes: Option<u64>,
+    part: u32,
+    parts: u32,
+    /// The first of its windows, from 0, and the one after its last.
+    windows: [usize; 2],
+    tokens: usize,
+    bytes: usize,
+}
+
+/// Makes a part. What it found is for the merged report to say.
+fn run_part(
+    args: &VerifyArgs,
+    (part, out): (Part, &Path),
+    cancel: &AtomicBool,
+    output: Output,
+) -> Result<(), Failure> {
+    let started = Instant::now();
+    let path = part.beside(out);
+    if path.symlink_metadata().is_ok() {
+        let file = path.display();
+        let detail = format!("{file}: already exists; remove it or choose another name");
+        return Err(Failure::new(detail));
+    }
+    let request = request(args)?;
+    let made = watched(output, cancel, |monitor| verify_part(request, part, monitor))?;
+    replace(&path, |partial| {
+        std::fs::write(partial, &made.bytes).map_err(|e| FormatError::io(&path, e))
+    })?;
+    let report = OnePart {
+        file: path.display().to_string(),
+        seconds: started.elapsed().as_secs_f64(),
+        peak_memory_bytes: process::peak_memory(),
+        part: part.index(),
+        parts: part.count(),
+        windows: [made.windows.start, made.windows.end],
+        tokens: made.tokens,
+        bytes: made.bytes.len(),
+    };
+    let OnePart { file, tokens, bytes, seconds, .. } = &report;
+    let (windows, took) = (made.windows.len(), duration(*seconds));
+    let size = disk(*bytes as u64);
+    let (out, count) = (out.display(), part.count());
+    let text = format!(
+        "{file}: part {part}, {windows} windows, {tokens} tokens predicted, {size}\ntook {took}\n\
+         all parts: shardwright verify --merge {out}.part-*-of-{count}\n"
+    );
+    output.report(&report, &text)
 }
 
 fn request(args: &VerifyArgs) -> Result<VerifyRequest<'_>, Failure> {

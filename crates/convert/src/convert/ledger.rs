@@ -17,10 +17,9 @@ use serde::{Deserialize, Serialize};
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::io::read_required;
 use shardwright_format::manifest::{Calibration, Hash};
-use shardwright_format::{FormatError, Refusal, Unit, mismatch};
+use shardwright_format::{FormatError, Part, Refusal, Unit, mismatch};
 use shardwright_quant::QuantStats;
 
-use super::part::Part;
 use super::source::{HashedBlocks, Source};
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;

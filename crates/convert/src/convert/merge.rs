@@ -11,7 +11,7 @@ use shardwright_format::io::{INDEX_LIMIT, read_required};
 use shardwright_format::manifest::{FileEntry, FileKind, Hash, Manifest};
 use shardwright_format::treehash::TreeHash;
 use shardwright_format::writer::{self, BundleWriter};
-use shardwright_format::{FormatError, Unit, mismatch};
+use shardwright_format::{FormatError, GENERATOR, Refusal, Unit, mismatch, part};
 
 use super::ledger::{Closing, Fingerprint, LedgerEntry, Locked, PartLedger, PartRecord, Wording};
 use super::one_part::{PLAN_FILE, PLANNED_MANIFEST_FILE};
@@ -19,12 +19,10 @@ use super::part::Share;
 use super::source::HashedBlocks;
 use super::{BUNDLE_DIR, LEDGER_FILE, compute_pool, finish, partial_path, report};
 use crate::error::{ConvertError, Result};
-use crate::plan::{ConversionReport, GENERATOR, Plan};
+use crate::plan::{ConversionReport, Plan};
 
 /// Bytes read at a time when a file is checked.
 const BLOCK: usize = 1 << 20;
-/// Parts that a message names.
-const NAMED: usize = 16;
 
 /// How parts are put together.
 #[derive(Clone, Copy, Debug)]
@@ -125,7 +123,7 @@ impl Whole<'_> {
         let report = report(plan, &self.finished, None);
         let put: finish::PutFile<'_> = &|_, file| {
             let part = owner(parts, file);
-            let unknown = || refuse(bundle, &format!("no part has {}", file.path));
+            let unknown = || refuse(bundle, format!("no part has {}", file.path));
             Ok(part.ok_or_else(unknown)?.closing.files[&file.path])
         };
         finish::finish(plan, &self.sources, writer, &self.finished, &report, put)?;
@@ -133,7 +131,7 @@ impl Whole<'_> {
     }
 }
 
-fn refuse(path: &Path, detail: &str) -> ConvertError {
+fn refuse(path: &Path, detail: impl Into<Refusal>) -> ConvertError {
     ConvertError::Merge { path: path.to_owned(), detail: detail.into() }
 }
 
@@ -149,21 +147,12 @@ fn collect(paths: &[PathBuf], out: &Path) -> Result<Vec<MadePart>> {
         let number = part.record.part;
         count = number.count();
         if let Some(other) = parts.insert(number.index(), part) {
-            let detail =
-                format!("part {number} is given twice: {} is one, too", other.path.display());
-            return Err(refuse(path, &detail));
+            return Err(refuse(path, number.twice(&other.path)));
         }
     }
-    let missing: Vec<u32> = (1..=count).filter(|at| !parts.contains_key(at)).collect();
-    if missing.is_empty() {
-        return Ok(parts.into_values().collect());
-    }
-    let named: Vec<_> = missing.iter().take(NAMED).map(u32::to_string).collect();
-    let more = if missing.len() > NAMED { ", …" } else { "" };
-    let noun = if missing.len() == 1 { "part" } else { "parts" };
-    let are = if missing.len() == 1 { "is" } else { "are" };
-    let detail = format!("{noun} {}{more} of {count} {are} missing", named.join(", "));
-    Err(refuse(out, &detail))
+    let present = parts.keys().copied().collect();
+    part::check_all(&present, count).map_err(|missing| refuse(out, missing))?;
+    Ok(parts.into_values().collect())
 }
 
 impl MadePart {
@@ -180,24 +169,22 @@ impl MadePart {
             .by(GENERATOR)
             .difference(&fingerprint, &wording(""))
         {
-            return Err(refuse(path, &detail));
+            return Err(refuse(path, detail));
         }
-        let unfinished = || refuse(path, &format!("part {} is not finished", record.part));
+        let unfinished = || refuse(path, format!("part {} is not finished", record.part));
         let closing = closing.ok_or_else(unfinished)?;
         Ok(Self { path: path.to_owned(), record, fingerprint, units, closing })
     }
 
     /// Refuses a part of another conversion, or of another number of parts.
     fn check_same(&self, other: &Self) -> Result<()> {
-        let (own, found) = (self.record.part.count(), other.record.part.count());
+        let own = self.record.part;
+        own.check_count(&self.path, other.record.part)
+            .map_err(|detail| refuse(&other.path, detail))?;
         let place = format!("in {}", self.path.display());
-        if own != found {
-            let detail = format!("it is one of {found} parts, {place} there are {own}");
-            return Err(refuse(&other.path, &detail));
-        }
         let expected = self.fingerprint.with_part(other.record.part);
         let difference = expected.difference(&other.fingerprint, &wording(&place));
-        difference.map_or(Ok(()), |detail| Err(refuse(&other.path, &detail)))
+        difference.map_or(Ok(()), |detail| Err(refuse(&other.path, detail)))
     }
 
     /// What the ledger says of each shard that is this part's to make; what it says of others' files is
@@ -216,13 +203,13 @@ impl MadePart {
             .into_iter()
             .find(|path| !self.closing.files.contains_key(*path))
         {
-            return Err(refuse(&self.path, &format!("its ledger has no {path}")));
+            return Err(refuse(&self.path, format!("its ledger has no {path}")));
         }
         let claim = |unit: Unit| {
             let tensors = plan.planned(unit).map_or(0, |unit| unit.tensors.len());
             let entry = self.units.get(&unit);
             let entry = entry.filter(|entry| entry.stats.len() == tensors);
-            let missing = || refuse(&self.path, &format!("its ledger has no {unit}"));
+            let missing = || refuse(&self.path, format!("its ledger has no {unit}"));
             Ok((unit, entry.ok_or_else(missing)?.clone()))
         };
         share.units.into_iter().map(claim).collect()
@@ -287,7 +274,7 @@ fn source_hash(
             .flat_map(|part| part.closing.blocks.iter().map(move |run| (part, run)));
         runs.filter(|(_, run)| run.file == file)
     };
-    let incomplete = || refuse(&parts[0].path, &format!("no part answers for all of `{name}`"));
+    let incomplete = || refuse(&parts[0].path, format!("no part answers for all of `{name}`"));
     // As many as the parts have, before a file's alleged size is believed.
     let given: usize = runs().map(|(_, run)| run.values.len()).sum();
     if size.div_ceil(block) > given as u64 {
@@ -303,7 +290,7 @@ fn source_hash(
             let known = if tree.num_blocks() == 1 { single } else { tree.block(at) };
             if known.is_some_and(|known| known != value.0) {
                 let detail = format!("it was made with another checkpoint: `{name}` differs");
-                return Err(refuse(&part.path, &detail));
+                return Err(refuse(&part.path, detail));
             }
             single = Some(value.0);
             tree.restore(at, value.0);

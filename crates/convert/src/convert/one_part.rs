@@ -1,17 +1,16 @@
 //! Makes one part of a conversion: whole files of the bundle, and a ledger that says what they are.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
-use shardwright_format::FormatError;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::Hash;
 use shardwright_format::writer::{self, BundleWriter};
+use shardwright_format::{FormatError, Part};
 
 use super::ledger::{Closing, Fingerprint, PartLedger};
-use super::part::{Part, Share, blocks};
+use super::part::{Share, blocks};
 use super::source::Source;
 use super::{
     Calibration, ConvertOptions, LEDGER_FILE, Phase, Progress, Scope, check_free, check_room,
@@ -42,14 +41,7 @@ pub struct PartReport {
     pub bytes: u64,
 }
 
-/// The directory of a part of the bundle `out`: `OUT.part-I-of-N`, beside it.
-pub fn part_path(out: &Path, part: Part) -> PathBuf {
-    let mut name = OsString::from(out.file_name().unwrap_or_default());
-    name.push(format!(".part-{}-of-{}", part.index(), part.count()));
-    out.with_file_name(name)
-}
-
-/// Makes a part of the bundle `out` as planned, at [`part_path`]. All parts of a conversion, made anywhere,
+/// Makes a part of the bundle `out` as planned, at [`Part::beside`]. All parts of a conversion, made anywhere,
 /// are put together by [`merge`](super::merge()).
 ///
 /// `progress` is called from this thread only.
@@ -68,7 +60,7 @@ pub fn convert_part(
         let detail = "a part cannot be calibrated by a text, which goes through all layers";
         return Err(ConvertError::plan(detail));
     }
-    let out = part_path(out, part);
+    let out = part.beside(out);
     let partial = partial_path(&out);
     if !checkpoint.is_single_file() {
         refuse_output_inside_checkpoint(checkpoint.root(), &out)?;

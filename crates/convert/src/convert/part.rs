@@ -2,84 +2,15 @@
 //! checkpoint it answers for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
 use shardwright_format::checkpoint::{Checkpoint, view_extents};
 use shardwright_format::manifest::{FileKind, Manifest};
-use shardwright_format::{Refusal, Unit};
+use shardwright_format::{Part, Unit};
 
 use super::source::{BlockSet, Source};
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
-
-/// Most parts.
-const MAX_PARTS: u32 = 1 << 20;
-
-/// One of the parts of a conversion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "(u32, u32)", into = "(u32, u32)")]
-pub struct Part {
-    index: u32,
-    count: u32,
-}
-
-impl Part {
-    /// The part `index`, counted from 1, of `count`; none where there is no such part.
-    pub const fn new(index: u32, count: u32) -> Option<Self> {
-        if index >= 1 && index <= count && count <= MAX_PARTS {
-            Some(Self { index, count })
-        } else {
-            None
-        }
-    }
-
-    /// Its number, from 1.
-    pub const fn index(self) -> u32 {
-        self.index
-    }
-
-    /// How many there are.
-    pub const fn count(self) -> u32 {
-        self.count
-    }
-}
-
-impl TryFrom<(u32, u32)> for Part {
-    type Error = Refusal;
-
-    fn try_from((index, count): (u32, u32)) -> Result<Self, Refusal> {
-        let refuse = || format!("there is no part {index} of {count}").into();
-        Self::new(index, count).ok_or_else(refuse)
-    }
-}
-
-impl From<Part> for (u32, u32) {
-    fn from(part: Part) -> Self {
-        (part.index, part.count)
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {}", self.index, self.count)
-    }
-}
-
-impl FromStr for Part {
-    type Err = Refusal;
-
-    /// `I/N`.
-    fn from_str(text: &str) -> Result<Self, Refusal> {
-        let parts = text.split_once('/');
-        let parts = parts.and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-        parts
-            .and_then(|(index, count)| Self::new(index, count))
-            .ok_or_else(|| "expected I/N with I from 1 to N, such as 2/4".into())
-    }
-}
 
 /// The part, by its number, that makes each shard file: the largest files first, each to the part that has
 /// the fewest bytes so far; the first begins with the copies. A function of names and sizes alone, so that
@@ -113,15 +44,15 @@ pub struct Share {
 impl Share {
     /// Of `part` in `manifest`.
     pub fn new(manifest: &Manifest, part: Part) -> Self {
-        let owners = assign(manifest, part.count);
-        let own = |path: &str| owners.get(path) == Some(&part.index);
+        let owners = assign(manifest, part.count());
+        let own = |path: &str| owners.get(path) == Some(&part.index());
         let shards = manifest.shards().filter(|shard| own(shard.file));
         let mut units: Vec<_> = shards.map(|shard| shard.unit).collect();
         units.sort_by_key(|unit| !matches!(unit, Unit::Embedding | Unit::Head));
         let mut manifest = manifest.clone();
         manifest.files.retain(|file| match file.kind {
             FileKind::Shards => own(&file.path),
-            FileKind::Copy => part.index == 1,
+            FileKind::Copy => part.index() == 1,
             FileKind::Report => false,
         });
         Self { manifest, units }
@@ -141,14 +72,14 @@ pub fn blocks(plan: &Plan, source: &Source<'_>, part: Part) -> Result<(BlockSet,
     let files = 0..source.checkpoint.files().len();
     let counts = files.map(|file| source.num_blocks(file));
     let mut owners: Vec<Vec<u32>> = counts.map(|count| vec![0; count]).collect();
-    let makers = assign(&plan.manifest, part.count);
+    let makers = assign(&plan.manifest, part.count());
     let mut bytes = 0;
     for unit in plan.units() {
         let file = plan.planned(unit).map(|unit| unit.file);
         let maker = file.and_then(|file| makers.get(file)).copied();
         let maker = maker.ok_or_else(|| ConvertError::plan(format!("{unit} is in no file")))?;
         for (file, range) in extents(plan, source.checkpoint, unit)? {
-            bytes += if maker == part.index { range.end - range.start } else { 0 };
+            bytes += if maker == part.index() { range.end - range.start } else { 0 };
             let first = range.start.div_ceil(source.block) as usize;
             let blocks = first..range.end.div_ceil(source.block) as usize;
             let blocks = owners[file].get_mut(blocks).into_iter().flatten();
@@ -161,10 +92,10 @@ pub fn blocks(plan: &Plan, source: &Source<'_>, part: Part) -> Result<(BlockSet,
     let (total, mut at) = (free().count() as u64, 0);
     let mut is_own = |owner: &u32| {
         if *owner > 0 {
-            return *owner == part.index;
+            return *owner == part.index();
         }
         at += 1;
-        (at - 1) * u64::from(part.count) / total + 1 == u64::from(part.index)
+        (at - 1) * u64::from(part.count()) / total + 1 == u64::from(part.index())
     };
     let own = owners
         .iter()
@@ -180,17 +111,4 @@ fn extents(plan: &Plan, checkpoint: &Checkpoint, unit: Unit) -> Result<Vec<(usiz
         found.extend(view_extents(checkpoint, &tensor.view, rows, cols)?);
     }
     Ok(found)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_are_counted_from_one() {
-        assert_eq!("2/4".parse(), Ok(Part { index: 2, count: 4 }));
-        for text in ["0/4", "5/4", "1/0", "1", "a/b", "1/2/3", "-1/2", "1/4294967296"] {
-            assert!(text.parse::<Part>().is_err(), "{text}");
-        }
-    }
 }

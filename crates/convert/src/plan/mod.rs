@@ -18,7 +18,9 @@ use shardwright_format::manifest::{
     ALIGNMENTS, Calibration, CheckpointRecord, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT,
     FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile, VERSION,
 };
-use shardwright_format::{FormatError, Role, SourceView, TensorEntry, Unit, UnitLayout, mismatch};
+use shardwright_format::{
+    FormatError, GENERATOR, Role, SourceView, TensorEntry, Unit, UnitLayout, mismatch,
+};
 use shardwright_quant::{Method, Zeros};
 use shardwright_runtime::text::OTHER_FORMS;
 
@@ -165,9 +167,6 @@ pub(crate) struct PlannedTensor<'p> {
     /// What biases of affine codes may be.
     pub zeros: Zeros,
 }
-
-/// Program and version, as manifests and ledgers have it.
-pub const GENERATOR: &str = concat!("shardwright ", env!("CARGO_PKG_VERSION"));
 
 /// A unit's layout and the methods of its tensors.
 struct Resolved {

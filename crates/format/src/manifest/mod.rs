@@ -4,6 +4,7 @@
 
 mod calibration;
 mod excerpt;
+pub mod seal;
 mod strict;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -23,6 +24,7 @@ use crate::role::Role;
 use crate::unit::{TensorEntry, Unit};
 pub use calibration::{Calibration, LineHashes, MAX_CALIBRATION_LINES, SharedLines};
 pub use excerpt::Excerpt;
+use seal::{own_hash, seal};
 pub use strict::MAX_DEPTH;
 pub use walk::Shard;
 
@@ -326,8 +328,7 @@ impl Manifest {
         manifest.blake3 = Hash::ZERO;
         let mut bytes = serde_json::to_vec_pretty(&manifest).expect("a manifest serializes");
         bytes.push(b'\n');
-        let hash = blake3::hash(&bytes).to_hex();
-        bytes[PREFIX.len()..PREFIX.len() + 64].copy_from_slice(hash.as_bytes());
+        seal(&mut bytes, PREFIX);
         bytes
     }
 
@@ -348,7 +349,7 @@ impl Manifest {
                 return Err(refuse(wrong_kind(bytes).unwrap_or_else(|| e.to_string().into())));
             }
         };
-        let found = own_hash(bytes)
+        let found = own_hash(bytes, PREFIX)
             .ok_or_else(|| refuse("expected the field `blake3` first, as written".into()))?;
         if found != manifest.blake3 {
             let (expected, blake3) = (found, manifest.blake3);
@@ -359,17 +360,6 @@ impl Manifest {
         manifest.validate().map_err(refuse)?;
         Ok(manifest)
     }
-}
-
-/// The hash of the manifest's bytes with its own digits zeroed.
-fn own_hash(bytes: &[u8]) -> Option<Hash> {
-    let rest = bytes.strip_prefix(PREFIX.as_bytes())?.get(64..)?;
-    let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(PREFIX.as_bytes())
-        .update(&[b'0'; 64])
-        .update(rest);
-    Some(hasher.finalize().into())
 }
 
 /// A better word than the parser's for a file that is no manifest of this version.

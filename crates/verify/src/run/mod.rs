@@ -1,30 +1,31 @@
 //! All checks in order.
 
+mod judge;
+mod part;
+mod predict;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 
-use shardwright_format::Bundle;
-use shardwright_format::bundle::{manifest_bytes, read_manifest};
-use shardwright_format::manifest::{Excerpt, SIGNATURE_FILE};
-use shardwright_format::pack::{Packed, packed_signature};
+use shardwright_format::Part;
+use shardwright_format::bundle::read_manifest;
+use shardwright_format::manifest::Excerpt;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::CacheTypes;
 
-use crate::check::divergence::{CachePrice, EvalWindows, Party, Reading, divergences};
-use crate::check::fidelity::{FidelityOptions, fidelity};
-use crate::check::finding::{Finding, Kind};
-use crate::check::integrity::{integrity, packed_integrity};
+use crate::check::divergence::{EvalWindows, Party};
+use crate::check::fidelity::{FidelityOptions, fidelity, related_by_role};
 use crate::check::overlap::{self, Text};
 use crate::check::signature::TrustedKey;
-use crate::check::structure::Structure;
-use crate::check::tokens;
 use crate::error::{Result, VerifyError};
 use crate::monitor::Monitor;
 use crate::report::ladder::{Ladder, Original};
 use crate::report::thresholds::Thresholds;
-use crate::report::{ModelSummary, Report, TextRecord};
+use crate::report::{ModelSummary, Report};
+use judge::Judged;
+pub use part::{MadePart, merge, verify_part};
+use predict::Predictions;
 
 /// A model to be judged.
 #[derive(Debug)]
@@ -78,7 +79,27 @@ pub struct VerifyRequest<'a> {
 ///
 /// # Errors
 /// What prevents a check from running. What a check finds is in the reports.
-pub fn verify(mut request: VerifyRequest<'_>, monitor: &Monitor<'_>) -> Result<Ladder> {
+pub fn verify(request: VerifyRequest<'_>, monitor: &Monitor<'_>) -> Result<Ladder> {
+    let Examined { original, judged, predictions } = examine(request, None, monitor)?;
+    let original = original.map(|(original, _)| original);
+    let reports = judged.into_iter().map(|judged| judged.report).collect();
+    let ladder = Ladder { original, text: None, candidates: reports };
+    Ok(concluded(ladder, predictions.as_ref()))
+}
+
+/// What was found out of all candidates, before figures are summed up and limits are looked at.
+struct Examined {
+    original: Option<(Original, Weights)>,
+    judged: Vec<Judged>,
+    predictions: Option<Predictions>,
+}
+
+/// All checks, or those that are a part's to make.
+fn examine(
+    mut request: VerifyRequest<'_>,
+    part: Option<Part>,
+    monitor: &Monitor<'_>,
+) -> Result<Examined> {
     let names = names(&request);
     if request.text.is_some() && request.original.is_none() {
         let message = "text: needs the checkpoint to compare predictions with";
@@ -100,150 +121,35 @@ pub fn verify(mut request: VerifyRequest<'_>, monitor: &Monitor<'_>) -> Result<L
     {
         judged.push(Judged::new(candidate, name, &request, text.as_ref(), monitor)?);
     }
-    let mut ladder = Ladder::default();
-    if let Some((path, weights)) = request.original.take() {
-        let notes = weights.notes().iter();
-        let notes: Vec<_> = notes.map(|note| format!("the original: {note}")).collect();
-        for judged in &mut judged {
-            judged.report.notes.extend_from_slice(&notes);
-        }
-        let weights = excerpt(weights, &judged)?;
-        let census = weights.census()?;
-        ladder.original = Some(Original {
-            name: last(&path),
-            model: ModelSummary::new(&weights, &census),
-            bits_per_weight: Some(census.bits_per_weight()),
-        });
-        let party = Party { name: "original", weights: &weights };
-        ladder.text = compare(&request, party, text.as_ref(), &mut judged, monitor)?;
-    }
-    ladder.candidates = judged.into_iter().map(|j| j.report.conclude()).collect();
-    Ok(ladder)
-}
-
-/// A candidate and its report so far.
-struct Judged {
-    name: String,
-    report: Report,
-    /// None where it is not to be compared.
-    weights: Option<Weights>,
-}
-
-impl Judged {
-    /// Checks what can be checked of a candidate alone.
-    fn new(
-        candidate: Candidate,
-        name: String,
-        request: &VerifyRequest<'_>,
-        text: Option<&Text<'_>>,
-        monitor: &Monitor<'_>,
-    ) -> Result<Self> {
-        let report = Report::new(name.clone(), request.thresholds);
-        let (report, weights) = match candidate {
-            Candidate::Bundle(path) => bundle(report, &path, request, text, monitor),
-            Candidate::Model(_, weights) => model(report, weights, request, monitor),
-        }?;
-        Ok(Self { name, report, weights })
-    }
-}
-
-/// Checks a bundle's bytes; gives its weights where it is to be compared.
-fn bundle(
-    mut report: Report,
-    path: &Path,
-    request: &VerifyRequest<'_>,
-    text: Option<&Text<'_>>,
-    monitor: &Monitor<'_>,
-) -> Result<(Report, Option<Weights>)> {
-    if Packed::is_packed(path) {
-        return packed(report, path, request, monitor);
-    }
-    let integrity = integrity(path, request.threads, monitor)?;
-    let readable = integrity.weights_hold();
-    let damaged = integrity.manifest.is_none();
-    report.integrity = Some(integrity);
-    if !readable {
-        let note = "not compared with the checkpoint: the bundle is damaged";
-        report.notes.push(note.to_owned());
-    }
-    if damaged {
-        return Ok((report, None));
-    }
-    let (_, bytes) = manifest_bytes(path)?;
-    report.signed(signed(request, &bytes, &path.join(SIGNATURE_FILE))?);
-    let manifest = read_manifest(path)?;
-    report.describe_bundle(&manifest);
-    report
-        .findings
-        .extend(overlap::check_report(path, &manifest));
-    if let Some(overlap) = overlap::look_up(path, &manifest, text) {
-        report.overlap(overlap);
-    }
-    let weights = readable.then(|| Bundle::open(path)).transpose()?;
-    Ok((report, weights.map(Weights::from)))
-}
-
-/// What is to be said of the signature of these bytes of a manifest, or found.
-fn signed(
-    request: &VerifyRequest<'_>,
-    manifest: &[u8],
-    signature: &Path,
-) -> Result<Result<Option<String>, Finding>> {
-    let unheeded = || {
-        let name = signature.file_name().unwrap_or_default().to_string_lossy();
-        let unheeded = format!("{name}: not checked, since no key was named that is trusted");
-        signature.exists().then_some(unheeded)
+    let Some((path, weights)) = request.original.take() else {
+        return Ok(Examined { original: None, judged, predictions: None });
     };
-    match &request.trusted {
-        Some(key) => Ok(key.check(manifest, signature)?.map(Some)),
-        None => Ok(Ok(unheeded())),
+    let notes = weights.notes().iter();
+    let notes: Vec<_> = notes.map(|note| format!("the original: {note}")).collect();
+    for judged in &mut judged {
+        judged.report.notes.extend_from_slice(&notes);
     }
-}
-
-/// Checks a bundle in the file that it is packed in.
-fn packed(
-    mut report: Report,
-    path: &Path,
-    request: &VerifyRequest<'_>,
-    monitor: &Monitor<'_>,
-) -> Result<(Report, Option<Weights>)> {
-    if request.original.is_some() {
-        let path = path.display();
-        let message =
-            format!("{path}: expected a bundle to compare, found a packed one: unpack it");
-        return Err(VerifyError::Invalid(message));
-    }
-    let (manifest, integrity) = packed_integrity(path, monitor)?;
-    report.integrity = Some(integrity);
-    if let Some(manifest) = &manifest {
-        report.describe_bundle(manifest);
-        let packed = Packed::open(path)?;
-        report.signed(signed(request, packed.manifest_bytes(), &packed_signature(path))?);
-    }
-    Ok((report, None))
-}
-
-/// Checks a model that is no bundle.
-fn model(
-    mut report: Report,
-    weights: Weights,
-    request: &VerifyRequest<'_>,
-    monitor: &Monitor<'_>,
-) -> Result<(Report, Option<Weights>)> {
-    if request.trusted.is_some() {
-        let message = format!("{}: expected a bundle: no other model is signed", report.name);
-        return Err(VerifyError::Invalid(message));
-    }
-    let mut structure = Structure::new(&weights)?;
-    // With an original the comparison reads every weight.
-    if request.original.is_none() {
-        structure.read_all(&weights, request.threads, monitor)?;
-    }
-    report.structure = Some(structure);
-    report.notes.extend_from_slice(weights.notes());
+    let weights = excerpt(weights, &judged)?;
     let census = weights.census()?;
-    report.describe(ModelSummary::new(&weights, &census), &census);
-    Ok((report, Some(weights)))
+    let original = Original {
+        name: last(&path),
+        model: ModelSummary::new(&weights, &census),
+        bits_per_weight: Some(census.bits_per_weight()),
+    };
+    let party = Party { name: "original", weights: &weights };
+    let predictions = compare(&request, party, text.as_ref(), (&mut judged, part), monitor)?;
+    Ok(Examined { original: Some((original, weights)), judged, predictions })
+}
+
+/// The reports with the figures of all predictions, and with a verdict.
+fn concluded(mut ladder: Ladder, predictions: Option<&Predictions>) -> Ladder {
+    if let Some(predictions) = predictions {
+        predictions.tell(&mut ladder.candidates);
+        ladder.text = Some(predictions.text().clone());
+    }
+    let reports = std::mem::take(&mut ladder.candidates);
+    ladder.candidates = reports.into_iter().map(Report::conclude).collect();
+    ladder
 }
 
 /// The layers of the original that the candidates have.
@@ -264,32 +170,39 @@ fn excerpt(original: Weights, judged: &[Judged]) -> Result<Weights> {
     }
 }
 
-/// Compares the candidates that can be with the original.
+/// Compares the candidates that can be with the original. Of the parts of a verification the first compares
+/// values, each predicts its windows.
 fn compare(
     request: &VerifyRequest<'_>,
     original: Party<'_>,
     text: Option<&Text<'_>>,
-    judged: &mut [Judged],
+    (judged, part): (&mut [Judged], Option<Part>),
     monitor: &Monitor<'_>,
-) -> Result<Option<TextRecord>> {
+) -> Result<Option<Predictions>> {
     let options = FidelityOptions {
         max_rmse: request.thresholds.max_rmse,
         hash_checkpoint: request.hash_checkpoint,
         other_source: request.other_source,
         threads: request.threads,
     };
-    let sides = judged.iter_mut().filter_map(|judged| {
+    let sides = judged.iter_mut().enumerate().filter_map(|(at, judged)| {
         let Judged { name, report, weights } = judged;
-        Some((report, Party { name: name.as_str(), weights: weights.as_ref()? }))
+        Some(((at, report), Party { name: name.as_str(), weights: weights.as_ref()? }))
     });
-    let (reports, parties): (Vec<_>, Vec<_>) = sides.unzip();
-    let compared = fidelity(original, &parties, &options, monitor)?;
+    let (mut reports, parties): (Vec<_>, Vec<_>) = sides.unzip();
+    let by_role = if part.is_none_or(|part| part.index() == 1) {
+        let compared = fidelity(original, &parties, &options, monitor)?;
+        let by_role = compared.iter().map(|fidelity| fidelity.by_role).collect();
+        let reports = reports.iter_mut().zip(compared);
+        reports.for_each(|((_, report), found)| report.fidelity = Some(found));
+        by_role
+    } else {
+        related_by_role(original, &parties, &options, monitor)?
+    };
     let mut predicting = Vec::new();
-    for ((report, party), fidelity) in reports.into_iter().zip(parties).zip(compared) {
-        let same_model = fidelity.by_role || party.weights.spec() == original.weights.spec();
-        report.fidelity = Some(fidelity);
-        if same_model {
-            predicting.push((report, party));
+    for (((at, report), party), by_role) in reports.into_iter().zip(parties).zip(by_role) {
+        if by_role || party.weights.spec() == original.weights.spec() {
+            predicting.push((at, party));
         } else if text.is_some() {
             let note = "predictions not compared: the two are not the same model";
             report.notes.push(note.to_owned());
@@ -297,60 +210,10 @@ fn compare(
     }
     match text {
         Some(text) if !predicting.is_empty() => {
-            predict(request, original, text, predicting, monitor).map(Some)
+            Predictions::new(request, original, text, (&predicting, part), monitor).map(Some)
         }
         _ => Ok(None),
     }
-}
-
-/// Gives each report the divergence of its candidate.
-fn predict(
-    request: &VerifyRequest<'_>,
-    original: Party<'_>,
-    text: &Text<'_>,
-    predicting: Vec<(&mut Report, Party<'_>)>,
-    monitor: &Monitor<'_>,
-) -> Result<TextRecord> {
-    let (reports, parties): (Vec<_>, Vec<_>) = predicting.into_iter().unzip();
-    let read = tokens::read(text, &original, &parties, request.windows)?;
-    let record = TextRecord {
-        name: last(text.path),
-        blake3: text.blake3,
-        bytes: text.bytes,
-        tokens: read.tokens.len() as u64,
-        cache: (request.cache != CacheTypes::default()).then_some(request.cache),
-    };
-    let reading = Reading {
-        tokens: &read.tokens,
-        windows: request.windows,
-        cache: request.cache,
-        threads: request.threads,
-    };
-    // With the types asked for the original is one more candidate of itself: what they cost alone.
-    let itself = record.cache.map(|_| original);
-    let sides: Vec<_> = parties.iter().copied().chain(itself).collect();
-    let mut found = divergences(original, &sides, &reading, monitor)?;
-    let itself = found.split_off(parties.len()).pop().transpose()?;
-    let found = reports.into_iter().zip(&parties).zip(found);
-    for (((report, party), found), without) in found.zip(read.without) {
-        report.text = Some(record.clone());
-        if let (Some(itself), Ok(_)) = (&itself, &found) {
-            let own = (original, itself);
-            report.cache = Some(CachePrice::new(request.cache, own, *party, &reading, monitor)?);
-        }
-        if without {
-            let note = "it has no tokenizer.json: the text's tokens are those of the original";
-            report.notes.push(note.to_owned());
-        }
-        match found {
-            Ok(divergence) => report.divergence = Some(divergence),
-            // A candidate that cannot predict is a finding, no obstacle.
-            Err(e) => report
-                .findings
-                .push(Finding::new(Kind::NotFinite, e.to_string())),
-        }
-    }
-    Ok(record)
 }
 
 /// What each candidate is called: the last part of its path, or all of it where another ends alike.

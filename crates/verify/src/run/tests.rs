@@ -3,6 +3,7 @@ use std::fs;
 use shardwright_format::manifest::{Calibration, LineHashes, MANIFEST_FILE, Manifest, REPORT_FILE};
 
 use super::*;
+use crate::check::finding::{Finding, Kind};
 use crate::report::Verdict;
 use shardwright_testing::fixture;
 use shardwright_testing::models::{Codes, FOUR_BITS, TestBundle};

@@ -34,6 +34,11 @@ pub(super) fn windows(count: usize) -> usize {
     count.div_ceil(EVERY).min(MOST)
 }
 
+/// How many of those are among the windows `first..end`.
+pub(super) fn inside(first: usize, end: usize, count: usize) -> usize {
+    windows(count).clamp(first, end) - first
+}
+
 /// Rounds every value to bf16.
 pub(super) fn round(x: &mut [f32]) {
     const BLOCK: usize = 4096;
@@ -60,5 +65,6 @@ mod tests {
     #[test]
     fn a_part_of_the_text_is_enough() {
         assert_eq!([1, 16, 17, 64, 1000].map(windows), [1, 1, 2, 4, 8]);
+        assert_eq!([(0, 3), (3, 6), (6, 40)].map(|(a, b)| inside(a, b, 64)), [3, 1, 0]);
     }
 }

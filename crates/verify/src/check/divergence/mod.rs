@@ -2,6 +2,7 @@
 
 mod drift;
 mod floor;
+mod measured;
 mod panel;
 mod price;
 mod score;
@@ -9,6 +10,9 @@ mod statistics;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
 use shardwright_format::ModelSpec;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::{CacheTypes, RuntimeError};
@@ -18,13 +22,15 @@ use crate::error::{Result, VerifyError};
 use crate::monitor::Monitor;
 pub use drift::LayerDrift;
 pub use floor::NoiseFloor;
-use panel::{Ended, Panel};
+pub(crate) use measured::Measured;
+use panel::Panel;
+pub(crate) use price::CacheBytes;
 pub use price::{CacheCost, CachePrice};
-use score::Score;
 pub use statistics::{Bin, Bucket, DP_FRACTIONS, Divergence};
 
 /// Which tokens of a text predict which.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EvalWindows {
     /// Tokens of a window; each starts from an empty context. A rest that fills none is left out.
     pub window: usize,
@@ -63,7 +69,7 @@ impl EvalWindows {
     }
 
     /// Tokens of a window that are scored.
-    const fn per_window(&self) -> usize {
+    pub(crate) const fn per_window(&self) -> usize {
         self.window - 1 - self.first
     }
 
@@ -120,32 +126,46 @@ pub fn divergences(
     reading: &Reading<'_>,
     monitor: &Monitor<'_>,
 ) -> Result<Vec<Result<Divergence>>> {
+    let count = reading.windows.count(reading.tokens.len())?;
+    let measured = measure(original, candidates, reading, 0..count, monitor)?;
+    let found = measured.divergences(reading.windows, count);
+    let named = found.zip(candidates);
+    Ok(named
+        .map(|(found, party)| found.map_err(|at| at.error(party.name)))
+        .collect())
+}
+
+/// What [`divergences`] is summed up from, of some of the windows.
+///
+/// # Errors
+/// As there.
+pub(crate) fn measure(
+    original: Party<'_>,
+    candidates: &[Party<'_>],
+    reading: &Reading<'_>,
+    some: Range<usize>,
+    monitor: &Monitor<'_>,
+) -> Result<Measured> {
     let Reading { tokens, windows, cache, threads } = *reading;
     for candidate in candidates {
         same_shape(original.weights.spec(), candidate)?;
     }
     let count = windows.count(tokens.len())?;
-    let tokens = &tokens[..count * windows.window];
-    let pool = pool(threads)?;
-    let echo = floor::windows(count) * windows.window;
-    let panel = Panel { original, candidates, tokens, echo, windows, cache, threads, pool: &pool };
-    let streams = panel.layers(monitor)?;
-    let (scores, floor) = panel.heads(&streams, monitor)?;
-    let sum_up = |scores: &[Score]| pool.install(|| Divergence::new(scores, windows.per_window()));
-    let floor = sum_up(&floor).as_noise_floor(floor::windows(count));
-    let result = |(scores, ended): (Result<Vec<Score>>, Result<Ended>)| {
-        let (ended, scores) = (ended?, scores?);
-        let mut result = sum_up(&scores);
-        result.windows = count as u64;
-        (result.window, result.first) = (windows.window as u64, windows.first as u64);
-        (result.layers, result.noise_floor) = (ended.layers, Some(floor));
-        Ok(result)
+    let (pool, window) = (pool(threads)?, windows.window);
+    let panel = Panel {
+        original,
+        candidates,
+        tokens: &tokens[some.start * window..some.end * window],
+        before: some.start * window,
+        echo: floor::inside(some.start, some.end, count) * window,
+        after: (count - some.end) * window,
+        windows,
+        cache,
+        threads,
+        pool: &pool,
     };
-    Ok(scores
-        .into_iter()
-        .zip(streams.candidates)
-        .map(result)
-        .collect())
+    let streams = panel.layers(monitor)?;
+    panel.heads(streams, monitor)
 }
 
 fn same_shape(original: &ModelSpec, candidate: &Party<'_>) -> Result<()> {

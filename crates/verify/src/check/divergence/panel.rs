@@ -1,13 +1,14 @@
 //! Models side by side: an original and its candidates, layer by layer, then head by head.
 
 use rayon::prelude::*;
-use shardwright_runtime::CacheTypes;
-use shardwright_runtime::Head;
 use shardwright_runtime::layerwise::LayerPass;
+use shardwright_runtime::{CacheTypes, Head, RuntimeError};
 
+use super::drift::LayerSums;
+use super::measured::{Break, Measured, Track};
 use super::score::Score;
-use super::{EvalWindows, LayerDrift, Party, floor};
-use crate::error::{Result, VerifyError};
+use super::{EvalWindows, Party, floor};
+use crate::error::Result;
 use crate::monitor::{Meter, Monitor, Stage};
 
 /// Logits held at once, per model: 64 MiB of them.
@@ -17,10 +18,14 @@ const LOGITS: usize = 16 << 20;
 pub(super) struct Panel<'a> {
     pub(super) original: Party<'a>,
     pub(super) candidates: &'a [Party<'a>],
-    /// Whole windows.
+    /// Whole windows that follow each other.
     pub(super) tokens: &'a [u32],
+    /// Tokens of the text before them.
+    pub(super) before: usize,
     /// How many of them are run a second time.
     pub(super) echo: usize,
+    /// Tokens of the text after them.
+    pub(super) after: usize,
     pub(super) windows: EvalWindows,
     pub(super) cache: CacheTypes,
     pub(super) threads: usize,
@@ -34,52 +39,54 @@ pub(super) struct Streams {
     /// That of the first tokens `[echo, hidden]`, rounded after every layer.
     rounded: Vec<f32>,
     /// One per candidate; an error is values that are not finite.
-    pub(super) candidates: Vec<Result<Ended>>,
+    candidates: Vec<Result<Ended, Break>>,
 }
 
-/// A candidate's scores; an error is values that are not finite.
-pub(super) type Scores = Result<Vec<Score>>;
+/// A side's scores; an error is the first window whose logits are not finite.
+type Scores = Result<Vec<Score>, Break>;
 
 /// A candidate after its last layer.
-pub(super) struct Ended {
+struct Ended {
     /// Residual stream `[tokens, hidden]`.
     stream: Vec<f32>,
-    pub(super) layers: Vec<LayerDrift>,
+    drift: Vec<LayerSums>,
 }
 
 /// A candidate between two layers.
 struct Walk<'a> {
     party: Party<'a>,
-    /// Why it could not go on, once it could not.
-    pass: Result<LayerPass<'a>>,
-    layers: Vec<LayerDrift>,
+    /// Where it could not go on, once it could not.
+    pass: Result<LayerPass<'a>, Break>,
+    drift: Vec<LayerSums>,
 }
 
 impl Walk<'_> {
     /// Rounds the second run of the first tokens and measures the drift of the first.
-    fn measure(&mut self, layer: Option<u32>, original: &[f32], hidden: usize) {
+    fn measure(&mut self, layer: Option<u32>, original: &[f32], (hidden, window): (usize, usize)) {
         let Ok(pass) = &mut self.pass else { return };
         floor::round(&mut pass.hidden_mut()[original.len()..]);
-        let before = self.layers.last().map_or(0.0, |d| d.rmse);
-        let stream = &pass.hidden()[..original.len()];
-        self.layers
-            .push(LayerDrift::new(layer, original, stream, hidden, before));
+        let streams = (original, &pass.hidden()[..original.len()]);
+        self.drift
+            .push(LayerSums::new(layer, streams, hidden, window));
     }
 
-    /// Values that are not finite end this candidate's part alone, all else the comparison.
-    fn step(&mut self) -> Result<()> {
+    /// Values that are not finite end this candidate's part alone, all else the comparison. `place` says which
+    /// token of the whole text a row is.
+    fn step(&mut self, place: impl Fn(usize) -> usize) -> Result<()> {
         let Ok(pass) = &mut self.pass else { return Ok(()) };
-        match pass.step().map_err(self.party.failed()) {
-            Err(e) if e.is_not_finite() => self.pass = Err(e),
-            other => drop(other?),
+        match pass.step() {
+            Err(RuntimeError::NotFinite { layer, token, channel }) => {
+                self.pass = Err(Break::Layer { layer, token: place(token), channel });
+            }
+            other => drop(other.map_err(self.party.failed())?),
         }
         Ok(())
     }
 
-    fn end(self, len: usize) -> Result<Ended> {
+    fn end(self, len: usize) -> Result<Ended, Break> {
         let mut stream = self.pass?.into_hidden();
         stream.truncate(len);
-        Ok(Ended { stream, layers: self.layers })
+        Ok(Ended { stream, drift: self.drift })
     }
 }
 
@@ -99,7 +106,7 @@ impl Panel<'_> {
         let main = self.tokens.len() * hidden;
         let mut original = self.start(self.original, CacheTypes::default())?;
         let walks = self.candidates.iter().map(|&party| {
-            Ok(Walk { party, pass: Ok(self.start(party, self.cache)?), layers: Vec::new() })
+            Ok(Walk { party, pass: Ok(self.start(party, self.cache)?), drift: Vec::new() })
         });
         let mut walks: Vec<_> = walks.collect::<Result<_>>()?;
         let mut layer = None;
@@ -110,14 +117,16 @@ impl Panel<'_> {
             let stream = &original.hidden()[..main];
             self.pool.install(|| {
                 for walk in &mut walks {
-                    walk.measure(layer, stream, hidden);
+                    walk.measure(layer, stream, (hidden, self.windows.window));
                 }
             });
             layer = original.step().map_err(self.original.failed())?;
             if layer.is_none() {
                 break;
             }
-            walks.iter_mut().try_for_each(Walk::step)?;
+            walks
+                .iter_mut()
+                .try_for_each(|walk| walk.step(|row| self.place(row)))?;
             meter.add(1)?;
         }
         // The rows after the text's own are the echo: the first tokens again, rounded after every layer.
@@ -134,12 +143,14 @@ impl Panel<'_> {
             .map_err(party.failed())
     }
 
-    /// Scores of the candidates, and of the rounded original.
-    pub(super) fn heads(
-        &self,
-        streams: &Streams,
-        monitor: &Monitor<'_>,
-    ) -> Result<(Vec<Scores>, Vec<Score>)> {
+    /// Which token of the whole text a row is; a row of the second run comes behind all of them.
+    const fn place(&self, row: usize) -> usize {
+        let behind = if row < self.tokens.len() { 0 } else { self.after };
+        self.before + row + behind
+    }
+
+    /// What all models predict: of the candidates, and of the rounded original.
+    pub(super) fn heads(&self, streams: Streams, monitor: &Monitor<'_>) -> Result<Measured> {
         let scored = |tokens| self.windows.scored(tokens).len() as u64;
         let total = scored(self.tokens.len()) + scored(self.echo);
         let meter = Meter::new(monitor, Stage::Heads, total);
@@ -152,9 +163,20 @@ impl Panel<'_> {
         let candidates: Vec<_> = candidates.collect();
         let scores = self.compare(&original(&streams.original), &candidates, &meter)?;
         let start = original(&streams.original[..streams.rounded.len()]);
-        let floor = self.compare(&start, &[original(&streams.rounded)], &meter)?;
-        let floor = floor.into_iter().next().unwrap_or_else(|| Ok(Vec::new()))?;
-        Ok((scores, floor))
+        let floor = match self.echo {
+            0 => None,
+            _ => self
+                .compare(&start, &[original(&streams.rounded)], &meter)?
+                .pop(),
+        };
+        let failed = |at: Break| at.error(self.original.name);
+        let floor = floor.unwrap_or_else(|| Ok(Vec::new())).map_err(failed)?;
+        let tracks = scores.into_iter().zip(streams.candidates);
+        let track = |(scores, ended): (Scores, Result<Ended, Break>)| {
+            let whole = ended.and_then(|ended| Ok((scores?, ended.drift)));
+            whole.map_or_else(Track::Broken, |(scores, drift)| Track::Whole { scores, drift })
+        };
+        Ok(Measured { floor, candidates: tracks.map(track).collect() })
     }
 
     /// Scores of every other side, no scores of those without a stream. The original's logits are
@@ -176,16 +198,17 @@ impl Panel<'_> {
         let (mut za, mut zb) = (Vec::new(), Vec::new());
         for positions in self.windows.scored(tokens).chunks((LOGITS / vocab).max(1)) {
             logits(&mut first, original, positions, &mut za)?;
-            if !za.par_iter().all(|z| z.is_finite()) {
-                return Err(not_finite(original, positions, self.windows));
+            let broken = |row: &[f32]| !row.iter().all(|z| z.is_finite());
+            if let Some(row) = za.par_chunks(vocab).position_first(broken) {
+                return Err(self.break_at(positions[row]).error(original.party.name));
             }
             // The original's logits of these positions serve every candidate before the next positions come.
             for ((head, side), scores) in heads.iter_mut().zip(others).zip(&mut scores) {
                 let (Some(_), Ok(found)) = (side.stream, &mut *scores) else { continue };
                 logits(head, side, positions, &mut zb)?;
                 match self.scores((&za, &zb), vocab, positions) {
-                    Some(more) => found.extend(more),
-                    None => *scores = Err(not_finite(side, positions, self.windows)),
+                    Ok(more) => found.extend(more),
+                    Err(at) => *scores = Err(at),
                 }
             }
             meter.add(positions.len() as u64)?;
@@ -197,13 +220,8 @@ impl Panel<'_> {
         Head::new(side.party.weights, self.threads).map_err(side.party.failed())
     }
 
-    /// Scores at `positions` of logits `[positions, vocab]`; none when some are not finite.
-    fn scores(
-        &self,
-        (za, zb): (&[f32], &[f32]),
-        vocab: usize,
-        positions: &[usize],
-    ) -> Option<Vec<Score>> {
+    /// Scores at `positions` of logits `[positions, vocab]`.
+    fn scores(&self, (za, zb): (&[f32], &[f32]), vocab: usize, positions: &[usize]) -> Scores {
         let rows = za
             .par_chunks(vocab)
             .zip(zb.par_chunks(vocab))
@@ -211,7 +229,16 @@ impl Panel<'_> {
         let score = |((za, zb), &at): ((&[f32], &[f32]), &usize)| {
             Score::new(za, zb, self.tokens[at + 1] as usize)
         };
-        self.pool.install(|| rows.map(score).collect())
+        let scores: Vec<_> = self.pool.install(|| rows.map(score).collect());
+        let found = scores.into_iter().zip(positions);
+        found
+            .map(|(score, at)| score.ok_or_else(|| self.break_at(*at)))
+            .collect()
+    }
+
+    /// That logits at a position are not finite.
+    const fn break_at(&self, position: usize) -> Break {
+        Break::Logits { window: (self.before + position) / self.windows.window }
     }
 }
 
@@ -226,10 +253,4 @@ fn logits(head: &mut Head, side: &Side<'_>, positions: &[usize], out: &mut Vec<f
     out.resize(positions.len() * head.vocab_size(), 0.0);
     head.logits(&rows, positions.len(), out)
         .map_err(side.party.failed())
-}
-
-/// Says near which position logits overflowed.
-fn not_finite(side: &Side<'_>, positions: &[usize], windows: EvalWindows) -> VerifyError {
-    let window = positions.first().unwrap_or(&0) / windows.window;
-    VerifyError::NotFinite(format!("{}: logits from window {window} on", side.party.name))
 }

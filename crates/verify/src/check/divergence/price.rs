@@ -4,13 +4,12 @@
 //! what is kept: the figures are those of decoding token by token, to the bit.
 
 use serde::{Deserialize, Serialize};
+use shardwright_format::ModelSpec;
 use shardwright_quant::CacheType;
 use shardwright_runtime::CacheTypes;
 use shardwright_runtime::plan::position_bytes;
 
-use super::{Divergence, Party, Reading, divergences};
-use crate::error::Result;
-use crate::monitor::Monitor;
+use super::Divergence;
 
 /// What certain types of the KV cache cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,29 +54,36 @@ impl CacheCost {
     }
 }
 
-impl CachePrice {
-    /// On `original`, whose divergence from itself is known, and on `candidate`, which is measured.
-    pub(crate) fn new(
-        types: CacheTypes,
-        original: (Party<'_>, &Divergence),
-        candidate: Party<'_>,
-        reading: &Reading<'_>,
-        monitor: &Monitor<'_>,
-    ) -> Result<Self> {
-        let spec = original.0.weights.spec();
-        let candidate = match divergences(candidate, &[candidate], reading, monitor) {
-            Ok(found) => found.into_iter().flatten().next(),
-            Err(e) if e.is_not_finite() => None,
-            Err(e) => return Err(e),
-        };
-        let candidate = candidate.as_ref().map(CacheCost::new);
+/// What positions of context take.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CacheBytes {
+    position_bytes: u64,
+    position_bytes_f16: u64,
+}
+
+impl CacheBytes {
+    /// Of a model whose cache is of such types.
+    pub(crate) fn new(spec: &ModelSpec, types: CacheTypes) -> Self {
         let float = CacheTypes { k: CacheType::F16, v: CacheType::F16 };
-        Ok(Self {
-            types,
+        Self {
             position_bytes: position_bytes(spec, types),
             position_bytes_f16: position_bytes(spec, float),
-            original: CacheCost::new(original.1),
-            candidate,
-        })
+        }
+    }
+}
+
+impl CachePrice {
+    /// Of how the original and the candidate diverge each from itself; the candidate's values may not have
+    /// been finite.
+    pub(crate) fn new(
+        types: CacheTypes,
+        bytes: CacheBytes,
+        original: &Divergence,
+        candidate: Option<&Divergence>,
+    ) -> Self {
+        let CacheBytes { position_bytes, position_bytes_f16 } = bytes;
+        let (original, candidate) = (CacheCost::new(original), candidate.map(CacheCost::new));
+        Self { types, position_bytes, position_bytes_f16, original, candidate }
     }
 }

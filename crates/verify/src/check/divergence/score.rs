@@ -1,8 +1,11 @@
 //! One token: how two sets of logits differ. All logarithms are natural; all sums are `f64`.
 
-/// How two models predict one token.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Score {
+use serde::{Deserialize, Serialize};
+
+/// How two models predict one token. In a file it is a list of its members in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Listed", into = "Listed")]
+pub(crate) struct Score {
     /// `-ln p(target)` of the original.
     pub(super) nll_original: f64,
     /// `-ln p(target)` of the candidate.
@@ -15,6 +18,22 @@ pub(super) struct Score {
     pub(super) top_overlap: f64,
     /// Probability of the original's most probable token.
     pub(super) confidence: f64,
+}
+
+/// The members of a score.
+type Listed = (f64, f64, f64, bool, f64, f64);
+
+impl From<Listed> for Score {
+    fn from((nll_original, nll, kld, same_top, top_overlap, confidence): Listed) -> Self {
+        Self { nll_original, nll, kld, same_top, top_overlap, confidence }
+    }
+}
+
+impl From<Score> for Listed {
+    fn from(score: Score) -> Self {
+        let Score { nll_original, nll, kld, same_top, top_overlap, confidence } = score;
+        (nll_original, nll, kld, same_top, top_overlap, confidence)
+    }
 }
 
 /// Most probable tokens whose overlap is counted.

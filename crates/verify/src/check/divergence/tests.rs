@@ -125,6 +125,40 @@ fn threads_do_not_change_the_result() {
     assert_eq!((one.windows, one.tokens, one.first), (5, 35, 8));
 }
 
+/// Windows of a length that sums over 64 tokens do not divide; in one part, in two and in five.
+#[test]
+fn windows_measured_apart_give_the_same_bits() {
+    let original = Weights::open(&golden("qwen3_moe")).unwrap();
+    let bundle = TestBundle::new("qwen3_moe", Codes::Affine(3));
+    let candidate = Weights::open(bundle.root.path()).unwrap();
+    let party = |name, weights| Party { name, weights };
+    let (original, candidate) = (party("original", &original), party("q3", &candidate));
+    let (windows, tokens) = (EvalWindows { first: 3, ..EvalWindows::new(24) }, tokens(500));
+    let reading = Reading { tokens: &tokens, windows, cache: CacheTypes::default(), threads: 2 };
+    let count = windows.count(tokens.len()).unwrap();
+    let measured = |some| measure(original, &[candidate], &reading, some, &Monitor::silent());
+    let whole = measured(0..count).unwrap();
+    let expected = divergences(original, &[candidate], &reading, &Monitor::silent()).unwrap();
+    let expected: Vec<_> = expected.into_iter().map(Result::unwrap).collect();
+    for parts in [1, 2, 5] {
+        let share = |at: usize| at * count / parts..(at + 1) * count / parts;
+        let mut joined = measured(share(0)).unwrap();
+        for at in 1..parts {
+            let (first, end) = (share(at).start, share(at).end);
+            let next = measured(first..end).unwrap();
+            assert!(next.fits(1, 3, (first, end, count), windows));
+            assert!(!next.fits(1, 3, (first, end + 1, count), windows));
+            joined.append(next);
+        }
+        assert_eq!(joined, whole);
+        let found: Vec<_> = joined
+            .divergences(windows, count)
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(found, expected);
+    }
+}
+
 #[test]
 fn what_cannot_be_compared_is_said() {
     let original = Weights::open(&golden("llama2")).unwrap();

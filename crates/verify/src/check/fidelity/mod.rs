@@ -139,6 +139,24 @@ pub fn fidelity(
     Ok(results)
 }
 
+/// Whether each candidate's tensors would be compared by what they are for alone; nothing is compared, no
+/// weight file hashed.
+///
+/// # Errors
+/// What the operating system refuses.
+pub(crate) fn related_by_role(
+    original: Party<'_>,
+    candidates: &[Party<'_>],
+    options: &FidelityOptions,
+    monitor: &Monitor<'_>,
+) -> Result<Vec<bool>> {
+    let options = FidelityOptions { hash_checkpoint: false, ..*options };
+    let origins = candidates
+        .iter()
+        .map(|c| origin::trace(c, &original, &options, monitor));
+    origins.map(|origin| Ok(origin?.by_role())).collect()
+}
+
 /// One candidate's figures and findings.
 fn gather<'a>(
     candidate: &Party<'_>,
