@@ -55,14 +55,6 @@ pub struct ExpertCache {
     use_score: f64,
 }
 
-/// What the cache says of an expert.
-pub enum Lookup {
-    /// It has a place, and is there or on its way.
-    Held(usize),
-    /// It has a place now, and must be read into this buffer.
-    Missing(usize, AlignedBuf),
-}
-
 impl ExpertCache {
     /// Room for `slots` experts of at most `slot_bytes`.
     pub fn new(slots: usize, slot_bytes: usize) -> Self {
@@ -93,21 +85,29 @@ impl ExpertCache {
         self.slots.len()
     }
 
-    /// Finds `unit` a place for this epoch.
+    /// Where `unit` is, if it is here or on its way: it stays until the end of the epoch or its
+    /// [`Self::release`].
+    pub fn hold(&mut self, unit: Unit) -> Option<usize> {
+        let place = *self.places.get(&unit)?;
+        let slot = &mut self.slots[place];
+        slot.used = self.pin_epoch;
+        slot.score += self.use_score;
+        Some(place)
+    }
+
+    /// A place for `unit`, which is not here, and the buffer to read it into; nothing while this epoch
+    /// holds every place.
     ///
     /// # Errors
-    /// When every place is taken by this epoch, or an earlier read failed.
-    pub fn find(&mut self, unit: Unit) -> Result<Lookup> {
-        if let Some(&place) = self.places.get(&unit) {
-            let slot = &mut self.slots[place];
-            slot.used = self.pin_epoch;
-            slot.score += self.use_score;
-            return Ok(Lookup::Held(place));
-        }
+    /// When an earlier read failed.
+    pub fn claim(&mut self, unit: Unit) -> Result<Option<(usize, AlignedBuf)>> {
         let free = self.places.len();
-        let place = if free < self.slots.len() { free } else { self.lowest_score()? };
+        let place = if free < self.slots.len() { Some(free) } else { self.lowest_score() };
+        let Some(place) = place else { return Ok(None) };
         let slot = &mut self.slots[place];
         let buf = match (slot.unit.take(), slot.loaded.take()) {
+            // A replay's experts have no bytes.
+            (None, _) if self.slot_bytes == 0 => AlignedBuf::default(),
             (None, _) => AlignedBuf::new(self.slot_bytes),
             (Some(evicted), Some(loaded)) => {
                 self.places.remove(&evicted);
@@ -120,7 +120,31 @@ impl ExpertCache {
         let score = self.use_score + self.past.remove(&unit).unwrap_or(0.0);
         *slot = Slot { unit: Some(unit), loaded: None, used: self.pin_epoch, score };
         self.places.insert(unit, place);
-        Ok(Lookup::Missing(place, buf))
+        Ok(Some((place, buf)))
+    }
+
+    /// Lets the expert at `place` leave before the end of the epoch.
+    pub fn release(&mut self, place: usize) {
+        self.slots[place].used = 0;
+    }
+
+    /// Makes room for `slots` experts: where that is fewer than there are, those used least leave and their
+    /// memory goes back. Nothing may be on its way.
+    pub fn resize(&mut self, slots: usize) {
+        if self.places.len() > slots {
+            // A stable sort: of equal scores the lower place stays.
+            self.slots.sort_by(|a, b| b.score.total_cmp(&a.score));
+            let gone = self
+                .slots
+                .drain(slots..)
+                .filter_map(|slot| Some((slot.unit?, slot.score)));
+            self.past.extend(gone);
+            let here = self.slots.iter().enumerate();
+            self.places = here
+                .filter_map(|(place, slot)| Some((slot.unit?, place)))
+                .collect();
+        }
+        self.slots.resize_with(slots, Slot::default);
     }
 
     /// Takes in what was read.
@@ -141,18 +165,15 @@ impl ExpertCache {
         loaded.map(|loaded| loaded.bytes.len() as u64).sum()
     }
 
-    /// Of the places that this epoch does not use, the one with the lowest score.
-    fn lowest_score(&self) -> Result<usize> {
+    /// Of the places that this epoch does not hold, the one with the lowest score.
+    fn lowest_score(&self) -> Option<usize> {
         let free = self
             .slots
             .iter()
             .enumerate()
             .filter(|(_, slot)| slot.used < self.pin_epoch);
         let lowest = free.min_by(|(_, a), (_, b)| a.score.total_cmp(&b.score));
-        let slots = self.slots.len();
-        lowest
-            .map(|(place, _)| place)
-            .ok_or(RuntimeError::CacheFull { slots })
+        lowest.map(|(place, _)| place)
     }
 }
 
@@ -171,7 +192,8 @@ mod tests {
         let mut missing = Vec::new();
         for &expert in experts {
             let unit = Unit::Expert { layer: 0, expert };
-            if let Lookup::Missing(_, bytes) = cache.find(unit).unwrap() {
+            if cache.hold(unit).is_none() {
+                let (_, bytes) = cache.claim(unit).unwrap().unwrap();
                 missing.push(expert);
                 let layout = UnitLayout { tensors: [].into(), len: 0 };
                 cache.insert(Loaded::new(unit, layout, bytes));
@@ -210,9 +232,27 @@ mod tests {
         assert_eq!(token(&mut cache, &[0, 1, 2]), [0, 1, 2]);
         assert_eq!(token(&mut cache, &[3, 4, 5]), [3, 4, 5]);
         cache.begin_epoch();
-        for expert in 0..3 {
-            assert!(cache.find(Unit::Expert { layer: 0, expert }).is_ok());
-        }
-        assert!(cache.find(Unit::Expert { layer: 0, expert: 3 }).is_err());
+        let unit = |expert| Unit::Expert { layer: 0, expert };
+        let places = [3, 4, 5].map(|expert| cache.hold(unit(expert)).unwrap());
+        assert!(cache.claim(unit(0)).unwrap().is_none());
+        cache.release(places[1]);
+        let (place, _) = cache.claim(unit(0)).unwrap().unwrap();
+        assert_eq!(place, places[1]);
+        assert!(cache.claim(unit(1)).unwrap().is_none());
+    }
+
+    #[test]
+    fn those_used_most_stay_when_there_is_less_room() {
+        let mut cache = ExpertCache::new(4, 16);
+        token(&mut cache, &[0, 1, 2, 3]);
+        token(&mut cache, &[1, 3]);
+        token(&mut cache, &[3]);
+        assert_eq!(cache.byte_len(), 4 * 16);
+        cache.resize(2);
+        assert_eq!((cache.slots(), cache.byte_len()), (2, 2 * 16));
+        assert_eq!(token(&mut cache, &[1, 3]), NONE);
+        cache.resize(3);
+        assert_eq!(token(&mut cache, &[0]), [0]);
+        assert_eq!(token(&mut cache, &[1, 3, 0]), NONE, "there is room for three again");
     }
 }

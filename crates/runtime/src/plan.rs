@@ -37,6 +37,12 @@ pub const CHUNK: usize = 128;
 /// What a prompt's chunks may take of what a budget has beyond the least: one part in this many.
 const CHUNK_SHARE: u64 = 8;
 
+/// Where experts are read for each chunk, one this many times as long is worth its memory.
+const LONGER: usize = 4;
+
+/// What the rings of longer chunks may take of the experts for good: one part in this many.
+const RING_SHARE: u64 = 8;
+
 /// Bytes of the head read at a time when it is not resident, at most.
 const HEAD_CHUNK: u64 = 2 << 20;
 
@@ -69,7 +75,8 @@ pub struct Options {
     pub threads: usize,
     /// Positions that there is room for.
     pub context: usize,
-    /// Tokens of a prompt that are computed together at most; fewer where memory is short.
+    /// Tokens of a prompt that are computed together at most; fewer where memory is short, up to four times as
+    /// many where every chunk reads its experts from disk.
     pub chunk: usize,
     /// How keys and values are kept.
     pub cache: CacheTypes,
@@ -109,7 +116,8 @@ pub enum Mode {
 /// pieces of the head. Above it, memory goes first to what every token reads: the head, then dense
 /// layers, spread evenly among the streamed ones so that reading never waits; the rest holds experts.
 /// Up to an eighth of it is for computing tokens of a prompt together; the least computes them one by
-/// one.
+/// one. Where experts are streamed, a longer chunk reads each for more tokens at once: while a prompt is
+/// computed, buffers take the room of all experts but those that one token visits, and give it back after.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
     /// How the weights are held.
@@ -132,6 +140,9 @@ pub struct MemoryPlan {
     pub scratch: u64,
     /// Tokens of a prompt that are computed together.
     pub chunk: usize,
+    /// How many experts there is room for while some tokens are computed together: ascending by tokens, the
+    /// first what is held while tokens are decoded, the last for [`Self::chunk`].
+    pub rooms: Vec<ChunkRoom>,
     /// Tokens that are tried together behind the next one.
     pub draft: usize,
     /// The embedding is in memory; otherwise a row is read per token, with the rows it can only be
@@ -153,6 +164,15 @@ pub struct MemoryPlan {
     pub bytes_per_token: u64,
     /// Bytes read for a token when no expert is in memory yet.
     pub cold_bytes_per_token: u64,
+}
+
+/// Experts that there is room for while some tokens are computed together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ChunkRoom {
+    /// So many tokens, or fewer.
+    pub tokens: usize,
+    /// Experts held at a time.
+    pub slots: usize,
 }
 
 impl MemoryPlan {
@@ -179,22 +199,22 @@ impl MemoryPlan {
         let resident = sizes.cost(all).max(options.loading);
         let min_bytes = sizes.cost(least).min(resident).max(options.loading);
         // Loading comes before there is a cache: what it takes at its peak bounds both from below.
-        let choice = match options.memory {
+        let (choice, longer) = match options.memory {
             Some(budget) if budget < min_bytes => {
                 return Err(RuntimeError::Budget { budget, min_bytes });
             }
             Some(budget) if budget < resident => {
                 // A longer chunk reads each expert for more tokens at once, but takes from the cache: a share.
                 let chunk = sizes.chunk_within((budget - min_bytes) / CHUNK_SHARE);
-                sizes.spend(budget, Choice { chunk, ..least })
+                sizes.lengthen(sizes.spend(budget, Choice { chunk, ..least }))
             }
             budget => {
                 let spare = budget.map_or(u64::MAX, |budget| budget - resident);
-                Choice { chunk: sizes.chunk_within(spare), ..all }
+                (Choice { chunk: sizes.chunk_within(spare), ..all }, Vec::new())
             }
         };
         let position_bytes = position_bytes(spec, options.cache);
-        let plan = sizes.describe(choice, options.memory);
+        let plan = sizes.describe(choice, options.memory, longer);
         Ok(Self { min_bytes, resident, position_bytes, ..plan })
     }
 
@@ -237,10 +257,12 @@ struct Chunk {
     draft: usize,
     /// State and scratch beyond those of one token.
     bytes: u64,
+    /// The state among them, which stays when the chunk is computed.
+    state: u64,
 }
 
 impl Chunk {
-    const ONE: Self = Self { tokens: 1, draft: 0, bytes: 0 };
+    const ONE: Self = Self { tokens: 1, draft: 0, bytes: 0, state: 0 };
 }
 
 /// Sizes that a plan is made from, in bytes as they will lie in memory.
@@ -252,6 +274,8 @@ struct Sizes {
     scratch: u64,
     /// What more tokens together take, the most of them first.
     chunks: Vec<Chunk>,
+    /// The same where every chunk reads its experts.
+    longer: Vec<Chunk>,
     tied: bool,
     embedding: u64,
     /// What reading one row of it takes.
@@ -284,7 +308,8 @@ impl Sizes {
             reserved: options.reserved,
             state: state(spec, options.cache, options.context, 1),
             scratch: scratch(spec, 1) + buffer(embedding_row) + decoded(spec, options),
-            chunks: chunks(spec, options),
+            chunks: chunks(spec, options, 1),
+            longer: chunks(spec, options, LONGER),
             tied: spec.tie_word_embeddings,
             embedding: buffer(embedding.len),
             embedding_row,
@@ -366,6 +391,40 @@ impl Sizes {
         if fits(&embedding) { embedding } else { choice }
     }
 
+    /// What chunks may take of the room of streamed experts while a prompt is computed: all but that of the
+    /// experts that one token visits, so that the next one is read while one computes. Gives what is left for
+    /// decoding, and how many experts there is room for with each length of chunk, ascending.
+    fn lengthen(&self, mut choice: Choice) -> (Choice, Vec<ChunkRoom>) {
+        // A ring and buffers take whole experts, each of the two at most one more than both together.
+        let (base, least) = (choice.chunk, self.picks.max(2) + 1);
+        let slots = |bytes: u64| bytes.checked_div(self.expert).map_or(u64::MAX, |n| n + 1);
+        let rings = |chunk: &Chunk| chunk.state.saturating_sub(base.state);
+        let fits = |chunk: &&Chunk| {
+            let extra = chunk.bytes.saturating_sub(base.bytes);
+            let ring = rings(chunk) == 0 || slots(rings(chunk)) <= choice.experts / RING_SHARE;
+            chunk.tokens > base.tokens
+                && ring
+                && slots(extra).saturating_add(least) <= choice.experts
+        };
+        let Some(longest) = self.longer.iter().find(fits) else { return (choice, Vec::new()) };
+        // A ring is as long as the longest chunk needs it, whatever is computed.
+        let ring = rings(longest);
+        if ring > 0 {
+            choice.experts -= slots(ring);
+        }
+        choice.chunk.bytes += ring;
+        let room = |chunk: &Chunk| {
+            let extra = (chunk.bytes - chunk.state).saturating_sub(base.bytes - base.state);
+            ChunkRoom { tokens: chunk.tokens, slots: (choice.experts - slots(extra)) as usize }
+        };
+        let tokens = base.tokens + 1..=longest.tokens;
+        let within = self
+            .longer
+            .iter()
+            .filter(|chunk| tokens.contains(&chunk.tokens));
+        (choice, within.rev().map(room).collect())
+    }
+
     /// Bytes that the process takes.
     fn cost(&self, choice: Choice) -> u64 {
         let embedding = choice.embedding || (choice.head && self.tied);
@@ -391,7 +450,7 @@ impl Sizes {
         .fold(0, u64::saturating_add)
     }
 
-    fn describe(&self, choice: Choice, budget: Option<u64>) -> MemoryPlan {
+    fn describe(&self, choice: Choice, budget: Option<u64>, longer: Vec<ChunkRoom>) -> MemoryPlan {
         let pinned = spread(choice.dense, self.dense.len());
         let streamed = self
             .dense
@@ -402,6 +461,7 @@ impl Sizes {
         let embedding = choice.embedding || (choice.head && self.tied);
         let complete = Choice { chunk: Chunk::ONE, ..choice } == self.all();
         let experts = self.expert_bytes_per_token;
+        let decoding = ChunkRoom { tokens: choice.chunk.tokens, slots: choice.experts as usize };
         MemoryPlan {
             mode: if complete { Mode::Resident } else { Mode::Streamed },
             budget,
@@ -412,7 +472,8 @@ impl Sizes {
             state: self.state,
             position_bytes: 0,
             scratch: self.scratch + choice.chunk.bytes,
-            chunk: choice.chunk.tokens,
+            chunk: longer.last().unwrap_or(&decoding).tokens,
+            rooms: std::iter::once(decoding).chain(longer).collect(),
             draft: choice.chunk.draft,
             embedding_resident: embedding,
             head_resident: choice.head,
@@ -467,12 +528,11 @@ fn state(spec: &ModelSpec, types: CacheTypes, context: usize, chunk: usize) -> u
     bytes.fold(0, |sum, len| sum.saturating_add(len).saturating_add(BUFFER_OVERHEAD))
 }
 
-/// Activations: everything per token, its copies in the order of codes and in the basis of trellis codes,
-/// logits and their sorted copy.
+/// Activations: everything per token with copies of inputs, logits and their sorted copy.
 fn scratch(spec: &ModelSpec, chunk: usize) -> u64 {
     let vocab = u64::from(spec.vocab_size);
-    let tokens = block::buffer_len(spec).saturating_mul(3 * chunk as u64);
-    4 * tokens.saturating_add(6 * vocab)
+    let tokens = block::buffer_len(spec, chunk as u64);
+    tokens.saturating_add(6 * vocab).saturating_mul(4)
 }
 
 /// Floats that threads make of keys and values in blocks.
@@ -481,20 +541,25 @@ fn decoded(spec: &ModelSpec, options: &Options) -> u64 {
     options.threads as u64 * spec.layers.iter().map(layer).max().unwrap_or(0)
 }
 
-/// What computing more tokens than one together takes: as many as `options` allows, then half of
-/// them, and so on.
-fn chunks(spec: &ModelSpec, options: &Options) -> Vec<Chunk> {
-    let context = options.context;
-    let bytes =
-        |tokens| scratch(spec, tokens).saturating_add(state(spec, options.cache, context, tokens));
-    let most = options.chunk.min(context).max(1);
+/// What computing more tokens than one together takes: as many as `options` allows, `times` over, then three
+/// quarters of them, half of them, and so on.
+fn chunks(spec: &ModelSpec, options: &Options, times: usize) -> Vec<Chunk> {
+    let state = |tokens| state(spec, options.cache, options.context, tokens);
+    let most = if options.chunk > 1 { options.chunk.saturating_mul(times) } else { 1 };
+    let most = most.min(options.context).max(1);
     let halves = std::iter::successors(Some(most), |tokens| Some(tokens / 2));
     halves
         .take_while(|tokens| *tokens > 1)
+        .flat_map(|tokens| [tokens, tokens / 4 * 3])
+        .filter(|tokens| *tokens > 1)
         .map(|tokens| {
             let draft = options.draft.min(tokens - 1);
-            let bytes = (bytes(tokens) - bytes(1)).saturating_add(trial(spec, draft));
-            Chunk { tokens, draft, bytes }
+            let state = state(tokens).saturating_sub(state(1));
+            let scratch = scratch(spec, tokens) - scratch(spec, 1);
+            let bytes = scratch
+                .saturating_add(state)
+                .saturating_add(trial(spec, draft));
+            Chunk { tokens, draft, bytes, state }
         })
         .collect()
 }

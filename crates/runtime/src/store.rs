@@ -7,7 +7,7 @@ use shardwright_format::Unit;
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::weights::Weights;
 
-use crate::cache::{ExpertCache, Lookup};
+use crate::cache::ExpertCache;
 use crate::error::Result;
 use crate::fetch::{Fetcher, READERS, Request};
 use crate::plan::MemoryPlan;
@@ -18,6 +18,8 @@ use crate::view::{Loaded, UnitView};
 pub struct Counts {
     /// Bytes read from files.
     pub bytes_read: u64,
+    /// Those of experts among them.
+    pub expert_bytes: u64,
     /// Reads of units.
     pub reads: u64,
     /// Experts found in memory.
@@ -90,9 +92,9 @@ impl Store {
         for unit in spec.units().filter(wanted) {
             let buf = match unit {
                 Unit::Layer(_) => AlignedBuf::default(),
-                _ => match self.experts.find(unit)? {
-                    Lookup::Missing(_, buf) => buf,
-                    Lookup::Held(_) => continue,
+                _ => match self.experts.claim(unit)? {
+                    Some((_, buf)) => buf,
+                    None => continue,
                 },
             };
             self.request(Request::Unit(unit), buf)?;
@@ -162,31 +164,41 @@ impl Store {
         self.experts.slots()
     }
 
-    /// Finds each picked expert a place and has the missing ones read, all at once. Gives places.
+    /// Makes room for `slots` experts; nothing may be on its way.
+    pub fn resize_experts(&mut self, slots: usize) {
+        self.experts.resize(slots);
+    }
+
+    /// Begins with the experts of a layer: those of the last one may leave.
+    pub const fn begin_experts(&mut self) {
+        self.experts.begin_epoch();
+    }
+
+    /// Where an expert is, if it is in memory: it stays until [`Self::release_expert`].
+    pub fn hold_expert(&mut self, unit: Unit) -> Option<usize> {
+        let place = self.experts.hold(unit)?;
+        self.counts.cache_hits += 1;
+        Some(place)
+    }
+
+    /// Finds an expert that is not in memory a place and has it read; nothing while those held take up
+    /// all room.
     ///
     /// # Errors
     /// When the reader is gone.
-    pub fn request_experts(&mut self, layer: u32, picked: &[u32]) -> Result<Vec<usize>> {
-        self.experts.begin_epoch();
-        let mut places = Vec::with_capacity(picked.len());
-        for &expert in picked {
-            let unit = Unit::Expert { layer, expert };
-            places.push(match self.experts.find(unit)? {
-                Lookup::Held(place) => {
-                    self.counts.cache_hits += 1;
-                    place
-                }
-                Lookup::Missing(place, buf) => {
-                    self.counts.cache_misses += 1;
-                    self.request(Request::Unit(unit), buf)?;
-                    place
-                }
-            });
-        }
-        Ok(places)
+    pub fn request_expert(&mut self, unit: Unit) -> Result<Option<usize>> {
+        let Some((place, buf)) = self.experts.claim(unit)? else { return Ok(None) };
+        self.counts.cache_misses += 1;
+        self.request(Request::Unit(unit), buf)?;
+        Ok(Some(place))
     }
 
-    /// The expert at a place of [`Self::request_experts`], unless it is still being read.
+    /// Lets an expert leave when another needs its place.
+    pub fn release_expert(&mut self, place: usize) {
+        self.experts.release(place);
+    }
+
+    /// The expert at a place of [`Self::request_expert`], unless it is still being read.
     pub fn expert(&self, place: usize) -> Option<UnitView<'_>> {
         self.experts.get(place)
     }
@@ -241,7 +253,10 @@ impl Store {
                 self.coming[layer as usize] = false;
                 self.dense[layer as usize] = Some(loaded);
             }
-            (_, None) => self.experts.insert(loaded),
+            (_, None) => {
+                self.counts.expert_bytes += loaded.layout.len;
+                self.experts.insert(loaded);
+            }
         }
     }
 

@@ -5,24 +5,24 @@ use std::sync::Arc;
 
 use shardwright_format::UnitLayout;
 use shardwright_format::io::AlignedBuf;
-use shardwright_format::model::{Ffn, LayerSpec, ModelSpec, MoeSpec};
+use shardwright_format::model::{Ffn, LayerSpec, ModelSpec};
 use shardwright_format::weights::Weights;
 
 use crate::block::delta_net::State as DeltaState;
 use crate::block::kv::CacheTypes;
-use crate::block::mlp::Job;
-use crate::block::moe::{ExpertBatch, ExpertBatches, Experts};
 use crate::block::ops::{cap, rms_norm};
 use crate::block::router::Routes;
 use crate::block::saved::{can_keep, saved_len};
 use crate::block::{self, Layer, MixerState, check_finite};
 use crate::error::{Result, RuntimeError};
+use crate::experts;
 use crate::fetch::Request;
 use crate::head::final_norm;
 use crate::linear::{Product, thread_pool};
 use crate::pass::{PassState, Sequences};
-use crate::plan::{HEAD_BUFFERS, MemoryPlan, Options, head_chunk};
+use crate::plan::{ChunkRoom, HEAD_BUFFERS, MemoryPlan, Options, head_chunk};
 use crate::store::Store;
+use crate::trace::Visit;
 use crate::view::UnitView;
 use crate::vocab::{VocabMatrix, check_token};
 
@@ -73,10 +73,16 @@ struct Model {
     reach: usize,
     tokens: u64,
     failed: bool,
+    /// Experts that there is room for beside the buffers of some tokens.
+    rooms: Vec<ChunkRoom>,
     state: PassState,
     routes: Vec<Routes>,
-    /// What each of a layer's experts gave, `[rows, hidden]`, until it can be summed.
-    outputs: Vec<Vec<f32>>,
+    /// Chunks computed so far.
+    passes: u64,
+    /// What became of experts since it was last asked for, where someone asks.
+    visits: Option<Vec<Visit>>,
+    /// What a layer's experts gave, until it can be summed.
+    outputs: Vec<f32>,
     /// Rows of an embedding that is not in memory.
     rows: AlignedBuf,
     /// Pieces of a head that is not in memory.
@@ -318,6 +324,21 @@ impl Runtime {
         &self.model.routes
     }
 
+    /// Keeps what becomes of experts from here on: [`Self::take_visits`] gives it.
+    pub fn watch_experts(&mut self) {
+        self.model.visits.get_or_insert_default();
+    }
+
+    /// What became of experts since this was last asked, layer by layer and pass by pass; nothing without
+    /// [`Self::watch_experts`].
+    pub fn take_visits(&mut self) -> Vec<Visit> {
+        self.model
+            .visits
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
     /// What was done so far.
     pub fn stats(&self) -> Stats {
         let Model { store, embedding, head, tokens, .. } = &self.model;
@@ -361,8 +382,11 @@ impl Model {
                 .unwrap_or(usize::MAX),
             tokens: 0,
             failed: false,
+            rooms: plan.rooms.clone(),
             state,
             routes: vec![Routes::default(); spec.layers.len()],
+            passes: 0,
+            visits: None,
             outputs: Vec::new(),
             rows: AlignedBuf::default(),
             pieces: Vec::new(),
@@ -383,6 +407,7 @@ impl Model {
 
     /// The residual stream of `tokens` after the last layer, into `self.state.x`.
     fn hidden(&mut self, tokens: &[u32], observe: Observer<'_>) -> Result<()> {
+        self.make_room(tokens.len());
         for _ in tokens {
             self.store.begin_token();
         }
@@ -398,7 +423,20 @@ impl Model {
         }
         self.position += tokens.len();
         self.tokens += tokens.len() as u64;
+        self.passes += 1;
         Ok(())
+    }
+
+    /// Has experts make way for the buffers of `tokens` tokens, or buffers of more tokens for experts.
+    fn make_room(&mut self, tokens: usize) {
+        let Some(room) = self.rooms.iter().find(|room| tokens <= room.tokens) else { return };
+        if room.slots > self.store.expert_slots() {
+            self.state = PassState::new(Vec::new());
+            self.outputs = Vec::new();
+        }
+        if room.slots != self.store.expert_slots() {
+            self.store.resize_experts(room.slots);
+        }
     }
 
     fn embed(&mut self, tokens: &[u32]) -> Result<()> {
@@ -418,65 +456,15 @@ impl Model {
             .mix(&layer, sequences, &mut self.mixers[index], &mut None)?;
         match &layer.spec.ffn {
             Ffn::Dense(dense) => self.state.dense(&layer, dense, &mut None),
-            Ffn::Moe(moe) => self.moe(&layer, moe),
-        }
-    }
-
-    /// As many experts at a time as there is room for, ascending. Each has its own output: the sum
-    /// is taken in the order of the experts, so that what was in memory makes no difference.
-    fn moe(&mut self, layer: &Layer<'_>, spec: &MoeSpec) -> Result<()> {
-        self.state.route(layer, spec, &mut None)?;
-        let experts = Experts::new(layer, spec)?;
-        let batches = ExpertBatches::new(&self.state.routes, experts.count());
-        let batches: Vec<ExpertBatch<'_>> = batches.iter().collect();
-        for (i, wave) in batches.chunks(self.store.expert_slots()).enumerate() {
-            let picked: Vec<u32> = wave.iter().map(|batch| batch.expert).collect();
-            let places = self.store.request_experts(layer.index, &picked)?;
-            if i == 0 {
-                // While the first experts are read.
-                self.state.shared(layer, spec, &mut None)?;
+            Ffn::Moe(moe) => {
+                let Self { state, store, outputs, .. } = self;
+                let visit = experts::forward(&layer, moe, state, store, outputs)?;
+                self.routes[index].clone_from(&state.routes);
+                if let Some(visits) = &mut self.visits {
+                    visits.push(Visit { pass: self.passes, ..visit });
+                }
+                Ok(())
             }
-            self.wave(&experts, wave, &places)?;
-            let (backend, sum) = (self.state.work.linear.backend, &mut self.state.sum);
-            for (batch, out) in wave.iter().zip(&self.outputs) {
-                experts.add(backend, batch.rows, out, sum);
-            }
-        }
-        self.state.join(layer.residual_multiplier);
-        self.routes[layer.index as usize].clone_from(&self.state.routes);
-        Ok(())
-    }
-
-    /// Computes the experts that are in memory while the others are read, into `self.outputs`.
-    fn wave(
-        &mut self,
-        experts: &Experts<'_>,
-        wave: &[ExpertBatch<'_>],
-        places: &[usize],
-    ) -> Result<()> {
-        let Self { state, store, outputs, .. } = self;
-        outputs.resize_with(outputs.len().max(wave.len()), Vec::new);
-        let mut waiting: Vec<usize> = (0..wave.len()).collect();
-        loop {
-            let here = |i: &usize| {
-                let job = Job { unit: store.expert(places[*i])?, rows: wave[*i].rows.len() };
-                Some((*i, job))
-            };
-            let (ready, jobs): (Vec<usize>, Vec<Job<'_>>) = waiting.iter().filter_map(here).unzip();
-            let assigned: Vec<_> = ready.iter().flat_map(|i| wave[*i].rows).copied().collect();
-            experts.forward(&jobs, &assigned, &state.x, &mut state.work)?;
-            let mut rest = &state.work.mlp.out[..];
-            for i in &ready {
-                let (own, after) = rest.split_at(wave[*i].rows.len() * experts.hidden());
-                outputs[*i].clear();
-                outputs[*i].extend_from_slice(own);
-                rest = after;
-            }
-            waiting.retain(|i| !ready.contains(i));
-            if waiting.is_empty() {
-                return Ok(());
-            }
-            store.wait()?;
         }
     }
 

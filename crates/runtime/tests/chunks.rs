@@ -73,9 +73,14 @@ fn chunks_change_nothing_under_any_budget() {
         let plan = MemoryPlan::new(&open(&case), &options(None, 1, 1)).unwrap();
         let (min, all) = (plan.min_bytes, plan.resident);
         for budget in [min, min + (all - min) / 2, all - 1, all, all + (1 << 20)] {
-            let options = options(Some(budget), 2, 1000);
-            let (together, _) = logits(open(&case), &options, &tokens, split);
-            assert!(together == one_by_one, "{name}: {budget} bytes change the logits");
+            for (chunk, threads) in [(1, 2), (3, 1), (3, 2), (16, 2), (1000, 1), (1000, 2)] {
+                let options = options(Some(budget), threads, chunk);
+                let (together, _) = logits(open(&case), &options, &tokens, split);
+                assert!(
+                    together == one_by_one,
+                    "{name}: {budget} bytes, {chunk} tokens and {threads} threads change the logits"
+                );
+            }
         }
     }
 }

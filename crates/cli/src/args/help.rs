@@ -15,7 +15,8 @@ pub const INSPECT: &str = "\
 Examples:
   shardwright inspect Qwen3-30B-A3B              architecture, parameters, roles, sizes
   shardwright inspect qwen3.bundle --tensors     with the shard table
-  shardwright inspect qwen3.bundle --json | jq .bits_per_weight";
+  shardwright inspect qwen3.bundle --json | jq .bits_per_weight
+  shardwright inspect --trace story.trace        what other room and other caches would have found";
 
 pub const PLAN: &str = "\
 Examples:
@@ -26,6 +27,7 @@ Examples:
   shardwright plan Qwen3.5-397B-A17B --set vision=keep --set mtp=q4
   shardwright plan hf://Qwen/Qwen3-30B-A3B                 headers alone, from the hub
   shardwright plan Qwen3-30B-A3B --calibrate calibration.txt --target-bpw 2.6 --save-recipe r.json
+  shardwright plan Qwen3-30B-A3B --trace story.trace       what memory buys, by a text that `run` traced
 
 Encodings of --set: keep, f32, f16, bf16, q2, q3, q4, q6, q8; with a group size q4g32, and with the
 type of its scales q4g32:bf16; trellis codes t2, t3, t4, with bits of state t3s16. What is not the text model (roles vision, mtp,
@@ -67,6 +69,7 @@ Examples:
   shardwright run qwen3.bundle --prompt Hello --cache-type-k q8_0 --cache-type-v q8_0
   shardwright run qwen3.bundle --prompt-file code.py --draft ngram
   shardwright run qwen3.bundle --prompt-file manual.txt --session manual.session
+  shardwright run qwen3.bundle --prompt-file story.txt --memory 2GiB --trace story.trace
   shardwright run Qwen3-30B-A3B --prompt Hello              the original, unquantized
   shardwright run qwen3.bundle --prompt Hello --temperature 0.8 --top-p 0.95 --seed 7
   shardwright run qwen3.bundle --chat                       a conversation, a line for each turn

@@ -22,7 +22,8 @@ pub use cache::{CacheArgs, CacheTypeArg};
 pub use calibrate::CalibrateArgs;
 pub use pack::{PackArgs, UnpackArgs};
 pub use recipe::{
-    CalibrationArgs, CalibrationTextArgs, EncodingsArg, PlanArgs, RecipeArgs, TargetArgs,
+    CalibrationArgs, CalibrationTextArgs, EncodingsArg, PlanArgs, PlanCommandArgs, RecipeArgs,
+    TargetArgs,
 };
 pub use verify::{CompareArgs, ThresholdArgs, VerifyArgs};
 
@@ -55,7 +56,7 @@ pub enum Command {
     /// Show what a checkpoint or bundle holds
     Inspect(InspectArgs),
     /// Show exactly what `convert` would write, and write nothing
-    Plan(PlanArgs),
+    Plan(PlanCommandArgs),
     /// Convert a checkpoint into a bundle
     Convert(ConvertArgs),
     /// Put the parts of a conversion together
@@ -88,10 +89,15 @@ pub enum Command {
 pub struct InspectArgs {
     /// Directory of a checkpoint or a bundle, a GGUF file, or a model elsewhere, by its
     /// address (hf:, https:, s3:)
-    pub path: PathBuf,
+    #[arg(required_unless_present = "trace")]
+    pub path: Option<PathBuf>,
     /// List every tensor; of a bundle, every shard
     #[arg(long)]
     pub tensors: bool,
+    /// Show instead what `run --trace` recorded: how many experts were found in memory, and how many would be
+    /// with more or less room, by the policy in use, by two others and by the best possible one
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["path", "tensors", "arch"])]
+    pub trace: Option<PathBuf>,
     #[command(flatten)]
     pub arch: ArchArgs,
 }
@@ -167,6 +173,10 @@ pub struct RunArgs {
     /// an error that names the expert, not another text
     #[arg(long)]
     pub check_reads: bool,
+    /// Write which experts each layer picked, found in memory and read, a line of JSON for each layer and
+    /// pass, for `inspect --trace` and `plan --trace`
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Try several tokens in one pass where a guess at them is at hand: those that followed the same

@@ -8,9 +8,20 @@ use clap::Args;
 use super::{ArchArgs, ThreadArgs, bits_per_weight, help, tokens};
 use crate::bytes;
 
-/// `plan`, and the larger part of `convert`
+/// `plan`
 #[derive(Debug, Args)]
 #[command(after_help = help::PLAN)]
+pub struct PlanCommandArgs {
+    /// Say what memory buys when the bundle runs: the floor, the knee and the ceiling, on a text that `run
+    /// --trace` recorded with any bundle of the same model
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    #[command(flatten)]
+    pub plan: PlanArgs,
+}
+
+/// The larger part of `plan` and of `convert`
+#[derive(Debug, Args)]
 pub struct PlanArgs {
     /// Directory of a Hugging Face checkpoint: config.json and *.safetensors; a GGUF file; a bundle; or a model
     /// elsewhere, by its address (hf:, https:, s3:)

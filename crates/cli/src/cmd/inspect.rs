@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde::Serialize;
 use shardwright_format::census::{Census, Tally};
@@ -14,6 +15,7 @@ use shardwright_format::{Role, TensorEntry, Unit};
 
 use crate::args::InspectArgs;
 use crate::bytes;
+use crate::cmd::trace;
 use crate::failure::Failure;
 use crate::inputs;
 use crate::output::{Output, Table};
@@ -126,7 +128,10 @@ struct TensorRow {
 /// # Errors
 /// A directory that is neither a sound checkpoint nor a sound bundle.
 pub fn run(args: &InspectArgs, output: Output) -> Result<(), Failure> {
-    let weights = inputs::model(&args.path, &args.arch)?;
+    if let Some(trace) = &args.trace {
+        return trace::run(trace, output);
+    }
+    let weights = inputs::model(args.path.as_deref().unwrap_or(Path::new("")), &args.arch)?;
     let report = Report::new(&weights, args.tensors)?;
     output.report(&report, &report.text())
 }

@@ -12,6 +12,7 @@ mod pack;
 mod plan;
 mod recipes;
 mod run;
+mod trace;
 mod verify;
 
 use std::process::ExitCode;

@@ -9,11 +9,13 @@ use shardwright_convert::Plan;
 use shardwright_format::FormatError;
 use shardwright_quant::CacheType;
 use shardwright_runtime::plan::{loading, reserved};
+use shardwright_runtime::replay::{Bought, Replay};
 use shardwright_runtime::text::Tokenizer;
 use shardwright_runtime::{CacheTypes, MemoryPlan, Options as RuntimeOptions};
 
-use crate::args::{CacheArgs, PlanArgs};
+use crate::args::{CacheArgs, PlanCommandArgs};
 use crate::bytes;
+use crate::cmd::trace;
 use crate::failure::Failure;
 use crate::output::{Output, Table};
 use crate::planning::{self, Planned};
@@ -49,6 +51,12 @@ struct RuntimeMemory {
     floor_bytes: u64,
     /// With everything in memory.
     resident_bytes: u64,
+    /// Memory of one expert, and of all of them.
+    expert_bytes: u64,
+    experts_bytes: u64,
+    /// What memory buys on a trace, in experts that there is room for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<Bought>,
     /// What other types of the KV cache would take.
     caches: Vec<Cache>,
 }
@@ -70,10 +78,17 @@ struct Cache {
 ///
 /// # Errors
 /// A checkpoint or recipe that is refused.
-pub fn run(args: &PlanArgs, output: Output) -> Result<(), Failure> {
-    let planned = planning::make(args, output)?;
+pub fn run(args: &PlanCommandArgs, output: Output) -> Result<(), Failure> {
+    // A file that is no trace is refused before the work.
+    let replay = args.trace.as_deref().map(Replay::read).transpose()?;
+    let planned = planning::make(&args.plan, output)?;
     let plan = &planned.plan;
-    let report = Report { plan, runtime: RuntimeMemory::from_plan(&planned)? };
+    let mut runtime = RuntimeMemory::from_plan(&planned)?;
+    if let (Some(replay), Some(path)) = (replay, &args.trace) {
+        replay.header.check(path, &plan.manifest.model)?;
+        runtime.trace = Some(replay.bought()?);
+    }
+    let report = Report { plan, runtime };
     output.report(&report, &text(&report))
 }
 
@@ -105,15 +120,32 @@ impl RuntimeMemory {
             })
         };
         let default = memory(CacheArgs::DEFAULT.into())?;
+        let experts = spec
+            .layers
+            .iter()
+            .map(|layer| u64::from(layer.num_experts()))
+            .sum::<u64>();
         Ok(Self {
             context: CONTEXT,
             floor_bytes: default.min_bytes,
             resident_bytes: default.resident,
+            expert_bytes: default.expert_slot,
+            experts_bytes: default.expert_slot * experts,
+            trace: None,
             caches: CACHES
                 .into_iter()
                 .map(cache)
                 .collect::<Result<_, Failure>>()?,
         })
+    }
+}
+
+impl RuntimeMemory {
+    /// With room for `slots` experts.
+    const fn memory(&self, slots: usize) -> u64 {
+        let other = self.resident_bytes - self.experts_bytes;
+        let with = other + self.expert_bytes * slots as u64;
+        if with < self.floor_bytes { self.floor_bytes } else { with }
     }
 }
 
@@ -257,7 +289,7 @@ fn costs(report: &Report<'_>) -> String {
     format!(
         "converting reads {}, takes at most {} of memory and {} of disk\n\
          a token reads {} when nothing is cached{experts}\n\
-         running takes at least {} of memory, {} with everything in it ({} positions)\n",
+         running takes at least {} of memory, {} with everything in it ({} positions)\n{}",
         bytes::disk(cost.source_bytes),
         bytes::memory(cost.peak_memory),
         bytes::disk(cost.peak_disk),
@@ -265,5 +297,8 @@ fn costs(report: &Report<'_>) -> String {
         bytes::memory(runtime.floor_bytes),
         bytes::memory(runtime.resident_bytes),
         runtime.context,
+        runtime
+            .trace
+            .map_or_else(String::new, |bought| trace::line(bought, |slots| runtime.memory(slots))),
     )
 }

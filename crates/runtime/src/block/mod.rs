@@ -305,18 +305,21 @@ pub fn mixer_buffer_len(mixer: &Mixer, hidden: u64) -> u64 {
     }
 }
 
-/// `f32` values that [`Work`] holds for one token, from the widest layer.
-pub fn buffer_len(spec: &ModelSpec) -> u64 {
+/// What a product's input takes with its copies in the order of codes and in the basis of trellis codes.
+const COPIES: u64 = 3;
+
+/// `f32` values that [`Work`] holds for `tokens` together, from the widest layer, with the copies of inputs.
+pub fn buffer_len(spec: &ModelSpec, tokens: u64) -> u64 {
     let hidden = u64::from(spec.hidden_size);
+    let all = |each: u64| COPIES.saturating_mul(tokens).saturating_mul(each);
     let layer = |layer: &LayerSpec| {
-        let mixer = mixer_buffer_len(&layer.mixer, hidden);
         let ffn = match &layer.ffn {
-            Ffn::Dense(dense) => mlp::buffer_len(dense.intermediate_size),
-            Ffn::Moe(moe) => moe::buffer_len(moe, hidden),
+            Ffn::Dense(dense) => all(mlp::buffer_len(dense.intermediate_size)),
+            Ffn::Moe(moe) => moe::buffer_len(moe, hidden, tokens),
         };
-        mixer + ffn
+        all(mixer_buffer_len(&layer.mixer, hidden)).saturating_add(ffn)
     };
-    8 * hidden + spec.layers.iter().map(layer).max().unwrap_or(0)
+    all(8 * hidden).saturating_add(spec.layers.iter().map(layer).max().unwrap_or(0))
 }
 
 /// Refuses a layer's output that is not finite.

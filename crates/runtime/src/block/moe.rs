@@ -10,17 +10,37 @@ use shardwright_quant::{Backend, axpy};
 use super::mlp::{self, Gated, Job};
 use super::ops::{rms_norm_in_place, scale, sigmoid};
 use super::router::Routes;
-use super::{Layer, Work};
+use super::{COPIES, Layer, Work};
 use crate::error::Result;
 
-/// `f32` values that the buffers hold for one token.
-pub fn buffer_len(spec: &MoeSpec, hidden: u64) -> u64 {
+/// Rows of several experts that are computed together at most, unless one token has more: below that
+/// threads wait for each other.
+const FEW_ROWS: usize = 16;
+
+/// How many rows of different experts are computed together where a token has `picks`. The rows of one
+/// expert always are.
+pub fn rows_together(picks: usize) -> usize {
+    picks.max(FEW_ROWS)
+}
+
+/// `f32` values that the buffers hold for `tokens` together, with the copies that products make of their
+/// inputs.
+pub fn buffer_len(spec: &MoeSpec, hidden: u64, tokens: u64) -> u64 {
     let (experts, picks) = (u64::from(spec.num_experts), u64::from(spec.num_experts_per_tok));
+    let width = u64::from(spec.moe_intermediate_size);
     let shared = spec
         .shared_expert
         .as_ref()
         .map_or(0, |s| mlp::buffer_len(s.intermediate_size));
-    5 * experts + picks * (4 * u64::from(spec.moe_intermediate_size) + 3 * hidden) + shared
+    let each = COPIES * tokens * (5 * experts + shared);
+    let row = 4 * width + 3 * hidden;
+    if tokens == 1 {
+        return each + COPIES * picks * row;
+    }
+    // All rows of one expert, or few of some: of those every product has a copy of its own, and the largest stay.
+    let few = rows_together(spec.num_experts_per_tok as usize) as u64;
+    let kept = few * few.min(tokens) * hidden.max(width);
+    each + COPIES * (tokens.max(few) * row + kept / 2) + (tokens - 1) * picks * hidden
 }
 
 /// A row that an expert is given.

@@ -95,6 +95,7 @@ impl<'a> Conversation<'a> {
                 .push(Message::new("assistant", session.text()));
         }
         session.store()?;
+        session.end_trace()?;
         session
             .report(last.0, last.1, open_seconds, read, decoded)
             .statistics(output);

@@ -107,7 +107,10 @@ impl<'a> Task<'a> {
         let open_seconds = started.elapsed().as_secs_f64();
         session.save_prompt = true;
         let (stopped, read, decoded) = session.turn(&prompt)?;
+        session.end_trace()?;
         let mut report = session.report(prompt.len(), stopped, open_seconds, read, decoded);
+        let first = (!report.tokens.is_empty()).then_some(open_seconds + read.seconds);
+        report.first_token_seconds = first;
         report.notes = notes;
         report::finish(&report, output)
     }
@@ -160,6 +163,9 @@ impl<'a> Task<'a> {
         let Self { args, tokenizer, sampler, stop, output } = self;
         let mut session = Session::new(runtime, tokenizer, sampler, limits, stop, output);
         session.stored = stored;
+        if let Some(file) = &args.trace {
+            session.begin_trace(file)?;
+        }
         session.draft = args.draft.map(|source| (source, Drafter::default()));
         Ok(session)
     }

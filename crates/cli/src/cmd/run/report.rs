@@ -24,12 +24,17 @@ pub(super) struct Report {
     /// from where.
     pub(super) logits_blake3: String,
     pub(super) open_seconds: f64,
+    /// From the start to the first token that follows the prompt, with the time to open the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) first_token_seconds: Option<f64>,
     pub(super) prompt: Phase,
     pub(super) decode: Phase,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) draft: Option<Draft>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) session: Option<Used>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) trace: Option<Traced>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) checked: Option<Checked>,
     pub(super) memory: Memory,
@@ -67,6 +72,14 @@ impl Used {
         let written = if self.written { ", written" } else { "" };
         format!("{} tokens of the prompt were in {}{written}", self.reused, self.file)
     }
+}
+
+/// What was written to the file of `--trace`.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Traced {
+    pub(super) file: String,
+    /// Layers of passes, a line each.
+    pub(super) lines: u64,
 }
 
 /// What drafts did.
@@ -199,9 +212,20 @@ impl Report {
             .peak_bytes
             .map_or_else(String::new, |b| format!(", peak {}", bytes::memory(b)));
         say::line(&format!("prompt   {}", self.prompt.line()));
+        if let Some(seconds) = self.first_token_seconds {
+            let open = self.open_seconds;
+            say::line(&format!(
+                "first    token after {seconds:.2} s, {open:.2} of them to open the model"
+            ));
+        }
         say::line(&format!("decode   {}", self.decode.line()));
         if let Some(used) = &self.session {
             say::line(&format!("session  {}", used.line()));
+        }
+        if let Some(Traced { file, lines }) = &self.trace {
+            say::line(&format!(
+                "trace    {lines} lines in {file}: `inspect --trace` says what other room would bring"
+            ));
         }
         if let Some(draft) = self.draft {
             say::line(&format!("draft    {}", draft.line()));

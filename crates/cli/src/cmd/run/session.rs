@@ -1,16 +1,19 @@
 //! The model at work on a prompt.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use shardwright_runtime::Runtime;
 use shardwright_runtime::draft::Drafter;
 use shardwright_runtime::text::{Sampler, TextStream, Tokenizer};
+use shardwright_runtime::trace::{Header, TraceWriter};
 
-use super::report::{Draft, Memory, Phase, Report, Stop};
+use super::report::{Draft, Memory, Phase, Report, Stop, Traced};
 use super::stored::{Stored, common};
 use crate::args::DraftSource;
 use crate::failure::Failure;
+use crate::inputs;
 use crate::output::{self, Output};
 use crate::process;
 use crate::progress::{Count, Stage};
@@ -44,6 +47,9 @@ pub(super) struct Session<'a> {
     pub(super) stored: Option<Stored>,
     /// It is written when the prompt was read, and not at the end.
     pub(super) save_prompt: bool,
+    /// The file of `--trace`, and its name; what was written to it in the end.
+    pub(super) trace: Option<(PathBuf, TraceWriter)>,
+    traced: Option<Traced>,
     /// What drafts come from, where they were asked for.
     pub(super) draft: Option<(DraftSource, Drafter)>,
     stop: &'a AtomicBool,
@@ -69,6 +75,8 @@ impl<'a> Session<'a> {
             logits_at: 0,
             stored: None,
             save_prompt: false,
+            trace: None,
+            traced: None,
             draft: None,
             runtime,
             tokenizer,
@@ -121,6 +129,35 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Records what becomes of experts in `file`.
+    pub(super) fn begin_trace(&mut self, file: &Path) -> Result<(), Failure> {
+        inputs::check_parent(file)?;
+        let Some(header) = Header::new(self.runtime.spec(), self.runtime.plan()) else {
+            let model = self.runtime.weights().root().display();
+            return Err(Failure::new(format!("{model}: has no experts, which --trace is about")));
+        };
+        self.trace = Some((file.to_owned(), TraceWriter::create(file, &header)?));
+        self.runtime.watch_experts();
+        Ok(())
+    }
+
+    /// Writes what became of experts since this was last called.
+    fn record(&mut self) -> Result<(), Failure> {
+        if let Some((_, trace)) = &mut self.trace {
+            trace.write(&self.runtime.take_visits())?;
+        }
+        Ok(())
+    }
+
+    /// Ends the trace, if there is one.
+    pub(super) fn end_trace(&mut self) -> Result<(), Failure> {
+        if let Some((file, trace)) = self.trace.take() {
+            let lines = trace.finish()?;
+            self.traced = Some(Traced { file: file.display().to_string(), lines });
+        }
+        Ok(())
+    }
+
     /// The text of the last turn.
     pub(super) fn text(&self) -> &str {
         &self.text
@@ -152,6 +189,7 @@ impl<'a> Session<'a> {
                 return Ok(());
             }
             self.runtime.advance(tokens)?;
+            self.record()?;
             self.computed.extend(tokens);
             stage.set(((i + 1) * chunk) as u64, prompt.len() as u64);
         }
@@ -161,7 +199,7 @@ impl<'a> Session<'a> {
         self.logits_at = self.computed.len();
         self.tokens
             .push(pick(logits, &mut self.logits, &mut self.sampler));
-        Ok(())
+        self.record()
     }
 
     /// Computes the last token, with a draft of at most `room` behind it, and picks what follows each
@@ -188,7 +226,7 @@ impl<'a> Session<'a> {
         if let Some((_, drafter)) = &mut self.draft {
             drafter.learn(tried, kept, started.elapsed().as_secs_f64());
         }
-        Ok(())
+        self.record()
     }
 
     fn generate(&mut self) -> Result<Stop, Failure> {
@@ -252,12 +290,14 @@ impl<'a> Session<'a> {
             stopped,
             logits_blake3: self.logits.finalize().to_hex().to_string(),
             open_seconds,
+            first_token_seconds: None,
             prompt: prompt_phase,
             decode,
             draft: self
                 .draft
                 .map(|(source, drafter)| Draft { source, drafted: drafter.drafted() }),
             session: self.stored.map(Stored::used),
+            trace: self.traced,
             checked: self.runtime.weights().checked(),
             memory: Memory {
                 mode: plan.mode,

@@ -1,0 +1,204 @@
+//! The experts of a layer for all rows of a chunk: each is read at most once, in the order in which a
+//! bundle's file has them, and computed for all of its rows while others are read.
+
+use std::time::Instant;
+
+use shardwright_format::Unit;
+use shardwright_format::model::MoeSpec;
+
+use crate::block::Layer;
+use crate::block::mlp::Job;
+use crate::block::moe::{ExpertBatch, ExpertBatches, Experts, rows_together};
+use crate::error::{Result, RuntimeError};
+use crate::pass::PassState;
+use crate::store::Store;
+use crate::trace::Visit;
+
+/// The feed-forward of a layer with experts. `outputs` holds what they give, `[rows of all experts,
+/// hidden]`, until it can be summed: in the order of the experts, so that what was in memory makes no
+/// difference. Says what was picked and read.
+///
+/// # Errors
+/// Weights that are not what the spec says, or cannot be read.
+pub fn forward(
+    layer: &Layer<'_>,
+    spec: &MoeSpec,
+    state: &mut PassState,
+    store: &mut Store,
+    outputs: &mut Vec<f32>,
+) -> Result<Visit> {
+    let (started, before) = (Instant::now(), store.counts.expert_bytes);
+    state.route(layer, spec, &mut None)?;
+    let experts = Experts::new(layer, spec)?;
+    let batches = ExpertBatches::new(&state.routes, experts.count());
+    let batches: Vec<ExpertBatch<'_>> = batches.iter().collect();
+    let mut union = Union::new((layer.index, state.routes.k), &batches, store);
+    let hits = union.held();
+    union.ask(store)?;
+    // While the first experts are read.
+    state.shared(layer, spec, &mut None)?;
+    let hidden = experts.hidden();
+    outputs.clear();
+    outputs.reserve_exact(state.routes.experts.len() * hidden);
+    outputs.resize(state.routes.experts.len() * hidden, 0.0);
+    while let Some(ready) = union.ready(store)? {
+        union.compute(&experts, &ready, (state, store), outputs)?;
+        union.ask(store)?;
+    }
+    let (backend, mut rest) = (state.work.linear.backend, &outputs[..]);
+    for batch in &batches {
+        let (own, after) = rest.split_at(batch.rows.len() * hidden);
+        experts.add(backend, batch.rows, own, &mut state.sum);
+        rest = after;
+    }
+    state.join(layer.residual_multiplier);
+    Ok(Visit {
+        pass: 0,
+        layer: layer.index,
+        k: state.routes.k,
+        picks: state.routes.experts.clone(),
+        hits,
+        reads: union.reads,
+        bytes: store.counts.expert_bytes - before,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// How far an expert is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Not in memory, and not asked for.
+    Absent,
+    /// In a place of the cache, or on its way there.
+    At(usize),
+    /// Computed: its place is free.
+    Done,
+}
+
+/// The experts that some row picked, ascending, and how far they are.
+struct Union<'a> {
+    layer: u32,
+    /// Of one row.
+    picks: usize,
+    batches: &'a [ExpertBatch<'a>],
+    /// For each the first row of what it gives.
+    starts: Vec<usize>,
+    steps: Vec<Step>,
+    /// Those before are in memory, on their way or done.
+    asked: usize,
+    /// What was read, in this order.
+    reads: Vec<u32>,
+}
+
+impl<'a> Union<'a> {
+    /// Those that are in memory stay there until they are computed.
+    fn new(
+        (layer, picks): (u32, usize),
+        batches: &'a [ExpertBatch<'a>],
+        store: &mut Store,
+    ) -> Self {
+        store.begin_experts();
+        let mut hold = |batch: &ExpertBatch<'_>| {
+            let place = store.hold_expert(Unit::Expert { layer, expert: batch.expert });
+            place.map_or(Step::Absent, Step::At)
+        };
+        let steps = batches.iter().map(&mut hold).collect();
+        let mut next = 0;
+        let starts = batches.iter().map(|batch| {
+            next += batch.rows.len();
+            next - batch.rows.len()
+        });
+        let starts = starts.collect();
+        Self { layer, picks, batches, starts, steps, asked: 0, reads: Vec::new() }
+    }
+
+    /// Experts that have a place.
+    fn held(&self) -> Vec<u32> {
+        let all = self.batches.iter().zip(&self.steps);
+        let held = all.filter(|(_, step)| matches!(step, Step::At(_)));
+        held.map(|(batch, _)| batch.expert).collect()
+    }
+
+    /// Has the next ones read, as far as there is room for them.
+    fn ask(&mut self, store: &mut Store) -> Result<()> {
+        while let Some(batch) = self.batches.get(self.asked) {
+            if self.steps[self.asked] == Step::Absent {
+                let unit = Unit::Expert { layer: self.layer, expert: batch.expert };
+                let Some(place) = store.request_expert(unit)? else { return Ok(()) };
+                self.steps[self.asked] = Step::At(place);
+                self.reads.push(batch.expert);
+            }
+            self.asked += 1;
+        }
+        Ok(())
+    }
+
+    /// Some experts that can be computed, ascending; waits until there is one. Nothing after the last.
+    fn ready(&self, store: &mut Store) -> Result<Option<Vec<usize>>> {
+        loop {
+            let here = |i: &usize| match self.steps[*i] {
+                Step::At(place) => store.expert(place).is_some(),
+                Step::Absent | Step::Done => false,
+            };
+            let here: Vec<usize> = (0..self.steps.len()).filter(here).collect();
+            if !here.is_empty() {
+                return Ok(Some(self.share(here, store.expert_slots())));
+            }
+            if self.steps.iter().all(|step| *step == Step::Done) {
+                return Ok(None);
+            }
+            if !self.steps.iter().any(|step| matches!(step, Step::At(_))) {
+                return Err(RuntimeError::CacheFull { slots: store.expert_slots() });
+            }
+            store.wait()?;
+        }
+    }
+
+    /// As many of the experts that are here as go together: few rows, or one expert. While there are more
+    /// to read no more than half of the places, for the others to be read into while these are computed.
+    fn share(&self, mut here: Vec<usize>, slots: usize) -> Vec<usize> {
+        let most = if self.asked < self.batches.len() { slots.div_ceil(2) } else { usize::MAX };
+        let (mut rows, room) = (0, rows_together(self.picks));
+        let fits = here.iter().take(most).take_while(|i| {
+            rows += self.batches[**i].rows.len();
+            rows <= room
+        });
+        let together = fits.count().max(1);
+        here.truncate(together);
+        here
+    }
+
+    /// Computes some experts and gives up their places.
+    fn compute(
+        &mut self,
+        experts: &Experts<'_>,
+        ready: &[usize],
+        (state, store): (&mut PassState, &mut Store),
+        outputs: &mut [f32],
+    ) -> Result<()> {
+        let place = |i: &usize| match self.steps[*i] {
+            Step::At(place) => Some(place),
+            Step::Absent | Step::Done => None,
+        };
+        let places: Vec<usize> = ready.iter().filter_map(place).collect();
+        let job = |(i, place): (&usize, &usize)| {
+            Some(Job { unit: store.expert(*place)?, rows: self.batches[*i].rows.len() })
+        };
+        let jobs: Vec<Job<'_>> = ready.iter().zip(&places).filter_map(job).collect();
+        let assigned: Vec<_> = ready
+            .iter()
+            .flat_map(|i| self.batches[*i].rows)
+            .copied()
+            .collect();
+        experts.forward(&jobs, &assigned, &state.x, &mut state.work)?;
+        let (hidden, mut rest) = (experts.hidden(), &state.work.mlp.out[..]);
+        for (i, place) in ready.iter().zip(places) {
+            let (own, after) = rest.split_at(self.batches[*i].rows.len() * hidden);
+            outputs[self.starts[*i] * hidden..][..own.len()].copy_from_slice(own);
+            rest = after;
+            store.release_expert(place);
+            self.steps[*i] = Step::Done;
+        }
+        Ok(())
+    }
+}
