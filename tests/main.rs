@@ -32,5 +32,6 @@ mod strangers;
 mod surroundings;
 mod tidy;
 mod torture;
+mod traces;
 mod verify;
 mod verify_parts;

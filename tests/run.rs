@@ -157,7 +157,7 @@ fn statistics_go_to_standard_error() {
         .lines()
         .map(|l| l.split(' ').next().unwrap())
         .collect();
-    assert_eq!(starts, ["prompt", "decode", "cache", "memory"], "{}", ran.stderr);
+    assert_eq!(starts, ["prompt", "first", "decode", "cache", "memory"], "{}", ran.stderr);
     assert_eq!(scratch.ok("run out --prompt This -n 4 --quiet").stderr, "");
 }
 

@@ -14,6 +14,7 @@ mod head;
 mod hook;
 pub mod layerwise;
 mod linear;
+mod options;
 mod pass;
 pub mod plan;
 pub mod replay;

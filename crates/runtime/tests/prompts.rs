@@ -3,12 +3,15 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::{Value, json};
 use shardwright_format::Unit;
 use shardwright_format::weights::Weights;
+use shardwright_quant::Encoding;
 use shardwright_runtime::plan::ChunkRoom;
 use shardwright_runtime::trace::Visit;
 use shardwright_runtime::{MemoryPlan, Options, Runtime};
-use shardwright_testing::Golden;
+use shardwright_testing::models::TestBundle;
+use shardwright_testing::{Golden, RawTensors, copy_dir, golden};
 
 const WITH_EXPERTS: [&str; 6] =
     ["qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_next", "mixtral", "olmoe"];
@@ -83,42 +86,96 @@ fn a_chunk_reads_each_expert_at_most_once_and_in_order() {
     }
 }
 
-#[test]
-fn longer_chunks_read_less() {
-    for name in WITH_EXPERTS {
-        let case = Golden::named(name);
-        let budget = budgets(&case)[1];
-        let read = |chunk| {
-            let (visits, runtime) = visits(&case, &options(Some(budget), chunk));
-            (visits.iter().map(|v| v.reads.len()).sum::<usize>(), runtime.plan().chunk)
+/// A bundle of random weights with 64 experts in two layers, 4 picks, each as large as the buffers of a few
+/// tokens: the proportions of models that are streamed.
+fn wide() -> TestBundle {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&golden("qwen3_moe"), dir.path());
+    let config = dir.path().join("config.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    json["num_experts"] = 64.into();
+    json["num_experts_per_tok"] = 4.into();
+    json["moe_intermediate_size"] = 256.into();
+    std::fs::write(&config, json.to_string()).unwrap();
+    let path = dir.path().join("model.safetensors");
+    let mut tensors = RawTensors::read(&path);
+    let mut shapes = Vec::new();
+    for (name, tensor) in &tensors.header {
+        let wider = |shape: &Value| match shape.as_u64() {
+            Some(96) => Value::from(256),
+            Some(6) => Value::from(64),
+            _ => shape.clone(),
         };
-        let ((one, first), (some, longer)) = (read(1), read(64));
-        assert_eq!(first, 1);
-        assert!(longer > 4 && some < one, "{name}: {longer} tokens: {some} reads, singly {one}");
+        let shape: Vec<Value> = tensor["shape"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(wider)
+            .collect();
+        match name.split_once("experts.0.") {
+            Some((layer, role)) => {
+                shapes
+                    .extend((0..64).map(|i| (format!("{layer}experts.{i}.{role}"), shape.clone())));
+            }
+            None if name.contains("experts.") || name == "__metadata__" => {}
+            None => shapes.push((name.clone(), shape)),
+        }
     }
+    tensors.header.clear();
+    let mut end = 0;
+    for (name, shape) in shapes {
+        let begin = end;
+        end += 2 * shape.iter().map(|n| n.as_u64().unwrap()).product::<u64>();
+        let tensor = json!({"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]});
+        tensors.header.insert(name, tensor);
+    }
+    // The values are not looked at.
+    tensors.data = vec![0; end as usize];
+    std::fs::write(&path, tensors.to_bytes()).unwrap();
+    TestBundle::random(dir.path(), &|_| Encoding::Bf16)
 }
 
 #[test]
-fn prompts_take_the_room_of_experts_and_give_it_back() {
-    for name in WITH_EXPERTS {
-        let case = Golden::named(name);
-        for budget in budgets(&case) {
-            let plan = MemoryPlan::new(&open(&case), &options(Some(budget), 64)).unwrap();
+fn long_prompts_take_the_room_of_experts_and_read_less() {
+    let bundle = wide();
+    let open = || Weights::open(bundle.root.path()).unwrap();
+    let tokens: Vec<u32> = (0..62).map(|i| i * 7919 % 256).collect();
+    let (prompt, rest) = tokens.split_at(59);
+    let run = |memory, chunk, threads| {
+        let options = Options { threads, ..options(memory, chunk) };
+        let mut runtime = Runtime::open(open(), &options).unwrap();
+        let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let mut all = bits(runtime.forward_all(prompt).unwrap());
+        let read = runtime.stats().cache_misses;
+        for token in rest {
+            all.extend(bits(runtime.forward(*token).unwrap()));
+        }
+        (all, read, runtime)
+    };
+    let (expected, _, resident) = run(None, 1, 1);
+    let (min, all) = (resident.plan().min_bytes, resident.plan().resident);
+    for eighths in 1..8 {
+        let budget = min + (all - min) * eighths / 8;
+        let (one_by_one, singly, _) = run(Some(budget), 1, 2);
+        assert!(one_by_one == expected, "{budget}");
+        for (chunk, threads) in [(2, 1), (8, 2), (16, 1), (64, 2)] {
+            let (together, read, runtime) = run(Some(budget), chunk, threads);
+            assert!(together == expected, "{budget} bytes, {chunk} tokens change the logits");
+            let plan = runtime.plan();
             let rooms = &plan.rooms;
-            assert!(plan.total <= budget, "{name}: {plan:?}");
-            assert_eq!(
-                (rooms[0].slots, rooms.last().unwrap().tokens),
-                (plan.expert_slots, plan.chunk)
-            );
-            let falls = |a: &ChunkRoom, b: &ChunkRoom| a.tokens <= b.tokens && a.slots >= b.slots;
-            assert!(rooms.is_sorted_by(falls), "{name}: {rooms:?}");
-            let least = MemoryPlan::new(&open(&case), &options(Some(plan.min_bytes), 1));
-            let least = least.unwrap().expert_slots;
-            assert!(rooms.last().unwrap().slots >= least, "{name}: {rooms:?}");
-            let (_, runtime) = visits(&case, &options(Some(budget), 64));
-            let held = runtime.stats().bytes_resident;
+            assert!(plan.total <= budget && rooms[0].slots == plan.expert_slots, "{plan:?}");
+            let falls = |a: &ChunkRoom, b: &ChunkRoom| a.tokens < b.tokens && a.slots >= b.slots;
+            assert!(rooms.is_sorted_by(falls) && rooms.last().unwrap().slots >= 4, "{rooms:?}");
+            assert_eq!(rooms.last().unwrap().tokens, plan.chunk);
             let weights = plan.total - plan.reserved - plan.state - plan.scratch;
-            assert!(held <= weights, "{name}: {held} of {weights}");
+            assert!(runtime.stats().bytes_resident <= weights, "{plan:?}");
+            if eighths < 3 && chunk == 64 {
+                assert!(rooms.len() > 1, "{budget}: {rooms:?}");
+                assert!(
+                    4 * read < 3 * singly,
+                    "{budget}: {read} reads, singly {singly}: {rooms:?}"
+                );
+            }
         }
     }
 }

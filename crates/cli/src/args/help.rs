@@ -27,7 +27,7 @@ Examples:
   shardwright plan Qwen3.5-397B-A17B --set vision=keep --set mtp=q4
   shardwright plan hf://Qwen/Qwen3-30B-A3B                 headers alone, from the hub
   shardwright plan Qwen3-30B-A3B --calibrate calibration.txt --target-bpw 2.6 --save-recipe r.json
-  shardwright plan Qwen3-30B-A3B --trace story.trace       what memory buys, by a text that `run` traced
+  shardwright plan Qwen3-30B-A3B --trace story.trace       what memory buys, by a trace
 
 Encodings of --set: keep, f32, f16, bf16, q2, q3, q4, q6, q8; with a group size q4g32, and with the
 type of its scales q4g32:bf16; trellis codes t2, t3, t4, with bits of state t3s16. What is not the text model (roles vision, mtp,
