@@ -20,6 +20,7 @@ mod memory;
 mod merge;
 mod pack;
 mod parts;
+mod pressure;
 mod reader;
 mod remote;
 mod requantize;

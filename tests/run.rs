@@ -188,13 +188,13 @@ fn bench_measures_every_test_at_every_depth() {
 }
 
 /// A checkpoint whose template shows what it is given.
-fn conversing(template: &str) -> Scratch {
+pub fn conversing(template: &str) -> Scratch {
     let scratch = Scratch::with("fixture-2m");
     fs::write(scratch.path("ckpt/chat_template.jinja"), template).unwrap();
     scratch
 }
 
-const PLAIN: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+pub const PLAIN: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
                      {% if add_generation_prompt %}assistant:{% endif %}";
 
 #[test]

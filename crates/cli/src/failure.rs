@@ -68,6 +68,11 @@ impl Failure {
         self
     }
 
+    /// What went wrong.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Writes it to standard error, as lines or as one JSON object, and gives the exit code.
     pub fn report(&self, json: bool) -> ExitCode {
         if json {

@@ -1,10 +1,10 @@
 //! SIGINT and SIGTERM: the first asks a command to stop cleanly, the second ends the process.
-//! SIGXFSZ: a file may grow no more, which whoever writes it is told anyway.
+//! SIGUSR1 asks a run to look at its memory again. SIGXFSZ: a file may grow no more, which whoever writes it is told anyway.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::flag;
 
 use crate::failure::{Failure, INTERRUPTED};
@@ -21,6 +21,16 @@ pub fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
         flag::register(signal, Arc::clone(&stop))?;
     }
     Ok(stop)
+}
+
+/// A flag that SIGUSR1 raises: something is to be looked at again.
+///
+/// # Errors
+/// When the handler cannot be installed.
+pub fn again_flag() -> Result<Arc<AtomicBool>, Failure> {
+    let again = Arc::new(AtomicBool::new(false));
+    flag::register(SIGUSR1, Arc::clone(&again))?;
+    Ok(again)
 }
 
 /// Lets a write beyond the limit on a file's size (`ulimit -f`) fail, as one to a full disk does,

@@ -162,6 +162,43 @@ impl MemoryPlan {
         Ok(Self { min_bytes, resident, position_bytes, ..plan })
     }
 
+    /// The same with room for as many experts as `budget` leaves them, at least those that a token visits in a
+    /// layer; all else stays as it is. Chunks of a prompt for which too little room is left grow shorter.
+    #[must_use]
+    pub fn resized(&self, spec: &ModelSpec, budget: u64) -> Self {
+        let experts = spec
+            .layers
+            .iter()
+            .map(|layer| layer.num_experts() as usize)
+            .sum::<usize>();
+        let picks = spec.layers.iter().map(|layer| match &layer.ffn {
+            Ffn::Moe(moe) => moe.num_experts_per_tok as usize,
+            Ffn::Dense(_) => 0,
+        });
+        let least = picks.max().unwrap_or(0).min(self.expert_slots);
+        let fixed = self.total - self.expert_slots as u64 * self.expert_slot;
+        let left = budget.saturating_sub(fixed).checked_div(self.expert_slot);
+        let slots = left
+            .map_or(0, |left| left.min(experts as u64) as usize)
+            .max(least);
+        let room = |room: &ChunkRoom| {
+            let slots = (room.slots + slots)
+                .checked_sub(self.expert_slots)?
+                .min(experts);
+            (slots >= least).then_some(ChunkRoom { slots, ..*room })
+        };
+        let rooms: Vec<ChunkRoom> = self.rooms.iter().map_while(room).collect();
+        Self {
+            mode: if slots < experts { Mode::Streamed } else { self.mode },
+            budget: Some(budget),
+            total: fixed + slots as u64 * self.expert_slot,
+            chunk: rooms.last().map_or(self.chunk, |room| room.tokens),
+            expert_slots: slots,
+            rooms,
+            ..self.clone()
+        }
+    }
+
     /// The most positions, up to `most`, with which the least that works is within `budget`, for the model
     /// and the types of the cache that this plan was made for.
     pub fn positions_within(

@@ -51,6 +51,8 @@ pub type Observer<'a> = &'a mut (dyn FnMut(usize, &[f32]) + Send);
 pub struct Runtime {
     weights: Arc<Weights>,
     plan: MemoryPlan,
+    /// The plan that it began with.
+    opened: MemoryPlan,
     context: usize,
     cache: CacheTypes,
     pool: rayon::ThreadPool,
@@ -103,7 +105,8 @@ impl Runtime {
         let (weights, pool) = (Arc::new(weights), thread_pool(options.threads)?);
         let model = Model::new(&weights, &plan, options)?;
         let Options { context, cache, .. } = *options;
-        Ok(Self { weights, plan, context, cache, pool, model })
+        let opened = plan.clone();
+        Ok(Self { weights, plan, opened, context, cache, pool, model })
     }
 
     /// Logits `[vocab_size]` after `token` at the next position.
@@ -302,6 +305,15 @@ impl Runtime {
 
     /// What is kept in memory.
     pub const fn plan(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    /// Keeps to another budget from the next pass on: with less, experts leave memory, those used least first;
+    /// with more, there is room for more of them. The text stays the same. Gives the plan, which takes more
+    /// than the budget where that is below what is held besides experts and the picks of one token.
+    pub fn set_memory(&mut self, budget: u64) -> &MemoryPlan {
+        self.plan = self.opened.resized(&self.model.spec, budget);
+        self.model.rooms.clone_from(&self.plan.rooms);
         &self.plan
     }
 

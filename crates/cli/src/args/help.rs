@@ -70,6 +70,7 @@ Examples:
   shardwright run qwen3.bundle --prompt-file code.py --draft ngram
   shardwright run qwen3.bundle --prompt-file manual.txt --session manual.session
   shardwright run qwen3.bundle --prompt-file story.txt --memory 2GiB --trace story.trace
+  shardwright run qwen3.bundle --chat --memory-file limit   read again on SIGUSR1
   shardwright run Qwen3-30B-A3B --prompt Hello              the original, unquantized
   shardwright run qwen3.bundle --prompt Hello --temperature 0.8 --top-p 0.95 --seed 7
   shardwright run qwen3.bundle --chat                       a conversation, a line for each turn

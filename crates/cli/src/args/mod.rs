@@ -161,6 +161,10 @@ pub struct RunArgs {
     /// Memory for the whole process, such as 512MiB; without it, what the machine has free
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     pub memory: Option<u64>,
+    /// File that holds such a size, in place of --memory; it is read again on SIGUSR1. With less, experts leave
+    /// memory before the next token, and the text stays the same
+    #[arg(long, value_name = "FILE", conflicts_with = "memory")]
+    pub memory_file: Option<PathBuf>,
     /// Positions the KV cache has room for; without it, the prompt and the tokens asked for, and for
     /// a conversation 4096
     #[arg(long, value_name = "N", value_parser = positions)]

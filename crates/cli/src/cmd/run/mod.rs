@@ -1,6 +1,7 @@
 //! `run`: text from a bundle or a checkpoint, inside a memory budget.
 
 mod chat;
+mod limit;
 mod prompt;
 mod report;
 mod session;
@@ -17,6 +18,7 @@ use shardwright_runtime::draft::{DRAFT, Drafter};
 use shardwright_runtime::text::{ChatTemplate, Sampler, Sampling, Tokenizer};
 
 use self::chat::Conversation;
+use self::limit::Limit;
 use self::session::{Limits, Session};
 use self::stored::Stored;
 use crate::args::{RunArgs, SamplingArgs};
@@ -42,12 +44,15 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
         let help = "give the one turn with --prompt or --prompt-file";
         return Err(Failure::new("a conversation has no report for --json").help(help));
     }
+    let limit = args.memory_file.as_deref().map(Limit::open).transpose()?;
+    let (limit, memory) =
+        limit.map_or((None, args.memory), |(limit, size)| (Some(limit), Some(size)));
     let weights = opened(args)?;
     let tokenizer = Tokenizer::open(&weights)?;
     let chat = args
         .chat
         .then(|| Conversation::open(&weights, &tokenizer, args.system.as_deref()));
-    let task = Task { args, tokenizer: &tokenizer, sampler, stop: &stop, output };
+    let task = Task { args, memory, limit, tokenizer: &tokenizer, sampler, stop: &stop, output };
     match chat.transpose()? {
         Some(chat) if !asks => task.converse(weights, chat)?,
         chat => task.once(weights, chat)?,
@@ -72,6 +77,9 @@ fn opened(args: &RunArgs) -> Result<Weights, Failure> {
 /// What was asked for, and what does it.
 struct Task<'a> {
     args: &'a RunArgs,
+    /// What the process may take, if limited, and the file that says so.
+    memory: Option<u64>,
+    limit: Option<Limit>,
     tokenizer: &'a Tokenizer,
     sampler: Sampler,
     stop: &'a AtomicBool,
@@ -94,7 +102,7 @@ impl<'a> Task<'a> {
                 (self.tokenizer.encode(text, true)?, prose::note(text))
             }
         };
-        let options = options(args, &prompt, self.tokenizer)?;
+        let options = self.options(&prompt)?;
         let mut notes = notes(&weights, args, &prompt);
         notes.extend(self.second_bos(&weights, &prompt)?);
         notes.extend(note.map(|note| format!("the prompt: {note}")));
@@ -111,7 +119,7 @@ impl<'a> Task<'a> {
         let mut report = session.report(prompt.len(), stopped, open_seconds, read, decoded);
         let first = (!report.tokens.is_empty()).then_some(open_seconds + read.seconds);
         report.first_token_seconds = first;
-        report.notes = notes;
+        report.notes.splice(0..0, notes);
         report::finish(&report, output)
     }
 
@@ -120,7 +128,7 @@ impl<'a> Task<'a> {
         let (args, output, started) = (self.args, self.output, Instant::now());
         let known = weights.spec().max_position_embeddings as usize;
         let context = args.context.unwrap_or(CONVERSATION.min(known));
-        let options = within(args, context, self.tokenizer);
+        let options = self.within(context);
         let (ends, stop) = (self.ends(&weights, Some(&chat)), self.stop);
         let session = self.session(weights, &options, Some(context), ends)?;
         let open_seconds = started.elapsed().as_secs_f64();
@@ -147,6 +155,30 @@ impl<'a> Task<'a> {
         ends
     }
 
+    /// How to run the model on a prompt.
+    fn options(&self, prompt: &[u32]) -> Result<Options, Failure> {
+        let args = self.args;
+        if prompt.is_empty() {
+            return Err(Failure::new("the prompt has no tokens: expected at least one"));
+        }
+        let context = args.context.unwrap_or(prompt.len() + args.new_tokens());
+        if prompt.len() > context {
+            let found = prompt.len();
+            return Err(Failure::new(format!(
+                "the prompt has {found} tokens: expected at most {context}, as --context says"
+            )));
+        }
+        Ok(self.within(context))
+    }
+
+    fn within(&self, context: usize) -> Options {
+        let args = self.args;
+        let threads = args.threads.count();
+        let options = engine::options(self.memory, threads, context, Some(self.tokenizer));
+        let draft = if args.draft.is_some() { DRAFT } else { 0 };
+        Options { cache: args.cache.into(), draft, ..options }
+    }
+
     fn session(
         self,
         weights: Weights,
@@ -160,9 +192,10 @@ impl<'a> Task<'a> {
             .map(|file| Stored::open(file, &weights, options.cache))
             .transpose()?;
         let runtime = engine::open(weights, options)?;
-        let Self { args, tokenizer, sampler, stop, output } = self;
+        let Self { args, limit, tokenizer, sampler, stop, output, .. } = self;
         let mut session = Session::new(runtime, tokenizer, sampler, limits, stop, output);
         session.stored = stored;
+        session.limit = limit;
         if let Some(file) = &args.trace {
             session.begin_trace(file)?;
         }
@@ -191,26 +224,6 @@ fn notes(weights: &Weights, args: &RunArgs, prompt: &[u32]) -> Vec<String> {
         );
     }
     notes
-}
-
-fn options(args: &RunArgs, prompt: &[u32], tokenizer: &Tokenizer) -> Result<Options, Failure> {
-    if prompt.is_empty() {
-        return Err(Failure::new("the prompt has no tokens: expected at least one"));
-    }
-    let context = args.context.unwrap_or(prompt.len() + args.new_tokens());
-    if prompt.len() > context {
-        let found = prompt.len();
-        return Err(Failure::new(format!(
-            "the prompt has {found} tokens: expected at most {context}, as --context says"
-        )));
-    }
-    Ok(within(args, context, tokenizer))
-}
-
-fn within(args: &RunArgs, context: usize, tokenizer: &Tokenizer) -> Options {
-    let options = engine::options(args.memory, args.threads.count(), context, Some(tokenizer));
-    let draft = if args.draft.is_some() { DRAFT } else { 0 };
-    Options { cache: args.cache.into(), draft, ..options }
 }
 
 fn sampler(args: &RunArgs) -> Result<Sampler, Failure> {

@@ -129,6 +129,9 @@ pub(super) struct Memory {
     pub(super) state_bytes: u64,
     /// What each further position would take.
     pub(super) position_bytes: u64,
+    /// Sizes that the file of `--memory-file` was read for after the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) changes: Option<u64>,
     pub(super) peak_bytes: Option<u64>,
 }
 

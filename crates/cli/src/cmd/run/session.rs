@@ -9,6 +9,7 @@ use shardwright_runtime::draft::Drafter;
 use shardwright_runtime::text::{Sampler, TextStream, Tokenizer};
 use shardwright_runtime::trace::{Header, TraceWriter};
 
+use super::limit::Limit;
 use super::report::{Draft, Memory, Phase, Report, Stop, Traced};
 use super::stored::{Stored, common};
 use crate::args::DraftSource;
@@ -17,6 +18,7 @@ use crate::inputs;
 use crate::output::{self, Output};
 use crate::process;
 use crate::progress::{Count, Stage};
+use crate::say;
 
 /// Where a text ends.
 #[derive(Debug)]
@@ -47,6 +49,10 @@ pub(super) struct Session<'a> {
     pub(super) stored: Option<Stored>,
     /// It is written when the prompt was read, and not at the end.
     pub(super) save_prompt: bool,
+    /// The file of `--memory-file`.
+    pub(super) limit: Option<Limit>,
+    /// What is to be told of it, where standard output has a report.
+    notes: Vec<String>,
     /// The file of `--trace`, and its name; what was written to it in the end.
     pub(super) trace: Option<(PathBuf, TraceWriter)>,
     traced: Option<Traced>,
@@ -75,6 +81,8 @@ impl<'a> Session<'a> {
             logits_at: 0,
             stored: None,
             save_prompt: false,
+            limit: None,
+            notes: Vec::new(),
             trace: None,
             traced: None,
             draft: None,
@@ -149,6 +157,19 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Takes in another size of memory, if the file of `--memory-file` was named again.
+    fn adjust(&mut self) {
+        let changed = self
+            .limit
+            .as_mut()
+            .and_then(|limit| limit.adjust(&mut self.runtime));
+        match changed {
+            Some(line) if self.output.json => self.notes.push(line),
+            Some(line) if !self.output.quiet => say::line(&format!("note: {line}")),
+            _ => {}
+        }
+    }
+
     /// Ends the trace, if there is one.
     pub(super) fn end_trace(&mut self) -> Result<(), Failure> {
         if let Some((file, trace)) = self.trace.take() {
@@ -188,12 +209,14 @@ impl<'a> Session<'a> {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
+            self.adjust();
             self.runtime.advance(tokens)?;
             self.record()?;
             self.computed.extend(tokens);
             stage.set(((i + 1) * chunk) as u64, prompt.len() as u64);
         }
         drop(stage);
+        self.adjust();
         let logits = self.runtime.forward_all(last)?;
         self.computed.extend(last);
         self.logits_at = self.computed.len();
@@ -206,6 +229,7 @@ impl<'a> Session<'a> {
     /// token that stays: the same from the same logits in the same order, whatever was drafted. A draft
     /// ends where another token was picked, or one that ends the text.
     fn step(&mut self, last: u32, room: usize) -> Result<(), Failure> {
+        self.adjust();
         let started = Instant::now();
         let (before, most) = (self.computed.len(), room.min(self.runtime.draft_room()));
         self.computed.push(last);
@@ -308,10 +332,11 @@ impl<'a> Session<'a> {
                 cache: self.runtime.cache(),
                 state_bytes: plan.state,
                 position_bytes: plan.position_bytes,
+                changes: self.limit.map(|limit| limit.changes),
                 peak_bytes: process::peak_memory(),
             },
             direct_io: self.runtime.weights().is_direct(),
-            notes: Vec::new(),
+            notes: self.notes,
         }
     }
 }
