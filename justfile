@@ -48,12 +48,15 @@ bless:
     SHARDWRIGHT_BLESS=1 cargo test -p shardwright-capi --test header
     git diff --stat tests crates/capi/include
 
-# attack the release build for some minutes: damaged inputs and bundles, kills, surroundings; see tests/torture.rs
-torture minutes="5" seed="1":
+# attack the release build for some minutes: damaged inputs and bundles, kills, surroundings; see tests/torture.rs.
+# It goes on behind the seeds that target/torture/log.jsonl tells of; or from a seed, for so many cases of each kind,
+# and with those tests alone whose names begin with `kind` (`just torture 1 103141 1 damaged_inputs`)
+torture minutes="5" seed="next" cases="1000000" kind="":
     cargo build --release
     SHARDWRIGHT_TORTURE_MINUTES={{ minutes }} SHARDWRIGHT_TORTURE_SEED={{ seed }} \
+        SHARDWRIGHT_TORTURE_CASES={{ cases }} SHARDWRIGHT_TORTURE_LOG=$PWD/target/torture/log.jsonl \
         SHARDWRIGHT_TORTURE_BINARY=$PWD/target/release/shardwright \
-        cargo test --workspace --test e2e -- --nocapture torture::
+        cargo test --workspace --test e2e -- --nocapture 'torture::{{ kind }}'
 
 # fuzz one target (`ls fuzz/fuzz_targets`) for some seconds
 fuzz target seconds="60":

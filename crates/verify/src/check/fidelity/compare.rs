@@ -8,7 +8,7 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::weights::Weights;
 use shardwright_quant::{Encoding, Float, Matrix, MatrixError, Parts, QuantStats, narrow};
 
-use super::along::{self, Outside};
+use super::along::{self, Along, Outside};
 use super::pairs::Pair;
 use super::steps::Steps;
 use super::{FidelityOptions, Slot, sanity_limit};
@@ -36,8 +36,8 @@ const ROUNDING: f64 = 1.0 / 64.0;
 #[derive(Clone, Debug, Default)]
 pub(super) struct ValueComparison {
     pub(super) errors: QuantStats,
-    /// `Σ w ŵ`: over `Σ w²` how long the stored values are along their sources, 1 when nothing was lost.
-    along: f64,
+    /// How long the stored values are along their sources.
+    along: Along,
     /// The row of which that is farthest outside of what is honest.
     row_along: Option<(u64, Outside)>,
     /// How codes were chosen.
@@ -173,7 +173,7 @@ impl ValueComparison {
     /// Adds the comparison of later rows.
     fn merge(&mut self, later: &Self) {
         self.errors.merge(&later.errors);
-        self.along += later.along;
+        self.along.add(later.along);
         self.steps.merge(later.steps);
         if let Some((row, along)) = later.row_along {
             self.consider(row, along);
@@ -436,7 +436,7 @@ fn measure(
     for (row, (x, y)) in (first_row..).zip(source.chunks(cols).zip(stored.chunks(cols))) {
         let (errors, along) = row_errors(x, y);
         all.errors.merge(&errors);
-        all.along += along;
+        all.along.add(along);
         let rmse = errors.relative_rmse();
         let told = errors.sum_sq_error > least;
         let outside = margin.filter(|_| told);
@@ -466,16 +466,18 @@ fn is_flat(row: &[f32]) -> bool {
 }
 
 /// Sums over one row, in eight interleaved parts that are added in order.
-fn row_errors(source: &[f32], stored: &[f32]) -> (QuantStats, f64) {
+fn row_errors(source: &[f32], stored: &[f32]) -> (QuantStats, Along) {
     const PARTS: usize = 8;
     let (mut error, mut size, mut most) = ([0f64; PARTS], [0f64; PARTS], [0f32; PARTS]);
-    let mut along = [0f64; PARTS];
+    let (mut product, mut fourth) = ([0f64; PARTS], [0f64; PARTS]);
     let mut add = |x: &[f32], y: &[f32]| {
         for (i, (&x, &y)) in x.iter().zip(y).enumerate() {
             let difference = y - x;
             error[i] += f64::from(difference) * f64::from(difference);
-            size[i] += f64::from(x) * f64::from(x);
-            along[i] += f64::from(x) * f64::from(y);
+            let square = f64::from(x) * f64::from(x);
+            size[i] += square;
+            fourth[i] += square * square;
+            product[i] += f64::from(x) * f64::from(y);
             most[i] = most[i].max(difference.abs());
         }
     };
@@ -490,5 +492,6 @@ fn row_errors(source: &[f32], stored: &[f32]) -> (QuantStats, f64) {
         max_abs_error: most.into_iter().fold(0.0, f32::max),
         ..QuantStats::default()
     };
-    (errors, along.iter().sum())
+    let [product, fourth] = [product, fourth].map(|parts| parts.iter().sum());
+    (errors, Along { product, fourth })
 }
