@@ -66,6 +66,32 @@ fn any_piece_names_the_model() {
     assert!(skipped.contains("mmproj-model-f16.gguf"), "{plan}");
 }
 
+/// Layers that predict further tokens are left out and listed, as those of a checkpoint are.
+#[test]
+fn layers_that_predict_further_tokens_are_listed() {
+    let (scratch, file) = named("qwen3_5-mtp");
+    let listed = |model: &str| {
+        let plan = scratch.json(&format!("plan {model} --bits 4 --group-size 32"));
+        let all = plan["ignored"].as_array().unwrap().clone();
+        let names = all
+            .iter()
+            .map(|one| one["tensor"].as_str().unwrap().to_owned());
+        let mut names: Vec<_> = names.filter(|name| name.starts_with("mtp.")).collect();
+        names.sort();
+        names
+    };
+    let found = listed(&file);
+    assert!(found.contains(&"mtp.fc.weight".to_owned()), "{found:?}");
+    assert_eq!(found, listed(&fixture("golden/qwen3_5").display().to_string()));
+    assert_eq!(
+        scratch.json(&format!("inspect {file}"))["model"]["layers"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+}
+
 /// A vocabulary in the file is a tokenizer in the bundle.
 #[test]
 fn bundles_have_the_tokenizer_of_the_metadata() {

@@ -58,6 +58,18 @@ pub enum Decoder {
         /// Rows of a head from `values`.
         value_rows: u64,
     },
+    /// The rows of each key head of a gated delta net from two decoded tensors, as llama.cpp keeps
+    /// `in_proj_qkvz`: those of its queries, its keys and its values, then those of its gates.
+    Grouped {
+        /// The queries of all heads, then all keys, then all values: `[rows - gates, cols]`.
+        mixed: Box<Self>,
+        /// The gates of all heads.
+        gates: Box<Self>,
+        /// Rows of a head's queries, and of its keys.
+        key_rows: u64,
+        /// Rows of a head's values, and of its gates.
+        value_rows: u64,
+    },
     /// -1, 0 and 1 times one scale, four rows to a byte, as `BitNet` stores them.
     Ternary {
         /// Codes of the values plus one, `[rows / 4, cols]`: byte `[r, c]` holds rows `r`,
@@ -206,7 +218,7 @@ macro_rules! names {
             Decoder::Nvfp4 { codes, scales, tensor_scale, .. } => {
                 (vec![codes, scales], [tensor_scale.$borrow(), None])
             }
-            Decoder::Heads { .. } => (Vec::new(), [None, None]),
+            Decoder::Heads { .. } | Decoder::Grouped { .. } => (Vec::new(), [None, None]),
         }
     };
 }
@@ -219,8 +231,10 @@ impl Decoder {
 
     /// Every stored tensor that it needs, [`Self::main`] first.
     pub fn stored_names(&self) -> Vec<&str> {
-        if let Self::Heads { keys, values, .. } = self {
-            return [keys.stored_names(), values.stored_names()].concat();
+        if let Self::Heads { keys: a, values: b, .. } | Self::Grouped { mixed: a, gates: b, .. } =
+            self
+        {
+            return [a.stored_names(), b.stored_names()].concat();
         }
         let (names, optional) = names!(self, as_ref);
         names
@@ -239,9 +253,11 @@ impl Decoder {
     }
 
     fn rename(&mut self, rename: &impl Fn(&str) -> String) {
-        if let Self::Heads { keys, values, .. } = self {
-            keys.rename(rename);
-            values.rename(rename);
+        if let Self::Heads { keys: a, values: b, .. } | Self::Grouped { mixed: a, gates: b, .. } =
+            self
+        {
+            a.rename(rename);
+            b.rename(rename);
         }
         let (names, optional) = names!(self, as_mut);
         for name in names.into_iter().chain(optional.into_iter().flatten()) {
@@ -264,7 +280,9 @@ impl Decoder {
         match self {
             Self::Gguf { kind, .. } | Self::Tiled { kind, .. } => kind.float().is_some(),
             Self::Bundle { encoding, .. } => encoding.float().is_some(),
-            Self::Heads { keys, values, .. } => keys.is_plain() && values.is_plain(),
+            Self::Heads { keys: a, values: b, .. } | Self::Grouped { mixed: a, gates: b, .. } => {
+                a.is_plain() && b.is_plain()
+            }
             _ => false,
         }
     }
@@ -301,7 +319,9 @@ impl Decoder {
             }
             Self::Mxfp4 { .. } => "mxfp4".to_owned(),
             Self::Nvfp4 { .. } => "nvfp4".to_owned(),
-            Self::Heads { keys, .. } => format!("{} by head", keys.label()),
+            Self::Heads { keys: inner, .. } | Self::Grouped { mixed: inner, .. } => {
+                format!("{} by head", inner.label())
+            }
             Self::Packed { zero_points, groups, bits, group_size, .. } => {
                 let zero = if zero_points.is_some() { " asymmetric" } else { "" };
                 let order = if groups.is_some() { " ordered" } else { "" };

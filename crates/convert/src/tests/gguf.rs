@@ -108,7 +108,17 @@ fn heads(paths: &[PathBuf]) -> (BTreeMap<String, Vec<u64>>, BTreeMap<String, Str
 
 /// Files whose models are not written: their tensors are no rows of a checkpoint's, or their positions
 /// have factors.
-const READ_ALONE: &[&str] = &["deepseek2", "phi3-long", "qwen3_5", "qwen3_5_moe"];
+const READ_ALONE: &[&str] = &[
+    "deepseek2",
+    "deepseek2-dense",
+    "phi3-long",
+    "qwen3_5",
+    "qwen3_5-mtp",
+    "qwen3_5-q",
+    "qwen3_5_moe",
+    "qwen3_next",
+    "qwen3_next-q",
+];
 
 /// One architecture for each table.
 #[test]

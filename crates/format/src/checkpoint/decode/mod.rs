@@ -33,7 +33,7 @@ pub(super) struct Decoding<'a> {
     root: &'a Path,
     /// In the order of [`Decoder::stored_names`].
     parts: Vec<Part<'a>>,
-    /// The tensors that [`Decoder::Heads`] takes rows from.
+    /// The tensors that [`Decoder::Heads`] and [`Decoder::Grouped`] take rows from.
     heads: Vec<Decoding<'a>>,
     dtype: Float,
     rows: u64,
@@ -143,6 +143,9 @@ impl<'a> Decoding<'a> {
         if let Decoder::Heads { key_rows, value_rows, .. } = *self.decoder {
             return self.heads(key_rows, value_rows, rect, out, fetch);
         }
+        if let Decoder::Grouped { key_rows, value_rows, .. } = *self.decoder {
+            return self.grouped(key_rows, value_rows, rect, out, fetch);
+        }
         let unit = self.decoder.unit();
         let start = rect.cols.start / unit * unit;
         let end = rect.cols.end.next_multiple_of(unit).min(self.cols);
@@ -197,6 +200,42 @@ impl<'a> Decoding<'a> {
         Ok(())
     }
 
+    /// Rows of key heads, each head's queries, keys and values from where all of them are, then its gates.
+    fn grouped(
+        &self,
+        key_rows: u64,
+        value_rows: u64,
+        rect: &Rect,
+        out: &mut [f32],
+        fetch: &mut Fetch<'_>,
+    ) -> Result<()> {
+        let [mixed, gates] = &self.heads[..] else { return Ok(()) };
+        let own = 2 * (key_rows + value_rows);
+        let keys = self.rows / own * key_rows;
+        // Where in a head each part begins, which tensor has it, and the part's first row there.
+        let parts = [
+            (0, key_rows, mixed, 0),
+            (key_rows, key_rows, mixed, keys),
+            (2 * key_rows, value_rows, mixed, 2 * keys),
+            (2 * key_rows + value_rows, value_rows, gates, 0),
+        ];
+        let (mut row, mut rest) = (rect.rows.start, out);
+        while row < rect.rows.end {
+            let (head, at) = (row / own, row % own);
+            let part = parts
+                .iter()
+                .rfind(|(begin, len, ..)| *begin <= at && *len > 0);
+            let Some((begin, len, source, first)) = part else { return Ok(()) };
+            let count = (begin + len - at).min(rect.rows.end - row);
+            let (rows, after) = rest.split_at_mut(count as usize * rect.width());
+            let start = first + head * len + at - begin;
+            let taken = Rect { rows: start..start + count, cols: rect.cols.clone() };
+            source.decode(0, &taken, rows, fetch)?;
+            (row, rest) = (row + count, after);
+        }
+        Ok(())
+    }
+
     /// Where the parts of the matrices that hold values `first..end` lie: file and bytes.
     pub(super) fn extents(&self, first: u64, end: u64) -> Vec<(usize, Range<u64>)> {
         let matrix = self.rows * self.cols;
@@ -230,18 +269,29 @@ impl Decoder {
 
     /// The decoders inside, each with the shape of its tensor, for a tensor of this shape.
     fn heads(&self, shape: &[u64]) -> Vec<(Vec<u64>, &Self)> {
-        let (Self::Heads { keys, values, key_rows, value_rows }, [rows, cols]) = (self, shape)
-        else {
-            return Vec::new();
-        };
-        let heads = rows / (key_rows + value_rows).max(1);
-        vec![(vec![heads, *cols, *key_rows], keys), (vec![heads, *value_rows, *cols], values)]
+        let [rows, cols] = *shape else { return Vec::new() };
+        match self {
+            Self::Heads { keys, values, key_rows, value_rows } => {
+                let heads = rows / (key_rows + value_rows).max(1);
+                vec![(vec![heads, cols, *key_rows], keys), (vec![heads, *value_rows, cols], values)]
+            }
+            Self::Grouped { mixed, gates, key_rows, value_rows } => {
+                let heads = rows / (2 * (key_rows + value_rows)).max(1);
+                let own = heads * value_rows;
+                vec![(vec![rows - own, cols], mixed), (vec![own, cols], gates)]
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Columns whose codes can only be read together: ranges of columns start at a multiple.
     const fn unit(&self) -> u64 {
         match self {
-            Self::Scaled { .. } | Self::Awq { .. } | Self::Heads { .. } | Self::Ternary { .. } => 1,
+            Self::Scaled { .. }
+            | Self::Awq { .. }
+            | Self::Heads { .. }
+            | Self::Grouped { .. }
+            | Self::Ternary { .. } => 1,
             Self::Nvfp4 { .. } => NVFP4_GROUP,
             // 32 codes of any width fill whole words.
             Self::Mxfp4 { .. } | Self::Packed { .. } | Self::Mlx { .. } | Self::Gptq { .. } => 32,

@@ -31,8 +31,8 @@ impl Reading<'_, '_, '_> {
                 self.nvfp4(tensor_scale.is_some(), divided, rect, out)
             }
             Decoder::Bundle { encoding, .. } => self.bundle(encoding, rect, out),
-            // Its rows are those of others: see [`Decoding::heads`].
-            Decoder::Heads { .. } => Ok(()),
+            // Their rows are those of others: see [`Decoding::heads`] and [`Decoding::grouped`].
+            Decoder::Heads { .. } | Decoder::Grouped { .. } => Ok(()),
             Decoder::Packed { bits, group_size, ref zero_points, ref groups, .. } => {
                 // Stored tensor 2 is the shape, which was read when the checkpoint was opened.
                 let zeros = zero_points.is_some().then_some(3);

@@ -138,16 +138,30 @@ fn missing(key: &str) -> Refusal {
 
 /// The value that a list has for every layer.
 fn alike(key: &str, array: &Array<'_>) -> Result<Option<Json>, Refusal> {
-    let mut values = array.numbers();
-    let first = values.next();
-    let same = first.is_some() && values.all(|value| Some(value) == first);
-    match first {
-        Some(Value::Whole(number)) if same => Ok(Some(number.into())),
-        Some(Value::Bool(value)) if same => Ok(Some(value.into())),
-        _ => Err(mismatch(
-            "the same number for every layer",
-            format_args!("a list of {} that is not", array.count),
-        )
-        .at(format_args!("metadatum `{key}`"))),
+    let values: Vec<_> = array.numbers().collect();
+    let first = values.first().copied();
+    let other = values.iter().position(|value| Some(*value) != first);
+    match (first, other) {
+        (Some(Value::Whole(number)), None) => return Ok(Some(number.into())),
+        (Some(Value::Bool(value)), None) => return Ok(Some(value.into())),
+        _ => {}
+    }
+    let found = match (first.as_ref().and_then(shown), other) {
+        (Some(first), Some(at)) => {
+            let other = shown(&values[at]).unwrap_or_else(|| "another".to_owned());
+            format!("{first} in layer 0 and {other} in layer {at}")
+        }
+        _ => format!("a list of {} that is not", array.count),
+    };
+    let expected = "the same number for every layer";
+    Err(mismatch(expected, found).at(format_args!("metadatum `{key}`")))
+}
+
+/// A number or bool as a message has it.
+fn shown(value: &Value<'_>) -> Option<String> {
+    match value {
+        Value::Whole(number) => Some(number.to_string()),
+        Value::Bool(value) => Some(value.to_string()),
+        _ => None,
     }
 }

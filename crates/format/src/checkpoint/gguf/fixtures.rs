@@ -179,7 +179,7 @@ fn a_list_of_equal_numbers_is_one_number() {
     assert_eq!(alike.config()["num_key_value_heads"], 2);
     let found = with(&[2, 2, 2, 1, 2, 2]).unwrap_err().to_string();
     let expected = "metadatum `qwen3.attention.head_count_kv`: expected the same number for every \
-                    layer, found a list of 6 that is not";
+                    layer, found 2 in layer 0 and 1 in layer 3";
     assert!(found.ends_with(expected), "{found}");
 }
 

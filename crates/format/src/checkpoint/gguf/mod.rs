@@ -2,6 +2,7 @@
 
 mod config;
 mod facts;
+mod grouped;
 mod header;
 mod open;
 pub(crate) mod rope;

@@ -10,6 +10,7 @@ use shardwright_quant::Float;
 
 use super::config;
 use super::facts::Facts;
+use super::grouped;
 use super::header::{Header, Tensor};
 use super::read_header;
 use super::rope::Factors;
@@ -30,6 +31,8 @@ use crate::refusal::{Refusal, mismatch};
 pub const SUFFIX: &str = ".gguf";
 /// What the names of files with the part that sees or hears have in them: no model by itself.
 const PROJECTOR: &str = "mmproj";
+/// What names of a layer's tensors begin with in a checkpoint.
+const LAYERS: &str = "model.layers.{layer}.";
 /// Most rotary factors that are believed.
 const MOST_FACTORS: u64 = 1 << 16;
 
@@ -293,6 +296,9 @@ impl<'a> Opening<'a> {
             }
         }
         join_heads(&mut tensors);
+        if self.table.grouped {
+            grouped::join(&mut tensors, |key| self.whole(key).unwrap_or_default());
+        }
         Ok((stored, tensors, auxiliary))
     }
 
@@ -301,7 +307,7 @@ impl<'a> Opening<'a> {
         let (pattern, [layer, expert]) = split(tensor.name);
         let target = pattern.and_then(|pattern| self.table.tensors.get(&pattern));
         let target = target.ok_or_else(|| format!("{} has no row for it", self.table.path))?;
-        let name = target.name().replace(LAYER, &layer.to_string());
+        let name = self.layer_name(target.name(), layer);
         let name = name.replace(EXPERT, &expert.to_string());
         if let Target::Tiled { value_heads, log, .. } = *target {
             return Ok((name, self.tiled(file, tensor, value_heads, log)?));
@@ -324,6 +330,19 @@ impl<'a> Opening<'a> {
         let decoder = decoded.then_some(Decoder::Gguf { tensor: stored, kind, heads, less_one });
         let (dtype, shape) = (kind.float().unwrap_or(Float::F32), tensor.shape.clone());
         Ok((name, TensorInfo { file, dtype, shape, offset, len, decoder }))
+    }
+
+    /// The name of a tensor of some layer: layers after the model's own predict further tokens.
+    fn layer_name(&self, name: &str, layer: u32) -> String {
+        let layer = u64::from(layer);
+        let own = self.whole("num_hidden_layers").unwrap_or(u64::MAX);
+        let rest = name.strip_prefix(LAYERS).filter(|_| layer >= own);
+        match (rest, &self.table.further) {
+            (Some(rest), Some(further)) => {
+                format!("{}{rest}", further.replace(LAYER, &(layer - own).to_string()))
+            }
+            _ => name.replace(LAYER, &layer.to_string()),
+        }
     }
 
     /// A tensor with the value heads of a gated delta net.
@@ -356,6 +375,8 @@ impl<'a> Opening<'a> {
         }
         let Tensor { kind, offset, len, .. } = *tensor;
         let stored = tensor.name.to_owned();
+        // Where each is a key head of its own, the heads are in order.
+        let keys = if self.table.grouped { heads } else { keys };
         let decoder = Decoder::Tiled { tensor: stored, kind, keys, heads, first, columns, log };
         let dtype = kind.float().unwrap_or(Float::F32);
         Ok(TensorInfo { file, dtype, shape, offset, len, decoder: Some(decoder) })

@@ -11,6 +11,8 @@
 //! | `rope` | metadata of scaled positions, the tensor of factors that stands for llama3 scaling, tensors and metadata of `longrope`, and members of YaRN that no metadatum has |
 //! | `supported` | metadata that may be absent or have one of these values, nothing else |
 //! | `unused` | metadata that change nothing, and why |
+//! | `further` | what names of layers that predict further tokens begin with in a checkpoint, in place of `model.layers.{layer}.`; there they count from 0 |
+//! | `grouped` | whether a checkpoint has queries, keys, values and gates of a gated delta net together by key head, and its value heads in the file's order |
 //! | `tensors` | name in the file, with `{layer}` and `{expert}`: name in a checkpoint, and the parameter with the number of heads where rows are interleaved, which of it has the value heads of a gated delta net, or that one was added to every value |
 
 use std::collections::BTreeMap;
@@ -31,9 +33,12 @@ macro_rules! builtin {
 }
 
 builtin! {
-    "deepseek2", "gemma2", "gemma3", "glm4_moe", "gpt_oss", "granite", "granitemoe", "llama", "llama4", "minimax_m2", "mixtral", "olmo2", "olmoe", "phi3",
-    "qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "seed_oss", "smollm3",
+    "deepseek2", "deepseek2_dense", "gemma2", "gemma3", "glm4_moe", "gpt_oss", "granite", "granitemoe", "llama", "llama4", "minimax_m2", "mixtral", "olmo2", "olmoe", "phi3",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "seed_oss", "smollm3",
 }
+
+/// What the name of a half of `kv_b_proj` ends in, which has the checkpoint's rows as columns.
+const HALF: &str = ".embed_q.weight";
 
 /// A table.
 #[derive(Deserialize)]
@@ -50,6 +55,10 @@ pub(crate) struct Table {
     pub(crate) rope: RopeRow,
     pub(crate) supported: BTreeMap<String, Vec<Value>>,
     pub(crate) unused: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) further: Option<String>,
+    #[serde(default)]
+    pub(crate) grouped: bool,
     pub(crate) tensors: BTreeMap<String, Target>,
 }
 
@@ -255,8 +264,10 @@ impl Table {
     /// The `model_type` that files are read as, if files of it are written too: those whose tensors are
     /// rows of the checkpoint's.
     fn model_type(&self) -> Option<&str> {
-        let tiled = |target: &Target| matches!(target, Target::Tiled { .. });
-        if self.tensors.values().any(tiled) {
+        let other = |target: &Target| {
+            matches!(target, Target::Tiled { .. }) || target.name().ends_with(HALF)
+        };
+        if self.tensors.values().any(other) {
             return None;
         }
         let mut config = self.config.0.iter();
