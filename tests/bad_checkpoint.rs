@@ -314,9 +314,11 @@ fn a_tensor_in_two_files() {
             .unwrap();
             fs::remove_file(s.path("ckpt/model-00002-of-00002.safetensors")).unwrap();
             fs::copy(s.path("ckpt/a.safetensors"), s.path("ckpt/b.safetensors")).unwrap();
+            s.edit_tensors("ckpt/b.safetensors", |tensors| tensors.data.fill(0x11));
             fs::remove_file(s.path("ckpt/model.safetensors.index.json")).unwrap();
         },
-        "error: ckpt/b.safetensors: tensor `model.embed_tokens.weight`: `a.safetensors` holds it too",
+        "error: ckpt/b.safetensors: tensor `model.embed_tokens.weight`: `a.safetensors` holds it too, \
+         with another type, shape or values",
     );
 }
 

@@ -404,3 +404,141 @@ fn a_rotation_that_grows_with_the_text_is_plain_up_to_there() {
         "{ran:?}"
     );
 }
+
+/// Writes what `with` makes of a JSON text as it stands, which need not be JSON any more.
+fn rewrite(scratch: &Scratch, file: &str, with: impl Fn(&str) -> String) {
+    let path = scratch.path(file);
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(path, with(&text)).unwrap();
+}
+
+#[test]
+fn a_save_that_was_interrupted() {
+    let scratch = dense();
+    fs::copy(
+        fixture("golden/llama3/model-00001-of-00002.safetensors"),
+        scratch.path("ckpt/model-00001-of-00002.safetensors"),
+    )
+    .unwrap();
+    let plan = scratch.json("plan ckpt --bits 4 --group-size 32");
+    assert!(
+        plan["skipped"]
+            .to_string()
+            .contains("model-00001-of-00002.safetensors"),
+        "{plan}"
+    );
+    let names = [
+        ("MODEL.SAFETENSORS", "write its extension in small letters"),
+        ("model.safetensors.incomplete", "a download that has not ended: fetch it again"),
+        ("weights/model.safetensors", "none, but some in `weights`: put them beside config.json"),
+    ];
+    for (name, expected) in names {
+        let scratch = dense();
+        fs::create_dir(scratch.path("ckpt/weights")).unwrap();
+        fs::rename(scratch.path(SINGLE), scratch.path("ckpt").join(name)).unwrap();
+        let ran = scratch.run("inspect ckpt");
+        assert_eq!(ran.code, Some(2), "{name}");
+        assert!(ran.stderr.contains(expected), "{ran:?}");
+    }
+    // The directory above the model's.
+    let scratch = Scratch::new();
+    copy_dir(&fixture("golden/llama2"), &scratch.path("above/model"));
+    scratch.refused(
+        "inspect above",
+        "error: above: expected .safetensors files, found none, but some in `model`: name that \
+         directory, above/model",
+    );
+}
+
+#[test]
+fn models_of_a_trainer_inside_are_not_copied() {
+    let scratch = trained();
+    copy_dir(&fixture("fixture-2m"), &scratch.path("ckpt/checkpoint-500"));
+    fs::write(scratch.path("ckpt/optimizer.pt"), "x").unwrap();
+    scratch.ok("convert ckpt -o out --bits 4");
+    assert!(!scratch.path("out/checkpoint-500").exists());
+    let plan = scratch.json("plan ckpt --bits 4");
+    assert!(plan["skipped"].to_string().contains("another model's"), "{plan}");
+}
+
+#[test]
+fn spellings_of_a_config_that_change_nothing() {
+    let tokens = |s: &Scratch, model: &str| {
+        s.json(&format!("run {model} --prompt This -n 4 --ignore-eos"))["tokens"].take()
+    };
+    let expected = tokens(&trained(), "ckpt");
+    let members = [
+        ("rope_scaling", json!({"type": null})),
+        ("rope_scaling", json!({})),
+        ("quantization_config", json!({})),
+        ("quantization_config", Value::Null),
+        ("text_config", Value::Null),
+        ("dtype", json!("float16")),
+        ("eos_token_id", json!([0, 5])),
+        ("pad_token_id", json!(-1)),
+    ];
+    for (name, value) in members {
+        let scratch = trained();
+        scratch.edit_json("ckpt/config.json", |config| drop(config.insert(name.to_owned(), value)));
+        assert_eq!(tokens(&scratch, "ckpt"), expected, "{name}");
+    }
+    // What Python's json writes and no other reads, before a byte order mark; in a bundle too.
+    let scratch = trained();
+    rewrite(&scratch, "ckpt/config.json", |text| {
+        let rest = text.trim_end().strip_suffix('}').unwrap();
+        format!("\u{feff}{rest}, \"time_step_limit\": [0.0, Infinity]}}")
+    });
+    assert_eq!(tokens(&scratch, "ckpt"), expected);
+    scratch.ok("convert ckpt -o out --bits 8");
+    scratch.ok("run out --prompt This -n 1");
+    assert_eq!(scratch.json("verify out --against ckpt")["verdict"], json!("holds"));
+}
+
+#[test]
+fn vocabularies_in_other_forms_are_named_with_the_command() {
+    for name in ["tokenizer.model", "tiktoken.model", "vocab.json"] {
+        let scratch = trained();
+        fs::rename(scratch.path("ckpt/tokenizer.json"), scratch.path("ckpt").join(name)).unwrap();
+        let make = "python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('";
+        for command in
+            ["run ckpt --prompt This", "verify ckpt --against ckpt --text ckpt/config.json"]
+        {
+            let ran = scratch.run(command);
+            assert_eq!(ran.code, Some(2), "{ran:?}");
+            let expected = format!("no such file, only {name}: make it with {make}ckpt').save");
+            assert!(ran.stderr.contains(&expected), "{ran:?}");
+        }
+        let ran = scratch.ok("convert ckpt -o out --bits 4");
+        let expected = format!("no tokenizer.json, only {name}: the bundle runs no text until");
+        assert!(ran.stdout.contains(&expected) && ran.stdout.contains(make), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_token_beyond_the_embedding_is_named() {
+    let scratch = trained();
+    scratch.edit_json("ckpt/tokenizer.json", |tokenizer| {
+        let mut token = tokenizer["added_tokens"][0].clone();
+        token["id"] = json!(1024);
+        token["content"] = json!("<|extra|>");
+        tokenizer["added_tokens"]
+            .as_array_mut()
+            .unwrap()
+            .push(token);
+    });
+    scratch.refused(
+        "run ckpt --prompt <|extra|> -n 1",
+        "error: token 1024 is outside the vocabulary of 1024",
+    );
+    scratch.ok("run ckpt --prompt This -n 1");
+}
+
+/// The same weights in a file of another name are the same original.
+#[test]
+fn an_original_that_was_renamed_is_the_same() {
+    let scratch = trained();
+    scratch.ok("convert ckpt -o out --bits 4");
+    let other = "ckpt/pytorch_model-00001-of-00001.safetensors";
+    fs::rename(scratch.path(SINGLE), scratch.path(other)).unwrap();
+    assert_eq!(scratch.json("verify out --against ckpt")["verdict"], json!("holds"));
+}

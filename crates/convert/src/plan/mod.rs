@@ -22,7 +22,7 @@ use shardwright_format::{
     FormatError, GENERATOR, Role, SourceView, TensorEntry, Unit, UnitLayout, mismatch,
 };
 use shardwright_quant::{Method, Zeros};
-use shardwright_runtime::text::OTHER_FORMS;
+use shardwright_runtime::text::{MAKE_TOKENIZER, OTHER_FORMS};
 
 use crate::error::{ConvertError, Result};
 use crate::recipe::Recipe;
@@ -396,8 +396,7 @@ fn notes(checkpoint: &Checkpoint, copies: &[FileEntry]) -> Vec<String> {
             format!("no tokenizer.json, only {name}")
         });
         notes.push(format!(
-            "{what}: the bundle runs no text until it has one (transformers makes it: \
-             AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR))"
+            "{what}: the bundle runs no text until it has one; make it before with {MAKE_TOKENIZER}"
         ));
     }
     notes

@@ -152,6 +152,9 @@ impl Checkpoint {
             () if target.is_dir() && TOOL_DIRECTORIES.contains(&last) => {
                 Fate::Skipped("a tool's directory".to_owned())
             }
+            () if target.is_dir() && path.join(CONFIG_NAME).is_file() => Fate::Skipped(
+                "a directory with a config.json of its own, another model's".to_owned(),
+            ),
             () if target.is_dir() => Fate::Entered,
             () if !target.is_file() => Fate::Skipped("not a regular file".to_owned()),
             () if target.is_file() && clutter(last).is_some() => {

@@ -60,19 +60,44 @@ impl Files {
         })?;
         let (header, header_len) = header::read(&file)?;
         let at = self.opened.len();
+        self.opened
+            .push(CheckpointFile { name, file, header_len, blake3: None });
         for (tensor, found) in header.tensors {
-            if let Some(other) = self.stored.get(&tensor) {
-                let detail = format!("`{}` holds it too", self.opened[other.file].name);
-                return Err(FormatError::tensor(&path, &tensor, detail));
-            }
             let (offset, len) = (header_len + found.begin, found.end - found.begin);
             let stored =
                 StoredTensor { file: at, dtype: found.dtype, shape: found.shape, offset, len };
-            self.stored.insert(tensor, stored);
+            if !self.repeats(&path, &tensor, &stored)? {
+                self.stored.insert(tensor, stored);
+            }
         }
-        self.opened
-            .push(CheckpointFile { name, file, header_len, blake3: None });
         Ok(())
+    }
+
+    /// Whether a file before holds the tensor too, with the same values; which of them is read does not
+    /// matter then.
+    ///
+    /// # Errors
+    /// Another type, shape or values there.
+    fn repeats(&mut self, path: &Path, tensor: &str, stored: &StoredTensor) -> Result<bool> {
+        let Some(other) = self.stored.get(tensor) else { return Ok(false) };
+        let first = &self.opened[other.file].name;
+        let alike = (other.dtype, &other.shape) == (stored.dtype, &stored.shape);
+        let place = |held: &StoredTensor| (held.file, held.offset, held.len);
+        if !alike || !self.same_range(place(other), self, place(stored))? {
+            let detail = format!("`{first}` holds it too, with another type, shape or values");
+            return Err(FormatError::tensor(path, tensor, detail));
+        }
+        let note = format!(
+            "`{tensor}` is in several files with the same values: that of `{first}` is read"
+        );
+        if !self
+            .notes
+            .iter()
+            .any(|note| note.contains(" is in several files "))
+        {
+            self.notes.push(note);
+        }
+        Ok(true)
     }
 
     /// Where the index and the files disagree, if they do. The files are right: what the model needs

@@ -2,6 +2,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use proptest::prelude::*;
+use serde_json::json;
 use tempfile::TempDir;
 
 use shardwright_quant::Float;
@@ -182,11 +183,41 @@ fn files_are_right_where_the_index_disagrees() {
 }
 
 #[test]
-fn a_tensor_in_two_files_is_refused() {
+fn a_tensor_in_two_files_has_the_same_values_or_is_refused() {
     let dir = directory();
     file(&dir, "one.safetensors", &["a"]);
-    file(&dir, "two.safetensors", &["a"]);
-    assert_eq!(refusal(&dir), "DIR/two.safetensors: tensor `a`: `one.safetensors` holds it too");
+    file(&dir, "two.safetensors", &["a", "b"]);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!((checkpoint.tensors()["a"].file, checkpoint.tensors()["b"].file), (0, 1));
+    let note = "`a` is in several files with the same values: that of `one.safetensors` is read";
+    assert_eq!(checkpoint.notes(), [note]);
+    let other = dir.path().join("two.safetensors");
+    let mut bytes = fs::read(&other).unwrap();
+    let at = bytes.len() - 8;
+    bytes[at] = 1;
+    fs::write(&other, bytes).unwrap();
+    assert_eq!(
+        refusal(&dir),
+        "DIR/two.safetensors: tensor `a`: `one.safetensors` holds it too, with another type, shape or \
+         values"
+    );
+}
+
+#[test]
+fn a_config_may_have_numbers_that_python_writes() {
+    let dir = directory();
+    file(&dir, SINGLE_NAME, &["a"]);
+    let config = dir.path().join(CONFIG_NAME);
+    let text =
+        r#"{"limits": [0.0, Infinity], "low": -Infinity, "x": NaN, "text": "NaN \" Infinity"}"#;
+    fs::write(&config, format!("\u{feff}{text}")).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let expected =
+        json!({"limits": [0.0, null], "low": null, "x": null, "text": "NaN \" Infinity"});
+    assert_eq!(*checkpoint.config(), expected);
+    // What is no JSON for another reason is refused as it stands.
+    fs::write(&config, r#"{"x": NaN,}"#).unwrap();
+    assert_eq!(refusal(&dir), "DIR/config.json: expected value at line 1 column 7");
 }
 
 #[test]

@@ -5,10 +5,13 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::file_names::{CONFIG_NAME, FILE_SUFFIX};
 use crate::refusal::{Refusal, mismatch};
 
 /// How files of Git LFS begin that stand for others.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+/// What downloads that have not ended add to a name.
+const UNFINISHED: [&str; 5] = [".incomplete", ".part", ".crdownload", ".aria2", ".download"];
 /// No pointer is longer.
 const LFS_LIMIT: u64 = 1024;
 
@@ -35,7 +38,7 @@ pub(super) fn directory(dir: &Path) -> Option<Refusal> {
     if dir.join("params.json").is_file() {
         return Some("Mistral's or Meta's own layout (params.json, consolidated weights): take the files for transformers of the same model, with config.json".into());
     }
-    weights(dir)
+    weights(dir).or_else(|| nested(dir))
 }
 
 /// What a directory without weights in safetensors holds instead, if that is known.
@@ -65,7 +68,8 @@ pub(super) fn weights(dir: &Path) -> Option<Refusal> {
         .iter()
         .find(|name| name.starts_with("pytorch_model") && pickled(name));
     let Some(name) = pickle.or_else(|| names.iter().find(pickled)) else {
-        return other_program(&names);
+        let other = other_program(&names).or_else(|| misnamed(&names));
+        return other.or_else(|| nested(dir));
     };
     Some(mismatch(
         ".safetensors files",
@@ -86,6 +90,53 @@ fn other_program(names: &[String]) -> Option<Refusal> {
         format_args!(
             "`{name}`, another program's form of a model: take the files for transformers of the same model"
         ),
+    ))
+}
+
+/// Weights under a name that is not theirs: another spelling of the extension, or a download that has not
+/// ended.
+fn misnamed(names: &[String]) -> Option<Refusal> {
+    let found = |detail: String| Some(mismatch(format_args!("{FILE_SUFFIX} files"), detail));
+    for name in names {
+        let lower = name.to_lowercase();
+        if lower.ends_with(FILE_SUFFIX) && !name.ends_with(FILE_SUFFIX) {
+            return found(format!("`{name}`: write its extension in small letters"));
+        }
+        let cut = UNFINISHED.iter().find_map(|end| lower.strip_suffix(end));
+        if cut.is_some_and(|stem| stem.contains(FILE_SUFFIX)) {
+            return found(format!("`{name}`, a download that has not ended: fetch it again"));
+        }
+    }
+    None
+}
+
+/// A directory in `dir` that holds weights.
+fn nested(dir: &Path) -> Option<Refusal> {
+    let holds = |path: &Path| {
+        let names = fs::read_dir(path).into_iter().flatten().flatten();
+        let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        names.any(|name| name.ends_with(FILE_SUFFIX))
+    };
+    let entries = fs::read_dir(dir).ok()?.flatten();
+    let mut inside: Vec<_> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir() && holds(path))
+        .collect();
+    inside.sort();
+    let found = inside.first()?;
+    let name = found.file_name()?.to_string_lossy();
+    let next = if found.join(CONFIG_NAME).is_file() {
+        format!("name that directory, {}", found.display())
+    } else {
+        "put them beside config.json".to_owned()
+    };
+    let more = match inside.len() {
+        1 => String::new(),
+        several => format!(" and {} more directories", several - 1),
+    };
+    Some(mismatch(
+        format_args!("{FILE_SUFFIX} files"),
+        format_args!("none, but some in `{name}`{more}: {next}"),
     ))
 }
 

@@ -14,4 +14,4 @@ pub use chat::{ChatTemplate, Message};
 pub use reading::{LARGEST_WINDOW, More};
 pub use sampler::{Sampler, Sampling};
 pub use stream::TextStream;
-pub use tokenizer::{OTHER_FORMS, Tokenizer};
+pub use tokenizer::{MAKE_TOKENIZER, OTHER_FORMS, Tokenizer};

@@ -15,7 +15,12 @@ use super::model::{self, Inner};
 use crate::error::{Result, RuntimeError};
 
 /// Vocabularies in other forms, of which transformers makes a `tokenizer.json`.
-pub const OTHER_FORMS: [&str; 3] = ["tokenizer.model", "tiktoken.model", "spiece.model"];
+pub const OTHER_FORMS: [&str; 5] =
+    ["tokenizer.model", "tiktoken.model", "spiece.model", "vocab.json", "vocab.txt"];
+
+/// The command that makes a `tokenizer.json` of another form, with DIR for the model's directory.
+pub const MAKE_TOKENIZER: &str = "python -c \"from transformers import AutoTokenizer as T; \
+                                  T.from_pretrained('DIR').save_pretrained('DIR')\"";
 
 /// What to do where there is no tokenizer.
 fn missing(root: &Path) -> String {
@@ -25,10 +30,8 @@ fn missing(root: &Path) -> String {
     other.map_or_else(
         || "no such file; copy the tokenizer.json of the original model there".to_owned(),
         |name| {
-            format!(
-                "no such file, only {name}: transformers makes it of that by \
-                 AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-            )
+            let make = MAKE_TOKENIZER.replace("DIR", &root.display().to_string());
+            format!("no such file, only {name}: make it with {make}")
         },
     )
 }
