@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use shardwright_testing::{copy_dir, widen};
 
 use crate::harness::Scratch;
 
@@ -92,4 +93,47 @@ fn drafts_in_a_conversation() {
     let plain = said("");
     assert!(!plain.is_empty());
     assert_eq!(said("--draft ngram"), plain);
+}
+
+#[test]
+fn a_smaller_model_drafts_and_changes_nothing() {
+    let scratch = model();
+    scratch.ok("convert ckpt -o small --bits 3");
+    for sampling in ["", "--temperature 0.7 --top-p 0.9 --seed 3"] {
+        let args = format!("run out --prompt-file prompt {sampling} -n 60 --ignore-eos");
+        let plain = scratch.json(&args);
+        // The original agrees with its own bundle on most tokens, one of 3 bits on some.
+        for small in ["ckpt", "small"] {
+            let drafted = scratch.json(&format!("{args} --draft {small}"));
+            assert_same(&drafted, &plain, &format!("{args} --draft {small}"));
+            let draft = &drafted["draft"];
+            assert_eq!(draft["source"], json!(small), "{draft}");
+            let (offered, accepted) = (draft["offered"].as_u64(), draft["accepted"].as_u64());
+            assert!(accepted > Some(0) && accepted <= offered, "{draft}");
+        }
+        let bytes = |name: &str| plain["memory"][name].as_u64().unwrap();
+        // The draft's weights count too.
+        let budget = bytes("resident_bytes") + (5 << 20);
+        let drafted = scratch.json(&format!("{args} --draft small --memory {budget}"));
+        assert_same(&drafted, &plain, &budget.to_string());
+        assert!(
+            drafted["memory"]["floor_bytes"].as_u64().unwrap() > bytes("floor_bytes") + (1 << 20)
+        );
+    }
+}
+
+#[test]
+fn drafts_of_other_tokens_are_refused() {
+    let scratch = model();
+    copy_dir(&scratch.path("ckpt"), &scratch.path("other"));
+    scratch.edit_json("other/tokenizer.json", |json| widen(json, 1030));
+    let args = "run out --prompt This -n 4";
+    let start = "error: --draft other: tokenizers differ: 1024 tokens in out, 1030 in other; token 1024 is nothing in out, ";
+    let ran = scratch.run(&format!("{args} --draft other"));
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{ran:?}");
+    assert!(ran.stderr.starts_with(start) && ran.stderr.lines().count() == 1, "{}", ran.stderr);
+    scratch
+        .refused(&format!("{args} --draft nowhere"), "error: nowhere: there is no such directory");
+    let ran = scratch.run(&format!("{args} --draft ckpt --memory 22MiB"));
+    assert!(ran.code == Some(2) && ran.stderr.contains("is too small"), "{}", ran.stderr);
 }

@@ -52,7 +52,8 @@ pub fn open(weights: Weights, options: &Options) -> Result<Runtime, Failure> {
     }
 }
 
-fn explain(error: &RuntimeError) -> Failure {
+/// Why a model cannot be run, with what would do.
+pub fn explain(error: &RuntimeError) -> Failure {
     let message = error.to_string();
     match error {
         RuntimeError::Budget { min_bytes, .. } => {

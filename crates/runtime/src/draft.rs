@@ -3,6 +3,10 @@
 
 use serde::Serialize;
 
+use crate::error::Result;
+use crate::text::{Sampler, Sampling};
+use crate::token::Runtime;
+
 /// Tokens of a draft at most: a step tries them in one pass over the weights.
 pub const DRAFT: usize = 7;
 
@@ -55,8 +59,104 @@ impl Rate {
     }
 }
 
-/// Drafts from the text itself: what followed the same tokens before. They stop for a while where they
-/// make the text slower, and grow shorter where they are wrong.
+/// Where guesses come from.
+#[derive(Debug)]
+pub enum Source {
+    /// The text itself: what followed the same tokens before.
+    Ngram,
+    /// A smaller model with the same tokens.
+    Model(Box<DraftModel>),
+}
+
+impl Source {
+    /// What may follow `text`, at most `most` tokens.
+    ///
+    /// # Errors
+    /// Weights of a model that cannot be read.
+    pub fn draft(&mut self, text: &[u32], most: usize) -> Result<Vec<u32>> {
+        match self {
+            Self::Ngram => Ok(look_up(text, most)),
+            Self::Model(model) => model.draft(text, most),
+        }
+    }
+
+    /// Reads `text` as far as it is known beforehand, so that the first draft takes no longer than others.
+    ///
+    /// # Errors
+    /// As [`Self::draft`].
+    pub fn prepare(&mut self, text: &[u32]) -> Result<()> {
+        match self {
+            Self::Ngram => Ok(()),
+            Self::Model(model) => model.follow(text),
+        }
+    }
+}
+
+/// A model that says what it would go on with.
+#[derive(Debug)]
+pub struct DraftModel {
+    runtime: Runtime,
+    /// Tokens of the positions that it has computed.
+    seen: Vec<u32>,
+    /// Tokens that the other model knows.
+    vocab: u32,
+    likeliest: Sampler,
+}
+
+impl DraftModel {
+    /// Drafts of `runtime` for a model that knows `vocab` tokens.
+    pub const fn new(runtime: Runtime, vocab: u32) -> Self {
+        let greedy = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+        Self { runtime, seen: Vec::new(), vocab, likeliest: Sampler::new(greedy) }
+    }
+
+    /// What it finds likeliest after `text`, token after token; fewer than `most` where it has no room, or
+    /// likes a token best that the other model does not know.
+    fn draft(&mut self, text: &[u32], most: usize) -> Result<Vec<u32>> {
+        let known = self.runtime.spec().vocab_size;
+        let Some((last, before)) = text.split_last() else { return Ok(Vec::new()) };
+        let room = self.runtime.positions().saturating_sub(before.len());
+        if room == 0 || text.iter().any(|token| *token >= known) {
+            return Ok(Vec::new());
+        }
+        self.follow(before)?;
+        let (mut draft, mut next) = (Vec::new(), *last);
+        // The token at the last position gives one more, which is not computed.
+        for _ in 0..most.min(room) {
+            let logits = self.runtime.forward(next)?;
+            self.seen.push(next);
+            next = self.likeliest.next(logits);
+            if next >= self.vocab {
+                break;
+            }
+            draft.push(next);
+        }
+        Ok(draft)
+    }
+
+    /// Goes back to what `text` begins with, and reads the rest of it.
+    fn follow(&mut self, text: &[u32]) -> Result<()> {
+        let known = self.runtime.spec().vocab_size;
+        if text.len() > self.runtime.positions() || text.iter().any(|token| *token >= known) {
+            return Ok(());
+        }
+        let kept = self.runtime.rewind(common(&self.seen, text));
+        self.seen.truncate(kept);
+        if kept < text.len() {
+            self.runtime.advance(&text[kept..])?;
+            self.seen.extend_from_slice(&text[kept..]);
+        }
+        Ok(())
+    }
+}
+
+/// Tokens that both begin with.
+pub fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// How long drafts are. They stop for a while where they make the text slower, and grow shorter where they
+/// are wrong.
 #[derive(Clone, Debug)]
 pub struct Drafter {
     alone: Rate,
@@ -91,17 +191,17 @@ impl Default for Drafter {
 }
 
 impl Drafter {
-    /// What may follow `text`, at most `most` tokens; nothing where drafts do not pay.
-    pub fn propose(&mut self, text: &[u32], most: usize) -> Vec<u32> {
+    /// Tokens of the next draft, at most `most`; none where drafts do not pay.
+    pub fn length(&mut self, most: usize) -> usize {
         if self.rest > 0 {
             self.rest -= 1;
             self.drafted.declined += 1;
-            return Vec::new();
+            return 0;
         }
         if self.seen_alone < FIRST_ALONE || self.unbroken >= FRESH {
-            return Vec::new();
+            return 0;
         }
-        look_up(text, most.min(self.length))
+        most.min(self.length)
     }
 
     /// Takes in that a step computed `tokens` together, of which `kept` stayed, in `seconds`.
@@ -160,11 +260,16 @@ fn look_up(text: &[u32], most: usize) -> Vec<u32> {
 mod tests {
     use super::*;
 
+    /// A draft from `text`.
+    fn propose(drafter: &mut Drafter, text: &[u32], most: usize) -> Vec<u32> {
+        Source::Ngram.draft(text, drafter.length(most)).unwrap()
+    }
+
     /// A drafter that has seen what a token costs alone: a second.
     fn ready() -> Drafter {
         let mut drafter = Drafter::default();
         for _ in 0..FIRST_ALONE {
-            assert_eq!(drafter.propose(&[1, 2, 1, 2], 9), Vec::<u32>::new());
+            assert_eq!(propose(&mut drafter, &[1, 2, 1, 2], 9), Vec::<u32>::new());
             drafter.learn(1, 1, 1.0);
         }
         drafter
@@ -188,7 +293,7 @@ mod tests {
         let mut alone = Vec::new();
         let mut pause = 0;
         for _ in 0..200 {
-            let tried = drafter.propose(&[1, 2, 1, 2], 9).len();
+            let tried = propose(&mut drafter, &[1, 2, 1, 2], 9).len();
             if tried > 0 && pause > 0 {
                 alone.push(std::mem::take(&mut pause));
             }
@@ -204,14 +309,14 @@ mod tests {
     #[test]
     fn drafts_that_pay_go_on_and_follow_their_luck_in_length() {
         let mut drafter = ready();
-        assert_eq!(drafter.propose(&[1, 2, 1, 2], 9).len(), DRAFT);
+        assert_eq!(propose(&mut drafter, &[1, 2, 1, 2], 9).len(), DRAFT);
         drafter.learn(8, 3, 1.2);
-        assert_eq!(drafter.propose(&[1, 2, 1, 2], 9).len(), 3);
+        assert_eq!(propose(&mut drafter, &[1, 2, 1, 2], 9).len(), 3);
         drafter.learn(4, 4, 1.2);
-        assert_eq!(drafter.propose(&[1, 2, 1, 2], 9).len(), 6);
-        assert_eq!(drafter.propose(&[1, 2, 1, 2], 2).len(), 2, "no more than are wanted");
+        assert_eq!(propose(&mut drafter, &[1, 2, 1, 2], 9).len(), 6);
+        assert_eq!(propose(&mut drafter, &[1, 2, 1, 2], 2).len(), 2, "no more than are wanted");
         for _ in 0..100 {
-            let tried = drafter.propose(&[1, 2, 1, 2], 9).len();
+            let tried = propose(&mut drafter, &[1, 2, 1, 2], 9).len();
             drafter.learn(tried + 1, tried + 1, if tried == 0 { 1.0 } else { 1.5 });
         }
         let drafted = drafter.drafted();

@@ -179,10 +179,14 @@ impl Runtime {
         Ok(kept)
     }
 
+    /// Positions that there is room for and that the model sees without choosing among them.
+    pub fn positions(&self) -> usize {
+        self.context.min(self.model.reach)
+    }
+
     /// Tokens that can be tried behind the next one, as the plan, the context and the model allow.
     pub fn draft_room(&self) -> usize {
-        let Model { position, reach, .. } = self.model;
-        let left = self.context.min(reach).saturating_sub(position + 1);
+        let left = self.positions().saturating_sub(self.model.position + 1);
         self.plan.draft.min(left)
     }
 

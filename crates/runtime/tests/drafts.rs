@@ -3,6 +3,8 @@
 
 use shardwright_format::weights::Weights;
 use shardwright_quant::CacheType;
+use shardwright_runtime::draft::{DraftModel, Source};
+use shardwright_runtime::text::{Sampler, Sampling};
 use shardwright_runtime::{CacheTypes, MemoryPlan, Options, Runtime};
 use shardwright_testing::{Golden, each_golden};
 
@@ -125,4 +127,58 @@ fn drafts_stop_at_the_end_of_the_context_and_of_what_the_model_sees() {
     assert_eq!(runtime.forward_while(&[3, 4, 5, 6], |_, _| true).unwrap(), 2);
     assert_eq!((runtime.draft_room(), runtime.position()), (0, 4));
     assert!(runtime.forward_while(&[3], |_, _| true).is_err());
+}
+
+/// What a model finds likeliest after `text`, computed anew.
+fn goes_on(case: &Golden, text: &[u32], most: usize) -> Vec<u32> {
+    let mut runtime = Runtime::open(open(case), &options(None, 1, 64, 0)).unwrap();
+    let mut likeliest = Sampler::new(Sampling::default());
+    let mut draft = vec![likeliest.next(runtime.forward_all(text).unwrap())];
+    while draft.len() < most {
+        let next = likeliest.next(runtime.forward(*draft.last().unwrap()).unwrap());
+        draft.push(next);
+    }
+    draft
+}
+
+#[test]
+fn a_model_drafts_what_it_would_say_whatever_it_said_before() {
+    // Keys by position, a window, a recurrent state that cannot go back.
+    for name in ["llama2", "mistral", "qwen3_next"] {
+        let case = Golden::named(name);
+        let tokens = case.tokens();
+        let runtime = Runtime::open(open(&case), &options(None, 1, 8, 0)).unwrap();
+        let mut source = Source::Model(Box::new(DraftModel::new(runtime, 256)));
+        source.prepare(&tokens[..5]).unwrap();
+        let mut text = tokens[..8].to_vec();
+        for (step, token) in tokens[8..].iter().enumerate() {
+            let draft = source.draft(&text, 1 + step % 5).unwrap();
+            assert_eq!(draft, goes_on(&case, &text, 1 + step % 5), "{name}: {step}");
+            // Sometimes the draft was right, sometimes the text goes on otherwise, or begins anew.
+            match step % 4 {
+                0 => text.extend(draft),
+                3 => text.truncate(text.len() / 2),
+                _ => text.push(*token),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_model_drafts_no_more_than_it_has_room_for_and_only_known_tokens() {
+    let case = Golden::named("llama2");
+    let small = |context, vocab| {
+        let options = Options { context, ..options(None, 1, 8, 0) };
+        let runtime = Runtime::open(open(&case), &options).unwrap();
+        Source::Model(Box::new(DraftModel::new(runtime, vocab)))
+    };
+    let mut source = small(4, 256);
+    assert_eq!(source.draft(&[1, 2, 3], 7).unwrap(), goes_on(&case, &[1, 2, 3], 2));
+    assert!(source.draft(&[1, 2, 3, 4, 5], 7).unwrap().is_empty());
+    assert!(source.draft(&[1, 999], 7).unwrap().is_empty());
+    assert!(source.draft(&[], 7).unwrap().is_empty());
+    source.prepare(&[1, 2, 3, 4, 5]).unwrap();
+    assert_eq!(source.draft(&[1], 1).unwrap(), goes_on(&case, &[1], 1));
+    // Whatever it likes best, the other model knows none of it.
+    assert!(small(64, 0).draft(&[1, 2, 3], 7).unwrap().is_empty());
 }

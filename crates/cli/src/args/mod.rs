@@ -183,9 +183,10 @@ pub struct RunArgs {
     pub trace: Option<PathBuf>,
     #[command(flatten)]
     pub cache: CacheArgs,
-    /// Try several tokens in one pass where a guess at them is at hand: those that followed the same
-    /// tokens earlier in the text. The text stays the same; where it takes longer, it stops by itself
-    #[arg(long, value_enum, value_name = "SOURCE")]
+    /// Try several tokens in one pass where a guess at them is at hand: `ngram`, those that followed the same
+    /// tokens earlier in the text; or MODEL, what a smaller model with the same tokenizer would go on with. The
+    /// text stays the same; where it takes longer, it stops by itself
+    #[arg(long, value_parser = DraftSource::parse, value_name = "ngram|MODEL")]
     pub draft: Option<DraftSource>,
     #[command(flatten)]
     pub arch: ArchArgs,
@@ -196,11 +197,21 @@ pub struct RunArgs {
 }
 
 /// Where drafts come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
 pub enum DraftSource {
+    /// The text itself.
     Ngram,
+    /// Another model.
+    #[serde(untagged)]
+    Model(PathBuf),
+}
+
+impl DraftSource {
+    #[allow(clippy::unnecessary_wraps)] // as clap wants it
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(if text == "ngram" { Self::Ngram } else { Self::Model(text.into()) })
+    }
 }
 
 impl RunArgs {

@@ -121,6 +121,26 @@ impl Tokenizer {
         self.inner.token_to_id(piece)
     }
 
+    /// How this one, of a model called `ours`, differs from another: the sizes, or the first token that stands
+    /// for another piece.
+    pub fn difference(&self, ours: &str, other: &Self, theirs: &str) -> Option<String> {
+        let sizes @ (a, b) = (self.vocab_size(), other.vocab_size());
+        let shown = |tokenizer: &Self, id| {
+            tokenizer
+                .piece(id)
+                .map_or("nothing".to_owned(), |piece| format!("{piece:?}"))
+        };
+        let first = (0..a.max(b) as u32).find(|&id| self.piece(id) != other.piece(id));
+        let first = first.map(|id| {
+            format!("token {id} is {} in {ours}, {} in {theirs}", shown(self, id), shown(other, id))
+        });
+        if sizes.0 == sizes.1 {
+            return first;
+        }
+        let first = first.map_or(String::new(), |first| format!("; {first}"));
+        Some(format!("{a} tokens in {ours}, {b} in {theirs}{first}"))
+    }
+
     fn undecodable(&self, e: &str) -> RuntimeError {
         RuntimeError::tokenizer(&self.path, format!("cannot decode: {e}"))
     }

@@ -1,6 +1,7 @@
 //! `run`: text from a bundle or a checkpoint, inside a memory budget.
 
 mod chat;
+mod drafting;
 mod limit;
 mod prompt;
 mod report;
@@ -14,10 +15,11 @@ use std::time::Instant;
 use shardwright_format::prose;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::Options;
-use shardwright_runtime::draft::{DRAFT, Drafter};
+use shardwright_runtime::draft::DRAFT;
 use shardwright_runtime::text::{ChatTemplate, Sampler, Sampling, Tokenizer};
 
 use self::chat::Conversation;
+use self::drafting::Drafting;
 use self::limit::Limit;
 use self::session::{Limits, Session};
 use self::stored::Stored;
@@ -191,7 +193,12 @@ impl<'a> Task<'a> {
         let stored = file
             .map(|file| Stored::open(file, &weights, options.cache))
             .transpose()?;
-        let runtime = engine::open(weights, options)?;
+        let mut options = *options;
+        let draft = self.args.draft.as_ref();
+        let draft =
+            draft.map(|source| Drafting::open(source, &self.args.model, &weights, &mut options));
+        let draft = draft.transpose()?;
+        let runtime = engine::open(weights, &options)?;
         let Self { args, limit, tokenizer, sampler, stop, output, .. } = self;
         let mut session = Session::new(runtime, tokenizer, sampler, limits, stop, output);
         session.stored = stored;
@@ -199,7 +206,7 @@ impl<'a> Task<'a> {
         if let Some(file) = &args.trace {
             session.begin_trace(file)?;
         }
-        session.draft = args.draft.map(|source| (source, Drafter::default()));
+        session.draft = draft;
         Ok(session)
     }
 }

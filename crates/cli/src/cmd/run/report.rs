@@ -83,7 +83,7 @@ pub(super) struct Traced {
 }
 
 /// What drafts did.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Serialize)]
 pub(super) struct Draft {
     pub(super) source: DraftSource,
     #[serde(flatten)]
@@ -91,7 +91,7 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    fn line(self) -> String {
+    fn line(&self) -> String {
         let Drafted { offered, accepted, steps, declined } = self.drafted;
         let mut line = format!("{accepted} of {offered} tokens accepted in {steps} steps");
         if declined > 0 {
@@ -230,7 +230,7 @@ impl Report {
                 "trace    {lines} lines in {file}: `inspect --trace` says what other room would bring"
             ));
         }
-        if let Some(draft) = self.draft {
+        if let Some(draft) = &self.draft {
             say::line(&format!("draft    {}", draft.line()));
         }
         if let Some(Checked { shards, bytes: checked, seconds }) = self.checked {

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use shardwright_runtime::Runtime;
-use shardwright_runtime::draft::Drafter;
+use shardwright_runtime::draft::common;
 use shardwright_runtime::text::{Sampler, TextStream, Tokenizer};
 use shardwright_runtime::trace::{Header, TraceWriter};
 
+use super::drafting::Drafting;
 use super::limit::Limit;
-use super::report::{Draft, Memory, Phase, Report, Stop, Traced};
-use super::stored::{Stored, common};
-use crate::args::DraftSource;
+use super::report::{Memory, Phase, Report, Stop, Traced};
+use super::stored::Stored;
 use crate::failure::Failure;
 use crate::inputs;
 use crate::output::{self, Output};
@@ -57,7 +57,7 @@ pub(super) struct Session<'a> {
     pub(super) trace: Option<(PathBuf, TraceWriter)>,
     traced: Option<Traced>,
     /// What drafts come from, where they were asked for.
-    pub(super) draft: Option<(DraftSource, Drafter)>,
+    pub(super) draft: Option<Drafting>,
     stop: &'a AtomicBool,
     output: Output,
 }
@@ -233,8 +233,8 @@ impl<'a> Session<'a> {
         let started = Instant::now();
         let (before, most) = (self.computed.len(), room.min(self.runtime.draft_room()));
         self.computed.push(last);
-        if let Some((_, drafter)) = &mut self.draft {
-            let draft = drafter.propose(&self.computed, most);
+        if let Some(draft) = &mut self.draft {
+            let draft = draft.propose(&self.computed, most)?;
             self.computed.extend(draft);
         }
         let Self { runtime, logits: hasher, sampler, tokens, limits, computed, .. } = self;
@@ -247,8 +247,10 @@ impl<'a> Session<'a> {
         let tried = tried.len();
         self.computed.truncate(before + kept);
         self.logits_at = before + kept;
-        if let Some((_, drafter)) = &mut self.draft {
-            drafter.learn(tried, kept, started.elapsed().as_secs_f64());
+        if let Some(draft) = &mut self.draft {
+            draft
+                .drafter
+                .learn(tried, kept, started.elapsed().as_secs_f64());
         }
         self.record()
     }
@@ -259,6 +261,11 @@ impl<'a> Session<'a> {
             .context
             .map_or(usize::MAX, |c| c - self.runtime.position() + 1);
         let wanted = self.limits.tokens.min(room);
+        if let Some(draft) = &mut self.draft
+            && wanted > 1
+        {
+            draft.source.prepare(&self.computed)?;
+        }
         if wanted == 0 {
             // The prompt was read for its logits alone.
             self.tokens.clear();
@@ -317,9 +324,7 @@ impl<'a> Session<'a> {
             first_token_seconds: None,
             prompt: prompt_phase,
             decode,
-            draft: self
-                .draft
-                .map(|(source, drafter)| Draft { source, drafted: drafter.drafted() }),
+            draft: self.draft.map(Drafting::report),
             session: self.stored.map(Stored::used),
             trace: self.traced,
             checked: self.runtime.weights().checked(),

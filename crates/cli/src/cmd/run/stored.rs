@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use shardwright_format::weights::Weights;
+use shardwright_runtime::draft::common;
 use shardwright_runtime::saved::{SavedPrompt, save};
 use shardwright_runtime::{CacheTypes, Runtime};
 
@@ -78,9 +79,4 @@ impl Stored {
     pub(super) fn used(self) -> Used {
         self.used
     }
-}
-
-/// Tokens that both begin with.
-pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
