@@ -16,6 +16,7 @@ mod excerpt;
 mod format_doc;
 mod gguf;
 mod harness;
+mod hostile_merges;
 mod memory;
 mod merge;
 mod pack;

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::io::read_required;
+use shardwright_format::manifest::seal::own_hash;
 use shardwright_format::manifest::{Calibration, Hash};
 use shardwright_format::{FormatError, Part, Refusal, Unit, mismatch};
 use shardwright_quant::QuantStats;
@@ -25,7 +26,9 @@ use crate::error::{ConvertError, Result};
 use crate::plan::Plan;
 
 /// Version of the ledger itself.
-const LEDGER: u32 = 4;
+const LEDGER: u32 = 5;
+/// What the last line of a part's ledger begins with, up to its own hash.
+const CLOSING_PREFIX: &str = "{\"blake3\":\"";
 /// Longest ledger that is read: that of a part of a checkpoint of 2 TB has some 200 MB.
 const LEDGER_LIMIT: u64 = 4 << 30;
 
@@ -253,6 +256,8 @@ pub struct RestHash {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Closing {
+    /// Hash of the lines before it, and of the hash of this line with these digits as zeros.
+    pub blake3: Hash,
     /// Hash of each file of the part, by its path in the bundle.
     pub files: BTreeMap<String, Hash>,
     /// Every block of the checkpoint's files that was hashed.
@@ -280,8 +285,17 @@ impl PartLedger {
         let first = line_end(&text).ok_or_else(|| refuse("its first line is cut".into()))?;
         let fingerprint = Fingerprint::parse(&text[..first]).map_err(refuse)?;
         let (units, end) = lines(&text, first);
-        let closing = first_line(&text[end..]).map(|(closing, _)| closing);
-        Ok(Self { fingerprint, units, closing })
+        let (lines, last) = text.split_at(end);
+        // Without a last line the part is not finished; a whole line that is neither was damaged.
+        let closing = first_line::<Closing>(last);
+        let sealed = |(closing, len): &(Closing, usize)| {
+            *len == last.len() && seal_of(lines, last) == Some(closing.blake3)
+        };
+        if line_end(last).is_some() && !closing.as_ref().is_some_and(sealed) {
+            let damaged = "damaged: its lines are not those that were written";
+            return Err(refuse(damaged.into()).into());
+        }
+        Ok(Self { fingerprint, units, closing: closing.map(|(closing, _)| closing) })
     }
 }
 
@@ -409,16 +423,24 @@ impl Ledger {
         self.append(line)
     }
 
-    /// Adds the last line of a part, and puts all on disk.
+    /// Adds the last line of a part, its hash that of all lines, and puts all on disk.
     pub fn close(&mut self, closing: &Closing) -> Result<()> {
-        self.append(closing)?;
+        let lines = read_required(&self.path, LEDGER_LIMIT)?;
+        let unsealed = self.line(&Closing { blake3: Hash::ZERO, ..closing.clone() })?;
+        let blake3 = seal_of(&lines, &unsealed).unwrap_or(Hash::ZERO);
+        self.append(&Closing { blake3, ..closing.clone() })?;
         self.sync()
     }
 
-    fn append<T: Serialize>(&mut self, value: &T) -> Result<()> {
+    fn line<T: Serialize>(&self, value: &T) -> Result<Vec<u8>> {
         let mut text =
             serde_json::to_vec(value).map_err(|e| FormatError::file(&self.path, e.to_string()))?;
         text.push(b'\n');
+        Ok(text)
+    }
+
+    fn append<T: Serialize>(&mut self, value: &T) -> Result<()> {
+        let text = self.line(value)?;
         self.file
             .write_all(&text)
             .map_err(|e| FormatError::io(&self.path, e))?;
@@ -432,6 +454,14 @@ impl Ledger {
             .map_err(|e| FormatError::io(&self.path, e))?;
         Ok(())
     }
+}
+
+/// The hash that the last line of a part's ledger has; none of a line that does not begin with it.
+fn seal_of(lines: &[u8], last: &[u8]) -> Option<Hash> {
+    let own = own_hash(last, CLOSING_PREFIX)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(lines).update(&own.0);
+    Some(hasher.finalize().into())
 }
 
 /// Where the first line ends, if it is whole.

@@ -72,10 +72,10 @@ pub fn merge(
         return Err(ConvertError::Output { path: out.to_owned(), detail: detail.into() });
     }
     let mut parts = collect(parts, out)?;
-    let first = parts
-        .first()
-        .ok_or_else(|| refuse(out, "no part is given"))?;
-    let (plan, expected) = read_plan(first)?;
+    if parts.is_empty() {
+        return Err(refuse(out, "no part is given"));
+    }
+    let (plan, expected) = read_plan(&parts)?;
     let sources = sources(&parts, &plan.manifest, &expected)?;
     let mut finished = BTreeMap::new();
     for part in &mut parts {
@@ -158,7 +158,12 @@ fn collect(paths: &[PathBuf], out: &Path) -> Result<Vec<MadePart>> {
 impl MadePart {
     fn open(path: &Path) -> Result<Self> {
         let ledger = path.join(LEDGER_FILE);
-        if !ledger.is_file() {
+        if !path
+            .join(BUNDLE_DIR)
+            .symlink_metadata()
+            .is_ok_and(|found| found.is_dir())
+            || !ledger.is_file()
+        {
             return Err(refuse(path, "is no part that `convert --part` made"));
         }
         let PartLedger { fingerprint, units, closing } = PartLedger::read(&ledger)?;
@@ -197,6 +202,7 @@ impl MadePart {
             .iter()
             .map(|f| f.path.as_str())
             .collect();
+        writer::check_strangers(&self.path.join(BUNDLE_DIR), &share.manifest)?;
         let known = &mut self.closing.files;
         known.retain(|path, _| files.contains(path.as_str()));
         if let Some(path) = files
@@ -220,19 +226,26 @@ const fn wording(place: &str) -> Wording<'_> {
     Wording { done: "made", other: place, advice: "" }
 }
 
-/// The plan of a part, each of its files the one that the ledger speaks of; and the hashes that the
-/// checkpoint's files must have, where the plan knows them.
-fn read_plan(part: &MadePart) -> Result<(Plan, Vec<Option<Hash>>)> {
-    let read = |name: &str, expected: Hash| -> Result<_> {
-        let path = part.path.join(name);
-        let bytes = read_required(&path, INDEX_LIMIT)?;
-        let found = blake3::hash(&bytes).into();
-        finish::check_source(&path, Some(expected), found)?;
-        Ok((path, bytes))
-    };
-    let (path, bytes) = read(PLANNED_MANIFEST_FILE, part.fingerprint.plan)?;
+/// A file of a part beside its bundle, which must be the one that the ledger speaks of.
+fn read_book(part: &MadePart, name: &str, expected: Hash) -> Result<(PathBuf, Vec<u8>)> {
+    let path = part.path.join(name);
+    let bytes = read_required(&path, INDEX_LIMIT)?;
+    finish::check_source(&path, Some(expected), blake3::hash(&bytes).into())?;
+    Ok((path, bytes))
+}
+
+/// The plan of all parts, each of which must have it; and the hashes that the checkpoint's files must have, where
+/// the plan knows them.
+fn read_plan(parts: &[MadePart]) -> Result<(Plan, Vec<Option<Hash>>)> {
+    let manifest = |part: &MadePart| read_book(part, PLANNED_MANIFEST_FILE, part.fingerprint.plan);
+    let plan = |part: &MadePart| read_book(part, PLAN_FILE, part.record.plan);
+    for part in &parts[1..] {
+        manifest(part)?;
+        plan(part)?;
+    }
+    let (path, bytes) = manifest(&parts[0])?;
     let manifest = Manifest::from_bytes(&path, &bytes)?;
-    let (path, bytes) = read(PLAN_FILE, part.record.plan)?;
+    let (path, bytes) = plan(&parts[0])?;
     let plan = Plan::from_stored(&bytes, manifest);
     Ok(plan.map_err(|detail| FormatError::file(&path, detail))?)
 }
@@ -283,10 +296,12 @@ fn source_hash(
     let mut tree = TreeHash::new(size, block);
     let mut single = None;
     for (part, HashedBlocks { first, values, .. }) in runs() {
-        for (at, value) in (*first..).zip(values) {
-            if at >= tree.num_blocks() {
-                return Err(incomplete());
-            }
+        for (at, value) in values.iter().enumerate() {
+            // A part may claim any place.
+            let at = first.checked_add(at);
+            let at = at
+                .filter(|at| *at < tree.num_blocks())
+                .ok_or_else(incomplete)?;
             let known = if tree.num_blocks() == 1 { single } else { tree.block(at) };
             if known.is_some_and(|known| known != value.0) {
                 let detail = format!("it was made with another checkpoint: `{name}` differs");

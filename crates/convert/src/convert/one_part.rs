@@ -89,7 +89,7 @@ pub fn convert_part(
     }
     made.writer.seal(&share.manifest)?;
     made.ledger
-        .close(&Closing { files, blocks: source.hashed() })?;
+        .close(&Closing { blake3: Hash::ZERO, files, blocks: source.hashed() })?;
     writer::sync_dir(&partial)?;
     writer::publish(&partial, &out)?;
     Ok(report(&share, part))

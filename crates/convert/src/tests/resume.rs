@@ -259,8 +259,8 @@ fn a_ledger_that_cannot_be_read_is_left_alone() {
     let text = std::fs::read_to_string(&ledger).unwrap();
     for (line, expected) in [
         ("garbage\n", "the first line of its ledger cannot be read: "),
-        ("{\"ledger\":1,\"other\":2}\n", "expected a ledger of version 4, found 1"),
-        ("{\"ledger\":4,\"other\":2}\n", "the first line of its ledger cannot be read: "),
+        ("{\"ledger\":1,\"other\":2}\n", "expected a ledger of version 5, found 1"),
+        ("{\"ledger\":5,\"other\":2}\n", "the first line of its ledger cannot be read: "),
     ] {
         std::fs::write(&ledger, line).unwrap();
         let before = contents(&partial);
