@@ -9,7 +9,7 @@ impl Table {
     /// came off, and the beginning that a model saved without its head lacks was added, when the
     /// checkpoint was opened.
     pub(super) fn plain<'a>(&self, name: &'a str) -> Cow<'a, str> {
-        let mut prefixes = self.prefixes.iter();
+        let mut prefixes = self.longest_first();
         let rest =
             |(from, to): (&String, &String)| Some(format!("{to}{}", name.strip_prefix(from)?));
         prefixes
@@ -17,9 +17,14 @@ impl Table {
             .map_or(Cow::Borrowed(name), Cow::Owned)
     }
 
+    /// What `prefixes` replace, what begins with another before that one.
+    fn longest_first(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.prefixes.iter().rev()
+    }
+
     /// A name of the rows with the beginning that the name `like` has in place of theirs.
     pub(super) fn wrapped(&self, name: String, like: &str) -> String {
-        let mut prefixes = self.prefixes.iter();
+        let mut prefixes = self.longest_first();
         let Some((from, to)) = prefixes.find(|(from, _)| like.starts_with(*from)) else {
             return name;
         };

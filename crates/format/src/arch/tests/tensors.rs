@@ -32,6 +32,31 @@ fn tensors_without_a_row_are_named() {
     }
 }
 
+/// Its releases have the first, an older one in NVFP4 the second, transformers 5 its own and, where it
+/// writes the first, the last of these.
+#[test]
+fn layers_of_kimi_k25_have_several_names() {
+    let arch = Arch::builtin("kimi_k25").unwrap();
+    let begin = [
+        "language_model.model.layers.",
+        "language_model.layers.",
+        "model.language_model.layers.",
+        "language_model.model.blocks.",
+    ];
+    for begin in begin {
+        let plain = arch
+            .table
+            .plain(&format!("{begin}3.mlp.gate.weight"))
+            .into_owned();
+        assert_eq!(plain, "model.layers.3.mlp.gate.weight", "{begin}");
+    }
+    let head = arch
+        .table
+        .plain("language_model.lm_head.weight")
+        .into_owned();
+    assert_eq!(head, "lm_head.weight");
+}
+
 #[test]
 fn names_are_known_without_the_beginning_that_saving_the_base_model_drops() {
     let renamed = |case: &str, name: &dyn Fn(&str) -> String| {
