@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::process::Stdio;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::Scratch;
 
@@ -208,15 +208,80 @@ fn a_turn_is_given_in_the_template_of_the_model() {
             .arg("system: Be brief\nuser: Hi\nassistant:")
             .output()
             .unwrap();
-        let plain: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let plain: Value = serde_json::from_slice(&output.stdout).unwrap();
         let mut command = scratch.command(&format!("run {model} --json -n 9 --chat --prompt Hi"));
         let output = command.args(["--system", "Be brief"]).output().unwrap();
-        let chat: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let chat: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(chat["logits_blake3"], plain["logits_blake3"], "{model}");
         assert!(chat.get("notes").is_none(), "{chat}");
         let note = plain["notes"][0].as_str().unwrap();
         assert!(note.starts_with("the model has a chat template, and the prompt is "), "{note}");
     }
+}
+
+/// Gives a token of the vocabulary another text, as a special token that nothing else is merged with.
+fn becomes_special(tokenizer: &mut serde_json::Map<String, Value>, id: &Value, text: &str) {
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let old = vocabulary
+        .iter()
+        .find(|(_, other)| *other == id)
+        .unwrap()
+        .0
+        .clone();
+    vocabulary.remove(&old);
+    vocabulary.insert(text.to_owned(), id.clone());
+    let merges = tokenizer["model"]["merges"].as_array_mut().unwrap();
+    merges.retain(|merge| {
+        let pair: Vec<&str> = match merge {
+            Value::String(pair) => pair.split(' ').collect(),
+            pair => pair
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter_map(Value::as_str)
+                .collect(),
+        };
+        pair.concat() != old && !pair.contains(&old.as_str())
+    });
+    let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+    let mut token = added[0].clone();
+    (token["id"], token["content"]) = (id.clone(), json!(text));
+    added.push(token);
+}
+
+/// The first two tokens of a turn become those with which an answer begins, as `<|channel|>` and
+/// `<|message|>` of gpt-oss are: what stands before the end of them is no answer.
+#[test]
+fn what_is_said_aside_is_no_answer() {
+    let scratch = conversing(PLAIN);
+    let run = |n: usize| format!("run ckpt --chat --prompt Hi -n {n} --ignore-eos");
+    let tokens = scratch.json(&run(8))["tokens"].as_array().unwrap().clone();
+    assert_ne!(tokens[0], tokens[1]);
+    // Up to where one of the two comes again, which has no text as a special token.
+    let rest = tokens[2..]
+        .iter()
+        .take_while(|token| !tokens[..2].contains(token))
+        .count();
+    let args = &run(2 + rest);
+    let plain = scratch.json(args);
+    scratch.edit_json("ckpt/tokenizer.json", |tokenizer| {
+        becomes_special(tokenizer, &tokens[0], "<|channel|>");
+        becomes_special(tokenizer, &tokens[1], "<|message|>");
+    });
+    let template = "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}\
+                    <|channel|><|message|>{% else %} {% endif %}{{ m.content }}\n{% endfor %}assistant:";
+    fs::write(scratch.path("ckpt/chat_template.jinja"), template).unwrap();
+    let chat = scratch.json(args);
+    assert_eq!(chat["tokens"], plain["tokens"]);
+    assert_eq!(chat["reasoning"], json!("[]\n"));
+    let (answer, whole) = (chat["text"].as_str().unwrap(), plain["text"].as_str().unwrap());
+    assert!(!answer.is_empty() && whole.ends_with(answer) && whole != answer, "{whole}: {answer}");
+    let ran = scratch.ok(args);
+    assert!(ran.stdout.starts_with(answer), "{ran:?}");
+    assert!(ran.stderr.contains("[]\n"), "{ran:?}");
+    // Cut short before the answer there is none.
+    let cut = scratch.json(&run(1));
+    assert_eq!((&cut["text"], &cut["reasoning"]), (&json!(""), &json!("[")));
 }
 
 #[test]

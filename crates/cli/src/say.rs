@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
-use shardwright_format::shown::{escaped, escaped_json};
+use shardwright_format::shown::{escaped, escaped_json, escaped_lines};
 
 /// Says a line, in which nothing steers a terminal.
 pub fn line(text: &str) {
@@ -17,6 +17,11 @@ pub fn json(object: &impl Serialize) {
     if let Ok(text) = serde_json::to_string(object) {
         put(&(escaped_json(&text) + "\n"));
     }
+}
+
+/// Says a part of a text in which nothing but the ends of lines steers a terminal.
+pub fn part(text: &str) {
+    put(&escaped_lines(text));
 }
 
 /// Asks for a line of input.

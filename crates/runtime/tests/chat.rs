@@ -5,8 +5,8 @@
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use serde_json::Value;
-use shardwright_runtime::text::{ChatTemplate, Message};
+use serde_json::{Value, json};
+use shardwright_runtime::text::{ChatTemplate, Message, Tokenizer};
 use shardwright_testing::fixture;
 
 fn messages(conversation: &Value) -> Vec<Message> {
@@ -43,4 +43,43 @@ fn templates_of_published_models_render_as_in_transformers() {
         }
     }
     assert_eq!((compared, refused), (108, 3));
+}
+
+/// Special tokens of gpt-oss among those of another vocabulary.
+fn tokenizer() -> Tokenizer {
+    let path = fixture("fixture-2m/tokenizer.json");
+    let mut document: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let added = document["added_tokens"].as_array_mut().unwrap();
+    for (id, text) in
+        (1024..).zip(["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"])
+    {
+        let mut token = added[0].clone();
+        (token["id"], token["content"]) = (json!(id), json!(text));
+        added.push(token);
+    }
+    Tokenizer::parse(&path, document.to_string().as_bytes()).unwrap()
+}
+
+/// gpt-oss answers in one of several channels; no other template here puts special tokens before an
+/// answer.
+#[test]
+fn an_answer_begins_where_the_template_says() {
+    let json = std::fs::read(fixture("chat/cases.json")).unwrap();
+    let document: Value = serde_json::from_slice(&json).unwrap();
+    let tokenizer = tokenizer();
+    for case in document["cases"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let source = std::fs::read_to_string(fixture(&format!("chat/{name}.jinja"))).unwrap();
+        let tokens = serde_json::from_value(case["tokens"].clone()).unwrap();
+        let template = ChatTemplate::parse(Path::new(name), &source, tokens).unwrap();
+        let opening = template.answer_opening(&tokenizer, UNIX_EPOCH);
+        let expected = if name.starts_with("gpt-oss") {
+            tokenizer
+                .encode("<|channel|>final<|message|>", false)
+                .unwrap()
+        } else {
+            Vec::new()
+        };
+        assert_eq!(opening, expected, "{name}");
+    }
 }

@@ -51,6 +51,11 @@ impl<'a> Conversation<'a> {
         self.template.end(self.tokenizer)
     }
 
+    /// The tokens with which an answer begins after what the model thinks aside, if it does.
+    pub(super) fn answer_opening(&self) -> Vec<u32> {
+        self.template.answer_opening(self.tokenizer, self.began)
+    }
+
     /// The tokens of all that was said, with `text` from the user, up to the model's turn. What the
     /// template writes is all there is: the tokenizer puts nothing around it.
     pub(super) fn ask(&mut self, text: impl Into<String>) -> Result<Vec<u32>, Failure> {

@@ -1,5 +1,6 @@
 //! `run`: text from a bundle or a checkpoint, inside a memory budget.
 
+mod aside;
 mod chat;
 mod drafting;
 mod limit;
@@ -18,6 +19,7 @@ use shardwright_runtime::Options;
 use shardwright_runtime::draft::DRAFT;
 use shardwright_runtime::text::{ChatTemplate, Sampler, Sampling, Tokenizer};
 
+use self::aside::Aside;
 use self::chat::Conversation;
 use self::drafting::Drafting;
 use self::limit::Limit;
@@ -93,6 +95,7 @@ impl<'a> Task<'a> {
     fn once(self, weights: Weights, chat: Option<Conversation<'_>>) -> Result<(), Failure> {
         let (args, output, started) = (self.args, self.output, Instant::now());
         let ends = self.ends(&weights, chat.as_ref());
+        let opening = chat.as_ref().map(Conversation::answer_opening);
         let (prompt, note) = match (chat, &args.prompt_file) {
             (Some(mut chat), file) => {
                 let (text, note) = prompt::message(args.prompt.as_deref(), file.as_deref())?;
@@ -116,6 +119,7 @@ impl<'a> Task<'a> {
         let mut session = self.session(weights, &options, args.context, ends)?;
         let open_seconds = started.elapsed().as_secs_f64();
         session.save_prompt = true;
+        session.aside = Aside::new(opening.unwrap_or_default());
         let (stopped, read, decoded) = session.turn(&prompt)?;
         session.end_trace()?;
         let mut report = session.report(prompt.len(), stopped, open_seconds, read, decoded);
@@ -132,7 +136,8 @@ impl<'a> Task<'a> {
         let context = args.context.unwrap_or(CONVERSATION.min(known));
         let options = self.within(context);
         let (ends, stop) = (self.ends(&weights, Some(&chat)), self.stop);
-        let session = self.session(weights, &options, Some(context), ends)?;
+        let mut session = self.session(weights, &options, Some(context), ends)?;
+        session.aside = Aside::new(chat.answer_opening());
         let open_seconds = started.elapsed().as_secs_f64();
         chat.hold(session, context, stop, output, open_seconds)
     }

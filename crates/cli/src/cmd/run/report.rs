@@ -17,6 +17,9 @@ use crate::say;
 #[derive(Serialize)]
 pub(super) struct Report {
     pub(super) text: String,
+    /// What the model said aside before it, names of parts in brackets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reasoning: Option<String>,
     pub(super) tokens: Vec<u32>,
     pub(super) prompt_tokens: usize,
     pub(super) stopped: Stop,

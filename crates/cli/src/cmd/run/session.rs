@@ -9,6 +9,7 @@ use shardwright_runtime::draft::common;
 use shardwright_runtime::text::{Sampler, TextStream, Tokenizer};
 use shardwright_runtime::trace::{Header, TraceWriter};
 
+use super::aside::{Aside, Step};
 use super::drafting::Drafting;
 use super::limit::Limit;
 use super::report::{Memory, Phase, Report, Stop, Traced};
@@ -58,6 +59,10 @@ pub(super) struct Session<'a> {
     traced: Option<Traced>,
     /// What drafts come from, where they were asked for.
     pub(super) draft: Option<Drafting>,
+    /// What the model says aside before its answer, and whether it is there.
+    pub(super) aside: Aside,
+    /// That of the last turn.
+    reasoning: String,
     stop: &'a AtomicBool,
     output: Output,
 }
@@ -86,6 +91,8 @@ impl<'a> Session<'a> {
             trace: None,
             traced: None,
             draft: None,
+            aside: Aside::new(Vec::new()),
+            reasoning: String::new(),
             runtime,
             tokenizer,
             sampler,
@@ -100,6 +107,8 @@ impl<'a> Session<'a> {
         let new = self.keep(prompt)?;
         self.stream = TextStream::new(self.tokenizer);
         self.text.clear();
+        self.reasoning.clear();
+        self.aside.begin();
         self.tokens.clear();
         let read = self.timed(|s| s.read_prompt(new))?.1;
         if self.save_prompt && !self.tokens.is_empty() {
@@ -283,14 +292,41 @@ impl<'a> Session<'a> {
                 self.flush()?;
                 return Ok(Stop::EndOfText);
             }
-            let piece = self.stream.push(token)?;
-            if !self.show(&piece)? {
+            if !self.say(i, token)? {
                 self.tokens.truncate(i + 1);
                 return Ok(Stop::Interrupted);
             }
         }
         self.flush()?;
         Ok(if wanted < self.limits.tokens { Stop::Context } else { Stop::Tokens })
+    }
+
+    /// Adds the text of token number `i`, which may stand between parts of what is said aside; `false` when
+    /// nobody reads it any more.
+    fn say(&mut self, i: usize, token: u32) -> Result<bool, Failure> {
+        let mark = match self.aside.take(&self.tokens[..=i]) {
+            Step::Text => {
+                let piece = self.stream.push(token)?;
+                return self.show(&piece);
+            }
+            Step::Begins if self.reasoning.is_empty() => "[",
+            Step::Begins => "\n[",
+            Step::Named => "] ",
+            Step::Answer => "]\n",
+        };
+        let rest = self.stream.finish()?;
+        self.stream = TextStream::new(self.tokenizer);
+        self.put_aside(&rest);
+        self.put_aside(mark);
+        Ok(true)
+    }
+
+    /// Says what is no answer, on standard error.
+    fn put_aside(&mut self, piece: &str) {
+        self.reasoning.push_str(piece);
+        if !self.output.json && !self.output.quiet {
+            say::part(piece);
+        }
     }
 
     /// What the tokenizer held back because it may not be whole.
@@ -301,6 +337,10 @@ impl<'a> Session<'a> {
 
     /// Adds to the text; `false` when nobody reads it any more.
     fn show(&mut self, piece: &str) -> Result<bool, Failure> {
+        if !self.aside.answering() {
+            self.put_aside(piece);
+            return Ok(true);
+        }
         self.text.push_str(piece);
         if self.output.json { Ok(true) } else { output::put(piece.as_bytes()) }
     }
@@ -316,6 +356,7 @@ impl<'a> Session<'a> {
         let plan = self.runtime.plan();
         Report {
             text: self.text,
+            reasoning: Some(self.reasoning).filter(|text| !text.is_empty()),
             tokens: self.tokens,
             prompt_tokens,
             stopped,

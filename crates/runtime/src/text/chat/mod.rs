@@ -19,6 +19,10 @@ use self::render::Renderer;
 use super::tokenizer::Tokenizer;
 use crate::error::{Result, RuntimeError};
 
+/// What is asked and answered to see what a template puts before an answer.
+const QUESTION: &str = "question";
+const ANSWER: &str = "0answer0";
+
 /// What somebody says in a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Message {
@@ -82,6 +86,32 @@ impl ChatTemplate {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let rendered = self.renderer.render(messages, &self.found.tokens, now);
         rendered.map_err(|detail| RuntimeError::template(&self.found.path, detail))
+    }
+
+    /// What a model that thinks aside writes before its answer: the tokens that the template puts between
+    /// where a turn begins and what was answered, where special ones begin and end them
+    /// (`<|channel|>final<|message|>`); none for other models, whose turns are answers from the first
+    /// token on, and for templates that refuse so short a conversation.
+    pub fn answer_opening(&self, tokenizer: &Tokenizer, now: SystemTime) -> Vec<u32> {
+        self.opening(tokenizer, now).unwrap_or_default()
+    }
+
+    fn opening(&self, tokenizer: &Tokenizer, now: SystemTime) -> Option<Vec<u32>> {
+        let asked = [Message::new("user", QUESTION), Message::new("assistant", ANSWER)];
+        let begun = self.render(&asked[..1], now).ok()?;
+        let answered = self.render(&asked, now).ok()?;
+        // Both begin alike, up to the turn's own beginning; what follows stands before the answer.
+        let (before, _) = answered.strip_prefix(&begun)?.split_once(ANSWER)?;
+        let tokens = tokenizer.encode(before, false).ok()?;
+        let special = |token: Option<&u32>| {
+            token.is_some_and(|token| {
+                tokenizer
+                    .decode(&[*token])
+                    .is_ok_and(|text| text.is_empty())
+            })
+        };
+        let several = tokens.len() > 1 && special(tokens.first()) && special(tokens.last());
+        several.then_some(tokens)
     }
 
     /// The token that the tokenizer's configuration says a text ends with, which ends a turn too.
