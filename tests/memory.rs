@@ -41,6 +41,35 @@ fn a_large_vocabulary_stays_within_the_budget() {
     assert!(planned.abs_diff(floor) < MIB, "plan says {planned}, run {floor}");
 }
 
+/// Buffers of a prompt's chunks take the room of experts and give it back: at no time is there more of both.
+#[test]
+fn long_prompts_stay_within_the_budget() {
+    let scratch = Scratch::with("fixture-2m");
+    let text = fs::read_to_string(fixture("text/evaluation.txt")).unwrap();
+    fs::write(scratch.path("prompt"), &text[..1500]).unwrap();
+    let args = "run ckpt --prompt-file prompt -n 16 --ignore-eos";
+    let plain = scratch.json(args);
+    let bytes = |name: &str| plain["memory"][name].as_u64().unwrap();
+    let (floor, resident) = (bytes("floor_bytes") + MIB, bytes("resident_bytes"));
+    let mut longest = 0;
+    for eighths in 0..=8 {
+        let budget = floor + (resident - floor) * eighths / 8;
+        let trace = format!("trace-{eighths}");
+        let report = scratch.json(&format!("{args} --memory {budget} --trace {trace}"));
+        assert_eq!(report["logits_blake3"], plain["logits_blake3"], "{budget}");
+        let Some(peak) = report["memory"]["peak_bytes"].as_u64() else { return };
+        assert!(peak <= budget, "peak {peak} with a budget of {budget}");
+        let text = fs::read_to_string(scratch.path(&trace)).unwrap();
+        let first = text
+            .lines()
+            .nth(1)
+            .map(serde_json::from_str::<serde_json::Value>);
+        let picks = first.unwrap().unwrap()["picks"].as_array().unwrap().len();
+        longest = longest.max(picks / 2);
+    }
+    assert!(longest > 1, "every prompt was read token by token");
+}
+
 /// 24 KB and 5 MB: a byte of text took 140 bytes of memory.
 #[test]
 fn the_length_of_a_text_costs_no_memory() {

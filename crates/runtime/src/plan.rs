@@ -22,8 +22,8 @@ const LONGER: usize = 4;
 /// What the rings of longer chunks may take of the experts for good: one part in this many.
 const RING_SHARE: u64 = 8;
 
-/// The power of the share of experts that are not in memory that a token alone does not find there.
-const ALONE: f64 = 4.0;
+/// Tokens of a prompt after which the experts that made way for its chunks are read again.
+const PROMPT: f64 = 512.0;
 
 /// Bytes of the head read at a time when it is not resident, at most.
 const HEAD_CHUNK: u64 = 2 << 20;
@@ -270,6 +270,8 @@ struct Sizes {
     expert: u64,
     /// Those of the layer that has most.
     layer_experts: u64,
+    /// Layers that have some.
+    routed_layers: u64,
     /// Experts that a token visits in one layer, at most.
     picks: u64,
     expert_bytes_per_token: u64,
@@ -302,6 +304,7 @@ impl Sizes {
             experts: 0,
             expert: 0,
             layer_experts: 0,
+            routed_layers: 0,
             picks: 0,
             expert_bytes_per_token: 0,
         };
@@ -328,6 +331,7 @@ impl Sizes {
         self.experts += u64::from(experts);
         self.expert = self.expert.max(buffer(largest));
         self.picks = self.picks.max(picks);
+        self.routed_layers += 1;
         self.layer_experts = self.layer_experts.max(u64::from(experts));
         self.expert_bytes_per_token += largest * picks;
         Ok(())
@@ -397,8 +401,11 @@ impl Sizes {
             .longer
             .iter()
             .filter(|chunk| chunk.tokens > base.tokens && ring_fits(chunk));
-        let reads =
-            longer.filter_map(|chunk| Some((chunk, self.reads(chunk.tokens, left(chunk)?))));
+        let reads = longer.filter_map(|chunk| {
+            let left = left(chunk)?;
+            let again = (choice.experts - left) as f64 / (self.routed_layers as f64 * PROMPT);
+            Some((chunk, self.reads(chunk.tokens, left) + again))
+        });
         // The longest of those that read least.
         let least_read = reads.min_by(|(_, a), (_, b)| a.total_cmp(b));
         let Some((longest, reads)) = least_read else { return (choice, Vec::new()) };
@@ -423,15 +430,16 @@ impl Sizes {
         (choice, within.rev().map(room).collect())
     }
 
-    /// Experts that a token of a chunk of `tokens` reads in a layer with room for `slots`, if every expert were
-    /// as likely as another. A single token finds more: as 0013 measured it on a trained model, three in five
-    /// with room for a fifth.
+    /// Experts that a token of a chunk of `tokens` reads in a layer with room for `slots`. Any expert is as
+    /// likely to be picked as another, and those in memory are picked more often than that: one token finds all
+    /// but the fourth power of the share that is not there, a long chunk all but that share, chunks between as
+    /// 0044 measured it on a trained model.
     fn reads(&self, tokens: usize, slots: u64) -> f64 {
         let share = self.picks as f64 / self.layer_experts.max(1) as f64;
-        let touched = self.layer_experts as f64 * (1.0 - (1.0 - share).powf(tokens as f64));
+        let tokens = tokens as f64;
+        let touched = self.layer_experts as f64 * (1.0 - (1.0 - share).powf(tokens));
         let missing = 1.0 - slots as f64 / self.experts.max(1) as f64;
-        let missing = if tokens == 1 { missing.powf(ALONE) } else { missing };
-        touched * missing / tokens as f64
+        touched * missing.powf(1.0 + 3.3 * (-tokens / 40.0).exp()) / tokens
     }
 
     /// Bytes that the process takes.
