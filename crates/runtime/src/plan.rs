@@ -60,8 +60,9 @@ pub enum Mode {
 /// pieces of the head. Above it, memory goes first to what every token reads: the head, then dense
 /// layers, spread evenly among the streamed ones so that reading never waits; the rest holds experts.
 /// Up to an eighth of it is for computing tokens of a prompt together; the least computes them one by
-/// one. Where experts are streamed, a longer chunk reads each for more tokens at once: while a prompt is
-/// computed, buffers take the room of all experts but those that one token visits, and give it back after.
+/// one. Where experts are streamed, a longer chunk reads each for more tokens at once: where less is read
+/// by that, buffers take the room of experts while a prompt is computed, down to what one token visits, and
+/// give it back after.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
     /// How the weights are held.

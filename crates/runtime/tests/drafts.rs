@@ -157,6 +157,7 @@ fn a_model_drafts_what_it_would_say_whatever_it_said_before() {
             // Sometimes the draft was right, sometimes the text goes on otherwise, or begins anew.
             match step % 4 {
                 0 => text.extend(draft),
+                1 => text.extend([(draft[0] + 1) % 256, *token]),
                 3 => text.truncate(text.len() / 2),
                 _ => text.push(*token),
             }
