@@ -542,3 +542,45 @@ fn an_original_that_was_renamed_is_the_same() {
     fs::rename(scratch.path(SINGLE), scratch.path(other)).unwrap();
     assert_eq!(scratch.json("verify out --against ckpt")["verdict"], json!("holds"));
 }
+
+#[test]
+fn weights_that_training_left_are_named_with_the_next_step() {
+    let scratch = dense();
+    append(&scratch, &[("v_head.summary.weight", "F32")]);
+    let ran = scratch.run("inspect ckpt");
+    assert!(
+        ran.stderr
+            .contains("the head of a classifier or a reward model"),
+        "{ran:?}"
+    );
+    let scratch = dense();
+    scratch.edit_tensors(SINGLE, |tensors| {
+        let last = tensors
+            .header
+            .values()
+            .map(|entry| entry["data_offsets"][0].as_u64());
+        let last = last.max().unwrap();
+        let mut entries = tensors.header.values_mut();
+        let entry = entries
+            .find(|entry| entry["data_offsets"][0].as_u64() == last)
+            .unwrap();
+        tensors.data.truncate(last.unwrap() as usize);
+        (entry["shape"], entry["data_offsets"]) = (json!([0]), json!([last, last]));
+    });
+    let ran = scratch.run("inspect ckpt");
+    assert!(
+        ran.stderr
+            .contains("found [0], empty as DeepSpeed's ZeRO-3 saves"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn a_tokenizer_config_may_have_numbers_that_python_writes() {
+    let scratch = trained();
+    fs::write(scratch.path("ckpt/chat_template.jinja"), "{{ messages[0].content }}").unwrap();
+    rewrite(&scratch, "ckpt/tokenizer_config.json", |text| {
+        format!("{}, \"model_max_length\": Infinity}}", text.trim_end().strip_suffix('}').unwrap())
+    });
+    scratch.ok("run ckpt --chat --prompt This -n 1");
+}

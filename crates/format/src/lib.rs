@@ -29,6 +29,7 @@ pub mod treehash;
 pub mod unit;
 pub mod weights;
 pub mod writer;
+pub mod written_json;
 
 pub use bundle::Bundle;
 pub use decoder::Decoder;

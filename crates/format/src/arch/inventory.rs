@@ -116,7 +116,10 @@ impl<'a> Matching<'a> {
                     if matching.is_empty_bias(name, info)? {
                         continue;
                     }
-                    let detail = format!("{} has no row for it", arch.path.display());
+                    let mut detail = format!("{} has no row for it", arch.path.display());
+                    if OTHER_HEADS.iter().any(|head| name.starts_with(head)) {
+                        detail = format!("{detail}: {OTHER_HEAD}");
+                    }
                     return Err(matching.refused(name, info, detail));
                 }
                 Some(Target::Role(role)) => {
@@ -466,6 +469,14 @@ fn dimensions(shape: TensorShape) -> Vec<u64> {
     }
 }
 
+/// How names of heads begin that predict no tokens, and what those are.
+const OTHER_HEADS: [&str; 5] = ["score.", "classifier.", "v_head.", "value_head.", "reward_head."];
+const OTHER_HEAD: &str = "the head of a classifier or a reward model, which predicts no tokens: take the \
+                          model for causal language modelling";
+/// What to do with weights that ZeRO-3 left empty.
+const UNGATHERED: &str = ", empty as DeepSpeed's ZeRO-3 saves what it did not gather: make whole weights with \
+                          the zero_to_fp32.py beside its own checkpoint";
+
 /// Refuses another shape; a single row may be one-dimensional or two-dimensional.
 fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), Refusal> {
     let TensorShape { rows, cols, .. } = shape;
@@ -478,8 +489,9 @@ fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), Refusal> {
         return Ok(());
     }
     let expected = dimensions(shape);
+    let next = if info.shape == [0] { UNGATHERED } else { "" };
     Err(mismatch(
         format_args!("shape {expected:?} of {}", shape.role),
-        format_args!("{:?}", info.shape),
+        format_args!("{:?}{next}", info.shape),
     ))
 }

@@ -12,6 +12,7 @@ use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, read_limited};
 use crate::model::{LayerSpec, ModelSpec};
 use crate::refusal::mismatch;
+use crate::written_json;
 
 /// Most layers that are believed.
 const MAX_LAYERS: u32 = 4096;
@@ -114,8 +115,8 @@ fn check_experts(config: &Config<'_>, spec: &ModelSpec) -> Result<()> {
 /// The tokens that end generation by the `generation_config.json` at `path`, if it names any.
 fn generation_eos(path: &Path) -> Result<Option<Vec<u32>>> {
     let Some(text) = read_limited(path, CONFIG_LIMIT)? else { return Ok(None) };
-    let generation: Value =
-        serde_json::from_slice(&text).map_err(|e| FormatError::file(path, e.to_string()))?;
+    let generation =
+        written_json::parse(&text).map_err(|e| FormatError::file(path, e.to_string()))?;
     let Some(value) = generation
         .get("eos_token_id")
         .filter(|value| !value.is_null())

@@ -13,6 +13,7 @@ use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, ReadFile, read_required};
 use crate::manifest::Hash;
 use crate::unit::SourceView;
+use crate::written_json;
 
 /// Configuration, headers and file handles.
 #[derive(Debug)]
@@ -135,40 +136,10 @@ impl TensorInfo {
 /// Reads a `config.json`.
 pub(super) fn read_config(path: &Path) -> Result<Value> {
     let text = read_required(path, CONFIG_LIMIT)?;
-    let parsed = serde_json::from_slice(&text);
-    // A config that is JSON is never looked at twice.
-    let parsed = parsed.or_else(|e| without_literals(&text).ok_or(e));
-    let config: Value = parsed.map_err(|e| FormatError::file(path, e.to_string()))?;
+    let config = written_json::parse(&text).map_err(|e| FormatError::file(path, e.to_string()))?;
     if config.is_object() {
         Ok(config)
     } else {
         Err(FormatError::file(path, "expected a JSON object"))
     }
-}
-
-/// Numbers that Python writes and JSON does not have.
-const LITERALS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
-
-/// What Python reads of a text: [`LITERALS`] outside of strings become null, which no number of a model's
-/// can be, and a byte order mark before it is none of it; nothing where that is no JSON either.
-fn without_literals(text: &[u8]) -> Option<Value> {
-    let mut rest = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-    let (mut out, mut quoted) = (Vec::with_capacity(rest.len()), false);
-    while let Some(byte) = rest.first() {
-        let literal = LITERALS
-            .iter()
-            .find(|word| !quoted && rest.starts_with(word));
-        let (taken, put): (usize, &[u8]) = match (literal, byte) {
-            (Some(word), _) => (word.len(), b"null"),
-            // What follows a backslash ends no string.
-            (None, b'\\') if quoted => (2.min(rest.len()), &rest[..2.min(rest.len())]),
-            (None, byte) => {
-                quoted ^= *byte == b'"';
-                (1, &rest[..1])
-            }
-        };
-        out.extend_from_slice(put);
-        rest = &rest[taken..];
-    }
-    serde_json::from_slice(&out).ok()
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use shardwright_format::checkpoint::{CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME};
 use shardwright_format::io::TOKENIZER_LIMIT;
 use shardwright_format::weights::Weights;
+use shardwright_format::written_json;
 
 use crate::error::{Result, RuntimeError};
 
@@ -77,7 +78,7 @@ fn chosen(member: &Value) -> Result<Option<String>, String> {
 
 fn document(weights: &Weights, name: &str) -> Result<Value> {
     let Some(bytes) = weights.companion(name, TOKENIZER_LIMIT)? else { return Ok(Value::Null) };
-    serde_json::from_slice(&bytes).map_err(|e| refused(weights.root(), name, e.to_string()))
+    written_json::parse(&bytes).map_err(|e| refused(weights.root(), name, e.to_string()))
 }
 
 fn refused(root: &Path, name: &str, detail: String) -> RuntimeError {
