@@ -48,7 +48,7 @@ bless:
     SHARDWRIGHT_BLESS=1 cargo test -p shardwright-capi --test header
     git diff --stat tests crates/capi/include
 
-# attack the release build for some minutes: damaged inputs and bundles, kills, surroundings; see tests/torture.rs.
+# attack the release build for some minutes: damaged inputs, bundles and small files, kills, surroundings; see tests/torture.rs.
 # It goes on behind the seeds that target/torture/log.jsonl tells of; or from a seed, for so many cases of each kind,
 # and with those tests alone whose names begin with `kind` (`just torture 1 103141 1 damaged_inputs`)
 torture minutes="5" seed="next" cases="1000000" kind="":

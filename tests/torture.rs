@@ -9,6 +9,7 @@
 //! its seed and kept under `target/torture`: `just torture` with that seed, and one case, makes it again.
 
 mod campaign;
+mod small_files;
 
 use std::collections::BTreeMap;
 use std::fs;
