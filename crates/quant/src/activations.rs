@@ -18,7 +18,7 @@ pub struct Activations {
     backend: Backend,
     n: usize,
     cols: usize,
-    /// The rows as they came.
+    /// Few rows: as they came.
     x: Vec<f32>,
     /// Few rows: in the order in which the backend decodes four bits, `[n, cols / 16, 16]`.
     arranged: Vec<f32>,
@@ -62,21 +62,42 @@ impl Activations {
     /// # Panics
     /// When `x` is not whole rows.
     pub fn set(&mut self, backend: Backend, x: &[f32], cols: usize) {
+        self.set_in_parts(backend, x, cols, 1)
+            .into_iter()
+            .for_each(Copying::run);
+    }
+
+    /// As [`Self::set`], where there are many rows in up to `parts` parts, each of which is still to be run.
+    ///
+    /// # Panics
+    /// As [`Self::set`].
+    pub fn set_in_parts<'a>(
+        &'a mut self,
+        backend: Backend,
+        x: &'a [f32],
+        cols: usize,
+        parts: usize,
+    ) -> Vec<Copying<'a>> {
         assert!(cols > 0 && x.len().is_multiple_of(cols), "{} values in rows of {cols}", x.len());
         (self.backend, self.n, self.cols) = (backend, x.len() / cols, cols);
         self.x.clear();
-        self.x.extend_from_slice(x);
-        self.arranged.clear();
-        self.strips.clear();
         self.rotated = OnceLock::new();
         // Few rows meet codes where they lie, in the order of lanes that codes unpack to; many meet decoded panels,
         // in strips of rows that share each load.
         if self.is_few() {
-            self.arranged.resize(self.n * cols, 0.0);
+            self.strips.clear();
+            self.x.extend_from_slice(x);
+            self.arranged.resize(x.len(), 0.0);
             backend.run(Arrange { x, cols, out: &mut self.arranged });
-        } else {
-            self.fill_strips();
+            return Vec::new();
         }
+        let (lines, strips) = (cols.div_ceil(LANES), self.n.div_ceil(TILE_X));
+        self.strips.resize(strips * lines, Lines::ZERO);
+        let share = strips.div_ceil(parts);
+        let shares = self.strips.chunks_mut(share * lines);
+        let rows = x.chunks(share * TILE_X * cols);
+        let part = |(strips, x)| Copying { x, cols, strips };
+        shares.zip(rows).map(part).collect()
     }
 
     /// Rows.
@@ -99,7 +120,7 @@ impl Activations {
         self.n <= FEW
     }
 
-    /// Row `row`.
+    /// Row `row` of few.
     pub(crate) fn row(&self, row: usize) -> &[f32] {
         &self.x[row * self.cols..][..self.cols]
     }
@@ -114,18 +135,20 @@ impl Activations {
         &self.strips
     }
 
-    fn fill_strips(&mut self) {
+    /// The rows as they came.
+    fn rows(&self) -> Vec<f32> {
+        if self.is_few() {
+            return self.x.clone();
+        }
         let lines = self.cols.div_ceil(LANES);
-        self.strips
-            .resize(self.n.div_ceil(TILE_X) * lines, Lines::ZERO);
-        let strips = self.strips.chunks_exact_mut(lines);
-        for (strip, rows) in strips.zip(self.x.chunks(TILE_X * self.cols)) {
-            for (i, row) in rows.chunks_exact(self.cols).enumerate() {
-                for (line, values) in strip.iter_mut().zip(row.chunks(LANES)) {
-                    line.0[i] = padded(values);
-                }
+        let mut rows = vec![0.0; self.n * self.cols];
+        for (i, row) in rows.chunks_exact_mut(self.cols).enumerate() {
+            let strip = &self.strips[i / TILE_X * lines..][..lines];
+            for (values, line) in row.chunks_mut(LANES).zip(strip) {
+                values.copy_from_slice(&line.0[i % TILE_X][..values.len()]);
             }
         }
+        rows
     }
 
     /// The rows in the basis of trellis codes.
@@ -134,11 +157,38 @@ impl Activations {
     /// When rows of this length cannot be rotated; there are no such matrices.
     pub(crate) fn rotated(&self) -> &Rotated {
         self.rotated.get_or_init(|| {
-            let (mut rows, cols) = (self.x.clone(), self.cols);
+            let (mut rows, cols) = (self.rows(), self.cols);
             self.backend.run(Rotate { x: &mut rows, cols });
             let panels = if self.is_few() { Vec::new() } else { panels(&rows, cols) };
             Rotated { rows, panels }
         })
+    }
+}
+
+/// Whole strips of activations that are still to be copied.
+#[derive(Debug)]
+pub struct Copying<'a> {
+    /// `[n, cols]`.
+    x: &'a [f32],
+    cols: usize,
+    /// `[n / 4, cols / 16]`.
+    strips: &'a mut [Lines<TILE_X>],
+}
+
+impl Copying<'_> {
+    /// Copies them, zeros where a strip has no rows left.
+    pub fn run(self) {
+        let Self { x, cols, strips } = self;
+        let strips = strips.chunks_exact_mut(cols.div_ceil(LANES));
+        for (strip, x) in strips.zip(x.chunks(TILE_X * cols)) {
+            for i in 0..TILE_X {
+                let row = x.get(i * cols..(i + 1) * cols).unwrap_or_default();
+                let mut values = row.chunks(LANES);
+                for line in strip.iter_mut() {
+                    line.0[i] = padded(values.next().unwrap_or_default());
+                }
+            }
+        }
     }
 }
 

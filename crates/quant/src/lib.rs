@@ -26,13 +26,13 @@ mod quantize;
 mod rows;
 mod trellis;
 
-pub use activations::Activations;
+pub use activations::{Activations, Copying};
 pub use attention::{Attention, attend};
 pub use blocks::{Blocks, Form};
 pub use dot::{axpy, dot};
 pub use encoding::{Affine, Encoding, EncodingError, Float, Parts, Trellis, Zeros};
 pub use error::QuantError;
-pub use exp::silu_mul;
+pub use exp::{Softmaxes, silu_mul, softmaxes};
 pub use feedback::HessianFactor;
 pub use float::{narrow, widen};
 pub use float8::{f4_e2m1, f8_e4m3, f8_e5m2, f8_e8m0};

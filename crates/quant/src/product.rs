@@ -74,6 +74,9 @@ const PANEL_BYTES: usize = 512 * 1024;
 /// of activations and their sums are 32 KiB, and stay in the first cache.
 const DEPTH: usize = 48;
 
+/// What a product begins with.
+const NO_SUMS: Sums = [Lines::ZERO; TILE_X];
+
 thread_local! {
     /// Decoded values, kept from one product to the next: clearing fresh memory takes longer than some
     /// products do.
@@ -100,7 +103,7 @@ fn many_rows<S: Simd>(
     panel.resize(panel.len().max(tiles * lines), Lines::ZERO);
     if lines > DEPTH {
         let strips = strips.min(x.n().div_ceil(TILE_X));
-        sums.resize(sums.len().max(strips), [Lines::ZERO; TILE_X]);
+        sums.resize(sums.len().max(strips), NO_SUMS);
     }
     for first in rows.clone().step_by(tiles * TILE_W) {
         let few = first..rows.end.min(first + tiles * TILE_W);
@@ -141,12 +144,15 @@ fn tile_of_products<S: Simd>(
     for (part, w) in w.chunks(depth).enumerate() {
         let (first, last) = (part == 0, part * depth + w.len() == lines);
         for (strip, x) in x.chunks_exact(lines).enumerate() {
-            let mut sums = if first { [Lines::ZERO; TILE_X] } else { before[strip] };
-            s.dots(&x[part * depth..][..w.len()], w, &mut sums);
+            let x = &x[part * depth..][..w.len()];
             if last {
-                keep(strip, s.sum_tile(&sums));
+                let before = if first { &NO_SUMS } else { &before[strip] };
+                keep(strip, s.last_dots(x, w, before));
             } else {
-                before[strip] = sums;
+                if first {
+                    before[strip] = NO_SUMS;
+                }
+                s.dots(x, w, &mut before[strip]);
             }
         }
     }

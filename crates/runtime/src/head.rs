@@ -90,8 +90,10 @@ impl Head {
         let Self { norm, eps, unit, role, vocab_size, logits_cap, pool, linear, normed } = self;
         assert_eq!(hidden.len(), n * norm.len(), "{n} rows of {} channels", norm.len());
         let matrix = unit.view().matrix(*role, *vocab_size, norm.len())?;
-        rms_norm(linear.backend, hidden, norm, *eps, normed);
-        pool.install(|| linear.compute(vec![Product { matrix, x: normed, out: &mut *out }]));
+        pool.install(|| {
+            rms_norm(linear.backend, hidden, norm, *eps, normed);
+            linear.compute(vec![Product { matrix, x: normed, out: &mut *out }]);
+        });
         cap(out, *logits_cap);
         Ok(())
     }
@@ -99,7 +101,9 @@ impl Head {
     /// What the head is multiplied with: `norm(hidden)`, `[n, hidden_size]` both.
     pub fn normed(&self, hidden: &[f32]) -> Vec<f32> {
         let mut normed = Vec::new();
-        rms_norm(self.linear.backend, hidden, &self.norm, self.eps, &mut normed);
+        let backend = self.linear.backend;
+        self.pool
+            .install(|| rms_norm(backend, hidden, &self.norm, self.eps, &mut normed));
         normed
     }
 

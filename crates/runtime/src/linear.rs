@@ -2,7 +2,7 @@
 //! rows go with it and whatever threads there are.
 
 use rayon::prelude::*;
-use shardwright_quant::{Activations, Backend, Encoding, Matrix, Outputs, matmul};
+use shardwright_quant::{Activations, Backend, Copying, Encoding, Matrix, Outputs, matmul};
 
 use crate::block::capture::{Captures, InputSite};
 use crate::error::{Result, RuntimeError};
@@ -83,13 +83,21 @@ impl Linear {
     /// it. Gives each product's place in `self.activations`.
     fn prepare(&mut self, products: &[Product<'_>]) -> Vec<usize> {
         let mut places: Vec<usize> = Vec::with_capacity(products.len());
-        let mut used = 0;
+        let (mut used, threads) = (0, rayon::current_num_threads());
         for (i, product) in products.iter().enumerate() {
             if i == 0 || !std::ptr::eq(products[i - 1].x, product.x) {
                 if used == self.activations.len() {
                     self.activations.push(Activations::new());
                 }
-                self.activations[used].set(self.backend, product.x, product.matrix.cols());
+                let (x, cols) = (product.x, product.matrix.cols());
+                let parts = if x.len() < WORTH_A_THREAD { 1 } else { threads };
+                let activations = &mut self.activations[used];
+                let parts = activations.set_in_parts(self.backend, x, cols, parts);
+                if parts.len() == 1 {
+                    parts.into_iter().for_each(Copying::run);
+                } else {
+                    parts.into_par_iter().with_max_len(1).for_each(Copying::run);
+                }
                 used += 1;
             }
             places.push(used - 1);

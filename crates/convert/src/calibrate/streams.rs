@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use shardwright_format::ModelSpec;
 use shardwright_format::report::{LayerCoverage, LayerOutput};
 use shardwright_format::weights::Weights;
+use shardwright_quant::{Backend, softmaxes};
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Head, Result, Routes};
 
@@ -116,6 +117,7 @@ pub fn mean_divergences(
     let (vocab, hidden) = (head.vocab_size(), head.hidden_size());
     let rows = (LOGITS / vocab).max(1) * hidden;
     let (mut from, mut to, mut sums) = (Vec::new(), Vec::new(), vec![0.0; others.len()]);
+    let backend = Backend::detect();
     for (at, a) in a.chunks(rows).enumerate() {
         let n = a.len() / hidden;
         from.resize(n * vocab, 0.0);
@@ -125,30 +127,12 @@ pub fn mean_divergences(
             let b = &stream[at * rows..][..a.len()];
             own.as_mut().unwrap_or(head).logits(b, n, &mut to)?;
             let pairs = from.par_chunks_exact(vocab).zip(to.par_chunks_exact(vocab));
-            let each: Vec<f64> = pairs.map(|(a, b)| divergence(a, b)).collect();
+            let each: Vec<f64> = pairs
+                .map(|(a, b)| softmaxes(backend, a, b).divergence())
+                .collect();
             *sum += each.iter().sum::<f64>();
         }
     }
     let tokens = (a.len() / hidden) as f64;
     Ok(sums.into_iter().map(|sum| sum / tokens).collect())
-}
-
-/// `Σ p (ln p - ln q)` for the softmax `p` of `a` and `q` of `b`.
-fn divergence(a: &[f32], b: &[f32]) -> f64 {
-    let [norm_a, norm_b] = [a, b].map(log_sum_exp);
-    let each = a.iter().zip(b).map(|(a, b)| {
-        let log_p = f64::from(*a) - norm_a;
-        log_p.exp() * (log_p - (f64::from(*b) - norm_b))
-    });
-    each.sum()
-}
-
-fn log_sum_exp(x: &[f32]) -> f64 {
-    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let max = f64::from(max);
-    max + x
-        .iter()
-        .map(|x| (f64::from(*x) - max).exp())
-        .sum::<f64>()
-        .ln()
 }

@@ -5,7 +5,10 @@
 use std::arch::x86_64::*;
 
 use super::layout::{Layout, Spread};
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, Lines, Simd, Sums, TILE_W, TILE_X};
+
+/// How far ahead of the activations being multiplied others are asked for, in values: eight lines of a strip.
+const AHEAD: usize = 8 * TILE_X * LANES;
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL, VBMI and VNNI.
 #[derive(Clone, Copy)]
@@ -215,21 +218,44 @@ impl Simd for Avx512 {
         if BITS == 4 { self.permute(v, &BACK) } else { v }
     }
 
+    #[inline(always)]
+    fn dots(self, x: &[Lines<TILE_X>], w: &[Lines<TILE_W>], sums: &mut Sums) {
+        let acc = self.tile(x, w, sums);
+        for (acc, sums) in acc.iter().zip(sums) {
+            for (acc, sum) in acc.iter().zip(&mut sums.0) {
+                self.store(*acc, sum);
+            }
+        }
+    }
+
+    /// The sums never leave the registers. Eight are added at a time: the first four columns of two rows, then
+    /// the last two of all.
+    #[inline(always)]
+    fn last_dots(
+        self,
+        x: &[Lines<TILE_X>],
+        w: &[Lines<TILE_W>],
+        before: &Sums,
+    ) -> [[f32; TILE_W]; TILE_X] {
+        let [a, b, c, d] = self.tile(x, w, before);
+        let ab = self.sum_eight(&[a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]);
+        let cd = self.sum_eight(&[c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]);
+        let rest = self.sum_eight(&[a[4], a[5], b[4], b[5], c[4], c[5], d[4], d[5]]);
+        [
+            [ab[0], ab[1], ab[2], ab[3], rest[0], rest[1]],
+            [ab[4], ab[5], ab[6], ab[7], rest[2], rest[3]],
+            [cd[0], cd[1], cd[2], cd[3], rest[4], rest[5]],
+            [cd[4], cd[5], cd[6], cd[7], rest[6], rest[7]],
+        ]
+    }
+
     /// Each addition of [`Simd::sum`] is done for all four in one register.
     #[inline(always)]
     fn sum_four(self, v: [__m512; 4]) -> [f32; 4] {
         let mut out = [0.0; LANES];
+        let four = self.quarters(v);
         // SAFETY: `self` proves the instructions.
         let sums = unsafe {
-            // Lanes `l` and `l + 8`: a half of the register for each of two sums.
-            let pair = |a, b| {
-                let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
-                _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
-            };
-            let (ab, cd) = (pair(v[0], v[1]), pair(v[2], v[3]));
-            // Lanes `l` and `l + 4`: a quarter for each.
-            let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
-            let four = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd));
             let two = _mm512_add_ps(four, _mm512_permute_ps::<0b01_00_11_10>(four));
             _mm512_add_ps(two, _mm512_permute_ps::<0b10_11_00_01>(two))
         };
@@ -239,6 +265,72 @@ impl Simd for Avx512 {
 }
 
 impl Avx512 {
+    /// The lanes of a register tile of sums, after those in `before`.
+    #[inline(always)]
+    fn tile(
+        self,
+        x: &[Lines<TILE_X>],
+        w: &[Lines<TILE_W>],
+        before: &Sums,
+    ) -> [[__m512; TILE_W]; TILE_X] {
+        let mut acc = [[self.splat(0.0); TILE_W]; TILE_X];
+        for (acc, sums) in acc.iter_mut().zip(before) {
+            *acc = self.load_lines(&sums.0);
+        }
+        for (x, w) in x.iter().zip(w) {
+            let w = self.load_lines(&w.0);
+            for (acc, line) in acc.iter_mut().zip(&x.0) {
+                // Activations come from the second cache, one line after the other.
+                // SAFETY: x86-64 has the instruction, and it reads nothing: any address will do.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD).cast()) }
+                let x = self.load(line);
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    *acc = self.mul_add(w, x, *acc);
+                }
+            }
+        }
+        acc
+    }
+
+    /// Four sums on the way: lanes `4 i..4 i + 4` are those of `v[i]` after the first two steps of
+    /// [`Simd::sum`], which add what lies 8 and 4 lanes apart.
+    #[inline(always)]
+    fn quarters(self, [a, b, c, d]: [__m512; 4]) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            // The lower half of one and the upper of the other, and what is to be added to each: the order of
+            // two summands changes nothing.
+            let pair = |a, b| {
+                let crossed = _mm512_shuffle_f32x4::<0b01_00_11_10>(a, b);
+                _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b), crossed)
+            };
+            let (ab, cd) = (pair(a, b), pair(c, d));
+            let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
+            _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd))
+        }
+    }
+
+    /// [`Simd::sum`] of each of eight.
+    #[inline(always)]
+    fn sum_eight(self, v: &[__m512; 8]) -> [f32; 8] {
+        let even = self.quarters([v[0], v[2], v[4], v[6]]);
+        let odd = self.quarters([v[1], v[3], v[5], v[7]]);
+        let mut out = [0.0; 8];
+        // SAFETY: `self` proves the instructions, AVX among them; the array is 32 writable bytes.
+        unsafe {
+            // Two lanes of each of two sums in a quarter, then the sums in its first and third lane.
+            let crossed = _mm512_castpd_ps(_mm512_shuffle_pd::<0b0101_0101>(
+                _mm512_castps_pd(even),
+                _mm512_castps_pd(odd),
+            ));
+            let two = _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, even, odd), crossed);
+            let sums = _mm512_add_ps(two, _mm512_permute_ps::<0b10_11_00_01>(two));
+            let sums = _mm512_maskz_compress_ps(0x5555, sums);
+            _mm256_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps256(sums));
+        }
+        out
+    }
+
     #[inline(always)]
     fn permute(self, v: __m512, lanes: &[u32; LANES]) -> __m512 {
         // SAFETY: `self` proves the instructions; the table is 64 readable bytes.

@@ -319,16 +319,23 @@ pub trait Simd: Copy {
         }
     }
 
-    /// [`Self::sum`] of each element.
+    /// The end of a register tile: [`Self::sum`] of each of the sums that [`Self::dots`] makes of `before`.
     #[inline(always)]
-    fn sum_tile(self, sums: &Sums) -> [[f32; TILE_W]; TILE_X] {
-        let [a, b, c, d] = sums;
-        let mut columns = [[0.0; TILE_X]; TILE_W];
-        for (j, column) in columns.iter_mut().enumerate() {
-            let (a, b) = (self.load(&a.0[j]), self.load(&b.0[j]));
-            *column = self.sum_four([a, b, self.load(&c.0[j]), self.load(&d.0[j])]);
+    fn last_dots(
+        self,
+        x: &[Lines<TILE_X>],
+        w: &[Lines<TILE_W>],
+        before: &Sums,
+    ) -> [[f32; TILE_W]; TILE_X] {
+        let mut sums = *before;
+        self.dots(x, w, &mut sums);
+        let mut out = [[0.0; TILE_W]; TILE_X];
+        for (out, sums) in out.iter_mut().zip(&sums) {
+            for (out, sum) in out.iter_mut().zip(&sums.0) {
+                *out = self.sum(self.load(sum));
+            }
         }
-        std::array::from_fn(|i| columns.map(|column| column[i]))
+        out
     }
 
     /// [`Self::sum`] of each of four.

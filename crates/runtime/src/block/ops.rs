@@ -1,17 +1,39 @@
 //! What is neither a matrix product nor attention. Powers, logarithms and angles come from a library of our
 //! own language, not from the system's: the same bits everywhere.
 
+use rayon::prelude::*;
 use shardwright_quant::{Backend, dot};
+
+/// Values below which a second thread costs more than it brings.
+const WORTH_A_THREAD: usize = 32 * 1024;
+
+/// Calls `each` with stretches of whole rows of `x`, each `width` wide, and where in `x` they begin: one for
+/// each thread of the current pool.
+fn by_rows(x: &mut [f32], width: usize, each: impl Fn(usize, &mut [f32]) + Sync) {
+    let threads = if x.len() < WORTH_A_THREAD { 1 } else { rayon::current_num_threads() };
+    if threads == 1 {
+        return each(0, x);
+    }
+    let stretch = (x.len() / width).div_ceil(threads) * width;
+    let stretches = x.par_chunks_mut(stretch).enumerate();
+    stretches.for_each(|(i, rows)| each(i * stretch, rows));
+}
 
 /// `out = x / sqrt(mean(x²) + eps) * weight`, for each row of `x: [n, weight.len()]`.
 pub fn rms_norm(backend: Backend, x: &[f32], weight: &[f32], eps: f32, out: &mut Vec<f32>) {
-    out.clear();
-    out.extend_from_slice(x);
-    rms_norm_in_place(backend, out, weight, eps);
+    out.resize(x.len(), 0.0);
+    by_rows(out, weight.len(), |at, out| {
+        out.copy_from_slice(&x[at..][..out.len()]);
+        norm_rows(backend, out, weight, eps);
+    });
 }
 
 /// [`rms_norm`] on the rows where they lie.
 pub fn rms_norm_in_place(backend: Backend, x: &mut [f32], weight: &[f32], eps: f32) {
+    by_rows(x, weight.len(), |_, x| norm_rows(backend, x, weight, eps));
+}
+
+fn norm_rows(backend: Backend, x: &mut [f32], weight: &[f32], eps: f32) {
     for row in x.chunks_exact_mut(weight.len()) {
         let mean = dot(backend, row, row) / row.len() as f32;
         let scale = 1.0 / (mean + eps).sqrt();
@@ -121,13 +143,17 @@ pub fn scale(x: &mut [f32], factor: f32) {
 pub fn add_scaled(x: &mut [f32], factor: Option<f32>, y: &[f32]) {
     match factor {
         None => add(x, y),
-        Some(factor) => x.iter_mut().zip(y).for_each(|(x, y)| *x += factor * y),
+        Some(factor) => by_rows(x, 1, |at, x| {
+            x.iter_mut()
+                .zip(&y[at..])
+                .for_each(|(x, y)| *x += factor * y);
+        }),
     }
 }
 
 /// `x += y`.
 pub fn add(x: &mut [f32], y: &[f32]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+    by_rows(x, 1, |at, x| x.iter_mut().zip(&y[at..]).for_each(|(x, y)| *x += y));
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! One token: how two sets of logits differ. All logarithms are natural; all sums are `f64`.
 
 use serde::{Deserialize, Serialize};
+use shardwright_quant::{Backend, softmaxes};
 
 /// How two models predict one token. In a file it is a list of its members in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,22 +43,12 @@ const TOP: usize = 5;
 impl Score {
     /// Compares logits, `[vocab_size]` each, that predict `target`. None when some are not finite.
     ///
-    /// With `z` the logits and `Z = Σ exp(z - max z)`, `ln p = z - max z - ln Z`, so that
-    /// the divergence is `Σ p (z - z') - (max z + ln Z) + (max z' + ln Z')`: one exponential per
-    /// logit, no floor and no cut tail.
+    /// One exponential per logit, no floor and no cut tail.
     pub(super) fn new(original: &[f32], candidate: &[f32], target: usize) -> Option<Self> {
-        let ((top, most), (top_candidate, most_candidate)) =
-            (maximum(original), maximum(candidate));
-        let (mut sum, mut sum_candidate, mut shifted) = (0.0, 0.0, 0.0);
-        for (&z, &other) in original.iter().zip(candidate) {
-            let (z, other) = (f64::from(z), f64::from(other));
-            let weight = (z - most).exp();
-            sum += weight;
-            sum_candidate += (other - most_candidate).exp();
-            shifted += weight * (z - other);
-        }
-        let (log_sum, log_sum_candidate) = (most + sum.ln(), most_candidate + sum_candidate.ln());
-        let kld = shifted / sum - log_sum + log_sum_candidate;
+        let softmaxes = softmaxes(Backend::detect(), original, candidate);
+        let [log_sum, log_sum_candidate] = softmaxes.log_sums();
+        let kld = softmaxes.divergence();
+        let tops = [most_probable(original), most_probable(candidate)];
         let nll_original = log_sum - f64::from(*original.get(target)?);
         let nll = log_sum_candidate - f64::from(*candidate.get(target)?);
         let finite = kld.is_finite() && nll.is_finite() && nll_original.is_finite();
@@ -66,9 +57,9 @@ impl Score {
             nll,
             // Below zero only by rounding.
             kld: kld.max(0.0),
-            same_top: top == top_candidate,
-            top_overlap: overlap(original, candidate),
-            confidence: 1.0 / sum,
+            same_top: tops[0][0] == tops[1][0],
+            top_overlap: overlap(&tops, original.len()),
+            confidence: 1.0 / softmaxes.sums[0],
         })
     }
 
@@ -78,10 +69,9 @@ impl Score {
     }
 }
 
-/// Share of the [`TOP`] most probable tokens that both have, in whatever order.
-fn overlap(original: &[f32], candidate: &[f32]) -> f64 {
-    let (most, others) = (most_probable(original), most_probable(candidate));
-    let count = TOP.min(original.len());
+/// Share of the [`TOP`] most probable tokens, of `vocab_size`, that both have, in whatever order.
+fn overlap([most, others]: &[[usize; TOP]; 2], vocab_size: usize) -> f64 {
+    let count = TOP.min(vocab_size);
     let shared = most[..count].iter().filter(|token| others.contains(token));
     shared.count() as f64 / count.max(1) as f64
 }
@@ -103,16 +93,6 @@ fn most_probable(z: &[f32]) -> [usize; TOP] {
     tokens
 }
 
-/// The first of the largest values, and its place.
-fn maximum(z: &[f32]) -> (usize, f64) {
-    let start = (0, f32::NEG_INFINITY);
-    let (at, most) = z
-        .iter()
-        .enumerate()
-        .fold(start, |best, (i, &z)| if z > best.1 { (i, z) } else { best });
-    (at, f64::from(most))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +101,8 @@ mod tests {
     fn the_five_most_probable_tokens_are_compared() {
         let z = [0.0, 3.0, 1.0, 3.0, 2.0, -1.0, 5.0];
         assert_eq!(most_probable(&z), [6, 1, 3, 4, 2]);
+        let overlap =
+            |z: &[f32], other: &[f32]| overlap(&[most_probable(z), most_probable(other)], z.len());
         assert_eq!(overlap(&z, &z), 1.0);
         // Tokens 6, 1 and 3 leave the first five for 0, 2 and 5, of which 2 was among them.
         assert_eq!(overlap(&z, &[4.0, 0.0, 3.0, 0.0, 2.0, 1.0, 0.0]), 0.6);
