@@ -189,3 +189,43 @@ impl RemoteFile for RangedFile {
         Chunks::MEMORY
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Patience;
+    use crate::listing::Address;
+
+    #[test]
+    fn a_short_read_waits_for_a_chunk_that_is_coming() {
+        // Nobody answers there: whatever is asked for by itself is an error.
+        let address = Address::Web { url: Url::parse("http://127.0.0.1:1/m").unwrap() };
+        let (path, revision) = ("m".to_owned(), "1".to_owned());
+        let entry = RemoteEntry {
+            path,
+            len: CHUNK,
+            revision,
+            name: "m".to_owned(),
+            address,
+            content: None,
+        };
+        let client = Client::new(Patience { attempts: 1, ..Patience::default() });
+        let shared = Arc::new(Shared { client, chunks: Chunks::default() });
+        let folder = Arc::new(TempDir::new().unwrap());
+        let file = RangedFile::new(Arc::clone(&shared), folder, 0, entry);
+        let (at, mut alone) = (2 * HEAD, [0; 4]);
+        assert!(file.read_at(at, &mut alone).is_err());
+        assert!(shared.chunks.begin_ahead((0, 0)));
+        let read = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut out = [0; 4];
+                file.read_at(at, &mut out).map(|()| out)
+            });
+            // Time for the reader to get there; without it, it would find the chunk.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            shared.chunks.came((0, 0), Ok(vec![7; CHUNK as usize]));
+            reader.join().unwrap()
+        });
+        assert_eq!(read.unwrap(), [7; 4]);
+    }
+}

@@ -100,7 +100,8 @@ impl Golden<'_> {
 pub fn check_golden(weights: &Weights, golden: &Path, threads: usize) -> Result<GoldenCheck> {
     let bytes = read_required(golden, INDEX_LIMIT)?;
     let tensors = SafeTensors::deserialize(&bytes);
-    let tensors = tensors.map_err(|e| FormatError::file(golden, e.to_string()))?;
+    let foreign = |e| mismatch("a safetensors file", format_args!("none ({e})"));
+    let tensors = tensors.map_err(|e| FormatError::file(golden, foreign(e)))?;
     let golden = Golden { path: golden, tensors };
     let (tokens, spec) = (golden.tokens()?, weights.spec());
     let vocab = spec.vocab_size as usize;
