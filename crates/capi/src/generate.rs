@@ -4,7 +4,7 @@ use std::sync::{Mutex, TryLockError};
 
 use shardwright_format::Refusal;
 use shardwright_quant::CacheType;
-use shardwright_runtime::plan::{THREAD_BYTES, loading, reserved};
+use shardwright_runtime::options::{THREAD_BYTES, loading, reserved};
 use shardwright_runtime::text::{Sampler, Sampling, TextStream, Tokenizer};
 use shardwright_runtime::{CacheTypes, Options, RuntimeError};
 

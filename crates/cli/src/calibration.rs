@@ -7,7 +7,7 @@ use shardwright_convert::Calibration;
 use shardwright_convert::calibrate::{Corpus, SavedStatistics};
 use shardwright_format::manifest;
 use shardwright_format::weights::Weights;
-use shardwright_runtime::plan::LOADING_BYTES;
+use shardwright_runtime::options::LOADING_BYTES;
 
 use crate::args::{CalibrationArgs, CalibrationTextArgs};
 use crate::failure::Failure;

@@ -1,7 +1,7 @@
 //! A runtime within what the machine has.
 
 use shardwright_format::weights::Weights;
-use shardwright_runtime::plan::{PROGRAM_BYTES, THREAD_BYTES, loading, reserved};
+use shardwright_runtime::options::{PROGRAM_BYTES, THREAD_BYTES, loading, reserved};
 use shardwright_runtime::text::Tokenizer;
 use shardwright_runtime::{MemoryPlan, Options, Runtime, RuntimeError};
 

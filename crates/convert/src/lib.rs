@@ -16,7 +16,7 @@ pub mod recipe;
 
 pub use convert::{
     Buffers, Calibration, ConvertOptions, MergeOptions, Merged, PartReport, Phase, Progress,
-    ReproduceOptions, convert, convert_part, merge, partial_path, reproduce,
+    ReproduceOptions, convert, convert_part, merge, reproduce,
 };
 pub use error::{ConvertError, Remedy, Result};
 pub use export::{

@@ -61,6 +61,13 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// The name under which the file or directory `out` is made: `OUT.partial`, beside it.
+pub fn partial_path(out: &Path) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    out.with_file_name(name)
+}
+
 /// Makes `path` what `write` writes to a file beside it: whole, or not at all.
 ///
 /// # Errors
@@ -69,9 +76,7 @@ pub fn replace<E: From<FormatError>>(
     path: &Path,
     write: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = Path::new(&partial);
+    let partial = &partial_path(path);
     let written = write(partial);
     if written.is_err() {
         // The error that matters is the one above.

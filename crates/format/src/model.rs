@@ -463,6 +463,14 @@ pub struct SharedExpertSpec {
     pub gated: bool,
 }
 
+impl ModelSpec {
+    /// Routed experts of all layers.
+    pub fn num_experts(&self) -> u64 {
+        let layers = self.layers.iter();
+        layers.map(|layer| u64::from(layer.num_experts())).sum()
+    }
+}
+
 impl LayerSpec {
     /// Routed experts of the layer; 0 when it is dense.
     pub fn num_experts(&self) -> u32 {

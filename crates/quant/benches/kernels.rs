@@ -210,6 +210,21 @@ fn products_of_64_rows(bencher: Bencher<'_, '_>, case: &str) {
     multiply(bencher, case, 64);
 }
 
+/// A prompt's product in BF16: rows and columns of the matrix.
+#[divan::bench(args = ["1536 576", "576 1536", "2048 2048"], sample_count = 20)]
+fn products_of_2048_rows(bencher: Bencher<'_, '_>, shape: &str) {
+    let (rows, cols) = shape.split_once(' ').unwrap();
+    let (rows, cols, n) = (rows.parse().unwrap(), cols.parse().unwrap(), 2048);
+    let mut bytes = vec![0; 2 * rows * cols];
+    narrow(Float::Bf16, &weights(rows * cols), &mut bytes);
+    let m = Matrix::new(Encoding::Bf16, rows, cols, &bytes).unwrap();
+    let (mut x, mut out) = (Activations::new(), vec![0.0; n * rows]);
+    x.set(Backend::detect(), &weights(n * cols), cols);
+    bencher
+        .counter(ItemsCount::new(n * rows * cols))
+        .bench_local(|| matmul(black_box(&m), &x, 0..rows, Outputs::new(&mut out, n)));
+}
+
 /// The Gram matrix of 512 rows of 576 columns: an item is a fused multiply-add.
 #[divan::bench(args = backends(), sample_count = 20)]
 fn outer_products(bencher: Bencher<'_, '_>, case: &str) {

@@ -257,3 +257,29 @@ impl Kernel for Rotate<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::tests::noise;
+
+    #[test]
+    fn parts_copy_what_one_copies_over_whatever_was_there() {
+        for (n, cols) in [(3, 16), (23, 37), (64, 40)] {
+            let x = noise(n * cols, 1);
+            let mut whole = Activations::new();
+            whole.set(Backend::Scalar, &x, cols);
+            assert_eq!(whole.rows(), x);
+            for parts in [2, 3, 7, 100] {
+                let mut split = Activations::new();
+                split.set(Backend::Scalar, &noise(100 * cols, 2), cols);
+                let copying = split.set_in_parts(Backend::Scalar, &x, cols, parts);
+                assert!(copying.len() <= parts && copying.len() > usize::from(n > TILE_X));
+                copying.into_iter().rev().for_each(Copying::run);
+                let pairs = split.strips.iter().zip(&whole.strips);
+                assert_eq!(split.strips.len(), whole.strips.len());
+                assert!(pairs.into_iter().all(|(a, b)| a.0 == b.0), "{n} x {cols}, {parts} parts");
+            }
+        }
+    }
+}

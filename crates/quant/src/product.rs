@@ -186,7 +186,7 @@ const CACHE_LINE: usize = 64;
 fn ask<S: Simd>(s: S, bytes: &[u8], at: usize, len: usize) {
     let start = (at + AHEAD).min(bytes.len());
     for line in bytes[start..bytes.len().min(start + len)].chunks(CACHE_LINE) {
-        s.prefetch(line);
+        s.prefetch(line.as_ptr());
     }
 }
 

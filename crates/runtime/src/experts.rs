@@ -38,9 +38,10 @@ pub fn forward(
     // While the first experts are read.
     state.shared(layer, spec, &mut None)?;
     let hidden = experts.hidden();
-    outputs.clear();
-    outputs.reserve_exact(state.routes.experts.len() * hidden);
-    outputs.resize(state.routes.experts.len() * hidden, 0.0);
+    let len = state.routes.experts.len() * hidden;
+    // Old values stay until every expert has written over its own. No more memory than the plan counts.
+    outputs.reserve_exact(len.saturating_sub(outputs.len()));
+    outputs.resize(len, 0.0);
     while let Some(ready) = union.ready(store)? {
         union.compute(&experts, &ready, (state, store), outputs)?;
         union.ask(store)?;

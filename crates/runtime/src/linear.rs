@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use shardwright_quant::{Activations, Backend, Copying, Encoding, Matrix, Outputs, matmul};
 
 use crate::block::capture::{Captures, InputSite};
+use crate::block::ops::threads_for;
 use crate::error::{Result, RuntimeError};
 
 /// Below this many multiplications a second thread costs more than it brings.
@@ -83,26 +84,30 @@ impl Linear {
     /// it. Gives each product's place in `self.activations`.
     fn prepare(&mut self, products: &[Product<'_>]) -> Vec<usize> {
         let mut places: Vec<usize> = Vec::with_capacity(products.len());
-        let (mut used, threads) = (0, rayon::current_num_threads());
+        let mut used = 0;
         for (i, product) in products.iter().enumerate() {
             if i == 0 || !std::ptr::eq(products[i - 1].x, product.x) {
                 if used == self.activations.len() {
                     self.activations.push(Activations::new());
                 }
-                let (x, cols) = (product.x, product.matrix.cols());
-                let parts = if x.len() < WORTH_A_THREAD { 1 } else { threads };
-                let activations = &mut self.activations[used];
-                let parts = activations.set_in_parts(self.backend, x, cols, parts);
-                if parts.len() == 1 {
-                    parts.into_iter().for_each(Copying::run);
-                } else {
-                    parts.into_par_iter().with_max_len(1).for_each(Copying::run);
-                }
+                set(&mut self.activations[used], self.backend, product);
                 used += 1;
             }
             places.push(used - 1);
         }
         places
+    }
+}
+
+/// Copies the input of a product, on several threads if that is worth it.
+fn set(activations: &mut Activations, backend: Backend, product: &Product<'_>) {
+    let (x, cols) = (product.x, product.matrix.cols());
+    match threads_for(x.len()) {
+        1 => activations.set(backend, x, cols),
+        threads => {
+            let parts = activations.set_in_parts(backend, x, cols, threads);
+            parts.into_par_iter().with_max_len(1).for_each(Copying::run);
+        }
     }
 }
 

@@ -8,9 +8,7 @@ use shardwright_format::{FormatError, Role, TensorEntry, Unit, UnitLayout};
 use crate::block::kv::CacheTypes;
 use crate::block::{self, MixerState};
 use crate::error::{Result, RuntimeError};
-pub use crate::options::{
-    CHUNK, LOADING_BYTES, Options, PROGRAM_BYTES, THREAD_BYTES, loading, reserved,
-};
+use crate::options::Options;
 use crate::vocab::head_location;
 
 /// What a prompt's chunks may take of what a budget has beyond the least: one part in this many.
@@ -167,11 +165,7 @@ impl MemoryPlan {
     /// layer; all else stays as it is. Chunks of a prompt for which too little room is left grow shorter.
     #[must_use]
     pub fn resized(&self, spec: &ModelSpec, budget: u64) -> Self {
-        let experts = spec
-            .layers
-            .iter()
-            .map(|layer| layer.num_experts() as usize)
-            .sum::<usize>();
+        let experts = spec.num_experts() as usize;
         let picks = spec.layers.iter().map(|layer| match &layer.ffn {
             Ffn::Moe(moe) => moe.num_experts_per_tok as usize,
             Ffn::Dense(_) => 0,

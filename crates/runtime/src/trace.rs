@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use shardwright_format::io::partial_path;
 use shardwright_format::model::{Ffn, ModelSpec, MoeSpec};
 use shardwright_format::{FormatError, Refusal, mismatch};
 
@@ -21,6 +22,9 @@ const LINE_LIMIT: u64 = 4 << 20;
 
 /// Larger files are refused: this holds hours of a large model.
 const FILE_LIMIT: u64 = 256 << 20;
+
+/// What a trace is in messages.
+const KIND: &str = "a trace that `run --trace` wrote";
 
 /// More layers, or experts of a layer, than any model has.
 const MOST: u32 = 1 << 16;
@@ -73,11 +77,7 @@ impl Header {
     /// That of a model under a plan; none for one without experts.
     pub fn new(spec: &ModelSpec, plan: &MemoryPlan) -> Option<Self> {
         let (experts, picks) = shape(spec)?;
-        let all = spec
-            .layers
-            .iter()
-            .map(|layer| u64::from(layer.num_experts()))
-            .sum::<u64>();
+        let all = spec.num_experts();
         Some(Self {
             shardwright_trace: VERSION,
             model_type: spec.model_type.clone(),
@@ -188,9 +188,7 @@ impl TraceWriter {
     /// # Errors
     /// What the operating system refuses.
     pub fn create(path: &Path, header: &Header) -> Result<Self> {
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
+        let partial = partial_path(path);
         let file = File::create(&partial).map_err(|e| FormatError::io(&partial, e))?;
         let out = Some(BufWriter::new(file));
         let mut writer = Self { path: path.to_owned(), partial, out, lines: 0 };
@@ -256,12 +254,8 @@ pub fn read(path: &Path, mut each: impl FnMut(&Visit)) -> Result<Header> {
     let metadata = file.metadata().map_err(|e| FormatError::io(path, e))?;
     let refuse = |detail: Refusal| FormatError::file(path, detail);
     if !metadata.is_file() || metadata.len() > FILE_LIMIT {
-        let expected =
-            format_args!("a trace that `run --trace` wrote, of at most {FILE_LIMIT} bytes")
-                .to_string();
-        return Err(
-            refuse(Refusal { expected: Some(expected.into()), ..Refusal::default() }).into()
-        );
+        let expected = format!("expected {KIND}, of at most {FILE_LIMIT} bytes");
+        return Err(refuse(expected.into()).into());
     }
     let (mut lines, mut number) = (BufReader::new(file), 0_u64);
     let mut next = || -> Result<Option<(u64, Vec<u8>)>> {
@@ -280,7 +274,7 @@ pub fn read(path: &Path, mut each: impl FnMut(&Visit)) -> Result<Header> {
             }
         }
     };
-    let no_trace = || refuse(Refusal::from("expected a trace that `run --trace` wrote"));
+    let no_trace = || refuse(format!("expected {KIND}").into());
     let (_, first) = next()?.ok_or_else(no_trace)?;
     let header: Header = serde_json::from_slice(&first).map_err(|_| no_trace())?;
     header

@@ -8,7 +8,7 @@ use serde::Serialize;
 use shardwright_convert::Plan;
 use shardwright_format::FormatError;
 use shardwright_quant::CacheType;
-use shardwright_runtime::plan::{loading, reserved};
+use shardwright_runtime::options::{loading, reserved};
 use shardwright_runtime::replay::{Bought, Replay};
 use shardwright_runtime::text::Tokenizer;
 use shardwright_runtime::{CacheTypes, MemoryPlan, Options as RuntimeOptions};
@@ -120,17 +120,12 @@ impl RuntimeMemory {
             })
         };
         let default = memory(CacheArgs::DEFAULT.into())?;
-        let experts = spec
-            .layers
-            .iter()
-            .map(|layer| u64::from(layer.num_experts()))
-            .sum::<u64>();
         Ok(Self {
             context: CONTEXT,
             floor_bytes: default.min_bytes,
             resident_bytes: default.resident,
             expert_bytes: default.expert_slot,
-            experts_bytes: default.expert_slot * experts,
+            experts_bytes: default.expert_slot * spec.num_experts(),
             trace: None,
             caches: CACHES
                 .into_iter()

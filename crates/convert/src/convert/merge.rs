@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
-use shardwright_format::io::{INDEX_LIMIT, read_required};
+use shardwright_format::io::{INDEX_LIMIT, partial_path, read_required};
 use shardwright_format::manifest::{FileEntry, FileKind, Hash, Manifest};
 use shardwright_format::treehash::TreeHash;
 use shardwright_format::writer::{self, BundleWriter};
@@ -17,7 +17,7 @@ use super::ledger::{Closing, Fingerprint, LedgerEntry, Locked, PartLedger, PartR
 use super::one_part::{PLAN_FILE, PLANNED_MANIFEST_FILE};
 use super::part::Share;
 use super::source::HashedBlocks;
-use super::{BUNDLE_DIR, LEDGER_FILE, compute_pool, finish, partial_path, report};
+use super::{BUNDLE_DIR, LEDGER_FILE, compute_pool, finish, report};
 use crate::error::{ConvertError, Result};
 use crate::plan::{ConversionReport, Plan};
 

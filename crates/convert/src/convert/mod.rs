@@ -15,14 +15,14 @@ mod source;
 mod unit;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use shardwright_format::bundle::read_manifest;
 use shardwright_format::checkpoint::Checkpoint;
-use shardwright_format::io::{INDEX_LIMIT, read_required};
+use shardwright_format::io::{INDEX_LIMIT, partial_path, read_required};
 use shardwright_format::manifest::{Hash, Manifest, REPORT_FILE};
 use shardwright_format::writer::{self, BundleWriter};
 use shardwright_format::{FormatError, Unit, mismatch};
@@ -104,13 +104,6 @@ pub struct Progress {
     pub source_bytes: u64,
     /// Bytes of tensors to read in this run.
     pub total_source_bytes: u64,
-}
-
-/// The directory in which the bundle is made: `OUT.partial`, beside it.
-pub fn partial_path(out: &Path) -> PathBuf {
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(".partial");
-    out.with_file_name(name)
 }
 
 /// Makes the bundle `out` as planned; gives what `report.json` says.

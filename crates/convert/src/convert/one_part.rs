@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::io::partial_path;
 use shardwright_format::manifest::Hash;
 use shardwright_format::writer::{self, BundleWriter};
 use shardwright_format::{FormatError, Part};
@@ -14,7 +15,7 @@ use super::part::{Share, blocks};
 use super::source::Source;
 use super::{
     Calibration, ConvertOptions, LEDGER_FILE, Phase, Progress, Scope, check_free, check_room,
-    finish, make_shards, partial_path, refuse_output_inside_checkpoint,
+    finish, make_shards, refuse_output_inside_checkpoint,
 };
 use crate::error::{ConvertError, Result};
 use crate::plan::Plan;

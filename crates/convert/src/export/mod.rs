@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use shardwright_format::FormatError;
 use shardwright_format::checkpoint::gguf::SUFFIX;
+use shardwright_format::io::partial_path;
 use shardwright_format::manifest::{Hash, Ignored};
 use shardwright_format::weights::Weights;
 use shardwright_format::writer::publish;
@@ -37,7 +38,7 @@ pub(crate) use flash_moe::{GROUP as PACKED_GROUP, check_type as check_packed_typ
 pub use mlx_places::Family;
 pub use requantize::Requantized;
 
-use crate::convert::{is_held, partial_path};
+use crate::convert::is_held;
 use crate::error::{ConvertError, Result};
 
 /// Says in a directory that it is an export in the making, and whose: its maker holds a lock on it.

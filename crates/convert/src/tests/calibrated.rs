@@ -1,6 +1,7 @@
 //! Conversions with a text: the same bytes whatever happens on the way.
 
 use crate::tests::SMALL_BUFFERS;
+use shardwright_format::io::partial_path;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,6 @@ use crate::calibrate::streams::Streams;
 use crate::calibrate::{Corpus, Keep, SavedStatistics, observe};
 use crate::{
     Calibration, ConversionReport, ConvertError, ConvertOptions, PlanOptions, Recipe, Result,
-    partial_path,
 };
 
 /// A dense model in two files with a tied head, one with experts, a shared one among them, and one

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use shardwright_format::io::partial_path;
 use shardwright_quant::Float;
 
 use super::{Case, Tiny};
-use crate::{PlanOptions, Recipe, partial_path};
+use crate::{PlanOptions, Recipe};
 
 fn tiny(dir: &Path, tiny: &Tiny, recipe: &str) -> Case {
     tiny.write(dir);

@@ -1,13 +1,12 @@
 //! Interruptions anywhere end in the same bytes.
 
 use crate::tests::SMALL_BUFFERS;
+use shardwright_format::io::partial_path;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Case, Tiny, contents, copy_dir, fixture};
-use crate::{
-    Calibration, ConvertError, ConvertOptions, Phase, PlanOptions, Progress, Recipe, partial_path,
-};
+use crate::{Calibration, ConvertError, ConvertOptions, Phase, PlanOptions, Progress, Recipe};
 
 /// Converts until `count` shards are done, then stops.
 fn interrupt(case: &Case, out: &Path, count: usize) {

@@ -120,6 +120,17 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
+    /// How the values of this tensor, called `name`, are made where another is made of them.
+    pub(super) fn as_part(&self, name: &str) -> Box<Decoder> {
+        let plain = || Decoder::plain(name.to_owned(), self.dtype, false);
+        Box::new(self.decoder.clone().unwrap_or_else(plain))
+    }
+
+    /// The type for values of both.
+    pub(super) fn dtype_with(&self, other: &Self) -> Float {
+        if self.dtype == other.dtype { self.dtype } else { Float::F32 }
+    }
+
     /// Values.
     pub fn values(&self) -> u64 {
         // No overflow: the header's check, or that of grouping, has multiplied them.

@@ -136,13 +136,6 @@ impl Header {
     }
 }
 
-/// The name under which a file or directory is made: `OUT.partial`, beside it.
-fn partial_path(out: &Path) -> PathBuf {
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(".partial");
-    out.with_file_name(name)
-}
-
 /// Refuses an output that exists, and without `resume` what an interrupted run left of it.
 fn check_free(out: &Path, partial: &Path, resume: bool) -> Result<(), FormatError> {
     if out.symlink_metadata().is_ok() {

@@ -9,9 +9,10 @@ use rustix::fs::OFlags;
 
 use super::{
     Course, PackError, PackOptions, PackSummary, Packed, Result, carry_signature, check_free, lock,
-    packed_signature, partial_path,
+    packed_signature,
 };
 use crate::error::FormatError;
+use crate::io::partial_path;
 use crate::manifest::{FileEntry, MANIFEST_FILE, Manifest, SIGNATURE_FILE};
 use crate::writer::{directories, publish, sync_dir, write_file};
 

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::{
     Course, HEAD_LEN, Header, PIECE_LEN, PackOptions, PackSummary, Result, carry_signature,
-    check_free, lock, packed_signature, partial_path,
+    check_free, lock, packed_signature,
 };
 use crate::bundle::manifest_bytes;
 use crate::error::FormatError;
+use crate::io::partial_path;
 use crate::manifest::{FileEntry, Hash, Manifest, SIGNATURE_FILE};
 use crate::refusal::mismatch;
 use crate::writer::publish;

@@ -71,9 +71,9 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch(self, v: &[u8]) {
+    fn prefetch(self, at: *const u8) {
         // SAFETY: x86-64 has the instruction, and it reads nothing: any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(v.as_ptr().cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
     #[inline(always)]

@@ -7,9 +7,6 @@ use std::arch::x86_64::*;
 use super::layout::{Layout, Spread};
 use super::{Kernel, LANES, Lines, Simd, Sums, TILE_W, TILE_X};
 
-/// How far ahead of the activations being multiplied others are asked for, in values: eight lines of a strip.
-const AHEAD: usize = 8 * TILE_X * LANES;
-
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL, VBMI and VNNI.
 #[derive(Clone, Copy)]
 pub struct Avx512(());
@@ -76,9 +73,9 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch(self, v: &[u8]) {
+    fn prefetch(self, at: *const u8) {
         // SAFETY: x86-64 has the instruction, and it reads nothing: any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(v.as_ptr().cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
     #[inline(always)]
@@ -218,16 +215,6 @@ impl Simd for Avx512 {
         if BITS == 4 { self.permute(v, &BACK) } else { v }
     }
 
-    #[inline(always)]
-    fn dots(self, x: &[Lines<TILE_X>], w: &[Lines<TILE_W>], sums: &mut Sums) {
-        let acc = self.tile(x, w, sums);
-        for (acc, sums) in acc.iter().zip(sums) {
-            for (acc, sum) in acc.iter().zip(&mut sums.0) {
-                self.store(*acc, sum);
-            }
-        }
-    }
-
     /// The sums never leave the registers. Eight are added at a time: the first four columns of two rows, then
     /// the last two of all.
     #[inline(always)]
@@ -265,33 +252,6 @@ impl Simd for Avx512 {
 }
 
 impl Avx512 {
-    /// The lanes of a register tile of sums, after those in `before`.
-    #[inline(always)]
-    fn tile(
-        self,
-        x: &[Lines<TILE_X>],
-        w: &[Lines<TILE_W>],
-        before: &Sums,
-    ) -> [[__m512; TILE_W]; TILE_X] {
-        let mut acc = [[self.splat(0.0); TILE_W]; TILE_X];
-        for (acc, sums) in acc.iter_mut().zip(before) {
-            *acc = self.load_lines(&sums.0);
-        }
-        for (x, w) in x.iter().zip(w) {
-            let w = self.load_lines(&w.0);
-            for (acc, line) in acc.iter_mut().zip(&x.0) {
-                // Activations come from the second cache, one line after the other.
-                // SAFETY: x86-64 has the instruction, and it reads nothing: any address will do.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD).cast()) }
-                let x = self.load(line);
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = self.mul_add(w, x, *acc);
-                }
-            }
-        }
-        acc
-    }
-
     /// Four sums on the way: lanes `4 i..4 i + 4` are those of `v[i]` after the first two steps of
     /// [`Simd::sum`], which add what lies 8 and 4 lanes apart.
     #[inline(always)]

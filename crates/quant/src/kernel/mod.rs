@@ -56,6 +56,9 @@ pub const TILE_X: usize = 4;
 /// activations fill 31 of AVX-512's 32 registers: ten loads serve 24 multiply-adds.
 pub const TILE_W: usize = 6;
 
+/// How far ahead of the activations that a register tile reads others are asked for, in values: eight steps.
+const AHEAD: usize = 8 * TILE_X * LANES;
+
 /// Which instructions the kernels use. The choice changes speed, never results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Backend {
@@ -189,10 +192,10 @@ pub trait Simd: Copy {
     /// Sixteen `u32`.
     type I: Copy;
 
-    /// Asks for the memory where `v` begins, which will be read soon. No result depends on it.
+    /// Asks for the memory at `at`, which will be read soon. It reads nothing, so any address will do.
     #[inline(always)]
-    fn prefetch(self, v: &[u8]) {
-        let _ = v;
+    fn prefetch(self, at: *const u8) {
+        let _ = at;
     }
 
     /// The same value in all lanes.
@@ -299,24 +302,38 @@ pub trait Simd: Copy {
     /// Each sum keeps its own lanes, so it is that of a product alone.
     #[inline(always)]
     fn dots(self, x: &[Lines<TILE_X>], w: &[Lines<TILE_W>], sums: &mut Sums) {
-        let mut acc = [[self.splat(0.0); TILE_W]; TILE_X];
-        for (acc, sums) in acc.iter_mut().zip(&*sums) {
-            *acc = self.load_lines(&sums.0);
-        }
-        for (x, w) in x.iter().zip(w) {
-            let w = self.load_lines(&w.0);
-            for (acc, x) in acc.iter_mut().zip(&x.0) {
-                let x = self.load(x);
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = self.mul_add(w, x, *acc);
-                }
-            }
-        }
+        let acc = self.tile(x, w, sums);
         for (acc, sums) in acc.iter().zip(sums) {
             for (acc, sum) in acc.iter().zip(&mut sums.0) {
                 self.store(*acc, sum);
             }
         }
+    }
+
+    /// The sums that [`Self::dots`] makes of `before`, in registers.
+    #[inline(always)]
+    fn tile(
+        self,
+        x: &[Lines<TILE_X>],
+        w: &[Lines<TILE_W>],
+        before: &Sums,
+    ) -> [[Self::F; TILE_W]; TILE_X] {
+        let mut acc = [[self.splat(0.0); TILE_W]; TILE_X];
+        for (acc, sums) in acc.iter_mut().zip(before) {
+            *acc = self.load_lines(&sums.0);
+        }
+        for (x, w) in x.iter().zip(w) {
+            let w = self.load_lines(&w.0);
+            for (acc, line) in acc.iter_mut().zip(&x.0) {
+                // The matrix stays in the first cache; activations come from the second, one line after the other.
+                self.prefetch(line.as_ptr().wrapping_add(AHEAD).cast());
+                let x = self.load(line);
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    *acc = self.mul_add(w, x, *acc);
+                }
+            }
+        }
+        acc
     }
 
     /// The end of a register tile: [`Self::sum`] of each of the sums that [`Self::dots`] makes of `before`.

@@ -7,10 +7,15 @@ use shardwright_quant::{Backend, dot};
 /// Values below which a second thread costs more than it brings.
 const WORTH_A_THREAD: usize = 32 * 1024;
 
+/// Threads among which work that takes each of some values once is shared.
+pub fn threads_for(values: usize) -> usize {
+    if values < WORTH_A_THREAD { 1 } else { rayon::current_num_threads() }
+}
+
 /// Calls `each` with stretches of whole rows of `x`, each `width` wide, and where in `x` they begin: one for
 /// each thread of the current pool.
 fn by_rows(x: &mut [f32], width: usize, each: impl Fn(usize, &mut [f32]) + Sync) {
-    let threads = if x.len() < WORTH_A_THREAD { 1 } else { rayon::current_num_threads() };
+    let threads = threads_for(x.len());
     if threads == 1 {
         return each(0, x);
     }
@@ -176,5 +181,36 @@ mod tests {
         let (a, b) = (12.5f32.sqrt(), 12.5f32.sqrt());
         let expected = [3.0 / a, 8.0 / a, 0.0, 10.0 / b];
         assert!(out.iter().zip(expected).all(|(x, y)| (x - y).abs() < 1e-6), "{out:?}");
+    }
+
+    #[test]
+    fn threads_change_no_bit() {
+        let (width, eps, backend) = (112, 1e-5, Backend::detect());
+        let x: Vec<f32> = (0..2 * WORTH_A_THREAD / width * width)
+            .map(|i| (i as f32).sin())
+            .collect();
+        let weight = &x[7..7 + width];
+        let pass = |threads| {
+            let pool = crate::linear::thread_pool(threads).unwrap();
+            pool.install(|| {
+                let (mut normed, mut sum) = (Vec::new(), x.clone());
+                rms_norm(backend, &x, weight, eps, &mut normed);
+                rms_norm_in_place(backend, &mut sum, weight, eps);
+                assert_eq!(sum, normed);
+                add(&mut sum, &x);
+                add_scaled(&mut sum, Some(0.3), &normed);
+                sum
+            })
+        };
+        let alone = pass(1);
+        let first = alone[0].to_bits();
+        let norm = {
+            let mean = dot(backend, &x[..width], &x[..width]) / width as f32;
+            x[0] * (1.0 / (mean + eps).sqrt()) * weight[0]
+        };
+        assert_eq!(first, (norm + x[0] + 0.3 * norm).to_bits());
+        for threads in [2, 3, 5] {
+            assert!(pass(threads) == alone, "{threads} threads");
+        }
     }
 }

@@ -151,7 +151,10 @@ pub fn verify_part(
         report: Ladder { original: Some(original), text: None, candidates: reports },
         predictions,
     };
-    let bytes = file.to_bytes();
+    let mut bytes = file.to_bytes();
+    if bytes.starts_with(PREFIX.as_bytes()) {
+        seal(&mut bytes, PREFIX);
+    }
     // What is not finite has no form in JSON: better refused here than when all parts are made.
     PartFile::parse(&bytes)
         .map_err(|detail| VerifyError::Invalid(detail.at("--part").to_string()))?;
@@ -202,16 +205,12 @@ pub fn merge(paths: &[PathBuf]) -> Result<Ladder> {
 
 impl PartFile {
     fn to_bytes(&self) -> Vec<u8> {
-        let unsealed = Self { blake3: Hash::ZERO, ..self.clone() };
-        let mut bytes = serde_json::to_vec(&unsealed).unwrap_or_default();
+        let mut bytes = serde_json::to_vec(self).unwrap_or_default();
         bytes.push(b'\n');
-        if bytes.starts_with(PREFIX.as_bytes()) {
-            seal(&mut bytes, PREFIX);
-        }
         bytes
     }
 
-    /// Reads what [`Self::to_bytes`] gives, and nothing else.
+    /// Reads what [`verify_part`] gives, and nothing else.
     fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
         let kind = "expected what `verify --part` writes";
         let found = own_hash(bytes, PREFIX).ok_or_else(|| Refusal::from(kind))?;

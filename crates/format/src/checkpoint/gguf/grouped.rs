@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use shardwright_quant::Float;
-
 use crate::checkpoint::files::TensorInfo;
 use crate::decoder::Decoder;
 
@@ -49,16 +47,10 @@ fn join_layer(
     if !fits || cols != same_cols || tensors.contains_key(&joined) {
         return None;
     }
-    let inner = |name: &str, info: &TensorInfo| {
-        let plain = || Decoder::plain(name.to_owned(), info.dtype, false);
-        Box::new(info.decoder.clone().unwrap_or_else(plain))
-    };
-    let (mixed_decoder, gates_decoder) = (inner(mixed, first), inner(&gates, second));
-    let dtype = if first.dtype == second.dtype { first.dtype } else { Float::F32 };
-    let decoder =
-        Decoder::Grouped { mixed: mixed_decoder, gates: gates_decoder, key_rows, value_rows };
+    let parts = (first.as_part(mixed), second.as_part(&gates));
+    let decoder = Decoder::Grouped { mixed: parts.0, gates: parts.1, key_rows, value_rows };
     let info = TensorInfo {
-        dtype,
+        dtype: first.dtype_with(second),
         shape: vec![rows.checked_add(gate_rows)?, cols],
         decoder: Some(decoder),
         ..first.clone()

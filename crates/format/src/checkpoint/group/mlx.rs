@@ -199,18 +199,12 @@ fn join_halves(tensors: &mut BTreeMap<String, TensorInfo>, keys: &str) -> Option
     if (heads, cols) != (same_heads, same_cols) || tensors.contains_key(&whole) {
         return None;
     }
-    let inner = |name: &str, info: &TensorInfo| {
-        let plain = || Decoder::plain(name.to_owned(), info.dtype, false);
-        Box::new(info.decoder.clone().unwrap_or_else(plain))
-    };
-    let (keys_decoder, values_decoder) = (inner(keys, first), inner(&values, second));
-    let dtype = if first.dtype == second.dtype { first.dtype } else { Float::F32 };
     let joined = TensorInfo {
-        dtype,
+        dtype: first.dtype_with(second),
         shape: vec![rows, cols],
         decoder: Some(Decoder::Heads {
-            keys: keys_decoder,
-            values: values_decoder,
+            keys: first.as_part(keys),
+            values: second.as_part(&values),
             key_rows,
             value_rows,
         }),
