@@ -37,3 +37,4 @@ mod torture;
 mod traces;
 mod verify;
 mod verify_parts;
+mod vocabularies;

@@ -154,7 +154,7 @@ fn a_bundle_without_a_tokenizer_is_said() {
     let ran = scratch.ok("convert ckpt -o out --bits 4");
     assert!(
         ran.stdout
-            .contains("note: no tokenizer.json, only tokenizer.model:"),
+            .contains("note: no tokenizer.json, only tokenizer.model (expected a model of"),
         "{ran:?}"
     );
 }
@@ -496,7 +496,9 @@ fn spellings_of_a_config_that_change_nothing() {
 
 #[test]
 fn vocabularies_in_other_forms_are_named_with_the_command() {
-    for name in ["tokenizer.model", "tiktoken.model", "vocab.json"] {
+    let none = "expected a model of SentencePiece, found none (";
+    let other = "line 1: expected a token in base64 and its rank, found another text): ";
+    for (name, why) in [("tokenizer.model", none), ("tiktoken.model", other), ("vocab.json", "")] {
         let scratch = trained();
         fs::rename(scratch.path("ckpt/tokenizer.json"), scratch.path("ckpt").join(name)).unwrap();
         let make = "python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('";
@@ -505,12 +507,15 @@ fn vocabularies_in_other_forms_are_named_with_the_command() {
         {
             let ran = scratch.run(command);
             assert_eq!(ran.code, Some(2), "{ran:?}");
-            let expected = format!("no such file, only {name}: make it with {make}ckpt').save");
+            let expected = format!(": make it with {make}ckpt').save");
             assert!(ran.stderr.contains(&expected), "{ran:?}");
+            assert!(ran.stderr.contains(&format!("no such file, only {name}")), "{ran:?}");
+            assert!(ran.stderr.contains(why), "{ran:?}");
         }
         let ran = scratch.ok("convert ckpt -o out --bits 4");
-        let expected = format!("no tokenizer.json, only {name}: the bundle runs no text until");
+        let expected = format!("no tokenizer.json, only {name}");
         assert!(ran.stdout.contains(&expected) && ran.stdout.contains(make), "{ran:?}");
+        assert!(ran.stdout.contains(": the bundle runs no text until"), "{ran:?}");
     }
 }
 

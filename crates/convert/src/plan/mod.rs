@@ -390,8 +390,14 @@ fn skeleton(
 fn notes(checkpoint: &Checkpoint, copies: &[FileEntry]) -> Vec<String> {
     let mut notes = checkpoint.notes().to_vec();
     let copied = |name: &str| copies.iter().any(|copy| copy.path == name);
-    if !copied("tokenizer.json") {
-        let other = OTHER_FORMS.into_iter().find(|name| copied(name));
+    if copied("tokenizer.json") {
+        let of = checkpoint.vocabulary();
+        notes.extend(of.map(|(name, _)| format!("tokenizer.json is made from {name}")));
+    } else {
+        let unread = checkpoint.vocabulary();
+        let unread = unread.and_then(|(name, why)| Some(format!("{name} ({})", why?)));
+        let named = || OTHER_FORMS.into_iter().find(|name| copied(name));
+        let other = unread.or_else(|| named().map(str::to_owned));
         let what = other.map_or("no tokenizer.json".to_owned(), |name| {
             format!("no tokenizer.json, only {name}")
         });

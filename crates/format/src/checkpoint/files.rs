@@ -21,7 +21,7 @@ pub(super) struct Files {
     pub(super) root: PathBuf,
     pub(super) config_path: PathBuf,
     pub(super) config: Value,
-    /// Files that a GGUF file describes and none holds.
+    /// Files that others describe and none holds.
     pub(super) synthesized: Synthesized,
     /// Whether only what belongs to every model is taken from the directory.
     pub(super) single_file: bool,

@@ -14,6 +14,7 @@ mod index;
 mod listing;
 mod names;
 mod safetensors;
+pub(crate) mod tokenizer;
 mod view;
 pub(crate) mod wrong;
 
@@ -97,8 +98,16 @@ impl Checkpoint {
         &self.files.root
     }
 
+    /// The file with a vocabulary in another form that stands for a `tokenizer.json`, if one does: its name,
+    /// and why no `tokenizer.json` is made of it, where none is.
+    pub fn vocabulary(&self) -> Option<(&str, Option<&str>)> {
+        let beside = self.files.synthesized.beside()?;
+        Some((beside.name(), beside.made().err()))
+    }
+
     /// The bytes of one of [`Self::copies`] that no file of the checkpoint holds: `config.json`,
-    /// `tokenizer.json` or `tokenizer_config.json` made from the metadata of a GGUF file.
+    /// `tokenizer.json` or `tokenizer_config.json` made from the metadata of a GGUF file, or `tokenizer.json`
+    /// of a vocabulary in another form.
     ///
     /// # Errors
     /// Metadata of a tokenizer that is not known.

@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use super::file_names::CONFIG_NAME;
 use super::files::{CheckpointFile, Files, StoredTensor, read_config};
+use super::gguf::Synthesized;
 use super::index::{INDEX_NAME, Index};
+use super::tokenizer::Beside;
 use super::{discover, header, names, wrong};
 use crate::error::{FormatError, Result};
 use crate::io::OpenFile;
@@ -20,7 +22,9 @@ pub(super) fn open(dir: &Path, open: OpenFile<'_>) -> Result<Files> {
     }
     let config = read_config(&config_path)?;
     let found = discover::find(dir)?;
+    let beside = Beside::find(dir, config["model_type"].as_str().unwrap_or_default());
     let mut opened = Files::new(dir.to_owned(), config_path, config);
+    opened.synthesized = Synthesized::from_vocabulary(beside);
     for name in found.names {
         opened.add_file(name, found.index.is_some(), open)?;
     }

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::header::Datum;
-use crate::checkpoint::gguf::tokenizer::{SPACE, Split, TEMPLATE};
+use crate::checkpoint::gguf::tokenizer::TEMPLATE;
+use crate::checkpoint::tokenizer::{SPACE, Split};
 use crate::refusal::{Refusal, mismatch};
 
 /// The expression by which GPT-2 cuts text.

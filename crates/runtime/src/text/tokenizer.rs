@@ -14,7 +14,7 @@ use super::model::{self, Inner};
 
 use crate::error::{Result, RuntimeError};
 
-/// Vocabularies in other forms, of which transformers makes a `tokenizer.json`.
+/// Vocabularies in other forms, of which transformers makes a `tokenizer.json` where we do not.
 pub const OTHER_FORMS: [&str; 5] =
     ["tokenizer.model", "tiktoken.model", "spiece.model", "vocab.json", "vocab.txt"];
 
@@ -23,10 +23,18 @@ pub const MAKE_TOKENIZER: &str = "python -c \"from transformers import AutoToken
                                   T.from_pretrained('DIR').save_pretrained('DIR')\"";
 
 /// What to do where there is no tokenizer.
-fn missing(root: &Path) -> String {
-    let other = OTHER_FORMS
-        .into_iter()
-        .find(|name| root.join(name).is_file());
+fn missing(weights: &Weights) -> String {
+    let root = weights.root();
+    let unread = weights
+        .checkpoint()
+        .and_then(|(checkpoint, _)| checkpoint.vocabulary());
+    let unread = unread.and_then(|(name, why)| Some(format!("{name} ({})", why?)));
+    let named = || {
+        OTHER_FORMS
+            .into_iter()
+            .find(|name| root.join(name).is_file())
+    };
+    let other = unread.or_else(|| named().map(str::to_owned));
     other.map_or_else(
         || "no such file; copy the tokenizer.json of the original model there".to_owned(),
         |name| {
@@ -47,14 +55,14 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the `tokenizer.json` of a model, or what a GGUF file says in its place.
+    /// Reads the `tokenizer.json` of a model, or what a GGUF file or a vocabulary in another form says in its place.
     ///
     /// # Errors
     /// A file that is missing, too long or no tokenizer, and what to do about it.
     pub fn open(weights: &Weights) -> Result<Self> {
         let path = weights.root().join(TOKENIZER_NAME);
         let Some(json) = weights.companion(TOKENIZER_NAME, TOKENIZER_LIMIT)? else {
-            return Err(RuntimeError::tokenizer(&path, missing(weights.root())));
+            return Err(RuntimeError::tokenizer(&path, missing(weights)));
         };
         Self::parse(&path, &json)
     }

@@ -120,7 +120,7 @@ pub(in crate::checkpoint) fn open(
     let config = opening
         .generated
         .then(|| format!("{:#}\n", opening.config).into_bytes());
-    let synthesized = Synthesized::new(&pieces[0].file, &opening.headers[0], config)?;
+    let synthesized = Synthesized::from_gguf(&pieces[0].file, &opening.headers[0], config)?;
     let Opening { config, generated, .. } = opening;
     let root = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,

@@ -1,13 +1,14 @@
-//! Files of a checkpoint that a GGUF file describes and no file beside it holds.
+//! Files of a checkpoint that others describe and none holds: a GGUF file its metadata, a vocabulary in a form of
+//! its own the tokenizer.
 
 use std::sync::OnceLock;
 
 use super::header::Header;
-use super::read_header;
-use super::tokenizer;
+use super::{read_header, tokenizer};
 use crate::checkpoint::file_names::{
     CHAT_TEMPLATE_NAME, CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME,
 };
+use crate::checkpoint::tokenizer::Beside;
 use crate::error::{FormatError, Result};
 use crate::io::ReadFile;
 use crate::refusal::Refusal;
@@ -20,11 +21,12 @@ pub(in crate::checkpoint) struct Synthesized {
     vocabulary: Option<(ReadFile, Vec<&'static str>)>,
     tokenizer: OnceLock<Vec<u8>>,
     tokenizer_config: OnceLock<Vec<u8>>,
+    beside: Option<Beside>,
 }
 
 impl Synthesized {
-    /// What `file` describes and its directory lacks.
-    pub(super) fn new(
+    /// What the GGUF file `file` describes and its directory lacks.
+    pub(super) fn from_gguf(
         file: &ReadFile,
         header: &Header<'_>,
         config: Option<Vec<u8>>,
@@ -40,16 +42,31 @@ impl Synthesized {
         Ok(Self { config, vocabulary, ..Self::default() })
     }
 
+    /// What a vocabulary makes that lies in a directory without `tokenizer.json`.
+    pub(in crate::checkpoint) fn from_vocabulary(beside: Option<Beside>) -> Self {
+        Self { beside, ..Self::default() }
+    }
+
+    /// The vocabulary that stands for a `tokenizer.json`, or should.
+    pub(in crate::checkpoint) const fn beside(&self) -> Option<&Beside> {
+        self.beside.as_ref()
+    }
+
     pub(in crate::checkpoint) fn names(&self) -> Vec<&'static str> {
         let of_tokenizer = self.vocabulary.iter().flat_map(|(_, names)| names.clone());
         let config = self.config.iter().map(|_| CONFIG_NAME);
-        config.chain(of_tokenizer).collect()
+        let beside = self.beside.iter().filter(|beside| beside.made().is_ok());
+        let beside = beside.map(|_| TOKENIZER_NAME);
+        config.chain(of_tokenizer).chain(beside).collect()
     }
 
     /// The bytes of one of [`Self::names`].
     pub(in crate::checkpoint) fn get(&self, name: &str) -> Result<Option<&[u8]>> {
         if name == CONFIG_NAME {
             return Ok(self.config.as_deref());
+        }
+        if let Some(beside) = self.beside.as_ref().filter(|_| name == TOKENIZER_NAME) {
+            return Ok(beside.made().ok());
         }
         let Some((file, names)) = &self.vocabulary else { return Ok(None) };
         if !names.contains(&name) {

@@ -1,0 +1,231 @@
+//! Models of `SentencePiece`: `tokenizer.model`.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use prost::Message;
+
+use super::document::Added;
+use super::pieces::{Kind, Prefix, Style, Vocabulary};
+use super::settings::Settings;
+use crate::refusal::{Refusal, mismatch};
+
+/// Classes that take what users defined out of a text before anything else sees it, as transformers has them.
+const BEFORE_ALL: [&str; 3] = ["LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer"];
+/// Of those the one that puts no space before a text, whatever its file says.
+const GEMMA: &str = "GemmaTokenizer";
+/// Models for which transformers reads the file by itself, whatever class their settings name.
+const BY_FILE: [&str; 16] = [
+    "ernie4_5",
+    "ernie4_5_moe",
+    "glm4",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "granite",
+    "granitemoe",
+    "granitemoehybrid",
+    "granitemoeshared",
+    "minimax_m2",
+    "ministral",
+    "ministral3",
+    "mistral",
+    "mistral3",
+    "mixtral",
+    "phi3",
+];
+/// `TrainerSpec.ModelType`.
+const UNIGRAM: i32 = 1;
+const BPE: i32 = 2;
+
+/// `ModelProto`, as far as it is used.
+#[derive(Clone, PartialEq, Message)]
+struct Model {
+    #[prost(message, repeated, tag = "1")]
+    pieces: Vec<Piece>,
+    #[prost(message, optional, tag = "2")]
+    trainer: Option<Trainer>,
+    #[prost(message, optional, tag = "3")]
+    normalizer: Option<Normalizer>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Piece {
+    #[prost(string, tag = "1")]
+    text: String,
+    #[prost(float, tag = "2")]
+    score: f32,
+    #[prost(int32, tag = "3")]
+    kind: i32,
+}
+
+/// `TrainerSpec`.
+#[derive(Clone, PartialEq, Message)]
+struct Trainer {
+    #[prost(int32, optional, tag = "3")]
+    model_type: Option<i32>,
+    #[prost(bool, tag = "24")]
+    treat_whitespace_as_suffix: bool,
+    #[prost(bool, tag = "35")]
+    byte_fallback: bool,
+    #[prost(int32, tag = "40")]
+    unk_id: i32,
+    #[prost(int32, optional, tag = "41")]
+    bos_id: Option<i32>,
+    #[prost(int32, optional, tag = "42")]
+    eos_id: Option<i32>,
+}
+
+/// `NormalizerSpec`.
+#[derive(Clone, PartialEq, Message)]
+struct Normalizer {
+    #[prost(bytes = "vec", tag = "2")]
+    precompiled_charsmap: Vec<u8>,
+    #[prost(bool, optional, tag = "3")]
+    add_dummy_prefix: Option<bool>,
+    #[prost(bool, optional, tag = "4")]
+    remove_extra_whitespaces: Option<bool>,
+    #[prost(bool, optional, tag = "5")]
+    escape_whitespaces: Option<bool>,
+}
+
+/// The `tokenizer.json` of a model's file, with the settings beside it.
+///
+/// # Errors
+/// No such file, or one with a part that no document says.
+pub(super) fn make(
+    bytes: &[u8],
+    settings: &Settings,
+    model_type: &str,
+) -> Result<Vec<u8>, Refusal> {
+    let model = Model::decode(bytes);
+    let model =
+        model.map_err(|e| mismatch("a model of SentencePiece", format_args!("none ({e})")))?;
+    let Model { pieces, trainer, normalizer } = &model;
+    let (trainer, normalizer) =
+        (trainer.clone().unwrap_or_default(), normalizer.clone().unwrap_or_default());
+    trainer.check(pieces)?;
+    normalizer.check()?;
+    let mut tokens: Vec<_> = pieces.iter().map(|p| Cow::from(p.text.as_str())).collect();
+    settings.rename(&mut tokens);
+    let kinds = pieces.iter().map(|p| Kind::new(p.kind as u64)).collect();
+    let vocabulary = Vocabulary { tokens, kinds };
+    let merges = trainer.model_type == Some(BPE);
+    let class = settings
+        .class()
+        .filter(|class| BEFORE_ALL.contains(class) && merges && !BY_FILE.contains(&model_type));
+    let style = normalizer.style(&vocabulary, settings, class, trainer.byte_fallback);
+    let whole = |added: &Added<'_>| added.special || style.isolated.is_empty();
+    let own = vocabulary.added().into_iter().filter(whole).collect();
+    let added = settings.added(&vocabulary.tokens, own);
+    let scores: Vec<f32> = pieces.iter().map(|piece| piece.score).collect();
+    let unk = trainer.unk_id as usize;
+    let around = trainer.around(&vocabulary, settings, &added);
+    let document = if merges {
+        let unk = vocabulary.tokens.get(unk).map(Cow::as_ref);
+        vocabulary.merging(&scores, &style, unk, added)
+    } else {
+        check_numbers(pieces.len(), &added)?;
+        vocabulary.summing(&scores, &style, unk, added)
+    };
+    serde_json::to_vec(&document.with_ends(around)).map_err(|e| e.to_string().into())
+}
+
+/// Added tokens behind a vocabulary that is a list get the numbers that follow.
+fn check_numbers(count: usize, added: &[Added<'_>]) -> Result<(), Refusal> {
+    let behind = added.iter().filter(|token| token.id >= count);
+    for (expected, token) in (count..).zip(behind) {
+        if token.id != expected {
+            let found = format!("{} for `{}`", token.id, token.content);
+            return Err(mismatch(expected, found).at("number of the next added token"));
+        }
+    }
+    Ok(())
+}
+
+impl Trainer {
+    fn check(&self, pieces: &[Piece]) -> Result<(), Refusal> {
+        let kind = self.model_type.unwrap_or(UNIGRAM);
+        if ![UNIGRAM, BPE].contains(&kind) {
+            let found = match kind {
+                3 => "WORD".to_owned(),
+                4 => "CHAR".to_owned(),
+                other => other.to_string(),
+            };
+            return Err(mismatch("UNIGRAM or BPE", found).at("model_type"));
+        }
+        if self.treat_whitespace_as_suffix {
+            return Err(mismatch(false, true).at("treat_whitespace_as_suffix"));
+        }
+        let unused = |piece: &&Piece| Kind::new(piece.kind as u64) == Kind::Unused;
+        if let Some(piece) = pieces.iter().find(unused) {
+            return Err(format!("`{}` is a piece that is not used", piece.text).into());
+        }
+        let unknown = usize::try_from(self.unk_id).ok();
+        if unknown.is_none_or(|id| id >= pieces.len()) {
+            return Err(
+                mismatch(format_args!("one of {} pieces", pieces.len()), self.unk_id).at("unk_id")
+            );
+        }
+        if let Some(piece) = pieces.iter().find(|piece| !piece.score.is_finite()) {
+            return Err(mismatch("a number", piece.score).at(format_args!("`{}`", piece.text)));
+        }
+        Ok(())
+    }
+
+    /// What is put around a text.
+    fn around(
+        &self,
+        vocabulary: &Vocabulary<'_>,
+        settings: &Settings,
+        added: &[Added<'_>],
+    ) -> serde_json::Value {
+        let piece = |id: i32| {
+            let text = vocabulary.tokens.get(usize::try_from(id).ok()?)?;
+            Some(text.as_ref())
+        };
+        let ends = [piece(self.bos_id.unwrap_or(1)), piece(self.eos_id.unwrap_or(2))];
+        let bos = settings
+            .class()
+            .is_some_and(|class| BEFORE_ALL.contains(&class));
+        settings.around(added, ends, bos)
+    }
+}
+
+impl Normalizer {
+    fn check(&self) -> Result<(), Refusal> {
+        match self.escape_whitespaces {
+            Some(false) => Err(mismatch(true, false).at("escape_whitespaces")),
+            _ => Ok(()),
+        }
+    }
+
+    /// How text is read before the vocabulary sees it; `class`: the one that decides about it beside the file.
+    fn style<'v>(
+        &self,
+        vocabulary: &'v Vocabulary<'_>,
+        settings: &Settings,
+        class: Option<&str>,
+        byte_fallback: bool,
+    ) -> Style<'v> {
+        let own = self.add_dummy_prefix.unwrap_or(true);
+        let first = settings.flag("add_prefix_space").unwrap_or(own);
+        let prefix = match settings.flag("legacy").unwrap_or(true) {
+            _ if !first || class == Some(GEMMA) => Prefix::Never,
+            true => Prefix::Each,
+            false => Prefix::First,
+        };
+        let table = &self.precompiled_charsmap;
+        let defined = vocabulary.tokens.iter().zip(&vocabulary.kinds);
+        let defined = defined.filter(|(text, kind)| {
+            **kind == Kind::UserDefined && class.is_none() && !text.is_empty()
+        });
+        Style {
+            charsmap: (!table.is_empty()).then(|| STANDARD.encode(table)),
+            trims: self.remove_extra_whitespaces.unwrap_or(true),
+            byte_fallback,
+            isolated: defined.map(|(text, _)| text.as_ref()).collect(),
+            ..Style::plain(prefix)
+        }
+    }
+}

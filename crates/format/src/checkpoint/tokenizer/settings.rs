@@ -1,0 +1,220 @@
+//! What the files beside a vocabulary say of its use: `tokenizer_config.json`, and those that it replaced.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+
+use super::document::{Added, template};
+use crate::checkpoint::file_names::TOKENIZER_CONFIG_NAME;
+use crate::error::{FormatError, Result};
+use crate::io::{CONFIG_LIMIT, read_limited};
+use crate::written_json;
+
+/// Special tokens in older checkpoints.
+const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+/// Numbers of added tokens in older checkpoints.
+const ADDED_TOKENS: &str = "added_tokens.json";
+/// Tokens with a use of their own, in the order in which transformers adds those that a vocabulary lacks.
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Lists of more of them.
+const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
+
+/// A token as a settings file has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Token {
+    content: String,
+    single_word: bool,
+    lstrip: bool,
+    rstrip: bool,
+    special: bool,
+}
+
+impl Token {
+    /// A text, or an object with one and with flags.
+    fn new(json: &Json, special: bool) -> Option<Self> {
+        let content = json.as_str().or_else(|| json["content"].as_str())?;
+        let flag = |name: &str| json[name].as_bool().unwrap_or(false);
+        Some(Self {
+            content: content.to_owned(),
+            single_word: flag("single_word"),
+            lstrip: flag("lstrip"),
+            rstrip: flag("rstrip"),
+            special: special || flag("special"),
+        })
+    }
+
+    const fn at(&self, id: usize) -> Added<'_> {
+        let Self { content, single_word, lstrip, rstrip, special } = self;
+        Added {
+            id,
+            content: content.as_str(),
+            single_word: *single_word,
+            lstrip: *lstrip,
+            rstrip: *rstrip,
+            normalized: false,
+            special: *special,
+        }
+    }
+}
+
+/// What is said of a vocabulary.
+#[derive(Debug, Default)]
+pub(super) struct Settings {
+    config: Json,
+    /// By their numbers.
+    numbered: BTreeMap<usize, Token>,
+    /// By their use.
+    named: Vec<(&'static str, Token)>,
+    listed: Vec<Token>,
+}
+
+impl Settings {
+    /// Reads the files in a model's directory.
+    ///
+    /// # Errors
+    /// A file that is no JSON or too long, and what the operating system refuses.
+    pub(super) fn read(root: &Path) -> Result<Self> {
+        let read = |name: &str| -> Result<Json> {
+            let path = root.join(name);
+            let Some(bytes) = read_limited(&path, CONFIG_LIMIT)? else { return Ok(Json::Null) };
+            written_json::parse(&bytes).map_err(|e| FormatError::file(&path, e.to_string()))
+        };
+        let (config, older) = (read(TOKENIZER_CONFIG_NAME)?, read(SPECIAL_TOKENS)?);
+        let of_config = numbered(&config);
+        let numbered = match of_config {
+            Some(numbered) => numbered,
+            None => by_text(read(ADDED_TOKENS)?.as_object()),
+        };
+        Ok(Self::new(config, &older, numbered))
+    }
+
+    fn new(config: Json, older: &Json, numbered: BTreeMap<usize, Token>) -> Self {
+        let token = |name: &'static str| {
+            let token = Token::new(&config[name], true).or_else(|| Token::new(&older[name], true));
+            token.map(|token| (name, token))
+        };
+        let named = NAMED.into_iter().filter_map(token).collect();
+        let lists = LISTS
+            .iter()
+            .flat_map(|name| [&config[*name], &older[*name]])
+            .filter_map(Json::as_array);
+        let listed = lists
+            .flatten()
+            .filter_map(|json| Token::new(json, true))
+            .collect();
+        Self { config, numbered, named, listed }
+    }
+
+    /// The tokenizer's class, without the word by which some had two.
+    pub(super) fn class(&self) -> Option<&str> {
+        let class = self.config["tokenizer_class"].as_str()?;
+        Some(class.strip_suffix("Fast").unwrap_or(class))
+    }
+
+    /// Whether the class is code of the model's own.
+    pub(super) fn has_code(&self) -> bool {
+        let map = &self.config["auto_map"];
+        map.is_array() || !map["AutoTokenizer"].is_null()
+    }
+
+    pub(super) fn flag(&self, name: &str) -> Option<bool> {
+        self.config[name].as_bool()
+    }
+
+    /// The largest number of a token.
+    pub(super) fn last(&self) -> Option<usize> {
+        self.numbered.keys().next_back().copied()
+    }
+
+    pub(super) fn at(&self, id: usize) -> Option<&str> {
+        self.numbered.get(&id).map(|token| token.content.as_str())
+    }
+
+    /// Texts of a vocabulary as the settings have them: a place that was left for later gets its name there,
+    /// unless another token has that.
+    pub(super) fn rename<'t>(&'t self, tokens: &mut [std::borrow::Cow<'t, str>]) {
+        let known: HashMap<_, _> = tokens
+            .iter()
+            .enumerate()
+            .map(|(i, t)| (t.clone(), i))
+            .collect();
+        for (id, token) in &self.numbered {
+            let free = known
+                .get(token.content.as_str())
+                .is_none_or(|other| self.numbered.contains_key(other));
+            if let Some(text) = tokens.get_mut(*id).filter(|_| free) {
+                *text = token.content.as_str().into();
+            }
+        }
+    }
+
+    /// Tokens that are found in a text before it is cut, by number: those that the vocabulary itself has as
+    /// such, `own`, and all that are named here.
+    pub(super) fn added<'t>(
+        &'t self,
+        tokens: &[impl AsRef<str>],
+        own: Vec<Added<'t>>,
+    ) -> Vec<Added<'t>> {
+        let mut ids: HashMap<_, _> = tokens
+            .iter()
+            .enumerate()
+            .map(|(i, t)| (t.as_ref(), i))
+            .collect();
+        let mut all: BTreeMap<usize, Added<'t>> = own.into_iter().map(|a| (a.id, a)).collect();
+        for (id, token) in &self.numbered {
+            let id = *ids.entry(token.content.as_str()).or_insert(*id);
+            all.insert(id, token.at(id));
+        }
+        let mut next = tokens
+            .len()
+            .max(self.last().map_or(0, |last| last.saturating_add(1)));
+        for token in self
+            .named
+            .iter()
+            .map(|(_, token)| token)
+            .chain(&self.listed)
+        {
+            let id = *ids.entry(token.content.as_str()).or_insert_with(|| {
+                next += 1;
+                next - 1
+            });
+            let added = all.entry(id).or_insert_with(|| token.at(id));
+            added.special = true;
+        }
+        all.retain(|_, added| !added.content.is_empty());
+        all.into_values().collect()
+    }
+
+    /// What is put around a text, `own` where the settings name no tokens for its ends; `bos`: whether one
+    /// before it is what the class is used to.
+    pub(super) fn around(&self, added: &[Added<'_>], own: [Option<&str>; 2], bos: bool) -> Json {
+        let around = [("bos_token", "add_bos_token", bos), ("eos_token", "add_eos_token", false)];
+        let found = |(name, flag, default): (&str, &str, bool), own: Option<&str>| {
+            let named = self.named.iter().find(|(known, _)| *known == name);
+            let text = named.map(|(_, token)| token.content.as_str()).or(own)?;
+            let token = added.iter().find(|added| added.content == text)?;
+            let wanted = self.flag(flag).unwrap_or(default);
+            wanted.then_some((token.id, token.content))
+        };
+        let [first, last] = around;
+        template([found(first, own[0]), found(last, own[1])])
+    }
+}
+
+/// `added_tokens_decoder`: tokens by number.
+fn numbered(config: &Json) -> Option<BTreeMap<usize, Token>> {
+    let all = config["added_tokens_decoder"].as_object()?.iter();
+    let pair = |(id, token): (&String, &Json)| Some((id.parse().ok()?, Token::new(token, false)?));
+    Some(all.filter_map(pair).collect())
+}
+
+/// `added_tokens.json`: numbers by text.
+fn by_text(all: Option<&Map<String, Json>>) -> BTreeMap<usize, Token> {
+    let pair = |(text, id): (&String, &Json)| {
+        let id = usize::try_from(id.as_u64()?).ok()?;
+        Some((id, Token::new(&text.as_str().into(), false)?))
+    };
+    all.into_iter().flatten().filter_map(pair).collect()
+}
