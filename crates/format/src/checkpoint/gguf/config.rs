@@ -10,8 +10,10 @@ use crate::refusal::Refusal;
 /// Tokens that end a turn of a conversation, by what they are called where the metadata do not say.
 /// Source: llama.cpp, `src/llama-vocab.cpp`.
 const TURN_ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>"];
-/// Where this is a token, `<|end|>` ends a message, of which a turn has several.
-const SEVERAL_MESSAGES: &str = "<|return|>";
+/// Where these are tokens, `<|end|>` ends a message, of which a turn has several, and these end the turn: the last
+/// message, and one that calls a tool. `generation_config.json` of gpt-oss has both, and the end of a text.
+const SEVERAL_MESSAGES: [&str; 2] = ["<|return|>", "<|call|>"];
+const TEXT_END: &str = "<|endoftext|>";
 /// Who else ends a text, beside `eos_token_id`.
 const ENDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
@@ -41,9 +43,8 @@ fn end_turns(facts: &Facts<'_>, config: &mut Map<String, Json>) {
         _ => None,
     });
     let mut named: Vec<_> = named.collect();
-    if named.is_empty() {
-        named.extend(turn_end(facts).map(Json::from));
-    }
+    let by_name = turn_ends(facts, named.is_empty());
+    named.extend(by_name.into_iter().map(Json::from));
     for end in named {
         if !ends.contains(&end) {
             ends.push(end);
@@ -54,15 +55,22 @@ fn end_turns(facts: &Facts<'_>, config: &mut Map<String, Json>) {
     }
 }
 
-/// The number of the token that is called like the end of a turn.
-fn turn_end(facts: &Facts<'_>) -> Option<u64> {
+/// The numbers of the tokens that are called like ends of a turn: all of a model whose turns have several
+/// messages; of others the first, if `unsaid`.
+fn turn_ends(facts: &Facts<'_>, unsaid: bool) -> Vec<u64> {
     let Some(Value::Array(tokens)) = facts.metadata.get("tokenizer.ggml.tokens") else {
-        return None;
+        return Vec::new();
     };
-    let tokens = tokens.texts().ok()?;
-    let find = |name: &str| tokens.iter().position(|token| *token == name);
-    let mut ends = TURN_ENDS
+    let tokens = tokens.texts().unwrap_or_default();
+    let find = |name: &&str| tokens.iter().position(|token| token == name);
+    let find = |name: &&str| find(name).map(|id| id as u64);
+    let several: Vec<_> = SEVERAL_MESSAGES.iter().filter_map(&find).collect();
+    if several.len() == SEVERAL_MESSAGES.len() {
+        return several.into_iter().chain(find(&TEXT_END)).collect();
+    }
+    let ends = TURN_ENDS
         .iter()
-        .filter(|name| **name != "<|end|>" || find(SEVERAL_MESSAGES).is_none());
-    ends.find_map(|name| find(name)).map(|id| id as u64)
+        .filter(|name| **name != "<|end|>" || several.is_empty());
+    let first = ends.filter(|_| unsaid).find_map(find);
+    first.into_iter().collect()
 }

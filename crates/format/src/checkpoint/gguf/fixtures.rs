@@ -156,6 +156,34 @@ fn conversations_have_their_ends_and_their_template() {
     assert_eq!(template(), None);
 }
 
+/// Where a turn has several messages, the end of one ends no turn; a call of a tool does. The numbers are all
+/// that `generation_config.json` of gpt-oss has.
+#[test]
+fn turns_of_several_messages_end_with_the_last_or_a_call() {
+    let mut bytes = std::fs::read(fixture("tokenizers/llama-bpe.gguf")).unwrap();
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    // The header grows by whole alignments.
+    let longer = "-".repeat(28);
+    let names = [
+        ("<|user|>", "<|call|>"),
+        ("<|end|>", "<|return|>"),
+        ("[PAD0]", "<|endoftext|>"),
+        ("[PAD1]", &longer),
+    ];
+    let len = bytes.len();
+    for (from, to) in names {
+        let from = text(from);
+        let at = bytes.windows(from.len()).position(|w| w == from).unwrap();
+        bytes.splice(at..at + from.len(), text(to));
+    }
+    assert_eq!((bytes.len() - len) % 32, 0);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let config = Checkpoint::open(&path).unwrap().config().clone();
+    assert_eq!(config["eos_token_id"], serde_json::json!([601, 602, 603, 604]));
+}
+
 /// Some converters write a number for every layer, which is one where they agree.
 #[test]
 fn a_list_of_equal_numbers_is_one_number() {
