@@ -519,25 +519,6 @@ fn vocabularies_in_other_forms_are_named_with_the_command() {
     }
 }
 
-#[test]
-fn a_token_beyond_the_embedding_is_named() {
-    let scratch = trained();
-    scratch.edit_json("ckpt/tokenizer.json", |tokenizer| {
-        let mut token = tokenizer["added_tokens"][0].clone();
-        token["id"] = json!(1024);
-        token["content"] = json!("<|extra|>");
-        tokenizer["added_tokens"]
-            .as_array_mut()
-            .unwrap()
-            .push(token);
-    });
-    scratch.refused(
-        "run ckpt --prompt <|extra|> -n 1",
-        "error: token 1024 is outside the vocabulary of 1024",
-    );
-    scratch.ok("run ckpt --prompt This -n 1");
-}
-
 /// The same weights in a file of another name are the same original.
 #[test]
 fn an_original_that_was_renamed_is_the_same() {

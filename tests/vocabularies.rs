@@ -40,3 +40,39 @@ fn vocabularies_of_other_libraries_become_a_tokenizer() {
         scratch.ok("run out --prompt This -n 4");
     }
 }
+
+#[test]
+fn a_token_beyond_the_embedding_is_named() {
+    let scratch = trained();
+    scratch.edit_json("ckpt/tokenizer.json", |tokenizer| {
+        let mut token = tokenizer["added_tokens"][0].clone();
+        token["id"] = json!(1024);
+        token["content"] = json!("<|extra|>");
+        tokenizer["added_tokens"]
+            .as_array_mut()
+            .unwrap()
+            .push(token);
+    });
+    scratch.refused(
+        "run ckpt --prompt <|extra|> -n 1",
+        "error: token 1024 is outside the vocabulary of 1024",
+    );
+    scratch.ok("run ckpt --prompt This -n 1");
+    let ran = scratch.ok("convert ckpt -o out --bits 8");
+    let note =
+        "note: tokenizer.json has token 1024, \"<|extra|>\", but the embedding has 1024 rows";
+    assert!(ran.stdout.contains(note), "{ran:?}");
+    fs::write(scratch.path("text"), "This is <|extra|> a text. ".repeat(40)).unwrap();
+    for command in ["run out --prompt <|extra|> -n 1", "verify out --against ckpt --text text"] {
+        let ran = scratch.run(command);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(
+            ran.stderr
+                .contains("token 1024 is outside the vocabulary of 1024"),
+            "{ran:?}"
+        );
+    }
+    let scratch = trained();
+    let ran = scratch.ok("convert ckpt -o out --bits 8");
+    assert!(!ran.stdout.contains("but the embedding has"), "{ran:?}");
+}

@@ -3,6 +3,7 @@
 mod calibrated;
 mod cost;
 mod files;
+mod notes;
 mod report;
 mod resolve;
 mod stored;
@@ -22,7 +23,6 @@ use shardwright_format::{
     FormatError, GENERATOR, Role, SourceView, TensorEntry, Unit, UnitLayout, mismatch,
 };
 use shardwright_quant::{Method, Zeros};
-use shardwright_runtime::text::{MAKE_TOKENIZER, OTHER_FORMS};
 
 use crate::error::{ConvertError, Result};
 use crate::recipe::Recipe;
@@ -30,6 +30,7 @@ use crate::recipe::Recipe;
 pub(crate) use calibrated::PROGRAM;
 pub use cost::{Cost, RoleSummary, Summary};
 pub(crate) use files::shard_files;
+use notes::notes;
 pub use report::{ConversionReport, ExpertReport, TensorReport};
 pub(crate) use resolve::takes_over;
 pub use resolve::{FallbackUsed, Repacked, RuleMatch, UnquantizedMatrix};
@@ -225,7 +226,7 @@ impl Plan {
             left_out,
             repacked: resolution.repacked,
             skipped,
-            notes: notes(checkpoint, &copies),
+            notes: notes(checkpoint, &copies, inventory.spec.vocab_size),
             files: Vec::new(),
             summary: Summary::default(),
             cost: Cost::default(),
@@ -384,28 +385,6 @@ fn skeleton(
         dense: Vec::new(),
         experts: Vec::new(),
     })
-}
-
-/// What a user should know of the checkpoint before and after its conversion.
-fn notes(checkpoint: &Checkpoint, copies: &[FileEntry]) -> Vec<String> {
-    let mut notes = checkpoint.notes().to_vec();
-    let copied = |name: &str| copies.iter().any(|copy| copy.path == name);
-    if copied("tokenizer.json") {
-        let of = checkpoint.vocabulary();
-        notes.extend(of.map(|(name, _)| format!("tokenizer.json is made from {name}")));
-    } else {
-        let unread = checkpoint.vocabulary();
-        let unread = unread.and_then(|(name, why)| Some(format!("{name} ({})", why?)));
-        let named = || OTHER_FORMS.into_iter().find(|name| copied(name));
-        let other = unread.or_else(|| named().map(str::to_owned));
-        let what = other.map_or("no tokenizer.json".to_owned(), |name| {
-            format!("no tokenizer.json, only {name}")
-        });
-        notes.push(format!(
-            "{what}: the bundle runs no text until it has one; make it before with {MAKE_TOKENIZER}"
-        ));
-    }
-    notes
 }
 
 /// Files copied as they are, and those left out.

@@ -1,0 +1,134 @@
+//! What a user should know of a checkpoint before and after its conversion.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use shardwright_format::checkpoint::{Checkpoint, TOKENIZER_NAME};
+use shardwright_format::io::TOKENIZER_LIMIT;
+use shardwright_format::manifest::FileEntry;
+use shardwright_runtime::text::{MAKE_TOKENIZER, OTHER_FORMS};
+
+/// A line for each thing, of a checkpoint whose embedding has so many `rows`.
+pub(super) fn notes(checkpoint: &Checkpoint, copies: &[FileEntry], rows: u32) -> Vec<String> {
+    let mut notes = checkpoint.notes().to_vec();
+    let copied = |name: &str| copies.iter().any(|copy| copy.path == name);
+    if copied("tokenizer.json") {
+        let of = checkpoint.vocabulary();
+        notes.extend(of.map(|(name, _)| format!("tokenizer.json is made from {name}")));
+        let tokenizer = checkpoint.companion(TOKENIZER_NAME, TOKENIZER_LIMIT);
+        notes.extend(
+            tokenizer
+                .ok()
+                .flatten()
+                .and_then(|json| beyond(&json, rows)),
+        );
+    } else {
+        let unread = checkpoint.vocabulary();
+        let unread = unread.and_then(|(name, why)| Some(format!("{name} ({})", why?)));
+        let named = || OTHER_FORMS.into_iter().find(|name| copied(name));
+        let other = unread.or_else(|| named().map(str::to_owned));
+        let what = other.map_or("no tokenizer.json".to_owned(), |name| {
+            format!("no tokenizer.json, only {name}")
+        });
+        notes.push(format!(
+            "{what}: the bundle runs no text until it has one; make it before with {MAKE_TOKENIZER}"
+        ));
+    }
+    notes
+}
+
+/// What is said of a `tokenizer.json` that has a token for which an embedding of `rows` rows has none.
+fn beyond(json: &[u8], rows: u32) -> Option<String> {
+    let Document { added_tokens, model } = serde_json::from_slice(json).ok()?;
+    let added = added_tokens
+        .into_iter()
+        .map(|token| (token.id, token.content));
+    let (last, text) = added.chain(model.vocab.last).max()?;
+    (last >= u64::from(rows)).then(|| {
+        format!(
+            "{TOKENIZER_NAME} has token {last}, {text:?}, but the embedding has {rows} rows: a text with a \
+             token beyond them is refused"
+        )
+    })
+}
+
+/// A `tokenizer.json`, as far as its numbers go.
+#[derive(Deserialize)]
+struct Document {
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+    model: Model,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    id: u64,
+    content: String,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    vocab: Vocab,
+}
+
+/// The last token of a vocabulary: of pieces with numbers, or of a list.
+struct Vocab {
+    last: Option<(u64, String)>,
+}
+
+impl<'de> Deserialize<'de> for Vocab {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(VocabVisitor)
+    }
+}
+
+struct VocabVisitor;
+
+impl<'de> Visitor<'de> for VocabVisitor {
+    type Value = Vocab;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a vocabulary")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vocab, A::Error> {
+        let mut last = None;
+        while let Some((piece, id)) = map.next_entry::<String, u64>()? {
+            last = last.max(Some((id, piece)));
+        }
+        Ok(Vocab { last })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vocab, A::Error> {
+        let (mut last, mut count) = (None, 0);
+        while let Some((piece, _)) = list.next_element::<(String, IgnoredAny)>()? {
+            last = Some((count, piece));
+            count += 1;
+        }
+        Ok(Vocab { last })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_token_is_found_in_every_form() {
+        let pieces = br#"{"model": {"vocab": {"a": 0, "c": 7, "b": 1}}}"#;
+        assert!(
+            beyond(pieces, 7)
+                .unwrap()
+                .starts_with("tokenizer.json has token 7, \"c\", but")
+        );
+        assert_eq!(beyond(pieces, 8), None);
+        let list = br#"{"model": {"vocab": [["a", 0.5], ["b", -1]]}}"#;
+        assert!(beyond(list, 1).unwrap().contains("token 1, \"b\""));
+        assert_eq!(beyond(list, 2), None);
+        let added =
+            br#"{"added_tokens": [{"id": 9, "content": "<x>"}], "model": {"vocab": {"a": 0}}}"#;
+        assert!(beyond(added, 9).unwrap().contains("token 9, \"<x>\""));
+        assert_eq!(beyond(b"{", 0), None);
+    }
+}
