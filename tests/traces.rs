@@ -15,7 +15,7 @@ fn traced() -> (Scratch, Value) {
     let plain = scratch.json(RUN);
     let bytes = |name: &str| plain["memory"][name].as_u64().unwrap();
     let budget = bytes("floor_bytes").midpoint(bytes("resident_bytes"));
-    let ran = scratch.json(&format!("{RUN} --memory {budget} --trace trace"));
+    let ran = scratch.json(&format!("{RUN} --memory {budget} --look-ahead on --trace trace"));
     for field in ["text", "logits_blake3"] {
         assert_eq!(ran[field], plain[field], "{field}");
     }
@@ -35,6 +35,12 @@ fn a_trace_says_what_the_run_says_and_what_other_room_would_bring() {
     assert_eq!(found["recorded"]["reads"], json!(count("cache_misses")));
     assert_eq!(found["recorded"]["tokens"], json!(count("tokens")));
     assert_eq!(found["trace"]["experts"], json!(8));
+    // What was read ahead, line by line, is what the run says of it.
+    let ahead = &found["recorded"]["ahead"];
+    for name in ["issued", "used", "late", "wasted"] {
+        assert_eq!(ahead[name], ran["look_ahead"][name], "{name}");
+    }
+    assert!(ahead["issued"].as_u64().unwrap() > 0, "{ahead}");
     // 4 layers, a line each for every pass.
     let passes = found["recorded"]["passes"].as_u64().unwrap();
     assert_eq!(ran["trace"], json!({"file": "trace", "lines": 4 * passes}));
@@ -61,6 +67,7 @@ fn a_trace_says_what_the_run_says_and_what_other_room_would_bring() {
     // With room for all each is read once.
     assert_eq!(rates.last().unwrap()["in_use"], rates.last().unwrap()["best"]);
     let text = scratch.ok("inspect --trace trace").stdout;
+    assert!(text.contains(" experts read ahead: "), "{text}");
     assert!(text.contains("best possible") && text.contains("on this trace: floor "), "{text}");
     // Another bundle of the model has other sizes, and the same experts.
     let planned = scratch.ok("plan ckpt --bits 8 --trace trace").stdout;
@@ -109,6 +116,10 @@ fn strangers_traces_are_refused_in_a_line() {
     let once = "line 2: hits and reads: expected every expert that was picked once, ascending";
     refused(edit("hits", json!([7, 7])), once);
     refused(edit("reads", json!([])), once);
+    let ahead = "line 2: guessed and late: expected experts of the model, ascending, late ones among the hits";
+    refused(edit("guessed", json!([8])), ahead);
+    refused(edit("guessed", json!([2, 1])), ahead);
+    refused(edit("late", json!([7])), ahead);
     refused(edit("seconds", json!(-1.0)), "line 2: seconds: expected no less than 0");
     refused(format!("{}\n{}\n{}\n", lines[0], lines[1], lines[1]), &layer.replace('2', "3"));
     // What JSON itself refuses is told by the parser.

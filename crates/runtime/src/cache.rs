@@ -36,10 +36,20 @@ struct Slot {
     unit: Option<Unit>,
     /// Absent while it is being read.
     loaded: Option<Loaded>,
+    /// A buffer that nothing was read into after all.
+    spare: AlignedBuf,
+    /// What is here, or on its way, was guessed, and nobody has asked for it yet.
+    guess: bool,
     /// The pin epoch that used it last.
     used: u64,
     /// Sum of its uses, each as it counts.
     score: f64,
+}
+
+impl Slot {
+    const fn is_coming_guess(&self) -> bool {
+        self.guess && self.unit.is_some() && self.loaded.is_none()
+    }
 }
 
 /// Experts in memory.
@@ -85,14 +95,32 @@ impl ExpertCache {
         self.slots.len()
     }
 
+    /// Whether `unit` was guessed, and nobody has asked for it yet.
+    pub fn is_guess(&self, unit: Unit) -> bool {
+        self.places
+            .get(&unit)
+            .is_some_and(|place| self.slots[*place].guess)
+    }
+
+    /// Whether a guess is on its way.
+    pub fn awaits_guess(&self) -> bool {
+        self.slots.iter().any(Slot::is_coming_guess)
+    }
+
     /// Where `unit` is, if it is here or on its way: it stays until the end of the epoch or its
     /// [`Self::release`].
     pub fn hold(&mut self, unit: Unit) -> Option<usize> {
         let place = *self.places.get(&unit)?;
         let slot = &mut self.slots[place];
+        slot.guess = false;
         slot.used = self.pin_epoch;
         slot.score += self.use_score;
         Some(place)
+    }
+
+    /// Whether `unit` is here or on its way.
+    pub fn has(&self, unit: Unit) -> bool {
+        self.places.contains_key(&unit)
     }
 
     /// A place for `unit`, which is not here, and the buffer to read it into; nothing while this epoch
@@ -101,26 +129,66 @@ impl ExpertCache {
     /// # Errors
     /// When an earlier read failed.
     pub fn claim(&mut self, unit: Unit) -> Result<Option<(usize, AlignedBuf)>> {
-        let free = self.places.len();
-        let place = if free < self.slots.len() { Some(free) } else { self.lowest_score() };
-        let Some(place) = place else { return Ok(None) };
+        let free = self.free_place();
+        let Some(place) = free.or_else(|| self.lowest_score(|_| true)) else { return Ok(None) };
+        let buf = self.vacate(place)?;
+        let score = self.use_score + self.past.remove(&unit).unwrap_or(0.0);
+        let used = self.pin_epoch;
+        self.slots[place] = Slot { unit: Some(unit), used, score, ..Slot::default() };
+        self.places.insert(unit, place);
+        Ok(Some((place, buf)))
+    }
+
+    /// A buffer for `unit`, which is not here and may be needed soon; nothing where that would cost an
+    /// expert that is needed or `likely`. At most `most` places hold guesses that nobody has asked for.
+    ///
+    /// # Errors
+    /// As [`Self::claim`].
+    pub fn claim_guess(
+        &mut self,
+        unit: Unit,
+        likely: &[Unit],
+        most: usize,
+    ) -> Result<Option<AlignedBuf>> {
+        let full = self.slots.iter().filter(|slot| slot.guess).count() >= most;
+        let may_go = |slot: &Slot| {
+            (slot.guess || !full) && !slot.unit.is_some_and(|unit| likely.contains(&unit))
+        };
+        let free = if full { None } else { self.free_place() };
+        let Some(place) = free.or_else(|| self.lowest_score(may_go)) else { return Ok(None) };
+        let buf = self.vacate(place)?;
+        // No use counts before there is one.
+        let score = self.past.remove(&unit).unwrap_or(0.0);
+        self.slots[place] = Slot { unit: Some(unit), guess: true, score, ..Slot::default() };
+        self.places.insert(unit, place);
+        Ok(Some(buf))
+    }
+
+    /// Forgets a guess that is not here: `buf`, if there is one, stays for what comes in its place.
+    pub fn forget(&mut self, unit: Unit, buf: Option<AlignedBuf>) {
+        if let Some(place) = self.places.remove(&unit) {
+            let slot = std::mem::take(&mut self.slots[place]);
+            self.slots[place].spare = buf.unwrap_or_default();
+            self.past.insert(unit, slot.score);
+        }
+    }
+
+    /// Takes what is at a place away, and gives the buffer.
+    fn vacate(&mut self, place: usize) -> Result<AlignedBuf> {
         let slot = &mut self.slots[place];
-        let buf = match (slot.unit.take(), slot.loaded.take()) {
+        match (slot.unit.take(), slot.loaded.take()) {
+            (None, _) if !slot.spare.is_empty() => Ok(std::mem::take(&mut slot.spare)),
             // A replay's experts have no bytes.
-            (None, _) if self.slot_bytes == 0 => AlignedBuf::default(),
-            (None, _) => AlignedBuf::new(self.slot_bytes),
+            (None, _) if self.slot_bytes == 0 => Ok(AlignedBuf::default()),
+            (None, _) => Ok(AlignedBuf::new(self.slot_bytes)),
             (Some(evicted), Some(loaded)) => {
                 self.places.remove(&evicted);
                 self.past.insert(evicted, slot.score);
-                loaded.bytes
+                Ok(loaded.bytes)
             }
             // Its read was lost with an earlier error.
-            (Some(_), None) => return Err(RuntimeError::Failed),
-        };
-        let score = self.use_score + self.past.remove(&unit).unwrap_or(0.0);
-        *slot = Slot { unit: Some(unit), loaded: None, used: self.pin_epoch, score };
-        self.places.insert(unit, place);
-        Ok(Some((place, buf)))
+            (Some(_), None) => Err(RuntimeError::Failed),
+        }
     }
 
     /// Lets the expert at `place` leave before the end of the epoch.
@@ -131,9 +199,13 @@ impl ExpertCache {
     /// Makes room for `slots` experts: where that is fewer than there are, those used least leave and their
     /// memory goes back. Nothing may be on its way.
     pub fn resize(&mut self, slots: usize) {
-        if self.places.len() > slots {
-            // A stable sort: of equal scores the lower place stays.
-            self.slots.sort_by(|a, b| b.score.total_cmp(&a.score));
+        if slots < self.slots.len() {
+            // A stable sort: of equal scores the lower place stays, and places without an expert go first.
+            let worth = |slot: &Slot| (slot.unit.is_some(), slot.score);
+            self.slots.sort_by(|a, b| {
+                let ((a_is, a), (b_is, b)) = (worth(a), worth(b));
+                b_is.cmp(&a_is).then(b.total_cmp(&a))
+            });
             let gone = self
                 .slots
                 .drain(slots..)
@@ -161,17 +233,23 @@ impl ExpertCache {
 
     /// Bytes of the experts here.
     pub fn byte_len(&self) -> u64 {
-        let loaded = self.slots.iter().filter_map(|slot| slot.loaded.as_ref());
-        loaded.map(|loaded| loaded.bytes.len() as u64).sum()
+        let held = |slot: &Slot| {
+            let loaded = slot.loaded.as_ref().map_or(0, |loaded| loaded.bytes.len());
+            (loaded + slot.spare.len()) as u64
+        };
+        self.slots.iter().map(held).sum()
     }
 
-    /// Of the places that this epoch does not hold, the one with the lowest score.
-    fn lowest_score(&self) -> Option<usize> {
-        let free = self
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(_, slot)| slot.used < self.pin_epoch);
+    fn free_place(&self) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.unit.is_none())
+    }
+
+    /// Of the places that this epoch does not hold and no guess is being read into, as far as they `may_go`,
+    /// the one with the lowest score.
+    fn lowest_score(&self, may_go: impl Fn(&Slot) -> bool) -> Option<usize> {
+        let free = self.slots.iter().enumerate().filter(|(_, slot)| {
+            slot.used < self.pin_epoch && !slot.is_coming_guess() && may_go(slot)
+        });
         let lowest = free.min_by(|(_, a), (_, b)| a.score.total_cmp(&b.score));
         lowest.map(|(place, _)| place)
     }
@@ -254,5 +332,68 @@ mod tests {
         cache.resize(3);
         assert_eq!(token(&mut cache, &[0]), [0]);
         assert_eq!(token(&mut cache, &[1, 3, 0]), NONE, "there is room for three again");
+    }
+
+    #[test]
+    fn a_guess_costs_nothing_that_is_needed_or_likely() {
+        let unit = |expert| Unit::Expert { layer: 0, expert };
+        let loaded = |expert, bytes| {
+            Loaded::new(unit(expert), UnitLayout { tensors: [].into(), len: 0 }, bytes)
+        };
+        let mut cache = ExpertCache::new(4, 16);
+        token(&mut cache, &[0, 1, 2, 3]);
+        token(&mut cache, &[2]);
+        token(&mut cache, &[3]);
+        cache.begin_epoch();
+        let held = cache.hold(unit(0)).unwrap();
+        // 1 is likely, 2 was used more often than 3 but longer ago.
+        let likely = [unit(1), unit(7), unit(8)];
+        let buf = cache.claim_guess(unit(7), &likely, 1).unwrap().unwrap();
+        assert!(cache.has(unit(1)) && cache.has(unit(0)) && !cache.has(unit(2)));
+        // No more than one at a time, and none goes that is on its way.
+        assert!(cache.claim_guess(unit(8), &likely, 1).unwrap().is_none());
+        assert!(cache.claim_guess(unit(8), &likely, 2).unwrap().is_some());
+        assert!(
+            cache
+                .claim(unit(9))
+                .unwrap()
+                .is_some_and(|(place, _)| place != held)
+        );
+        assert!(cache.claim(unit(10)).unwrap().is_none(), "all others are needed or on their way");
+        // What nobody began leaves its buffer to the next one.
+        cache.forget(unit(8), None);
+        cache.insert(loaded(7, buf));
+        assert!(!cache.has(unit(8)) && cache.is_guess(unit(7)) && !cache.awaits_guess());
+        assert!(cache.claim(unit(10)).unwrap().is_some());
+        // Asked for, it is no guess any more.
+        cache.hold(unit(7)).unwrap();
+        assert!(!cache.is_guess(unit(7)));
+    }
+
+    #[test]
+    fn a_guess_in_vain_makes_way_for_the_next_one() {
+        let unit = |expert| Unit::Expert { layer: 0, expert };
+        let mut cache = ExpertCache::new(3, 16);
+        token(&mut cache, &[0, 1]);
+        cache.begin_epoch();
+        for (expert, before) in [(5, None), (6, Some(5)), (7, Some(6))] {
+            let bytes = cache
+                .claim_guess(unit(expert), &[unit(expert)], 1)
+                .unwrap()
+                .unwrap();
+            assert!(before.is_none_or(|before| !cache.has(unit(before))));
+            cache.insert(Loaded::new(
+                unit(expert),
+                UnitLayout { tensors: [].into(), len: 0 },
+                bytes,
+            ));
+            cache.begin_epoch();
+        }
+        assert_eq!(token(&mut cache, &[0, 1]), NONE, "what was used stays");
+        let buf = cache.claim_guess(unit(8), &[], 1).unwrap().unwrap();
+        cache.forget(unit(8), Some(buf));
+        assert_eq!(cache.byte_len(), 3 * 16);
+        cache.resize(2);
+        assert_eq!(token(&mut cache, &[0, 1]), NONE, "an empty place goes first");
     }
 }

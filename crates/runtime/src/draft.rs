@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::rate::Rate;
 use crate::text::{Sampler, Sampling};
 use crate::token::Runtime;
 
@@ -39,24 +40,6 @@ pub struct Drafted {
     pub steps: u64,
     /// Steps without, because drafts had been slower.
     pub declined: u64,
-}
-
-/// Tokens per second, earlier steps counting less.
-#[derive(Clone, Copy, Debug, Default)]
-struct Rate {
-    tokens: f64,
-    seconds: f64,
-}
-
-impl Rate {
-    fn add(&mut self, tokens: usize, seconds: f64) {
-        self.tokens = KEPT * self.tokens + tokens as f64;
-        self.seconds = KEPT * self.seconds + seconds;
-    }
-
-    fn slower_than(self, other: Self) -> bool {
-        self.tokens * other.seconds < other.tokens * self.seconds
-    }
 }
 
 /// Where guesses come from.
@@ -177,8 +160,8 @@ pub struct Drafter {
 impl Default for Drafter {
     fn default() -> Self {
         Self {
-            alone: Rate::default(),
-            tried: Rate::default(),
+            alone: Rate::new(KEPT),
+            tried: Rate::new(KEPT),
             seen_alone: 0,
             trials: 0,
             unbroken: 0,
@@ -226,7 +209,7 @@ impl Drafter {
     }
 
     fn judge(&mut self) {
-        if self.tried.slower_than(self.alone) {
+        if self.tried.slower_than(1.0, self.alone) {
             self.rest = self.pause;
             self.pause = (2 * self.pause).min(PAUSE[1]);
             self.tried = Rate::default();

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use shardwright_format::Unit;
-use shardwright_format::model::MoeSpec;
+use shardwright_format::model::{Ffn, ModelSpec, MoeSpec};
 
 use crate::block::Layer;
 use crate::block::mlp::Job;
@@ -14,27 +14,42 @@ use crate::pass::PassState;
 use crate::store::Store;
 use crate::trace::Visit;
 
-/// The feed-forward of a layer with experts. `outputs` holds what they give, `[rows of all experts,
-/// hidden]`, until it can be summed: in the order of the experts, so that what was in memory makes no
-/// difference. Says what was picked and read.
+/// Of the experts that are guessed the first are read: one part in this many.
+const RANKS: usize = 2;
+
+/// What a layer's experts are computed with.
+pub struct Means<'a> {
+    /// The rows on their way.
+    pub state: &'a mut PassState,
+    /// Where experts are.
+    pub store: &'a mut Store,
+    /// What experts give, `[rows of all experts, hidden]`, until it can be summed: in the order of the experts,
+    /// so that what was in memory makes no difference.
+    pub outputs: &'a mut Vec<f32>,
+    /// The model, where experts of the next layer are to be read ahead.
+    pub ahead: Option<&'a ModelSpec>,
+}
+
+/// The feed-forward of a layer with experts. Says what was picked and read.
 ///
 /// # Errors
 /// Weights that are not what the spec says, or cannot be read.
-pub fn forward(
-    layer: &Layer<'_>,
-    spec: &MoeSpec,
-    state: &mut PassState,
-    store: &mut Store,
-    outputs: &mut Vec<f32>,
-) -> Result<Visit> {
+pub fn forward(layer: &Layer<'_>, spec: &MoeSpec, means: Means<'_>) -> Result<Visit> {
+    let Means { state, store, outputs, ahead } = means;
     let (started, before) = (Instant::now(), store.counts.expert_bytes);
     state.route(layer, spec, &mut None)?;
     let experts = Experts::new(layer, spec)?;
     let batches = ExpertBatches::new(&state.routes, experts.count());
     let batches: Vec<ExpertBatch<'_>> = batches.iter().collect();
+    let guessed = store.begin_experts()?;
     let mut union = Union::new((layer.index, state.routes.k), &batches, store);
     let hits = union.held();
+    let late = union.coming(&guessed, store);
+    store.end_guesses();
     union.ask(store)?;
+    if let Some(model) = ahead {
+        look_ahead(model, layer.index + 1, state, store)?;
+    }
     // While the first experts are read.
     state.shared(layer, spec, &mut None)?;
     let hidden = experts.hidden();
@@ -60,9 +75,31 @@ pub fn forward(
         picks: state.routes.experts.clone(),
         hits,
         reads: union.reads,
+        guessed,
+        late,
         bytes: store.counts.expert_bytes - before,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Guesses at the experts of layer `index`: those that its router, if it is in memory, would pick for the rows
+/// as they are before this layer's experts; the likeliest of them are read.
+fn look_ahead(
+    model: &ModelSpec,
+    index: u32,
+    state: &mut PassState,
+    store: &mut Store,
+) -> Result<()> {
+    let next = model.layers.get(index as usize).map(|layer| &layer.ffn);
+    let Some(Ffn::Moe(spec)) = next else { return Ok(()) };
+    let Some(dense) = store.dense(index as usize) else { return Ok(()) };
+    let picks = state.guess(&Layer::new(model, index, dense.view()), spec)?;
+    let unit = |expert: &u32| Unit::Expert { layer: index, expert: *expert };
+    let likely: Vec<Unit> = picks.iter().map(unit).collect();
+    // Whatever is being read for a guess leaves a token room for its picks.
+    let most = store.expert_slots().saturating_sub(likely.len());
+    let ranks = likely.len().div_ceil(RANKS);
+    store.guess_experts(&likely, ranks, most.min(ranks))
 }
 
 /// How far an expert is.
@@ -98,7 +135,6 @@ impl<'a> Union<'a> {
         batches: &'a [ExpertBatch<'a>],
         store: &mut Store,
     ) -> Self {
-        store.begin_experts();
         let mut hold = |batch: &ExpertBatch<'_>| {
             let place = store.hold_expert(Unit::Expert { layer, expert: batch.expert });
             place.map_or(Step::Absent, Step::At)
@@ -118,6 +154,16 @@ impl<'a> Union<'a> {
         let all = self.batches.iter().zip(&self.steps);
         let held = all.filter(|(_, step)| matches!(step, Step::At(_)));
         held.map(|(batch, _)| batch.expert).collect()
+    }
+
+    /// Those of `guessed` that have a place and are not here yet.
+    fn coming(&self, guessed: &[u32], store: &Store) -> Vec<u32> {
+        let all = self.batches.iter().zip(&self.steps);
+        let coming = all.filter(|(batch, step)| match step {
+            Step::At(place) => guessed.contains(&batch.expert) && store.expert(*place).is_none(),
+            Step::Absent | Step::Done => false,
+        });
+        coming.map(|(batch, _)| batch.expert).collect()
     }
 
     /// Has the next ones read, as far as there is room for them.

@@ -13,7 +13,7 @@ use crate::block::moe::{ExpertBatches, Experts};
 use crate::block::router::Routes;
 use crate::block::{Layer, MixerState, check_finite};
 use crate::error::{Result, RuntimeError};
-use crate::fetch::{ReadQueue, Request, read, read_queue};
+use crate::fetch::{Arrival, ReadQueue, Request, read, read_queue};
 use crate::hook::Hook;
 use crate::linear::thread_pool;
 use crate::pass::{PassState, Sequences};
@@ -220,11 +220,11 @@ impl<'w> LayerPass<'w> {
             // Takes the queue: when it ends, however it ends, the reader ends too.
             let computed = pool.install(move || {
                 let mut ahead = ReadAhead::new(queue, wanted, following);
-                (0..=AHEAD).try_for_each(|_| ahead.ask(AlignedBuf::default()))?;
+                (0..=AHEAD).for_each(|_| ahead.ask(AlignedBuf::default()));
                 for batch in batches.iter() {
                     let loaded = ahead.take()?;
                     state.expert(experts, loaded.view(), batch, hook)?;
-                    ahead.ask(loaded.bytes)?;
+                    ahead.ask(loaded.bytes);
                 }
                 ahead.finish()
             });
@@ -284,22 +284,21 @@ impl ReadAhead {
     }
 
     /// Has the next unit read into `buf`, or what follows when there is none.
-    fn ask(&mut self, buf: AlignedBuf) -> Result<()> {
+    fn ask(&mut self, buf: AlignedBuf) {
         if let Some(unit) = self.wanted.pop_front() {
-            return self.queue.request(Request::Unit(unit), buf);
-        }
-        match self.following.take() {
-            Some((unit, buf)) => {
-                self.asked = true;
-                self.queue.request(Request::Unit(unit), buf)
-            }
-            None => Ok(()),
+            self.queue.request(Request::Unit(unit), buf);
+        } else if let Some((unit, buf)) = self.following.take() {
+            self.asked = true;
+            self.queue.request(Request::Unit(unit), buf);
         }
     }
 
     /// The next unit, once it is there.
     fn take(&mut self) -> Result<Loaded> {
-        let loaded = self.queue.wait()?;
+        // Nothing here is a guess.
+        let Arrival::Read(loaded) = self.queue.wait()? else {
+            return Err(RuntimeError::ReaderGone);
+        };
         self.bytes += loaded.layout.len;
         Ok(loaded)
     }

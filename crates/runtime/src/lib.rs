@@ -4,6 +4,7 @@
 //! [`layerwise::LayerPass`] takes all tokens through a layer and reads every weight once. Both run
 //! the same `block`s, on a bundle or on the checkpoint it came from.
 
+pub mod ahead;
 mod block;
 mod cache;
 pub mod draft;
@@ -17,6 +18,7 @@ mod linear;
 pub mod options;
 mod pass;
 pub mod plan;
+mod rate;
 pub mod replay;
 mod room;
 pub mod saved;
@@ -34,7 +36,7 @@ pub use block::router::Routes;
 pub use error::{Result, RuntimeError};
 pub use head::Head;
 pub use hook::{Activations, Hook};
-pub use options::Options;
+pub use options::{LookAhead, Options};
 pub use plan::{MemoryPlan, Mode};
 pub use room::PassRoom;
 pub use token::{Runtime, Stats};

@@ -26,6 +26,18 @@ pub fn loading(tokenizer: &Tokenizer) -> u64 {
 /// Tokens of a prompt that are computed together where memory allows: more are little faster.
 pub const CHUNK: usize = 128;
 
+/// Whether experts of the next layer are guessed and read while nothing else is to be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LookAhead {
+    /// Never.
+    Off,
+    /// For every token that is decoded.
+    On,
+    /// While it makes tokens faster.
+    #[default]
+    Auto,
+}
+
 /// How to run a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -47,6 +59,8 @@ pub struct Options {
     pub cache: CacheTypes,
     /// Tokens that are guessed and tried behind the next one, at most; fewer where memory is short.
     pub draft: usize,
+    /// Whether experts are read before their layer has picked them.
+    pub look_ahead: LookAhead,
 }
 
 impl Default for Options {
@@ -60,6 +74,7 @@ impl Default for Options {
             chunk: CHUNK,
             cache: CacheTypes::default(),
             draft: 0,
+            look_ahead: LookAhead::default(),
         }
     }
 }

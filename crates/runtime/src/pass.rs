@@ -98,6 +98,17 @@ impl PassState {
         Ok(())
     }
 
+    /// What a layer that comes later would pick if the rows stayed as they are, the likeliest first.
+    ///
+    /// # Errors
+    /// As [`Self::mix`].
+    pub fn guess(&mut self, layer: &Layer<'_>, spec: &MoeSpec) -> Result<Vec<u32>> {
+        let mut routes = Routes::default();
+        routes.clear(spec.num_experts_per_tok as usize);
+        route(layer, spec, &self.x, &mut self.work, &mut routes)?;
+        Ok(routes.experts)
+    }
+
     /// Begins the sum of what the experts give, with the shared expert where there is one.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use shardwright_format::{Unit, UnitLayout};
 
 use crate::cache::ExpertCache;
 use crate::error::{Result, RuntimeError};
+use crate::store::Guesses;
 use crate::trace::{self, Header, Visit};
 use crate::view::Loaded;
 
@@ -62,6 +63,8 @@ pub struct Recorded {
     pub reads: u64,
     /// Bytes of these.
     pub bytes: u64,
+    /// Experts that were read before they were picked.
+    pub ahead: Guesses,
     /// What layers with experts took.
     pub seconds: f64,
 }
@@ -109,6 +112,7 @@ impl Replay {
             recorded.tokens += begins;
             recorded.hits += visit.hits.len() as u64;
             recorded.reads += visit.reads.len() as u64;
+            recorded.ahead = recorded.ahead.and(guesses(visit));
             recorded.bytes = recorded.bytes.saturating_add(visit.bytes);
             recorded.seconds += visit.seconds;
             let experts = visit
@@ -275,6 +279,21 @@ impl Replay {
             }
         }
         hits
+    }
+}
+
+/// What became of the experts of a layer that were read ahead.
+fn guesses(visit: &Visit) -> Guesses {
+    let Visit { hits, guessed, late, .. } = visit;
+    let picked = guessed
+        .iter()
+        .filter(|expert| hits.contains(expert))
+        .count();
+    Guesses {
+        issued: guessed.len() as u64,
+        used: (picked - late.len()) as u64,
+        late: late.len() as u64,
+        wasted: (guessed.len() - picked) as u64,
     }
 }
 

@@ -9,7 +9,7 @@ use shardwright_format::weights::Weights;
 
 use crate::cache::ExpertCache;
 use crate::error::Result;
-use crate::fetch::{Fetcher, READERS, Request};
+use crate::fetch::{Arrival, Fetcher, READERS, Request};
 use crate::plan::MemoryPlan;
 use crate::view::{Loaded, UnitView};
 
@@ -18,7 +18,7 @@ use crate::view::{Loaded, UnitView};
 pub struct Counts {
     /// Bytes read from files.
     pub bytes_read: u64,
-    /// Those of experts among them.
+    /// Those of experts among them that were picked before their reads began.
     pub expert_bytes: u64,
     /// Reads of units.
     pub reads: u64,
@@ -26,6 +26,45 @@ pub struct Counts {
     pub cache_hits: u64,
     /// Experts that had to be read.
     pub cache_misses: u64,
+    /// Experts that were read before anybody asked for them.
+    pub ahead: Guesses,
+}
+
+/// Experts that were guessed and read before their layer had picked any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Guesses {
+    /// Reads that were begun: the sum of the other three.
+    pub issued: u64,
+    /// Picked, and there in time.
+    pub used: u64,
+    /// Picked, and still on their way.
+    pub late: u64,
+    /// Not picked.
+    pub wasted: u64,
+}
+
+impl Guesses {
+    /// What came after `before`.
+    #[must_use]
+    pub const fn since(self, before: Self) -> Self {
+        Self {
+            issued: self.issued - before.issued,
+            used: self.used - before.used,
+            late: self.late - before.late,
+            wasted: self.wasted - before.wasted,
+        }
+    }
+
+    /// This and `more`.
+    #[must_use]
+    pub const fn and(self, more: Self) -> Self {
+        Self {
+            issued: self.issued + more.issued,
+            used: self.used + more.used,
+            late: self.late + more.late,
+            wasted: self.wasted + more.wasted,
+        }
+    }
 }
 
 /// Dense layers and experts. One reader for all of them, so that whatever arrives finds its place.
@@ -43,6 +82,8 @@ pub struct Store {
     experts: ExpertCache,
     /// Pieces of the head, by first row.
     pieces: HashMap<u64, Loaded>,
+    /// Guesses at the experts of the next layer, as far as their reads may have begun.
+    guesses: Vec<Unit>,
     /// What was read so far.
     pub counts: Counts,
 }
@@ -67,6 +108,7 @@ impl Store {
                 .collect(),
             experts: ExpertCache::new(plan.expert_slots, slot),
             pieces: HashMap::new(),
+            guesses: Vec::new(),
             counts: Counts::default(),
         };
         store.fill(plan)?;
@@ -97,7 +139,7 @@ impl Store {
                     None => continue,
                 },
             };
-            self.request(Request::Unit(unit), buf)?;
+            self.request(Request::Unit(unit), buf);
             in_flight += 1;
             if in_flight > READERS {
                 self.wait_for_one()?;
@@ -112,10 +154,10 @@ impl Store {
     /// # Errors
     /// What the disk refuses.
     pub fn take_dense(&mut self, layer: usize) -> Result<Loaded> {
-        self.prefetch(layer)?;
+        self.prefetch(layer);
         loop {
             if let Some(loaded) = self.dense[layer].take() {
-                self.prefetch_after(layer)?;
+                self.prefetch_after(layer);
                 return Ok(loaded);
             }
             self.wait()?;
@@ -123,35 +165,32 @@ impl Store {
     }
 
     /// Takes back what [`Self::take_dense`] lent.
-    ///
-    /// # Errors
-    /// When the reader is gone.
-    pub fn return_dense(&mut self, layer: usize, loaded: Loaded) -> Result<()> {
+    pub fn return_dense(&mut self, layer: usize, loaded: Loaded) {
         if self.pinned[layer] {
             self.dense[layer] = Some(loaded);
-            return Ok(());
+            return;
         }
         self.free.push(loaded.bytes);
-        self.prefetch_after(layer)
+        self.prefetch_after(layer);
     }
 
     /// Has the next layer that is not pinned read, the first one following the last.
-    fn prefetch_after(&mut self, layer: usize) -> Result<()> {
+    fn prefetch_after(&mut self, layer: usize) {
         let layers = self.dense.len();
-        let next = (1..layers)
-            .map(|i| (layer + i) % layers)
-            .find(|l| !self.pinned[*l]);
-        next.map_or(Ok(()), |next| self.prefetch(next))
+        let mut next = (1..layers).map(|i| (layer + i) % layers);
+        if let Some(next) = next.find(|l| !self.pinned[*l]) {
+            self.prefetch(next);
+        }
     }
 
     /// Has a layer read unless it is here or coming, or there is no buffer.
-    fn prefetch(&mut self, layer: usize) -> Result<()> {
+    fn prefetch(&mut self, layer: usize) {
         if self.pinned[layer] || self.coming[layer] || self.dense[layer].is_some() {
-            return Ok(());
+            return;
         }
-        let Some(buf) = self.free.pop() else { return Ok(()) };
+        let Some(buf) = self.free.pop() else { return };
         self.coming[layer] = true;
-        self.request(Request::Unit(Unit::Layer(layer as u32)), buf)
+        self.request(Request::Unit(Unit::Layer(layer as u32)), buf);
     }
 
     /// Begins a token.
@@ -164,32 +203,91 @@ impl Store {
         self.experts.slots()
     }
 
-    /// Makes room for `slots` experts; nothing may be on its way.
-    pub fn resize_experts(&mut self, slots: usize) {
+    /// Makes room for `slots` experts; none that is needed may be on its way.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    pub fn resize_experts(&mut self, slots: usize) -> Result<()> {
+        while self.experts.awaits_guess() {
+            self.wait_for_one()?;
+        }
         self.experts.resize(slots);
+        Ok(())
     }
 
-    /// Begins with the experts of a layer: those of the last one may leave.
-    pub const fn begin_experts(&mut self) {
+    /// Begins with the experts of a layer: those of the last one may leave, and guesses whose reads were not
+    /// begun are none any more. Gives the experts whose reads were begun, ascending.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    pub fn begin_experts(&mut self) -> Result<Vec<u32>> {
+        for (unit, buf) in self.fetcher.queue().take_back() {
+            self.experts.forget(unit, Some(buf));
+            self.guesses.retain(|guess| *guess != unit);
+        }
+        self.take_in()?;
         self.experts.begin_epoch();
+        self.counts.ahead.issued += self.guesses.len() as u64;
+        let begun = self.guesses.iter().filter_map(|unit| match unit {
+            Unit::Expert { expert, .. } => Some(*expert),
+            _ => None,
+        });
+        let mut begun: Vec<u32> = begun.collect();
+        begun.sort_unstable();
+        Ok(begun)
     }
 
-    /// Where an expert is, if it is in memory: it stays until [`Self::release_expert`].
+    /// Where an expert is, if it is in memory or on its way: it stays until [`Self::release_expert`].
     pub fn hold_expert(&mut self, unit: Unit) -> Option<usize> {
         let place = self.experts.hold(unit)?;
         self.counts.cache_hits += 1;
+        if let Some(guess) = self.guesses.iter().position(|guess| *guess == unit) {
+            self.guesses.swap_remove(guess);
+            let here = self.experts.get(place).is_some();
+            let ahead = &mut self.counts.ahead;
+            *if here { &mut ahead.used } else { &mut ahead.late } += 1;
+        }
         Some(place)
+    }
+
+    /// Whatever was guessed and not held until now was guessed wrongly.
+    pub fn end_guesses(&mut self) {
+        self.counts.ahead.wasted += self.guesses.len() as u64;
+        self.guesses.clear();
+    }
+
+    /// Has those of the first `ranks` of `likely`, the likeliest first, that are not in memory read while
+    /// nothing else is to be read. At most `most` places of the cache are taken for that, and no expert leaves
+    /// that is needed or likely.
+    ///
+    /// # Errors
+    /// When an earlier read failed.
+    pub fn guess_experts(&mut self, likely: &[Unit], ranks: usize, most: usize) -> Result<()> {
+        for unit in likely.iter().take(ranks) {
+            if self.experts.has(*unit) {
+                continue;
+            }
+            let Some(buf) = self.experts.claim_guess(*unit, likely, most)? else { return Ok(()) };
+            self.guesses.push(*unit);
+            self.fetcher.queue().guess(*unit, buf);
+        }
+        Ok(())
+    }
+
+    /// A layer's dense part, if it is in memory.
+    pub fn dense(&self, layer: usize) -> Option<&Loaded> {
+        self.dense.get(layer)?.as_ref()
     }
 
     /// Finds an expert that is not in memory a place and has it read; nothing while those held take up
     /// all room.
     ///
     /// # Errors
-    /// When the reader is gone.
+    /// When an earlier read failed.
     pub fn request_expert(&mut self, unit: Unit) -> Result<Option<usize>> {
         let Some((place, buf)) = self.experts.claim(unit)? else { return Ok(None) };
         self.counts.cache_misses += 1;
-        self.request(Request::Unit(unit), buf)?;
+        self.request(Request::Unit(unit), buf);
         Ok(Some(place))
     }
 
@@ -204,11 +302,8 @@ impl Store {
     }
 
     /// Begins to read rows of a table; [`Self::take_piece`] gives them.
-    ///
-    /// # Errors
-    /// When the reader is gone.
-    pub fn request_piece(&mut self, request: Request, buf: AlignedBuf) -> Result<()> {
-        self.request(request, buf)
+    pub fn request_piece(&self, request: Request, buf: AlignedBuf) {
+        self.request(request, buf);
     }
 
     /// The rows from `first` on, once they are there.
@@ -230,19 +325,33 @@ impl Store {
     /// A read's error.
     pub fn wait(&mut self) -> Result<()> {
         self.wait_for_one()?;
-        while let Some(loaded) = self.fetcher.queue().poll()? {
-            self.accept(loaded);
+        self.take_in()
+    }
+
+    /// Takes in whatever has arrived.
+    fn take_in(&mut self) -> Result<()> {
+        while let Some(arrival) = self.fetcher.queue().poll()? {
+            self.accept(arrival);
         }
         Ok(())
     }
 
     fn wait_for_one(&mut self) -> Result<()> {
-        let loaded = self.fetcher.queue().wait()?;
-        self.accept(loaded);
+        let arrival = self.fetcher.queue().wait()?;
+        self.accept(arrival);
         Ok(())
     }
 
-    fn accept(&mut self, loaded: Loaded) {
+    fn accept(&mut self, arrival: Arrival) {
+        let (loaded, guess) = match arrival {
+            Arrival::Read(loaded) => (loaded, false),
+            Arrival::Guess(loaded) => (loaded, true),
+            // Whoever waits for it by now is told why it cannot be read.
+            Arrival::Lost(unit) if self.experts.has(unit) && !self.experts.is_guess(unit) => {
+                return self.request(Request::Unit(unit), AlignedBuf::default());
+            }
+            Arrival::Lost(unit) => return self.experts.forget(unit, None),
+        };
         self.counts.reads += 1;
         self.counts.bytes_read += loaded.layout.len;
         match (loaded.unit, loaded.first_row) {
@@ -254,14 +363,14 @@ impl Store {
                 self.dense[layer as usize] = Some(loaded);
             }
             (_, None) => {
-                self.counts.expert_bytes += loaded.layout.len;
+                self.counts.expert_bytes += if guess { 0 } else { loaded.layout.len };
                 self.experts.insert(loaded);
             }
         }
     }
 
-    fn request(&self, request: Request, buf: AlignedBuf) -> Result<()> {
-        self.fetcher.queue().request(request, buf)
+    fn request(&self, request: Request, buf: AlignedBuf) {
+        self.fetcher.queue().request(request, buf);
     }
 
     /// Bytes of weights in memory or on their way there.

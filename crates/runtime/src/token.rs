@@ -2,12 +2,14 @@
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::time::Instant;
 
 use shardwright_format::UnitLayout;
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::model::{Ffn, LayerSpec, ModelSpec};
 use shardwright_format::weights::Weights;
 
+use crate::ahead::{Judge, LookedAhead};
 use crate::block::delta_net::State as DeltaState;
 use crate::block::kv::CacheTypes;
 use crate::block::ops::{cap, rms_norm};
@@ -15,7 +17,7 @@ use crate::block::router::Routes;
 use crate::block::saved::{can_keep, saved_len};
 use crate::block::{self, Layer, MixerState, check_finite};
 use crate::error::{Result, RuntimeError};
-use crate::experts;
+use crate::experts::{self, Means};
 use crate::fetch::Request;
 use crate::head::final_norm;
 use crate::linear::{Product, thread_pool};
@@ -36,10 +38,12 @@ pub struct Stats {
     pub bytes_read: u64,
     /// Reads.
     pub reads: u64,
-    /// Experts found in memory.
+    /// Experts found in memory, or on their way there.
     pub cache_hits: u64,
-    /// Experts that had to be read.
+    /// Experts that had to be read when they were picked.
     pub cache_misses: u64,
+    /// What was read before it was picked.
+    pub ahead: LookedAhead,
     /// Bytes of weights in memory.
     pub bytes_resident: u64,
 }
@@ -82,6 +86,8 @@ struct Model {
     routes: Vec<Routes>,
     /// Chunks computed so far.
     passes: u64,
+    /// Whether experts are read ahead.
+    judge: Judge,
     /// What became of experts since it was last asked for, where someone asks.
     visits: Option<Vec<Visit>>,
     /// What a layer's experts gave, until it can be summed.
@@ -358,7 +364,7 @@ impl Runtime {
 
     /// What was done so far.
     pub fn stats(&self) -> Stats {
-        let Model { store, embedding, head, tokens, .. } = &self.model;
+        let Model { store, embedding, head, tokens, judge, .. } = &self.model;
         let counts = store.counts;
         let tables = match (&embedding.loaded, &head.loaded) {
             (Some(a), Some(b)) if Arc::ptr_eq(a, b) => embedding.byte_len(),
@@ -370,6 +376,7 @@ impl Runtime {
             reads: counts.reads,
             cache_hits: counts.cache_hits,
             cache_misses: counts.cache_misses,
+            ahead: LookedAhead { guesses: counts.ahead, ..judge.did },
             bytes_resident: store.byte_len() + tables,
         }
     }
@@ -403,6 +410,7 @@ impl Model {
             state,
             routes: vec![Routes::default(); spec.layers.len()],
             passes: 0,
+            judge: Judge::new(options.look_ahead),
             visits: None,
             outputs: Vec::new(),
             rows: AlignedBuf::default(),
@@ -424,7 +432,11 @@ impl Model {
 
     /// The residual stream of `tokens` after the last layer, into `self.state.x`.
     fn hidden(&mut self, tokens: &[u32], observe: Observer<'_>) -> Result<()> {
-        self.make_room(tokens.len());
+        self.make_room(tokens.len())?;
+        let started = Instant::now();
+        // Chunks know the experts of all their tokens at once: they have reads enough.
+        let alone = tokens.len() == 1 && self.streams_experts();
+        let ahead = alone && self.judge.looks();
         for _ in tokens {
             self.store.begin_token();
         }
@@ -432,8 +444,8 @@ impl Model {
         observe(0, &self.state.x);
         for index in 0..self.spec.layers.len() {
             let dense = self.store.take_dense(index)?;
-            self.layer(index, dense.view(), tokens.len())?;
-            self.store.return_dense(index, dense)?;
+            self.layer(index, dense.view(), tokens.len(), ahead)?;
+            self.store.return_dense(index, dense);
             let x = &self.state.x;
             check_finite(index as u32, self.position, self.norm.len(), x)?;
             observe(index + 1, x);
@@ -441,19 +453,31 @@ impl Model {
         self.position += tokens.len();
         self.tokens += tokens.len() as u64;
         self.passes += 1;
+        if alone {
+            let seconds = started.elapsed().as_secs_f64();
+            self.judge.learn(seconds, self.store.counts.ahead);
+        }
         Ok(())
     }
 
+    /// Whether some experts are not in memory.
+    fn streams_experts(&self) -> bool {
+        (self.store.expert_slots() as u64) < self.spec.num_experts()
+    }
+
     /// Has experts make way for the buffers of `tokens` tokens, or buffers of more tokens for experts.
-    fn make_room(&mut self, tokens: usize) {
-        let Some(room) = self.rooms.iter().find(|room| tokens <= room.tokens) else { return };
+    fn make_room(&mut self, tokens: usize) -> Result<()> {
+        let Some(room) = self.rooms.iter().find(|room| tokens <= room.tokens) else {
+            return Ok(());
+        };
         if room.slots > self.store.expert_slots() {
             self.state = PassState::new(Vec::new());
             self.outputs = Vec::new();
         }
         if room.slots != self.store.expert_slots() {
-            self.store.resize_experts(room.slots);
+            self.store.resize_experts(room.slots)?;
         }
+        Ok(())
     }
 
     fn embed(&mut self, tokens: &[u32]) -> Result<()> {
@@ -465,7 +489,13 @@ impl Model {
         Ok(())
     }
 
-    fn layer(&mut self, index: usize, unit: UnitView<'_>, length: usize) -> Result<()> {
+    fn layer(
+        &mut self,
+        index: usize,
+        unit: UnitView<'_>,
+        length: usize,
+        ahead: bool,
+    ) -> Result<()> {
         let spec = Arc::clone(&self.spec);
         let layer = Layer::new(&spec, index as u32, unit);
         let sequences = Sequences { length, first: self.position };
@@ -475,7 +505,8 @@ impl Model {
             Ffn::Dense(dense) => self.state.dense(&layer, dense, &mut None),
             Ffn::Moe(moe) => {
                 let Self { state, store, outputs, .. } = self;
-                let visit = experts::forward(&layer, moe, state, store, outputs)?;
+                let ahead = ahead.then_some(&*spec);
+                let visit = experts::forward(&layer, moe, Means { state, store, outputs, ahead })?;
                 self.routes[index].clone_from(&state.routes);
                 if let Some(visits) = &mut self.visits {
                     visits.push(Visit { pass: self.passes, ..visit });
@@ -538,7 +569,7 @@ impl Model {
             while next < end
                 && let Some(buf) = self.pieces.pop()
             {
-                self.store.request_piece(request(next), buf)?;
+                self.store.request_piece(request(next), buf);
                 next += chunk;
             }
             let loaded = self.store.take_piece(first as u64)?;

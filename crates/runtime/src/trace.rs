@@ -41,11 +41,17 @@ pub struct Visit {
     pub k: usize,
     /// Of each token in turn, the likeliest first.
     pub picks: Vec<u32>,
-    /// Those found in memory, ascending.
+    /// Those found in memory, or on their way there, ascending.
     pub hits: Vec<u32>,
-    /// Those read, ascending, which is the order of their reads.
+    /// Those read when they were picked, ascending, which is the order of their reads.
     pub reads: Vec<u32>,
-    /// Bytes that were read of them.
+    /// Those of this layer whose reads were begun before it had picked any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guessed: Vec<u32>,
+    /// Of them, those that were picked and still on their way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub late: Vec<u32>,
+    /// Bytes that were read of `reads`.
     pub bytes: u64,
     /// What routing, reading and computing took together.
     pub seconds: f64,
@@ -133,7 +139,7 @@ impl Header {
 
     /// Refuses what no run can have done after `before`, the pass and layer of the line before.
     fn validate_visit(&self, visit: &Visit, before: Option<(u64, u32)>) -> Result<(), Refusal> {
-        let Visit { pass, layer, k, picks, hits, reads, seconds, .. } = visit;
+        let Visit { pass, layer, k, picks, hits, reads, guessed, late, seconds, .. } = visit;
         let ascends = |experts: &[u32]| experts.is_sorted_by(|a, b| a < b);
         let bad =
             |expected: &str, what: &str| Err(Refusal::from(format!("{what}: expected {expected}")));
@@ -155,6 +161,18 @@ impl Header {
             || found != picked
         {
             return bad("every expert that was picked once, ascending", "hits and reads");
+        }
+        let known = |expert: &u32| *expert < self.experts;
+        let came = |expert: &u32| guessed.contains(expert) && hits.contains(expert);
+        if !ascends(guessed)
+            || !ascends(late)
+            || !guessed.iter().all(known)
+            || !late.iter().all(came)
+        {
+            return bad(
+                "experts of the model, ascending, late ones among the hits",
+                "guessed and late",
+            );
         }
         if *seconds < 0.0 {
             return bad("no less than 0", "seconds");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ArchArgs, CacheArgs, ThreadArgs, help, positions};
+use super::{AheadArgs, ArchArgs, CacheArgs, ThreadArgs, help, positions};
 use crate::bytes;
 
 /// `bench`
@@ -29,6 +29,8 @@ pub struct BenchArgs {
     /// Memory for the whole process, such as 512MiB; without it, what the machine has free
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     pub memory: Option<u64>,
+    #[command(flatten)]
+    pub ahead: AheadArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
     #[command(flatten)]

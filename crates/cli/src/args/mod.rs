@@ -1,5 +1,6 @@
 //! The command line: every command, option and example.
 
+mod ahead;
 mod arch;
 mod bench;
 mod cache;
@@ -16,6 +17,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bytes;
 use crate::part::PartArg;
+pub use ahead::AheadArgs;
 pub use arch::{ArchCheckArgs, ArchCommand, ArchCommandArgs};
 pub use bench::BenchArgs;
 pub use cache::{CacheArgs, CacheTypeArg};
@@ -181,6 +183,8 @@ pub struct RunArgs {
     /// pass, for `inspect --trace` and `plan --trace`
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    #[command(flatten)]
+    pub ahead: AheadArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Try several tokens in one pass where a guess at them is at hand: `ngram`, those that followed the same

@@ -118,7 +118,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Outcome {
     let (size_bytes, parameters) = sizes(&weights)?;
     let threads = args.threads.count();
     let mut options = engine::options(args.memory, threads, longest + deepest, None);
-    options.cache = args.cache.into();
+    (options.cache, options.look_ahead) = (args.cache.into(), args.ahead.into());
     let mut runtime = engine::open(weights, &options)?;
     let tests = measure(&mut runtime, &tests, args, &stop, output)?;
     let report = Report {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
+use shardwright_runtime::ahead::Guesses;
 use shardwright_runtime::replay::{Bought, Rates, Recorded, Replay};
 use shardwright_runtime::trace::Header;
 
@@ -52,6 +53,12 @@ pub fn line(bought: Bought, memory: impl Fn(usize) -> u64) -> String {
     )
 }
 
+/// What became of experts that were read ahead.
+pub fn guesses(guesses: Guesses) -> String {
+    let Guesses { used, late, wasted, .. } = guesses;
+    format!("{used} used, {late} late, {wasted} wasted")
+}
+
 impl Report {
     fn text(&self) -> String {
         let Header { model_type, layers, experts, picks, slots, .. } = &self.trace;
@@ -63,6 +70,10 @@ impl Report {
         );
         if let Some(rate) = self.hit_rate {
             let _ = write!(out, ", {:.1} % of experts in memory", 100.0 * rate);
+        }
+        let ahead = self.recorded.ahead;
+        if ahead.issued > 0 {
+            let _ = write!(out, "\n{} experts read ahead: {}", ahead.issued, guesses(ahead));
         }
         let mut table =
             Table::new(&[">experts", ">memory", ">in use", ">LRU", ">LFU", ">best possible"]);

@@ -183,7 +183,8 @@ impl<'a> Task<'a> {
         let threads = args.threads.count();
         let options = engine::options(self.memory, threads, context, Some(self.tokenizer));
         let draft = if args.draft.is_some() { DRAFT } else { 0 };
-        Options { cache: args.cache.into(), draft, ..options }
+        let (cache, look_ahead) = (args.cache.into(), args.ahead.into());
+        Options { cache, draft, look_ahead, ..options }
     }
 
     fn session(

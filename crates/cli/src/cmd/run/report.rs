@@ -4,11 +4,13 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 use shardwright_format::check::Checked;
+use shardwright_runtime::ahead::LookedAhead;
 use shardwright_runtime::draft::Drafted;
 use shardwright_runtime::{CacheTypes, Mode, Stats};
 
 use crate::args::DraftSource;
 use crate::bytes;
+use crate::cmd::trace;
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::say;
@@ -34,6 +36,9 @@ pub(super) struct Report {
     pub(super) decode: Phase,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) draft: Option<Draft>,
+    /// Experts that were read before their layer had picked them; none where none was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) look_ahead: Option<LookedAhead>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) session: Option<Used>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -195,6 +200,21 @@ impl Phase {
     }
 }
 
+/// What reading ahead brought.
+fn ahead_line(ahead: &LookedAhead) -> String {
+    let LookedAhead { tokens, stops, guesses } = *ahead;
+    let (issued, what) = (guesses.issued, trace::guesses(guesses));
+    let mut line = format!("{issued} experts read ahead in {tokens} tokens: {what}");
+    match stops {
+        0 => {}
+        1 => line.push_str("; switched off where it did not pay"),
+        _ => {
+            let _ = write!(line, "; switched off {stops} times where it did not pay");
+        }
+    }
+    line
+}
+
 /// The report to standard output with `--json`, to standard error otherwise.
 pub(super) fn finish(report: &Report, output: Output) -> Result<(), Failure> {
     if output.json {
@@ -225,6 +245,9 @@ impl Report {
             ));
         }
         say::line(&format!("decode   {}", self.decode.line()));
+        if let Some(ahead) = &self.look_ahead {
+            say::line(&format!("ahead    {}", ahead_line(ahead)));
+        }
         if let Some(used) = &self.session {
             say::line(&format!("session  {}", used.line()));
         }

@@ -353,7 +353,7 @@ impl<'a> Session<'a> {
         prompt_phase: Phase,
         decode: Phase,
     ) -> Report {
-        let plan = self.runtime.plan();
+        let (plan, ahead) = (self.runtime.plan(), self.runtime.stats().ahead);
         Report {
             text: self.text,
             reasoning: Some(self.reasoning).filter(|text| !text.is_empty()),
@@ -366,6 +366,7 @@ impl<'a> Session<'a> {
             prompt: prompt_phase,
             decode,
             draft: self.draft.map(Drafting::report),
+            look_ahead: Some(ahead).filter(|ahead| ahead.tokens > 0),
             session: self.stored.map(Stored::used),
             trace: self.traced,
             checked: self.runtime.weights().checked(),
