@@ -56,8 +56,12 @@ fn drafts_do_not_change_the_text_under_any_budget() {
     let (floor, resident) = (bytes("floor_bytes"), bytes("resident_bytes"));
     // What the process itself takes differs a little from run to run.
     for budget in [floor + (1 << 20), floor.midpoint(resident), 2 * resident] {
-        let drafted = scratch.json(&format!("{args} --draft ngram --memory {budget}"));
-        assert_same(&drafted, &plain, &budget.to_string());
+        for more in
+            ["--draft ngram", "--draft ngram --look-ahead on", "--look-ahead on --threads 1"]
+        {
+            let more = format!("{more} --memory {budget}");
+            assert_same(&scratch.json(&format!("{args} {more}")), &plain, &more);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use shardwright_format::weights::Weights;
 use shardwright_quant::Encoding;
 use shardwright_runtime::plan::ChunkRoom;
 use shardwright_runtime::trace::Visit;
-use shardwright_runtime::{MemoryPlan, Options, Runtime};
+use shardwright_runtime::{LookAhead, MemoryPlan, Options, Runtime};
 use shardwright_testing::models::TestBundle;
 use shardwright_testing::{Golden, RawTensors, copy_dir, golden};
 
@@ -86,13 +86,14 @@ fn a_chunk_reads_each_expert_at_most_once_and_in_order() {
     }
 }
 
-/// A bundle of random weights with 64 experts in two layers, 4 picks, each as large as the buffers of a few
+/// A bundle of random weights with 64 experts in each of three layers, 4 picks, each as large as the buffers of a few
 /// tokens: the proportions of models that are streamed.
 fn wide() -> TestBundle {
     let dir = tempfile::tempdir().unwrap();
     copy_dir(&golden("qwen3_moe"), dir.path());
     let config = dir.path().join("config.json");
     let mut json: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    json["mlp_only_layers"] = json!([]);
     json["num_experts"] = 64.into();
     json["num_experts_per_tok"] = 4.into();
     json["moe_intermediate_size"] = 256.into();
@@ -121,6 +122,13 @@ fn wide() -> TestBundle {
             None => shapes.push((name.clone(), shape)),
         }
     }
+    // The layer between the two with experts becomes one of them.
+    shapes.retain(|(name, _)| !name.contains("layers.1.mlp."));
+    let first = shapes
+        .iter()
+        .filter(|(name, _)| name.contains("layers.0.mlp."));
+    let second = first.map(|(name, shape)| (name.replace("layers.0.", "layers.1."), shape.clone()));
+    shapes.extend(second.collect::<Vec<_>>());
     tensors.header.clear();
     let mut end = 0;
     for (name, shape) in shapes {
@@ -135,32 +143,66 @@ fn wide() -> TestBundle {
     TestBundle::random(dir.path(), &|_| Encoding::Bf16)
 }
 
+/// What may change from run to run, and must not change a text: tokens of a prompt together, threads, experts
+/// read ahead, tokens tried together. Any two of them meet in every way.
+const WAYS: [(usize, usize, LookAhead, usize); 9] = [
+    (1, 1, LookAhead::On, 0),
+    (1, 2, LookAhead::Auto, 3),
+    (2, 1, LookAhead::Off, 3),
+    (2, 2, LookAhead::On, 0),
+    (16, 1, LookAhead::Auto, 0),
+    (16, 2, LookAhead::On, 3),
+    (64, 1, LookAhead::On, 3),
+    (64, 1, LookAhead::Auto, 0),
+    (64, 2, LookAhead::Off, 0),
+];
+
+/// Bits of the logits after a prompt and after each of `rest`, of which those that a draft has room for are
+/// tried together, every third of them another token first; and how many experts the prompt read.
+fn logits(runtime: &mut Runtime, prompt: &[u32], rest: &[u32]) -> (Vec<Vec<u32>>, u64) {
+    let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let mut all = vec![bits(runtime.forward_all(prompt).unwrap())];
+    let (read, mut at) = (runtime.stats().cache_misses, 0);
+    while at < rest.len() {
+        let end = rest.len().min(at + 1 + runtime.draft_room());
+        let mut tried = rest[at..end].to_vec();
+        if let Some(token) = tried.get_mut(1 + at % 3) {
+            *token = (*token + 1) % 256;
+        }
+        let before = at;
+        let kept = runtime.forward_while(&tried, |row, logits| {
+            all.push(bits(logits));
+            tried.get(row + 1) == rest.get(before + row + 1)
+        });
+        at += kept.unwrap();
+    }
+    (all, read)
+}
+
 #[test]
 fn long_prompts_take_the_room_of_experts_and_read_less() {
     let bundle = wide();
-    let open = || Weights::open(bundle.root.path()).unwrap();
     let tokens: Vec<u32> = (0..62).map(|i| i * 7919 % 256).collect();
-    let (prompt, rest) = tokens.split_at(59);
-    let run = |memory, chunk, threads| {
-        let options = Options { threads, ..options(memory, chunk) };
-        let mut runtime = Runtime::open(open(), &options).unwrap();
-        let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        let mut all = bits(runtime.forward_all(prompt).unwrap());
-        let read = runtime.stats().cache_misses;
-        for token in rest {
-            all.extend(bits(runtime.forward(*token).unwrap()));
-        }
-        (all, read, runtime)
+    let (prompt, rest) = tokens.split_at(48);
+    let run = |memory, (chunk, threads, look_ahead, draft)| {
+        let options = Options { threads, look_ahead, draft, ..options(memory, chunk) };
+        let weights = Weights::open(bundle.root.path()).unwrap();
+        let mut runtime = Runtime::open(weights, &options).unwrap();
+        let (logits, read) = logits(&mut runtime, prompt, rest);
+        (logits, read, runtime)
     };
-    let (expected, _, resident) = run(None, 1, 1);
+    let plainly = (1, 1, LookAhead::Off, 0);
+    let (expected, _, resident) = run(None, plainly);
     let (min, all) = (resident.plan().min_bytes, resident.plan().resident);
+    let mut ahead = 0;
     for eighths in 1..8 {
         let budget = min + (all - min) * eighths / 8;
-        let (one_by_one, singly, _) = run(Some(budget), 1, 2);
+        let (one_by_one, singly, _) = run(Some(budget), plainly);
         assert!(one_by_one == expected, "{budget}");
-        for (chunk, threads) in [(2, 1), (8, 2), (16, 1), (64, 2)] {
-            let (together, read, runtime) = run(Some(budget), chunk, threads);
-            assert!(together == expected, "{budget} bytes, {chunk} tokens change the logits");
+        for way in WAYS {
+            let (found, read, runtime) = run(Some(budget), way);
+            assert!(found == expected, "{budget} bytes, {way:?} change the logits");
+            ahead += runtime.stats().ahead.guesses.issued;
             let plan = runtime.plan();
             let rooms = &plan.rooms;
             assert!(plan.total <= budget && rooms[0].slots == plan.expert_slots, "{plan:?}");
@@ -169,7 +211,7 @@ fn long_prompts_take_the_room_of_experts_and_read_less() {
             assert_eq!(rooms.last().unwrap().tokens, plan.chunk);
             let weights = plan.total - plan.reserved - plan.state - plan.scratch;
             assert!(runtime.stats().bytes_resident <= weights, "{plan:?}");
-            if eighths < 3 && chunk == 64 {
+            if eighths < 3 && way == (64, 2, LookAhead::Off, 0) {
                 assert!(rooms.len() > 1, "{budget}: {rooms:?}");
                 assert!(
                     4 * read < 3 * singly,
@@ -178,4 +220,5 @@ fn long_prompts_take_the_room_of_experts_and_read_less() {
             }
         }
     }
+    assert!(ahead > 0, "nothing was read ahead");
 }
