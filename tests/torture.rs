@@ -10,6 +10,7 @@
 
 mod campaign;
 mod small_files;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::fs;
