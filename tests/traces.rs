@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use shardwright_testing::{copy_dir, golden};
 
 use crate::harness::Scratch;
 
@@ -43,7 +44,8 @@ fn a_trace_says_what_the_run_says_and_what_other_room_would_bring() {
     assert!(ahead["issued"].as_u64().unwrap() > 0, "{ahead}");
     // 4 layers, a line each for every pass.
     let passes = found["recorded"]["passes"].as_u64().unwrap();
-    assert_eq!(ran["trace"], json!({"file": "trace", "lines": 4 * passes}));
+    let bought = &found["bought"];
+    assert_eq!(ran["trace"], json!({"file": "trace", "lines": 4 * passes, "bought": bought}));
     let rates = found["rates"].as_array().unwrap();
     let number = |rates: &Value, name: &str| rates[name].as_f64().unwrap();
     for rates in rates {
@@ -60,7 +62,6 @@ fn a_trace_says_what_the_run_says_and_what_other_room_would_bring() {
         assert!(number(less, "best") <= number(more, "best"), "{less} {more}");
         assert!(less["memory_bytes"].as_u64() < more["memory_bytes"].as_u64());
     }
-    let bought = &found["bought"];
     let room = |name: &str| bought[name].as_u64().unwrap();
     assert!(room("floor") <= room("knee") && room("knee") <= room("ceiling"), "{bought}");
     assert_eq!((room("floor"), rates[0]["slots"].as_u64()), (2, Some(2)));
@@ -142,6 +143,14 @@ fn strangers_traces_are_refused_in_a_line() {
         "plan ckpt --trace bad",
         "error: bad: expected a trace of 4 layers of 8 experts and 2 picks, found a trace of 5 layers of 8 experts and 2 picks",
     );
+}
+
+#[test]
+fn a_trace_says_nothing_about_a_model_without_experts() {
+    let (scratch, _) = traced();
+    copy_dir(&golden("llama2"), &scratch.path("dense"));
+    let none = "is about experts, of which this model has none";
+    scratch.refused("plan dense --trace trace", &format!("error: trace: {none}"));
 }
 
 #[test]

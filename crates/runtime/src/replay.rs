@@ -97,6 +97,25 @@ pub struct Bought {
     pub ceiling: usize,
 }
 
+impl Bought {
+    /// By the curve of the policy in use: room, ascending, and the share found with it. The knee is where the
+    /// curve is farthest above the line from floor to ceiling (Satopää et al. 2011).
+    pub fn new(curve: &[(usize, f64)]) -> Self {
+        let (Some(&(floor, low)), Some(&(ceiling, high))) = (curve.first(), curve.last()) else {
+            return Self { floor: 0, knee: 0, ceiling: 0 };
+        };
+        let (mut knee, mut farthest) = (ceiling, 0.0);
+        for (slots, rate) in curve {
+            let along = (slots - floor) as f64 / (ceiling - floor).max(1) as f64;
+            let above = rate - (low + along * (high - low));
+            if above > farthest {
+                (knee, farthest) = (*slots, above);
+            }
+        }
+        Self { floor, knee, ceiling }
+    }
+}
+
 impl Replay {
     /// Reads a trace.
     ///
@@ -138,14 +157,8 @@ impl Replay {
     /// # Errors
     /// None for a trace that was read.
     pub fn rates(&self) -> Result<Vec<Rates>> {
-        let mut sizes = self.sizes();
-        let (least, most) = (sizes.first().copied(), sizes.last().copied());
-        if least.is_some_and(|least| least <= self.header.slots) && most >= Some(self.header.slots)
-        {
-            sizes.insert(self.header.slots);
-        }
         let rate = |policy, slots| self.rate(policy, slots);
-        let rates = sizes.into_iter().map(|slots| {
+        let rates = self.sizes().into_iter().map(|slots| {
             Ok(Rates {
                 slots,
                 memory_bytes: self.header.memory(slots),
@@ -158,25 +171,14 @@ impl Replay {
         rates.collect()
     }
 
-    /// What memory buys: the knee is where the curve of the policy in use is farthest above the line from
-    /// floor to ceiling (Satopää et al. 2011).
+    /// What memory buys.
     ///
     /// # Errors
     /// None for a trace that was read.
     pub fn bought(&self) -> Result<Bought> {
-        let sizes = self.sizes();
-        let (floor, ceiling) = (self.floor(), self.ceiling());
-        let rate = |slots| self.rate(Policy::InUse, slots);
-        let (low, high) = (rate(floor)?, rate(ceiling)?);
-        let (mut knee, mut farthest) = (ceiling, 0.0);
-        for slots in sizes {
-            let along = (slots - floor) as f64 / (ceiling - floor).max(1) as f64;
-            let above = rate(slots)? - (low + along * (high - low));
-            if above > farthest {
-                (knee, farthest) = (slots, above);
-            }
-        }
-        Ok(Bought { floor, knee, ceiling })
+        let sizes = self.sizes().into_iter();
+        let curve = sizes.map(|slots| Ok((slots, self.rate(Policy::InUse, slots)?)));
+        Ok(Bought::new(&curve.collect::<Result<Vec<_>>>()?))
     }
 
     /// Share of experts that a cache of `slots` would have found.
@@ -205,10 +207,13 @@ impl Replay {
         self.distinct.max(self.floor())
     }
 
+    /// From the least that works to all that was used, the room of the run among them.
     fn sizes(&self) -> BTreeSet<usize> {
         let (floor, ceiling) = (self.floor(), self.ceiling());
+        let run = Some(self.header.slots).filter(|slots| (floor..=ceiling).contains(slots));
         (0..=SIZES)
             .map(|i| floor + (ceiling - floor) * i / SIZES)
+            .chain(run)
             .collect()
     }
 

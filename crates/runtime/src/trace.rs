@@ -113,7 +113,10 @@ impl Header {
         let shown = |layers, experts, picks| {
             format!("a trace of {layers} layers of {experts} experts and {picks} picks")
         };
-        let (experts, picks) = shape(spec).unwrap_or_default();
+        let Some((experts, picks)) = shape(spec) else {
+            let detail = "is about experts, of which this model has none";
+            return Err(FormatError::file(path, detail).into());
+        };
         let expected = shown(spec.layers.len(), experts, picks);
         let found = shown(self.layers as usize, self.experts, self.picks);
         if expected == found {

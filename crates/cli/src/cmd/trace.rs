@@ -31,10 +31,15 @@ pub fn run(path: &Path, output: Output) -> Result<(), Failure> {
     let replay = Replay::read(path)?;
     let Recorded { hits, reads, .. } = replay.recorded;
     let asked = hits.saturating_add(reads);
+    let rates = replay.rates()?;
+    let curve: Vec<(usize, f64)> = rates
+        .iter()
+        .map(|rates| (rates.slots, rates.in_use))
+        .collect();
     let report = Report {
         hit_rate: (asked > 0).then(|| hits as f64 / asked as f64),
-        rates: replay.rates()?,
-        bought: replay.bought()?,
+        bought: Bought::new(&curve),
+        rates,
         recorded: replay.recorded,
         trace: replay.header,
     };

@@ -103,6 +103,7 @@ impl<'a> Conversation<'a> {
         session.end_trace()?;
         session
             .report(last.0, last.1, open_seconds, read, decoded)
+            .replayed()?
             .statistics(output);
         Ok(())
     }

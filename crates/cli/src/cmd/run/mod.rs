@@ -126,7 +126,7 @@ impl<'a> Task<'a> {
         let first = (!report.tokens.is_empty()).then_some(open_seconds + read.seconds);
         report.first_token_seconds = first;
         report.notes.splice(0..0, notes);
-        report::finish(&report, output)
+        report::finish(report, output)
     }
 
     /// A conversation on standard input, a line for each turn.

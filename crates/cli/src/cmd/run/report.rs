@@ -1,11 +1,13 @@
 //! What `run` says when it has ended.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde::Serialize;
 use shardwright_format::check::Checked;
 use shardwright_runtime::ahead::LookedAhead;
 use shardwright_runtime::draft::Drafted;
+use shardwright_runtime::replay::{Bought, Replay};
 use shardwright_runtime::{CacheTypes, Mode, Stats};
 
 use crate::args::DraftSource;
@@ -14,6 +16,9 @@ use crate::cmd::trace;
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::say;
+
+/// Bytes that a replay takes for one of a trace, at most.
+const REPLAYED: u64 = 4;
 
 /// What `run` prints with `--json`.
 #[derive(Serialize)]
@@ -88,6 +93,35 @@ pub(super) struct Traced {
     pub(super) file: String,
     /// Layers of passes, a line each.
     pub(super) lines: u64,
+    /// What memory would buy by it, in experts that there is room for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bought: Option<Bought>,
+    /// The same as a line of text.
+    #[serde(skip)]
+    line: String,
+    /// What the run held of weights and buffers.
+    #[serde(skip)]
+    room: u64,
+}
+
+impl Traced {
+    pub(super) const fn new(file: String, lines: u64, room: u64) -> Self {
+        Self { file, lines, bought: None, line: String::new(), room }
+    }
+
+    /// Replays it, if that takes no more than the run did: what that held has to be gone by now.
+    fn replay(&mut self) -> Result<(), Failure> {
+        let path = Path::new(&self.file);
+        let len = path.metadata().map_or(u64::MAX, |file| file.len());
+        if len.saturating_mul(REPLAYED) > self.room {
+            return Ok(());
+        }
+        let replay = Replay::read(path)?;
+        let bought = replay.bought()?;
+        self.bought = Some(bought);
+        self.line = trace::line(bought, |slots| replay.header.memory(slots));
+        Ok(())
+    }
 }
 
 /// What drafts did.
@@ -216,9 +250,10 @@ fn ahead_line(ahead: &LookedAhead) -> String {
 }
 
 /// The report to standard output with `--json`, to standard error otherwise.
-pub(super) fn finish(report: &Report, output: Output) -> Result<(), Failure> {
+pub(super) fn finish(report: Report, output: Output) -> Result<(), Failure> {
+    let report = report.replayed()?;
     if output.json {
-        return output.report(report, "");
+        return output.report(&report, "");
     }
     output::put(b"\n")?;
     report.statistics(output);
@@ -226,6 +261,12 @@ pub(super) fn finish(report: &Report, output: Output) -> Result<(), Failure> {
 }
 
 impl Report {
+    /// With what memory buys by the trace, if there is one.
+    pub(super) fn replayed(mut self) -> Result<Self, Failure> {
+        self.trace.as_mut().map_or(Ok(()), Traced::replay)?;
+        Ok(self)
+    }
+
     /// What everything took, to standard error.
     pub(super) fn statistics(&self, output: Output) {
         if output.quiet {
@@ -251,10 +292,13 @@ impl Report {
         if let Some(used) = &self.session {
             say::line(&format!("session  {}", used.line()));
         }
-        if let Some(Traced { file, lines }) = &self.trace {
+        if let Some(Traced { file, lines, line, .. }) = &self.trace {
             say::line(&format!(
                 "trace    {lines} lines in {file}: `inspect --trace` says what other room would bring"
             ));
+            if !line.is_empty() {
+                say::line(line.trim_end());
+            }
         }
         if let Some(draft) = &self.draft {
             say::line(&format!("draft    {}", draft.line()));

@@ -183,7 +183,9 @@ impl<'a> Session<'a> {
     pub(super) fn end_trace(&mut self) -> Result<(), Failure> {
         if let Some((file, trace)) = self.trace.take() {
             let lines = trace.finish()?;
-            self.traced = Some(Traced { file: file.display().to_string(), lines });
+            let plan = self.runtime.plan();
+            let room = plan.total.saturating_sub(plan.reserved + plan.state);
+            self.traced = Some(Traced::new(file.display().to_string(), lines, room));
         }
         Ok(())
     }
