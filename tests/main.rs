@@ -9,6 +9,7 @@ mod capi;
 mod check_reads;
 mod cli;
 mod compare;
+mod compressed_tensors;
 mod convert;
 mod drafts;
 mod engines;
