@@ -9,6 +9,7 @@
 //! its seed and kept under `target/torture`: `just torture` with that seed, and one case, makes it again.
 
 mod campaign;
+mod exports;
 mod small_files;
 mod streams;
 
@@ -231,8 +232,11 @@ const MODES: [(&str, &str); 6] = [
     ("export out --to hf -o made -q", "made"),
 ];
 
-/// A folder with what the modes need; and of each mode the files that it makes, with their hashes, and how long it takes.
-type Workshop = (Scratch, Vec<(Vec<(String, String)>, Duration)>);
+/// The files that a command makes, with their hashes, and how long it takes, when nobody disturbs it.
+type Undisturbed = (Vec<(String, String)>, Duration);
+
+/// A folder with what the modes need; and what each mode makes.
+type Workshop = (Scratch, Vec<Undisturbed>);
 
 /// A folder in which every mode can work, and what each makes when nobody disturbs it.
 fn workshop() -> &'static Workshop {
@@ -276,10 +280,20 @@ fn killed(attack: &mut Attack) -> Result<(), String> {
     let (shop, undisturbed) = workshop();
     let mode = attack.random.below(MODES.len());
     let (args, made) = MODES[mode];
-    let (expected, took) = &undisturbed[mode];
     for name in ["ckpt", "out", "text.txt", "whole.pack"] {
         std::os::unix::fs::symlink(shop.path(name), attack.scratch.path(name)).unwrap();
     }
+    kill_and_go_on(attack, args, made, &undisturbed[mode])
+}
+
+/// Kills a command some times, which when nobody disturbs it makes files with these hashes in this time; then lets it
+/// work, and compares.
+fn kill_and_go_on(
+    attack: &mut Attack,
+    args: &str,
+    made: &str,
+    (expected, took): &Undisturbed,
+) -> Result<(), String> {
     args.clone_into(&mut attack.damage);
     for _ in 0..=attack.random.below(3) {
         let mut child = attack.command(args).spawn().unwrap();

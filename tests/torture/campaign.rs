@@ -161,6 +161,7 @@ impl Campaign {
 
 /// One case: a scratch folder and what is done in it.
 pub struct Attack {
+    pub seed: u64,
     pub scratch: Scratch,
     pub random: Random,
     /// What was damaged.
@@ -183,7 +184,7 @@ pub fn binary() -> PathBuf {
 impl Attack {
     fn new(seed: u64) -> Self {
         let (scratch, random) = (Scratch::new(), Random::new(seed));
-        Self { scratch, random, damage: String::new(), counts: BTreeMap::new() }
+        Self { seed, scratch, random, damage: String::new(), counts: BTreeMap::new() }
     }
 
     pub fn command(&self, args: &str) -> Command {
