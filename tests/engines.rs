@@ -49,6 +49,7 @@ fn a_bundle_goes_to_gguf_and_holds_against_itself() {
         "--group-size 32 --zeros float",
         "--zeros symmetric",
         "--set attention.*=t3 --set expert.*=q5_k --for gguf",
+        "--set attention.*=iq4_nl --set expert.*=iq4_xs --for gguf",
     ] {
         let scratch = Scratch::with("fixture-2m");
         scratch.ok(&format!("convert ckpt -o out --bits 4 {set}"));

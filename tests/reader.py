@@ -154,8 +154,10 @@ BLOCKS = {
     "q4_0": (32, 32, 8, 4, 18), "q4_1": (32, 32, None, 4, 20), "q5_0": (32, 32, 16, 5, 22),
     "q5_1": (32, 32, None, 5, 24), "q8_0": (32, 32, 0, 8, 34), "q2_k": (256, 16, None, 2, 84),
     "q3_k": (256, 16, 4, 3, 110), "q4_k": (256, 32, None, 4, 144), "q5_k": (256, 32, None, 5, 176),
-    "q6_k": (256, 16, 32, 6, 210),
+    "q6_k": (256, 16, 32, 6, 210), "iq4_nl": (32, 32, 0, 4, 18), "iq4_xs": (256, 32, 0, 4, 136),
 }  # fmt: skip
+# What codes stand for in types that begin with an i.
+LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 def part_sizes(encoding, rows, cols):
@@ -253,6 +255,13 @@ def block_values(kind, block):
         codes = [low[i // 128 * 64 + i % 64] >> 4 * (i // 64 % 2) & 15 | high[i] << 4 for i in range(256)]
         f = struct.unpack("<16b", part(16))
         d = half()
+    elif kind == "iq4_xs":
+        d, twos, fours, low = half(), part(2), part(4), part(128)
+        f = [
+            (fours[g // 2] >> 4 * (g % 2) & 15 | (twos[g // 4] >> 2 * (g % 4) & 3) << 4) - 32
+            for g in range(8)
+        ]
+        codes = [low[i // 32 * 16 + i % 16] >> 4 * (i // 16 % 2) & 15 for i in range(256)]
     else:
         d, down, six = half(), half(), part(12)
         f = [six[g] & 63 if g < 4 else six[g + 4] & 15 | six[g - 4] >> 6 << 4 for g in range(8)]
@@ -263,6 +272,8 @@ def block_values(kind, block):
             fours[i // 64 * 32 + i % 32] >> 4 * (i // 32 % 2) & 15 | (highs[i % 32] >> i // 32 & 1) << 4
             for i in range(256)
         ]
+    if kind[0] == "i":
+        codes = [LEVELS[code] for code in codes]
     if zero is not None:
         return [f32(d * f[i // group] * (codes[i] - zero)) for i in range(columns)]
     return [add_to_f32(d * f[i // group] * codes[i], -(down * m[i // group])) for i in range(columns)]

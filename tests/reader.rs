@@ -44,6 +44,7 @@ fn an_independent_reader_agrees_on_every_encoding() {
         ("olmoe", "--align 4KiB --bits 4 --group-size 32 --set router=f32"),
         ("qwen3_5_moe", "--align 4KiB --recipe q4 --set vision=keep --set mtp=q3g32"),
         ("qwen3", "--align 4KiB --bits 4 --set mlp.*=q5_1 --set attention.*=q4_k"),
+        ("llama3-old", "--align 4KiB --bits 4 --set mlp.*=iq4_xs --set attention.*=iq4_nl"),
         (
             "qwen3_moe-fused-t",
             "--align 64KiB --bits 4 --group-size 32 --set attention.q_proj=q3g64 \

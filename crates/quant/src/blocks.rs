@@ -28,7 +28,15 @@ pub enum Blocks {
     Q5K,
     /// 256 codes of 6 bits about 32; scales of 8 bits with a sign for every 16.
     Q6K,
+    /// 32 codes of 4 bits for levels that are closest about zero, and a scale.
+    Iq4Nl,
+    /// 256 codes of 4 bits for the same levels; scales of 6 bits with a sign for every 32.
+    Iq4Xs,
 }
+
+/// What the codes of `iq4_nl` and `iq4_xs` stand for: llama.cpp, `ggml/src/ggml-common.h`.
+pub(crate) const SIXTEEN: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,7 +60,8 @@ impl From<Blocks> for Fields {
     }
 }
 
-/// What the values of a block are made of: `scale · code + bias`, a scale and a bias for every group.
+/// What the values of a block are made of: `scale · level + bias`, a scale and a bias for every group. The level of
+/// a code is the code itself, where there are no others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Form {
     /// Bits of a code.
@@ -61,7 +70,9 @@ pub struct Form {
     pub values: usize,
     /// Columns that share a scale.
     pub group: usize,
-    /// The code for zero: the bias is `-zero · scale`. None where groups have a least value of their own.
+    /// The level of each code, ascending, where these are not evenly spaced.
+    pub levels: Option<&'static [i8; 16]>,
+    /// The level for zero: the bias is `-zero · scale`. None where groups have a least value of their own.
     pub zero: Option<u8>,
     /// Least and greatest whole number that the block's scale is multiplied with; 1 where the group is the block.
     pub factors: (i16, i16),
@@ -73,7 +84,7 @@ pub struct Form {
 
 impl Blocks {
     /// Every type.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Q4_0,
         Self::Q4_1,
         Self::Q5_0,
@@ -84,6 +95,8 @@ impl Blocks {
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::Iq4Nl,
+        Self::Iq4Xs,
     ];
 
     /// Its name in manifests and recipes: that of ggml in lower case, `q4_k`.
@@ -99,6 +112,8 @@ impl Blocks {
             Self::Q4K => "q4_k",
             Self::Q5K => "q5_k",
             Self::Q6K => "q6_k",
+            Self::Iq4Nl => "iq4_nl",
+            Self::Iq4Xs => "iq4_xs",
         }
     }
 
@@ -120,9 +135,15 @@ impl Blocks {
             Self::Q4K => (4, 32, None, (0, 63), 144, &[0, 2]),
             Self::Q5K => (5, 32, None, (0, 63), 176, &[0, 2]),
             Self::Q6K => (6, 16, Some(32), (-128, 127), 210, &[208]),
+            Self::Iq4Nl => (4, 32, Some(0), (1, 1), 18, &[0]),
+            Self::Iq4Xs => (4, 32, Some(0), (-32, 31), 136, &[0]),
         };
         let values = if factors.1 == 1 { group } else { 256 };
-        Form { bits, values, group, zero, factors, bytes, halves }
+        let levels = match self {
+            Self::Iq4Nl | Self::Iq4Xs => Some(&SIXTEEN),
+            _ => None,
+        };
+        Form { bits, values, group, levels, zero, factors, bytes, halves }
     }
 
     /// The type whose blocks of 32 stand in for blocks of 256 where these do not divide a row, as llama.cpp
@@ -133,6 +154,7 @@ impl Blocks {
             Self::Q4K => Some(Self::Q5_0),
             Self::Q5K => Some(Self::Q5_1),
             Self::Q6K => Some(Self::Q8_0),
+            Self::Iq4Xs => Some(Self::Iq4Nl),
             _ => None,
         }
     }
@@ -142,6 +164,29 @@ impl Form {
     /// The largest code.
     pub const fn max_code(&self) -> u8 {
         u8::MAX >> (8 - self.bits)
+    }
+
+    /// What a code stands for, before scale and bias.
+    pub fn level(&self, code: u8) -> f32 {
+        self.levels
+            .map_or(f32::from(code), |levels| f32::from(levels[usize::from(code)]))
+    }
+
+    /// The largest magnitude that a level may have.
+    pub fn largest_level(&self) -> f32 {
+        let levels = self.levels.into_iter().flatten();
+        let largest = levels.map(|level| level.unsigned_abs()).max();
+        f32::from(largest.unwrap_or(self.max_code()))
+    }
+
+    /// How many of the widest steps between levels make the range of all.
+    pub fn widest_steps(&self) -> f32 {
+        let Some(levels) = self.levels else { return f32::from(self.max_code()) };
+        let steps = levels
+            .windows(2)
+            .map(|pair| i16::from(pair[1]) - i16::from(pair[0]));
+        let (range, widest) = steps.fold((0, 1), |(sum, most), step| (sum + step, most.max(step)));
+        f32::from(range) / f32::from(widest)
     }
 
     /// Bits of the affine codes that stand in for these: as many, or 6, since there are none of 5.
@@ -167,7 +212,7 @@ mod tests {
             assert_eq!(serde_json::from_str::<Blocks>(&text).unwrap(), blocks);
         }
         for (text, expected) in [
-            (r#"{"type":"iq4_nl"}"#, "type: expected one of q4_0, q4_1, "),
+            (r#"{"type":"iq3_s"}"#, "type: expected one of q4_0, q4_1, "),
             (r#"{"type":"q4_k","bits":4}"#, "unknown field `bits`"),
             ("{}", "missing field `type`"),
         ] {

@@ -75,13 +75,22 @@ fn outline(weights: &Weights, name: &str, entries: &[(Unit, TensorEntry)]) -> Re
     let tokenizer = tokenizer(weights)?;
     let path = weights.root().join(CONFIG_NAME);
     let model = Model {
-        name,
+        name: own_name(&config).unwrap_or(name),
         config: (&path, &config),
         spec: weights.spec(),
         tokenizer: tokenizer.as_ref(),
     };
     let entries = entries.iter().map(|(unit, entry)| (*unit, entry));
     Ok(Outline::new(&model, entries).map_err(refused)?)
+}
+
+/// What a model calls itself: the last part of a name as it is on the Hub. A path says where somebody's model lay.
+fn own_name(config: &Value) -> Option<&str> {
+    let path = config["_name_or_path"].as_str()?;
+    let (organization, name) = path.split_once('/').unwrap_or(("-", path));
+    let plain =
+        |part: &str| !part.is_empty() && !part.contains(['/', '\\', '~']) && !part.starts_with('.');
+    (plain(organization) && plain(name)).then_some(name)
 }
 
 fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {

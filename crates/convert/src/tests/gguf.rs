@@ -254,6 +254,8 @@ fn blocks_of_a_bundle_are_those_of_the_file() {
         ("golden/granitemoe", "q8_0"),
         ("fixture-2m", "q6_k"),
         ("fixture-2m", "q2_k"),
+        ("golden/qwen3", "iq4_nl"),
+        ("fixture-2m", "iq4_xs"),
     ] {
         let recipe = Recipe::uniform(encoding.parse().unwrap(), is_sparse(name));
         let case = Case::new(&fixture(name), &recipe, PlanOptions::default()).unwrap();
@@ -261,7 +263,8 @@ fn blocks_of_a_bundle_are_those_of_the_file() {
         let smaller = fallbacks
             .iter()
             .find(|used| used.reason.starts_with("block 256 does not"));
-        assert_eq!(smaller.is_some(), encoding.ends_with('k'), "{name} {fallbacks:?}");
+        let large = encoding.ends_with(['k', 's']);
+        assert_eq!(smaller.is_some(), large, "{name} {fallbacks:?}");
         let dir = tempfile::tempdir().unwrap();
         case.convert(&dir.path().join("b"), 2).unwrap();
         let model = Weights::open(&dir.path().join("b")).unwrap();
@@ -269,6 +272,35 @@ fn blocks_of_a_bundle_are_those_of_the_file() {
         let block = |entry: &TensorEntry| matches!(entry.encoding, Encoding::Ggml(_));
         assert!(layout.tensors.iter().any(block), "{name}");
         assert_same(&model, &exported(&model, dir.path()));
+    }
+}
+
+/// A file has the name that its model has, and where that is none or a path its own.
+#[test]
+fn a_file_is_called_as_its_model_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let ckpt = dir.path().join("ckpt");
+    shardwright_testing::copy_dir(&fixture("golden/qwen3"), &ckpt);
+    let path = ckpt.join("config.json");
+    let mut config: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (at, (called, expected)) in [
+        (Some("example/Little-1B"), "Little-1B"),
+        (Some("Little-1B"), "Little-1B"),
+        (Some("/models/Little-1B"), "file-2"),
+        (Some("checkpoints/run/Little"), "file-3"),
+        (Some("./Little"), "file-4"),
+        (Some(""), "file-5"),
+        (None, "file-6"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        config["_name_or_path"] = called.into();
+        std::fs::write(&path, config.to_string()).unwrap();
+        let out = dir.path().join(format!("file-{at}.gguf"));
+        export(&Weights::open(&ckpt).unwrap(), &out, ExportTarget::Gguf, &SMALL_EXPORT).unwrap();
+        let (_, metadata) = heads(&[out]);
+        assert_eq!(metadata["general.name"], format!("Text({expected:?})"));
     }
 }
 

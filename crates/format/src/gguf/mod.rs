@@ -157,6 +157,8 @@ fn file_type(tensors: &[Info<'_>]) -> u32 {
         Some((Ggml::Q4K, _)) => 14,
         Some((Ggml::Q5K, _)) => 16,
         Some((Ggml::Q6K, _)) => 18,
+        Some((Ggml::Iq4Nl, _)) => 25,
+        Some((Ggml::Iq4Xs, _)) => 30,
         Some((Ggml::Bf16, _)) => 32,
         _ => 0,
     }

@@ -1,7 +1,8 @@
 //! Blocks whose codes share one scale, and the floats of 4 bits.
 
-use super::grids::{FLOATS, SIXTEEN};
+use super::grids::FLOATS;
 use super::{pair, scale, take};
+use crate::blocks::SIXTEEN;
 
 /// Codes of 4 bits: the low halves of all bytes, then the high ones.
 #[inline]

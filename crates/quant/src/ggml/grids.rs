@@ -3,9 +3,6 @@
 //! A grid's file has 16 bits for each point, little-endian: a point of eight values 2 bits for
 //! each, one of four values 4 bits, from the lowest. `fixtures/make_gguf.py` writes the files.
 
-/// Values of `IQ4_NL` and `IQ4_XS`.
-pub(super) const SIXTEEN: [i8; 16] =
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// Floats with a sign, 2 bits of exponent and 1 of mantissa, doubled.
 pub(super) const FLOATS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 

@@ -2,8 +2,8 @@
 
 use half::f16;
 
-use super::grids::{self, SIXTEEN};
-use super::{scale, take};
+use super::{grids, scale, take};
+use crate::blocks::SIXTEEN;
 
 /// Number `i` of some little-endian ones of 16 bits.
 #[inline]

@@ -115,6 +115,8 @@ impl From<Blocks> for Ggml {
             Blocks::Q4K => Self::Q4K,
             Blocks::Q5K => Self::Q5K,
             Blocks::Q6K => Self::Q6K,
+            Blocks::Iq4Nl => Self::Iq4Nl,
+            Blocks::Iq4Xs => Self::Iq4Xs,
         }
     }
 }

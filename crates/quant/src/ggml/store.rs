@@ -30,7 +30,7 @@ impl Block {
         let (scale, down) = (self.scale, self.down);
         let codes = &self.codes;
         match blocks {
-            Blocks::Q4_0 => to.half(scale).put(nibbles(codes)),
+            Blocks::Q4_0 | Blocks::Iq4Nl => to.half(scale).put(nibbles(codes)),
             Blocks::Q4_1 => to.half(scale).half(-down).put(nibbles(codes)),
             Blocks::Q5_0 => to.half(scale).put(fifths(codes)).put(nibbles(codes)),
             Blocks::Q5_1 => to
@@ -74,6 +74,10 @@ impl Block {
                 let scales: [u8; 16] = std::array::from_fn(|g| self.factors[g] as u8);
                 to.put(low).put(pairs(codes, 4)).put(scales).half(scale)
             }
+            Blocks::Iq4Xs => {
+                let (high, low) = self.split_sixes();
+                to.half(scale).put(high).put(low).put(eight_nibbles(codes))
+            }
         };
     }
 
@@ -94,6 +98,16 @@ impl Block {
             0..8 => six(at) & 15 | (six(at + 8) & 15) << 4,
             _ => (0..4).fold(0, |bits, part| bits | six(part * 4 + at - 8) >> 4 << (2 * part)),
         })
+    }
+
+    /// Scales of eight groups, six bits each, 32 more than they are: the high two bits of all, the low four of all.
+    fn split_sixes(&self) -> ([u8; 2], [u8; 4]) {
+        let six = |g: usize| (self.factors[g] + 32) as u8;
+        let high = (0..8).fold(0, |bits, g| bits | u16::from(six(g) >> 4) << (2 * g));
+        (
+            high.to_le_bytes(),
+            std::array::from_fn(|at| six(2 * at) & 15 | (six(2 * at + 1) & 15) << 4),
+        )
     }
 }
 
@@ -118,6 +132,14 @@ impl Writer<'_> {
 /// 32 codes of 4 bits: the first half low, the second high.
 fn nibbles(codes: &[u8; 256]) -> [u8; 16] {
     std::array::from_fn(|i| codes[i] & 15 | (codes[i + 16] & 15) << 4)
+}
+
+/// [`nibbles`] of every 32 of 256 codes.
+fn eight_nibbles(codes: &[u8; 256]) -> [u8; 128] {
+    std::array::from_fn(|at| {
+        let i = at / 16 * 32 + at % 16;
+        codes[i] & 15 | (codes[i + 16] & 15) << 4
+    })
 }
 
 /// The fifth bits of 32 codes.
@@ -155,7 +177,7 @@ mod tests {
     use super::*;
     use crate::kernel::tests::noise;
 
-    /// Any codes and numbers come back as `scale · code + bias`.
+    /// Any codes and numbers come back as `scale · level + bias`.
     #[test]
     fn what_is_stored_is_read_back() {
         for blocks in Blocks::ALL {
@@ -180,7 +202,7 @@ mod tests {
                     Some(zero) => -scale * f32::from(zero),
                     None => -block.down * f32::from(block.least[g]),
                 };
-                let expected = scale.mul_add(f32::from(block.codes[i]), bias);
+                let expected = scale.mul_add(form.level(block.codes[i]), bias);
                 assert_eq!(*found, expected, "{blocks:?} {i}");
             }
         }

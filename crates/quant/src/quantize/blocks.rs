@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::QuantStats;
 use super::group::{Overflow, PairSearch, choose};
 use super::lanes::{Grid, Measure, Pair, Weighted, Weights, code, nearest, values};
+use super::levels::{self, nearest_level};
 use super::output::CHUNK;
 use crate::blocks::{Blocks, Form};
 use crate::encoding::{Float, Zeros};
@@ -155,9 +156,9 @@ impl QuantizeBlocks<'_> {
                 s.store(s.mul(s.splat(*sign), s.load(line)), signed);
             }
             let x = Weighted { tile: &tile[..form.group], weights };
-            let found = choose(s, grid(form), x, self.search)?;
-            let cost = values(s, found.measured.cost);
-            let (scales, biases) = (values(s, found.pair.scale), values(s, found.pair.bias));
+            let (pair, cost) = self.alone(s, form, x)?;
+            let (scales, biases, cost) =
+                (values(s, pair.scale), values(s, pair.bias), values(s, cost));
             for lane in 0..LANES {
                 if *sign > 0.0 || cost[lane] < least[lane] {
                     least[lane] = cost[lane];
@@ -175,6 +176,24 @@ impl QuantizeBlocks<'_> {
             }
         }
         Ok((scale, bias))
+    }
+
+    /// The pair of a group, its scale not below zero, and what it costs.
+    #[inline(always)]
+    fn alone<S: Simd>(
+        &self,
+        s: S,
+        form: Form,
+        x: Weighted<'_>,
+    ) -> Result<(Pair<S::F>, S::F), Overflow> {
+        let grid = grid(form);
+        if let Some(levels) = form.levels {
+            let search = !matches!(self.search, PairSearch::MinMax);
+            let found = levels::choose(s, levels, grid.dtype, x, search)?;
+            return Ok((Pair { scale: found.scale, bias: s.splat(0.0) }, found.cost));
+        }
+        let found = choose(s, grid, x, self.search)?;
+        Ok((found.pair, found.measured.cost))
     }
 
     /// What squared errors count in group `g`.
@@ -276,7 +295,7 @@ impl Strip<'_> {
         blocks: &mut [Block; LANES],
     ) -> Measure<S::F> {
         let (columns, mut measured) = (self.columns(g), Measure::none(s));
-        let (grid, inverse) = (grid(self.form), inverse(s, pair.scale));
+        let inverse = inverse(s, pair.scale);
         // As for affine codes: a column aims at its weight plus what the errors before it cost there, and
         // its own error is measured from the weight itself.
         for k in columns.clone() {
@@ -284,9 +303,9 @@ impl Strip<'_> {
                 Some(sweep) => sweep.inside(s, columns.start..k, k, self.errors, &self.targets[k]),
                 None => s.load(&self.targets[k]),
             };
-            let q = code(s, nearest(s, grid, target, pair.bias, inverse));
+            let (q, value) = rounded(s, self.form, target, pair, inverse);
             let weight = s.load(&self.errors[k]);
-            let error = s.sub(weight, s.mul_add(pair.scale, q, pair.bias));
+            let error = s.sub(weight, value);
             measured.add(s, weight, error);
             s.store(error, &mut self.errors[k]);
             let codes = values(s, q);
@@ -305,6 +324,17 @@ fn grid(form: Form) -> Grid {
     Grid { bits: form.bits, max_code: f32::from(form.max_code()), dtype, zeros }
 }
 
+/// The code nearest to `x`, and its value.
+#[inline(always)]
+fn rounded<S: Simd>(s: S, form: Form, x: S::F, pair: Pair<S::F>, inverse: S::F) -> (S::F, S::F) {
+    if let Some(levels) = form.levels {
+        let (code, level) = nearest_level(s, levels, s.mul(x, inverse));
+        return (code, s.mul(pair.scale, level));
+    }
+    let q = code(s, nearest(s, grid(form), x, pair.bias, inverse));
+    (q, s.mul_add(pair.scale, q, pair.bias))
+}
+
 /// `1 / scale`, of either sign; 0 for a scale of 0.
 #[inline(always)]
 fn inverse<S: Simd>(s: S, scale: S::F) -> S::F {
@@ -316,12 +346,11 @@ fn inverse<S: Simd>(s: S, scale: S::F) -> S::F {
 /// The weighted squared error of sixteen groups.
 #[inline(always)]
 fn cost<S: Simd>(s: S, form: Form, x: Weighted<'_>, (scale, bias): &(Lanes, Lanes)) -> S::F {
-    let (scale, bias, grid) = (s.load(scale), s.load(bias), grid(form));
-    let (inverse, mut cost) = (inverse(s, scale), s.splat(0.0));
+    let pair = Pair { scale: s.load(scale), bias: s.load(bias) };
+    let (inverse, mut cost) = (inverse(s, pair.scale), s.splat(0.0));
     for (j, value) in x.tile.iter().enumerate() {
         let value = s.load(value);
-        let q = code(s, nearest(s, grid, value, bias, inverse));
-        let error = s.sub(value, s.mul_add(scale, q, bias));
+        let error = s.sub(value, rounded(s, form, value, pair, inverse).1);
         cost = s.mul_add(x.weights.weigh(s, j, error), error, cost);
     }
     cost

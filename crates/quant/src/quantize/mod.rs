@@ -4,6 +4,7 @@ mod blocks;
 mod gptq;
 mod group;
 mod lanes;
+mod levels;
 mod output;
 mod search;
 mod stats;

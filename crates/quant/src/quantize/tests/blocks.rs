@@ -65,6 +65,8 @@ fn whole_numbers_for_scales_cost_little() {
         (Blocks::Q3K, 3, 1.5),
         (Blocks::Q4K, 4, 1.1),
         (Blocks::Q6K, 6, 1.5),
+        (Blocks::Iq4Nl, 4, 1.15),
+        (Blocks::Iq4Xs, 4, 1.2),
     ] {
         let affine = Encoding::Affine(Affine::new(bits, 32, Float::F16).unwrap());
         let ratio = plain(&x, Encoding::Ggml(blocks)).2.relative_rmse()

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod guided;
+mod levels;
 mod reference;
 mod zeros;
 

@@ -158,7 +158,7 @@ fn resolution(encoding: Encoding) -> f64 {
         Encoding::Affine(affine) => f64::from(affine.bits()).exp2() * (-25f64).exp2(),
         Encoding::Ggml(blocks) => {
             let form = blocks.form();
-            f64::from(form.bits).exp2() * f64::from(form.factors.1) * (-25f64).exp2()
+            f64::from(form.largest_level() + 1.0) * f64::from(form.factors.1) * (-25f64).exp2()
         }
         Encoding::Trellis(_) | Encoding::F32 | Encoding::F16 | Encoding::Bf16 => 0.0,
     }
