@@ -358,3 +358,17 @@ fn shards_made_with_statistics_are_made_again_with_them() {
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.stderr.contains(", this is another file"), "{ran:?}");
 }
+
+/// Only asked for, a time is said: a plan's text is the same everywhere without it.
+#[test]
+fn a_plan_says_how_long_converting_takes_where_that_is_asked() {
+    let scratch = scratch();
+    let plan = "plan ckpt --bits 4 --group-size 32";
+    assert!(!scratch.ok(plan).stdout.contains("on this machine"));
+    let said = scratch.ok(&format!("{plan} --time --threads 2")).stdout;
+    assert!(said.contains(" on this machine with 2 threads: codes "), "{said}");
+    let time = &scratch.json(&format!("{plan} {TEXT} --time"))["time"];
+    for part in ["seconds", "text_seconds", "factor_seconds", "rounding_seconds"] {
+        assert!(time[part].as_f64().unwrap() > 0.0, "{part}: {time}");
+    }
+}

@@ -230,6 +230,72 @@ fn the_cache_of_this_machine_comes_first() {
     );
 }
 
+/// What the cache holds below a repository's folder: links by what they lead to.
+fn cache(scratch: &Scratch, below: &str) -> Vec<String> {
+    let folder = scratch.path("cache/models--org--name").join(below);
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A source that is kept is found by its name afterwards, and every file of it is the original's, also where a
+/// conversion was interrupted in between and its second run read a part alone.
+#[test]
+fn a_source_is_kept_as_the_hubs_client_keeps_it() {
+    for stopped in [false, true] {
+        let scratch = local("golden/llama3");
+        let faults = Faults { every: Some(5), ..Faults::default() };
+        let server = Server::start(&scratch.path("ckpt"), Manner::Hub, faults);
+        let convert = format!("convert hf://org/name@v1 -o remote {QUANTIZE} --keep");
+        if stopped {
+            let mut first = command(&scratch, &server, &convert);
+            let ran = first.env("SHARDWRIGHT_STOP_AFTER", "2").output().unwrap();
+            assert_eq!(ran.status.code(), Some(130));
+            assert!(
+                cache(&scratch, "blobs")
+                    .iter()
+                    .all(|name| !name.starts_with("shardwright-"))
+            );
+        }
+        let said = ok(&scratch, &server, &format!("{convert} --resume")).stdout;
+        let snapshot = scratch.path("cache/models--org--name/snapshots/c0ffee");
+        let line = format!("the source was kept: {}\n", snapshot.display());
+        assert!(said.contains(&line), "{said}");
+        assert_eq!(digest(&scratch.path("remote")), digest(&scratch.path("local")));
+        for file in fs::read_dir(scratch.path("ckpt")).unwrap().flatten() {
+            let kept = snapshot.join(file.file_name());
+            assert!(kept.read_link().unwrap().starts_with("../../blobs"), "{}", kept.display());
+            assert_eq!(fs::read(&kept).unwrap(), fs::read(file.path()).unwrap());
+        }
+        assert_eq!(cache(&scratch, "refs"), ["v1"]);
+        let asked = server.requests();
+        ok(&scratch, &server, "verify remote --against hf://org/name@v1");
+        assert_eq!(server.requests(), asked);
+    }
+}
+
+/// Content that is not what the hub lists has no name in the cache, and other places have no cache.
+#[test]
+fn what_cannot_be_kept_is_refused() {
+    let scratch = local("golden/llama2");
+    let faults = Faults { other_hash: true, ..Faults::default() };
+    let server = Server::start(&scratch.path("ckpt"), Manner::Hub, faults);
+    let convert = |model: &str| format!("convert {model} -o remote {QUANTIZE} --keep");
+    refused(&scratch, &server, &convert("hf://org/name"), "expected content of SHA-256 e3b0c442");
+    assert!(
+        cache(&scratch, "blobs").iter().all(|name| name.len() < 64),
+        "{:?}",
+        cache(&scratch, "blobs")
+    );
+    let server = Server::start(&scratch.path("ckpt"), Manner::Web, Faults::default());
+    let expected = "only models of the hub are kept";
+    refused(&scratch, &server, &convert(&server.address()), expected);
+    refused(&scratch, &server, &convert("ckpt"), "--keep: ckpt is no address");
+}
+
 /// Locations that name nothing, and names in messages: the location's, not those of a folder on this machine.
 #[test]
 fn locations_are_refused_in_one_line() {

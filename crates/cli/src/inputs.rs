@@ -11,7 +11,7 @@ use shardwright_format::{Bundle, FormatError};
 use shardwright_verify::Candidate;
 
 use crate::args::ArchArgs;
-use crate::elsewhere;
+use crate::elsewhere::{self, Keeper};
 use crate::failure::Failure;
 
 /// A file that every bundle has and no other model.
@@ -50,8 +50,23 @@ pub fn source(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
 /// A path that is no sound checkpoint of a known architecture.
 pub fn checkpoint(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
     check_checkpoint(path)?;
+    with_inventory(open_checkpoint(path)?, arch)
+}
+
+/// Opens a model elsewhere as [`source`] does, and keeps what is read of it in this machine's cache.
+///
+/// # Errors
+/// As [`source`]; a model of this machine.
+pub fn kept_source(path: &Path, arch: &ArchArgs) -> Result<(Weights, Keeper), Failure> {
+    let Some(found) = elsewhere::open(path, true)? else {
+        let message = format!("--keep: {} is no address: there is nothing to keep", path.display());
+        return Err(Failure::new(message).help("hf://ORG/NAME is one"));
+    };
+    Ok((with_inventory(found.checkpoint, arch)?, found.keeper))
+}
+
+fn with_inventory(checkpoint: Checkpoint, arch: &ArchArgs) -> Result<Weights, Failure> {
     let table = arch.arch.as_deref().map(read_arch).transpose()?;
-    let checkpoint = open_checkpoint(path)?;
     let inventory = Inventory::new(&checkpoint, table.as_ref())?;
     Ok(Weights::from_checkpoint(checkpoint, inventory))
 }
@@ -61,8 +76,8 @@ pub fn checkpoint(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
 /// # Errors
 /// A path that is no sound checkpoint.
 pub fn open_checkpoint(path: &Path) -> Result<Checkpoint, Failure> {
-    match elsewhere::open(path)? {
-        Some(checkpoint) => Ok(checkpoint),
+    match elsewhere::open(path, false)? {
+        Some(found) => Ok(found.checkpoint),
         None => Ok(Checkpoint::open(path)?),
     }
 }

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use shardwright_convert::engine::Limits;
-use shardwright_convert::{Plan, PlanOptions};
+use shardwright_convert::{ExpectedTime, Plan, PlanOptions};
 use shardwright_format::FormatError;
 use shardwright_format::weights::Weights;
 
 use crate::args::PlanArgs;
 use crate::calibration::{self, Opened};
 use crate::failure::Failure;
-use crate::inputs;
 use crate::output::Output;
 use crate::{recipe, target};
 
@@ -22,12 +21,22 @@ pub struct Planned {
     pub calibration: Opened,
 }
 
-/// Makes the plan that the options ask for.
+impl Planned {
+    /// How long carrying it out takes, by a short measurement of this machine.
+    ///
+    /// # Errors
+    /// Threads and reads that the operating system refuses.
+    pub fn expected_time(&self, threads: usize) -> Result<Option<ExpectedTime>, Failure> {
+        let Some((checkpoint, _)) = self.source.checkpoint() else { return Ok(None) };
+        Ok(Some(shardwright_convert::expected_time(&self.plan, checkpoint, threads)?))
+    }
+}
+
+/// Makes the plan that the options ask for of a model.
 ///
 /// # Errors
 /// A checkpoint or recipe that is refused.
-pub fn make(args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
-    let mut weights = inputs::source(&args.checkpoint, &args.arch)?;
+pub fn make(mut weights: Weights, args: &PlanArgs, output: Output) -> Result<Planned, Failure> {
     if let Some(layers) = &args.layers {
         weights = weights.excerpt(layers.clone())?;
     }

@@ -13,6 +13,7 @@ mod error;
 mod export;
 mod plan;
 pub mod recipe;
+mod time;
 
 pub use convert::{
     Buffers, Calibration, ConvertOptions, MergeOptions, Merged, PartReport, Phase, Progress,
@@ -28,6 +29,7 @@ pub use plan::{
     UnquantizedMatrix,
 };
 pub use recipe::Recipe;
+pub use time::{ExpectedTime, expected_time};
 
 #[cfg(test)]
 mod tests;

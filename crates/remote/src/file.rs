@@ -10,6 +10,7 @@ use url::Url;
 use crate::chunks::{CHUNK, Chunks};
 use crate::client::Client;
 use crate::error::Result;
+use crate::keep::{CacheFolder, KeptFile};
 use crate::listing::RemoteEntry;
 
 /// Bytes of a file's beginning that are fetched together: most headers of large models take more, those of
@@ -46,18 +47,20 @@ struct Ranged {
     head: OnceLock<Vec<u8>>,
     /// Where the hub led to.
     resolved: Mutex<Option<Url>>,
+    /// Where its bytes are kept, if they are.
+    kept: Option<KeptFile>,
 }
 
 impl RangedFile {
-    /// File `number` of the model whose names are in `folder`, asked for through `shared`.
+    /// A file of the model whose names are in `folder`, with its position among them, asked for through `shared`.
     pub fn new(
         shared: Arc<Shared>,
         folder: Arc<TempDir>,
-        number: usize,
-        entry: RemoteEntry,
+        (number, entry): (usize, RemoteEntry),
+        kept: Option<KeptFile>,
     ) -> Self {
         let (head, resolved) = (OnceLock::new(), Mutex::new(None));
-        let ranged = Arc::new(Ranged { shared, number, entry, head, resolved });
+        let ranged = Arc::new(Ranged { shared, number, entry, head, resolved, kept });
         Self { ranged, _folder: folder }
     }
 
@@ -72,6 +75,20 @@ impl RangedFile {
     /// What the server refuses.
     pub fn fetch_head(&self) -> Result<()> {
         self.ranged.head().map(drop)
+    }
+
+    /// Completes what is kept of it.
+    ///
+    /// # Errors
+    /// As [`CacheFolder::finish`], and what the server refuses.
+    pub fn finish(&self, cache: &CacheFolder) -> Result<()> {
+        let Ranged { entry, kept: Some(kept), .. } = &*self.ranged else { return Ok(()) };
+        for missing in kept.missing(entry.len) {
+            for start in missing.clone().step_by(CHUNK as usize) {
+                self.ranged.fetch(start..(start + CHUNK).min(missing.end))?;
+            }
+        }
+        cache.finish(entry, kept)
     }
 }
 
@@ -90,11 +107,14 @@ impl Ranged {
 
     fn fetch(&self, range: Range<u64>) -> Result<Vec<u8>> {
         let mut bytes = vec![0; (range.end - range.start) as usize];
-        let Ranged { shared, entry, resolved, .. } = self;
-        shared
-            .client
-            .range(entry, range.start, &mut bytes, resolved)?;
+        self.fetch_into(range.start, &mut bytes)?;
         Ok(bytes)
+    }
+
+    fn fetch_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let Self { shared, entry, resolved, kept, .. } = self;
+        shared.client.range(entry, offset, out, resolved)?;
+        kept.as_ref().map_or(Ok(()), |kept| kept.put(offset, out))
     }
 
     fn chunk_range(&self, chunk: u64) -> Range<u64> {
@@ -155,8 +175,7 @@ impl Ranged {
         if out.len() >= SHORT || (whole && begun()) {
             return self.read_chunks(offset, out);
         }
-        let Self { shared, entry, resolved, .. } = &**self;
-        shared.client.range(entry, offset, out, resolved)
+        self.fetch_into(offset, out)
     }
 }
 
@@ -212,7 +231,7 @@ mod tests {
         let client = Client::new(Patience { attempts: 1, ..Patience::default() });
         let shared = Arc::new(Shared { client, chunks: Chunks::default() });
         let folder = Arc::new(TempDir::new().unwrap());
-        let file = RangedFile::new(Arc::clone(&shared), folder, 0, entry);
+        let file = RangedFile::new(Arc::clone(&shared), folder, (0, entry), None);
         let (at, mut alone) = (2 * HEAD, [0; 4]);
         assert!(file.read_at(at, &mut alone).is_err());
         assert!(shared.chunks.begin_ahead((0, 0)));

@@ -36,11 +36,20 @@ struct Lfs {
     sha256: Option<String>,
 }
 
+/// What a repository holds at one commit.
+#[derive(Debug)]
+pub struct Listing {
+    /// The commit, as the server names it.
+    pub commit: String,
+    /// Its files.
+    pub entries: Vec<RemoteEntry>,
+}
+
 /// The files of a repository at one commit.
 ///
 /// # Errors
 /// A repository that is not there or not for everybody, and a server that does not answer as the hub does.
-pub fn list(client: &Client, repository: &str, revision: &str) -> Result<Vec<RemoteEntry>> {
+pub fn list(client: &Client, repository: &str, revision: &str) -> Result<Listing> {
     let name = format!("hf://{repository}@{revision}");
     if set("HF_HUB_OFFLINE")
         .is_some_and(|value| !["0", "false", "no"].contains(&&*value.to_ascii_lowercase()))
@@ -86,7 +95,8 @@ pub fn list(client: &Client, repository: &str, revision: &str) -> Result<Vec<Rem
             content: None,
         })
     };
-    found.siblings.into_iter().map(entry).collect()
+    let entries: Result<_> = found.siblings.into_iter().map(entry).collect();
+    Ok(Listing { commit: found.sha, entries: entries? })
 }
 
 /// The snapshot of a repository in this machine's cache, if it has one of this revision.

@@ -6,9 +6,11 @@
 
 mod chunks;
 mod client;
+mod covered;
 mod error;
 mod file;
 mod hub;
+mod keep;
 mod listing;
 mod location;
 mod s3;
@@ -18,4 +20,4 @@ mod web;
 pub use client::Patience;
 pub use error::{RemoteError, Result};
 pub use location::Location;
-pub use stage::{RemoteModel, open};
+pub use stage::{RemoteModel, Staged, open};

@@ -15,6 +15,8 @@ use crate::chunks::Chunks;
 use crate::client::{Client, Patience};
 use crate::error::{RemoteError, Result};
 use crate::file::{RangedFile, Shared};
+use crate::hub::Listing;
+use crate::keep::CacheFolder;
 use crate::listing::{RemoteEntry, Use};
 use crate::location::Location;
 use crate::{hub, s3, web};
@@ -41,15 +43,25 @@ pub struct Staged {
     /// What to open: the folder, or the one file in it that is the model.
     path: PathBuf,
     location: Location,
+    /// Where all that is read is kept, if it is.
+    cache: Option<CacheFolder>,
 }
 
-/// Finds the model at a location and fetches what is small of it.
+/// Finds the model at a location and fetches what is small of it. With `keep`, what is read of a hub's model stays in
+/// this machine's cache: see [`Staged::finish_keeping`].
 ///
 /// # Errors
-/// A place that is not there, that refuses, or that holds no model; and what this machine refuses.
-pub fn open(location: &Location, patience: Patience) -> Result<RemoteModel> {
+/// A place that is not there, that refuses, or that holds no model; a place other than the hub whose model is to be kept;
+/// and what this machine refuses.
+pub fn open(location: &Location, patience: Patience, keep: bool) -> Result<RemoteModel> {
     let client = Client::new(patience);
+    let mut cache = None;
     let entries = match location {
+        _ if keep && !matches!(location, Location::Hub { .. }) => {
+            let detail =
+                "only models of the hub are kept: the cache has no place for others".to_owned();
+            return Err(RemoteError::Location { location: location.to_string(), detail });
+        }
         Location::Hub { repository, revision, file } => {
             let cached = hub::cached(repository, revision);
             let cached = cached.map(|folder| file.iter().fold(folder, |at, file| at.join(file)));
@@ -57,12 +69,16 @@ pub fn open(location: &Location, patience: Patience) -> Result<RemoteModel> {
             if let Some(path) = cached.filter(|path| Checkpoint::open(path).is_ok()) {
                 return Ok(RemoteModel::Cached(path));
             }
-            hub::list(&client, repository, revision)?
+            let Listing { commit, entries } = hub::list(&client, repository, revision)?;
+            if keep {
+                cache = Some(CacheFolder::new(repository, &commit)?);
+            }
+            entries
         }
         Location::Web { directory, file } => web::list(&client, directory, file.as_deref())?,
         Location::S3 { bucket, prefix, .. } => s3::list(&client, bucket, prefix)?,
     };
-    let staged = Staged::new(client, location.clone(), entries)?;
+    let staged = Staged::new(client, location.clone(), cache, entries)?;
     Ok(RemoteModel::Ranged(Box::new(staged)))
 }
 
@@ -78,7 +94,12 @@ impl Location {
 }
 
 impl Staged {
-    fn new(client: Client, location: Location, entries: Vec<RemoteEntry>) -> Result<Self> {
+    fn new(
+        client: Client,
+        location: Location,
+        cache: Option<CacheFolder>,
+        entries: Vec<RemoteEntry>,
+    ) -> Result<Self> {
         let temporary = std::env::temp_dir();
         let folder = tempfile::Builder::new().prefix("shardwright-").tempdir();
         let folder = folder.map_err(|e| FormatError::io(&temporary, e))?;
@@ -86,8 +107,8 @@ impl Staged {
             .file()
             .map_or_else(|| folder.path().to_owned(), |file| folder.path().join(file));
         let shared = Arc::new(Shared { client, chunks: Chunks::default() });
-        let mut staged =
-            Self { shared, folder: Arc::new(folder), files: BTreeMap::new(), path, location };
+        let (folder, files) = (Arc::new(folder), BTreeMap::new());
+        let mut staged = Self { shared, folder, files, path, location, cache };
         for entry in entries {
             entry.check()?;
             match entry.usage(staged.location.file()) {
@@ -120,7 +141,10 @@ impl Staged {
             Some(known) => known,
             None => &self.shared.client.all(entry)?,
         };
-        std::fs::write(&path, bytes).map_err(|e| FormatError::io(&path, e).into())
+        std::fs::write(&path, bytes).map_err(|e| FormatError::io(&path, e))?;
+        self.cache
+            .as_ref()
+            .map_or(Ok(()), |cache| cache.keep(entry, bytes))
     }
 
     /// Gives a file with weights its name and length, without a byte of it.
@@ -130,8 +154,10 @@ impl Staged {
         made.map_err(|e| FormatError::io(&path, e))?;
         let number = self.files.len();
         let (shared, folder) = (Arc::clone(&self.shared), Arc::clone(&self.folder));
+        let kept = self.cache.as_ref().map(|cache| cache.begin(&entry));
+        let kept = kept.transpose()?.flatten();
         self.files
-            .insert(path, RangedFile::new(shared, folder, number, entry));
+            .insert(path, RangedFile::new(shared, folder, (number, entry), kept));
         Ok(())
     }
 
@@ -161,6 +187,22 @@ impl Staged {
     /// The folder that has its names.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Fetches what was not read of the files with weights and gives all of them their names in this machine's cache,
+    /// where the hub's client and other programs find them; says where. None where nothing is kept.
+    ///
+    /// # Errors
+    /// What the server or this machine refuses, and content that is not what the hub lists.
+    pub fn finish_keeping(&self) -> Result<Option<PathBuf>> {
+        let (Some(cache), Location::Hub { revision, .. }) = (&self.cache, &self.location) else {
+            return Ok(None);
+        };
+        self.files
+            .values()
+            .try_for_each(|file| file.finish(cache))?;
+        cache.name(revision)?;
+        Ok(Some(cache.snapshot()))
     }
 
     /// Opens it. The folder stays as long as the checkpoint.

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use sha2::Digest as _;
+
 /// How it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
@@ -34,6 +36,8 @@ pub struct Faults {
     pub change_only: Option<&'static str>,
     /// Bytes that the server says a file has more than it has.
     pub longer: u64,
+    /// Whether the listing has another hash for large files than theirs.
+    pub other_hash: bool,
     /// The token without which nothing is given.
     pub token: Option<&'static str>,
 }
@@ -112,6 +116,14 @@ impl Drop for Server {
         // Wakes the thread that waits for a connection.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let mut hex = String::new();
+    for byte in sha2::Sha256::digest(bytes) {
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
 }
 
 /// A request as far as it matters.
@@ -245,11 +257,18 @@ impl State {
 
     /// As the hub lists a repository.
     fn listing(&self) -> String {
-        let siblings: Vec<_> = self
-            .files()
-            .into_iter()
-            .map(|(name, size)| serde_json::json!({ "rfilename": name, "size": size, "blobId": format!("{size:x}") }))
-            .collect();
+        let sibling = |(number, (name, size)): (usize, (String, u64))| {
+            let blob = format!("{size:x}{number:x}");
+            let mut sibling =
+                serde_json::json!({ "rfilename": name, "size": size, "blobId": blob });
+            if name.ends_with(".safetensors") {
+                let bytes = fs::read(self.root.join(&name)).unwrap();
+                let hash = if self.faults.other_hash { sha256(b"") } else { sha256(&bytes) };
+                sibling["lfs"] = serde_json::json!({ "sha256": hash, "size": size });
+            }
+            sibling
+        };
+        let siblings: Vec<_> = self.files().into_iter().enumerate().map(sibling).collect();
         serde_json::json!({ "id": "org/name", "sha": "c0ffee", "siblings": siblings }).to_string()
     }
 

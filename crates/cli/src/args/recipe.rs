@@ -16,6 +16,9 @@ pub struct PlanCommandArgs {
     /// --trace` recorded with any bundle of the same model
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Measure this machine for some seconds and say how long converting takes on it
+    #[arg(long)]
+    pub time: bool,
     #[command(flatten)]
     pub plan: PlanArgs,
 }

@@ -17,6 +17,7 @@ use crate::args::ConvertArgs;
 use crate::bytes;
 use crate::calibration::Opened;
 use crate::failure::Failure;
+use crate::inputs;
 use crate::output::{Output, Table};
 use crate::part::PartArg;
 use crate::planning::{self, Planned};
@@ -30,6 +31,9 @@ struct Report<'a> {
     bundle: String,
     seconds: f64,
     peak_memory_bytes: Option<u64>,
+    /// Where the source was kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source_kept: Option<String>,
     #[serde(flatten)]
     conversion: &'a ConversionReport,
 }
@@ -47,7 +51,14 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     }
     let cancel = signal::stop_flag()?;
     let started = Instant::now();
-    let Planned { source, plan, calibration } = planning::make(&args.plan, output)?;
+    let (path, arch) = (&args.plan.checkpoint, &args.plan.arch);
+    let (model, keeper) = if args.keep {
+        let (model, keeper) = inputs::kept_source(path, arch)?;
+        (model, Some(keeper))
+    } else {
+        (inputs::source(path, arch)?, None)
+    };
+    let Planned { source, plan, calibration } = planning::make(model, &args.plan, output)?;
     let no_checkpoint = || Failure::new("the source is no checkpoint");
     let (checkpoint, _) = source.checkpoint().ok_or_else(no_checkpoint)?;
     let options = ConvertOptions {
@@ -76,10 +87,12 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     let conversion = convert(&plan, checkpoint, &args.out, &options, &show);
     drop(converting);
     let conversion = conversion?;
+    let kept = keeper.map_or(Ok(None), |keeper| keeper.finish())?;
     let report = Report {
         bundle: args.out.display().to_string(),
         seconds: started.elapsed().as_secs_f64(),
         peak_memory_bytes: process::peak_memory(),
+        source_kept: kept.map(|folder| folder.display().to_string()),
         conversion: &conversion,
     };
     let mut text = text(&report);
@@ -168,7 +181,14 @@ fn text(report: &Report<'_>) -> String {
     let memory = report
         .peak_memory_bytes
         .map_or_else(String::new, |peak| format!(", at most {} of memory", bytes::memory(peak)));
-    let _ = writeln!(out, "took {}{memory}\n", duration(report.seconds));
+    let _ = writeln!(out, "took {}{memory}", duration(report.seconds));
+    out.extend(
+        report
+            .source_kept
+            .iter()
+            .map(|folder| format!("the source was kept: {folder}\n")),
+    );
+    out.push('\n');
     out.extend(calibrated(report.conversion).map(|text| text + "\n"));
     let mut table = Table::new(&["role", "stored", ">size", ">relative RMSE"]);
     for role in &summary.roles {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
-use shardwright_convert::Plan;
+use shardwright_convert::{ExpectedTime, Plan};
 use shardwright_format::FormatError;
 use shardwright_quant::CacheType;
 use shardwright_runtime::options::{loading, reserved};
@@ -17,8 +17,10 @@ use crate::args::{CacheArgs, PlanCommandArgs};
 use crate::bytes;
 use crate::cmd::trace;
 use crate::failure::Failure;
+use crate::inputs;
 use crate::output::{Output, Table};
 use crate::planning::{self, Planned};
+use crate::progress::duration;
 
 /// Positions for which the runtime's memory is stated.
 const CONTEXT: usize = 4096;
@@ -39,6 +41,9 @@ const CACHES: [CacheTypes; 4] = [
 struct Report<'a> {
     #[serde(flatten)]
     plan: &'a Plan,
+    /// How long converting takes on this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<ExpectedTime>,
     runtime: RuntimeMemory,
 }
 
@@ -81,14 +86,16 @@ struct Cache {
 pub fn run(args: &PlanCommandArgs, output: Output) -> Result<(), Failure> {
     // A file that is no trace is refused before the work.
     let replay = args.trace.as_deref().map(Replay::read).transpose()?;
-    let planned = planning::make(&args.plan, output)?;
+    let model = inputs::source(&args.plan.checkpoint, &args.plan.arch)?;
+    let planned = planning::make(model, &args.plan, output)?;
     let plan = &planned.plan;
     let mut runtime = RuntimeMemory::from_plan(&planned)?;
     if let (Some(replay), Some(path)) = (replay, &args.trace) {
         replay.header.check(path, &plan.manifest.model)?;
         runtime.trace = Some(replay.bought()?);
     }
-    let report = Report { plan, runtime };
+    let time = if args.time { planned.expected_time(args.plan.threads.count())? } else { None };
+    let report = Report { plan, time, runtime };
     output.report(&report, &text(&report))
 }
 
@@ -275,14 +282,36 @@ fn caches(report: &Report<'_>) -> Table {
     table
 }
 
+/// What converting takes, and what of it takes how long.
+fn time(time: ExpectedTime) -> String {
+    let parts = [
+        ("text", time.text_seconds),
+        ("factors", time.factor_seconds),
+        ("codes", time.rounding_seconds),
+        ("hashes", time.hashing_seconds),
+    ];
+    let parts = parts.iter().filter(|(_, seconds)| *seconds >= 0.05);
+    let parts = parts.map(|(name, seconds)| format!("{name} {}", duration(*seconds)));
+    let reading = time
+        .reading_seconds
+        .map(|seconds| format!("beside it reading {}", duration(seconds)));
+    let parts: Vec<_> = parts.chain(reading).collect();
+    let (all, threads) = (duration(time.seconds), time.threads);
+    format!(
+        "converting takes about {all} on this machine with {threads} threads: {}\n",
+        parts.join(", ")
+    )
+}
+
 fn costs(report: &Report<'_>) -> String {
     let (cost, runtime) = (&report.plan.cost, &report.runtime);
     let experts = match cost.expert_bytes_per_token {
         0 => String::new(),
         n => format!(", {} of them experts", bytes::disk(n)),
     };
+    let time = report.time.map_or_else(String::new, time);
     format!(
-        "converting reads {}, takes at most {} of memory and {} of disk\n\
+        "converting reads {}, takes at most {} of memory and {} of disk\n{time}\
          a token reads {} when nothing is cached{experts}\n\
          running takes at least {} of memory, {} with everything in it ({} positions)\n{}",
         bytes::disk(cost.source_bytes),

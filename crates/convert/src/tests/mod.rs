@@ -11,6 +11,7 @@ mod plans;
 mod quantized;
 mod resume;
 mod sizes;
+mod time;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -10,7 +10,7 @@ use super::file_names::CONFIG_NAME;
 /// (`models--org--name`) has of it, or for a repository's name (`org/name`) the one in the cache of
 /// this machine. What is none of these stays as it is.
 pub fn resolve(path: &Path) -> PathBuf {
-    let folder = if path.exists() { Some(path.to_owned()) } else { cached(path) };
+    let folder = if path.exists() { Some(path.to_owned()) } else { repository_folder(path) };
     folder
         .filter(|folder| !folder.join(CONFIG_NAME).exists())
         .and_then(|folder| snapshot(&folder))
@@ -28,8 +28,9 @@ pub fn is_repository(path: &Path) -> bool {
         .is_some_and(|(org, name)| word(org) && word(name))
 }
 
-/// Where the cache would have a repository.
-fn cached(path: &Path) -> Option<PathBuf> {
+/// Where the cache of this machine has a repository (`org/name`), or would have it; none where there is no place for
+/// a cache.
+pub fn repository_folder(path: &Path) -> Option<PathBuf> {
     let name = path.to_str().filter(|_| is_repository(path))?;
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let home = || set("HF_HOME").map(|home| Path::new(&home).join("hub"));
@@ -43,7 +44,7 @@ fn cached(path: &Path) -> Option<PathBuf> {
 
 /// The snapshot of a repository (`org/name`) that the cache of this machine has of a branch, tag or commit.
 pub fn cached_snapshot(repository: &Path, revision: &str) -> Option<PathBuf> {
-    let folder = cached(repository)?;
+    let folder = repository_folder(repository)?;
     let named = fs::read_to_string(folder.join("refs").join(revision)).ok();
     let commit = named.as_deref().map_or(revision, str::trim);
     Some(folder.join("snapshots").join(commit)).filter(|snapshot| snapshot.is_dir())

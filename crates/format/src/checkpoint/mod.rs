@@ -39,7 +39,7 @@ pub use file_names::{
 };
 pub use files::{CheckpointFile, StoredTensor, TensorInfo};
 pub use group::{QUANTIZATION_KEYS, Quantization, describes_quantization};
-pub use hub::{cached_snapshot, is_repository, resolve};
+pub use hub::{cached_snapshot, is_repository, repository_folder, resolve};
 pub use index::INDEX_NAME;
 pub use listing::{Skipped, clutter};
 pub(crate) use view::read_unit;
