@@ -214,6 +214,7 @@ mod tests {
     use super::*;
     use crate::client::Patience;
     use crate::listing::Address;
+    use shardwright_testing::server::{Faults, Manner, Server};
 
     #[test]
     fn a_short_read_waits_for_a_chunk_that_is_coming() {
@@ -246,5 +247,40 @@ mod tests {
             reader.join().unwrap()
         });
         assert_eq!(read.unwrap(), [7; 4]);
+    }
+
+    /// What nobody read is fetched when the file is finished, and it has its name then and not before.
+    #[test]
+    fn a_file_that_was_read_in_part_is_kept_whole() {
+        let there = TempDir::new().unwrap();
+        let bytes: Vec<u8> = (0..2 * CHUNK + 12_345)
+            .map(|at| ((at * at) >> 7) as u8)
+            .collect();
+        std::fs::write(there.path().join("m"), &bytes).unwrap();
+        let server = Server::start(there.path(), Manner::Web, Faults::default());
+        let url = Url::parse(&format!("{}/m", server.address())).unwrap();
+        let entry = RemoteEntry {
+            path: "below/m".to_owned(),
+            len: bytes.len() as u64,
+            revision: crate::keep::sha256(&there.path().join("m")).unwrap(),
+            name: "m".to_owned(),
+            address: Address::Hub { url, token: None },
+            content: None,
+        };
+        let cache = CacheFolder::at(there.path().join("cache"), "c0ffee").unwrap();
+        let shared = Shared { client: Client::new(Patience::default()), chunks: Chunks::default() };
+        let folder = Arc::new(TempDir::new().unwrap());
+        let kept = cache.begin(&entry).unwrap();
+        let file = RangedFile::new(Arc::new(shared), folder, (0, entry), kept);
+        file.fetch_head().unwrap();
+        let mut some = vec![0; SHORT];
+        file.read_at(CHUNK + 5, &mut some).unwrap();
+        let name = cache.snapshot().join("below/m");
+        assert!(!name.exists());
+        file.finish(&cache).unwrap();
+        assert!(std::fs::read(&name).unwrap() == bytes);
+        // Once more there is nothing to do.
+        file.finish(&cache).unwrap();
+        assert!(server.sent() < bytes.len() as u64 + HEAD + CHUNK);
     }
 }

@@ -47,6 +47,11 @@ impl CacheFolder {
         let folder = folder.ok_or_else(|| {
             RemoteError::server(&name, "expected HF_HUB_CACHE, HF_HOME or HOME, found none of them")
         })?;
+        Self::at(folder, commit)
+    }
+
+    /// At a folder of its own.
+    pub(crate) fn at(folder: PathBuf, commit: &str) -> Result<Self> {
         for part in ["blobs", "refs", "snapshots"] {
             make(&folder.join(part))?;
         }
@@ -218,7 +223,7 @@ fn persist(file: NamedTempFile, blob: &Path) -> Result<()> {
     Ok(())
 }
 
-fn sha256(path: &Path) -> Result<String> {
+pub fn sha256(path: &Path) -> Result<String> {
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; HASHED]);
     let mut read = || -> std::io::Result<()> {
         let mut file = File::open(path)?;

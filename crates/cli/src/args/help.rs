@@ -41,7 +41,7 @@ Examples:
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --resume       after ctrl-c or a crash
   shardwright convert Qwen3-30B-A3B -o two.bundle --layers 0..2    an excerpt to measure on
   shardwright convert hf://Qwen/Qwen3-30B-A3B -o qwen3.bundle      nothing of it is kept
-  shardwright convert hf://Qwen/Qwen3-30B-A3B -o qwen3.bundle --keep   and its source as `hf download` leaves it
+  shardwright convert hf://Qwen/Qwen3-30B-A3B -o q.bundle --keep   its source stays in the cache
   shardwright convert Qwen3-30B-A3B -o qwen3.bundle --part 2/4     one of four parts, for `merge`
 
 Nothing is left under the bundle's name until it is whole. Memory does not grow with the model.

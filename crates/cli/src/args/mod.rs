@@ -118,7 +118,8 @@ pub struct ConvertArgs {
     /// as this job's scheduler numbers it (Slurm, AWS Batch), with `auto/N` in Kubernetes, too
     #[arg(long, value_name = "I/N|auto[/N]")]
     pub part: Option<PartArg>,
-    /// Keep the source of an hf:// address in this machine's cache, where `hf download` would put it, in place of nothing
+    /// Keep the source of an hf:// address in this machine's cache, where `hf download` would put it; without this
+    /// none of it stays
     #[arg(long, conflicts_with_all = ["part", "layers"])]
     pub keep: bool,
     #[command(flatten)]

@@ -87,7 +87,8 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     let conversion = convert(&plan, checkpoint, &args.out, &options, &show);
     drop(converting);
     let conversion = conversion?;
-    let kept = keeper.map_or(Ok(None), |keeper| keeper.finish())?;
+    let kept = keeper.map_or(Ok(None), |keeper| keeper.finish());
+    let kept = kept.map_err(|e| e.help(format!("{} was made before that", args.out.display())))?;
     let report = Report {
         bundle: args.out.display().to_string(),
         seconds: started.elapsed().as_secs_f64(),
