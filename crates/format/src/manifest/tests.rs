@@ -355,6 +355,14 @@ fn each_lie_about_tensors_and_experts_is_named() {
             "layer 0 expert 0 expert.gate_proj: source: leaves its tensor of shape [64, 64]",
         ),
         (
+            told(|m| with_tensor(&mut m.dense[0], |t| t.source.col_stride = 0)),
+            "embedding embed_tokens: source: expected a stride of at least 1, so that no values overlap, found 0",
+        ),
+        (
+            told(|m| with_tensor(&mut m.dense[0], |t| t.source.row_stride = 63)),
+            "embedding embed_tokens: source: expected a stride of at least 64, so that no values overlap, found 63",
+        ),
+        (
             told(|m| with_origin(m, |origin| origin.start = 1)),
             "embedding embed_tokens: source: origin: leaves its tensor of shape [100, 64]",
         ),

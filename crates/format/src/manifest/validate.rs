@@ -278,9 +278,28 @@ fn check_view(entry: &TensorEntry, source: &SourceView, experts: u64) -> Check {
         at.checked_add(count.checked_sub(1)?.checked_mul(*stride)?)
     });
     match (len, last) {
-        (Some(len), Some(last)) if last < len / size => Ok(()),
+        (Some(len), Some(last)) if last < len / size => check_apart(steps),
         _ => Err(format!("leaves its tensor of shape {:?}", source.shape).into()),
     }
+}
+
+/// No two values come from one place: each stride, the smallest first, steps over all that those before it reach. Experts
+/// without a stride are tensors of their own. `steps` are counts and strides that stay inside a tensor.
+fn check_apart(mut steps: [(u64, u64); 3]) -> Check {
+    if steps[2].1 == 0 {
+        steps[2].0 = 1;
+    }
+    steps.sort_by_key(|(_, stride)| *stride);
+    let mut reached = 1;
+    for (count, stride) in steps.into_iter().filter(|(count, _)| *count > 1) {
+        if stride < reached {
+            let expected =
+                format_args!("a stride of at least {reached}, so that no values overlap");
+            return Err(mismatch(expected, stride));
+        }
+        reached += (count - 1) * stride;
+    }
+    Ok(())
 }
 
 fn place_again(
