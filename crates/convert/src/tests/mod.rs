@@ -41,9 +41,9 @@ const CHECKPOINTS: &[&str] = &[
 ];
 
 /// A checkpoint, what is in it, and a plan.
-struct Case {
-    checkpoint: Checkpoint,
-    plan: Plan,
+pub(crate) struct Case {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) plan: Plan,
 }
 
 impl Case {
@@ -55,7 +55,7 @@ impl Case {
         Ok(Self { checkpoint, plan })
     }
 
-    fn from_fixture(name: &str, recipe: &str) -> Self {
+    pub(crate) fn from_fixture(name: &str, recipe: &str) -> Self {
         let recipe = Recipe::builtin(recipe).unwrap();
         Self::new(&fixture(name), &recipe, PlanOptions::default()).unwrap()
     }
