@@ -297,10 +297,9 @@ fn time(time: ExpectedTime) -> String {
         .map(|seconds| format!("beside it reading {}", duration(seconds)));
     let parts: Vec<_> = parts.chain(reading).collect();
     let (all, threads) = (duration(time.seconds), time.threads);
-    format!(
-        "converting takes about {all} on this machine with {threads} threads: {}\n",
-        parts.join(", ")
-    )
+    // What a small model takes may round to nothing.
+    let parts = if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
+    format!("converting takes about {all} on this machine with {threads} threads{parts}\n")
 }
 
 fn costs(report: &Report<'_>) -> String {
