@@ -241,9 +241,11 @@ fn provenance_that_does_not_exist_is_named() {
 #[test]
 fn values_used_twice_or_never_are_named() {
     let bundle = TestBundle::new("llama2", FOUR_BITS);
-    change(&bundle, 1, Role::UpProj, |t| t.source.row_stride = 0);
+    let name = "model.layers.0.mlp.gate_proj.weight";
+    change(&bundle, 1, Role::UpProj, |t| t.source.tensor = name.to_owned());
     let found = messages(&bundle);
-    let name = "model.layers.0.mlp.up_proj.weight";
+    let unused = "model.layers.0.mlp.up_proj.weight";
+    assert!(found.iter().any(|message| message.starts_with(unused)), "{found:?}");
     assert!(
         found.contains(&format!("{name}: use of value 0: expected once, found more than once")),
         "{found:?}"
