@@ -8,7 +8,8 @@ use crate::harness::Scratch;
 
 fn model() -> (Scratch, Value) {
     let scratch = Scratch::with("fixture-2m");
-    scratch.ok("convert ckpt -o out --bits 4");
+    // Of 8 bits, so that the half-way is farther from both ends than runs of one program differ.
+    scratch.ok("convert ckpt -o out --bits 8");
     let manifest = serde_json::from_slice(&fs::read(scratch.path("out/manifest.json")).unwrap());
     (scratch, manifest.unwrap())
 }

@@ -12,7 +12,8 @@ const RUN: &str = "run out --prompt This -n 20 --ignore-eos";
 /// A converted model, and the trace of a run with room for some of its experts.
 fn traced() -> (Scratch, Value) {
     let scratch = Scratch::with("fixture-2m");
-    scratch.ok("convert ckpt -o out --bits 4");
+    // Of 8 bits, so that the half-way is farther from both ends than runs of one program differ.
+    scratch.ok("convert ckpt -o out --bits 8");
     let plain = scratch.json(RUN);
     let bytes = |name: &str| plain["memory"][name].as_u64().unwrap();
     let budget = bytes("floor_bytes").midpoint(bytes("resident_bytes"));
