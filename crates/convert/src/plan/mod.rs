@@ -226,7 +226,7 @@ impl Plan {
             left_out,
             repacked: resolution.repacked,
             skipped,
-            notes: notes(checkpoint, &copies, inventory.spec.vocab_size),
+            notes: notes(checkpoint, &copies),
             files: Vec::new(),
             summary: Summary::default(),
             cost: Cost::default(),

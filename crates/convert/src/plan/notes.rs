@@ -9,20 +9,15 @@ use shardwright_format::io::TOKENIZER_LIMIT;
 use shardwright_format::manifest::FileEntry;
 use shardwright_runtime::text::{MAKE_TOKENIZER, OTHER_FORMS};
 
-/// A line for each thing, of a checkpoint whose embedding has so many `rows`.
-pub(super) fn notes(checkpoint: &Checkpoint, copies: &[FileEntry], rows: u32) -> Vec<String> {
+use super::Plan;
+
+/// A line for each thing that is known without reading the vocabulary.
+pub(super) fn notes(checkpoint: &Checkpoint, copies: &[FileEntry]) -> Vec<String> {
     let mut notes = checkpoint.notes().to_vec();
     let copied = |name: &str| copies.iter().any(|copy| copy.path == name);
     if copied("tokenizer.json") {
         let of = checkpoint.vocabulary();
         notes.extend(of.map(|(name, _)| format!("tokenizer.json is made from {name}")));
-        let tokenizer = checkpoint.companion(TOKENIZER_NAME, TOKENIZER_LIMIT);
-        notes.extend(
-            tokenizer
-                .ok()
-                .flatten()
-                .and_then(|json| beyond(&json, rows)),
-        );
     } else {
         let unread = checkpoint.vocabulary();
         let unread = unread.and_then(|(name, why)| Some(format!("{name} ({})", why?)));
@@ -36,6 +31,27 @@ pub(super) fn notes(checkpoint: &Checkpoint, copies: &[FileEntry], rows: u32) ->
         ));
     }
     notes
+}
+
+impl Plan {
+    /// Adds to the notes whether the vocabulary goes beyond the embedding. Reads all of `tokenizer.json`: call it for
+    /// the plan that is carried out, not for each of those that a search for a recipe makes.
+    pub fn note_vocabulary(&mut self, checkpoint: &Checkpoint) {
+        if !self
+            .manifest
+            .files
+            .iter()
+            .any(|file| file.path == TOKENIZER_NAME)
+        {
+            return;
+        }
+        let json = checkpoint
+            .companion(TOKENIZER_NAME, TOKENIZER_LIMIT)
+            .ok()
+            .flatten();
+        let rows = self.manifest.model.vocab_size;
+        self.notes.extend(json.and_then(|json| beyond(&json, rows)));
+    }
 }
 
 /// What is said of a `tokenizer.json` that has a token for which an embedding of `rows` rows has none.

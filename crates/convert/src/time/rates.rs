@@ -154,7 +154,7 @@ impl Machine {
     /// Cubes of columns of what is factored.
     ///
     /// # Errors
-    /// None that is known.
+    /// What cannot be factored.
     pub fn factors(&self) -> Result<f64, String> {
         let cols = COLS[1];
         let gram = gram(cols);
