@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 
 use serde_json::json;
+use shardwright_testing::mutate::Random;
 
 use crate::harness::Scratch;
 use crate::run::{PLAIN, conversing};
@@ -90,4 +92,116 @@ fn a_size_in_a_file_is_a_budget_like_any_other() {
     refused(&"9".repeat(300), "expected at most 256 bytes, found 300");
     let ran = scratch.run(&format!("{args} --memory-file nowhere"));
     assert_eq!((ran.code, ran.stderr.lines().count()), (Some(2), 1), "{}", ran.stderr);
+}
+
+/// How often memory changes: a few times as part of the tests, `SHARDWRIGHT_PRESSURE` times where that is given.
+fn changes() -> usize {
+    let told = std::env::var("SHARDWRIGHT_PRESSURE").ok();
+    told.map_or(10, |number| number.parse().unwrap())
+}
+
+/// A run that streams, and what it says.
+struct Streaming {
+    child: Child,
+    output: ChildStdout,
+    errors: BufReader<ChildStderr>,
+    said: Vec<u8>,
+    limit: PathBuf,
+}
+
+impl Streaming {
+    fn start(scratch: &Scratch, args: &str) -> Self {
+        let mut command = scratch.command(&format!("{args} --memory-file limit"));
+        let pipes = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = pipes.spawn().unwrap();
+        let (output, errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (errors, limit) = (BufReader::new(errors), scratch.path("limit"));
+        let mut running = Self { child, output, errors, said: Vec::new(), limit };
+        // The handler is there when text is.
+        assert!(running.goes_on(1));
+        running
+    }
+
+    /// Waits for more text; `false` where it has ended.
+    fn goes_on(&mut self, bytes: usize) -> bool {
+        let before = self.said.len();
+        let mut more = (&mut self.output).take(bytes as u64);
+        more.read_to_end(&mut self.said).unwrap();
+        self.said.len() == before + bytes
+    }
+
+    /// Gives it `memory`, and the most that it takes from then on, as it says itself; nothing where its text
+    /// ended first.
+    fn change(&mut self, memory: u64) -> Option<u64> {
+        fs::write(&self.limit, memory.to_string()).unwrap();
+        let pid = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-USR1", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let mut line = String::new();
+        while !line.contains("with room for") {
+            line.clear();
+            if self.errors.read_line(&mut line).unwrap() == 0 {
+                return None;
+            }
+        }
+        let promised = line
+            .split(' ')
+            .skip_while(|word| *word != "most" && *word != "takes");
+        let words: Vec<&str> = promised.skip(1).take(2).collect();
+        let number: f64 = words[0].parse().unwrap_or_else(|_| panic!("{line}"));
+        assert!(words[1].starts_with("MiB"), "{line}");
+        // It is said to a tenth.
+        Some(((number + 0.05) * f64::from(1 << 20)) as u64)
+    }
+
+    /// The most that it held since this was last asked.
+    fn peak(&self) -> Option<u64> {
+        let status = format!("/proc/{}/status", self.child.id());
+        let text = fs::read_to_string(status).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+        // What Linux does on this number.
+        fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5").ok()?;
+        Some(kib << 10)
+    }
+}
+
+#[test]
+fn the_process_stays_below_what_it_was_last_given() {
+    let scratch = Scratch::with("fixture-2m");
+    let args = "run ckpt --prompt This -n 600 --ignore-eos";
+    let plain = scratch.json(args);
+    let bytes = |name: &str| plain["memory"][name].as_u64().unwrap();
+    let (floor, all) = (bytes("floor_bytes"), bytes("resident_bytes"));
+    let text = plain["text"].as_str().unwrap();
+    let (mut random, mut left) = (Random::new(1), changes());
+    while left > 0 {
+        let when = random.pick(&["on", "auto", "off"]);
+        fs::write(scratch.path("limit"), (all + (1 << 20)).to_string()).unwrap();
+        let mut running = Streaming::start(&scratch, &format!("{args} --look-ahead {when}"));
+        for _ in 0..left.min(50) {
+            let memory = floor / 2 + random.below((all - floor / 2) as usize) as u64;
+            let Some(promised) = running.change(memory) else { break };
+            // From its word on, whatever it computes until it is told anew.
+            running.peak();
+            running.goes_on(4);
+            let peak = running.peak().unwrap_or_default();
+            assert!(peak <= promised, "given {memory}, promised {promised}, took {peak}");
+            left -= 1;
+        }
+        while running.goes_on(1 << 10) {}
+        assert!(running.child.wait().unwrap().success());
+        assert_eq!(
+            String::from_utf8_lossy(&running.said).trim_end_matches('\n'),
+            text.trim_end_matches('\n')
+        );
+    }
 }

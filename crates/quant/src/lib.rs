@@ -38,7 +38,7 @@ pub use float::{narrow, widen};
 pub use float8::{f4_e2m1, f8_e4m3, f8_e5m2, f8_e8m0};
 pub use ggml::{Ggml, Unheld};
 pub use kept::{CacheType, Kept, VectorLayout};
-pub use kernel::{Backend, BackendError, Outputs, return_freed_memory};
+pub use kernel::{Backend, BackendError, Outputs, return_free_pages, return_freed_memory};
 pub use matrix::{Matrix, MatrixError};
 pub use outer::add_outer_products;
 pub use pack::{pack, unpack};

@@ -1,10 +1,12 @@
 //! Token-major execution: one token through all layers, within a memory budget.
 
+mod logits;
+mod memory;
+
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-use shardwright_format::UnitLayout;
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::model::{Ffn, LayerSpec, ModelSpec};
 use shardwright_format::weights::Weights;
@@ -12,18 +14,17 @@ use shardwright_format::weights::Weights;
 use crate::ahead::{Judge, LookedAhead};
 use crate::block::delta_net::State as DeltaState;
 use crate::block::kv::CacheTypes;
-use crate::block::ops::{cap, rms_norm};
+use crate::block::ops::cap;
 use crate::block::router::Routes;
 use crate::block::saved::{can_keep, saved_len};
 use crate::block::{self, Layer, MixerState, check_finite};
 use crate::error::{Result, RuntimeError};
 use crate::experts::{self, Means};
-use crate::fetch::Request;
 use crate::head::final_norm;
-use crate::linear::{Product, thread_pool};
+use crate::linear::thread_pool;
 use crate::options::Options;
 use crate::pass::{PassState, Sequences};
-use crate::plan::{ChunkRoom, HEAD_BUFFERS, MemoryPlan, head_chunk};
+use crate::plan::{ChunkRoom, MemoryPlan};
 use crate::store::Store;
 use crate::trace::Visit;
 use crate::view::UnitView;
@@ -319,13 +320,20 @@ impl Runtime {
         &self.plan
     }
 
-    /// Keeps to another budget from the next pass on: with less, experts leave memory, those used least first;
+    /// Keeps to another budget from here on: with less, experts leave memory at once, those used least first;
     /// with more, there is room for more of them. The text stays the same. Gives the plan, which takes more
     /// than the budget where that is below what is held besides experts and the picks of one token.
-    pub fn set_memory(&mut self, budget: u64) -> &MemoryPlan {
+    ///
+    /// # Errors
+    /// What the disk refuses of reads that were under way.
+    pub fn set_memory(&mut self, budget: u64) -> Result<&MemoryPlan> {
+        if self.model.failed {
+            return Err(RuntimeError::Failed);
+        }
         self.plan = self.opened.resized(&self.model.spec, budget);
         self.model.rooms.clone_from(&self.plan.rooms);
-        &self.plan
+        self.model.guarded(Model::give_back)?;
+        Ok(&self.plan)
     }
 
     /// The source of the weights.
@@ -460,26 +468,6 @@ impl Model {
         Ok(())
     }
 
-    /// Whether some experts are not in memory.
-    fn streams_experts(&self) -> bool {
-        (self.store.expert_slots() as u64) < self.spec.num_experts()
-    }
-
-    /// Has experts make way for the buffers of `tokens` tokens, or buffers of more tokens for experts.
-    fn make_room(&mut self, tokens: usize) -> Result<()> {
-        let Some(room) = self.rooms.iter().find(|room| tokens <= room.tokens) else {
-            return Ok(());
-        };
-        if room.slots > self.store.expert_slots() {
-            self.state = PassState::new(Vec::new());
-            self.outputs = Vec::new();
-        }
-        if room.slots != self.store.expert_slots() {
-            self.store.resize_experts(room.slots)?;
-        }
-        Ok(())
-    }
-
     fn embed(&mut self, tokens: &[u32]) -> Result<()> {
         let buf = std::mem::take(&mut self.rows);
         let embedded = self.embedding.embed(&self.weights, tokens, 1, buf)?;
@@ -539,52 +527,5 @@ impl Model {
             }
             None => Ok(()),
         }
-    }
-
-    /// Logits after the last `rows` rows.
-    fn compute_logits(&mut self, rows: usize) -> Result<()> {
-        let vocab = self.vocab();
-        let Self { state, norm, spec, head, logits, .. } = self;
-        let (linear, normed) = (&mut state.work.linear, &mut state.work.normed);
-        let last = &state.x[state.x.len() - rows * norm.len()..];
-        rms_norm(linear.backend, last, norm, spec.rms_norm_eps, normed);
-        logits.resize(rows * vocab, 0.0);
-        let Some(loaded) = &head.loaded else { return self.stream_logits(rows) };
-        let matrix = loaded.view().matrix(head.entry.role, vocab, norm.len())?;
-        linear.compute(vec![Product { matrix, x: normed, out: logits }]);
-        Ok(())
-    }
-
-    /// The head in pieces, the next one read while one is used.
-    fn stream_logits(&mut self, rows: usize) -> Result<()> {
-        let (unit, entry) = (self.head.unit, self.head.entry.clone());
-        let layout = UnitLayout { tensors: [entry.clone()].into(), len: 0 };
-        let (chunk, _) = head_chunk(&layout, entry.role)?;
-        let (hidden, vocab, end) = (self.norm.len(), self.vocab(), entry.rows);
-        self.pieces.resize_with(HEAD_BUFFERS, AlignedBuf::default);
-        let request =
-            |first: u64| Request::Rows(unit, entry.clone(), first..end.min(first + chunk));
-        let mut next = 0;
-        for first in (0..vocab).step_by(chunk as usize) {
-            while next < end
-                && let Some(buf) = self.pieces.pop()
-            {
-                self.store.request_piece(request(next), buf);
-                next += chunk;
-            }
-            let loaded = self.store.take_piece(first as u64)?;
-            let width = (vocab - first).min(chunk as usize);
-            let matrix = loaded.view().matrix(entry.role, width, hidden)?;
-            let (work, out) = (&mut self.state.work, &mut self.piece);
-            out.resize(rows * width, 0.0);
-            work.linear
-                .compute(vec![Product { matrix, x: &work.normed, out }]);
-            let logits = self.logits.chunks_exact_mut(vocab);
-            for (logits, out) in logits.zip(out.chunks_exact(width)) {
-                logits[first..first + width].copy_from_slice(out);
-            }
-            self.pieces.push(loaded.bytes);
-        }
-        Ok(())
     }
 }

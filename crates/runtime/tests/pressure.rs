@@ -56,8 +56,10 @@ fn hundreds_of_sizes_change_no_logit() {
             while at < tokens.len() {
                 // Below what works, and above what everything takes.
                 let budget = min / 2 + random.below(all - min / 2 + (1 << 20));
-                let planned = runtime.set_memory(budget).clone();
+                let planned = runtime.set_memory(budget).unwrap().clone();
                 assert!(planned.total <= budget || planned.expert_slots <= 4, "{planned:?}");
+                // Before anything is computed.
+                keeps_to_its_plan(&runtime, "given back");
                 changes += 1;
                 // One token, some of a prompt, or some that are tried of which the first is right.
                 let some = (1 + random.below(7) as usize).min(tokens.len() - at);
@@ -100,14 +102,17 @@ fn what_was_given_back_is_read_again_and_can_come_back() {
     let (opened, held) = (runtime.plan().clone(), runtime.stats().bytes_resident);
     runtime.forward(tokens[0]).unwrap();
     assert_eq!(runtime.stats().cache_misses, 0);
-    let least = runtime.set_memory(0).clone();
+    let least = runtime.set_memory(0).unwrap().clone();
     assert_eq!((least.mode, least.expert_slots), (Mode::Streamed, 2));
     assert_eq!(least.total, opened.total - (opened.expert_slots as u64 - 2) * opened.expert_slot);
     runtime.forward(tokens[1]).unwrap();
     runtime.forward(tokens[2]).unwrap();
     let gone = held - runtime.stats().bytes_resident;
     assert!(gone > 0 && runtime.stats().cache_misses > 0);
-    assert_eq!(*runtime.set_memory(u64::MAX), MemoryPlan { budget: Some(u64::MAX), ..opened });
+    assert_eq!(
+        *runtime.set_memory(u64::MAX).unwrap(),
+        MemoryPlan { budget: Some(u64::MAX), ..opened }
+    );
     for _ in 0..2 {
         tokens[3..]
             .iter()
@@ -121,6 +126,6 @@ fn a_model_without_experts_has_nothing_to_give_back() {
     let case = Golden::named("llama2");
     let mut runtime = Runtime::open(open(&case), &options(None, 0)).unwrap();
     let opened = runtime.plan().clone();
-    assert_eq!(*runtime.set_memory(1), MemoryPlan { budget: Some(1), ..opened });
+    assert_eq!(*runtime.set_memory(1).unwrap(), MemoryPlan { budget: Some(1), ..opened });
     runtime.forward(1).unwrap();
 }

@@ -26,3 +26,19 @@ pub fn return_freed_memory() {
         }
     }
 }
+
+/// Has whole pages that are free go back to the system, wherever they lie.
+///
+/// Pieces below the limit of [`return_freed_memory`] stay with their arena, up to 1 MiB of them at its end and
+/// any number between others. Call it where memory was promised to be free: it looks through every arena.
+pub fn return_free_pages() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: the signature is that of `malloc.h`; it may be called at any time, and touches nothing that is
+        // in use.
+        unsafe extern "C" {
+            safe fn malloc_trim(pad: usize) -> i32;
+        }
+        malloc_trim(0);
+    }
+}

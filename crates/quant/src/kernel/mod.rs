@@ -4,7 +4,7 @@
 //! [`Kernel`]. Every operation here is exact or rounds once as IEEE 754 says, so all backends
 //! agree bit for bit; [`scalar`] is the definition.
 //!
-//! This module is the only unsafe code of the project, three calls to the allocator (`heap`) included. A value of a backend's type is proof that
+//! This module is the only unsafe code of the project, a few calls to the allocator (`heap`) included. A value of a backend's type is proof that
 //! its instructions exist: only `run` makes one, after asking the CPU.
 
 #![allow(unsafe_code)]
@@ -26,7 +26,7 @@ mod scalar;
 #[cfg(test)]
 pub mod tests;
 
-pub use heap::return_freed_memory;
+pub use heap::{return_free_pages, return_freed_memory};
 pub use outputs::Outputs;
 
 /// Lanes of every backend. A row of sixteen columns is one step of a dot product.

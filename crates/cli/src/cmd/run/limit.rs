@@ -34,26 +34,31 @@ impl Limit {
     }
 
     /// Gives `runtime` the memory that the file names, if it was asked to look again; says what came of it.
-    pub(super) fn adjust(&mut self, runtime: &mut Runtime) -> Option<String> {
+    ///
+    /// # Errors
+    /// Experts that were being read and cannot be.
+    pub(super) fn adjust(&mut self, runtime: &mut Runtime) -> Result<Option<String>, Failure> {
         if !self.asked.swap(false, Ordering::Relaxed) {
-            return None;
+            return Ok(None);
         }
         let budget = match self.read() {
             Ok(budget) => budget,
             // The text goes on: whoever wrote the file may write it again.
-            Err(refused) => return Some(format!("memory stays as it is: {}", refused.message())),
+            Err(refused) => {
+                return Ok(Some(format!("memory stays as it is: {}", refused.message())));
+            }
         };
         self.changes += 1;
         let before = runtime.plan().expert_slots;
-        let plan = runtime.set_memory(budget);
+        let plan = runtime.set_memory(budget)?;
         let (total, slots) = (bytes::memory(plan.total), plan.expert_slots);
         let room = format!("{total} with room for {slots} experts, before {before}");
-        Some(if plan.total > budget {
+        Ok(Some(if plan.total > budget {
             let wanted = bytes::memory(budget);
             format!("{wanted} of memory is below what this run can go on with: it takes {room}")
         } else {
             format!("memory is now at most {total}, with room for {slots} experts, before {before}")
-        })
+        }))
     }
 
     fn read(&self) -> Result<u64, Failure> {

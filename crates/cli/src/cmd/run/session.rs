@@ -167,16 +167,14 @@ impl<'a> Session<'a> {
     }
 
     /// Takes in another size of memory, if the file of `--memory-file` was named again.
-    fn adjust(&mut self) {
-        let changed = self
-            .limit
-            .as_mut()
-            .and_then(|limit| limit.adjust(&mut self.runtime));
-        match changed {
+    fn adjust(&mut self) -> Result<(), Failure> {
+        let Some(limit) = &mut self.limit else { return Ok(()) };
+        match limit.adjust(&mut self.runtime)? {
             Some(line) if self.output.json => self.notes.push(line),
             Some(line) if !self.output.quiet => say::line(&format!("note: {line}")),
             _ => {}
         }
+        Ok(())
     }
 
     /// Ends the trace, if there is one.
@@ -220,14 +218,14 @@ impl<'a> Session<'a> {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            self.adjust();
+            self.adjust()?;
             self.runtime.advance(tokens)?;
             self.record()?;
             self.computed.extend(tokens);
             stage.set(((i + 1) * chunk) as u64, prompt.len() as u64);
         }
         drop(stage);
-        self.adjust();
+        self.adjust()?;
         let logits = self.runtime.forward_all(last)?;
         self.computed.extend(last);
         self.logits_at = self.computed.len();
@@ -240,7 +238,7 @@ impl<'a> Session<'a> {
     /// token that stays: the same from the same logits in the same order, whatever was drafted. A draft
     /// ends where another token was picked, or one that ends the text.
     fn step(&mut self, last: u32, room: usize) -> Result<(), Failure> {
-        self.adjust();
+        self.adjust()?;
         let started = Instant::now();
         let (before, most) = (self.computed.len(), room.min(self.runtime.draft_room()));
         self.computed.push(last);
