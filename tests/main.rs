@@ -22,6 +22,7 @@ mod memory;
 mod merge;
 mod pack;
 mod parts;
+mod predictions;
 mod pressure;
 mod reader;
 mod remote;

@@ -6,7 +6,7 @@ use shardwright_convert::recipe::{EncodingSpec, Recipe};
 use shardwright_format::ModelSpec;
 use shardwright_format::io::{CONFIG_LIMIT, read_required};
 
-use crate::args::RecipeArgs;
+use crate::args::{MtpArg, RecipeArgs};
 use crate::failure::Failure;
 
 /// Group size of `--bits` alone.
@@ -42,6 +42,9 @@ pub fn choose(args: &RecipeArgs, spec: &ModelSpec) -> Result<Recipe, Failure> {
             .for_each(|rule| rule.optional = true);
     }
     recipe = recipe.with_overrides(&args.set)?;
+    if args.mtp == MtpArg::Keep {
+        recipe = recipe.with_prediction(!args.set.is_empty())?;
+    }
     if let Some(method) = args.method {
         recipe = recipe.with_method(method.into());
     }

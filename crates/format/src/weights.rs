@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use shardwright_quant::EncodingError;
 
-use crate::arch::Inventory;
+use crate::arch::{Inventory, Prediction};
 use crate::bundle::Bundle;
 use crate::census::Census;
 use crate::check::{Checked, Checks};
@@ -16,6 +16,7 @@ use crate::error::{FormatError, Result};
 use crate::io::{AlignedBuf, read_limited};
 use crate::manifest::{Excerpt, Hash, Ignored};
 use crate::model::ModelSpec;
+use crate::refusal::{Refusal, mismatch};
 use crate::role::Role;
 use crate::unit::{TensorEntry, Unit, UnitLayout};
 
@@ -180,6 +181,22 @@ impl Weights {
             Source::Bundle(bundle) => bundle.manifest().extras().iter().map(|s| s.unit).collect(),
             Source::Checkpoint(_, inventory) => inventory.extras.keys().copied().collect(),
         }
+    }
+
+    /// The layer that predicts the token after next, if the model has it.
+    ///
+    /// # Errors
+    /// A model without it, or that keeps it in a way that it cannot be read from.
+    pub fn prediction(&self) -> Result<Prediction> {
+        let refused = |detail: Refusal| FormatError::file(self.root(), detail);
+        let none = || {
+            let found = "none: a bundle keeps them where its recipe says so";
+            mismatch("layers that predict further tokens", found)
+        };
+        let kept = self.extras().contains(&Unit::Mtp);
+        let part = kept.then(|| self.layout(Unit::Mtp)).transpose()?;
+        let part = part.ok_or_else(none).map_err(refused)?;
+        Prediction::new(self.spec(), &part).map_err(refused)
     }
 
     /// A unit's tensors in order of use; those of a checkpoint in its types.

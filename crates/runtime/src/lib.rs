@@ -18,6 +18,7 @@ mod linear;
 pub mod options;
 mod pass;
 pub mod plan;
+mod prediction;
 mod rate;
 pub mod replay;
 mod room;

@@ -515,7 +515,7 @@ pub(crate) fn head_chunk(layout: &UnitLayout, role: Role) -> Result<(u64, u64)> 
 }
 
 /// Memory of a buffer of `len` bytes.
-const fn buffer(len: u64) -> u64 {
+pub(crate) const fn buffer(len: u64) -> u64 {
     len.saturating_add(BUFFER_OVERHEAD + 4095) / 4096 * 4096
 }
 

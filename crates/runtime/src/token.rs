@@ -1,5 +1,6 @@
 //! Token-major execution: one token through all layers, within a memory budget.
 
+mod drafts;
 mod logits;
 mod memory;
 
@@ -25,6 +26,7 @@ use crate::linear::thread_pool;
 use crate::options::Options;
 use crate::pass::{PassState, Sequences};
 use crate::plan::{ChunkRoom, MemoryPlan};
+use crate::prediction::Predictor;
 use crate::store::Store;
 use crate::trace::Visit;
 use crate::view::UnitView;
@@ -51,6 +53,9 @@ pub struct Stats {
 
 /// Who is shown the residual stream.
 pub type Observer<'a> = &'a mut (dyn FnMut(usize, &[f32]) + Send);
+
+/// Who is shown the logits of guesses.
+pub type Guesses<'a> = &'a mut (dyn FnMut(&[f32]) + Send);
 
 /// A model that computes a text from its beginning: a prompt in chunks, then token after token.
 #[derive(Debug)]
@@ -89,6 +94,9 @@ struct Model {
     passes: u64,
     /// Whether experts are read ahead.
     judge: Judge,
+    /// The layer that predicts the token after next, where drafts come from it, and what it gave last, `[hidden]`.
+    predictor: Option<Predictor>,
+    last_guess: Vec<f32>,
     /// What became of experts since it was last asked for, where someone asks.
     visits: Option<Vec<Visit>>,
     /// What a layer's experts gave, until it can be summed.
@@ -187,6 +195,45 @@ impl Runtime {
         Ok(kept)
     }
 
+    /// Bytes that [`Self::open_predictor`] takes beside a runtime with these options.
+    ///
+    /// # Errors
+    /// A model without a layer that predicts the token after next.
+    pub fn predictor_bytes(weights: &Weights, options: &Options) -> Result<u64> {
+        Predictor::byte_len(weights, options)
+    }
+
+    /// Reads the model's layer that predicts the token after next: from here on it follows what is computed.
+    ///
+    /// # Errors
+    /// A model without it; weights that cannot be read.
+    pub fn open_predictor(&mut self) -> Result<()> {
+        self.model.predictor = Some(Predictor::open(&self.weights, self.context, self.cache)?);
+        Ok(())
+    }
+
+    /// What the layer of [`Self::open_predictor`] finds likeliest behind `last`, the token at the next position: a
+    /// guess for [`Self::forward_while`] of at most `most` tokens. Shows the logits `[vocab_size]` of each to
+    /// `observe`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn predict(&mut self, last: u32, most: usize, observe: Guesses<'_>) -> Result<Vec<u32>> {
+        check_token(&self.model.spec, last)?;
+        let most = most.min(self.positions().saturating_sub(self.model.position));
+        if self.model.failed || most == 0 {
+            return Ok(Vec::new());
+        }
+        let (model, mut draft) = (&mut self.model, Vec::new());
+        self.pool.install(|| {
+            model.guarded(|model| {
+                draft = model.predict(last, most, observe)?;
+                Ok(())
+            })
+        })?;
+        Ok(draft)
+    }
+
     /// Positions that there is room for and that the model sees without choosing among them.
     pub fn positions(&self) -> usize {
         self.context.min(self.model.reach)
@@ -243,7 +290,9 @@ impl Runtime {
             state.can_return(&layer.mixer, *now, position)
         };
         *now = if position <= *now && layers.all(can) { position } else { 0 };
-        *now
+        let now = *now;
+        self.model.go_back();
+        now
     }
 
     /// Whether of a state that was saved after `saved` positions the first `kept` can be taken up.
@@ -287,6 +336,7 @@ impl Runtime {
             *logit = f32::from_le_bytes(bytes);
         }
         *position = kept;
+        self.model.go_back();
         Ok(())
     }
 
@@ -301,8 +351,9 @@ impl Runtime {
     }
 
     /// Forgets all positions. The weights in memory stay.
-    pub const fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.model.position = 0;
+        self.model.go_back();
     }
 
     /// Positions computed since the last reset.
@@ -419,6 +470,8 @@ impl Model {
             routes: vec![Routes::default(); spec.layers.len()],
             passes: 0,
             judge: Judge::new(options.look_ahead),
+            predictor: None,
+            last_guess: Vec::new(),
             visits: None,
             outputs: Vec::new(),
             rows: AlignedBuf::default(),
@@ -458,6 +511,7 @@ impl Model {
             check_finite(index as u32, self.position, self.norm.len(), x)?;
             observe(index + 1, x);
         }
+        self.show_predictor(tokens, self.position)?;
         self.position += tokens.len();
         self.tokens += tokens.len() as u64;
         self.passes += 1;
@@ -469,12 +523,18 @@ impl Model {
     }
 
     fn embed(&mut self, tokens: &[u32]) -> Result<()> {
+        self.state.x = self.embedded(tokens)?;
+        Ok(())
+    }
+
+    /// Rows of the embedding, `[n, hidden]`.
+    fn embedded(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         let buf = std::mem::take(&mut self.rows);
         let embedded = self.embedding.embed(&self.weights, tokens, 1, buf)?;
         self.store.counts.reads += embedded.reads;
         self.store.counts.bytes_read += embedded.bytes_read;
-        (self.state.x, self.rows) = (embedded.x, embedded.buf);
-        Ok(())
+        self.rows = embedded.buf;
+        Ok(embedded.x)
     }
 
     fn layer(
@@ -509,6 +569,7 @@ impl Model {
         let vocab = self.vocab();
         self.mixers.iter_mut().for_each(|mixer| mixer.keep(kept));
         self.position -= rows - kept;
+        self.go_back();
         self.tokens -= (rows - kept) as u64;
         self.logits.copy_within((kept - 1) * vocab..kept * vocab, 0);
         self.logits.truncate(vocab);

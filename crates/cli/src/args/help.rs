@@ -70,6 +70,7 @@ Examples:
   shardwright run qwen3.bundle --prompt Hello --cache-type-k q8_0 --cache-type-v q8_0
   shardwright run qwen3.bundle --prompt-file code.py --draft ngram
   shardwright run qwen3.bundle --prompt Hello --draft small.bundle
+  shardwright run qwen3.5.bundle --prompt Hello --draft mtp
   shardwright run qwen3.bundle --prompt-file manual.txt --session manual.session
   shardwright run qwen3.bundle --prompt-file story.txt --memory 2GiB --trace story.trace
   shardwright run qwen3.bundle --chat --memory-file limit   read again on SIGUSR1

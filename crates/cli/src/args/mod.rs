@@ -24,8 +24,8 @@ pub use cache::{CacheArgs, CacheTypeArg};
 pub use calibrate::CalibrateArgs;
 pub use pack::{PackArgs, UnpackArgs};
 pub use recipe::{
-    CalibrationArgs, CalibrationTextArgs, EncodingsArg, PlanArgs, PlanCommandArgs, RecipeArgs,
-    TargetArgs,
+    CalibrationArgs, CalibrationTextArgs, EncodingsArg, MtpArg, PlanArgs, PlanCommandArgs,
+    RecipeArgs, TargetArgs,
 };
 pub use verify::{CompareArgs, ThresholdArgs, VerifyArgs};
 
@@ -192,9 +192,10 @@ pub struct RunArgs {
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Try several tokens in one pass where a guess at them is at hand: `ngram`, those that followed the same
-    /// tokens earlier in the text; or MODEL, what a smaller model with the same tokenizer would go on with. The
-    /// text stays the same; where it takes longer, it stops by itself
-    #[arg(long, value_parser = DraftSource::parse, value_name = "ngram|MODEL")]
+    /// tokens earlier in the text; `mtp`, what the model's own layer for that predicts (see `convert --mtp`); or
+    /// MODEL, what a smaller model with the same tokenizer would go on with. The text stays the same; where it
+    /// takes longer, it stops by itself
+    #[arg(long, value_parser = DraftSource::parse, value_name = "ngram|mtp|MODEL")]
     pub draft: Option<DraftSource>,
     #[command(flatten)]
     pub arch: ArchArgs,
@@ -210,6 +211,8 @@ pub struct RunArgs {
 pub enum DraftSource {
     /// The text itself.
     Ngram,
+    /// A layer of the model's own.
+    Mtp,
     /// Another model.
     #[serde(untagged)]
     Model(PathBuf),
@@ -218,7 +221,11 @@ pub enum DraftSource {
 impl DraftSource {
     #[allow(clippy::unnecessary_wraps)] // as clap wants it
     fn parse(text: &str) -> Result<Self, String> {
-        Ok(if text == "ngram" { Self::Ngram } else { Self::Model(text.into()) })
+        Ok(match text {
+            "ngram" => Self::Ngram,
+            "mtp" => Self::Mtp,
+            model => Self::Model(model.into()),
+        })
     }
 }
 

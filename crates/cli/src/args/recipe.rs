@@ -204,6 +204,20 @@ pub struct RecipeArgs {
     /// repeated
     #[arg(long, value_name = "ROLE=ENCODING")]
     pub set: Vec<String>,
+    /// What becomes of layers that predict further tokens: kept for `run --draft mtp`, experts at 4 bits and other
+    /// matrices at 8 unless --set says otherwise; or left out, as they are unless --set names them
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = MtpArg::Drop,
+          conflicts_with_all = ["target_bpw", "target_size"])]
+    pub mtp: MtpArg,
+}
+
+/// What becomes of layers that predict further tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum MtpArg {
+    /// They are part of the bundle
+    Keep,
+    /// They are left out and listed
+    Drop,
 }
 
 /// How codes are chosen.

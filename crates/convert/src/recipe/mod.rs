@@ -137,6 +137,9 @@ pub enum RecipeError {
 /// Group sizes that [`Recipe::uniform`] tries where its own does not divide the columns.
 const SMALLER_GROUPS: [u16; 2] = [64, 32];
 
+/// Rules for layers that predict further tokens, where a bundle keeps them for drafts.
+const PREDICTION: &str = include_str!("../../../../configs/mtp.json");
+
 /// The recipes that are part of the program: name and text.
 const BUILTIN: &[(&str, &str)] = &[
     ("q4", include_str!("../../../../configs/recipes/q4.json")),
@@ -219,6 +222,19 @@ impl Recipe {
             scale_dtype: None,
             rules,
         }
+    }
+
+    /// Keeps layers that predict further tokens as drafts need them, behind all rules that name them. That a model
+    /// has none is an error unless `optional`.
+    ///
+    /// # Errors
+    /// None with the rules that are shipped.
+    pub fn with_prediction(mut self, optional: bool) -> Result<Self, RecipeError> {
+        for mut rule in Self::parse("mtp", PREDICTION)?.rules {
+            rule.optional |= optional;
+            self.rules.push(rule);
+        }
+        Ok(self)
     }
 
     /// Chooses codes by `method` in every rule.

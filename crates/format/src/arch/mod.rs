@@ -11,7 +11,7 @@
 //! | `attention`, `latent`, `delta_net`, `mlp`, `moe` | options of the blocks, fixed or by the name of a parameter |
 //! | `tensors` | role: the tensor's name or alternatives, with `{layer}` and `{expert}` |
 //! | `fused` | tensors that hold several roles one after the other, for all experts at once |
-//! | `extras` | tensors that are not the text model's: their `role`, by `beginnings` of names, by what names are `containing`, or by `layers` beyond the last, and why a bundle works without them |
+//! | `extras` | tensors that are not the text model's: their `role`, by `beginnings` of names, by what names are `containing`, or by `layers` beyond the last, and why a bundle works without them; the names of a `head` among them that drafts can come from |
 //! | `ignored` | names of tensors that no runtime needs, and why |
 //! | `_uncertain` | rows that a [`Draft`] is not certain of, and why: a table with any is refused |
 
@@ -27,6 +27,7 @@ mod inventory;
 mod mechanisms;
 mod mixers;
 mod plain;
+mod prediction;
 mod rope;
 mod spec;
 mod table;
@@ -46,6 +47,7 @@ use table::{Table, Target};
 
 pub use draft::Draft;
 pub use inventory::{Extra, Inventory};
+pub use prediction::{Piece, Prediction};
 
 macro_rules! builtin {
     ($($model_type:literal,)*) => {

@@ -331,6 +331,21 @@ pub(super) struct ExtraRow {
     pub(super) layers: Option<String>,
     /// Why a bundle works without them.
     pub(super) reason: String,
+    /// Where among them is the layer that predicts the token after next.
+    pub(super) head: Option<HeadRow>,
+}
+
+/// Names of the tensors of a layer that predicts the token after next; `{layer}` is the number of the text
+/// model's layers.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HeadRow {
+    /// What stands for `model.layers.{layer}.` before the names of its own tensors.
+    pub(super) layer: String,
+    pub(super) projection: String,
+    pub(super) embedding_norm: String,
+    pub(super) hidden_norm: String,
+    pub(super) norm: String,
 }
 
 /// One name or several alternatives.

@@ -13,20 +13,30 @@ use crate::plan::{HEAD_BUFFERS, head_chunk};
 impl Model {
     /// Logits after the last `rows` rows.
     pub(super) fn compute_logits(&mut self, rows: usize) -> Result<()> {
-        let vocab = self.vocab();
-        let Self { state, norm, spec, head, logits, .. } = self;
+        let Self { state, norm, spec, .. } = self;
         let (linear, normed) = (&mut state.work.linear, &mut state.work.normed);
         let last = &state.x[state.x.len() - rows * norm.len()..];
         rms_norm(linear.backend, last, norm, spec.rms_norm_eps, normed);
-        logits.resize(rows * vocab, 0.0);
-        let Some(loaded) = &head.loaded else { return self.stream_logits(rows) };
+        let mut logits = std::mem::take(&mut self.logits);
+        let done = self.head_logits(rows, &mut logits);
+        self.logits = logits;
+        done
+    }
+
+    /// The head's product with the rows in `state.work.normed`.
+    pub(super) fn head_logits(&mut self, rows: usize, out: &mut Vec<f32>) -> Result<()> {
+        let vocab = self.vocab();
+        let Self { state, norm, head, .. } = self;
+        out.resize(rows * vocab, 0.0);
+        let Some(loaded) = &head.loaded else { return self.stream_logits(rows, out) };
         let matrix = loaded.view().matrix(head.entry.role, vocab, norm.len())?;
-        linear.compute(vec![Product { matrix, x: normed, out: logits }]);
+        let x = &state.work.normed;
+        state.work.linear.compute(vec![Product { matrix, x, out }]);
         Ok(())
     }
 
     /// The head in pieces, the next one read while one is used.
-    fn stream_logits(&mut self, rows: usize) -> Result<()> {
+    fn stream_logits(&mut self, rows: usize, all: &mut [f32]) -> Result<()> {
         let (unit, entry) = (self.head.unit, self.head.entry.clone());
         let layout = UnitLayout { tensors: [entry.clone()].into(), len: 0 };
         let (chunk, _) = head_chunk(&layout, entry.role)?;
@@ -49,7 +59,7 @@ impl Model {
             out.resize(rows * width, 0.0);
             work.linear
                 .compute(vec![Product { matrix, x: &work.normed, out }]);
-            let logits = self.logits.chunks_exact_mut(vocab);
+            let logits = all.chunks_exact_mut(vocab);
             for (logits, out) in logits.zip(out.chunks_exact(width)) {
                 logits[first..first + width].copy_from_slice(out);
             }

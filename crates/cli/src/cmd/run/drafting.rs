@@ -21,7 +21,8 @@ const CHUNK: usize = 32;
 /// Guesses, and whether they pay.
 pub(super) struct Drafting {
     name: DraftSource,
-    pub(super) source: Source,
+    /// Where they come from, if not from a layer of the model itself.
+    source: Option<Source>,
     pub(super) drafter: Drafter,
 }
 
@@ -38,7 +39,11 @@ impl Drafting {
         options: &mut Options,
     ) -> Result<Self, Failure> {
         let source = match name {
-            DraftSource::Ngram => Source::Ngram,
+            DraftSource::Ngram => Some(Source::Ngram),
+            DraftSource::Mtp => {
+                reserve(Runtime::predictor_bytes(weights, options)?, weights, options)?;
+                None
+            }
             DraftSource::Model(path) => {
                 let small = inputs::model(path, &ArchArgs { arch: None })?;
                 same_tokens((ours, weights), (path, &small))?;
@@ -51,27 +56,67 @@ impl Drafting {
                     ..*options
                 };
                 let plan = MemoryPlan::new(&small, &own)?;
-                options.reserved = options.reserved.saturating_add(plan.total);
-                // Before any of it is read: whether both fit.
-                MemoryPlan::new(weights, options).map_err(|e| engine::explain(&e))?;
+                reserve(plan.total, weights, options)?;
                 let runtime = Runtime::open(small, &own)?;
-                Source::Model(Box::new(DraftModel::new(runtime, weights.spec().vocab_size)))
+                let model = DraftModel::new(runtime, weights.spec().vocab_size);
+                Some(Source::Model(Box::new(model)))
             }
         };
         Ok(Self { name: name.clone(), source, drafter: Drafter::default() })
     }
 
-    /// What may follow `text`, at most `most` tokens; nothing where drafts do not pay.
-    pub(super) fn propose(&mut self, text: &[u32], most: usize) -> Result<Vec<u32>, Failure> {
-        match self.drafter.length(most) {
-            0 => Ok(Vec::new()),
-            length => Ok(self.source.draft(text, length)?),
+    /// Has `runtime`, the model that drafts are for, read what they need of it.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub(super) fn join(&self, runtime: &mut Runtime) -> Result<(), Failure> {
+        match self.source {
+            Some(_) => Ok(()),
+            None => Ok(runtime.open_predictor()?),
         }
+    }
+
+    /// Reads `text` as far as it is known beforehand.
+    ///
+    /// # Errors
+    /// As [`Self::propose`].
+    pub(super) fn prepare(&mut self, text: &[u32]) -> Result<(), Failure> {
+        let source = self.source.as_mut();
+        Ok(source.map_or(Ok(()), |source| source.prepare(text))?)
+    }
+
+    /// What may follow `text`, of which `runtime` has computed all but the last token: at most `most` tokens;
+    /// nothing where drafts do not pay.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub(super) fn propose(
+        &mut self,
+        runtime: &mut Runtime,
+        text: &[u32],
+        most: usize,
+    ) -> Result<Vec<u32>, Failure> {
+        let length = self.drafter.length(most);
+        let (Some(last), true) = (text.last(), length > 0) else { return Ok(Vec::new()) };
+        Ok(match &mut self.source {
+            Some(source) => source.draft(text, length)?,
+            None => runtime.predict(*last, length, &mut |_| {})?,
+        })
     }
 
     pub(super) fn report(self) -> Draft {
         Draft { source: self.name, drafted: self.drafter.drafted() }
     }
+}
+
+/// Sets `bytes` aside for drafts in how `weights` are run.
+///
+/// # Errors
+/// A budget in which both do not fit: said before any of it is read.
+fn reserve(bytes: u64, weights: &Weights, options: &mut Options) -> Result<(), Failure> {
+    options.reserved = options.reserved.saturating_add(bytes);
+    MemoryPlan::new(weights, options).map_err(|e| engine::explain(&e))?;
+    Ok(())
 }
 
 /// # Errors

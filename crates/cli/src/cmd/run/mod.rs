@@ -204,7 +204,10 @@ impl<'a> Task<'a> {
         let draft =
             draft.map(|source| Drafting::open(source, &self.args.model, &weights, &mut options));
         let draft = draft.transpose()?;
-        let runtime = engine::open(weights, &options)?;
+        let mut runtime = engine::open(weights, &options)?;
+        if let Some(draft) = &draft {
+            draft.join(&mut runtime)?;
+        }
         let Self { args, limit, tokenizer, sampler, stop, output, .. } = self;
         let mut session = Session::new(runtime, tokenizer, sampler, limits, stop, output);
         session.stored = stored;

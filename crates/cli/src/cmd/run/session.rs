@@ -243,7 +243,7 @@ impl<'a> Session<'a> {
         let (before, most) = (self.computed.len(), room.min(self.runtime.draft_room()));
         self.computed.push(last);
         if let Some(draft) = &mut self.draft {
-            let draft = draft.propose(&self.computed, most)?;
+            let draft = draft.propose(&mut self.runtime, &self.computed, most)?;
             self.computed.extend(draft);
         }
         let Self { runtime, logits: hasher, sampler, tokens, limits, computed, .. } = self;
@@ -273,7 +273,7 @@ impl<'a> Session<'a> {
         if let Some(draft) = &mut self.draft
             && wanted > 1
         {
-            draft.source.prepare(&self.computed)?;
+            draft.prepare(&self.computed)?;
         }
         if wanted == 0 {
             // The prompt was read for its logits alone.
