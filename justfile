@@ -72,6 +72,14 @@ bench-convert *args:
 bench-decode *args:
     benches/decode.sh {{ args }}
 
+# what reading likely experts ahead brings: off, on and auto in turns; CHECKPOINT|BUNDLE [SHARE...]
+bench-look-ahead *args:
+    benches/look-ahead.sh {{ args }}
+
+# what --check-reads costs and drafts bring on code, prose and copied text: BUNDLE [ngram|mtp|MODEL...]
+bench-options *args:
+    benches/options.sh {{ args }}
+
 # divergence of each recipe beside its peers
 bench-quality *args:
     benches/quality.sh {{ args }}
