@@ -247,7 +247,7 @@ fn a_config_that_is_no_object_or_not_there() {
     );
     refused(
         |s| fs::remove_file(s.path("ckpt/config.json")).unwrap(),
-        "error: ckpt/config.json: No such file or directory (os error 2)",
+        "error: ckpt: expected config.json, found none: take it from the model that these weights are of",
     );
 }
 

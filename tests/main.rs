@@ -18,6 +18,7 @@ mod format_doc;
 mod gguf;
 mod harness;
 mod hostile_merges;
+mod leftovers;
 mod memory;
 mod merge;
 mod pack;

@@ -75,7 +75,7 @@ pub fn make(mut weights: Weights, args: &PlanArgs, output: Output) -> Result<Pla
         target::save(path, &recipe)?;
     }
     let mut plan = Plan::new(checkpoint, inventory, &recipe, &options)?;
-    plan.note_vocabulary(checkpoint);
+    plan.note_vocabulary(checkpoint)?;
     if let Some(engine) = args.engine {
         let name = engine.name();
         plan.notes

@@ -7,6 +7,7 @@
 
 pub mod allocate;
 pub mod calibrate;
+mod companions;
 mod convert;
 pub mod engine;
 mod error;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::check::Checks;
+use crate::checkpoint::refuse_pointer;
 use crate::error::{FormatError, Result};
 use crate::io::{AlignedBuf, INDEX_LIMIT, ReadFile, read_limited};
 use crate::manifest::{Extent, FileEntry, FileKind, MANIFEST_FILE, Manifest};
@@ -40,6 +41,7 @@ impl Bundle {
             let path = dir.join(&entry.path);
             let file = ReadFile::open_direct(&path)?;
             if file.len() != entry.size {
+                refuse_pointer(&ReadFile::open(&path)?)?;
                 let detail = mismatch(format_args!("{} bytes", entry.size), file.len()).at("size");
                 return Err(FormatError::file(&path, detail));
             }

@@ -26,6 +26,7 @@ mod shapes;
 pub mod shown;
 pub mod text;
 pub mod treehash;
+pub mod turns;
 pub mod unit;
 pub mod weights;
 pub mod writer;

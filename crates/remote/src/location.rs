@@ -73,6 +73,9 @@ impl Location {
                 "expected no user name or password in the address: logs would show them",
             ));
         }
+        if let Some(found) = page(&url) {
+            return Ok(found);
+        }
         if url.query().is_some() || url.fragment().is_some() {
             return Err(refuse(
                 "expected the address of a directory or a GGUF file, without `?` and `#`",
@@ -119,6 +122,24 @@ fn hub(rest: &str) -> Option<Location> {
         revision: revision.to_owned(),
         file,
     })
+}
+
+/// The repository that a page of the hub shows, whole, at a revision (`tree`), or as one GGUF file of it.
+fn page(url: &Url) -> Option<Location> {
+    let host = url.host_str()?;
+    if !["huggingface.co", "www.huggingface.co", "hf.co"].contains(&host) {
+        return None;
+    }
+    let path = url.path().trim_matches('/');
+    let parts: Vec<_> = path.splitn(5, '/').collect();
+    match parts[..] {
+        [org, name] => hub(&format!("{org}/{name}")),
+        [org, name, "tree", revision] => hub(&format!("{org}/{name}@{revision}")),
+        [org, name, "blob" | "resolve", revision, file] if is_model_file(file) => {
+            hub(&format!("{org}/{name}@{revision}/{file}"))
+        }
+        _ => None,
+    }
 }
 
 fn is_model_file(name: &str) -> bool {
@@ -177,6 +198,16 @@ mod tests {
             ("hf://org/name@refs/pr/1", "hf://org/name@refs/pr/1"),
             ("hf://org/name@main/model-Q4_0.gguf", "hf://org/name@main/model-Q4_0.gguf"),
             ("hf://org/name/model.gguf", "hf://org/name@main/model.gguf"),
+            ("https://huggingface.co/org/name", "hf://org/name@main"),
+            ("https://huggingface.co/org/name/tree/v1/", "hf://org/name@v1"),
+            (
+                "https://hf.co/org/name/resolve/main/m.gguf?download=true",
+                "hf://org/name@main/m.gguf",
+            ),
+            (
+                "https://huggingface.co/org/name/resolve/main",
+                "https://huggingface.co/org/name/resolve/main/",
+            ),
             ("https://host/a/b", "https://host/a/b/"),
             ("https://host/a/m.gguf", "https://host/a/m.gguf"),
             ("http://127.0.0.1:80", "http://127.0.0.1/"),

@@ -3,18 +3,41 @@
 use std::path::Path;
 
 use serde_json::Value;
-use shardwright_format::FormatError;
 use shardwright_format::checkpoint::{CONFIG_NAME, QUANTIZATION_KEYS, describes_quantization};
 use shardwright_format::io::CONFIG_LIMIT;
 use shardwright_format::manifest::FileKind;
 use shardwright_format::weights::Weights;
+use shardwright_format::{FormatError, written_json};
 
+use crate::companions;
 use crate::error::Result;
+
+/// Refuses files that could not be copied after the weights, or that nobody could read then.
+///
+/// # Errors
+/// Such a file, and what the operating system refuses.
+pub(super) fn check(weights: &Weights) -> Result<()> {
+    let paths = paths(weights)?;
+    plain_config(weights)?;
+    let copied = |name: &str| paths.iter().any(|path| path == name);
+    let read = |name: &str, limit| {
+        if copied(name) { weights.companion(name, limit) } else { Ok(None) }
+    };
+    companions::check(weights.root(), read)?;
+    Ok(())
+}
 
 /// Copies the files beside the weights, or writes those that a GGUF file describes, but for
 /// `config.json` and what describes codes.
 pub(super) fn copy_companions(weights: &Weights, dir: &Path) -> Result<()> {
-    let mut paths = match (weights.bundle(), weights.checkpoint()) {
+    paths(weights)?
+        .iter()
+        .try_for_each(|path| copy(weights, dir, path))
+}
+
+/// The files beside the weights that an export has as they are.
+fn paths(weights: &Weights) -> Result<Vec<String>> {
+    let mut paths: Vec<_> = match (weights.bundle(), weights.checkpoint()) {
         (Some(bundle), _) => {
             let copies = bundle.manifest().files.iter();
             let copies = copies.filter(|file| file.kind == FileKind::Copy);
@@ -24,7 +47,7 @@ pub(super) fn copy_companions(weights: &Weights, dir: &Path) -> Result<()> {
         (None, None) => Vec::new(),
     };
     paths.retain(|path| path != CONFIG_NAME && !describes_quantization(path));
-    paths.iter().try_for_each(|path| copy(weights, dir, path))
+    Ok(paths)
 }
 
 /// Copies one file, or writes the one that a GGUF file describes.
@@ -52,7 +75,7 @@ pub(super) fn plain_config(weights: &Weights) -> Result<Value> {
     let text = weights
         .companion(CONFIG_NAME, CONFIG_LIMIT)?
         .unwrap_or_default();
-    let config = serde_json::from_slice::<Value>(&text);
+    let config = written_json::parse(&text);
     let mut config = config.map_err(|e| FormatError::file(&from, e.to_string()))?;
     for place in ["", "/text_config"] {
         if let Some(Value::Object(config)) = config.pointer_mut(place) {

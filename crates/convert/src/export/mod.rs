@@ -155,6 +155,7 @@ pub fn export(
         | ExportTarget::CompressedTensors
         | ExportTarget::FlashMoe => None,
     };
+    companions::check(weights)?;
     let partial = Partial::begin(out)?;
     let exported = match (target, &single) {
         (ExportTarget::Gguf, Some((name, stem))) => {

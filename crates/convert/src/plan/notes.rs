@@ -5,11 +5,12 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use shardwright_format::checkpoint::{Checkpoint, TOKENIZER_NAME};
-use shardwright_format::io::TOKENIZER_LIMIT;
 use shardwright_format::manifest::FileEntry;
 use shardwright_runtime::text::{MAKE_TOKENIZER, OTHER_FORMS};
 
 use super::Plan;
+use crate::companions;
+use crate::error::Result;
 
 /// A line for each thing that is known without reading the vocabulary.
 pub(super) fn notes(checkpoint: &Checkpoint, copies: &[FileEntry]) -> Vec<String> {
@@ -34,29 +35,36 @@ pub(super) fn notes(checkpoint: &Checkpoint, copies: &[FileEntry]) -> Vec<String
 }
 
 impl Plan {
-    /// Adds to the notes whether the vocabulary goes beyond the embedding. Reads all of `tokenizer.json`: call it for
-    /// the plan that is carried out, not for each of those that a search for a recipe makes.
-    pub fn note_vocabulary(&mut self, checkpoint: &Checkpoint) {
-        if !self
-            .manifest
-            .files
-            .iter()
-            .any(|file| file.path == TOKENIZER_NAME)
-        {
-            return;
-        }
-        let json = checkpoint
-            .companion(TOKENIZER_NAME, TOKENIZER_LIMIT)
-            .ok()
-            .flatten();
+    /// Adds to the notes whether the vocabulary goes beyond the embedding, or cannot be read. Reads all of
+    /// `tokenizer.json`: call it for the plan that is carried out, not for each of those that a search for a
+    /// recipe makes.
+    ///
+    /// # Errors
+    /// A file beside the weights that is parsed later and is no JSON.
+    pub fn note_vocabulary(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let copied = |name: &str| self.manifest.files.iter().any(|file| file.path == name);
+        let read = |name: &str, limit| {
+            if copied(name) { checkpoint.companion(name, limit) } else { Ok(None) }
+        };
+        let json = companions::check(checkpoint.root(), read)?;
         let rows = self.manifest.model.vocab_size;
         self.notes.extend(json.and_then(|json| beyond(&json, rows)));
+        Ok(())
     }
 }
 
-/// What is said of a `tokenizer.json` that has a token for which an embedding of `rows` rows has none.
+/// What is said of a `tokenizer.json` that has a token for which an embedding of `rows` rows has none, or
+/// that has no vocabulary.
 fn beyond(json: &[u8], rows: u32) -> Option<String> {
-    let Document { added_tokens, model } = serde_json::from_slice(json).ok()?;
+    let Document { added_tokens, model } = match serde_json::from_slice(json) {
+        Ok(document) => document,
+        Err(e) => {
+            return Some(format!(
+                "{TOKENIZER_NAME} has no vocabulary that is known here ({e}): the bundle runs no text \
+                 until it has another"
+            ));
+        }
+    };
     let added = added_tokens
         .into_iter()
         .map(|token| (token.id, token.content));
@@ -145,6 +153,7 @@ mod tests {
         let added =
             br#"{"added_tokens": [{"id": 9, "content": "<x>"}], "model": {"vocab": {"a": 0}}}"#;
         assert!(beyond(added, 9).unwrap().contains("token 9, \"<x>\""));
-        assert_eq!(beyond(b"{", 0), None);
+        let none = beyond(b"{}", 0).unwrap();
+        assert!(none.contains("no vocabulary that is known here (missing field `model`"), "{none}");
     }
 }

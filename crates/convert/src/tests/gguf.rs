@@ -24,6 +24,7 @@ const IDLE: &[&str] = &[
     "attention.causal",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_attn_factor",
     "nextn_predict_layers",
 ];
 
@@ -159,6 +160,10 @@ fn every_architecture_is_written_as_llama_cpp_writes_it() {
             let scaled = theirs.contains_key(&format!("{prefix}.rope.scaling.type"));
             let unscaled = !scaled && rest == "rope.scaling.original_context_length";
             match ours.get(key) {
+                // llama.cpp writes a list of these architectures, which it does not read, but a period.
+                Some(own) if rest.ends_with("sliding_window_pattern") => {
+                    assert!(own == value || value.starts_with("Array"), "{name} {value}");
+                }
                 Some(own) => assert_eq!(own, value, "{name} {key}"),
                 None => assert!(unscaled || IDLE.contains(&rest), "{name} {key}: {value}"),
             }

@@ -243,14 +243,20 @@ impl<'a> Config<'a> {
 /// What [`token_ids`] accepts.
 pub(super) const TOKEN_IDS: &str = "a token's number, a list of them or null";
 
-/// The numbers in `value`: one, a list or null. None for anything else.
+/// The numbers in `value`: one, a list or null. None for anything else. A whole number may be written as a
+/// float, and -1 is no token's.
 pub(super) fn token_ids(value: &Value) -> Option<Vec<u32>> {
-    let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match value {
+    let one = |value: &Value| {
+        let number = value.as_f64().filter(|id| id.fract() == 0.0)?;
+        let id = (0.0..=f64::from(u32::MAX)).contains(&number);
+        (id || number == -1.0).then(|| id.then_some(number as u32))
+    };
+    let all: Option<Vec<_>> = match value {
         Value::Null => Some(Vec::new()),
         Value::Array(ids) => ids.iter().map(one).collect(),
         id => one(id).map(|id| vec![id]),
-    }
+    };
+    Some(all?.into_iter().flatten().collect())
 }
 
 /// A value for an error message.

@@ -451,6 +451,7 @@ fn is_buffer(name: &str) -> bool {
         "attn.bias",
         "attn.masked_bias",
         "inv_freq",
+        "original_inv_freq",
         "cos_cached",
         "sin_cached",
     ];

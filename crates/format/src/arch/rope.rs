@@ -21,6 +21,7 @@ const YARN: &[&str] = &[
     "attention_factor",
     "truncate",
     "finetuned",
+    "attn_factor",
 ];
 /// Members that `longrope` has besides.
 const LONGROPE: &[&str] =

@@ -51,7 +51,7 @@ impl Arch {
             rms_norm_eps: config.number("rms_norm_eps")?,
             max_position_embeddings: config.size("max_position_embeddings", 1..=u32::MAX)?,
             eos_token_ids: config.token_ids("eos_token_id")?,
-            bos_token_id: config.optional_size("bos_token_id", 0..=u32::MAX)?,
+            bos_token_id: config.token_ids("bos_token_id")?.first().copied(),
             norm_plus_one: self.table.norm_plus_one,
             embedding_multiplier: self.embedding_multiplier(&config)?,
             residual_multiplier: factor(&config, self.table.scaling.residual.as_ref())?,

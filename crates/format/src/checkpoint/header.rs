@@ -65,7 +65,10 @@ pub fn read(file: &ReadFile) -> Result<(Header, u64)> {
 }
 
 /// Refuses what Git LFS left in place of a file.
-pub(super) fn refuse_pointer(file: &ReadFile) -> Result<()> {
+///
+/// # Errors
+/// A pointer, and what the operating system refuses.
+pub fn refuse_pointer(file: &ReadFile) -> Result<()> {
     let Some(len) = wrong::lfs_probe(file.len()) else { return Ok(()) };
     let mut first = vec![0; len];
     file.read_at(0, &mut first)?;
@@ -83,6 +86,15 @@ pub fn header_len(path: &Path, prefix: [u8; PREFIX_LEN as usize], file_len: u64)
     let len = u64::from_le_bytes(prefix);
     let room = file_len.saturating_sub(PREFIX_LEN);
     let limit = room.min(MAX_HEADER_LEN);
+    if len > limit
+        && prefix
+            .iter()
+            .all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace())
+    {
+        let found = format!("a text that begins with `{}`", prefix.escape_ascii());
+        let next = "what a server says in place of a file: fetch it again";
+        return Err(FormatError::file(path, format!("{}; {next}", mismatch("safetensors", found))));
+    }
     if len > limit {
         let why = if room < MAX_HEADER_LEN { "the rest of the file" } else { "the format's limit" };
         let detail = mismatch(format_args!("at most {limit} ({why})"), len).at("header length");

@@ -10,7 +10,8 @@ use super::file_names::CONFIG_NAME;
 /// (`models--org--name`) has of it, or for a repository's name (`org/name`) the one in the cache of
 /// this machine. What is none of these stays as it is.
 pub fn resolve(path: &Path) -> PathBuf {
-    let folder = if path.exists() { Some(path.to_owned()) } else { repository_folder(path) };
+    let cached = || repository_folder(path).or_else(|| old_folder(path));
+    let folder = if path.exists() { Some(path.to_owned()) } else { cached() };
     folder
         .filter(|folder| !folder.join(CONFIG_NAME).exists())
         .and_then(|folder| snapshot(&folder))
@@ -32,14 +33,37 @@ pub fn is_repository(path: &Path) -> bool {
 /// a cache.
 pub fn repository_folder(path: &Path) -> Option<PathBuf> {
     let name = path.to_str().filter(|_| is_repository(path))?;
+    Some(cache()?.join(format!("models--{}", name.replace('/', "--"))))
+}
+
+/// The same of a name without an organization, which the first repositories had.
+fn old_folder(path: &Path) -> Option<PathBuf> {
+    let name = path.to_str()?;
+    let folder = cache()?.join(format!("models--{name}"));
+    (!name.contains('/') && folder.is_dir()).then_some(folder)
+}
+
+/// This machine's cache, by the variables that `huggingface_hub` reads, in their order.
+fn cache() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let home = || set("HF_HOME").map(|home| Path::new(&home).join("hub"));
-    let default = || Some(Path::new(&set("HOME")?).join(".cache/huggingface/hub"));
-    let cache = set("HF_HUB_CACHE")
-        .map(PathBuf::from)
-        .or_else(home)
-        .or_else(default)?;
-    Some(cache.join(format!("models--{}", name.replace('/', "--"))))
+    let home = || set("HOME").map(PathBuf::from);
+    let expanded = |path: PathBuf| match path.strip_prefix("~") {
+        Ok(rest) => home().map(|home| home.join(rest)),
+        Err(_) => Some(path),
+    };
+    let own = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE"));
+    if let Some(own) = own {
+        return expanded(PathBuf::from(own));
+    }
+    let of_users = || match set("XDG_CACHE_HOME") {
+        Some(all) => Some(PathBuf::from(all)),
+        None => Some(home()?.join(".cache")),
+    };
+    let all = match set("HF_HOME") {
+        Some(all) => PathBuf::from(all),
+        None => of_users()?.join("huggingface"),
+    };
+    expanded(all.join("hub"))
 }
 
 /// The snapshot of a repository (`org/name`) that the cache of this machine has of a branch, tag or commit.

@@ -35,6 +35,9 @@ impl Index {
             .map_err(|e| FormatError::file(path, format!("index: {e}")))?;
         let mut files = BTreeMap::new();
         for (tensor, file) in raw.weight_map.0 {
+            let file = file
+                .strip_prefix("./")
+                .map_or_else(|| file.clone(), str::to_owned);
             if !stays_inside(&file) {
                 let detail = mismatch("a file inside the checkpoint", format_args!("`{file}`"));
                 return Err(FormatError::tensor(path, &tensor, detail));

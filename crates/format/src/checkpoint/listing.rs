@@ -15,9 +15,18 @@ use crate::manifest::{EXPERTS_DIR, MANIFEST_FILE, REPORT_FILE};
 /// Directories of tools, not of the model.
 const TOOL_DIRECTORIES: &[&str] =
     &[".git", ".cache", ".huggingface", "__pycache__", "__MACOSX", ".ipynb_checkpoints"];
-/// Files of Git, of macOS and of Windows; what begins like macOS's copies of attributes is too.
-const TOOL_FILES: &[&str] =
-    &[".gitattributes", ".gitignore", ".gitmodules", ".DS_Store", "Thumbs.db", "desktop.ini"];
+/// Files of Git, of macOS, of Windows and of `ModelScope`'s client; what begins like macOS's copies of attributes is too.
+const TOOL_FILES: &[&str] = &[
+    ".gitattributes",
+    ".gitignore",
+    ".gitmodules",
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+    ".msc",
+    ".mv",
+    ".mdl",
+];
 /// What a hub shows of a repository, in any spelling.
 const MODEL_CARD: &str = "readme.md";
 /// Extensions of weights in other forms than safetensors.
@@ -103,8 +112,8 @@ impl Checkpoint {
 
     fn walk(&self) -> Result<(Vec<String>, Vec<Skipped>)> {
         let (mut copies, mut skipped) = (Vec::new(), Vec::new());
-        let synthesized = self.files.synthesized.names().into_iter();
-        copies.extend(synthesized.map(str::to_owned));
+        let synthesized = self.files.synthesized.names();
+        copies.extend(synthesized.iter().copied().map(str::to_owned));
         let mut directories = vec![String::new()];
         while let Some(directory) = directories.pop() {
             let path = self.root().join(&directory);
@@ -115,6 +124,7 @@ impl Checkpoint {
                 let name = format!("{directory}{}", file_name.to_string_lossy());
                 let fate = match file_name.to_str() {
                     Some(name) if self.is_single_file() && !COMPANIONS.contains(&name) => continue,
+                    Some(_) if synthesized.contains(&name.as_str()) => continue,
                     Some(_) => self.fate(&name, &entry.path())?,
                     None => Fate::Skipped("its name is not UTF-8".to_owned()),
                 };

@@ -39,11 +39,13 @@ pub use file_names::{
 };
 pub use files::{CheckpointFile, StoredTensor, TensorInfo};
 pub use group::{QUANTIZATION_KEYS, Quantization, describes_quantization};
+pub use header::refuse_pointer;
 pub use hub::{cached_snapshot, is_repository, repository_folder, resolve};
 pub use index::INDEX_NAME;
 pub use listing::{Skipped, clutter};
 pub(crate) use view::read_unit;
 pub use view::{TensorFile, read_codes, read_view, read_view_through, view_extents, write_view};
+pub use wrong::lfs_pointer;
 
 /// An open checkpoint: its configuration, headers and file handles, no weights.
 #[derive(Debug)]

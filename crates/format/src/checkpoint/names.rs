@@ -15,9 +15,15 @@ const STEPS: [(&str, &str); 3] = [
 /// Before the names of everything but the head, unless the base model was saved alone.
 const BASE: &str = "model.";
 
+/// The embedding, by which a beginning of names shows that is nobody's in particular.
+const EMBEDDING: &str = "embed_tokens.weight";
+/// Before the names of the text model where a configuration describes other parts beside it.
+const NESTED: &str = "language_model.";
+
 /// Takes wrappers off the names of `stored`, and adds the `model.` of a base model that was saved
-/// alone, where all tensors agree and no two get one name; gives what was done.
-pub(super) fn normalize(stored: &mut BTreeMap<String, StoredTensor>) -> Vec<String> {
+/// alone, where all tensors agree and no two get one name; gives what was done. `nested`: the configuration
+/// describes a text model within another.
+pub(super) fn normalize(stored: &mut BTreeMap<String, StoredTensor>, nested: bool) -> Vec<String> {
     let mut notes = Vec::new();
     for (step, tool) in STEPS {
         let wrapped = stored.keys().any(|name| name.contains(step));
@@ -31,8 +37,16 @@ pub(super) fn normalize(stored: &mut BTreeMap<String, StoredTensor>) -> Vec<Stri
         }
         notes.push(format!("`{wrapper}` before every name is left out"));
     }
-    let base = stored.contains_key("embed_tokens.weight")
-        && !stored.keys().any(|name| name.starts_with(BASE));
+    if let Some((wrapper, instead)) = other(stored, nested) {
+        let to = |name: &str| match name.strip_prefix(&wrapper) {
+            Some(rest) => format!("{instead}{rest}"),
+            None => name.to_owned(),
+        };
+        if rename(stored, to) {
+            notes.push(format!("`{wrapper}` before every name is taken as `{instead}`"));
+        }
+    }
+    let base = stored.contains_key(EMBEDDING) && !stored.keys().any(|name| name.starts_with(BASE));
     let whole = |name: &str| match name {
         name if name.starts_with("lm_head.") => name.to_owned(),
         name => format!("{BASE}{name}"),
@@ -52,6 +66,26 @@ fn shared(stored: &BTreeMap<String, StoredTensor>) -> Option<&'static str> {
         .into_iter()
         .filter(|_| !stored.is_empty())
         .find(all)
+}
+
+/// What every name begins with besides what a model's own do, and what stands for it: some class's attribute
+/// that holds the whole model, or the one that others call `model`.
+fn other(stored: &BTreeMap<String, StoredTensor>, nested: bool) -> Option<(String, &'static str)> {
+    let begin = stored
+        .keys()
+        .find_map(|name| name.strip_suffix(EMBEDDING))?;
+    if begin.is_empty() || begin == BASE || (nested && begin.contains(NESTED)) {
+        return None;
+    }
+    let (wrapper, instead) = match begin.strip_suffix(BASE) {
+        Some(wrapper) => (wrapper, ""),
+        None => (begin, BASE),
+    };
+    let head = |name: &str| instead == BASE && name.starts_with("lm_head.");
+    let all = stored
+        .keys()
+        .all(|name| name.starts_with(wrapper) || head(name));
+    all.then(|| (wrapper.to_owned(), instead))
 }
 
 /// Renames every tensor, unless two would get one name.

@@ -32,7 +32,7 @@ pub(super) fn open(dir: &Path, open: OpenFile<'_>) -> Result<Files> {
     opened.notes.extend(found.notes);
     let differences = found.index.and_then(|index| opened.differences(&index));
     opened.notes.extend(differences);
-    let renamed = names::normalize(&mut opened.stored);
+    let renamed = names::normalize(&mut opened.stored, opened.config.get("text_config").is_some());
     opened.notes.extend(renamed);
     opened.refuse_unmerged()?;
     Ok(opened)
@@ -57,6 +57,9 @@ impl Files {
     fn add_file(&mut self, name: String, indexed: bool, open: OpenFile<'_>) -> Result<()> {
         let path = self.root.join(&name);
         let file = open(&path).map_err(|e| match e {
+            FormatError::Io { .. } if path.is_symlink() && !path.exists() => {
+                FormatError::file(&path, wrong::LINK_TO_NOTHING)
+            }
             FormatError::Io { source, .. } if indexed => {
                 FormatError::file(&path, format!("named by {INDEX_NAME}: {source}"))
             }
@@ -164,7 +167,8 @@ impl Files {
 
     /// Refuses weights of an adapter among those of its model.
     fn refuse_unmerged(&self) -> Result<()> {
-        let lora = |name: &&String| name.contains(".lora_A.") || name.contains(".lora_B.");
+        let marks = [".lora_A.", ".lora_B.", ".base_layer."];
+        let lora = |name: &&String| marks.iter().any(|mark| name.contains(mark));
         let Some(name) = self.stored.keys().find(lora) else { return Ok(()) };
         let path = self.opened[self.stored[name].file].file.path();
         let detail =

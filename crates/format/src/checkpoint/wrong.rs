@@ -12,6 +12,8 @@ use crate::refusal::{Refusal, mismatch};
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// What downloads that have not ended add to a name.
 const UNFINISHED: [&str; 5] = [".incomplete", ".part", ".crdownload", ".aria2", ".download"];
+/// What is wrong with a link whose file was removed, as from a cache, or never fetched.
+pub(super) const LINK_TO_NOTHING: &str = "a link to a file that is not there: fetch it again";
 /// No pointer is longer.
 const LFS_LIMIT: u64 = 1024;
 
@@ -38,7 +40,17 @@ pub(super) fn directory(dir: &Path) -> Option<Refusal> {
     if dir.join("params.json").is_file() {
         return Some("Mistral's or Meta's own layout (params.json, consolidated weights): take the files for transformers of the same model, with config.json".into());
     }
-    weights(dir).or_else(|| nested(dir))
+    if let Some(cache) = hub_cache(dir) {
+        return Some(cache);
+    }
+    let config = dir.join(CONFIG_NAME);
+    if config.is_symlink() {
+        return Some(Refusal::from(LINK_TO_NOTHING).at(CONFIG_NAME));
+    }
+    weights(dir).or_else(|| nested(dir)).or_else(|| {
+        let next = "none: take it from the model that these weights are of";
+        holds_weights(dir).then(|| mismatch(CONFIG_NAME, next))
+    })
 }
 
 /// What a directory without weights in safetensors holds instead, if that is known.
@@ -110,17 +122,18 @@ fn misnamed(names: &[String]) -> Option<Refusal> {
     None
 }
 
+fn holds_weights(dir: &Path) -> bool {
+    let names = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    names.any(|name| name.ends_with(FILE_SUFFIX))
+}
+
 /// A directory in `dir` that holds weights.
 fn nested(dir: &Path) -> Option<Refusal> {
-    let holds = |path: &Path| {
-        let names = fs::read_dir(path).into_iter().flatten().flatten();
-        let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
-        names.any(|name| name.ends_with(FILE_SUFFIX))
-    };
     let entries = fs::read_dir(dir).ok()?.flatten();
     let mut inside: Vec<_> = entries
         .map(|entry| entry.path())
-        .filter(|path| path.is_dir() && holds(path))
+        .filter(|path| path.is_dir() && holds_weights(path))
         .collect();
     inside.sort();
     let found = inside.first()?;
@@ -138,6 +151,27 @@ fn nested(dir: &Path) -> Option<Refusal> {
         format_args!("{FILE_SUFFIX} files"),
         format_args!("none, but some in `{name}`{more}: {next}"),
     ))
+}
+
+/// A cache of the hub's, in place of a model in it.
+fn hub_cache(dir: &Path) -> Option<Refusal> {
+    let entries = [dir.join("hub"), dir.to_owned()];
+    let entries = entries.iter().filter_map(|dir| fs::read_dir(dir).ok());
+    let names = entries.flatten().flatten().map(|entry| entry.file_name());
+    let mut models: Vec<_> = names
+        .filter_map(|name| {
+            Some(
+                name.to_str()?
+                    .strip_prefix("models--")?
+                    .replacen("--", "/", 1),
+            )
+        })
+        .collect();
+    models.sort();
+    let first = models.first()?;
+    let detail =
+        format!("a Hugging Face cache of {} models: name one of them, as {first}", models.len());
+    Some(detail.into())
 }
 
 /// An adapter without its model.

@@ -95,7 +95,12 @@ impl OfConfig<'_> {
             | Origin::With { .. }
             | Origin::Without { .. }
             | Origin::Choice { .. }
+            | Origin::Layers { .. }
             | Origin::RowsOf { .. } => return Ok(()),
+            Origin::Nonzero { nonzero } => {
+                all.insert(nonzero, Datum::I32s(kv_heads(self.model.spec)));
+                return Ok(());
+            }
         };
         let foreign = |key: &String| !key.starts_with(&format!("{}.", self.table.architecture));
         // A tokenizer says its own; drafting layers are not written.
@@ -128,6 +133,11 @@ impl OfConfig<'_> {
         }
         if metadatum.ends_with(".rope.freq_base_swa") {
             return Ok(theta(sliding));
+        }
+        if metadatum.ends_with(".sliding_window_pattern")
+            && let Some(period) = period(self.model.spec)
+        {
+            return Ok(Some(period.into()));
         }
         if metadatum.ends_with(".rope.dimension_count") {
             let attention = attentions(self.model.spec).next();
@@ -162,6 +172,22 @@ fn attentions(spec: &ModelSpec) -> impl Iterator<Item = &AttentionSpec> {
     spec.layers
         .iter()
         .filter_map(|layer| layer.mixer.attention())
+}
+
+/// The heads of keys and values of every layer, 0 where it has no attention.
+fn kv_heads(spec: &ModelSpec) -> Vec<i32> {
+    let heads = |attention: &AttentionSpec| attention.kv_heads.cast_signed();
+    let layers = spec.layers.iter();
+    layers
+        .map(|layer| layer.mixer.attention().map_or(0, heads))
+        .collect()
+}
+
+/// Which layer of as many sees all positions, the last of them, by the first that does. Whether the others
+/// follow shows when what was written is read back.
+fn period(spec: &ModelSpec) -> Option<u64> {
+    let first = attentions(spec).position(|a| a.sliding_window.is_none())?;
+    Some(first as u64 + 1)
 }
 
 /// The rotation of layers that see all positions, or of any, and of those that see some.

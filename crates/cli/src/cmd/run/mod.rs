@@ -13,8 +13,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use shardwright_format::prose;
 use shardwright_format::weights::Weights;
+use shardwright_format::{prose, turns};
 use shardwright_runtime::Options;
 use shardwright_runtime::draft::DRAFT;
 use shardwright_runtime::text::{ChatTemplate, Sampler, Sampling, Tokenizer};
@@ -158,6 +158,10 @@ impl<'a> Task<'a> {
             return Vec::new();
         }
         let mut ends = weights.spec().eos_token_ids.clone();
+        // Without a generation_config.json, a configuration has one of those that end a turn.
+        if ends.len() < 2 {
+            ends.extend(turns::ends(|text| self.tokenizer.token(text)));
+        }
         ends.extend(chat.and_then(Conversation::end));
         ends
     }

@@ -74,12 +74,20 @@ fn names_are_known_without_the_beginning_that_saving_the_base_model_drops() {
     for (case, units) in [("qwen3", 5), ("qwen3_moe-fused", 17)] {
         let bare = |name: &str| name.strip_prefix("model.").unwrap_or(name).to_owned();
         assert_eq!(renamed(case, &bare), units, "{case}");
+        let called = |name: &str| match name.strip_prefix("model.") {
+            Some(rest) => format!("transformer.{rest}"),
+            None => name.to_owned(),
+        };
+        assert_eq!(renamed(case, &called), units, "{case}");
         for wrapper in [
             "_orig_mod.",
             "module.",
             "base_model.model.",
             "module._orig_mod.",
             "_fsdp_wrapped_module.",
+            "language_model.",
+            "actor.policy.",
+            "model.",
         ] {
             let wrapped = |name: &str| format!("{wrapper}{name}");
             assert_eq!(renamed(case, &wrapped), units, "{case}: {wrapper}");

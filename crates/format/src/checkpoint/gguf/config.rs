@@ -6,14 +6,11 @@ use super::facts::Facts;
 use super::header::Value;
 use super::rope::{self, Factors};
 use crate::refusal::Refusal;
+use crate::turns;
 
 /// Tokens that end a turn of a conversation, by what they are called where the metadata do not say.
 /// Source: llama.cpp, `src/llama-vocab.cpp`.
 const TURN_ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>"];
-/// Where these are tokens, `<|end|>` ends a message, of which a turn has several, and these end the turn: the last
-/// message, and one that calls a tool. `generation_config.json` of gpt-oss has both, and the end of a text.
-const SEVERAL_MESSAGES: [&str; 2] = ["<|return|>", "<|call|>"];
-const TEXT_END: &str = "<|endoftext|>";
 /// Who else ends a text, beside `eos_token_id`.
 const ENDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
@@ -25,7 +22,11 @@ pub(super) fn make(facts: &Facts<'_>, factors: &Factors) -> Result<Json, Refusal
     facts.check_known()?;
     let mut config = Map::new();
     for (name, origin) in &facts.table.config.0 {
-        config.insert(name.clone(), facts.value(origin)?);
+        let value = facts.value(origin)?;
+        // What one value says of all layers, another member has.
+        if !(value.is_null() && origin.is_by_layer()) {
+            config.insert(name.clone(), value);
+        }
     }
     end_turns(facts, &mut config);
     if let Some(scaling) = rope::scaling(facts, &config, factors)? {
@@ -62,15 +63,17 @@ fn turn_ends(facts: &Facts<'_>, unsaid: bool) -> Vec<u64> {
         return Vec::new();
     };
     let tokens = tokens.texts().unwrap_or_default();
-    let find = |name: &&str| tokens.iter().position(|token| token == name);
-    let find = |name: &&str| find(name).map(|id| id as u64);
-    let several: Vec<_> = SEVERAL_MESSAGES.iter().filter_map(&find).collect();
-    if several.len() == SEVERAL_MESSAGES.len() {
-        return several.into_iter().chain(find(&TEXT_END)).collect();
+    let find = |name: &str| tokens.iter().position(|token| *token == name);
+    let find = |name: &str| find(name).map(|id| id as u64);
+    let several = turns::ends(find);
+    if !several.is_empty() {
+        return several;
     }
+    // Beside the end of a turn of several messages, that of a message.
+    let other = find("<|return|>").or_else(|| find("<|call|>")).is_some();
     let ends = TURN_ENDS
         .iter()
-        .filter(|name| **name != "<|end|>" || several.is_empty());
-    let first = ends.filter(|_| unsaid).find_map(find);
+        .filter(|name| **name != "<|end|>" || !other);
+    let first = ends.filter(|_| unsaid).find_map(|name| find(name));
     first.into_iter().collect()
 }

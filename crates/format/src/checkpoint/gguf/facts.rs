@@ -64,6 +64,8 @@ impl Facts<'_> {
                 Some(found) if found > 0 => found.into(),
                 _ => Json::Null,
             },
+            Origin::Layers { .. } => return self.layers(origin),
+            Origin::Nonzero { nonzero } => return self.nonzero(nonzero),
             Origin::Value { value } => value.clone(),
             Origin::With { with } => has(with).into(),
             Origin::Without { without } => (!has(without)).into(),
@@ -84,24 +86,66 @@ impl Facts<'_> {
         })
     }
 
-    /// A metadatum that is one value.
+    /// A metadatum that is one value; nothing for a list that is read layer by layer.
     pub(super) fn get(&self, key: &str) -> Result<Option<Json>, Refusal> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };
-        let found = |found: &dyn std::fmt::Display| {
-            Err(mismatch("one value", found).at(format_args!("metadatum `{key}`")))
+        let value = match value {
+            Value::Array(_) if self.table.tells_layers(key) => return Ok(None),
+            Value::Array(array) => alike(key, array)?,
+            value => *value,
         };
-        let number = match *value {
-            Value::Array(array) => return alike(key, &array),
-            Value::Whole(number) => return Ok(Some(number.into())),
-            Value::Negative(number) => return Ok(Some(number.into())),
-            Value::Bool(value) => return Ok(Some(value.into())),
-            Value::Text(text) => return Ok(Some(text.into())),
-            // The shortest decimal that is this number in 32 bits.
-            Value::F32(number) => number.to_string().parse().unwrap_or(f64::NAN),
-            Value::F64(number) => number,
+        let one = single(&value);
+        one.map(Some).ok_or_else(|| {
+            mismatch("one value", "a number that is not finite")
+                .at(format_args!("metadatum `{key}`"))
+        })
+    }
+
+    /// What a list says of every layer.
+    fn layers(&self, origin: &Origin) -> Result<Json, Refusal> {
+        let Origin::Layers { layers: key, kinds, other, absent } = origin else {
+            return Ok(Json::Null);
         };
-        serde_json::Number::from_f64(number)
-            .map_or_else(|| found(&number), |number| Ok(Some(number.into())))
+        let count = self.whole(&format!("{}.block_count", self.table.architecture))?;
+        let count = count.unwrap_or_default();
+        let at = |detail: Refusal| detail.at(format_args!("metadatum `{key}`"));
+        let array = match (self.metadata.get(key.as_str()), absent) {
+            (Some(Value::Array(array)), _) => array,
+            // A layer has tensors, of which a header has a bounded number.
+            (None, Some(kind)) => {
+                let layers = (0..count.min(self.shapes.len() as u64)).map(|_| kind.as_str());
+                return Ok(layers.collect());
+            }
+            _ => return Ok(Json::Null),
+        };
+        if array.count != count {
+            let expected = format_args!("a value for each of {count} layers");
+            return Err(at(mismatch(expected, array.count)));
+        }
+        let name = |(layer, value): (usize, Value<'_>)| {
+            let found = single(&value).map_or_else(|| "another".to_owned(), |v| v.to_string());
+            let name = kinds.get(&found).or(other.as_ref());
+            name.cloned().ok_or_else(|| {
+                let known: Vec<_> = kinds.keys().map(String::as_str).collect();
+                at(mismatch(known.join(" or "), format_args!("{found} in layer {layer}")))
+            })
+        };
+        let names: Result<Vec<_>, _> = array.numbers().enumerate().map(name).collect();
+        Ok(names?.into())
+    }
+
+    /// The value of all layers for which a list has not 0.
+    fn nonzero(&self, key: &str) -> Result<Json, Refusal> {
+        let Some(Value::Array(array)) = self.metadata.get(key) else {
+            return self.get(key)?.ok_or_else(|| missing(key));
+        };
+        let values = array.numbers().enumerate();
+        let mut values = values.filter(|(_, value)| *value != Value::Whole(0));
+        let first = values.next().ok_or_else(|| missing(key))?;
+        match values.find(|(_, value)| *value != first.1) {
+            Some(other) => Err(unlike(key, first, other)),
+            None => single(&first.1).ok_or_else(|| missing(key)),
+        }
     }
 
     /// A metadatum that is a whole number.
@@ -137,31 +181,37 @@ fn missing(key: &str) -> Refusal {
 }
 
 /// The value that a list has for every layer.
-fn alike(key: &str, array: &Array<'_>) -> Result<Option<Json>, Refusal> {
-    let values: Vec<_> = array.numbers().collect();
-    let first = values.first().copied();
-    let other = values.iter().position(|value| Some(*value) != first);
-    match (first, other) {
-        (Some(Value::Whole(number)), None) => return Ok(Some(number.into())),
-        (Some(Value::Bool(value)), None) => return Ok(Some(value.into())),
-        _ => {}
+fn alike(key: &str, array: &Array<'_>) -> Result<Value<'static>, Refusal> {
+    let mut values = array.numbers().enumerate();
+    let first = values.next().ok_or_else(|| {
+        let found = format!("a list of {} that is not", array.count);
+        mismatch("the same number for every layer", found).at(format_args!("metadatum `{key}`"))
+    })?;
+    match values.find(|(_, value)| *value != first.1) {
+        Some(other) => Err(unlike(key, first, other)),
+        None => Ok(first.1),
     }
-    let found = match (first.as_ref().and_then(shown), other) {
-        (Some(first), Some(at)) => {
-            let other = shown(&values[at]).unwrap_or_else(|| "another".to_owned());
-            format!("{first} in layer 0 and {other} in layer {at}")
-        }
-        _ => format!("a list of {} that is not", array.count),
-    };
-    let expected = "the same number for every layer";
-    Err(mismatch(expected, found).at(format_args!("metadatum `{key}`")))
 }
 
-/// A number or bool as a message has it.
-fn shown(value: &Value<'_>) -> Option<String> {
-    match value {
-        Value::Whole(number) => Some(number.to_string()),
-        Value::Bool(value) => Some(value.to_string()),
-        _ => None,
-    }
+/// Two layers, by their numbers, for which a list has unlike values that must be alike.
+fn unlike(key: &str, one: (usize, Value<'_>), other: (usize, Value<'_>)) -> Refusal {
+    let shown = |value| single(&value).map_or_else(|| "another".to_owned(), |v| v.to_string());
+    let found =
+        format!("{} in layer {} and {} in layer {}", shown(one.1), one.0, shown(other.1), other.0);
+    mismatch("the same number for every layer", found).at(format_args!("metadatum `{key}`"))
+}
+
+/// A value that is one; none of a number that is not finite.
+fn single(value: &Value<'_>) -> Option<Json> {
+    let number = match *value {
+        Value::Array(_) => return None,
+        Value::Whole(number) => return Some(number.into()),
+        Value::Negative(number) => return Some(number.into()),
+        Value::Bool(value) => return Some(value.into()),
+        Value::Text(text) => return Some(text.into()),
+        // The shortest decimal that is this number in 32 bits.
+        Value::F32(number) => number.to_string().parse().unwrap_or(f64::NAN),
+        Value::F64(number) => number,
+    };
+    serde_json::Number::from_f64(number).map(Json::from)
 }

@@ -184,31 +184,99 @@ fn turns_of_several_messages_end_with_the_last_or_a_call() {
     assert_eq!(config["eos_token_id"], serde_json::json!([601, 602, 603, 604]));
 }
 
+/// A file whose metadatum `key` has other bytes, after its kind: `old` bytes of the file go, and the header
+/// must grow by whole alignments.
+fn changed(file: &str, key: &str, old: usize, new: &[u8]) -> crate::Result<Checkpoint> {
+    let mut bytes = std::fs::read(fixture("gguf").join(file)).unwrap();
+    let at = bytes
+        .windows(key.len())
+        .position(|w| w == key.as_bytes())
+        .unwrap();
+    let at = at + key.len();
+    bytes.splice(at..at + old, new.iter().copied());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    std::fs::write(&path, &bytes).unwrap();
+    Checkpoint::open(&path)
+}
+
+/// A list of numbers of 32 bits, its kind included.
+fn list(numbers: &[u32]) -> Vec<u8> {
+    let mut bytes = [9u32, 4].map(u32::to_le_bytes).concat();
+    bytes.extend((numbers.len() as u64).to_le_bytes());
+    bytes.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
+    bytes
+}
+
 /// Some converters write a number for every layer, which is one where they agree.
 #[test]
 fn a_list_of_equal_numbers_is_one_number() {
-    let bytes = std::fs::read(fixture("gguf/qwen3.gguf")).unwrap();
-    let key = b"qwen3.attention.head_count_kv";
-    let at = bytes.windows(key.len()).position(|w| w == key).unwrap() + key.len();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("m.gguf");
-    // Six numbers: the header grows by whole alignments.
-    let with = |list: &[u32]| {
-        let mut list_bytes = 9u32.to_le_bytes().to_vec();
-        list_bytes.extend(4u32.to_le_bytes());
-        list_bytes.extend((list.len() as u64).to_le_bytes());
-        list_bytes.extend(list.iter().flat_map(|n| n.to_le_bytes()));
-        let mut bytes = bytes.clone();
-        bytes.splice(at..at + 8, list_bytes);
-        std::fs::write(&path, &bytes).unwrap();
-        Checkpoint::open(&path)
-    };
+    let key = "qwen3.attention.head_count_kv";
+    let with = |numbers: &[u32]| changed("qwen3.gguf", key, 8, &list(numbers));
     let alike = with(&[2; 6]).unwrap();
     assert_eq!(alike.config()["num_key_value_heads"], 2);
     let found = with(&[2, 2, 2, 1, 2, 2]).unwrap_err().to_string();
     let expected = "metadatum `qwen3.attention.head_count_kv`: expected the same number for every \
                     layer, found 2 in layer 0 and 1 in layer 3";
     assert!(found.ends_with(expected), "{found}");
+}
+
+/// A number for every layer that has attention, 0 for the others.
+#[test]
+fn a_list_tells_which_layers_have_attention() {
+    let key = "lfm2.attention.head_count_kv";
+    let with = |numbers: &[u32]| changed("lfm2.gguf", key, 4 + 4 + 8 + 16, &list(numbers));
+    let config = with(&[2, 0, 2, 0]).unwrap().config().clone();
+    assert_eq!(config["num_key_value_heads"], 2);
+    let kinds = ["full_attention", "conv", "full_attention", "conv"];
+    assert_eq!(config["layer_types"], serde_json::json!(kinds));
+    let refused = |numbers: &[u32]| {
+        let found = with(numbers).unwrap_err().to_string();
+        let at = found.find("metadatum").unwrap();
+        found[at..].to_owned()
+    };
+    let unlike = "expected the same number for every layer, found 2 in layer 1 and 1 in layer 3";
+    assert_eq!(refused(&[0, 2, 0, 1]), format!("metadatum `{key}`: {unlike}"));
+    assert_eq!(refused(&[0; 4]), format!("metadatum `{key}`: expected one, found none"));
+    let short = "expected a value for each of 4 layers, found 12";
+    assert_eq!(refused(&[2; 12]), format!("metadatum `{key}`: {short}"));
+}
+
+/// Of the largest model llama.cpp divides scores by another width than that of a head.
+#[test]
+fn scores_of_the_largest_gemma3_are_its_own() {
+    let scalar = |layers: u32| {
+        let new = [4, layers].map(u32::to_le_bytes).concat();
+        let checkpoint = changed("gemma3.gguf", "gemma3.block_count", 8, &new).unwrap();
+        let config = checkpoint.config();
+        let share = config["hidden_size"].as_f64().unwrap()
+            / config["num_attention_heads"].as_f64().unwrap();
+        (config["query_pre_attn_scalar"].as_f64().unwrap(), share)
+    };
+    let ((own, share), (other, _)) = (scalar(62), scalar(2));
+    assert!(own == share && other != share, "{own} {other} {share}");
+}
+
+/// A list of what each layer sees, in place of a period, which any architecture with windows may have.
+#[test]
+fn a_list_tells_which_layers_slide() {
+    let key = "gemma3.attention.sliding_window_pattern";
+    let with = |numbers: &[u32]| changed("gemma3.gguf", key, 8, &list(numbers));
+    let found = with(&[1, 0, 1, 0, 0, 0]).unwrap_err().to_string();
+    let expected = format!("metadatum `{key}`: expected a value for each of 2 layers, found 6");
+    assert!(found.ends_with(&expected), "{found}");
+    let bools = |values: [u8; 4]| {
+        let mut bytes = [9u32, 7].map(u32::to_le_bytes).concat();
+        bytes.extend(4u64.to_le_bytes());
+        bytes.extend(values);
+        bytes
+    };
+    let key = "olmo2.attention.sliding_window_pattern";
+    let with = |values| changed("olmo3.gguf", key, 4 + 4 + 8 + 4, &bools(values));
+    let config = with([1, 1, 1, 0]).unwrap().config().clone();
+    let [sliding, full] = ["sliding_attention", "full_attention"];
+    assert_eq!(config["layer_types"], serde_json::json!([sliding, sliding, sliding, full]));
+    assert_eq!(config["sliding_window_pattern"], 4);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
@@ -29,8 +30,19 @@ use crate::refusal::{Refusal, mismatch};
 
 /// What names of files end in.
 pub const SUFFIX: &str = ".gguf";
-/// What the names of files with the part that sees or hears have in them: no model by itself.
-const PROJECTOR: &str = "mmproj";
+/// What the names of files have in them that lie beside models and are none by themselves: parts that see or
+/// hear, and statistics that a model was quantized with.
+const NO_MODELS: [&str; 2] = ["mmproj", "imatrix"];
+/// What `general.type` or `general.architecture` says of such files, and what they are.
+const OTHER_TYPES: [(&str, &str); 4] = [
+    (
+        "adapter",
+        "a LoRA adapter, not a model: merge it into its model first, with llama-export-lora of llama.cpp",
+    ),
+    ("mmproj", "the part of a model that sees or hears: name the file of the text model"),
+    ("clip", "the part of a model that sees or hears: name the file of the text model"),
+    ("imatrix", "an importance matrix, not a model: statistics to quantize one by"),
+];
 /// What names of a layer's tensors begin with in a checkpoint.
 const LAYERS: &str = "model.layers.{layer}.";
 /// Most rotary factors that are believed.
@@ -54,7 +66,7 @@ pub(in crate::checkpoint) fn find(path: &Path) -> Result<Option<PathBuf>> {
             return Ok(None);
         }
         let first = numbered(name).is_none_or(|(_, number)| number == "00001");
-        if name.ends_with(SUFFIX) && first && !name.contains(PROJECTOR) {
+        if name.ends_with(SUFFIX) && first && !NO_MODELS.iter().any(|part| name.contains(part)) {
             found.push(name.to_owned());
         }
     }
@@ -106,8 +118,14 @@ pub(in crate::checkpoint) fn open(
     let mut pieces = vec![Piece::open(path, 0, open)?];
     let count = pieces[0].count()?;
     for number in 1..count {
-        let name = pieces[0].name_of(number, count)?;
-        let piece = Piece::open(&path.with_file_name(name), number, open)?;
+        let beside = path.with_file_name(pieces[0].name_of(number, count)?);
+        let piece = Piece::open(&beside, number, open).map_err(|e| match e {
+            FormatError::Io { ref source, .. } if source.kind() == ErrorKind::NotFound => {
+                let detail = format!("piece {} of {count}: no such file; fetch it", number + 1);
+                FormatError::file(&beside, detail)
+            }
+            e => e,
+        })?;
         let found = piece.count()?;
         if found != count {
             return Err(piece.refused(mismatch(count, found).at("split.count")));
@@ -121,13 +139,13 @@ pub(in crate::checkpoint) fn open(
         .generated
         .then(|| format!("{:#}\n", opening.config).into_bytes());
     let synthesized = Synthesized::from_gguf(&pieces[0].file, &opening.headers[0], config)?;
-    let Opening { config, generated, .. } = opening;
+    let Opening { config, generated, notes, .. } = opening;
     let root = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
     let files = Files {
-        notes: Vec::new(),
+        notes,
         root: root.to_owned(),
         config_path: if generated { path.to_owned() } else { root.join(CONFIG_NAME) },
         synthesized,
@@ -208,6 +226,7 @@ struct Opening<'a> {
     config: Json,
     /// Whether the configuration is made from metadata.
     generated: bool,
+    notes: Vec<String>,
 }
 
 impl<'a> Opening<'a> {
@@ -215,13 +234,28 @@ impl<'a> Opening<'a> {
         let headers: Vec<_> = pieces.iter().map(Piece::header).collect::<Result<_>>()?;
         let (first, header) = (&pieces[0], &headers[0]);
         let architecture = header.text("general.architecture").unwrap_or_default();
+        let kinds = [header.text("general.type").unwrap_or_default(), architecture];
+        if let Some((_, what)) = OTHER_TYPES.iter().find(|(kind, _)| kinds.contains(kind)) {
+            return Err(first.refused(*what));
+        }
         let experts = header.whole(&format!("{architecture}.expert_count"));
-        let table = Table::find(architecture, experts.is_some_and(|count| count > 0));
+        let has = |key: &str| header.metadata.contains_key(key);
+        let table = Table::find(architecture, experts.is_some_and(|count| count > 0), has);
         let table = table.map_err(|detail| first.refused(detail))?;
         let path = first.file.path().with_file_name(CONFIG_NAME);
-        let generated = !path.is_file();
-        let mut opening = Self { pieces, headers, table, config: Json::Null, generated };
-        opening.config = if generated { opening.synthesize()? } else { read_config(&path)? };
+        let beside = path.is_file().then(|| read_config(&path)).transpose()?;
+        let whole = beside.filter(is_whole);
+        let mut notes = Vec::new();
+        if whole.is_none() && path.is_file() {
+            notes
+                .push(format!("{CONFIG_NAME} beside the file describes no model, the metadata do"));
+        }
+        let generated = whole.is_none();
+        let config = whole.unwrap_or_default();
+        let mut opening = Self { pieces, headers, table, config, generated, notes };
+        if generated {
+            opening.config = opening.synthesize()?;
+        }
         Ok(opening)
     }
 
@@ -404,6 +438,13 @@ impl<'a> Opening<'a> {
         }
         Err(mismatch(format_args!("rows of {heads} heads of even size"), rows))
     }
+}
+
+/// Whether a configuration describes a model. Repositories of GGUF files have one that names the kind alone.
+fn is_whole(config: &Json) -> bool {
+    let inner = config.get("text_config").unwrap_or(config);
+    let sizes = ["hidden_size", "num_hidden_layers"];
+    sizes.iter().any(|key| inner.get(key).is_some())
 }
 
 /// A tensor as its bytes: blocks have no type of a checkpoint's.

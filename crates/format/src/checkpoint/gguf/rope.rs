@@ -54,7 +54,10 @@ pub(super) fn scaling(
 fn stated(facts: &Facts<'_>) -> Result<Option<Json>, Refusal> {
     let rope = &facts.table.rope;
     let kind = facts.get(&rope.scaling_type)?;
-    let factor = facts.get(&rope.factor)?;
+    let factor = match facts.get(&rope.factor)? {
+        None => facts.get(&rope.old_factor())?,
+        stated => stated,
+    };
     let factor = factor.filter(|factor| !matches!(factor.as_f64(), Some(0.0 | 1.0)));
     match kind.as_ref().map(|kind| kind.as_str().unwrap_or_default()) {
         None | Some("linear") => {
@@ -114,6 +117,9 @@ fn yarn(facts: &Facts<'_>, factor: &Json) -> Result<Json, Refusal> {
         if let Some(bound) = facts.get(&rope.yarn_bound(at))? {
             members.insert((*name).to_owned(), bound);
         }
+    }
+    if let Some(attention) = facts.get(&rope.yarn_attention())? {
+        members.insert("attention_factor".to_owned(), attention);
     }
     if let Some(key) = &rope.tenth_of_mscale
         && let Some(tenth) = facts.get(key)?.and_then(|tenth| tenth.as_f64())

@@ -6,6 +6,7 @@
 //! | member of a table | says |
 //! |---|---|
 //! | `architecture`, `experts` | of which files: `general.architecture`, and whether they have experts |
+//! | `given` | a metadatum that files of it have; files without it are another table's |
 //! | `also` | other values of `model_type` that llama.cpp writes as this architecture |
 //! | `config` | key of `config.json`: see [`Origin`] |
 //! | `rope` | metadata of scaled positions, the tensor of factors that stands for llama3 scaling, tensors and metadata of `longrope`, and members of YaRN that no metadatum has |
@@ -33,7 +34,8 @@ macro_rules! builtin {
 }
 
 builtin! {
-    "deepseek2", "deepseek2_dense", "gemma2", "gemma3", "glm4_moe", "gpt_oss", "granite", "granitemoe", "llama", "llama4", "minimax_m2", "mixtral", "olmo2", "olmoe", "phi3",
+    "deepseek2", "deepseek2_dense", "exaone4", "gemma2", "gemma3", "glm4_moe", "gpt_oss", "granite", "granitemoe", "lfm2", "lfm2_moe", "llama", "llama4", "minimax_m2",
+    "mixtral", "olmo2", "olmo3", "olmoe", "phi3",
     "qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "seed_oss", "smollm3",
 }
 
@@ -49,6 +51,8 @@ pub(crate) struct Table {
     pub(crate) path: &'static str,
     pub(crate) architecture: String,
     pub(crate) experts: bool,
+    #[serde(default)]
+    given: Option<String>,
     #[serde(default)]
     pub(crate) also: Vec<String>,
     pub(crate) config: Entries<Origin>,
@@ -84,6 +88,19 @@ pub(crate) enum Origin {
     },
     /// A metadatum above 0; null for any other.
     Positive { positive: String },
+    /// A name for every layer by what a list has for it, `other` for what `kinds` has none; `absent` for
+    /// all of them where there is no such metadatum. Nothing where it is one value, which other origins
+    /// read then.
+    Layers {
+        layers: String,
+        kinds: BTreeMap<String, String>,
+        #[serde(default)]
+        other: Option<String>,
+        #[serde(default)]
+        absent: Option<String>,
+    },
+    /// What a list has for every layer for which it has not 0.
+    Nonzero { nonzero: String },
     /// The same for all files.
     Value { value: Value },
     /// Whether a tensor is there.
@@ -144,8 +161,22 @@ pub(crate) const YARN_BOUNDS: [(&str, &str); 2] =
 impl RopeRow {
     /// The metadatum of one of [`YARN_BOUNDS`].
     pub(crate) fn yarn_bound(&self, at: usize) -> String {
+        self.beside_factor(YARN_BOUNDS[at].1)
+    }
+
+    /// The metadatum with what YaRN multiplies rotated values by, where it is not its paper's.
+    pub(crate) fn yarn_attention(&self) -> String {
+        self.beside_factor("yarn_attn_factor")
+    }
+
+    /// The metadatum with the factor in files of before August 2023.
+    pub(crate) fn old_factor(&self) -> String {
+        self.factor.replace("scaling.factor", "scale_linear")
+    }
+
+    fn beside_factor(&self, name: &str) -> String {
         self.factor
-            .replace("scaling.factor", &format!("scaling.{}", YARN_BOUNDS[at].1))
+            .replace("scaling.factor", &format!("scaling.{name}"))
     }
 
     /// The tensors of factors.
@@ -161,7 +192,9 @@ impl RopeRow {
         let own = [&self.scaling_type, &self.factor, &self.original];
         let long = self.long.as_ref().map(|row| &row.attention);
         let mut own = own.into_iter().chain(long).chain(&self.tenth_of_mscale);
-        own.any(|known| known == key) || key == self.yarn_bound(0) || key == self.yarn_bound(1)
+        let yarn = [self.yarn_bound(0), self.yarn_bound(1), self.yarn_attention()];
+        let mut other = yarn.into_iter().chain([self.old_factor()]);
+        own.any(|known| known == key) || other.any(|known| known == key)
     }
 }
 
@@ -217,20 +250,32 @@ impl Target {
 }
 
 impl Table {
-    /// The table for an architecture.
+    /// The table for files of an architecture, which may `have` some metadata.
     ///
     /// # Errors
     /// When there is none: the known ones.
-    pub(crate) fn find(architecture: &str, experts: bool) -> Result<Self, Refusal> {
-        let mut known = Vec::new();
+    pub(crate) fn find(
+        architecture: &str,
+        experts: bool,
+        have: impl Fn(&str) -> bool,
+    ) -> Result<Self, Refusal> {
+        let (mut known, mut found) = (Vec::new(), None);
         for (path, json) in BUILTIN {
             let table: Self = serde_json::from_str(json).expect("built-in tables are tested");
-            if (table.architecture.as_str(), table.experts) == (architecture, experts) {
+            let given = table.given.as_deref().is_none_or(&have);
+            if (table.architecture.as_str(), table.experts) != (architecture, experts) {
+                known.push(table.described());
+            } else if table.given.is_some() && given {
                 return Ok(Self { path, ..table });
+            } else if given {
+                found = Some(Self { path, ..table });
             }
-            known.push(table.described());
+        }
+        if let Some(table) = found {
+            return Ok(table);
         }
         known.sort();
+        known.dedup();
         let found = described(architecture, experts);
         Err(mismatch(format_args!("one of {}", known.join(", ")), found).at("general.architecture"))
     }
@@ -289,6 +334,14 @@ impl Table {
             || self.supported.contains_key(key)
             || self.unused.contains_key(key)
     }
+
+    /// Whether a list says of every layer what it is.
+    pub(crate) fn tells_layers(&self, key: &str) -> bool {
+        self.config
+            .0
+            .iter()
+            .any(|(_, origin)| origin.tells_layers(key))
+    }
 }
 
 impl Origin {
@@ -300,13 +353,37 @@ impl Origin {
             Self::Share { share, of, parts } => {
                 share == key || of == key || parts.as_deref() == Some(key)
             }
-            Self::Positive { positive } => positive == key,
-            Self::Choice { by, cases, absent, other } => {
-                let mut origins = cases.values().chain([&**other]).chain(absent.as_deref());
-                by == key || origins.any(|origin| origin.reads(key))
-            }
+            Self::Positive { positive: read }
+            | Self::Layers { layers: read, .. }
+            | Self::Nonzero { nonzero: read } => read == key,
+            Self::Choice { by, .. } => by == key || self.chosen().any(|origin| origin.reads(key)),
             _ => false,
         }
+    }
+
+    /// Whether it may be read layer by layer.
+    pub(crate) fn is_by_layer(&self) -> bool {
+        matches!(self, Self::Layers { .. }) || self.chosen().any(Self::is_by_layer)
+    }
+
+    /// Whether a list is read layer by layer.
+    fn tells_layers(&self, key: &str) -> bool {
+        match self {
+            Self::Layers { layers, .. } => layers == key,
+            _ => self.chosen().any(|origin| origin.tells_layers(key)),
+        }
+    }
+
+    /// What may be chosen.
+    fn chosen(&self) -> impl Iterator<Item = &Self> {
+        let (cases, absent, other) = match self {
+            Self::Choice { cases, absent, other, .. } => {
+                (Some(cases), absent.as_deref(), Some(&**other))
+            }
+            _ => (None, None, None),
+        };
+        let cases = cases.into_iter().flat_map(BTreeMap::values);
+        cases.chain(absent).chain(other)
     }
 }
 

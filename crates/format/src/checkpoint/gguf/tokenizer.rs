@@ -41,6 +41,7 @@ pub(crate) fn tokenizer(metadata: &Metadata<'_>) -> Result<Vec<u8>, Refusal> {
     let document = match text(metadata, "model") {
         Some("gpt2") => described.bytewise()?,
         Some("llama") => described.scored()?,
+        // llama.cpp writes `t5`, a Unigram, for encoders alone (BERT's kinds and T5's), of which none is read.
         found => {
             let found = found.unwrap_or("none");
             return Err(mismatch("gpt2 or llama", format_args!("{found}; {REMEDY}"))

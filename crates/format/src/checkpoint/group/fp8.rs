@@ -26,6 +26,10 @@ const ACTIVATIONS: &[&str] = &[
     "activation_scale_inv",
     "k_scale",
     "v_scale",
+    "kv_scale",
+    "q_scale",
+    "prob_scale",
+    "output_scale",
 ];
 /// Its parameters.
 #[derive(Default)]

@@ -101,6 +101,8 @@ pub(super) fn group(files: &Files) -> Result<Grouped> {
             scheme.take(&mut grouping, name, stored)?;
         }
         grouping.refuse_unowned(scheme)?;
+    } else {
+        refuse_undescribed(files)?;
     }
     grouping.add_floats();
     let quantization = scheme.map(|scheme| grouping.facts(scheme)).transpose()?;
@@ -116,19 +118,59 @@ const UNREAD: &[(&str, &str)] = &[
     (".quant_state.bitsandbytes__fp4", "bitsandbytes"),
     (".SCB", "bitsandbytes"),
     (".W_q", "HQQ"),
+    (".weight._data", "Quanto"),
+    (".weight_qdata", "torchao"),
+    ("._weight_qdata", "torchao"),
+    (".codebooks", "AQLM"),
+    (".centroids.weight", "VPTQ"),
     (".pre_quant_scale", "ModelOpt's AWQ"),
 ];
+
+/// Endings of names that show codes of other programs, which keep no whole weights either.
+const FOREIGN: &[(&str, &str)] = &[
+    (".q_weight", "ExLlamaV2 (EXL2)"),
+    (".trellis", "ExLlamaV3 (EXL3)"),
+    (".dense_weights", "SpQR"),
+];
+/// Endings of names that show codes which are read where the configuration has their parameters.
+const UNDESCRIBED: &[(&str, &str)] = &[
+    (".qweight", "GPTQ or AWQ"),
+    ("_scale_inv", "FP8"),
+    (".weight_packed", "compressed-tensors"),
+    ("_proj_blocks", "MXFP4"),
+    (".biases", "MLX"),
+];
+
+/// Refuses codes of which nothing says how they were made.
+fn refuse_undescribed(files: &Files) -> Result<()> {
+    for (name, stored) in &files.stored {
+        let Some((_, whose)) = UNDESCRIBED.iter().find(|(end, _)| name.ends_with(end)) else {
+            continue;
+        };
+        let detail = format!(
+            "it belongs to codes of {whose}, but config.json has no quantization_config: take it from the model \
+             that this is a copy of"
+        );
+        let path = files.opened[stored.file].file.path();
+        return Err(FormatError::tensor(path, name, detail));
+    }
+    Ok(())
+}
 
 /// Refuses codes by the tensors that show them, whatever the configuration says.
 fn refuse_unread(files: &Files) -> Result<()> {
     for (name, stored) in &files.stored {
-        let Some((_, whose)) = UNREAD.iter().find(|(ending, _)| name.ends_with(ending)) else {
+        let whose = |table: &[(&str, &'static str)]| {
+            let found = table.iter().find(|(ending, _)| name.ends_with(ending));
+            found.map(|(_, whose)| *whose)
+        };
+        let next = "load the model with transformers, dequantize it and save it again";
+        let other = "take the model that they were made from";
+        let unread = whose(UNREAD).map(|whose| (whose, next));
+        let Some((whose, next)) = unread.or_else(|| Some((whose(FOREIGN)?, other))) else {
             continue;
         };
-        let detail = format!(
-            "it belongs to codes of {whose}, which are not read; load the model with transformers, \
-             dequantize it and save it again"
-        );
+        let detail = format!("it belongs to codes of {whose}, which are not read; {next}");
         let path = files.opened[stored.file].file.path();
         return Err(FormatError::tensor(path, name, detail));
     }

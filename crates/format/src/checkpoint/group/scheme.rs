@@ -1,5 +1,6 @@
 //! The scheme that a configuration names.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -63,6 +64,21 @@ pub fn describes_quantization(name: &str) -> bool {
     BESIDE.iter().any(|(file, ..)| *file == name)
 }
 
+/// A description with the method that its tensors show, where it names none: `AutoGPTQ` and `AutoAWQ` wrote such.
+fn named<'a>(files: &Files, config: &'a Value) -> Cow<'a, Value> {
+    let codes = || files.stored.keys().any(|name| name.ends_with(".qweight"));
+    let unnamed = config.is_object() && config.get("quant_method").is_none_or(Value::is_null);
+    if !unnamed || !codes() {
+        return Cow::Borrowed(config);
+    }
+    let awq = ["zero_point", "w_bit"]
+        .iter()
+        .any(|key| config.get(key).is_some());
+    let mut config = config.clone();
+    config["quant_method"] = json!(if awq { "awq" } else { "gptq" });
+    Cow::Owned(config)
+}
+
 impl Scheme {
     /// The scheme that `config.json` describes.
     ///
@@ -81,7 +97,7 @@ impl Scheme {
         let path: &Path = &files.config_path;
         let refuse =
             |detail: Refusal| FormatError::file(path, detail.at(format_args!("`{place}`")));
-        Self::parse(config)
+        Self::parse(&named(files, config))
             .map(Some)
             .map_err(|detail: Refusal| refuse(detail))
     }
@@ -109,7 +125,8 @@ impl Scheme {
     fn parse(config: &Value) -> Result<Self, Refusal> {
         let mut ignore = Ignore::parse(config)?;
         let found = config.get("quant_method");
-        let kind = match found.map(|method| method.as_str().unwrap_or_default()) {
+        let method = found.map(|method| method.as_str().unwrap_or_default().to_lowercase());
+        let kind = match method.as_deref() {
             Some("fp8" | "fbgemm_fp8") => Kind::Fp8(Fp8::parse(config)?),
             Some("modelopt") => modelopt::check(config).map(|()| Kind::ModelOpt)?,
             None if config.get(modelopt::ALGORITHM).is_some() => {
@@ -134,7 +151,7 @@ impl Scheme {
         if let Kind::Mlx(mlx) = &kind {
             mlx.kept.iter().for_each(|module| ignore.add(module));
         }
-        let method = found.and_then(Value::as_str).unwrap_or("mlx").to_owned();
+        let method = method.unwrap_or_else(|| "mlx".to_owned());
         Ok(Self { method, ignore, kind })
     }
 

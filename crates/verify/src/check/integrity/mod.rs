@@ -229,6 +229,14 @@ impl<'a> Names<'a> {
 fn judge(map: &FileMap<'_>, scan: &Scan, names: &Names<'_>) -> Vec<Finding> {
     let entry = map.entry;
     let finding = |kind, what: &str| Finding::file(kind, &entry.path, what);
+    if let Some(pointer) = scan
+        .pointer
+        .as_ref()
+        .filter(|_| scan.blake3 != entry.blake3)
+    {
+        let expected = format!("{} bytes", entry.size);
+        return vec![finding(Kind::Size, "contents").expected(expected, pointer)];
+    }
     if scan.blake3 != entry.blake3
         && let Some(other) = names.files.get(&scan.blake3)
     {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use shardwright_format::checkpoint::lfs_pointer;
 use shardwright_format::manifest::{Extent, FileEntry, Hash};
 use shardwright_format::{Manifest, TensorEntry, Unit};
 
@@ -46,10 +47,15 @@ impl Gap {
     }
 }
 
+/// Bytes that show what a file is.
+const FIRST: usize = 64;
+
 /// What lies in a file.
 pub(super) struct Scan {
     pub(super) len: u64,
     pub(super) blake3: Hash,
+    /// What it is instead of the file itself, if Git LFS left that.
+    pub(super) pointer: Option<String>,
     /// One per shard; none for one that the file's end cuts.
     pub(super) shards: Vec<Option<Hash>>,
     /// One per gap: the first byte that is not zero, its offset first.
@@ -123,6 +129,7 @@ pub(super) fn scan(dir: &Path, map: &FileMap<'_>, meter: &Meter<'_>) -> Result<S
 /// Takes a file's bytes in order.
 pub(super) struct Scanner<'a> {
     whole: blake3::Hasher,
+    first: Vec<u8>,
     shards: Shards<'a>,
     gaps: Gaps<'a>,
     floats: Floats<'a>,
@@ -133,6 +140,7 @@ impl<'a> Scanner<'a> {
         let dirt = vec![None; map.gaps.len()];
         Self {
             whole: blake3::Hasher::new(),
+            first: Vec::new(),
             shards: Shards::new(&map.shards),
             gaps: Gaps { expected: &map.gaps, next: 0, dirt },
             floats: Floats::new(&map.floats),
@@ -142,6 +150,9 @@ impl<'a> Scanner<'a> {
     /// Takes the bytes from `offset` on; must not cut a float.
     pub(super) fn update(&mut self, offset: u64, bytes: &[u8]) {
         self.whole.update(bytes);
+        if offset == 0 {
+            self.first = bytes[..bytes.len().min(FIRST)].to_vec();
+        }
         self.floats.update(offset, bytes);
         self.shards.update(offset, bytes);
         self.gaps.update(offset, bytes);
@@ -152,6 +163,7 @@ impl<'a> Scanner<'a> {
         shards.resize(self.shards.expected.len(), None);
         Scan {
             len: self.whole.count(),
+            pointer: lfs_pointer(&self.first, self.whole.count()),
             blake3: self.whole.finalize().into(),
             shards,
             gaps: self.gaps.dirt,

@@ -1,0 +1,214 @@
+//! More of what people have: files beside the weights that whoever has the result would parse, pages of servers
+//! in place of files, and configurations that leave something out.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use serde_json::{Value, json};
+use shardwright_testing::fixture;
+
+use crate::harness::Scratch;
+
+fn trained() -> Scratch {
+    Scratch::with("fixture-2m")
+}
+
+/// What is no JSON is found before weights are read, whether they are converted or exported, and leaves nothing.
+#[test]
+fn files_that_are_parsed_later_are_parsed_first() {
+    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        for text in ["Entry not found", ""] {
+            let scratch = trained();
+            fs::write(scratch.path(&format!("ckpt/{name}")), text).unwrap();
+            for command in ["convert ckpt -o out", "export ckpt --to hf -o out"] {
+                let ran = scratch.run(&format!("{command} --quiet"));
+                assert_eq!(ran.code, Some(2), "{name}: {ran:?}");
+                assert!(ran.stderr.contains(&format!("ckpt/{name}: ")), "{}", ran.stderr);
+                assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+            }
+            assert!(!scratch.path("out").exists() && !scratch.path("out.partial").exists());
+        }
+    }
+    let scratch = trained();
+    fs::write(scratch.path("ckpt/tokenizer_config.json"), "{").unwrap();
+    let expected = "error: ckpt/tokenizer_config.json: expected JSON, found a text that is none (EOF while parsing \
+                    an object at line 1 column 1); put the original model's file there, or remove it";
+    scratch.refused("convert ckpt -o out", expected);
+    // Numbers that Python writes are none of JSON's, and a byte order mark is no text.
+    let config = fs::read_to_string(scratch.path("ckpt/config.json")).unwrap();
+    fs::write(scratch.path("ckpt/config.json"), format!("\u{feff}{config}")).unwrap();
+    fs::write(scratch.path("ckpt/tokenizer_config.json"), r#"{"model_max_length": Infinity}"#)
+        .unwrap();
+    scratch.ok("export ckpt --to hf -o out");
+    scratch.ok("verify out --against ckpt");
+}
+
+/// A vocabulary that is not known says so before the conversion, and in its notes.
+#[test]
+fn a_tokenizer_without_a_vocabulary_is_said() {
+    let scratch = trained();
+    scratch.edit_json("ckpt/tokenizer.json", |tokenizer| drop(tokenizer.remove("model")));
+    let said = scratch.ok("convert ckpt -o out");
+    let said = format!("{}{}", said.stdout, said.stderr);
+    assert!(said.contains("tokenizer.json has no vocabulary that is known here"), "{said}");
+}
+
+/// Without `generation_config.json`, a model whose turns have several messages ends with a call of a tool, too.
+#[test]
+fn a_call_of_a_tool_ends_a_turn() {
+    let scratch = trained();
+    fs::remove_file(scratch.path("ckpt/generation_config.json")).unwrap();
+    let run = "run ckpt --prompt This -n 8";
+    let tokens: Vec<u64> = serde_json::from_value(scratch.json(run)["tokens"].clone()).unwrap();
+    let ends = [tokens[2], 1023];
+    assert!(!tokens[..2].iter().any(|token| ends.contains(token)), "{tokens:?}");
+    scratch.edit_json("ckpt/tokenizer.json", |tokenizer| {
+        let model = tokenizer["model"].as_object_mut().unwrap();
+        let mut vocab = model["vocab"].as_object().unwrap().clone();
+        let mut gone = Vec::new();
+        for (id, name) in ends.into_iter().zip(["<|call|>", "<|return|>"]) {
+            let piece = vocab.iter().find(|(_, found)| **found == id).unwrap();
+            let piece = piece.0.clone();
+            vocab.remove(&piece);
+            vocab.insert(name.to_owned(), json!(id));
+            gone.push(piece);
+        }
+        let text = |merge: &Value| match merge {
+            Value::Array(parts) => parts
+                .iter()
+                .filter_map(Value::as_str)
+                .collect::<Vec<_>>()
+                .join(" "),
+            other => other.as_str().unwrap_or_default().to_owned(),
+        };
+        let merges = model["merges"].as_array().unwrap().iter();
+        let merges = merges.filter(|merge| {
+            let (text, whole) = (text(merge), text(merge).replacen(' ', "", 1));
+            gone.iter()
+                .all(|piece| whole != *piece && text.split(' ').all(|part| part != piece))
+        });
+        let merges: Vec<_> = merges.cloned().collect();
+        model.insert("merges".to_owned(), merges.into());
+        model.insert("vocab".to_owned(), vocab.into());
+    });
+    let found = scratch.json(run);
+    assert_eq!(
+        (&found["tokens"], &found["stopped"]),
+        (&json!(tokens[..3]), &json!("end_of_text")),
+        "{found}"
+    );
+}
+
+/// Whose codes they are, the tensors show.
+#[test]
+fn codes_are_known_by_their_tensors() {
+    let scratch = Scratch::with("golden/qwen2-gptq");
+    let config = |edit: &dyn Fn(&mut serde_json::Map<String, Value>)| {
+        scratch.edit_json("ckpt/config.json", |config| edit(config));
+    };
+    let plain = scratch.ok("inspect ckpt").stdout;
+    config(&|config| config["quantization_config"]["quant_method"] = json!("GPTQ"));
+    assert_eq!(scratch.ok("inspect ckpt").stdout, plain);
+    config(&|config| config["quantization_config"]["quant_method"] = Value::Null);
+    assert_eq!(scratch.ok("inspect ckpt").stdout, plain);
+    config(&|config| drop(config.remove("quantization_config")));
+    let ran = scratch.run("inspect ckpt");
+    assert_eq!(ran.code, Some(2));
+    let expected = "it belongs to codes of GPTQ or AWQ, but config.json has no quantization_config";
+    assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+}
+
+/// A page of a server is no file of weights.
+#[test]
+fn pages_in_place_of_weights_are_named() {
+    let scratch = trained();
+    fs::write(scratch.path("ckpt/model.safetensors"), "<!DOCTYPE html><html></html>").unwrap();
+    let expected = "error: ckpt/model.safetensors: expected safetensors, found a text that begins with `<!DOCTYP`; \
+                    what a server says in place of a file: fetch it again";
+    scratch.refused("inspect ckpt", expected);
+    fs::remove_file(scratch.path("ckpt/config.json")).unwrap();
+    let expected = "error: ckpt: expected config.json, found none: take it from the model that these weights are of";
+    scratch.refused("inspect ckpt", expected);
+}
+
+/// Whole numbers as floats, and -1 for a token that there is none of.
+#[test]
+fn numbers_of_tokens_may_be_floats_or_none() {
+    let scratch = trained();
+    let run = "run ckpt --prompt This -n 4";
+    let plain = scratch.json(run);
+    for (eos, bos) in
+        [(json!(0.0), json!(-1)), (json!([0, -1]), json!([0])), (json!(-1), json!(null))]
+    {
+        scratch.edit_json("ckpt/config.json", |config| {
+            config.insert("eos_token_id".to_owned(), eos.clone());
+            config.insert("bos_token_id".to_owned(), bos.clone());
+        });
+        scratch.edit_json("ckpt/generation_config.json", |config| {
+            config.insert("eos_token_id".to_owned(), eos);
+        });
+        assert_eq!(scratch.json(run)["tokens"], plain["tokens"]);
+    }
+}
+
+/// A cache of the hub's is known by its folders; what was removed from it, by the links that are left.
+#[test]
+fn caches_and_their_broken_links_are_named() {
+    let scratch = trained();
+    let folder = "cache/hub/models--org--model/snapshots/abc";
+    fs::create_dir_all(scratch.path(folder)).unwrap();
+    let expected = "a Hugging Face cache of 1 models: name one of them, as org/model";
+    for path in ["cache", "cache/hub"] {
+        scratch.refused(&format!("inspect {path}"), &format!("error: {path}: {expected}"));
+    }
+    let expected = "a link to a file that is not there: fetch it again";
+    for name in ["model.safetensors", "config.json"] {
+        let path = scratch.path(&format!("ckpt/{name}"));
+        fs::remove_file(&path).unwrap();
+        symlink("../nothing", &path).unwrap();
+        let ran = scratch.run("inspect ckpt");
+        assert!(ran.code == Some(2) && ran.stderr.contains(expected), "{ran:?}");
+    }
+}
+
+/// A bundle cloned without Git LFS has pointers, which are named as such, one finding each.
+#[test]
+fn pointers_in_a_bundle_are_named() {
+    let scratch = trained();
+    scratch.ok("convert ckpt -o out");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n";
+    fs::write(scratch.path("out/dense-000.bin"), pointer).unwrap();
+    let named =
+        "a Git LFS pointer of 68 bytes, not the file itself: run `git lfs pull` in its directory";
+    scratch.refused("run out --prompt x", &format!("error: out/dense-000.bin: {named}"));
+    let ran = scratch.run("verify out");
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stdout.contains(named) && ran.stdout.contains("1 finding"), "{}", ran.stdout);
+}
+
+/// Repositories of GGUF files have a `config.json` that names the kind of a model alone, and the statistics that
+/// it was quantized with.
+#[test]
+fn files_beside_a_gguf_file_that_say_nothing_of_it_change_nothing() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.path("g")).unwrap();
+    let copy = |from: &str, to: &str| {
+        fs::copy(fixture(from), scratch.path(&format!("g/{to}"))).unwrap();
+    };
+    copy("tokenizers/llama-bpe.gguf", "m.gguf");
+    let run = "run g --prompt This -n 4";
+    let plain = scratch.json(run);
+    copy("imatrix/fixture-2m.gguf", "imatrix_unsloth.gguf");
+    fs::write(scratch.path("g/config.json"), r#"{"model_type": "llama"}"#).unwrap();
+    let found = scratch.json(run);
+    assert_eq!(found["tokens"], plain["tokens"]);
+    scratch.ok("convert g -o out");
+    let config = fs::read_to_string(scratch.path("out/config.json")).unwrap();
+    assert!(config.contains("hidden_size"), "{config}");
+    scratch.ok("verify out --against g");
+    copy("gguf/olmoe-00001-of-00003.gguf", "o-00001-of-00003.gguf");
+    scratch.refused(
+        "inspect g/o-00001-of-00003.gguf",
+        "error: g/o-00002-of-00003.gguf: piece 2 of 3: no such file; fetch it",
+    );
+}
