@@ -171,6 +171,34 @@ fn caches_and_their_broken_links_are_named() {
     }
 }
 
+/// Names as other programs take them say how this one does.
+#[test]
+fn names_with_a_revision_or_a_quantization_are_answered() {
+    let scratch = Scratch::new();
+    for (name, help) in [
+        ("org/model@v1", "hf://org/model@v1 reads that revision"),
+        ("org/model:Q4_K_M", "hf://org/model/FILE.gguf reads one GGUF file"),
+    ] {
+        let ran = scratch.run(&format!("inspect {name}"));
+        assert!(ran.code == Some(2) && ran.stderr.contains(help), "{ran:?}");
+    }
+}
+
+/// What trainers leave is neither copied nor damage.
+#[test]
+fn what_trainers_leave_is_left() {
+    let scratch = trained();
+    for name in ["trainer_state.json", "zero_to_fp32.py", "latest", "runs/events.out", "wandb/x"] {
+        let path = scratch.path(&format!("ckpt/{name}"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "x").unwrap();
+    }
+    scratch.ok("convert ckpt -o out");
+    for name in ["trainer_state.json", "zero_to_fp32.py", "latest", "runs", "wandb"] {
+        assert!(!scratch.path(&format!("out/{name}")).exists(), "{name}");
+    }
+}
+
 /// A bundle cloned without Git LFS has pointers, which are named as such, one finding each.
 #[test]
 fn pointers_in_a_bundle_are_named() {

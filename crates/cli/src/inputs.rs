@@ -151,12 +151,26 @@ fn check_model(path: &Path) -> Result<(), Failure> {
         Err(_) => "there is no such directory",
     };
     let failure = Failure::new(format!("{}: {message}", path.display()));
-    Err(match path.to_str().filter(|_| is_repository(path) && !path.exists()) {
-        Some(name) => failure.help(format!(
-            "nor is it a model in the Hugging Face cache; `hf download {name}` would fetch one of this name, hf://{name} reads it from the hub"
-        )),
+    Err(match path.to_str().filter(|_| !path.exists()).and_then(elsewhere) {
+        Some(help) => failure.help(help),
         None => failure,
     })
+}
+
+/// How a model is read that a name is of on the hub; none of any other name.
+fn elsewhere(name: &str) -> Option<String> {
+    if is_repository(Path::new(name)) {
+        return Some(format!(
+            "nor is it a model in the Hugging Face cache; `hf download {name}` would fetch one of this name, hf://{name} reads it from the hub"
+        ));
+    }
+    let (repository, _) = name
+        .split_once(['@', ':'])
+        .filter(|(of, _)| is_repository(Path::new(of)))?;
+    if name[repository.len()..].starts_with('@') {
+        return Some(format!("hf://{name} reads that revision from the hub"));
+    }
+    Some(format!("hf://{repository}/FILE.gguf reads one GGUF file from the hub, named whole"))
 }
 
 /// # Errors

@@ -205,12 +205,21 @@ impl<'a> Config<'a> {
         })
     }
 
+    /// Whether `config.json` has a value for a parameter, or leaves it to its default.
+    pub(super) fn states(&self, name: &str) -> bool {
+        let parameter = self.arch.table.parameters.get(name);
+        let found = parameter.map(|parameter| self.find(name, parameter));
+        matches!(found, Some(Ok((_, Some(value)))) if !value.is_null())
+    }
+
     /// The first of a parameter's keys that `config.json` has; the others must agree with it.
     fn find(&self, name: &str, parameter: &Parameter) -> Result<(String, Option<&'a Value>)> {
         let own = [name.to_owned()];
         let keys = if parameter.keys.is_empty() { &own[..] } else { &parameter.keys };
-        let outer = |key: &String| self.object.get(key).filter(|_| parameter.outer);
-        let get = |key: &String| outer(key).or_else(|| self.get(key));
+        // Of the whole: a text model within says nothing of it, whatever it has.
+        let get = |key: &String| {
+            if parameter.outer { self.object.get(key) } else { self.get(key) }
+        };
         let mut found = keys.iter().filter_map(|key| Some((key, get(key)?)));
         let Some((key, value)) = found.next() else { return Ok((keys[0].clone(), None)) };
         match found.find(|(_, other)| *other != value) {

@@ -6,6 +6,7 @@ use std::collections::btree_map::Entry;
 
 use super::Arch;
 use super::claim::Claim;
+use super::config::Config;
 use super::fused::Fused;
 use super::table::{ExtraRow, Target, unit_of};
 use crate::checkpoint::{Checkpoint, TensorInfo};
@@ -319,15 +320,25 @@ impl<'a> Matching<'a> {
     }
 
     /// A head that is stored beside the embedding it is tied to must be that embedding: one that
-    /// differs would be the head in use, were it not for the config.
-    fn check_tied_head(&self) -> Result<()> {
+    /// differs would be the head in use, were it not for the config. Where that says nothing of it, it is.
+    fn check_tied_head(&mut self) -> Result<()> {
         let embedding = self.claims.get(&(Unit::Embedding, Role::EmbedTokens));
-        let (Some(head), Some(embedding)) = (&self.tied_head, embedding) else { return Ok(()) };
+        let (Some(head), Some(embedding)) = (self.tied_head.clone(), embedding) else {
+            return Ok(());
+        };
+        let head = &head;
         let embedding = embedding.view().tensor;
         let tensors = self.checkpoint.tensors();
         let (a, b) = (&tensors[head], &tensors[&embedding]);
         if self.checkpoint.same_bytes(a, b)? || self.checkpoint.same_floats(a, b)? {
             return Ok(());
+        }
+        let (path, config) = (self.checkpoint.config_path(), self.checkpoint.config());
+        if !Config::new(self.arch, path, config).states("tie_word_embeddings") {
+            self.spec.tie_word_embeddings = false;
+            self.ignored.retain(|ignored| ignored.tensor != *head);
+            let taken = self.claim(head, &tensors[head], Unit::Head, Role::LmHead);
+            return taken.map_err(|detail| self.refused(head, &tensors[head], detail));
         }
         let detail = mismatch(
             format_args!("the values of `{embedding}`, to which tie_word_embeddings ties it"),

@@ -71,7 +71,7 @@ pub(super) struct Parameter {
     /// Its value when the key holds null.
     #[serde(default, deserialize_with = "present")]
     pub(super) null: Option<Value>,
-    /// What stands outside the text model's object decides, where both have the key.
+    /// What stands outside the text model's object alone decides.
     #[serde(default)]
     pub(super) outer: bool,
     /// A list of equal values, one for each layer, stands for the value.

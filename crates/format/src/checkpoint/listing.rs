@@ -13,9 +13,17 @@ use crate::io::ReadFile;
 use crate::manifest::{EXPERTS_DIR, MANIFEST_FILE, REPORT_FILE};
 
 /// Directories of tools, not of the model.
-const TOOL_DIRECTORIES: &[&str] =
-    &[".git", ".cache", ".huggingface", "__pycache__", "__MACOSX", ".ipynb_checkpoints"];
-/// Files of Git, of macOS, of Windows and of `ModelScope`'s client; what begins like macOS's copies of attributes is too.
+const TOOL_DIRECTORIES: &[&str] = &[
+    ".git",
+    ".cache",
+    ".huggingface",
+    "__pycache__",
+    "__MACOSX",
+    ".ipynb_checkpoints",
+    "runs",
+    "wandb",
+];
+/// Files of Git, of macOS, of Windows, of `ModelScope`'s client and of trainers; what begins like macOS's copies of attributes is too.
 const TOOL_FILES: &[&str] = &[
     ".gitattributes",
     ".gitignore",
@@ -26,6 +34,9 @@ const TOOL_FILES: &[&str] = &[
     ".msc",
     ".mv",
     ".mdl",
+    "trainer_state.json",
+    "zero_to_fp32.py",
+    "latest",
 ];
 /// What a hub shows of a repository, in any spelling.
 const MODEL_CARD: &str = "readme.md";

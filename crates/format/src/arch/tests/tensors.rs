@@ -186,16 +186,75 @@ fn other_shapes_are_refused() {
 }
 
 /// The copy's values are all zero; one value of the stored head is made another.
+fn change_head(dir: &Path) {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let head = &checkpoint.tensors()["lm_head.weight"];
+    let path = dir.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[(head.offset + head.len) as usize - 1] = 1;
+    fs::write(&path, bytes).unwrap();
+}
+
+/// Where the configuration leaves it to the class, a stored head of other values is the head; transformers 5
+/// ties it no more than that.
+#[test]
+fn a_stored_head_is_the_models_own_where_the_configuration_says_nothing() {
+    let forget = |config: &mut Value| {
+        config
+            .as_object_mut()
+            .unwrap()
+            .remove("tie_word_embeddings");
+    };
+    let dir = copy("gemma2", forget, |tensors| {
+        let embedding = tensors.iter().find(|t| t.0 == "model.embed_tokens.weight");
+        let shape = embedding.unwrap().2.clone();
+        add(tensors, "lm_head.weight", &shape);
+    });
+    assert!(inventory(dir.path()).unwrap().spec.tie_word_embeddings);
+    change_head(dir.path());
+    let found = inventory(dir.path()).unwrap();
+    assert!(!found.spec.tie_word_embeddings);
+    assert!(
+        found
+            .layout(Unit::Head)
+            .unwrap()
+            .find(Role::LmHead)
+            .is_some()
+    );
+    assert!(
+        found
+            .ignored
+            .iter()
+            .all(|ignored| ignored.tensor != "lm_head.weight")
+    );
+}
+
+/// What is outside the text model's object decides, or the class that it is of.
+#[test]
+fn the_whole_says_whether_the_head_is_tied() {
+    let arch = Arch::builtin("mistral3").unwrap();
+    let tied = |outer: Value| {
+        let mut config = serde_json::json!({
+            "model_type": "mistral3",
+            "text_config": {"model_type": "mistral", "tie_word_embeddings": false},
+        });
+        config["tie_word_embeddings"] = outer;
+        let spec = arch.spec_of(Path::new("config.json"), &config).unwrap();
+        spec.tie_word_embeddings
+    };
+    assert!(!tied(false.into()) && tied(true.into()));
+    let mut config = serde_json::json!({"model_type": "mistral3"});
+    config["text_config"] =
+        serde_json::json!({"model_type": "mistral", "tie_word_embeddings": false});
+    let spec = arch.spec_of(Path::new("config.json"), &config).unwrap();
+    assert!(spec.tie_word_embeddings);
+}
+
 #[test]
 fn a_stored_head_must_be_the_embedding_it_is_tied_to() {
     let dir = copy("qwen3-head", |_| {}, |_| {});
     assert!(inventory(dir.path()).is_ok());
-    let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let head = &checkpoint.tensors()["lm_head.weight"];
-    let path = dir.path().join("model.safetensors");
-    let mut bytes = fs::read(&path).unwrap();
-    bytes[(head.offset + head.len) as usize - 1] = 1;
-    fs::write(&path, bytes).unwrap();
+    change_head(dir.path());
     assert_eq!(
         message(dir.path(), inventory(dir.path())),
         "DIR/model.safetensors: tensor `lm_head.weight`: expected the values of \

@@ -20,8 +20,9 @@ impl Facts<'_> {
     /// Refuses metadata of the architecture that have no use: they may change what is computed.
     pub(super) fn check_known(&self) -> Result<(), Refusal> {
         let prefix = format!("{}.", self.table.architecture);
-        for key in self.metadata.keys().filter(|key| key.starts_with(&prefix)) {
-            if !self.table.knows(key) {
+        for (key, value) in self.metadata {
+            let Some(rest) = key.strip_prefix(&prefix) else { continue };
+            if !self.table.knows(key) && !changes_nothing(rest, value) {
                 let path = self.table.path;
                 return Err(format!("metadatum `{key}`: expected one that {path} lists").into());
             }
@@ -173,6 +174,30 @@ impl Facts<'_> {
         }
         let value = first.map(|(_, value)| value).or_else(|| default.cloned());
         value.ok_or_else(|| missing(&keys.join("` or `")))
+    }
+}
+
+/// Whether a metadatum, by what follows the architecture in its key, says of any model what is so without it.
+fn changes_nothing(key: &str, value: &Value<'_>) -> bool {
+    let none = value.as_f32() == 0.0;
+    match key {
+        // Of norms that subtract a mean, which no model here has.
+        "attention.layer_norm_epsilon" => true,
+        "use_parallel_residual" => *value == Value::Bool(false),
+        "attention.causal" => *value == Value::Bool(true),
+        "rope.scaling.attn_factor" | "embedding_scale" | "residual_scale" => value.as_f32() == 1.0,
+        "nextn_predict_layers"
+        | "leading_dense_block_count"
+        | "expert_count"
+        | "expert_used_count"
+        | "expert_shared_count"
+        | "attention.sliding_window"
+        | "attention.clamp_kqv"
+        | "attention.max_alibi_bias"
+        | "attn_logit_softcapping"
+        | "final_logit_softcapping"
+        | "pooling_type" => none,
+        _ => false,
     }
 }
 

@@ -242,6 +242,39 @@ fn a_list_tells_which_layers_have_attention() {
     assert_eq!(refused(&[2; 12]), format!("metadatum `{key}`: {short}"));
 }
 
+/// Metadata that say what is so without them are no reason to refuse a file; others are.
+#[test]
+fn metadata_that_change_nothing_are_not_refused() {
+    let with = |key: &str, value: u32| {
+        // In place of one that is never read, of the same length.
+        let mut bytes = std::fs::read(fixture("gguf/qwen3.gguf")).unwrap();
+        let old = b"general.quantization_version";
+        let key = format!("qwen3.{key}");
+        let at = bytes.windows(old.len()).position(|w| w == old).unwrap();
+        let mut new = (key.len() as u64).to_le_bytes().to_vec();
+        new.extend(key.as_bytes());
+        new.extend([4, value].map(u32::to_le_bytes).concat());
+        let old_len = 8 + old.len() + 8;
+        bytes.splice(at - 8..at - 8 + old_len, new);
+        // The header keeps its length by what a name of nobody's is longer.
+        let name = b"general.file_type";
+        let at = bytes.windows(name.len()).position(|w| w == name).unwrap();
+        let more = old.len() - key.len();
+        bytes[at - 8..at].copy_from_slice(&((name.len() + more) as u64).to_le_bytes());
+        bytes.splice(at + name.len()..at + name.len(), vec![b'x'; more]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        std::fs::write(&path, &bytes).unwrap();
+        Checkpoint::open(&path)
+    };
+    with("nextn_predict_layers", 0).unwrap();
+    with("attention.clamp_kqv", 0).unwrap();
+    for (key, value) in [("nextn_predict_layers", 1), ("attention.clamp_kqv", 1), ("whatever", 0)] {
+        let found = with(key, value).unwrap_err().to_string();
+        assert!(found.contains(&format!("metadatum `qwen3.{key}`")), "{found}");
+    }
+}
+
 /// Of the largest model llama.cpp divides scores by another width than that of a head.
 #[test]
 fn scores_of_the_largest_gemma3_are_its_own() {
