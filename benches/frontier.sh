@@ -69,5 +69,5 @@ print("| candidate | bits/weight | mean KLD | 99 % KLD | same top | mean KLD by 
 for rung in sorted(json.load(open(f"{scratch}/verify.json"))["candidates"], key=lambda r: r["bits_per_weight"]):
     name, found = rung["name"], rung["divergence"]
     other = scored.get(name, {}).get("kld_mean")
-    print(f"| {name} | {rung['bits_per_weight']:.3f} | {found['kld_mean']:.5f} ± {found['kld_mean_se']:.5f} | {found['kld_p99']:.4f} | {found['same_top']:.3f} | {'-' if other is None else f'{other:.5f}'} |")
+    print(f"| {name} | {rung['bits_per_weight']:.3f} | {found['kld_mean']:.5f} ± {found.get('kld_mean_se_by_window') or found['kld_mean_se']:.5f} | {found['kld_p99']:.4f} | {found['same_top']:.3f} | {'-' if other is None else f'{other:.5f}'} |")
 PY

@@ -383,6 +383,30 @@ fn the_blocks_are_those_of_the_code() {
     remade("blocks", &text);
 }
 
+/// Section 12.6 lists the points that the code has.
+#[test]
+fn the_points_are_those_of_the_code() {
+    let mut text = "```\n".to_owned();
+    for blocks in Blocks::ALL {
+        let Some(kind) = blocks.form().points else { continue };
+        let file = format!("crates/quant/src/ggml/grids/{}.bin", blocks.name());
+        let bytes = fs::read(root().join(file)).unwrap();
+        let words: Vec<_> = bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|word| format!("{:04x}", u16::from_le_bytes(*word)))
+            .collect();
+        assert!(kind.columns == 4 || kind.levels == [8.0, 25.0, 43.0]);
+        writeln!(text, "{}, {} points", blocks.name(), words.len()).unwrap();
+        for line in words.chunks(32) {
+            writeln!(text, "{}", line.concat()).unwrap();
+        }
+    }
+    text.push_str("```\n");
+    remade("points", &text);
+}
+
 /// Section 12.3 gives what the code makes of the bytes that its rule gives.
 #[test]
 fn the_larger_trellis_codes_are_those_of_the_code() {

@@ -155,8 +155,15 @@ BLOCKS = {
     "q5_1": (32, 32, None, 5, 24), "q8_0": (32, 32, 0, 8, 34), "q2_k": (256, 16, None, 2, 84),
     "q3_k": (256, 16, 4, 3, 110), "q4_k": (256, 32, None, 4, 144), "q5_k": (256, 32, None, 5, 176),
     "q6_k": (256, 16, 32, 6, 210), "iq4_nl": (32, 32, 0, 4, 18), "iq4_xs": (256, 32, 0, 4, 136),
+    "iq3_s": (256, 32, 0, 3, 110), "iq3_xxs": (256, 32, 0, 3, 98), "iq2_s": (256, 16, 0, 2, 82),
+    "iq2_xs": (256, 16, 0, 2, 74), "iq2_xxs": (256, 32, 0, 2, 66),
 }  # fmt: skip
-# What codes stand for in types that begin with an i.
+# Of types with points: columns of a point, what scales are counted in, what a point's bits choose among.
+POINTS = {
+    "iq3_s": (4, 1, range(1, 16, 2)), "iq3_xxs": (4, 1 / 4, (4, 12, 20, 28, 36, 44, 52, 62)),
+    "iq2_s": (8, 1 / 8, (8, 25, 43)), "iq2_xs": (8, 1 / 8, (8, 25, 43)), "iq2_xxs": (8, 1 / 8, (8, 25, 43)),
+}  # fmt: skip
+# What codes stand for in the other types that begin with an i.
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
@@ -215,8 +222,64 @@ def dequantize(encoding, rows, cols, data):
     return values
 
 
+def listed_points(kind):
+    """The points of a type, which only the document lists (§12.6)."""
+    path = os.path.join(os.path.dirname(__file__), "..", "docs", "FORMAT.md")
+    with open(path, encoding="utf-8") as document:
+        text = document.read()
+    text = text.split("<!-- points: remade by tests/format_doc.rs -->")[1].split("<!--")[0]
+    count, digits = text.split(f"\n{kind}, ")[1].split(" points\n")[:2]
+    digits = digits.split("iq")[0].replace("`", "").replace("\n", "")
+    points = [int(digits[at : at + 4], 16) for at in range(0, 4 * int(count), 4)]
+    check(len(digits) == 4 * int(count), "points of", kind)
+    columns, _, levels = POINTS[kind]
+    bits = 16 // columns
+    return [[levels[point >> bits * c & (1 << bits) - 1] for c in range(columns)] for point in points]
+
+
+GRIDS = {}
+
+
+def point_values(kind, block):
+    """The values of a block of points (§5.4)."""
+    (columns, unit, _), group = POINTS[kind], BLOCKS[kind][1]
+    grid = GRIDS.get(kind) or GRIDS.setdefault(kind, listed_points(kind))
+    d, data = struct.unpack("<e", block[:2])[0], block[2:]
+    count, bits = 256 // columns, {"iq3_s": 1, "iq2_s": 2}.get(kind, 0)
+    words, fours, signs = [], [], []
+    if kind == "iq2_xs":
+        words = struct.unpack("<32H", data[:64])
+        points, fours = [word & 511 for word in words], data[64:]
+        signs = [word >> 9 for word in words]
+    elif kind == "iq2_xxs":
+        points = [data[8 * (k // 4) + k % 4] for k in range(32)]
+        words = [int.from_bytes(data[8 * g + 4 : 8 * g + 8], "little") for g in range(8)]
+    elif kind == "iq3_xxs":
+        points, words = data[:64], struct.unpack("<8I", data[64:])
+    else:
+        low, rest = data[:count], data[count:]
+        signs, high = (rest[8:40], rest[:8]) if kind == "iq3_s" else (rest[:32], rest[32:40])
+        each = 8 // bits
+        points = [low[k] | (high[k // each] >> bits * (k % each) & (1 << bits) - 1) << 8 for k in range(count)]
+        fours = rest[40:]
+    if kind.endswith("xxs"):
+        f = [2 * (word >> 28) + 1 for word in words]
+        signs = [words[a // 4] >> 7 * (a % 4) & 127 for a in range(32)]
+    else:
+        f = [2 * (fours[g // 2] >> 4 * (g % 2) & 15) + 1 for g in range(256 // group)]
+    if bits == 0:
+        signs = [seven | (seven.bit_count() & 1) << 7 for seven in signs]
+    levels = [level for point in points for level in grid[point]]
+    return [
+        f32(d * unit * f[i // group] * level * (-1 if signs[i // 8] >> i % 8 & 1 else 1))
+        for i, level in enumerate(levels)
+    ]
+
+
 def block_values(kind, block):
     """The values of a block (§5.4)."""
+    if kind in POINTS:
+        return point_values(kind, block)
     columns, group, zero, _, _ = BLOCKS[kind]
     taken = 0
 

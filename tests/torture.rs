@@ -174,6 +174,10 @@ fn sign(dir: &Path, name: &str) {
     let Ok(mut manifest) = serde_json::from_slice::<Value>(&fs::read(&path).unwrap()) else {
         return;
     };
+    // Damage may have left something else than an object, which nothing is written into.
+    if !manifest.is_object() {
+        return;
+    }
     if name != "manifest.json" {
         let bytes = fs::read(dir.join(name)).unwrap();
         sign_shards(&mut manifest, name, &bytes);

@@ -32,6 +32,16 @@ pub enum Blocks {
     Iq4Nl,
     /// 256 codes of 4 bits for the same levels; scales of 6 bits with a sign for every 32.
     Iq4Xs,
+    /// 512 points for every four columns with signs; scales of 4 bits for every 32.
+    Iq3S,
+    /// 256 points for every four columns with an even number of signs; scales of 4 bits for every 32.
+    Iq3Xxs,
+    /// 1024 points for every eight columns with signs; scales of 4 bits for every 16.
+    Iq2S,
+    /// 512 points for every eight columns with an even number of signs; scales of 4 bits for every 16.
+    Iq2Xs,
+    /// 256 points for every eight columns with an even number of signs; scales of 4 bits for every 32.
+    Iq2Xxs,
 }
 
 /// What the codes of `iq4_nl` and `iq4_xs` stand for: llama.cpp, `ggml/src/ggml-common.h`.
@@ -62,9 +72,9 @@ impl From<Blocks> for Fields {
 
 /// What the values of a block are made of: `scale · level + bias`, a scale and a bias for every group. The level of
 /// a code is the code itself, where there are no others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Form {
-    /// Bits of a code.
+    /// Bits of a code; of points, whole bits of a column.
     pub bits: u8,
     /// Columns of a block.
     pub values: usize,
@@ -72,6 +82,8 @@ pub struct Form {
     pub group: usize,
     /// The level of each code, ascending, where these are not evenly spaced.
     pub levels: Option<&'static [i8; 16]>,
+    /// What points, which stand for several columns at once, are made of; none where each column has a code.
+    pub points: Option<Points>,
     /// The level for zero: the bias is `-zero · scale`. None where groups have a least value of their own.
     pub zero: Option<u8>,
     /// Least and greatest whole number that the block's scale is multiplied with; 1 where the group is the block.
@@ -82,9 +94,30 @@ pub struct Form {
     pub halves: &'static [usize],
 }
 
+/// Points of a grid, each for several columns. A group's number is odd, its value `scale · unit · factor · level`
+/// with a sign for each column.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Points {
+    /// Columns of a point.
+    pub columns: usize,
+    /// What scales are counted in.
+    pub unit: f32,
+    /// The levels that points are made of, ascending.
+    pub levels: &'static [f32],
+    /// Whether the signs that are set in eight columns are an even number.
+    pub even: bool,
+}
+
+/// Levels of `iq2` points.
+pub(crate) const TWO: [f32; 3] = [8.0, 25.0, 43.0];
+/// Levels of `iq3_xxs` points.
+pub(crate) const THREE_XXS: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
+/// Levels of `iq3_s` points.
+pub(crate) const THREE_S: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
+
 impl Blocks {
     /// Every type.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::Q4_0,
         Self::Q4_1,
         Self::Q5_0,
@@ -97,6 +130,11 @@ impl Blocks {
         Self::Q6K,
         Self::Iq4Nl,
         Self::Iq4Xs,
+        Self::Iq3S,
+        Self::Iq3Xxs,
+        Self::Iq2S,
+        Self::Iq2Xs,
+        Self::Iq2Xxs,
     ];
 
     /// Its name in manifests and recipes: that of ggml in lower case, `q4_k`.
@@ -114,6 +152,11 @@ impl Blocks {
             Self::Q6K => "q6_k",
             Self::Iq4Nl => "iq4_nl",
             Self::Iq4Xs => "iq4_xs",
+            Self::Iq3S => "iq3_s",
+            Self::Iq3Xxs => "iq3_xxs",
+            Self::Iq2S => "iq2_s",
+            Self::Iq2Xs => "iq2_xs",
+            Self::Iq2Xxs => "iq2_xxs",
         }
     }
 
@@ -137,13 +180,30 @@ impl Blocks {
             Self::Q6K => (6, 16, Some(32), (-128, 127), 210, &[208]),
             Self::Iq4Nl => (4, 32, Some(0), (1, 1), 18, &[0]),
             Self::Iq4Xs => (4, 32, Some(0), (-32, 31), 136, &[0]),
+            Self::Iq3S => (3, 32, Some(0), (1, 31), 110, &[0]),
+            Self::Iq3Xxs => (3, 32, Some(0), (1, 31), 98, &[0]),
+            Self::Iq2S => (2, 16, Some(0), (1, 31), 82, &[0]),
+            Self::Iq2Xs => (2, 16, Some(0), (1, 31), 74, &[0]),
+            Self::Iq2Xxs => (2, 32, Some(0), (1, 31), 66, &[0]),
         };
         let values = if factors.1 == 1 { group } else { 256 };
         let levels = match self {
             Self::Iq4Nl | Self::Iq4Xs => Some(&SIXTEEN),
             _ => None,
         };
-        Form { bits, values, group, levels, zero, factors, bytes, halves }
+        let points = self.points();
+        Form { bits, values, group, levels, points, zero, factors, bytes, halves }
+    }
+
+    const fn points(self) -> Option<Points> {
+        let (columns, unit, levels, even): (_, _, &[f32], _) = match self {
+            Self::Iq3S => (4, 1.0, &THREE_S, false),
+            Self::Iq3Xxs => (4, 0.25, &THREE_XXS, true),
+            Self::Iq2S => (8, 0.125, &TWO, false),
+            Self::Iq2Xs | Self::Iq2Xxs => (8, 0.125, &TWO, true),
+            _ => return None,
+        };
+        Some(Points { columns, unit, levels, even })
     }
 
     /// The type whose blocks of 32 stand in for blocks of 256 where these do not divide a row, as llama.cpp
@@ -154,7 +214,9 @@ impl Blocks {
             Self::Q4K => Some(Self::Q5_0),
             Self::Q5K => Some(Self::Q5_1),
             Self::Q6K => Some(Self::Q8_0),
-            Self::Iq4Xs => Some(Self::Iq4Nl),
+            Self::Iq4Xs | Self::Iq3S | Self::Iq3Xxs | Self::Iq2S | Self::Iq2Xs | Self::Iq2Xxs => {
+                Some(Self::Iq4Nl)
+            }
             _ => None,
         }
     }
@@ -174,6 +236,9 @@ impl Form {
 
     /// The largest magnitude that a level may have.
     pub fn largest_level(&self) -> f32 {
+        if let Some(points) = self.points {
+            return points.largest() * points.unit;
+        }
         let levels = self.levels.into_iter().flatten();
         let largest = levels.map(|level| level.unsigned_abs()).max();
         f32::from(largest.unwrap_or(self.max_code()))
@@ -181,12 +246,21 @@ impl Form {
 
     /// How many of the widest steps between levels make the range of all.
     pub fn widest_steps(&self) -> f32 {
+        if let Some(points) = self.points {
+            let steps = points.levels.windows(2).map(|pair| pair[1] - pair[0]);
+            return 2.0 * points.largest() / steps.fold(2.0 * points.levels[0], f32::max);
+        }
         let Some(levels) = self.levels else { return f32::from(self.max_code()) };
         let steps = levels
             .windows(2)
             .map(|pair| i16::from(pair[1]) - i16::from(pair[0]));
         let (range, widest) = steps.fold((0, 1), |(sum, most), step| (sum + step, most.max(step)));
         f32::from(range) / f32::from(widest)
+    }
+
+    /// How far the whole numbers of scales are apart.
+    pub const fn factor_step(&self) -> u8 {
+        if self.points.is_some() { 2 } else { 1 }
     }
 
     /// Bits of the affine codes that stand in for these: as many, or 6, since there are none of 5.
@@ -197,6 +271,13 @@ impl Form {
     /// Whether a block has several groups, whose scales are whole numbers of the block's.
     pub const fn is_nested(&self) -> bool {
         self.values > self.group
+    }
+}
+
+impl Points {
+    /// The largest level.
+    pub fn largest(&self) -> f32 {
+        self.levels[self.levels.len() - 1]
     }
 }
 
@@ -212,7 +293,7 @@ mod tests {
             assert_eq!(serde_json::from_str::<Blocks>(&text).unwrap(), blocks);
         }
         for (text, expected) in [
-            (r#"{"type":"iq3_s"}"#, "type: expected one of q4_0, q4_1, "),
+            (r#"{"type":"iq1_s"}"#, "type: expected one of q4_0, q4_1, "),
             (r#"{"type":"q4_k","bits":4}"#, "unknown field `bits`"),
             ("{}", "missing field `type`"),
         ] {

@@ -5,6 +5,7 @@
 //! which registers hold the lanes.
 
 mod activations;
+mod ahead;
 mod attention;
 mod blocks;
 mod dot;
@@ -21,6 +22,7 @@ mod kernel;
 mod matrix;
 mod outer;
 mod pack;
+mod packed;
 mod product;
 mod quantize;
 mod rows;

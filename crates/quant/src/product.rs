@@ -7,11 +7,14 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::activations::Activations;
+use crate::ahead::{ROWS, ask};
 use crate::blocks::Blocks;
 use crate::encoding::{Affine, Encoding};
 use crate::float::{Bf16, F16, F32, Stored, padded};
+use crate::ggml::lines;
 use crate::kernel::{Kernel, LANES, Lines, Outputs, Simd, Sums, TILE_W, TILE_X};
 use crate::matrix::Matrix;
+use crate::packed::{Large, Small, packed};
 use crate::rows::{BLOCK_LINES, decode_block, decode_row, sixteen_at};
 use crate::trellis;
 
@@ -171,25 +174,6 @@ fn keep(sums: [[f32; TILE_W]; TILE_X], row: usize, col: usize, out: &mut Outputs
     }
 }
 
-/// Matrix rows that a product with one row takes together, so that their sums overlap.
-const ROWS: usize = 4;
-
-/// How far ahead of the codes being read others are asked for, in bytes: a few hundred cycles of work. Rows
-/// lie one after the other, but are read side by side, which the hardware's own reading ahead follows badly.
-const AHEAD: usize = 4096;
-
-/// Bytes that come with one request.
-const CACHE_LINE: usize = 64;
-
-/// Asks for `len` bytes from [`AHEAD`] bytes after `at` on, as far as there are any.
-#[inline(always)]
-fn ask<S: Simd>(s: S, bytes: &[u8], at: usize, len: usize) {
-    let start = (at + AHEAD).min(bytes.len());
-    for line in bytes[start..bytes.len().min(start + len)].chunks(CACHE_LINE) {
-        s.prefetch(line.as_ptr());
-    }
-}
-
 /// Products with one row of activations, as they came and arranged for four bits.
 #[inline(always)]
 fn one_row<S: Simd>(
@@ -252,9 +236,29 @@ fn affine<S: Simd, const BITS: usize, const BLOCK: usize>(
     }
 }
 
-/// Decodes a block at a time and multiplies it.
+/// The commonest types are read where they lie, others decoded block by block.
 #[inline(always)]
 fn blocks<S: Simd>(
+    s: S,
+    m: &Matrix<'_>,
+    kind: Blocks,
+    x: &[f32],
+    rows: Range<usize>,
+    out: &mut [f32],
+) {
+    match kind {
+        Blocks::Q4_0 => packed(s, rows, out, &Small::<lines::Q4_0, 18>::new(m, x)),
+        Blocks::Q8_0 => packed(s, rows, out, &Small::<lines::Q8_0, 34>::new(m, x)),
+        Blocks::Q4K => packed(s, rows, out, &Large::<lines::Q4K, 144>::new(m, x)),
+        Blocks::Q5K => packed(s, rows, out, &Large::<lines::Q5K, 176>::new(m, x)),
+        Blocks::Q6K => packed(s, rows, out, &Large::<lines::Q6K, 210>::new(m, x)),
+        _ => decoded(s, m, kind, x, rows, out),
+    }
+}
+
+/// Decodes a block at a time and multiplies it.
+#[inline(always)]
+fn decoded<S: Simd>(
     s: S,
     m: &Matrix<'_>,
     kind: Blocks,

@@ -1,14 +1,14 @@
 //! Folders for flash-moe, read as its loader reads them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use shardwright_format::arch::Arch;
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
-use shardwright_format::{Bundle, Role, SourceView, Unit};
+use shardwright_format::{Bundle, Role, Unit};
 use shardwright_quant::{Matrix, widen};
+use shardwright_testing::models::flash_moe_checkpoint;
 
 use super::mlx::stored;
 use super::*;
@@ -46,62 +46,9 @@ const FLOATS: &[(&str, Role, f32)] = &[
     ("linear_attn.norm.weight", Role::DeltaNorm, 0.0),
 ];
 
-/// A Qwen3.5 mixture of experts whose columns are all multiples of 64, with a vocabulary of pairs.
-fn checkpoint(dir: &Path) {
-    std::fs::create_dir_all(dir).unwrap();
-    let config = fixture("golden/qwen3_5_moe/config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(config).unwrap()).unwrap();
-    config
-        .as_object_mut()
-        .unwrap()
-        .shift_remove("vision_config");
-    for (key, value) in [
-        ("moe_intermediate_size", 64),
-        ("shared_expert_intermediate_size", 64),
-        ("linear_value_head_dim", 32),
-        ("vocab_size", 1024),
-        ("num_experts", 3),
-    ] {
-        config["text_config"][key] = json!(value);
-    }
-    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
-    let arch = Arch::builtin("qwen3_5_moe").unwrap();
-    let spec = arch.spec_of(Path::new("config.json"), &config).unwrap();
-    let mut tensors = BTreeMap::new();
-    for unit in spec.units() {
-        for shape in spec.tensors(unit) {
-            let (role, [rows, cols]) = (shape.role, [shape.rows, shape.cols]);
-            let like = SourceView::whole(String::new(), Float::Bf16, vec![rows, cols], cols);
-            let view = arch
-                .own_place(&spec, unit, (role, [rows, cols]), &like)
-                .unwrap();
-            let shape = match rows {
-                1 if role != Role::SharedExpertGate => vec![cols],
-                _ if role.is_convolution() => vec![rows, 1, cols],
-                _ => view.shape,
-            };
-            tensors.insert(view.tensor, shape);
-        }
-    }
-    let path = dir.join("model.safetensors");
-    let listed = tensors
-        .iter()
-        .map(|(name, shape)| (name.as_str(), Float::Bf16, shape.as_slice()));
-    let mut bytes = header::encode(&path, &[], listed).unwrap();
-    for (seed, shape) in (1..).zip(tensors.values()) {
-        let values = noise(seed, shape.iter().product::<u64>() as usize);
-        let start = bytes.len();
-        bytes.resize(start + 2 * values.len(), 0);
-        narrow(Float::Bf16, &values, &mut bytes[start..]);
-    }
-    std::fs::write(path, bytes).unwrap();
-    let tokenizer = fixture("fixture-2m/tokenizer.json");
-    std::fs::copy(tokenizer, dir.join("tokenizer.json")).unwrap();
-}
-
-/// A bundle of it for flash-moe, made from a recipe.
+/// A bundle for flash-moe, made from a recipe.
 fn made(dir: &Path, recipe: Recipe) -> Vec<String> {
-    checkpoint(&dir.join("ckpt"));
+    flash_moe_checkpoint(&dir.join("ckpt"));
     let opened = Checkpoint::open(&dir.join("ckpt")).unwrap();
     let limits = Limits::new(Engine::FlashMoe, opened.config()).unwrap();
     let (recipe, changed) = limits.restrict(recipe);
@@ -325,7 +272,7 @@ fn check_vocabulary(dir: &Path) {
 #[test]
 fn what_its_kernels_do_not_read_is_refused_with_the_option_that_helps() {
     let dir = tempfile::tempdir().unwrap();
-    checkpoint(&dir.path().join("ckpt"));
+    flash_moe_checkpoint(&dir.path().join("ckpt"));
     for (rules, expected) in [
         (r#"[{"encoding":"q4g32:bf16","fallback":["keep"]}]"#, "found q4 g32 bf16"),
         (r#"[{"encoding":"q4g64:f16","fallback":["keep"]}]"#, "found q4 g64 f16"),

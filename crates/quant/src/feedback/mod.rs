@@ -111,7 +111,7 @@ impl HessianFactor {
 
     /// `Fᵀ`: what the error in column `j < k` asks of column `k`, `[k][..k]`.
     #[inline(always)]
-    fn row(&self, k: usize) -> &[f32] {
+    pub(crate) fn row(&self, k: usize) -> &[f32] {
         &self.factor.as_flattened()[k * self.cols..][..k]
     }
 

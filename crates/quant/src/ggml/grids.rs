@@ -3,17 +3,15 @@
 //! A grid's file has 16 bits for each point, little-endian: a point of eight values 2 bits for
 //! each, one of four values 4 bits, from the lowest. `fixtures/make_gguf.py` writes the files.
 
+use crate::blocks::{Blocks, THREE_S, THREE_XXS, TWO as LEVELS};
+
 /// Floats with a sign, 2 bits of exponent and 1 of mantissa, doubled.
 pub(super) const FLOATS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// What 2 bits of `IQ2` stand for; three are not used.
-const TWO: [f32; 4] = [8.0, 25.0, 43.0, f32::NAN];
+const TWO: [f32; 4] = [LEVELS[0], LEVELS[1], LEVELS[2], f32::NAN];
 /// What 2 bits of `IQ1` stand for.
 const ONE: [f32; 4] = [-1.0, 0.0, 1.0, f32::NAN];
-/// What 4 bits, of which 3 are used, of `IQ3_XXS` stand for.
-const THREE_XXS: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
-/// What those of `IQ3_S` stand for.
-const THREE_S: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
 
 static IQ2_XXS: &[u8; 512] = include_bytes!("grids/iq2_xxs.bin");
 static IQ2_XS: &[u8; 1024] = include_bytes!("grids/iq2_xs.bin");
@@ -64,4 +62,18 @@ pub(super) fn iq3_xxs(point: u8) -> [f32; 4] {
 /// A point of `IQ3_S`: the lowest 9 bits.
 pub(super) fn iq3_s(point: u16) -> [f32; 4] {
     four(IQ3_S, (point & 511).into(), &THREE_S)
+}
+
+/// Every point of a type, `[points, columns]`; none of a type without.
+pub fn points(blocks: Blocks) -> Vec<f32> {
+    let eights = |count, point: fn(u16) -> [f32; 8]| (0..count).flat_map(point).collect();
+    let fours = |count, point: fn(u16) -> [f32; 4]| (0..count).flat_map(point).collect();
+    match blocks {
+        Blocks::Iq2Xxs => eights(256, |point| iq2_xxs(point as u8)),
+        Blocks::Iq2Xs => eights(512, iq2_xs),
+        Blocks::Iq2S => eights(1024, iq2_s),
+        Blocks::Iq3Xxs => fours(256, |point| iq3_xxs(point as u8)),
+        Blocks::Iq3S => fours(512, iq3_s),
+        _ => Vec::new(),
+    }
 }

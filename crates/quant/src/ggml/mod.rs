@@ -9,6 +9,7 @@ mod encode;
 mod grids;
 mod i_quants;
 mod k_quants;
+pub mod lines;
 mod store;
 
 use half::f16;
@@ -19,7 +20,8 @@ use crate::encoding::Float;
 use crate::float::widen;
 
 pub use encode::Unheld;
-pub use store::Block;
+pub use grids::points;
+pub use store::{Block, PointBlock};
 
 /// Type of a GGUF tensor's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -117,6 +119,11 @@ impl From<Blocks> for Ggml {
             Blocks::Q6K => Self::Q6K,
             Blocks::Iq4Nl => Self::Iq4Nl,
             Blocks::Iq4Xs => Self::Iq4Xs,
+            Blocks::Iq3S => Self::Iq3S,
+            Blocks::Iq3Xxs => Self::Iq3Xxs,
+            Blocks::Iq2S => Self::Iq2S,
+            Blocks::Iq2Xs => Self::Iq2Xs,
+            Blocks::Iq2Xxs => Self::Iq2Xxs,
         }
     }
 }

@@ -78,6 +78,10 @@ impl Block {
                 let (high, low) = self.split_sixes();
                 to.half(scale).put(high).put(low).put(eight_nibbles(codes))
             }
+            // These are made of points: see [`PointBlock`].
+            Blocks::Iq3S | Blocks::Iq3Xxs | Blocks::Iq2S | Blocks::Iq2Xs | Blocks::Iq2Xxs => {
+                &mut to
+            }
         };
     }
 
@@ -108,6 +112,77 @@ impl Block {
             high.to_le_bytes(),
             std::array::from_fn(|at| six(2 * at) & 15 | (six(2 * at + 1) & 15) << 4),
         )
+    }
+}
+
+/// A block of points before it is packed.
+#[derive(Clone, Debug)]
+pub struct PointBlock {
+    /// Points of four columns, or the first 32 of eight.
+    pub points: [u16; 64],
+    /// Signs of eight columns each, set where a value is negative.
+    pub signs: [u8; 32],
+    /// Half of the odd number of each group, rounded down.
+    pub halves: [u8; 16],
+    /// The scale, which half precision holds.
+    pub scale: f32,
+}
+
+impl PointBlock {
+    /// Of the first point.
+    pub const ZERO: Self = Self { points: [0; 64], signs: [0; 32], halves: [0; 16], scale: 0.0 };
+
+    /// Writes the block, as long as the type's are.
+    pub fn store(&self, blocks: Blocks, out: &mut [u8]) {
+        let mut to = Writer { out, at: 0 };
+        to.half(self.scale);
+        let low = |i: usize| self.points[i] as u8;
+        match blocks {
+            Blocks::Iq3S => to
+                .put(std::array::from_fn::<_, 64, _>(low))
+                .put(self.high_bits::<8>(1))
+                .put(self.signs)
+                .put(self.scales::<4>()),
+            Blocks::Iq2S => to
+                .put(std::array::from_fn::<_, 32, _>(low))
+                .put(self.signs)
+                .put(self.high_bits::<8>(2))
+                .put(self.scales::<8>()),
+            Blocks::Iq2Xs => {
+                let word = |i: usize| self.points[i] | u16::from(self.signs[i]) << 9;
+                let bytes = |at: usize| word(at / 2).to_le_bytes()[at % 2];
+                to.put(std::array::from_fn::<_, 64, _>(bytes))
+                    .put(self.scales::<8>())
+            }
+            Blocks::Iq3Xxs => {
+                to.put(std::array::from_fn::<_, 64, _>(low));
+                (0..8).fold(&mut to, |to, g| to.put(self.signs_and_scale(g)))
+            }
+            Blocks::Iq2Xxs => (0..8).fold(&mut to, |to, g| {
+                to.put(std::array::from_fn::<_, 4, _>(|i| low(4 * g + i)))
+                    .put(self.signs_and_scale(g))
+            }),
+            _ => &mut to,
+        };
+    }
+
+    /// The bits above eight of each point, `BITS` each.
+    fn high_bits<const N: usize>(&self, bits: usize) -> [u8; N] {
+        let each = 8 / bits;
+        let high = |at: usize, i: usize| ((self.points[at * each + i] >> 8) as u8) << (i * bits);
+        std::array::from_fn(|at| (0..each).fold(0, |byte, i| byte | high(at, i)))
+    }
+
+    /// Two groups' numbers in a byte.
+    fn scales<const N: usize>(&self) -> [u8; N] {
+        std::array::from_fn(|at| self.halves[2 * at] | self.halves[2 * at + 1] << 4)
+    }
+
+    /// Seven signs of every eight of 32 columns, the last following from them, and the number of the group.
+    fn signs_and_scale(&self, g: usize) -> [u8; 4] {
+        let signs =
+            (0..4).fold(0, |bits, i| bits | u32::from(self.signs[4 * g + i] & 127) << (7 * i));
+        (signs | u32::from(self.halves[g]) << 28).to_le_bytes()
     }
 }
 
@@ -180,7 +255,10 @@ mod tests {
     /// Any codes and numbers come back as `scale · level + bias`.
     #[test]
     fn what_is_stored_is_read_back() {
-        for blocks in Blocks::ALL {
+        for blocks in Blocks::ALL
+            .into_iter()
+            .filter(|b| b.form().points.is_none())
+        {
             let form = blocks.form();
             let mut numbers = noise(600, 7).into_iter().map(|v| (v.abs() * 1e6) as u32);
             let mut next = |below: u32| numbers.next().unwrap() % below;
@@ -204,6 +282,40 @@ mod tests {
                 };
                 let expected = scale.mul_add(form.level(block.codes[i]), bias);
                 assert_eq!(*found, expected, "{blocks:?} {i}");
+            }
+        }
+    }
+
+    /// Any points, signs and numbers come back as `scale · unit · number · level`, whatever else the block holds.
+    #[test]
+    fn points_that_are_stored_are_read_back() {
+        let forms = Blocks::ALL
+            .into_iter()
+            .filter_map(|b| Some((b, b.form().points?)));
+        for (blocks, kind) in forms {
+            let (form, all) = (blocks.form(), super::super::points(blocks));
+            let mut numbers = noise(600, 9).into_iter().map(|v| (v.abs() * 1e6) as usize);
+            let mut next = |below: usize| numbers.next().unwrap() % below;
+            let mut block = PointBlock { scale: 0.25, ..PointBlock::ZERO };
+            let count = all.len() / kind.columns;
+            block.points[..256 / kind.columns].fill_with(|| next(count) as u16);
+            block.halves[..256 / form.group].fill_with(|| next(16) as u8);
+            for signs in &mut block.signs {
+                *signs = next(256) as u8;
+                if kind.even && signs.count_ones() % 2 == 1 {
+                    *signs ^= 128;
+                }
+            }
+            let mut bytes = vec![0; form.bytes];
+            block.store(blocks, &mut bytes);
+            let mut found = vec![0.0; 256];
+            Ggml::from(blocks).decode(&bytes, &mut found);
+            for (i, found) in found.iter().enumerate() {
+                let level = all
+                    [usize::from(block.points[i / kind.columns]) * kind.columns + i % kind.columns];
+                let factor = f32::from(2 * block.halves[i / form.group] + 1);
+                let sign = if block.signs[i / 8] >> (i % 8) & 1 == 0 { 1.0 } else { -1.0 };
+                assert_eq!(*found, 0.25 * kind.unit * factor * level * sign, "{blocks:?} {i}");
             }
         }
     }

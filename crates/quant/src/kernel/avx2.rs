@@ -55,6 +55,7 @@ impl Simd for Avx2 {
         select_less(a: F, b: F, x: F, y: F) -> F =
             |i| _mm256_blendv_ps(y[i], x[i], _mm256_cmp_ps::<_CMP_LT_OQ>(a[i], b[i]));
         splat_bits(v: u32) -> I = |_i| _mm256_set1_epi32(v.cast_signed());
+        floats(v: I) -> F = |i| _mm256_cvtepi32_ps(v[i]);
         to_bits(v: F) -> I = |i| _mm256_castps_si256(v[i]);
         with_bits(v: I) -> F = |i| _mm256_castsi256_ps(v[i]);
         add_bits(a: I, b: I) -> I = |i| _mm256_add_epi32(a[i], b[i]);

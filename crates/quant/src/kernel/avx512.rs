@@ -57,6 +57,7 @@ impl Simd for Avx512 {
         select_less(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 =
             _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x);
         splat_bits(v: u32) -> __m512i = _mm512_set1_epi32(v.cast_signed());
+        floats(v: __m512i) -> __m512 = _mm512_cvtepi32_ps(v);
         to_bits(v: __m512) -> __m512i = _mm512_castps_si512(v);
         with_bits(v: __m512i) -> __m512 = _mm512_castsi512_ps(v);
         add_bits(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
@@ -199,6 +200,13 @@ impl Simd for Avx512 {
             self.values::<BITS>(self.half::<BITS, BLOCK, 0>(block), grid),
             self.values::<BITS>(self.half::<BITS, BLOCK, 1>(block), grid),
         ]
+    }
+
+    /// A permutation sees the lowest four bits of each number.
+    #[inline(always)]
+    fn nibbles(self, bytes: &[u8; LANES], low: [__m512; 2], high: [__m512; 2]) -> [__m512; 2] {
+        let bytes = self.load_i8(bytes);
+        [self.values::<4>(bytes, low), self.values::<4>(self.shr(bytes, 4), high)]
     }
 
     /// Sixteen 4-bit codes are the halves of a 64-bit word: one shift per lane pair brings code `i` to

@@ -243,6 +243,23 @@ pub trait Simd: Copy {
         v
     }
 
+    /// The values `scale · code + bias` of codes of four bits, each rounded once: of the lower halves of sixteen
+    /// bytes by one [`Self::grid`], of the upper by another.
+    #[inline(always)]
+    fn nibbles(self, bytes: &[u8; LANES], low: [Self::F; 2], high: [Self::F; 2]) -> [Self::F; 2] {
+        let (bytes, fifteen) = (self.load_i8(bytes), self.splat_bits(15));
+        let lower = self.floats(self.and(bytes, fifteen));
+        let upper = self.floats(self.and(self.shr(bytes, 4), fifteen));
+        [self.mul_add(low[0], lower, low[1]), self.mul_add(high[0], upper, high[1])]
+    }
+    /// Whole numbers with a sign, below 2^22, as floats.
+    #[inline(always)]
+    fn floats(self, v: Self::I) -> Self::F {
+        // One and a half times 2^23: the last bit of such floats counts ones.
+        let bits = self.add_bits(v, self.splat_bits(0x4b40_0000));
+        self.sub(self.with_bits(bits), self.splat(12_582_912.0))
+    }
+
     /// `a + b`.
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a - b`.

@@ -16,7 +16,7 @@ use crate::encoding::{Float, Zeros};
 use crate::error::QuantError;
 use crate::feedback::{HessianFactor, Line, Rows, Sweep};
 use crate::float::magnitude;
-use crate::ggml::Block;
+use crate::ggml::{Block, PointBlock};
 use crate::kernel::{Kernel, LANES, Simd};
 
 /// Groups of the block that has most.
@@ -36,11 +36,13 @@ pub struct QuantizeBlocks<'a> {
     /// What a squared error counts in each column; alike where nothing is known.
     pub costs: Option<Vec<f32>>,
     pub feedback: Option<&'a HessianFactor>,
+    /// The points that the type has, one after the other.
+    pub grid: Vec<f32>,
     pub out: &'a mut [u8],
 }
 
 /// A value for each of sixteen rows.
-type Lanes = [f32; LANES];
+pub type Lanes = [f32; LANES];
 
 impl Kernel for QuantizeBlocks<'_> {
     type Output = Result<QuantStats, QuantError>;
@@ -103,6 +105,26 @@ impl QuantizeBlocks<'_> {
             let (row, col) = ((row + overflow.lane) as u64, start as u64);
             QuantError::ScaleRange { row, col, value: overflow.value, dtype: Float::F16 }
         };
+        let (per_row, at) = (self.cols / form.values, start / form.values);
+        let place = |lane: usize| {
+            let first = ((row + lane) * per_row + at) * form.bytes;
+            first..first + form.bytes
+        };
+        if let Some(kind) = form.points {
+            let mut blocks = [PointBlock::ZERO; LANES];
+            let mut count_in =
+                |measured: Measure<S::F>| measured.count(s, stats, count, form.group);
+            let (strip, blocks) = (&mut strip, &mut blocks);
+            match kind.columns {
+                4 => self.points::<S, 4>(s, sweep, strip, kind, blocks, &mut count_in),
+                _ => self.points::<S, 8>(s, sweep, strip, kind, blocks, &mut count_in),
+            }
+            .map_err(refuse)?;
+            for (lane, block) in blocks[..count].iter().enumerate() {
+                block.store(self.blocks, &mut self.out[place(lane)]);
+            }
+            return Ok(());
+        }
         let mut blocks = [Block::ZERO; LANES];
         let mut ideal = [([0.0; LANES], [0.0; LANES]); GROUPS];
         let groups = form.values / form.group;
@@ -128,10 +150,8 @@ impl QuantizeBlocks<'_> {
             let measured = strip.round(s, sweep, g, pair, &mut blocks);
             measured.count(s, stats, count, form.group);
         }
-        let (per_row, at) = (self.cols / form.values, start / form.values);
         for (lane, block) in blocks[..count].iter().enumerate() {
-            let first = ((row + lane) * per_row + at) * form.bytes;
-            block.store(self.blocks, &mut self.out[first..first + form.bytes]);
+            block.store(self.blocks, &mut self.out[place(lane)]);
         }
         Ok(())
     }
@@ -188,12 +208,16 @@ impl QuantizeBlocks<'_> {
     ) -> Result<(Pair<S::F>, S::F), Overflow> {
         let grid = grid(form);
         if let Some(levels) = form.levels {
-            let search = !matches!(self.search, PairSearch::MinMax);
-            let found = levels::choose(s, levels, grid.dtype, x, search)?;
+            let found = levels::choose(s, levels, grid.dtype, x, self.is_search())?;
             return Ok((Pair { scale: found.scale, bias: s.splat(0.0) }, found.cost));
         }
         let found = choose(s, grid, x, self.search)?;
         Ok((found.pair, found.measured.cost))
+    }
+
+    /// Whether scales are searched for, not only made to cover their groups.
+    pub const fn is_search(&self) -> bool {
+        !matches!(self.search, PairSearch::MinMax)
     }
 
     /// What squared errors count in group `g`.
@@ -256,26 +280,26 @@ impl QuantizeBlocks<'_> {
 }
 
 /// Sixteen rows, of which a block is rounded.
-struct Strip<'a> {
-    form: Form,
+pub struct Strip<'a> {
+    pub form: Form,
     /// The block's first column.
-    start: usize,
+    pub start: usize,
     /// Weights with the feedback of earlier columns.
-    targets: &'a mut [Line],
+    pub targets: &'a mut [Line],
     /// Weights; behind the group, what is lost of them.
-    errors: &'a mut [Line],
+    pub errors: &'a mut [Line],
 }
 
 impl Strip<'_> {
     /// The columns of group `g`.
-    const fn columns(&self, g: usize) -> Range<usize> {
+    pub const fn columns(&self, g: usize) -> Range<usize> {
         let first = self.start + g * self.form.group;
         first..first + self.form.group
     }
 
     /// Adds to the targets of group `g` what the block's groups before it cost there.
     #[inline(always)]
-    fn take_in<S: Simd>(&mut self, s: S, sweep: &Sweep<'_>, g: usize) {
+    pub fn take_in<S: Simd>(&mut self, s: S, sweep: &Sweep<'_>, g: usize) {
         let columns = self.columns(g);
         for k in columns.clone() {
             let before = self.start..columns.start;
@@ -337,7 +361,7 @@ fn rounded<S: Simd>(s: S, form: Form, x: S::F, pair: Pair<S::F>, inverse: S::F) 
 
 /// `1 / scale`, of either sign; 0 for a scale of 0.
 #[inline(always)]
-fn inverse<S: Simd>(s: S, scale: S::F) -> S::F {
+pub fn inverse<S: Simd>(s: S, scale: S::F) -> S::F {
     let zero = s.splat(0.0);
     let tiny = s.splat(f32::MIN_POSITIVE);
     s.select_less(magnitude(s, scale), tiny, zero, s.div(s.splat(1.0), scale))

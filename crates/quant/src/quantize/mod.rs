@@ -6,6 +6,7 @@ mod group;
 mod lanes;
 mod levels;
 mod output;
+mod points;
 mod search;
 mod stats;
 #[cfg(test)]
@@ -222,7 +223,9 @@ fn quantize_blocks(
     };
     let search = if method == Method::MinMax { PairSearch::MinMax } else { PairSearch::Search };
     let PartsMut { weight, .. } = out.reborrow();
-    let kernel = blocks::QuantizeBlocks { x, cols, blocks, search, costs, feedback, out: weight };
+    let (grid, out_blocks) = (crate::ggml::points(blocks), weight);
+    let kernel =
+        blocks::QuantizeBlocks { x, cols, blocks, search, costs, feedback, grid, out: out_blocks };
     let mut stats = backend.run(kernel)?;
     output::measure(job, &out, &mut stats);
     Ok(stats)

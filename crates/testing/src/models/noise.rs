@@ -42,7 +42,7 @@ impl Noise {
     }
 
     /// Fills `out` with values of either sign, between half of `size` and all of it.
-    fn floats(&self, float: Float, size: f32, out: &mut [u8]) {
+    pub(super) fn floats(&self, float: Float, size: f32, out: &mut [u8]) {
         let value = || {
             let (sign, x) = (self.next() & 1, f32::from(self.next()) / 65536.0);
             size * (0.5 + x / 2.0) * if sign == 0 { 1.0 } else { -1.0 }

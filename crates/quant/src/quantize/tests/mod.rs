@@ -3,6 +3,7 @@
 mod blocks;
 mod guided;
 mod levels;
+mod points;
 mod reference;
 mod zeros;
 

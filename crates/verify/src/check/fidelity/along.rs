@@ -23,7 +23,8 @@ pub(super) fn margin(encoding: Encoding) -> Option<f64> {
         Encoding::Ggml(blocks) => {
             let form = blocks.form();
             // Scales that are whole numbers of another are off by up to half of one.
-            let scales = if form.is_nested() { 0.5 / f64::from(form.factors.1) } else { 0.0 };
+            let step = 0.5 * f64::from(form.factor_step());
+            let scales = if form.is_nested() { step / f64::from(form.factors.1) } else { 0.0 };
             (f64::from(form.widest_steps()), scales)
         }
         Encoding::F32 | Encoding::F16 | Encoding::Bf16 => return None,

@@ -1,0 +1,100 @@
+//! One row of activations through blocks where they lie.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::ahead::{ROWS, ask};
+use crate::ggml::lines::{self, scales};
+use crate::kernel::{LANES, Line, Simd};
+use crate::matrix::Matrix;
+
+/// Rows of a matrix that are multiplied with one row of activations.
+pub trait PackedRows {
+    /// The lanes of the sums of rows `row..row + R`.
+    fn sums<S: Simd, const R: usize>(&self, s: S, row: usize) -> [S::F; R];
+}
+
+/// Blocks of 32 columns.
+pub struct Small<'a, T, const BYTES: usize> {
+    m: &'a Matrix<'a>,
+    x: &'a [[Line; 2]],
+    kind: PhantomData<T>,
+}
+
+/// Blocks of 256 columns.
+pub struct Large<'a, T, const BYTES: usize> {
+    m: &'a Matrix<'a>,
+    x: &'a [[Line; LANES]],
+    kind: PhantomData<T>,
+}
+
+impl<'a, T, const BYTES: usize> Small<'a, T, BYTES> {
+    pub fn new(m: &'a Matrix<'a>, x: &'a [f32]) -> Self {
+        Self { m, x: x.as_chunks().0.as_chunks().0, kind: PhantomData }
+    }
+}
+
+impl<'a, T, const BYTES: usize> Large<'a, T, BYTES> {
+    pub fn new(m: &'a Matrix<'a>, x: &'a [f32]) -> Self {
+        Self { m, x: x.as_chunks().0.as_chunks().0, kind: PhantomData }
+    }
+}
+
+impl<T: lines::Small<BYTES>, const BYTES: usize> PackedRows for Small<'_, T, BYTES> {
+    #[inline(always)]
+    fn sums<S: Simd, const R: usize>(&self, s: S, row: usize) -> [S::F; R] {
+        let (m, mut acc) = (self.m, [s.splat(0.0); R]);
+        let rows: [&[[u8; BYTES]]; R] =
+            std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks().0);
+        let (mut scale, start) = ([[0.0; LANES]; R], row * rows[0].len() * BYTES);
+        // Sixteen blocks at a time: their scales are widened together.
+        for (i, x) in self.x.chunks(LANES).enumerate() {
+            let first = LANES * i;
+            for r in 0..R {
+                scale[r] = scales(s, &rows[r][first..first + x.len()]);
+            }
+            for (b, x) in x.iter().enumerate() {
+                ask(s, m.weight(), start + (first + b) * R * BYTES, R * BYTES);
+                for r in 0..R {
+                    let [w0, w1] = T::lines(s, &rows[r][first + b], scale[r][b]);
+                    acc[r] = s.mul_add(w0, s.load(&x[0]), acc[r]);
+                    acc[r] = s.mul_add(w1, s.load(&x[1]), acc[r]);
+                }
+            }
+        }
+        acc
+    }
+}
+
+impl<T: lines::Large<BYTES>, const BYTES: usize> PackedRows for Large<'_, T, BYTES> {
+    #[inline(always)]
+    fn sums<S: Simd, const R: usize>(&self, s: S, row: usize) -> [S::F; R] {
+        let (m, mut acc) = (self.m, [s.splat(0.0); R]);
+        let rows: [&[[u8; BYTES]]; R] =
+            std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks().0);
+        let start = row * rows[0].len() * BYTES;
+        for (at, x) in self.x.iter().enumerate() {
+            ask(s, m.weight(), start + at * R * BYTES, R * BYTES);
+            for r in 0..R {
+                let w = T::lines(s, &rows[r][at]);
+                for line in 0..LANES {
+                    acc[r] = s.mul_add(w[line], s.load(&x[line]), acc[r]);
+                }
+            }
+        }
+        acc
+    }
+}
+
+/// `out[i]` is the product of row `rows.start + i`.
+#[inline(always)]
+pub fn packed<S: Simd>(s: S, rows: Range<usize>, out: &mut [f32], all: &impl PackedRows) {
+    let (blocks, rest) = out.as_chunks_mut::<ROWS>();
+    let after = rows.start + ROWS * blocks.len();
+    for (first, out) in rows.step_by(ROWS).zip(blocks) {
+        *out = s.sum_four(all.sums::<S, ROWS>(s, first));
+    }
+    for (row, out) in (after..).zip(rest) {
+        *out = s.sum(all.sums::<S, 1>(s, row)[0]);
+    }
+}
