@@ -69,12 +69,17 @@ fn drafts_of_its_own_do_not_change_a_text_that_streams() {
     }
 }
 
-/// Names of what a bundle keeps of the layer, with their encodings.
-fn kept(scratch: &Scratch) -> Vec<(String, String)> {
+/// Where a bundle keeps the layer, as its manifest says.
+fn shard(scratch: &Scratch) -> Value {
     let manifest = fs::read(scratch.path("out/manifest.json")).unwrap();
     let manifest: Value = serde_json::from_slice(&manifest).unwrap();
     let mut shards = manifest["dense"].as_array().unwrap().iter();
-    let tensors = shards.find(|shard| shard["unit"] == "mtp").unwrap()["tensors"].clone();
+    shards.find(|shard| shard["unit"] == "mtp").unwrap().clone()
+}
+
+/// Names of what a bundle keeps of the layer, with their encodings.
+fn kept(scratch: &Scratch) -> Vec<(String, String)> {
+    let tensors = shard(scratch)["tensors"].clone();
     let kept = tensors.as_array().unwrap().iter().map(|tensor| {
         let name = tensor["source"]["tensor"].as_str().unwrap().to_owned();
         let encoding = &tensor["encoding"];
@@ -91,6 +96,22 @@ fn a_bundle_keeps_the_layer_where_it_is_told_to() {
         let planned = scratch.json("plan ckpt --mtp keep");
         let made = scratch.json("convert ckpt -o out --mtp keep");
         assert_eq!(planned["summary"], made["summary"], "{case}");
+        // By what `run` reserves for as many positions.
+        let floor = |more: &str| {
+            let args = format!("run out --prompt xyz -n 1 --context 4096 --threads 1 {more}");
+            scratch.json(&args)["memory"]["resident_bytes"]
+                .as_u64()
+                .unwrap()
+        };
+        let besides = planned["runtime"]["draft_bytes"].as_u64().unwrap();
+        let taken = floor("--draft mtp").abs_diff(floor(""));
+        assert!(besides > 0 && taken.abs_diff(besides) < 2 << 20, "{case}: {besides}, {taken}");
+        assert!(
+            scratch
+                .ok("plan ckpt --mtp keep")
+                .stdout
+                .contains("drafts of its own layer take ")
+        );
         scratch.ok("verify out --against ckpt");
         for (name, encoding) in kept(&scratch) {
             let repeats = name.contains("embed_tokens") || name.contains("shared_head.head");
@@ -136,10 +157,7 @@ fn a_damaged_layer_changes_no_text_and_is_named_where_reads_are_checked() {
     scratch.ok("convert ckpt -o out --mtp keep");
     let args = "run out --prompt xyz -n 20 --ignore-eos";
     let plain = scratch.json(args);
-    let manifest = fs::read(scratch.path("out/manifest.json")).unwrap();
-    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
-    let mut shards = manifest["dense"].as_array().unwrap().iter();
-    let shard = shards.find(|shard| shard["unit"] == "mtp").unwrap();
+    let shard = shard(&scratch);
     let sound = scratch.json(&format!("{args} --check-reads --draft mtp"));
     assert_same(&sound, &plain, "sound");
     let file = format!("out/{}", shard["file"].as_str().unwrap());
@@ -154,6 +172,31 @@ fn a_damaged_layer_changes_no_text_and_is_named_where_reads_are_checked() {
         "{}",
         ran.stderr
     );
+}
+
+#[test]
+fn a_layer_of_no_numbers_guesses_nothing() {
+    for case in CASES {
+        let scratch = model(case);
+        // Bytes of floats can be no number or infinite, and all of a shard hostile.
+        scratch.ok("convert ckpt -o out --set mtp=keep");
+        let args = "run out --prompt xyz -n 20 --ignore-eos";
+        let plain = scratch.json(args);
+        let shard = shard(&scratch);
+        let start = shard["offset"].as_u64().unwrap() as usize;
+        let end = start + shard["len"].as_u64().unwrap() as usize;
+        let file = format!("out/{}", shard["file"].as_str().unwrap());
+        for value in [[0xff, 0xff], [0x80, 0x7f], [0x7f, 0x7f]] {
+            scratch.edit_bytes(&file, |bytes| {
+                bytes[start..end].as_chunks_mut().0.fill(value);
+            });
+            let drafted = scratch.json(&format!("{args} --draft mtp"));
+            for field in ["text", "logits_blake3"] {
+                assert_eq!(drafted[field], plain[field], "{case}: {value:?}: {field}");
+            }
+            assert_eq!(drafted["draft"]["offered"], json!(0), "{case}: {value:?}");
+        }
+    }
 }
 
 #[test]

@@ -53,9 +53,8 @@ impl Predictor {
     /// Bytes of memory that it takes beside a runtime with these options.
     ///
     /// # Errors
-    /// A model without such a layer; an encoding that cannot hold a shape.
-    pub fn byte_len(weights: &Weights, options: &Options) -> Result<u64> {
-        let layer = weights.prediction()?;
+    /// An encoding that cannot hold a shape.
+    pub fn byte_len(layer: &Prediction, options: &Options) -> Result<u64> {
         let (spec, hidden) = (&layer.spec, layer.spec.hidden_size as usize);
         let units = layer.experts.iter().chain([&layer.dense]);
         let units = units.map(|pieces| Ok(buffer(placed(pieces)?.len)));
@@ -69,11 +68,7 @@ impl Predictor {
         // Copies of pairs that go into the projection, beside what any layer's rows take.
         let rows = block::buffer_len(spec, ROWS as u64) + 12 * (ROWS * hidden) as u64;
         let logits = 2 * u64::from(spec.vocab_size);
-        let held = units + projection + state + 4 * (rows + logits);
-        Ok(match weights.checked() {
-            Some(_) => held + buffer(weights.layout(Unit::Mtp)?.len),
-            None => held,
-        })
+        Ok(units + projection + state + 4 * (rows + logits))
     }
 
     /// Reads the layer.

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
+use shardwright_format::arch::Prediction;
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::model::{Ffn, LayerSpec, ModelSpec};
 use shardwright_format::weights::Weights;
@@ -198,9 +199,9 @@ impl Runtime {
     /// Bytes that [`Self::open_predictor`] takes beside a runtime with these options.
     ///
     /// # Errors
-    /// A model without a layer that predicts the token after next.
-    pub fn predictor_bytes(weights: &Weights, options: &Options) -> Result<u64> {
-        Predictor::byte_len(weights, options)
+    /// An encoding that cannot hold a shape.
+    pub fn predictor_bytes(layer: &Prediction, options: &Options) -> Result<u64> {
+        Predictor::byte_len(layer, options)
     }
 
     /// Reads the model's layer that predicts the token after next: from here on it follows what is computed.

@@ -6,12 +6,13 @@ use std::path::Path;
 
 use serde::Serialize;
 use shardwright_convert::{ExpectedTime, Plan};
-use shardwright_format::FormatError;
+use shardwright_format::arch::Prediction;
+use shardwright_format::{FormatError, Unit};
 use shardwright_quant::CacheType;
 use shardwright_runtime::options::{loading, reserved};
 use shardwright_runtime::replay::{Bought, Replay};
 use shardwright_runtime::text::Tokenizer;
-use shardwright_runtime::{CacheTypes, MemoryPlan, Options as RuntimeOptions};
+use shardwright_runtime::{CacheTypes, MemoryPlan, Options as RuntimeOptions, Runtime};
 
 use crate::args::{CacheArgs, PlanCommandArgs};
 use crate::bytes;
@@ -59,6 +60,9 @@ struct RuntimeMemory {
     /// Memory of one expert, and of all of them.
     expert_bytes: u64,
     experts_bytes: u64,
+    /// What drafts of the model's own layer take besides, where the bundle keeps it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_bytes: Option<u64>,
     /// What memory buys on a trace, in experts that there is room for.
     #[serde(skip_serializing_if = "Option::is_none")]
     trace: Option<Bought>,
@@ -133,6 +137,7 @@ impl RuntimeMemory {
             resident_bytes: default.resident,
             expert_bytes: default.expert_slot,
             experts_bytes: default.expert_slot * spec.num_experts(),
+            draft_bytes: draft_bytes(plan, &options)?,
             trace: None,
             caches: CACHES
                 .into_iter()
@@ -140,6 +145,15 @@ impl RuntimeMemory {
                 .collect::<Result<_, Failure>>()?,
         })
     }
+}
+
+/// What `run --draft mtp` takes besides; nothing where the bundle keeps no layer that it can read.
+fn draft_bytes(plan: &Plan, options: &RuntimeOptions) -> Result<Option<u64>, Failure> {
+    let options = RuntimeOptions { cache: CacheArgs::DEFAULT.into(), ..*options };
+    let part = plan.layout(Unit::Mtp);
+    let layer = part.and_then(|part| Prediction::new(&plan.manifest.model, &part).ok());
+    let bytes = layer.map(|layer| Runtime::predictor_bytes(&layer, &options));
+    Ok(bytes.transpose()?)
 }
 
 impl RuntimeMemory {
@@ -309,10 +323,13 @@ fn costs(report: &Report<'_>) -> String {
         n => format!(", {} of them experts", bytes::disk(n)),
     };
     let time = report.time.map_or_else(String::new, time);
+    let draft = runtime.draft_bytes.map_or_else(String::new, |draft| {
+        format!("drafts of its own layer take {} besides\n", bytes::memory(draft))
+    });
     format!(
         "converting reads {}, takes at most {} of memory and {} of disk\n{time}\
          a token reads {} when nothing is cached{experts}\n\
-         running takes at least {} of memory, {} with everything in it ({} positions)\n{}",
+         running takes at least {} of memory, {} with everything in it ({} positions)\n{draft}{}",
         bytes::disk(cost.source_bytes),
         bytes::memory(cost.peak_memory),
         bytes::disk(cost.peak_disk),

@@ -51,7 +51,7 @@ impl Prediction {
     ///
     /// # Errors
     /// An architecture whose layer is not described; a tensor that is missing or of another shape.
-    pub(crate) fn new(model: &ModelSpec, part: &UnitLayout) -> Result<Self, Refusal> {
+    pub fn new(model: &ModelSpec, part: &UnitLayout) -> Result<Self, Refusal> {
         let arch = Arch::builtin(&model.model_type);
         let unknown = || {
             mismatch("a model whose table describes them", format_args!("`{}`", model.model_type))

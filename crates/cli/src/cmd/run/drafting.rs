@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use shardwright_format::Unit;
 use shardwright_format::checkpoint::TOKENIZER_NAME;
 use shardwright_format::io::TOKENIZER_LIMIT;
 use shardwright_format::weights::Weights;
@@ -41,7 +42,11 @@ impl Drafting {
         let source = match name {
             DraftSource::Ngram => Some(Source::Ngram),
             DraftSource::Mtp => {
-                reserve(Runtime::predictor_bytes(weights, options)?, weights, options)?;
+                let held = Runtime::predictor_bytes(&weights.prediction()?, options)?;
+                // Hashes are of whole parts.
+                let whole = weights.checked().map(|_| weights.layout(Unit::Mtp));
+                let whole = whole.transpose()?.map_or(0, |part| part.len);
+                reserve(held.saturating_add(whole), weights, options)?;
                 None
             }
             DraftSource::Model(path) => {
