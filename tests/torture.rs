@@ -395,6 +395,24 @@ fn weights_of_any_size_are_like_their_conversion() {
     }
 }
 
+/// Found by the attack, seeds 1053042, 1108583 and 1113859: where one value of each sign outweighs all others of its
+/// group, a grid over the range has no level near zero, and two bits err by more than the weights.
+#[test]
+fn outliers_of_both_signs_are_like_their_conversion() {
+    let scratch = Scratch::with("golden/qwen3_moe");
+    scratch.edit_tensors("ckpt/model.safetensors", |tensors| {
+        for name in ["lm_head.weight", "model.embed_tokens.weight"] {
+            let at = tensors.range(name).start + 8192;
+            tensors.data[at..at + 4].copy_from_slice(&[0, 0x54, 0, 0xd4]);
+        }
+    });
+    for options in ["--bits 2 --method minmax", "--bits 2 --group-size 32", "--bits 8"] {
+        scratch.ok(&format!("convert ckpt -o out {options}"));
+        scratch.ok("verify out --against ckpt");
+        fs::remove_dir_all(scratch.path("out")).unwrap();
+    }
+}
+
 /// Found by the attack: an export killed before it could leave its mark was refused ever after.
 #[test]
 fn an_export_that_was_killed_at_once_begins_anew() {
@@ -403,4 +421,18 @@ fn an_export_that_was_killed_at_once_begins_anew() {
     fs::create_dir(scratch.path("back.partial")).unwrap();
     scratch.ok("export out --to hf -o back");
     assert!(!scratch.path("back.partial").exists());
+}
+
+/// Found by the attack, seed 3750022: killed when its output had its name already, an export left a directory that
+/// nothing ever removed.
+#[test]
+fn what_a_whole_export_left_is_removed_by_the_next() {
+    let scratch = Scratch::with("golden/llama3");
+    scratch.ok("convert ckpt -o out --for gguf --bits 4");
+    scratch.ok("export out --to gguf -o made.gguf");
+    fs::create_dir(scratch.path("made.gguf.partial")).unwrap();
+    fs::write(scratch.path("made.gguf.partial/export.lock"), "").unwrap();
+    let exists = "error: made.gguf: already exists; remove it or choose another name";
+    scratch.refused("export out --to gguf -o made.gguf", exists);
+    assert!(!scratch.path("made.gguf.partial").exists());
 }

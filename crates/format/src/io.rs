@@ -68,6 +68,25 @@ pub fn partial_path(out: &Path) -> PathBuf {
     out.with_file_name(name)
 }
 
+/// Removes everything in the directory `dir` but what is called `kept`.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn clear(dir: &Path, kept: &str) -> Result<(), FormatError> {
+    for entry in std::fs::read_dir(dir).map_err(|e| FormatError::io(dir, e))? {
+        let path = entry.map_err(|e| FormatError::io(dir, e))?.path();
+        let removed = match path.file_name() {
+            Some(name) if name == kept => Ok(()),
+            _ if path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) => {
+                std::fs::remove_dir_all(&path)
+            }
+            _ => std::fs::remove_file(&path),
+        };
+        removed.map_err(|e| FormatError::io(&path, e))?;
+    }
+    Ok(())
+}
+
 /// Makes `path` what `write` writes to a file beside it: whole, or not at all.
 ///
 /// # Errors
@@ -422,5 +441,19 @@ mod tests {
         assert_eq!(error, format!("{}: expected a regular file", dir.path().display()));
         assert!(read_limited(&dir.path().join("none"), 1).unwrap().is_none());
         assert!(read_required(&dir.path().join("none"), 1).is_err());
+    }
+    #[test]
+    fn a_directory_is_cleared_but_for_one_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(path("bundle/deep")).unwrap();
+        for name in ["kept", "other", "bundle/deep/kept"] {
+            std::fs::write(path(name), name).unwrap();
+        }
+        std::os::unix::fs::symlink("nowhere", path("link")).unwrap();
+        clear(dir.path(), "kept").unwrap();
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1);
+        assert_eq!(std::fs::read(path("kept")).unwrap(), b"kept");
     }
 }

@@ -90,7 +90,7 @@ pub fn merge(
         Ok(merged)
     });
     drop(ledger);
-    let removed = std::fs::remove_dir_all(&partial).map_err(|e| FormatError::io(&partial, e));
+    let removed = super::remove(&partial);
     // The error that matters is the first.
     let made = made?;
     removed?;

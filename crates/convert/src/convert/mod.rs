@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use shardwright_format::bundle::read_manifest;
 use shardwright_format::checkpoint::Checkpoint;
-use shardwright_format::io::{INDEX_LIMIT, partial_path, read_required};
+use shardwright_format::io::{INDEX_LIMIT, clear, partial_path, read_required};
 use shardwright_format::manifest::{Hash, Manifest, REPORT_FILE};
 use shardwright_format::writer::{self, BundleWriter};
 use shardwright_format::{FormatError, Unit, mismatch};
@@ -153,8 +153,15 @@ pub fn convert(
     let put: finish::PutFile<'_> = &|writer, file| finish::put(&source, writer, file);
     finish::finish(plan, &sources, made.writer, &made.finished, &report, put)?;
     writer::publish(&partial.join(BUNDLE_DIR), out)?;
-    std::fs::remove_dir_all(&partial).map_err(|e| FormatError::io(&partial, e))?;
+    remove(&partial)?;
     Ok(report)
+}
+
+/// Removes the directory of a conversion, its ledger last: whoever is killed between leaves what the next one knows
+/// as its own.
+fn remove(partial: &Path) -> Result<()> {
+    clear(partial, LEDGER_FILE)?;
+    Ok(std::fs::remove_dir_all(partial).map_err(|e| FormatError::io(partial, e))?)
 }
 
 /// What was lost, by the ledger's entries.
@@ -245,7 +252,7 @@ fn already_published(
         let mut ledger = Locked::open(&ledger)?;
         let ours = ledger.is_of(fingerprint);
         if ours {
-            std::fs::remove_dir_all(partial).map_err(|e| FormatError::io(partial, e))?;
+            remove(partial)?;
         }
         ours
     } else {

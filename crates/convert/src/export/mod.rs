@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use shardwright_format::FormatError;
 use shardwright_format::checkpoint::gguf::SUFFIX;
-use shardwright_format::io::partial_path;
+use shardwright_format::io::{self, partial_path};
 use shardwright_format::manifest::{Hash, Ignored};
 use shardwright_format::weights::Weights;
 use shardwright_format::writer::publish;
@@ -203,10 +203,11 @@ impl Partial {
             Err(ConvertError::Output { path: path.to_owned(), detail: detail.into() })
         };
         let exists = "already exists; remove it or choose another name";
+        let dir = partial_path(out);
         if out.symlink_metadata().is_ok() {
+            remove_left(&dir);
             return refused(out, exists);
         }
-        let dir = partial_path(out);
         // Killed before it could leave a mark, an export leaves an empty directory.
         let _ = fs::remove_dir(&dir);
         let path = dir.join(MARK);
@@ -225,7 +226,7 @@ impl Partial {
             return refused(&dir, "another export is writing it");
         }
         if killed {
-            clear(&dir)?;
+            io::clear(&dir, MARK)?;
         }
         Ok(Self { dir, _mark: mark })
     }
@@ -250,20 +251,13 @@ impl Partial {
     }
 }
 
-/// Removes everything but the mark.
-fn clear(dir: &Path) -> Result<()> {
-    for entry in fs::read_dir(dir).map_err(|e| FormatError::io(dir, e))? {
-        let path = entry.map_err(|e| FormatError::io(dir, e))?.path();
-        let removed = match path.file_name() {
-            Some(name) if name == MARK => Ok(()),
-            _ if path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) => {
-                fs::remove_dir_all(&path)
-            }
-            _ => fs::remove_file(&path),
-        };
-        removed.map_err(|e| FormatError::io(&path, e))?;
+/// Removes what an export left that was killed when its output had its name already. That it cannot be removed is
+/// no news beside what is said of the output.
+fn remove_left(dir: &Path) {
+    let mark = File::options().write(true).open(dir.join(MARK));
+    if mark.is_ok_and(|mark| is_held(&mark).is_ok_and(|held| !held)) {
+        let _ = fs::remove_dir_all(dir);
     }
-    Ok(())
 }
 
 /// Makes files durable and hashes them, those of directories inside too.

@@ -25,6 +25,9 @@ pub(super) struct Drafting {
     /// Where they come from, if not from a layer of the model itself.
     source: Option<Source>,
     pub(super) drafter: Drafter,
+    /// Whether memory holds the experts of several tokens beside what drafts take. Where it does not, nothing is
+    /// opened for them.
+    fits: bool,
 }
 
 impl Drafting {
@@ -39,35 +42,25 @@ impl Drafting {
         weights: &Weights,
         options: &mut Options,
     ) -> Result<Self, Failure> {
-        let source = match name {
-            DraftSource::Ngram => Some(Source::Ngram),
+        let (source, fits) = match name {
+            DraftSource::Ngram => (Some(Source::Ngram), reserve(0, weights, options)?),
             DraftSource::Mtp => {
                 let held = Runtime::predictor_bytes(&weights.prediction()?, options)?;
                 // Hashes are of whole parts.
                 let whole = weights.checked().map(|_| weights.layout(Unit::Mtp));
                 let whole = whole.transpose()?.map_or(0, |part| part.len);
-                reserve(held.saturating_add(whole), weights, options)?;
-                None
+                (None, reserve(held.saturating_add(whole), weights, options)?)
             }
             DraftSource::Model(path) => {
                 let small = inputs::model(path, &ArchArgs { arch: None })?;
                 same_tokens((ours, weights), (path, &small))?;
-                let own = Options {
-                    memory: None,
-                    reserved: 0,
-                    loading: 0,
-                    draft: 0,
-                    chunk: CHUNK,
-                    ..*options
-                };
-                let plan = MemoryPlan::new(&small, &own)?;
-                reserve(plan.total, weights, options)?;
-                let runtime = Runtime::open(small, &own)?;
-                let model = DraftModel::new(runtime, weights.spec().vocab_size);
-                Some(Source::Model(Box::new(model)))
+                let own = alone(options);
+                let fits = reserve(MemoryPlan::new(&small, &own)?.total, weights, options)?;
+                let open = || small_model(small, &own, weights.spec().vocab_size);
+                (fits.then(open).transpose()?, fits)
             }
         };
-        Ok(Self { name: name.clone(), source, drafter: Drafter::default() })
+        Ok(Self { name: name.clone(), source, drafter: Drafter::default(), fits })
     }
 
     /// Has `runtime`, the model that drafts are for, read what they need of it.
@@ -76,8 +69,8 @@ impl Drafting {
     /// Weights that cannot be read.
     pub(super) fn join(&self, runtime: &mut Runtime) -> Result<(), Failure> {
         match self.source {
-            Some(_) => Ok(()),
-            None => Ok(runtime.open_predictor()?),
+            None if self.fits => Ok(runtime.open_predictor()?),
+            _ => Ok(()),
         }
     }
 
@@ -110,18 +103,32 @@ impl Drafting {
     }
 
     pub(super) fn report(self) -> Draft {
-        Draft { source: self.name, drafted: self.drafter.drafted() }
+        Draft { source: self.name, fits: self.fits, drafted: self.drafter.drafted() }
     }
 }
 
-/// Sets `bytes` aside for drafts in how `weights` are run.
+/// Opens a model that drafts tokens of a vocabulary of `words`.
+fn small_model(small: Weights, own: &Options, words: u32) -> Result<Source, Failure> {
+    Ok(Source::Model(Box::new(DraftModel::new(Runtime::open(small, own)?, words))))
+}
+
+/// How a model that drafts is run beside one that is run with `options`.
+fn alone(options: &Options) -> Options {
+    Options { memory: None, reserved: 0, loading: 0, draft: 0, chunk: CHUNK, ..*options }
+}
+
+/// Sets `bytes` aside for drafts in how `weights` are run; whether there is then room to try any. Where there is
+/// none, nothing is set aside: drafts would take from the model and give nothing.
 ///
 /// # Errors
 /// A budget in which both do not fit: said before any of it is read.
-fn reserve(bytes: u64, weights: &Weights, options: &mut Options) -> Result<(), Failure> {
-    options.reserved = options.reserved.saturating_add(bytes);
-    MemoryPlan::new(weights, options).map_err(|e| engine::explain(&e))?;
-    Ok(())
+fn reserve(bytes: u64, weights: &Weights, options: &mut Options) -> Result<bool, Failure> {
+    let reserved = options.reserved.saturating_add(bytes);
+    let with = Options { reserved, ..*options };
+    let plan = MemoryPlan::new(weights, &with).map_err(|e| engine::explain(&e))?;
+    let fits = plan.draft > 0;
+    *options = if fits { with } else { Options { draft: 0, ..*options } };
+    Ok(fits)
 }
 
 /// # Errors

@@ -128,12 +128,17 @@ impl Traced {
 #[derive(Clone, Serialize)]
 pub(super) struct Draft {
     pub(super) source: DraftSource,
+    /// Whether memory has room to try any.
+    pub(super) fits: bool,
     #[serde(flatten)]
     pub(super) drafted: Drafted,
 }
 
 impl Draft {
     fn line(&self) -> String {
+        if !self.fits {
+            return "none: this memory does not hold the experts of several tokens beside it".to_owned();
+        }
         let Drafted { offered, accepted, steps, declined } = self.drafted;
         let mut line = format!("{accepted} of {offered} tokens accepted in {steps} steps");
         if declined > 0 {

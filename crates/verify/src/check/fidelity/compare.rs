@@ -10,6 +10,7 @@ use shardwright_quant::{Encoding, Float, Matrix, MatrixError, Parts, QuantStats,
 
 use super::along::{self, Along, Outside};
 use super::pairs::Pair;
+use super::range;
 use super::steps::Steps;
 use super::{FidelityOptions, Slot, sanity_limit};
 use crate::check::divergence::Party;
@@ -44,6 +45,8 @@ pub(super) struct ValueComparison {
     steps: Steps,
     /// The row with the largest relative RMSE.
     worst_row: Option<(u64, f64)>,
+    /// What the ranges of groups explain of the squared error, beyond the usual limit.
+    explained: f64,
     /// The first row that is stored as one value, while its source is not one.
     flat_row: Option<(u64, f64)>,
     /// The first value on either side that is infinite or not a number.
@@ -72,6 +75,8 @@ pub struct Limits {
     flat: bool,
     /// How far the length along the source may lie outside of what its error explains.
     along: Option<f64>,
+    /// Whether more error than `rmse` is right where the ranges of groups explain it.
+    ranges: bool,
     /// How codes may have been chosen.
     codes: Codes,
 }
@@ -127,13 +132,15 @@ impl Limits {
                 exact: true,
                 flat: false,
                 along: None,
+                ranges: false,
                 codes: Codes::Any,
             };
         };
         let rmse = options.rmse_limit(encoding);
         let row = 2.0 * sanity.max(rmse) + ROUNDING;
         let (row_rmse, along) = (row.min(MAX_ROW_RMSE), along::margin(encoding));
-        Self { rmse, row_rmse, exact: false, flat: true, along, codes: Codes::Any }
+        let ranges = options.max_rmse.is_none();
+        Self { rmse, row_rmse, exact: false, flat: true, along, ranges, codes: Codes::Any }
     }
 
     /// The sanity limit of as many whole bits as a weight takes, never below [`ANY_RMSE`]: floats of 8 bits
@@ -147,7 +154,7 @@ impl Limits {
         let coded = weights.is_coded(entry);
         let rmse = options.max_rmse.filter(|_| coded).unwrap_or(sanity);
         let (row_rmse, codes) = (f64::INFINITY, Codes::Any);
-        Self { rmse, row_rmse, exact: false, flat: false, along: None, codes }
+        Self { rmse, row_rmse, exact: false, flat: false, along: None, ranges: false, codes }
     }
 }
 
@@ -181,6 +188,7 @@ impl ValueComparison {
         if later.worst_row.map(|w| w.1) > self.worst_row.map(|w| w.1) {
             self.worst_row = later.worst_row;
         }
+        self.explained += later.explained;
         self.flat_row = self.flat_row.or(later.flat_row);
         self.not_finite = self.not_finite.or(later.not_finite);
         self.inexact = self.inexact.or(later.inexact);
@@ -205,7 +213,7 @@ impl ValueComparison {
             findings.push(finding.expected(value.expected, value.found));
         }
         let rmse = self.errors.relative_rmse();
-        if rmse > limits.rmse {
+        if rmse > limits.rmse && !self.is_explained(limits) {
             let what = Finding::new(Kind::Error, "relative RMSE");
             findings
                 .push(what.expected(format!("at most {:.4}", limits.rmse), format!("{rmse:.4}")));
@@ -223,6 +231,12 @@ impl ValueComparison {
             findings.extend(self.intent(limits));
         }
         findings
+    }
+
+    /// Whether the usual limit and the ranges of groups explain the error together.
+    fn is_explained(&self, limits: &Limits) -> bool {
+        let limit = limits.rmse * limits.rmse * self.errors.sum_sq;
+        limits.ranges && self.errors.sum_sq_error <= limit + self.explained
     }
 
     /// What no error limit notices: values that were scaled, codes that carry something else.
@@ -443,7 +457,9 @@ fn measure(
         if let Some(outside) = outside.and_then(|margin| Outside::of_row(along, &errors, margin)) {
             all.consider(row, outside);
         }
-        if told && all.worst_row.is_none_or(|(_, worst)| rmse > worst) {
+        let beyond = encoding.map_or(0.0, |encoding| range::beyond(encoding, x, &errors));
+        all.explained += beyond;
+        if told && beyond == 0.0 && all.worst_row.is_none_or(|(_, worst)| rmse > worst) {
             all.worst_row = Some((row, rmse));
         }
         if told && rmse > ROUNDING && is_flat(y) && !is_flat(x) {

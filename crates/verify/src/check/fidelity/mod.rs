@@ -6,6 +6,7 @@ mod coverage;
 mod mapping;
 mod origin;
 mod pairs;
+mod range;
 mod source;
 mod steps;
 mod summary;
@@ -56,12 +57,16 @@ impl FidelityOptions {
     /// A tensor filled with zeros has 1, one that was mistaken for another about 1.4. The limits lie
     /// between: they find mistakes, not poor methods.
     pub fn rmse_limit(&self, encoding: Encoding) -> f64 {
-        let limit = sanity_limit(encoding).map(|limit| limit.min(0.9));
-        limit.map_or(f64::INFINITY, |limit| self.max_rmse.unwrap_or(limit))
+        usual_limit(encoding).map_or(f64::INFINITY, |limit| self.max_rmse.unwrap_or(limit))
     }
 }
 
 /// See [`FidelityOptions::rmse_limit`].
+fn usual_limit(encoding: Encoding) -> Option<f64> {
+    sanity_limit(encoding).map(|limit| limit.min(0.9))
+}
+
+/// The same, however few the bits.
 fn sanity_limit(encoding: Encoding) -> Option<f64> {
     match encoding {
         Encoding::Affine(affine) => Some(4.0 / (f64::from(affine.bits()).exp2() - 1.0)),
