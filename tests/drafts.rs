@@ -120,9 +120,15 @@ fn a_smaller_model_drafts_and_changes_nothing() {
         let budget = bytes("resident_bytes") + (5 << 20);
         let drafted = scratch.json(&format!("{args} --draft small --memory {budget}"));
         assert_same(&drafted, &plain, &budget.to_string());
-        assert!(
-            drafted["memory"]["floor_bytes"].as_u64().unwrap() > bytes("floor_bytes") + (1 << 20)
-        );
+        let floor = |run: &Value| run["memory"]["floor_bytes"].as_u64().unwrap();
+        assert!(floor(&drafted) > bytes("floor_bytes") + (1 << 20));
+        assert_eq!(drafted["draft"]["fits"], json!(true));
+        // At the floor of both no two tokens can be tried, so the small one is not opened.
+        let budget = floor(&drafted) + (1 << 19);
+        let declined = scratch.json(&format!("{args} --draft small --memory {budget}"));
+        assert_same(&declined, &plain, &budget.to_string());
+        assert_eq!(declined["draft"]["fits"], json!(false));
+        assert!(floor(&drafted) > floor(&declined) + (1 << 20));
     }
 }
 

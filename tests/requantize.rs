@@ -56,6 +56,12 @@ fn a_bundle_of_another_bundle_is_told_apart() {
     assert_eq!(ran.code, Some(1));
     assert!(ran.stdout.contains("found another bundle, original"), "{}", ran.stdout);
     scratch.ok("verify b --against ckpt --other-source");
+    let itself = scratch.json("verify b --against b");
+    assert_eq!(
+        itself["notes"][0],
+        serde_json::json!("the original is the same bundle"),
+        "{itself}"
+    );
     let report = scratch.json("verify b --against a");
     let fidelity = &report["fidelity"];
     assert_eq!(fidelity["checkpoint_tensors"], fidelity["tensors"], "{report}");

@@ -137,7 +137,8 @@ pub(super) struct Draft {
 impl Draft {
     fn line(&self) -> String {
         if !self.fits {
-            return "none: this memory does not hold the experts of several tokens beside it".to_owned();
+            return "none: this memory does not hold the experts of several tokens beside it"
+                .to_owned();
         }
         let Drafted { offered, accepted, steps, declined } = self.drafted;
         let mut line = format!("{accepted} of {offered} tokens accepted in {steps} steps");

@@ -56,12 +56,16 @@ pub(super) fn trace(
     options: &FidelityOptions,
     monitor: &Monitor<'_>,
 ) -> Result<Origin> {
-    let notes = models_note(original.weights.spec(), candidate.weights.spec());
+    let mut notes = models_note(original.weights.spec(), candidate.weights.spec());
     let Some(bundle) = candidate.weights.bundle() else {
         return Ok(other(Vec::new(), notes));
     };
     let pieces = mapping::pieces(bundle.manifest());
     if let Some(quantized) = original.weights.bundle() {
+        if quantized.manifest().blake3 == bundle.manifest().blake3 {
+            notes.push("the original is the same bundle".to_owned());
+            return Ok(other(Vec::new(), notes));
+        }
         let source = Checkpoint::from_bundle(quantized)?;
         if same_files(bundle.manifest(), &source) {
             let inventory = Inventory::from_bundle(quantized)?;
