@@ -105,14 +105,14 @@ impl Scratch {
     /// The same under a budget of memory, or the first larger one that works: what the process itself takes, and
     /// with it the least that works, differs from run to run by some hundred KiB.
     pub fn json_within(&self, args: &str, budget: u64) -> Value {
-        let budgets = (0..24).map(|more| budget + (more << 17));
+        let mut budgets = (0..24).map(|more| budget + (more << 17));
         let within = |budget| {
             let ran = self.run(&format!("{args} --memory {budget} --json"));
             let small = ran.code == Some(2) && ran.stderr.contains("is too small");
             assert!(small || ran.code == Some(0), "{args} --memory {budget}: {ran:?}");
             (!small).then(|| serde_json::from_str(&ran.stdout).unwrap())
         };
-        let found = budgets.filter_map(within).next();
+        let found = budgets.find_map(within);
         found.unwrap_or_else(|| panic!("{args}: {budget} and 3 MiB more are too small"))
     }
 
