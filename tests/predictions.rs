@@ -60,8 +60,10 @@ fn drafts_of_its_own_do_not_change_a_text_that_streams() {
         // Half of what is beyond the least, and room for what the process differs by from run to run.
         let budget = floor.midpoint(bytes(&all, "resident_bytes")) + (1 << 20);
         let streamed = scratch.json_within(&format!("{args} --draft mtp"), budget);
-        // What is free for drafts on so small a model is less than what the process differs by.
-        assert_same_text(&streamed, &plain, case);
+        // What is free for drafts on so small a model is less than what the process differs by from run to run.
+        let fits = streamed["draft"]["fits"] == json!(true);
+        let same = if fits { assert_same } else { assert_same_text };
+        same(&streamed, &plain, case);
         assert!(bytes(&streamed, "peak_bytes") <= bytes(&streamed, "budget_bytes"));
         let refused = scratch.run(&format!("{args} --draft mtp --memory 1MiB"));
         assert_eq!(

@@ -19,6 +19,29 @@ const TURNS: [(&str, &str, &str); 4] = [
     ("class A", "2GiB", "note: memory is now at most "),
 ];
 
+/// Starts a command that takes its memory from the file `limit`; gives what it says on both of its outputs too.
+fn start(
+    scratch: &Scratch,
+    args: &str,
+    input: Stdio,
+) -> (Child, ChildStdout, BufReader<ChildStderr>) {
+    let mut command = scratch.command(&format!("{args} --memory-file limit"));
+    command
+        .stdin(input)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (output, errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    (child, output, BufReader::new(errors))
+}
+
+/// Has it read the file again.
+fn look_again(child: &Child) {
+    let pid = child.id().to_string();
+    let told = Command::new("kill").args(["-USR1", &pid]).status().unwrap();
+    assert!(told.success());
+}
+
 #[test]
 fn a_conversation_says_the_same_while_its_memory_changes() {
     let scratch = conversing(PLAIN);
@@ -33,27 +56,13 @@ fn a_conversation_says_the_same_while_its_memory_changes() {
         .unwrap();
 
     fs::write(scratch.path("limit"), "1GiB\n").unwrap();
-    let mut command = scratch.command(&format!("{args} --memory-file limit"));
-    let pipes = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = pipes.spawn().unwrap();
-    let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    let mut errors = BufReader::new(child.stderr.take().unwrap());
-    let mut said = vec![0];
+    let (mut child, mut output, mut errors) = start(&scratch, args, Stdio::piped());
+    let (mut input, mut said) = (child.stdin.take().unwrap(), vec![0]);
     for (turn, size, note) in TURNS {
         if !note.is_empty() {
             // The turn waits for its line, so that the signal always comes before it.
             fs::write(scratch.path("limit"), size).unwrap();
-            let pid = child.id().to_string();
-            assert!(
-                Command::new("kill")
-                    .args(["-USR1", &pid])
-                    .status()
-                    .unwrap()
-                    .success()
-            );
+            look_again(&child);
         }
         writeln!(input, "{turn}").unwrap();
         if note.is_empty() {
@@ -111,14 +120,8 @@ struct Streaming {
 
 impl Streaming {
     fn start(scratch: &Scratch, args: &str) -> Self {
-        let mut command = scratch.command(&format!("{args} --memory-file limit"));
-        let pipes = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = pipes.spawn().unwrap();
-        let (output, errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let (errors, limit) = (BufReader::new(errors), scratch.path("limit"));
+        let (child, output, errors) = start(scratch, args, Stdio::null());
+        let limit = scratch.path("limit");
         let mut running = Self { child, output, errors, said: Vec::new(), limit };
         // The handler is there when text is.
         assert!(running.goes_on(1));
@@ -137,14 +140,7 @@ impl Streaming {
     /// ended first.
     fn change(&mut self, memory: u64) -> Option<u64> {
         fs::write(&self.limit, memory.to_string()).unwrap();
-        let pid = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-USR1", &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+        look_again(&self.child);
         let mut line = String::new();
         while !line.contains("with room for") {
             line.clear();

@@ -12,6 +12,7 @@ mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
 pub use reading::{LARGEST_WINDOW, More};
+pub(crate) use sampler::greedy;
 pub use sampler::{Sampler, Sampling};
 pub use stream::TextStream;
 pub use tokenizer::{MAKE_TOKENIZER, OTHER_FORMS, Tokenizer};

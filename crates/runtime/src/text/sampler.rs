@@ -107,7 +107,7 @@ impl Sampler {
 }
 
 /// The most likely token; of equal ones the lowest.
-fn greedy(logits: &[f32]) -> u32 {
+pub fn greedy(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (token, logit) in logits.iter().enumerate() {
         if *logit > logits[best] {

@@ -4,6 +4,7 @@ use super::Model;
 use crate::block::ops::{cap, rms_norm};
 use crate::error::Result;
 use crate::prediction::{Predictor, ROWS};
+use crate::text::greedy;
 use crate::token::Guesses;
 
 impl Model {
@@ -82,7 +83,11 @@ impl Model {
             self.head_logits(1, &mut logits)?;
             cap(&mut logits, self.spec.logits_cap);
             observe(&logits);
-            let Some(token) = likeliest(&logits) else { return Ok(draft) };
+            // A layer of no numbers has nothing to say.
+            if logits.iter().any(|logit| !logit.is_finite()) {
+                return Ok(draft);
+            }
+            let token = greedy(&logits);
             draft.push(token);
             if draft.len() >= most {
                 return Ok(draft);
@@ -93,14 +98,4 @@ impl Model {
             self.last_guess.extend_from_slice(given);
         }
     }
-}
-
-/// The first of the tokens with the largest logit; none where one is no number.
-fn likeliest(logits: &[f32]) -> Option<u32> {
-    if logits.iter().any(|logit| !logit.is_finite()) {
-        return None;
-    }
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let first = logits.iter().position(|logit| *logit == largest);
-    first.map(|first| first as u32)
 }

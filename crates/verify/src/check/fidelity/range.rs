@@ -27,6 +27,7 @@ fn of_ranges(affine: Affine, row: &[f32]) -> f64 {
     let steps = f64::from(affine.bits()).exp2() - 1.0;
     let groups = row.chunks(affine.group_size());
     let error = groups.map(|group| {
+        // From zero on, where a group lies beyond it: a grid with a whole number for zero reaches that far.
         let (least, most) = group
             .iter()
             .fold((0f64, 0f64), |(least, most), w| (least.min((*w).into()), most.max((*w).into())));
