@@ -3,8 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::encoding::Trellis;
-use crate::float::padded;
-use crate::kernel::{Backend, Kernel, LANES, Lines, Simd, TILE_W, TILE_X};
+use crate::kernel::{Backend, Kernel, LANES, PASSES, Simd, TILE_ROWS};
 use crate::trellis::rotate::rotate;
 
 /// As many rows are multiplied one by one, from the codes; for more, values are decoded once.
@@ -22,8 +21,8 @@ pub struct Activations {
     x: Vec<f32>,
     /// Few rows: in the order in which the backend decodes four bits, `[n, cols / 16, 16]`.
     arranged: Vec<f32>,
-    /// Many rows: four side by side, line by line, `[n / 4, cols / 16]`; zeros where none are left.
-    strips: Vec<Lines<TILE_X>>,
+    /// Many rows: six side by side, in the order of passes, `[n / 6, 16, cols / 16]`; the last one again where none are left.
+    strips: Vec<[f32; TILE_ROWS]>,
     /// In the basis of trellis codes, made when such a matrix comes.
     rotated: OnceLock<Rotated>,
 }
@@ -34,7 +33,7 @@ pub struct Rotated {
     /// `[n, cols]`.
     rows: Vec<f32>,
     /// Many rows: six side by side, column by column, `[n / 6, cols]`.
-    panels: Vec<[f32; TILE_W]>,
+    panels: Vec<[f32; TILE_ROWS]>,
 }
 
 impl Default for Activations {
@@ -91,11 +90,11 @@ impl Activations {
             backend.run(Arrange { x, cols, out: &mut self.arranged });
             return Vec::new();
         }
-        let (lines, strips) = (cols.div_ceil(LANES), self.n.div_ceil(TILE_X));
-        self.strips.resize(strips * lines, Lines::ZERO);
+        let (len, strips) = (cols.next_multiple_of(LANES), self.n.div_ceil(TILE_ROWS));
+        self.strips.resize(strips * len, [0.0; TILE_ROWS]);
         let share = strips.div_ceil(parts);
-        let shares = self.strips.chunks_mut(share * lines);
-        let rows = x.chunks(share * TILE_X * cols);
+        let shares = self.strips.chunks_mut(share * len);
+        let rows = x.chunks(share * TILE_ROWS * cols);
         let part = |(strips, x)| Copying { x, cols, strips };
         shares.zip(rows).map(part).collect()
     }
@@ -130,8 +129,8 @@ impl Activations {
         &self.arranged[row * self.cols..][..self.cols]
     }
 
-    /// Many rows, four side by side: `[n / 4, cols / 16]`.
-    pub(crate) fn strips(&self) -> &[Lines<TILE_X>] {
+    /// Many rows, six side by side: `[n / 6, 16, cols / 16]`, each of sixteen columns in its pass.
+    pub(crate) fn strips(&self) -> &[[f32; TILE_ROWS]] {
         &self.strips
     }
 
@@ -140,12 +139,12 @@ impl Activations {
         if self.is_few() {
             return self.x.clone();
         }
-        let lines = self.cols.div_ceil(LANES);
+        let steps = self.cols.div_ceil(LANES);
         let mut rows = vec![0.0; self.n * self.cols];
         for (i, row) in rows.chunks_exact_mut(self.cols).enumerate() {
-            let strip = &self.strips[i / TILE_X * lines..][..lines];
-            for (values, line) in row.chunks_mut(LANES).zip(strip) {
-                values.copy_from_slice(&line.0[i % TILE_X][..values.len()]);
+            let strip = &self.strips[i / TILE_ROWS * LANES * steps..][..LANES * steps];
+            for (column, value) in row.iter_mut().enumerate() {
+                *value = strip[PASSES[column % LANES] * steps + column / LANES][i % TILE_ROWS];
             }
         }
         rows
@@ -171,21 +170,30 @@ pub struct Copying<'a> {
     /// `[n, cols]`.
     x: &'a [f32],
     cols: usize,
-    /// `[n / 4, cols / 16]`.
-    strips: &'a mut [Lines<TILE_X>],
+    /// `[n / 6, 16, cols / 16]`.
+    strips: &'a mut [[f32; TILE_ROWS]],
 }
 
 impl Copying<'_> {
-    /// Copies them, zeros where a strip has no rows left.
+    /// Copies them: the last row again where a strip has no rows left, zeros after the last column.
     pub fn run(self) {
         let Self { x, cols, strips } = self;
-        let strips = strips.chunks_exact_mut(cols.div_ceil(LANES));
-        for (strip, x) in strips.zip(x.chunks(TILE_X * cols)) {
-            for i in 0..TILE_X {
-                let row = x.get(i * cols..(i + 1) * cols).unwrap_or_default();
-                let mut values = row.chunks(LANES);
-                for line in strip.iter_mut() {
-                    line.0[i] = padded(values.next().unwrap_or_default());
+        let steps = cols.div_ceil(LANES);
+        let strips = strips.chunks_exact_mut(LANES * steps);
+        for (strip, x) in strips.zip(x.chunks(TILE_ROWS * cols)) {
+            let rows: [&[f32]; TILE_ROWS] = std::array::from_fn(|i| {
+                let row = i.min(x.len() / cols - 1);
+                &x[row * cols..][..cols]
+            });
+            for step in 0..steps {
+                let first = LANES * step;
+                for (lane, pass) in PASSES.into_iter().enumerate() {
+                    let values = if first + lane < cols {
+                        rows.map(|row| row[first + lane])
+                    } else {
+                        [0.0; TILE_ROWS]
+                    };
+                    strip[pass * steps + step] = values;
                 }
             }
         }
@@ -199,15 +207,15 @@ impl Rotated {
     }
 
     /// Many rows, six at a time.
-    pub(crate) fn panels(&self, cols: usize) -> impl Iterator<Item = &[[f32; TILE_W]]> {
+    pub(crate) fn panels(&self, cols: usize) -> impl Iterator<Item = &[[f32; TILE_ROWS]]> {
         self.panels.chunks_exact(cols)
     }
 }
 
 /// Six rows side by side, zeros where none are left.
-fn panels(rows: &[f32], cols: usize) -> Vec<[f32; TILE_W]> {
+fn panels(rows: &[f32], cols: usize) -> Vec<[f32; TILE_ROWS]> {
     let panel = |rows: &[f32]| {
-        let mut panel = vec![[0.0; TILE_W]; cols];
+        let mut panel = vec![[0.0; TILE_ROWS]; cols];
         for (i, row) in rows.chunks_exact(cols).enumerate() {
             for (values, value) in panel.iter_mut().zip(row) {
                 values[i] = *value;
@@ -215,7 +223,7 @@ fn panels(rows: &[f32], cols: usize) -> Vec<[f32; TILE_W]> {
         }
         panel
     };
-    rows.chunks(TILE_W * cols).flat_map(panel).collect()
+    rows.chunks(TILE_ROWS * cols).flat_map(panel).collect()
 }
 
 /// Copies rows, each whole line of sixteen in the order of [`Simd::arrange`].
@@ -274,11 +282,11 @@ mod tests {
                 let mut split = Activations::new();
                 split.set(Backend::Scalar, &noise(100 * cols, 2), cols);
                 let copying = split.set_in_parts(Backend::Scalar, &x, cols, parts);
-                assert!(copying.len() <= parts && copying.len() > usize::from(n > TILE_X));
+                assert!(copying.len() <= parts && copying.len() > usize::from(n > TILE_ROWS));
                 copying.into_iter().rev().for_each(Copying::run);
                 let pairs = split.strips.iter().zip(&whole.strips);
                 assert_eq!(split.strips.len(), whole.strips.len());
-                assert!(pairs.into_iter().all(|(a, b)| a.0 == b.0), "{n} x {cols}, {parts} parts");
+                assert!(pairs.into_iter().all(|(a, b)| a == b), "{n} x {cols}, {parts} parts");
             }
         }
     }

@@ -89,8 +89,9 @@ impl Kernel for Attend<'_> {
         let mut rows = [0; BLOCK];
         for start in positions.clone().step_by(BLOCK) {
             let count = BLOCK.min(positions.end - start);
-            for (row, position) in rows[..count].iter_mut().zip(start..) {
-                *row = position % a.capacity;
+            // Only where the ring begins anew is a division needed again: one for each would cost as much as its score.
+            for (row, at) in rows[..count].iter_mut().zip(start % a.capacity..) {
+                *row = if at < a.capacity { at } else { at % a.capacity };
             }
             let (keys, key_rows) = keys.decode(s, &rows[..count]);
             let (values, value_rows) = if a.values.is(&a.keys) {
@@ -227,7 +228,7 @@ fn products<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZE
     for at in 0..q[0].0.len() {
         let mut lines = [s.splat(0.0); N];
         for j in 0..N {
-            lines[j] = load_line::<S, T, SIZE>(s, &keys[j][SIZE * at..]);
+            lines[j] = T::load(s, whole(&keys[j][SIZE * at..]));
         }
         for h in 0..H {
             let query = s.load(&q[h].0[at]);
@@ -303,7 +304,10 @@ fn mix_lines<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZ
         let values = &kept.vector(*row)[..end * (SIZE / LANES)];
         let mut lines = [s.splat(0.0); N];
         for n in 0..N {
-            lines[n] = load_line::<S, T, SIZE>(s, &values[(col / LANES + n) * SIZE..]);
+            let bytes = &values[(col / LANES + n) * SIZE..];
+            // Of several lines all are whole.
+            lines[n] =
+                if N > 1 { T::load(s, whole(bytes)) } else { load_line::<S, T, SIZE>(s, bytes) };
         }
         for h in 0..H {
             let weight = s.splat(weights[h][i / LANES][i % LANES]);
@@ -321,6 +325,13 @@ fn mix_lines<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZ
             out[..count].copy_from_slice(&line[..count]);
         }
     }
+}
+
+/// Sixteen values of a stored type, which are there. In a loop the question whether they are, and a copy where they
+/// are not, would keep sums from their registers.
+#[inline(always)]
+fn whole<const SIZE: usize>(bytes: &[u8]) -> &[u8; SIZE] {
+    bytes.first_chunk().unwrap()
 }
 
 /// Up to sixteen values of a stored type, zeros behind them.

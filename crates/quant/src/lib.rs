@@ -44,5 +44,5 @@ pub use kernel::{Backend, BackendError, Outputs, return_free_pages, return_freed
 pub use matrix::{Matrix, MatrixError};
 pub use outer::add_outer_products;
 pub use pack::{pack, unpack};
-pub use product::matmul;
+pub use product::{matmul, product_bytes};
 pub use quantize::{Job, KEPT_COLS, Method, Objective, PartsMut, QuantStats, quantize};

@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use crate::float::padded;
-use crate::kernel::{Backend, Kernel, LANES, Lines, Simd, TILE_W, TILE_X};
+use crate::kernel::{Backend, Kernel, LANES, Lines, Simd, TILE_LINES, TILE_ROWS};
 
 /// Rows that are taken together: their columns stay in the first cache.
 const DEPTH: usize = 256;
 
 /// Columns of a register tile.
-const WIDTH: usize = TILE_X * LANES;
+const WIDTH: usize = TILE_LINES * LANES;
 
 /// `sum[i][j] += Σ x[t][rows.start + i] · x[t][j]` over the rows `t` of `x: [n, cols]`, for the columns
 /// `j` from `rows.start` on; `sum: [rows.len(), cols]` keeps what is before them.
@@ -49,8 +49,8 @@ impl Kernel for Outer<'_> {
         for x in x.chunks(DEPTH * cols) {
             let depth = x.len() / cols;
             left.clear();
-            for first in rows.clone().step_by(TILE_W) {
-                let columns = first..rows.end.min(first + TILE_W);
+            for first in rows.clone().step_by(TILE_ROWS) {
+                let columns = first..rows.end.min(first + TILE_ROWS);
                 left.extend(x.chunks_exact(cols).map(|x| padded(&x[columns.clone()])));
             }
             for first in (rows.start..cols).step_by(WIDTH) {
@@ -58,7 +58,7 @@ impl Kernel for Outer<'_> {
                 right.clear();
                 right.extend(x.chunks_exact(cols).map(|x| lines(&x[columns.clone()])));
                 let panels = left.chunks_exact(depth);
-                for (panel, sum) in panels.zip(sum.chunks_mut(TILE_W * cols)) {
+                for (panel, sum) in panels.zip(sum.chunks_mut(TILE_ROWS * cols)) {
                     add_tile(s, panel, &right, sum, cols, &columns);
                 }
             }
@@ -70,13 +70,13 @@ impl Kernel for Outer<'_> {
 #[inline(always)]
 fn add_tile<S: Simd>(
     s: S,
-    left: &[[f32; TILE_W]],
-    right: &[Lines<TILE_X>],
+    left: &[[f32; TILE_ROWS]],
+    right: &[Lines<TILE_LINES>],
     sum: &mut [f32],
     cols: usize,
     columns: &Range<usize>,
 ) {
-    let mut tile = [Lines::ZERO; TILE_W];
+    let mut tile = [Lines::ZERO; TILE_ROWS];
     for (tile, sum) in tile.iter_mut().zip(sum.chunks_exact(cols)) {
         *tile = lines(&sum[columns.clone()]);
     }
@@ -88,7 +88,7 @@ fn add_tile<S: Simd>(
 
 /// Up to 64 values, then zeros.
 #[inline(always)]
-fn lines(values: &[f32]) -> Lines<TILE_X> {
+fn lines(values: &[f32]) -> Lines<TILE_LINES> {
     let mut lines = Lines::ZERO;
     lines.0.as_flattened_mut()[..values.len()].copy_from_slice(values);
     lines

@@ -12,7 +12,9 @@ use crate::blocks::Blocks;
 use crate::encoding::{Affine, Encoding};
 use crate::float::{Bf16, F16, F32, Stored, padded};
 use crate::ggml::lines;
-use crate::kernel::{Kernel, LANES, Lines, Outputs, Simd, Sums, TILE_W, TILE_X};
+use crate::kernel::{
+    Kernel, LANES, Lines, NOTHING, Outputs, PASSES, Simd, TILE_LINES, TILE_ROWS, Tile, Waiting,
+};
 use crate::matrix::Matrix;
 use crate::packed::{Large, Small, packed};
 use crate::rows::{BLOCK_LINES, decode_block, decode_row, sixteen_at};
@@ -70,26 +72,33 @@ impl Kernel for Product<'_> {
     }
 }
 
-/// Bytes of decoded values, and of activations, that stay in the second cache.
-const PANEL_BYTES: usize = 512 * 1024;
+/// Rows of a matrix in a register tile.
+const TILE: usize = TILE_LINES * LANES;
 
-/// Lines of a row that are multiplied before those after them. So many of a tile of the matrix, of a strip
-/// of activations and their sums are 32 KiB, and stay in the first cache.
-const DEPTH: usize = 48;
-
-/// What a product begins with.
-const NO_SUMS: Sums = [Lines::ZERO; TILE_X];
+/// Strips of activations that take each pass together, so that the matrix's columns of it stay in the first cache.
+const STRIPS: usize = 4;
 
 thread_local! {
     /// Decoded values, kept from one product to the next: clearing fresh memory takes longer than some
     /// products do.
-    static PANEL: RefCell<Vec<Lines<TILE_W>>> = const { RefCell::new(Vec::new()) };
+    static PANEL: RefCell<Vec<Lines<TILE_LINES>>> = const { RefCell::new(Vec::new()) };
 
-    /// Sums of products that are taken in parts, kept likewise.
-    static SUMS: RefCell<Vec<Sums>> = const { RefCell::new(Vec::new()) };
+    /// Sums between passes, kept likewise.
+    static WAITING: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Decodes a panel of matrix rows at a time and multiplies it with all activations.
+/// Bytes that a thread keeps after products of many rows with matrices of up to `cols` columns.
+pub const fn product_bytes(cols: usize) -> usize {
+    LANES * pitch(cols) * size_of::<Lines<TILE_LINES>>() + STRIPS * size_of::<Waiting>()
+}
+
+/// Steps between the beginnings of passes in a panel: an odd number, so that the lines of a transposition lie in
+/// different sets of the first cache.
+const fn pitch(cols: usize) -> usize {
+    cols.div_ceil(LANES) | 1
+}
+
+/// Decodes the rows of a register tile and multiplies them with all activations, tile after tile.
 #[inline(always)]
 fn many_rows<S: Simd>(
     s: S,
@@ -98,78 +107,71 @@ fn many_rows<S: Simd>(
     rows: Range<usize>,
     mut out: Outputs<'_>,
 ) {
-    let lines = m.cols().div_ceil(LANES);
-    let fit = |tile: usize| (PANEL_BYTES / (tile * lines)).max(1);
-    let tiles = fit(size_of::<Lines<TILE_W>>()).min(rows.len().div_ceil(TILE_W));
-    let strips = fit(size_of::<Lines<TILE_X>>());
-    let (mut panel, mut sums) = (PANEL.take(), SUMS.take());
-    panel.resize(panel.len().max(tiles * lines), Lines::ZERO);
-    if lines > DEPTH {
-        let strips = strips.min(x.n().div_ceil(TILE_X));
-        sums.resize(sums.len().max(strips), NO_SUMS);
-    }
-    for first in rows.clone().step_by(tiles * TILE_W) {
-        let few = first..rows.end.min(first + tiles * TILE_W);
-        for (i, row) in few.clone().enumerate() {
-            let tile = &mut panel[i / TILE_W * lines..][..lines];
-            decode_row(s, m, row, tile.iter_mut().map(|lines| &mut lines.0[i % TILE_W]));
-        }
-        // Rows of the last tile that do not exist hold old values, and their products are left out.
-        let used = &panel[..few.len().div_ceil(TILE_W) * lines];
-        // A tile of the matrix stays in the first cache while activations pass, as many as stay in the
-        // second while the tiles pass: of the two a tile is larger than a strip.
-        for (block, x) in x.strips().chunks(strips * lines).enumerate() {
-            for (tile, w) in used.chunks_exact(lines).enumerate() {
-                let (row, col) = (block * strips * TILE_X, few.start - rows.start + tile * TILE_W);
-                tile_of_products(s, x, w, &mut sums, |strip, sums| {
-                    keep(sums, row + strip * TILE_X, col, &mut out);
-                });
+    let (steps, pitch) = (m.cols().div_ceil(LANES), pitch(m.cols()));
+    let (mut panel, mut waiting) = (PANEL.take(), WAITING.take());
+    panel.resize(panel.len().max(LANES * pitch), Lines::ZERO);
+    waiting.resize(STRIPS, NOTHING);
+    for first in rows.clone().step_by(TILE) {
+        let few = first..rows.end.min(first + TILE);
+        let columns = first - rows.start..few.end - rows.start;
+        decode_panel(s, m, few, &mut panel);
+        for (block, x) in x.strips().chunks(STRIPS * LANES * steps).enumerate() {
+            let strips = x.chunks_exact(LANES * steps);
+            for pass in 0..LANES {
+                let w = &panel[pass * pitch..][..steps];
+                for (x, waiting) in strips.clone().zip(&mut waiting) {
+                    let x = &x[pass * steps..][..steps];
+                    s.pass(x, w, (pass, columns.len().div_ceil(LANES)), waiting);
+                }
+            }
+            for (strip, [.., sums]) in (STRIPS * block..).zip(&waiting[..strips.len()]) {
+                keep(sums, TILE_ROWS * strip, &columns, &mut out);
             }
         }
     }
     PANEL.set(panel);
-    SUMS.set(sums);
+    WAITING.set(waiting);
 }
 
-/// Gives `keep` the products of each strip of activations with a tile of the matrix. The sums of rows that
-/// are longer than [`DEPTH`] wait in `before`, one for each strip.
+/// The values of up to 64 rows: pass after pass, a step for each of its columns, in lines of rows. Lanes without
+/// a row hold what they held, and nobody takes the products with them.
 #[inline(always)]
-fn tile_of_products<S: Simd>(
+fn decode_panel<S: Simd>(
     s: S,
-    x: &[Lines<TILE_X>],
-    w: &[Lines<TILE_W>],
-    before: &mut [Sums],
-    mut keep: impl FnMut(usize, [[f32; TILE_W]; TILE_X]),
+    m: &Matrix<'_>,
+    rows: Range<usize>,
+    panel: &mut [Lines<TILE_LINES>],
 ) {
-    let lines = w.len();
-    // Parts of equal length: a short one would spend its time on loading and storing the sums.
-    let depth = lines.div_ceil(lines.div_ceil(DEPTH).max(1)).max(1);
-    for (part, w) in w.chunks(depth).enumerate() {
-        let (first, last) = (part == 0, part * depth + w.len() == lines);
-        for (strip, x) in x.chunks_exact(lines).enumerate() {
-            let x = &x[part * depth..][..w.len()];
-            if last {
-                let before = if first { &NO_SUMS } else { &before[strip] };
-                keep(strip, s.last_dots(x, w, before));
-            } else {
-                if first {
-                    before[strip] = NO_SUMS;
-                }
-                s.dots(x, w, &mut before[strip]);
+    let (steps, pitch) = (m.cols().div_ceil(LANES), pitch(m.cols()));
+    for (line, first) in rows.clone().step_by(LANES).enumerate() {
+        let sixteen = first..rows.end.min(first + LANES);
+        for (i, row) in sixteen.enumerate() {
+            let lines = panel[i * pitch..][..steps].iter_mut();
+            decode_row(s, m, row, lines.map(|lines| &mut lines.0[line]));
+        }
+        // Sixteen columns of sixteen rows lie where sixteen passes of them belong.
+        for step in 0..steps {
+            let mut values = [s.splat(0.0); LANES];
+            for (row, values) in values.iter_mut().enumerate() {
+                *values = s.load(&panel[row * pitch + step].0[line]);
+            }
+            s.transpose(&mut values);
+            for (values, pass) in values.into_iter().zip(PASSES) {
+                s.store(values, &mut panel[pass * pitch + step].0[line]);
             }
         }
     }
 }
 
-/// Stores the sums of a tile from row `row` and column `col` of the outputs on, as far as these go.
+/// Stores the sums of a tile in `columns` of the outputs from row `row` on, as far as these go.
 #[inline(always)]
-fn keep(sums: [[f32; TILE_W]; TILE_X], row: usize, col: usize, out: &mut Outputs<'_>) {
-    for (row, sums) in (row..out.n()).zip(&sums) {
-        let out = &mut out.row(row)[col..];
+fn keep(sums: &Tile, row: usize, columns: &Range<usize>, out: &mut Outputs<'_>) {
+    for (row, sums) in (row..out.n()).zip(sums) {
+        let out = &mut out.row(row)[columns.clone()];
         // A count that is known at compile time is a few moves, any other a call.
-        match out.first_chunk_mut() {
-            Some(out) => *out = *sums,
-            None => out.copy_from_slice(&sums[..out.len()]),
+        match out.first_chunk_mut::<TILE>() {
+            Some(out) => out.copy_from_slice(sums.0.as_flattened()),
+            None => out.copy_from_slice(&sums.0.as_flattened()[..out.len()]),
         }
     }
 }

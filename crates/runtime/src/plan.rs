@@ -4,6 +4,7 @@ use serde::Serialize;
 use shardwright_format::model::{Ffn, LayerSpec, ModelSpec, MoeSpec};
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Role, TensorEntry, Unit, UnitLayout};
+use shardwright_quant::product_bytes;
 
 use crate::block::kv::CacheTypes;
 use crate::block::{self, MixerState};
@@ -568,7 +569,10 @@ fn chunks(spec: &ModelSpec, options: &Options, times: usize) -> Vec<Chunk> {
             let draft = options.draft.min(tokens - 1);
             let state = state(tokens).saturating_sub(state(1));
             let scratch = scratch(spec, tokens) - scratch(spec, 1);
+            // What threads decode for many rows.
+            let panels = options.threads * product_bytes(block::widest_input(spec));
             let bytes = scratch
+                .saturating_add(panels as u64)
                 .saturating_add(state)
                 .saturating_add(trial(spec, draft));
             Chunk { tokens, draft, bytes, state }

@@ -1,13 +1,11 @@
 //! What a text on its way through the layers takes of memory, apart from the weights.
 
 use shardwright_format::model::{Ffn, LayerSpec, ModelSpec};
+use shardwright_quant::product_bytes;
 
 use crate::block::kv::CacheTypes;
-use crate::block::{MixerState, mixer_buffer_len};
+use crate::block::{MixerState, mixer_buffer_len, widest_input};
 use crate::pass::ROWS;
-
-/// Decoded values and sums of long rows that a thread keeps from one product to the next.
-const PANEL: u64 = 576 << 10;
 
 /// Bytes that a [`LayerPass`](crate::layerwise::LayerPass) holds, and what it takes besides at times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +32,7 @@ impl PassRoom {
         Self {
             stream: if routed { 2 * stream } else { stream },
             tried: stream,
-            buffers: most(|room| room.buffers) + threads * PANEL,
+            buffers: most(|room| room.buffers) + threads * product_bytes(widest_input(spec)) as u64,
             shown: most(|room| room.shown),
         }
     }

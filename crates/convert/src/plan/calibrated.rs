@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shardwright_format::manifest::{Calibration, Manifest};
 use shardwright_format::{TensorEntry, Unit};
-use shardwright_quant::{Encoding, KEPT_COLS, Method};
+use shardwright_quant::{Encoding, KEPT_COLS, Method, product_bytes};
 
 use super::resolve::Rounding;
 use shardwright_runtime::PassRoom;
@@ -26,8 +26,6 @@ const POOLS: u64 = 3;
 const ROUNDED: u64 = 5 * 4 * 256;
 /// Bytes of a column that a thread keeps of that, up to [`KEPT_COLS`] columns.
 const KEPT: u64 = 4 * 4 * 256;
-/// Decoded values that a thread keeps from one product to the next.
-const PANEL: u64 = 512 << 10;
 /// Bytes of a column of a tile of trellis codes that a thread keeps decoded, and of what it was decoded from.
 const ROTATED: u64 = 4 * 4 * 256;
 /// Units read ahead, and the one in use.
@@ -183,7 +181,7 @@ fn head(manifest: &Manifest, text: &Calibration, threads: u64) -> u64 {
     let both = shard.len + shard.tensors.iter().map(source).sum::<u64>();
     let rotated = if shard.tensors.iter().any(rotates) { 2 } else { 0 };
     let rows = (LOGITS as u64 / vocab.max(1)).max(1).min(text.tokens);
-    let panels = threads * PANEL.min(4 * vocab * hidden / threads.max(1));
+    let panels = threads * product_bytes(spec.hidden_size as usize) as u64;
     // Of each model: logits, and rows normed and prepared for the product.
     both + 2 * (4 * rows * (vocab + (3 + rotated) * hidden) + panels)
 }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::layout::{Layout, Spread, Windows};
-use super::{Kernel, LANES, Line, Lines, Simd, Sums, TILE_W, TILE_X};
+use super::{Kernel, LANES, Lines, Simd, TILE_LINES, TILE_ROWS, Tile, Waiting};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -136,6 +136,46 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn exchange<const D: usize>(self, a: F, b: F) -> [F; 2] {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            match D {
+                1 => [
+                    [
+                        _mm256_blend_ps::<0b1010_1010>(a[0], _mm256_moveldup_ps(b[0])),
+                        _mm256_blend_ps::<0b1010_1010>(a[1], _mm256_moveldup_ps(b[1])),
+                    ],
+                    [
+                        _mm256_blend_ps::<0b1010_1010>(_mm256_movehdup_ps(a[0]), b[0]),
+                        _mm256_blend_ps::<0b1010_1010>(_mm256_movehdup_ps(a[1]), b[1]),
+                    ],
+                ],
+                2 => [
+                    [
+                        _mm256_shuffle_ps::<0b01_00_01_00>(a[0], b[0]),
+                        _mm256_shuffle_ps::<0b01_00_01_00>(a[1], b[1]),
+                    ],
+                    [
+                        _mm256_shuffle_ps::<0b11_10_11_10>(a[0], b[0]),
+                        _mm256_shuffle_ps::<0b11_10_11_10>(a[1], b[1]),
+                    ],
+                ],
+                4 => [
+                    [
+                        _mm256_permute2f128_ps::<0x20>(a[0], b[0]),
+                        _mm256_permute2f128_ps::<0x20>(a[1], b[1]),
+                    ],
+                    [
+                        _mm256_permute2f128_ps::<0x31>(a[0], b[0]),
+                        _mm256_permute2f128_ps::<0x31>(a[1], b[1]),
+                    ],
+                ],
+                _ => [[a[0], b[0]], [a[1], b[1]]],
+            }
+        }
+    }
+
+    #[inline(always)]
     fn store_bits(self, v: I, out: &mut [u32; LANES]) {
         let (lo, hi) = out.split_at_mut(8);
         // SAFETY: `self` proves the instructions; each half is 32 writable bytes.
@@ -215,73 +255,26 @@ impl Simd for Avx2 {
         [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
     }
 
-    /// Sixteen registers hold 4 x 3 sums of eight lanes: four passes, over either half of the lanes
-    /// and of the matrix rows. The sums stay the same, for lanes do not meet.
+    /// Sixteen registers hold the sums of six rows and one line, that line and a value.
     #[inline(always)]
-    fn dots(self, x: &[Lines<TILE_X>], w: &[Lines<TILE_W>], sums: &mut Sums) {
-        for first in [0, TILE_W / 2] {
-            for lane in [0, 8] {
-                self.eight_lanes(x, w, first, lane, sums);
-            }
-        }
+    fn pass(
+        self,
+        x: &[[f32; TILE_ROWS]],
+        w: &[Lines<TILE_LINES>],
+        (pass, lines): (usize, usize),
+        waiting: &mut Waiting,
+    ) {
+        self.pass_by::<1>(x, w, (pass, lines), waiting);
     }
 
     /// As above: one line of outputs at a time.
     #[inline(always)]
-    fn chains(self, x: &[[f32; TILE_W]], w: &[Lines<TILE_X>], sums: &mut [Lines<TILE_X>; TILE_W]) {
+    fn chains(self, x: &[[f32; TILE_ROWS]], w: &[Lines<TILE_LINES>], sums: &mut Tile) {
         self.chains_by::<1>(x, w, sums);
     }
 }
 
 impl Avx2 {
-    /// Lanes `lane..lane + 8` of the products with three matrix rows.
-    #[inline(always)]
-    fn eight_lanes(
-        self,
-        x: &[Lines<TILE_X>],
-        w: &[Lines<TILE_W>],
-        first: usize,
-        lane: usize,
-        sums: &mut Sums,
-    ) {
-        const HALF: usize = TILE_W / 2;
-        let mut acc = [[self.splat(0.0)[0]; HALF]; TILE_X];
-        for (acc, sums) in acc.iter_mut().zip(&*sums) {
-            *acc = self.three(&sums.0[first..], lane);
-        }
-        for (x, w) in x.iter().zip(w) {
-            let w = self.three(&w.0[first..], lane);
-            for (acc, x) in acc.iter_mut().zip(&x.0) {
-                let x = self.eight(x, lane);
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    // SAFETY: `self` proves the instruction.
-                    *acc = unsafe { _mm256_fmadd_ps(w, x, *acc) };
-                }
-            }
-        }
-        for (acc, sums) in acc.iter().zip(sums) {
-            for (acc, sum) in acc.iter().zip(&mut sums.0[first..]) {
-                let to: &mut [f32] = &mut sum[lane..lane + 8];
-                // SAFETY: `self` proves the instruction; the slice is eight values long.
-                unsafe { _mm256_storeu_ps(to.as_mut_ptr(), *acc) };
-            }
-        }
-    }
-
-    /// Lanes `lane..lane + 8` of three lines.
-    #[inline(always)]
-    fn three(self, v: &[Line], lane: usize) -> [__m256; TILE_W / 2] {
-        [self.eight(&v[0], lane), self.eight(&v[1], lane), self.eight(&v[2], lane)]
-    }
-
-    /// Lanes `lane..lane + 8`.
-    #[inline(always)]
-    fn eight(self, v: &Line, lane: usize) -> __m256 {
-        let eight: &[f32] = &v[lane..lane + 8];
-        // SAFETY: `self` proves the instruction; the slice is eight values long.
-        unsafe { _mm256_loadu_ps(eight.as_ptr()) }
-    }
-
     /// Sixteen codes of half `HALF`, as floats.
     #[inline(always)]
     fn half<const BITS: usize, const BLOCK: usize, const HALF: usize>(

@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::layout::{Layout, Spread};
-use super::{Kernel, LANES, Lines, Simd, Sums, TILE_W, TILE_X};
+use super::{Kernel, LANES, Lines, Simd, TILE_LINES, TILE_ROWS, Waiting};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL, VBMI and VNNI.
 #[derive(Clone, Copy)]
@@ -127,6 +127,32 @@ impl Simd for Avx512 {
         }
     }
 
+    /// The lanes that stay keep what they have, the others are swapped in.
+    #[inline(always)]
+    fn exchange<const D: usize>(self, a: __m512, b: __m512) -> [__m512; 2] {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            match D {
+                1 => [
+                    _mm512_mask_permute_ps::<0b10_11_00_01>(a, 0xaaaa, b),
+                    _mm512_mask_permute_ps::<0b10_11_00_01>(b, 0x5555, a),
+                ],
+                2 => [
+                    _mm512_mask_permute_ps::<0b01_00_11_10>(a, 0xcccc, b),
+                    _mm512_mask_permute_ps::<0b01_00_11_10>(b, 0x3333, a),
+                ],
+                4 => [
+                    _mm512_mask_shuffle_f32x4::<0b10_11_00_01>(a, 0xf0f0, b, b),
+                    _mm512_mask_shuffle_f32x4::<0b10_11_00_01>(b, 0x0f0f, a, a),
+                ],
+                _ => [
+                    _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
+                    _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
+                ],
+            }
+        }
+    }
+
     #[inline(always)]
     fn store_bits(self, v: __m512i, out: &mut [u32; LANES]) {
         // SAFETY: `self` proves the instructions; the array is 64 writable bytes.
@@ -223,25 +249,20 @@ impl Simd for Avx512 {
         if BITS == 4 { self.permute(v, &BACK) } else { v }
     }
 
-    /// The sums never leave the registers. Eight are added at a time: the first four columns of two rows, then
-    /// the last two of all.
+    /// Few lines are not padded to four.
     #[inline(always)]
-    fn last_dots(
+    fn pass(
         self,
-        x: &[Lines<TILE_X>],
-        w: &[Lines<TILE_W>],
-        before: &Sums,
-    ) -> [[f32; TILE_W]; TILE_X] {
-        let [a, b, c, d] = self.tile(x, w, before);
-        let ab = self.sum_eight(&[a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]);
-        let cd = self.sum_eight(&[c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]);
-        let rest = self.sum_eight(&[a[4], a[5], b[4], b[5], c[4], c[5], d[4], d[5]]);
-        [
-            [ab[0], ab[1], ab[2], ab[3], rest[0], rest[1]],
-            [ab[4], ab[5], ab[6], ab[7], rest[2], rest[3]],
-            [cd[0], cd[1], cd[2], cd[3], rest[4], rest[5]],
-            [cd[4], cd[5], cd[6], cd[7], rest[6], rest[7]],
-        ]
+        x: &[[f32; TILE_ROWS]],
+        w: &[Lines<TILE_LINES>],
+        (pass, lines): (usize, usize),
+        waiting: &mut Waiting,
+    ) {
+        match lines {
+            1 => self.pass_by::<1>(x, w, (pass, lines), waiting),
+            2 => self.pass_by::<2>(x, w, (pass, lines), waiting),
+            _ => self.pass_by::<4>(x, w, (pass, lines), waiting),
+        }
     }
 
     /// Each addition of [`Simd::sum`] is done for all four in one register.
@@ -276,27 +297,6 @@ impl Avx512 {
             let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
             _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd))
         }
-    }
-
-    /// [`Simd::sum`] of each of eight.
-    #[inline(always)]
-    fn sum_eight(self, v: &[__m512; 8]) -> [f32; 8] {
-        let even = self.quarters([v[0], v[2], v[4], v[6]]);
-        let odd = self.quarters([v[1], v[3], v[5], v[7]]);
-        let mut out = [0.0; 8];
-        // SAFETY: `self` proves the instructions, AVX among them; the array is 32 writable bytes.
-        unsafe {
-            // Two lanes of each of two sums in a quarter, then the sums in its first and third lane.
-            let crossed = _mm512_castpd_ps(_mm512_shuffle_pd::<0b0101_0101>(
-                _mm512_castps_pd(even),
-                _mm512_castps_pd(odd),
-            ));
-            let two = _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, even, odd), crossed);
-            let sums = _mm512_add_ps(two, _mm512_permute_ps::<0b10_11_00_01>(two));
-            let sums = _mm512_maskz_compress_ps(0x5555, sums);
-            _mm256_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps256(sums));
-        }
-        out
     }
 
     #[inline(always)]

@@ -44,20 +44,35 @@ pub struct Lines<const N: usize>(pub [Line; N]);
 impl<const N: usize> Lines<N> {
     /// Zeros.
     pub const ZERO: Self = Self([[0.0; LANES]; N]);
+
+    /// `P` lines from `first` on, which are there. A count that the compiler does not know would keep a loop over them
+    /// from its registers.
+    #[inline(always)]
+    fn part<const P: usize>(&self, first: usize) -> &[Line; P] {
+        const { assert!(P <= N) };
+        self.0[first.min(N - P)..].first_chunk().unwrap()
+    }
 }
 
-/// The sums of a register tile, lane by lane: `[i][j]` is that of rows `i` and `j`.
-pub type Sums = [Lines<TILE_W>; TILE_X];
+/// Rows whose values a register tile takes one by one, each for all lanes.
+pub const TILE_ROWS: usize = 6;
 
-/// Rows of activations in a register tile.
-pub const TILE_X: usize = 4;
+/// Lines of outputs in a register tile. Six times four sums, four lines and one value fill 29 of AVX-512's 32
+/// registers: ten loads serve 24 multiply-adds.
+pub const TILE_LINES: usize = 4;
 
-/// Rows of a matrix in a register tile. Four times six sums, six lines of the matrix and one of the
-/// activations fill 31 of AVX-512's 32 registers: ten loads serve 24 multiply-adds.
-pub const TILE_W: usize = 6;
+/// The sums of a register tile: `[i][j]` is line `j` of the outputs of row `i`.
+pub type Tile = [Lines<TILE_LINES>; TILE_ROWS];
 
-/// How far ahead of the activations that a register tile reads others are asked for, in values: eight steps.
-const AHEAD: usize = 8 * TILE_X * LANES;
+/// The column of sixteen whose products each pass of a register tile adds up. Its inverse is itself: the bits of
+/// one number are those of the other, reversed. So what [`Simd::sum`] adds comes one after the other.
+pub const PASSES: [usize; LANES] = [0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15];
+
+/// Sums that wait for others while passes follow each other, and the last one.
+pub type Waiting = [Tile; LANES.ilog2() as usize + 1];
+
+/// No sums.
+pub const NOTHING: Waiting = [[Lines::ZERO; TILE_ROWS]; LANES.ilog2() as usize + 1];
 
 /// Which instructions the kernels use. The choice changes speed, never results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -280,6 +295,10 @@ pub trait Simd: Copy {
     /// Lane `l` is lane `l ^ D` of `v`, `D` a power of two below [`LANES`].
     fn swap<const D: usize>(self, v: Self::F) -> Self::F;
 
+    /// Of two lines that are `D` apart, what a transposition exchanges: lanes `l` of `a` with `l & D` set, for lanes
+    /// `l ^ D` of `b`.
+    fn exchange<const D: usize>(self, a: Self::F, b: Self::F) -> [Self::F; 2];
+
     /// The same value in all lanes.
     fn splat_bits(self, v: u32) -> Self::I;
     /// Lane `l` is `v[l]`.
@@ -315,118 +334,127 @@ pub trait Simd: Copy {
     /// `a >> n`, `n < 32`.
     fn shr(self, a: Self::I, n: u32) -> Self::I;
 
-    /// A register tile of dot products: `sums[i][j] += Σ x[k][i] · w[k][j]` over steps `k`, lane by lane.
-    /// Each sum keeps its own lanes, so it is that of a product alone.
-    #[inline(always)]
-    fn dots(self, x: &[Lines<TILE_X>], w: &[Lines<TILE_W>], sums: &mut Sums) {
-        let acc = self.tile(x, w, sums);
-        for (acc, sums) in acc.iter().zip(sums) {
-            for (acc, sum) in acc.iter().zip(&mut sums.0) {
-                self.store(*acc, sum);
-            }
-        }
-    }
-
-    /// The sums that [`Self::dots`] makes of `before`, in registers.
-    #[inline(always)]
-    fn tile(
-        self,
-        x: &[Lines<TILE_X>],
-        w: &[Lines<TILE_W>],
-        before: &Sums,
-    ) -> [[Self::F; TILE_W]; TILE_X] {
-        let mut acc = [[self.splat(0.0); TILE_W]; TILE_X];
-        for (acc, sums) in acc.iter_mut().zip(before) {
-            *acc = self.load_lines(&sums.0);
-        }
-        for (x, w) in x.iter().zip(w) {
-            let w = self.load_lines(&w.0);
-            for (acc, line) in acc.iter_mut().zip(&x.0) {
-                // The matrix stays in the first cache; activations come from the second, one line after the other.
-                self.prefetch(line.as_ptr().wrapping_add(AHEAD).cast());
-                let x = self.load(line);
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = self.mul_add(w, x, *acc);
-                }
-            }
-        }
-        acc
-    }
-
-    /// The end of a register tile: [`Self::sum`] of each of the sums that [`Self::dots`] makes of `before`.
-    #[inline(always)]
-    fn last_dots(
-        self,
-        x: &[Lines<TILE_X>],
-        w: &[Lines<TILE_W>],
-        before: &Sums,
-    ) -> [[f32; TILE_W]; TILE_X] {
-        let mut sums = *before;
-        self.dots(x, w, &mut sums);
-        let mut out = [[0.0; TILE_W]; TILE_X];
-        for (out, sums) in out.iter_mut().zip(&sums) {
-            for (out, sum) in out.iter_mut().zip(&sums.0) {
-                *out = self.sum(self.load(sum));
-            }
-        }
-        out
-    }
-
     /// [`Self::sum`] of each of four.
     #[inline(always)]
     fn sum_four(self, [a, b, c, d]: [Self::F; 4]) -> [f32; 4] {
         [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
     }
 
-    /// [`Self::load`] of each line. A loop: what a closure computes may miss the backend's instructions.
-    #[inline(always)]
-    fn load_lines<const N: usize>(self, v: &[Line; N]) -> [Self::F; N] {
-        let mut lines = [self.splat(0.0); N];
-        for (line, v) in lines.iter_mut().zip(v) {
-            *line = self.load(v);
-        }
-        lines
-    }
-
     /// A register tile whose lanes are outputs: `sums[i][j] += Σ x[k][i] · w[k][j]`, each lane one
     /// chain of fused multiply-adds in the order of `k`.
     #[inline(always)]
-    fn chains(self, x: &[[f32; TILE_W]], w: &[Lines<TILE_X>], sums: &mut [Lines<TILE_X>; TILE_W]) {
-        self.chains_by::<TILE_X>(x, w, sums);
+    fn chains(self, x: &[[f32; TILE_ROWS]], w: &[Lines<TILE_LINES>], sums: &mut Tile) {
+        self.chains_by::<TILE_LINES>(x, w, sums);
     }
 
     /// [`Self::chains`], `N` lines of outputs at a time: as many as leave the sums in registers. `N`
-    /// divides [`TILE_X`].
+    /// divides [`TILE_LINES`].
     #[inline(always)]
     fn chains_by<const N: usize>(
         self,
-        x: &[[f32; TILE_W]],
-        w: &[Lines<TILE_X>],
-        sums: &mut [Lines<TILE_X>; TILE_W],
+        x: &[[f32; TILE_ROWS]],
+        w: &[Lines<TILE_LINES>],
+        sums: &mut Tile,
     ) {
-        for first in (0..TILE_X).step_by(N) {
-            let mut acc = [[self.splat(0.0); N]; TILE_W];
+        for first in (0..TILE_LINES).step_by(N) {
+            let mut acc = [[self.splat(0.0); N]; TILE_ROWS];
             for (acc, sums) in acc.iter_mut().zip(&*sums) {
-                for (acc, sum) in acc.iter_mut().zip(&sums.0[first..]) {
+                for (acc, sum) in acc.iter_mut().zip(sums.part::<N>(first)) {
                     *acc = self.load(sum);
                 }
             }
-            for (x, w) in x.iter().zip(w) {
-                let mut lines = [self.splat(0.0); N];
-                for (line, w) in lines.iter_mut().zip(&w.0[first..]) {
-                    *line = self.load(w);
-                }
-                for (acc, x) in acc.iter_mut().zip(x) {
-                    let x = self.splat(*x);
-                    for (acc, line) in acc.iter_mut().zip(lines) {
-                        *acc = self.mul_add(line, x, *acc);
-                    }
-                }
-            }
+            let acc = self.tile(x, w, first, acc);
             for (acc, sums) in acc.iter().zip(&mut *sums) {
                 for (acc, sum) in acc.iter().zip(&mut sums.0[first..]) {
                     self.store(*acc, sum);
                 }
+            }
+        }
+    }
+
+    /// Pass `pass` of a product: [`Self::chains`] of the columns that it is for, of `lines` lines. Passes come in order. After the
+    /// last one the end of `waiting` is [`Self::sum`] of the sixteen chains of each output.
+    #[inline(always)]
+    fn pass(
+        self,
+        x: &[[f32; TILE_ROWS]],
+        w: &[Lines<TILE_LINES>],
+        (pass, lines): (usize, usize),
+        waiting: &mut Waiting,
+    ) {
+        self.pass_by::<TILE_LINES>(x, w, (pass, lines), waiting);
+    }
+
+    /// [`Self::pass`], `N` lines of outputs at a time.
+    #[inline(always)]
+    fn pass_by<const N: usize>(
+        self,
+        x: &[[f32; TILE_ROWS]],
+        w: &[Lines<TILE_LINES>],
+        (pass, lines): (usize, usize),
+        waiting: &mut Waiting,
+    ) {
+        // As a binary counter carries: each sum waits for the one of as many passes that follows it.
+        let (before, later) = waiting.split_at_mut(pass.trailing_ones() as usize);
+        for first in (0..TILE_LINES).step_by(N) {
+            if first >= lines {
+                break;
+            }
+            let mut acc = self.tile(x, w, first, [[self.splat(0.0); N]; TILE_ROWS]);
+            for before in &*before {
+                for (acc, before) in acc.iter_mut().zip(before) {
+                    for (acc, before) in acc.iter_mut().zip(before.part::<N>(first)) {
+                        *acc = self.add(self.load(before), *acc);
+                    }
+                }
+            }
+            for (acc, sums) in acc.iter().zip(&mut later[0]) {
+                for (acc, sum) in acc.iter().zip(&mut sums.0[first..]) {
+                    self.store(*acc, sum);
+                }
+            }
+        }
+    }
+
+    /// `acc[i][j] + Σ x[k][i] · w[k][first + j]`, in registers.
+    #[inline(always)]
+    fn tile<const N: usize>(
+        self,
+        x: &[[f32; TILE_ROWS]],
+        w: &[Lines<TILE_LINES>],
+        first: usize,
+        mut acc: [[Self::F; N]; TILE_ROWS],
+    ) -> [[Self::F; N]; TILE_ROWS] {
+        for (x, w) in x.iter().zip(w) {
+            let mut lines = [self.splat(0.0); N];
+            for (line, w) in lines.iter_mut().zip(w.part::<N>(first)) {
+                *line = self.load(w);
+            }
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let x = self.splat(*x);
+                for (acc, line) in acc.iter_mut().zip(lines) {
+                    *acc = self.mul_add(line, x, *acc);
+                }
+            }
+        }
+        acc
+    }
+
+    /// Lane `l` of line `i` becomes lane `i` of line `l`.
+    #[inline(always)]
+    fn transpose(self, lines: &mut [Self::F; LANES]) {
+        self.exchange_all::<8>(lines);
+        self.exchange_all::<4>(lines);
+        self.exchange_all::<2>(lines);
+        self.exchange_all::<1>(lines);
+    }
+
+    /// [`Self::exchange`] of all lines that are `D` apart.
+    #[inline(always)]
+    fn exchange_all<const D: usize>(self, lines: &mut [Self::F; LANES]) {
+        for i in 0..LANES {
+            if i & D == 0 {
+                [lines[i], lines[i + D]] = self.exchange::<D>(lines[i], lines[i + D]);
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::layout::{Layout, Spread, Windows};
-use super::{Kernel, LANES, Line, Lines, Simd, Sums, TILE_W, TILE_X};
+use super::{Kernel, LANES, Lines, Simd, TILE_LINES, TILE_ROWS, Tile, Waiting};
 
 /// Proof that the CPU has NEON.
 #[derive(Clone, Copy)]
@@ -137,6 +137,22 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn exchange<const D: usize>(self, a: F, b: F) -> [F; 2] {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            match D {
+                1 => [each!(|i| vtrn1q_f32(a[i], b[i])), each!(|i| vtrn2q_f32(a[i], b[i]))],
+                2 => [
+                    each!(|i| vcombine_f32(vget_low_f32(a[i]), vget_low_f32(b[i]))),
+                    each!(|i| vcombine_f32(vget_high_f32(a[i]), vget_high_f32(b[i]))),
+                ],
+                4 => [[a[0], b[0], a[2], b[2]], [a[1], b[1], a[3], b[3]]],
+                _ => [[a[0], a[1], b[0], b[1]], [a[2], a[3], b[2], b[3]]],
+            }
+        }
+    }
+
+    #[inline(always)]
     fn store_bits(self, v: I, out: &mut [u32; LANES]) {
         // SAFETY: `self` proves the instructions; the four stores cover the array.
         unsafe { each!(|i| vst1q_u32(out.as_mut_ptr().add(4 * i), v[i])) };
@@ -210,67 +226,26 @@ impl Simd for Neon {
         [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
     }
 
-    /// Four passes, over a quarter of the lanes each: 24 sums, six lines of the matrix and one of the
-    /// activations fill 31 of 32 registers. The sums stay the same, for lanes do not meet.
+    /// The sums of six rows and one line, that line and a value are 29 of 32 registers.
     #[inline(always)]
-    fn dots(self, x: &[Lines<TILE_X>], w: &[Lines<TILE_W>], sums: &mut Sums) {
-        for lane in [0, 4, 8, 12] {
-            self.four_lanes(x, w, lane, sums);
-        }
+    fn pass(
+        self,
+        x: &[[f32; TILE_ROWS]],
+        w: &[Lines<TILE_LINES>],
+        (pass, lines): (usize, usize),
+        waiting: &mut Waiting,
+    ) {
+        self.pass_by::<1>(x, w, (pass, lines), waiting);
     }
 
     /// As above: one line of outputs at a time.
     #[inline(always)]
-    fn chains(self, x: &[[f32; TILE_W]], w: &[Lines<TILE_X>], sums: &mut [Lines<TILE_X>; TILE_W]) {
+    fn chains(self, x: &[[f32; TILE_ROWS]], w: &[Lines<TILE_LINES>], sums: &mut Tile) {
         self.chains_by::<1>(x, w, sums);
     }
 }
 
 impl Neon {
-    /// Lanes `lane..lane + 4` of a tile.
-    #[inline(always)]
-    fn four_lanes(self, x: &[Lines<TILE_X>], w: &[Lines<TILE_W>], lane: usize, sums: &mut Sums) {
-        let mut acc = [[self.splat(0.0)[0]; TILE_W]; TILE_X];
-        for (acc, sums) in acc.iter_mut().zip(&*sums) {
-            *acc = self.six(&sums.0, lane);
-        }
-        for (x, w) in x.iter().zip(w) {
-            let lines = self.six(&w.0, lane);
-            for (acc, x) in acc.iter_mut().zip(&x.0) {
-                let x = self.four(x, lane);
-                for (acc, w) in acc.iter_mut().zip(lines) {
-                    // SAFETY: `self` proves the instruction.
-                    *acc = unsafe { vfmaq_f32(*acc, w, x) };
-                }
-            }
-        }
-        for (acc, sums) in acc.iter().zip(sums) {
-            for (acc, sum) in acc.iter().zip(&mut sums.0) {
-                let to: &mut [f32] = &mut sum[lane..lane + 4];
-                // SAFETY: `self` proves the instruction; the slice is four values long.
-                unsafe { vst1q_f32(to.as_mut_ptr(), *acc) };
-            }
-        }
-    }
-
-    /// Lanes `lane..lane + 4` of six lines.
-    #[inline(always)]
-    fn six(self, v: &[Line; TILE_W], lane: usize) -> [float32x4_t; TILE_W] {
-        let mut lines = [self.splat(0.0)[0]; TILE_W];
-        for (line, v) in lines.iter_mut().zip(v) {
-            *line = self.four(v, lane);
-        }
-        lines
-    }
-
-    /// Lanes `lane..lane + 4`.
-    #[inline(always)]
-    fn four(self, v: &Line, lane: usize) -> float32x4_t {
-        let four: &[f32] = &v[lane..lane + 4];
-        // SAFETY: `self` proves the instruction; the slice is four values long.
-        unsafe { vld1q_f32(four.as_ptr()) }
-    }
-
     /// Sixteen little-endian `u16`, widened.
     #[inline(always)]
     fn load_u16(self, v: &[u8; 32]) -> I {

@@ -122,6 +122,14 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn exchange<const D: usize>(self, a: Self::F, b: Self::F) -> [Self::F; 2] {
+        [
+            std::array::from_fn(|l| if l & D == 0 { a[l] } else { b[l ^ D] }),
+            std::array::from_fn(|l| if l & D == 0 { a[l ^ D] } else { b[l] }),
+        ]
+    }
+
+    #[inline(always)]
     fn splat_bits(self, v: u32) -> Self::I {
         [v; LANES]
     }

@@ -161,7 +161,7 @@ fn check_matrix(encoding: Encoding, rows: usize, cols: usize) {
     agree(&what, |backend| {
         let mut values = vec![0.0; rows * cols];
         m.dequantize(backend, 0..rows, &mut values);
-        for n in [1, 2, 3, 9] {
+        for n in [1, 2, 3, 9, 29] {
             let x = noise(n * cols, 4);
             let part = rows / 3..rows;
             let expected: Vec<f32> = x
@@ -185,6 +185,10 @@ fn products_of_plain_floats_agree_on_every_width() {
     for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
         for cols in LENGTHS.into_iter().filter(|cols| *cols > 0) {
             check_matrix(encoding, 22, cols);
+        }
+        // More than a register tile either way, and the last of both in part.
+        for rows in [110, 127, 150, 190] {
+            check_matrix(encoding, rows, 200);
         }
     }
 }

@@ -12,7 +12,7 @@ use super::rotate::{Line, rotate_back, signs};
 use super::stream::{CENTER, MULTIPLIER, UNIT, stream_len};
 use crate::activations::Rotated;
 use crate::encoding::Trellis;
-use crate::kernel::{LANES, Lines, Outputs, Simd, TILE_W, TILE_X};
+use crate::kernel::{LANES, Lines, Outputs, Simd, TILE_LINES, TILE_ROWS};
 use crate::matrix::Matrix;
 
 /// Rows of a tile, as a length.
@@ -205,9 +205,9 @@ fn products<S: Simd, const BITS: usize>(
         .zip(part.streams.chunks_exact(block * part.stream))
     {
         // Four lines of rows at a time share `x`, and their sums overlap.
-        for first in lines.clone().step_by(TILE_X) {
-            let sums = &mut sums[first..lines.end.min(first + TILE_X)];
-            let mut acc = [s.splat(0.0); TILE_X];
+        for first in lines.clone().step_by(TILE_LINES) {
+            let sums = &mut sums[first..lines.end.min(first + TILE_LINES)];
+            let mut acc = [s.splat(0.0); TILE_LINES];
             for (x, stream) in x.iter().zip(streams.chunks_exact(part.stream)) {
                 let x = s.splat(*x);
                 let lines = four_lines::<S, BITS>(s, trellis, stream, first);
@@ -229,11 +229,11 @@ fn four_lines<S: Simd, const BITS: usize>(
     trellis: Trellis,
     stream: &[u8],
     first: usize,
-) -> [S::F; TILE_X] {
-    let mut lines = [s.splat(0.0); TILE_X];
+) -> [S::F; TILE_LINES] {
+    let mut lines = [s.splat(0.0); TILE_LINES];
     // One question for all four, where no window goes around the stream's end.
     let (at, step) = (2 * BITS * first, 2 * BITS);
-    if let Some(bytes) = stream.get(at..at + (TILE_X - 1) * step + SPAN) {
+    if let Some(bytes) = stream.get(at..at + (TILE_LINES - 1) * step + SPAN) {
         for (i, line) in lines.iter_mut().enumerate() {
             *line = values(s, trellis, s.windows::<BITS>(words(&bytes[i * step..][..SPAN])));
         }
@@ -286,12 +286,12 @@ fn many_products<S: Simd, const BITS: usize>(
     (start, out): (usize, &mut Outputs<'_>),
 ) {
     let (cols, block) = (m.cols(), Trellis::rotation(m.cols()));
-    let mut lines = vec![Lines::<TILE_X>::ZERO; block];
-    let step = LANES * TILE_X;
+    let mut lines = vec![Lines::<TILE_LINES>::ZERO; block];
+    let step = LANES * TILE_LINES;
     for (b, streams) in part.streams.chunks_exact(block * part.stream).enumerate() {
         for group in part.rows.start / step..part.rows.end.div_ceil(step) {
             for (lines, stream) in lines.iter_mut().zip(streams.chunks_exact(part.stream)) {
-                let values = four_lines::<S, BITS>(s, trellis, stream, TILE_X * group);
+                let values = four_lines::<S, BITS>(s, trellis, stream, TILE_LINES * group);
                 for (line, values) in lines.0.iter_mut().zip(values) {
                     s.store(values, line);
                 }
@@ -300,9 +300,9 @@ fn many_products<S: Simd, const BITS: usize>(
             let rows = part.rows.start.max(group * step)..part.rows.end.min((group + 1) * step);
             let (skip, to) = (rows.start - group * step, part.first + rows.start - part.rows.start);
             for (i, x) in x.panels(cols).enumerate() {
-                let mut sums = [Lines::<TILE_X>::ZERO; TILE_W];
+                let mut sums = [Lines::<TILE_LINES>::ZERO; TILE_ROWS];
                 s.chains(&x[b * block..][..block], &lines, &mut sums);
-                for (t, sums) in (TILE_W * i..out.n()).zip(&sums) {
+                for (t, sums) in (TILE_ROWS * i..out.n()).zip(&sums) {
                     let outs = &mut out.row(t)[to - start..][..rows.len()];
                     for (out, sum) in outs.iter_mut().zip(&sums.0.as_flattened()[skip..]) {
                         *out += sum;

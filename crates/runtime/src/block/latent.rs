@@ -80,6 +80,12 @@ pub fn buffer_len(spec: &LatentSpec) -> u64 {
     q_latent + rows as u64 + THREADS * head as u64
 }
 
+/// Columns of the widest matrix.
+pub fn widest_input(spec: &LatentSpec) -> u32 {
+    let latent = spec.kv_lora_rank.max(spec.q_lora_rank.unwrap_or(0));
+    latent.max(spec.heads * spec.v_head_dim)
+}
+
 /// Latents and rotated keys of the positions seen so far.
 #[derive(Debug)]
 pub struct LatentCache(Ring);

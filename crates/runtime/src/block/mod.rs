@@ -322,6 +322,34 @@ pub fn buffer_len(spec: &ModelSpec, tokens: u64) -> u64 {
     all(8 * hidden).saturating_add(spec.layers.iter().map(layer).max().unwrap_or(0))
 }
 
+/// Columns of the widest matrix of any layer.
+pub fn widest_input(spec: &ModelSpec) -> usize {
+    let layer = |layer: &LayerSpec| {
+        let mixer = match &layer.mixer {
+            Mixer::Attention(spec) => spec.heads * spec.head_dim,
+            Mixer::Latent(spec) => latent::widest_input(spec),
+            Mixer::DeltaNet(spec) => spec.value_heads * spec.value_head_dim,
+            Mixer::ShortConv(_) => 0,
+        };
+        let ffn = match &layer.ffn {
+            Ffn::Dense(dense) => dense.intermediate_size,
+            Ffn::Moe(moe) => {
+                let shared = moe.shared_expert.as_ref();
+                shared
+                    .map_or(0, |s| s.intermediate_size)
+                    .max(moe.moe_intermediate_size)
+            }
+        };
+        mixer.max(ffn)
+    };
+    spec.layers
+        .iter()
+        .map(layer)
+        .max()
+        .unwrap_or(0)
+        .max(spec.hidden_size) as usize
+}
+
 /// Refuses a layer's output that is not finite.
 ///
 /// # Errors
