@@ -279,6 +279,13 @@ impl Trellis {
         self.state_bits
     }
 
+    /// Bytes that a thread holds while it chooses the codes of a tile: a value for each state, and what each group of
+    /// states costs for each row and behind the last.
+    pub const fn search_bytes(self) -> u64 {
+        let states = 4u64 << self.state_bits;
+        states + (states >> self.bits) * (Self::TILE_ROWS + 1)
+    }
+
     /// Columns of a `cols` wide matrix that are rotated together.
     pub const fn rotation(cols: usize) -> usize {
         let block = 1 << cols.trailing_zeros();

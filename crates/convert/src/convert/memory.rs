@@ -4,6 +4,7 @@
 
 use shardwright_format::TensorEntry;
 use shardwright_format::manifest::Manifest;
+use shardwright_quant::Encoding;
 
 /// Sizes of the conversion's buffers. Small ones take a small checkpoint along every path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +83,18 @@ pub fn peak(manifest: &Manifest, source_bytes: u64, threads: usize) -> u64 {
         .map_or(0, |len| len.min(buffers.gather_limit));
     let tile =
         buffers.source_tile.max(row) * 2 + source_block + (buffers.weights_tile * 4).max(row);
-    BASE + (tile + record + strided + decode) * threads as u64 + books(manifest, source_bytes)
+    let each = tile + record + strided + decode + search(manifest);
+    BASE + each * threads as u64 + books(manifest, source_bytes)
+}
+
+/// Bytes that a thread holds while it chooses trellis codes.
+pub fn search(manifest: &Manifest) -> u64 {
+    let tensors = manifest.tensors().map(|(.., tensor)| tensor.encoding);
+    let bytes = tensors.map(|encoding| match encoding {
+        Encoding::Trellis(trellis) => trellis.search_bytes(),
+        _ => 0,
+    });
+    bytes.max().unwrap_or(0)
 }
 
 /// Bytes of what grows with the number of shards, of other tensors and of hashed blocks.

@@ -12,7 +12,7 @@ use shardwright_runtime::PassRoom;
 use crate::calibrate::collect::HessianSum;
 use crate::calibrate::statistics::InputKey;
 use crate::calibrate::streams::LOGITS;
-use crate::convert::memory::{Buffers, books};
+use crate::convert::memory::{Buffers, books, search};
 
 /// The program, and what the allocator keeps of freed memory: measured, as nothing else here. Code that was not
 /// optimized takes more.
@@ -141,7 +141,8 @@ pub fn peak(
         .map(|tensor| tensor.cols)
         .max();
     let rotated = ROTATED * rotated.unwrap_or(0);
-    let base = PROGRAM + books(manifest, source_bytes) + threads * (POOLS * THREAD + rotated);
+    let each = POOLS * THREAD + rotated + search(manifest);
+    let base = PROGRAM + books(manifest, source_bytes) + threads * each;
     let streams = 2 * (pass.stream + pass.buffers);
     let all = base + streams + kept + layer.max(left + head(manifest, text, threads));
     // Pages are whole, and small pieces lie between those that were freed.

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::layout::{Layout, Spread, Windows};
+use super::layout::{Layout, Windows};
 use super::{Kernel, LANES, Lines, Simd, TILE_LINES, TILE_ROWS, Tile, Waiting};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
@@ -186,28 +186,43 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn store_bytes(self, v: I, out: &mut [u8; LANES]) {
-        let [a, b] = self.and(v, self.splat_bits(0xff));
-        // SAFETY: `self` proves the instructions; the array is 16 writable bytes.
-        unsafe {
-            // Packing keeps to 128-bit halves: the middle quarters are swapped back.
-            let words = _mm256_permute4x64_epi64::<0b1101_1000>(_mm256_packus_epi32(a, b));
-            let (lo, hi) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
-            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_packus_epi16(lo, hi));
-        }
+    fn repeat<const N: usize>(self, v: &[f32; N]) -> F {
+        // SAFETY: `self` proves the instructions; `N` floats are read of `N`.
+        let half = unsafe {
+            match N {
+                4 => _mm256_broadcast_ps(&_mm_loadu_ps(v.as_ptr())),
+                2 => _mm256_castpd_ps(_mm256_set1_pd(v.as_ptr().cast::<f64>().read_unaligned())),
+                _ => _mm256_set1_ps(v[0]),
+            }
+        };
+        [half, half]
     }
 
     #[inline(always)]
-    fn spread<const BITS: usize>(self, v: F, part: usize) -> F {
-        let (lo, hi) = Spread::<BITS>::LANE[part].split_at(8);
-        // Eight lanes come from one register: a permutation sees the lowest three bits of a number.
-        // SAFETY: `self` proves the instructions; each half of the table is 32 readable bytes.
+    fn regroup<const N: usize>(self, [lo, hi]: F) -> F {
+        // SAFETY: `self` proves the instructions.
         unsafe {
-            let (from_lo, from_hi) = (v[lo[0] as usize / 8], v[hi[0] as usize / 8]);
-            [
-                _mm256_permutevar8x32_ps(from_lo, _mm256_loadu_si256(lo.as_ptr().cast())),
-                _mm256_permutevar8x32_ps(from_hi, _mm256_loadu_si256(hi.as_ptr().cast())),
-            ]
+            match N {
+                4 => {
+                    // Each lane of four has one value of each of the four rows, in this order.
+                    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                    [
+                        _mm256_permutevar8x32_ps(_mm256_unpacklo_ps(lo, hi), order),
+                        _mm256_permutevar8x32_ps(_mm256_unpackhi_ps(lo, hi), order),
+                    ]
+                }
+                2 => {
+                    let joined = |v| {
+                        let v = _mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(v));
+                        _mm256_castpd_ps(v)
+                    };
+                    [
+                        joined(_mm256_shuffle_ps::<0b10_00_10_00>(lo, hi)),
+                        joined(_mm256_shuffle_ps::<0b11_01_11_01>(lo, hi)),
+                    ]
+                }
+                _ => [lo, hi],
+            }
         }
     }
 

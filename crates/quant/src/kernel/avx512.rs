@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::layout::{Layout, Spread};
+use super::layout::Layout;
 use super::{Kernel, LANES, Lines, Simd, TILE_LINES, TILE_ROWS, Waiting};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL, VBMI and VNNI.
@@ -160,16 +160,26 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn store_bytes(self, v: __m512i, out: &mut [u8; LANES]) {
-        // SAFETY: `self` proves the instructions; the array is 16 writable bytes.
-        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v)) }
+    fn repeat<const N: usize>(self, v: &[f32; N]) -> __m512 {
+        // SAFETY: `self` proves the instructions; `N` floats are read of `N`.
+        unsafe {
+            match N {
+                4 => _mm512_broadcast_f32x4(_mm_loadu_ps(v.as_ptr())),
+                2 => _mm512_castpd_ps(_mm512_set1_pd(v.as_ptr().cast::<f64>().read_unaligned())),
+                _ => _mm512_set1_ps(v[0]),
+            }
+        }
     }
 
     #[inline(always)]
-    fn spread<const BITS: usize>(self, v: __m512, part: usize) -> __m512 {
-        let lanes = &Spread::<BITS>::LANE[part];
-        // SAFETY: `self` proves the instructions; the table is 64 readable bytes.
-        unsafe { _mm512_permutexvar_ps(_mm512_loadu_si512(lanes.as_ptr().cast()), v) }
+    fn regroup<const N: usize>(self, v: __m512) -> __m512 {
+        const FOUR: [u32; LANES] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
+        const TWO: [u32; LANES] = [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15];
+        match N {
+            4 => self.permute(v, &FOUR),
+            2 => self.permute(v, &TWO),
+            _ => v,
+        }
     }
 
     #[inline(always)]

@@ -76,19 +76,3 @@ impl<const BITS: usize> Windows<BITS> {
         table
     };
 }
-
-/// Which lanes [`Simd::spread`](super::Simd::spread) repeats.
-pub struct Spread<const BITS: usize>;
-
-impl<const BITS: usize> Spread<BITS> {
-    /// Per part and lane; parts from `2^BITS` on mean nothing.
-    pub const LANE: [[u32; LANES]; 16] = {
-        let mut table = [[0; LANES]; 16];
-        let mut at = 0;
-        while at < LANES << BITS {
-            table[at / LANES][at % LANES] = (at >> BITS) as u32;
-            at += 1;
-        }
-        table
-    };
-}

@@ -32,6 +32,11 @@ pub use outputs::Outputs;
 /// Lanes of every backend. A row of sixteen columns is one step of a dot product.
 pub const LANES: usize = 16;
 
+/// Where number `lane` of sixteen values `[16 / rows, rows]` lies once they are transposed, `[rows, 16 / rows]`.
+pub const fn transposed(rows: usize, lane: usize) -> usize {
+    lane % rows * (LANES / rows) + lane / rows
+}
+
 /// Sixteen values side by side.
 pub type Line = [f32; LANES];
 
@@ -308,11 +313,11 @@ pub trait Simd: Copy {
     fn windows<const BITS: usize>(self, words: [u64; 2]) -> Self::I;
     /// `out[l]` is lane `l`.
     fn store_bits(self, v: Self::I, out: &mut [u32; LANES]);
-    /// `out[l]` is the lowest byte of lane `l`.
-    fn store_bytes(self, v: Self::I, out: &mut [u8; LANES]);
-    /// Lane `l` is lane `(16 · part + l) >> BITS` of `v`: part `part` of `v` with every lane repeated
-    /// `2^BITS` times, 4 to 16, `part < 2^BITS`.
-    fn spread<const BITS: usize>(self, v: Self::F, part: usize) -> Self::F;
+    /// Lane `l` is `v[l % N]`, `N` 1, 2 or 4.
+    fn repeat<const N: usize>(self, v: &[f32; N]) -> Self::F;
+    /// Lane `l` is lane [`transposed`]`(16 / N, l)` of `v`, `N` 1, 2 or 4: what lay `N` lanes apart comes to lie side
+    /// by side.
+    fn regroup<const N: usize>(self, v: Self::F) -> Self::F;
     /// The bits of each `f32`.
     fn to_bits(self, v: Self::F) -> Self::I;
     /// The `f32` of these bits.

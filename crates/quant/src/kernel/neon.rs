@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::layout::{Layout, Spread, Windows};
+use super::layout::{Layout, Windows};
 use super::{Kernel, LANES, Lines, Simd, TILE_LINES, TILE_ROWS, Tile, Waiting};
 
 /// Proof that the CPU has NEON.
@@ -159,22 +159,41 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn store_bytes(self, v: I, out: &mut [u8; LANES]) {
-        // SAFETY: `self` proves the instructions; the array is 16 writable bytes.
-        unsafe {
-            let lo = vcombine_u16(vmovn_u32(v[0]), vmovn_u32(v[1]));
-            let hi = vcombine_u16(vmovn_u32(v[2]), vmovn_u32(v[3]));
-            vst1q_u8(out.as_mut_ptr(), vcombine_u8(vmovn_u16(lo), vmovn_u16(hi)));
-        }
+    fn repeat<const N: usize>(self, v: &[f32; N]) -> F {
+        // SAFETY: `self` proves the instructions; `N` floats are read of `N`.
+        let all = unsafe {
+            match N {
+                4 => vld1q_f32(v.as_ptr()),
+                2 => {
+                    let two = vld1_f32(v.as_ptr());
+                    vcombine_f32(two, two)
+                }
+                _ => vdupq_n_f32(v[0]),
+            }
+        };
+        [all; 4]
     }
 
     #[inline(always)]
-    fn spread<const BITS: usize>(self, v: F, part: usize) -> F {
-        let mut lanes = [0.0; LANES];
-        self.store(v, &mut lanes);
-        // Lanes are repeated at least four times, so each register repeats one.
-        // SAFETY: `self` proves the instructions.
-        unsafe { each!(|i| vdupq_n_f32(lanes[Spread::<BITS>::LANE[part][4 * i] as usize])) }
+    fn regroup<const N: usize>(self, v: F) -> F {
+        // SAFETY: `self` proves the instructions; the load covers the array.
+        unsafe {
+            match N {
+                4 => {
+                    let mut lanes = [0.0; LANES];
+                    self.store(v, &mut lanes);
+                    let float32x4x4_t(a, b, c, d) = vld4q_f32(lanes.as_ptr());
+                    [a, b, c, d]
+                }
+                2 => [
+                    vuzp1q_f32(v[0], v[1]),
+                    vuzp1q_f32(v[2], v[3]),
+                    vuzp2q_f32(v[0], v[1]),
+                    vuzp2q_f32(v[2], v[3]),
+                ],
+                _ => v,
+            }
+        }
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, transposed};
 
 /// Plain Rust; needs nothing of the CPU.
 #[derive(Clone, Copy)]
@@ -151,13 +151,13 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn store_bytes(self, v: Self::I, out: &mut [u8; LANES]) {
-        *out = map(v, |v| v as u8);
+    fn repeat<const N: usize>(self, v: &[f32; N]) -> Self::F {
+        std::array::from_fn(|l| v[l % N])
     }
 
     #[inline(always)]
-    fn spread<const BITS: usize>(self, v: Self::F, part: usize) -> Self::F {
-        std::array::from_fn(|l| v[(LANES * part + l) >> BITS])
+    fn regroup<const N: usize>(self, v: Self::F) -> Self::F {
+        std::array::from_fn(|l| v[transposed(LANES / N, l)])
     }
 
     #[inline(always)]

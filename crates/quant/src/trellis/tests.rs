@@ -182,6 +182,41 @@ fn best_of_all(trellis: Trellis, targets: &[f32], weights: &[f32]) -> f64 {
 }
 
 #[test]
+fn no_path_through_the_same_seam_costs_less() {
+    // Columns so long that the seam stays where it was found.
+    for (bits, state_bits) in [(2, 10), (3, 12), (4, 12)] {
+        let (trellis, rows) = (Trellis::new(bits, state_bits).unwrap(), 128);
+        let targets = normal(rows, 11);
+        let weights: Vec<f32> = noise(rows, 5).iter().map(|w| w.abs()).collect();
+        let mut encoder = Encoder::new(trellis);
+        let found = encoded(Backend::detect(), &mut encoder, trellis, &targets, &weights);
+        let seam = u16::from_le_bytes([found.0[0], found.0[1]]) % (1 << (state_bits - bits));
+        let least = least_through(trellis, seam.into(), &targets, &weights);
+        assert!((found.2 - least).abs() < 1e-5 * least, "{trellis:?}: {} for {least}", found.2);
+    }
+}
+
+/// The least cost of all streams whose first `state_bits - bits` bits are `seam`, state by state.
+fn least_through(trellis: Trellis, seam: usize, targets: &[f32], weights: &[f32]) -> f64 {
+    let states = 1 << trellis.state_bits();
+    let groups = states >> trellis.bits();
+    // What the rows so far cost, for each group of bits that the last of them leaves to the next.
+    let mut costs = vec![f64::INFINITY; groups];
+    costs[seam] = 0.0;
+    for (target, weight) in targets.iter().zip(weights) {
+        let mut next = vec![f64::INFINITY; groups];
+        for state in 0..states {
+            let error = f64::from(target - value(state as u32));
+            let cost = costs[state % groups] + f64::from(*weight) * error * error;
+            let group = &mut next[state >> trellis.bits()];
+            *group = group.min(cost);
+        }
+        costs = next;
+    }
+    costs[seam]
+}
+
+#[test]
 fn the_distortion_of_a_normal_source_is_what_is_known_of_such_trellises() {
     // Of a whole tile; no code of 2 bits is below 1/16, none of 3 below 1/64, none of 4 below 1/256.
     let known = [(2, 10, 0.0771), (2, 12, 0.0730), (3, 12, 0.0195), (4, 12, 0.0055)];
