@@ -9,7 +9,7 @@ use super::header::{ALIGNMENT, Datum};
 use crate::arch::Arch;
 use crate::checkpoint::gguf::rope::{ORIGINAL, expected};
 use crate::checkpoint::gguf::table::{Origin, Table};
-use crate::model::{AttentionSpec, ModelSpec, RopeScaling, RopeSpec};
+use crate::model::{AttentionSpec, Ffn, LayerSpec, ModelSpec, RopeScaling, RopeSpec};
 use crate::refusal::{Refusal, mismatch};
 
 /// What keys of numbers with a fraction end in; others are whole.
@@ -64,6 +64,10 @@ pub(super) fn metadata(
     }
     let vocab_size = format!("{}.vocab_size", table.architecture);
     all.insert(&vocab_size, Datum::U32(model.spec.vocab_size));
+    let shared = format!("{}.expert_shared_feed_forward_length", table.architecture);
+    if let Some(width) = shared_width(model.spec).filter(|_| table.knows(&shared)) {
+        all.insert(&shared, Datum::U32(width));
+    }
     for (key, allowed) in &table.supported {
         // Of what is the same for all models llama.cpp asks for this alone.
         if let ([only], true) = (&allowed[..], key.ends_with(".expert_gating_func")) {
@@ -72,6 +76,7 @@ pub(super) fn metadata(
     }
     if let Some(rope) = ropes(model.spec)[0] {
         scaling(table, rope, &mut all)?;
+        members(table, (rope, model.spec), &mut all);
     }
     Ok(all.0)
 }
@@ -91,6 +96,9 @@ impl OfConfig<'_> {
             Origin::Less { key, .. } => std::slice::from_ref(key),
             Origin::Positive { positive } => std::slice::from_ref(positive),
             Origin::Share { share, .. } => std::slice::from_ref(share),
+            Origin::Choice { other, .. } if matches!(**other, Origin::Share { .. }) => {
+                return self.add(key, other, all);
+            }
             Origin::Value { .. }
             | Origin::With { .. }
             | Origin::Without { .. }
@@ -174,6 +182,18 @@ fn attentions(spec: &ModelSpec) -> impl Iterator<Item = &AttentionSpec> {
         .filter_map(|layer| layer.mixer.attention())
 }
 
+/// The width of the expert that every token visits, if there is one.
+fn shared_width(spec: &ModelSpec) -> Option<u32> {
+    let shared = |layer: &LayerSpec| match &layer.ffn {
+        Ffn::Moe(moe) => moe
+            .shared_expert
+            .as_ref()
+            .map(|shared| shared.intermediate_size),
+        Ffn::Dense(_) => None,
+    };
+    spec.layers.iter().find_map(shared)
+}
+
 /// The heads of keys and values of every layer, 0 where it has no attention.
 fn kv_heads(spec: &ModelSpec) -> Vec<i32> {
     let heads = |attention: &AttentionSpec| attention.kv_heads.cast_signed();
@@ -233,6 +253,21 @@ fn scaling(table: &Table, rope: &RopeSpec, all: &mut Metadata) -> Result<(), Ref
         }
     }
     Ok(())
+}
+
+/// Adds what more is said of YaRN: the weights of its attention where they cancel, and how queries grow.
+fn members(table: &Table, (rope, spec): (&RopeSpec, &ModelSpec), all: &mut Metadata) {
+    let growth = attentions(spec).find_map(|attention| attention.temperature.as_ref());
+    let cancel = matches!(rope.scaling, RopeScaling::Yarn { attention_factor, .. } if attention_factor == 1.0);
+    for (member, key) in &table.rope.members {
+        let value = match member.as_str() {
+            "mscale_all_dim" => cancel.then_some(1.0),
+            _ => growth.map(|growth| growth.attn_scale),
+        };
+        if let Some(value) = value {
+            all.insert(key, Datum::F32(value));
+        }
+    }
 }
 
 /// What divides the rotary frequencies of llama3 scaling, pair by pair; none of any other.

@@ -107,19 +107,21 @@ impl Facts<'_> {
         let Origin::Layers { layers: key, kinds, other, absent } = origin else {
             return Ok(Json::Null);
         };
-        let count = self.whole(&format!("{}.block_count", self.table.architecture))?;
-        let count = count.unwrap_or_default();
+        let of = |what| self.whole(&format!("{}.{what}", self.table.architecture));
+        let count = of("block_count")?.unwrap_or_default();
+        // Layers that predict further tokens need no value.
+        let own = count.saturating_sub(of("nextn_predict_layers")?.unwrap_or_default());
         let at = |detail: Refusal| detail.at(format_args!("metadatum `{key}`"));
         let array = match (self.metadata.get(key.as_str()), absent) {
             (Some(Value::Array(array)), _) => array,
             // A layer has tensors, of which a header has a bounded number.
             (None, Some(kind)) => {
-                let layers = (0..count.min(self.shapes.len() as u64)).map(|_| kind.as_str());
+                let layers = (0..own.min(self.shapes.len() as u64)).map(|_| kind.as_str());
                 return Ok(layers.collect());
             }
             _ => return Ok(Json::Null),
         };
-        if array.count != count {
+        if array.count != count && array.count != own {
             let expected = format_args!("a value for each of {count} layers");
             return Err(at(mismatch(expected, array.count)));
         }
@@ -131,7 +133,8 @@ impl Facts<'_> {
                 at(mismatch(known.join(" or "), format_args!("{found} in layer {layer}")))
             })
         };
-        let names: Result<Vec<_>, _> = array.numbers().enumerate().map(name).collect();
+        let layers = array.numbers().enumerate().take(own as usize);
+        let names: Result<Vec<_>, _> = layers.map(name).collect();
         Ok(names?.into())
     }
 

@@ -75,7 +75,7 @@ fn values_are_those_of_the_checkpoint() {
         }
         seen += 1;
     }
-    assert_eq!(seen, 2);
+    assert_eq!(seen, 3);
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub(super) fn scaling(
 ) -> Result<Option<Json>, Refusal> {
     let rope = &facts.table.rope;
     let stated = stated(facts)?;
+    check_members(facts, stated.as_ref())?;
     if let Some(row) = &rope.long
         && let Some(long) = longrope(facts, row, factors)?
     {
@@ -48,6 +49,20 @@ pub(super) fn scaling(
                 .at(format_args!("metadatum `{key}`")))
         }
     }
+}
+
+/// Refuses what says more of YaRN where positions are not scaled by it.
+fn check_members(facts: &Facts<'_>, stated: Option<&Json>) -> Result<(), Refusal> {
+    if stated.is_some_and(|scaling| scaling["rope_type"] == "yarn") {
+        return Ok(());
+    }
+    for key in facts.table.rope.members.values() {
+        if let Some(found) = facts.get(key)?.filter(|found| found.as_f64() != Some(0.0)) {
+            let detail = mismatch("none without yarn", found);
+            return Err(detail.at(format_args!("metadatum `{key}`")));
+        }
+    }
+    Ok(())
 }
 
 /// What metadata say of it.
@@ -120,6 +135,11 @@ fn yarn(facts: &Facts<'_>, factor: &Json) -> Result<Json, Refusal> {
     }
     if let Some(attention) = facts.get(&rope.yarn_attention())? {
         members.insert("attention_factor".to_owned(), attention);
+    }
+    for (member, key) in &rope.members {
+        if let Some(found) = facts.get(key)? {
+            members.insert(member.clone(), found);
+        }
     }
     if let Some(key) = &rope.tenth_of_mscale
         && let Some(tenth) = facts.get(key)?.and_then(|tenth| tenth.as_f64())

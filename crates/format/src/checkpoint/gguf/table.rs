@@ -9,7 +9,7 @@
 //! | `given` | a metadatum that files of it have; files without it are another table's |
 //! | `also` | other values of `model_type` that llama.cpp writes as this architecture |
 //! | `config` | key of `config.json`: see [`Origin`] |
-//! | `rope` | metadata of scaled positions, the tensor of factors that stands for llama3 scaling, tensors and metadata of `longrope`, and members of YaRN that no metadatum has |
+//! | `rope` | metadata of scaled positions, the tensor of factors that stands for llama3 scaling, tensors and metadata of `longrope`, members of YaRN with the metadata that have them (`members`) and those that no metadatum has (`yarn`) |
 //! | `supported` | metadata that may be absent or have one of these values, nothing else |
 //! | `unused` | metadata that change nothing, and why |
 //! | `further` | what names of layers that predict further tokens begin with in a checkpoint, in place of `model.layers.{layer}.`; there they count from 0 |
@@ -34,8 +34,8 @@ macro_rules! builtin {
 }
 
 builtin! {
-    "deepseek2", "deepseek2_dense", "exaone4", "gemma2", "gemma3", "glm4_moe", "gpt_oss", "granite", "granitemoe", "lfm2", "lfm2_moe", "llama", "llama4", "minimax_m2",
-    "mixtral", "olmo2", "olmo3", "olmoe", "phi3",
+    "arcee", "deepseek2", "deepseek2_dense", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "gemma2", "gemma3", "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "lfm2", "lfm2_moe", "llama", "llama4", "minimax_m2", "ministral3", "mistral3", "mixtral", "olmo2", "olmo3", "olmoe", "phi3",
     "qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "seed_oss", "smollm3",
 }
 
@@ -140,6 +140,9 @@ pub(crate) struct RopeRow {
     /// Members of YaRN that no metadatum has.
     #[serde(default)]
     pub(crate) yarn: Map<String, Value>,
+    /// Members of YaRN, and the metadata that have them.
+    #[serde(default)]
+    pub(crate) members: BTreeMap<String, String>,
 }
 
 /// Where `longrope` has what it scales by.
@@ -194,7 +197,9 @@ impl RopeRow {
         let mut own = own.into_iter().chain(long).chain(&self.tenth_of_mscale);
         let yarn = [self.yarn_bound(0), self.yarn_bound(1), self.yarn_attention()];
         let mut other = yarn.into_iter().chain([self.old_factor()]);
-        own.any(|known| known == key) || other.any(|known| known == key)
+        own.any(|known| known == key)
+            || other.any(|known| known == key)
+            || self.members.values().any(|known| known == key)
     }
 }
 
@@ -303,6 +308,7 @@ impl Table {
         });
         let mut all: Vec<_> = own.collect();
         all.sort();
+        all.dedup();
         all
     }
 
