@@ -157,7 +157,7 @@ fn caches_and_their_broken_links_are_named() {
     let scratch = trained();
     let folder = "cache/hub/models--org--model/snapshots/abc";
     fs::create_dir_all(scratch.path(folder)).unwrap();
-    let expected = "a Hugging Face cache of 1 models: name one of them, as org/model";
+    let expected = "a Hugging Face cache of one model: name it, as org/model";
     for path in ["cache", "cache/hub"] {
         scratch.refused(&format!("inspect {path}"), &format!("error: {path}: {expected}"));
     }
@@ -239,4 +239,138 @@ fn files_beside_a_gguf_file_that_say_nothing_of_it_change_nothing() {
         "inspect g/o-00001-of-00003.gguf",
         "error: g/o-00002-of-00003.gguf: piece 2 of 3: no such file; fetch it",
     );
+}
+
+/// What people keep beside a bundle is listed; what a shard or weights could be is a finding, wherever it lies.
+#[test]
+fn documents_and_pictures_beside_a_bundle_are_notes() {
+    let scratch = trained();
+    scratch.ok("convert ckpt -o out");
+    let documents = ["USE_POLICY.md", "LICENSE-MIT", "Notice.txt", "logo.PNG", "report.pdf"];
+    fs::create_dir(scratch.path("out/figures")).unwrap();
+    for name in documents.into_iter().chain(["figures/curve.svg"]) {
+        fs::write(scratch.path("out").join(name), "x").unwrap();
+    }
+    let report = scratch.json("verify out");
+    assert_eq!(report["verdict"], json!("holds"), "{report}");
+    let notes = report["notes"].to_string();
+    for name in documents.into_iter().chain(["figures"]) {
+        assert!(notes.contains(name), "{name}: {notes}");
+    }
+    for name in [
+        "dense-009.bin",
+        "LICENSE.bin",
+        "README.safetensors",
+        "figures/a.bin",
+        "onnx/model.onnx",
+        "experts/x.md",
+    ] {
+        let path = scratch.path("out").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "x").unwrap();
+        let ran = scratch.run("verify out");
+        let (folder, _) = name.split_once('/').unwrap_or((name, ""));
+        assert!(ran.code == Some(1) && ran.stdout.contains(folder), "{name}: {}", ran.stdout);
+        fs::remove_file(&path).unwrap();
+        fs::remove_dir(scratch.path("out/onnx")).ok();
+    }
+    // A model without experts has no folder for them; none that is empty stays.
+    fs::remove_dir(scratch.path("out/experts")).ok();
+    scratch.ok("verify out");
+}
+
+/// A text in another form is named by its first bytes; no encoding is claimed that no byte tells.
+#[test]
+fn texts_in_other_forms_are_named() {
+    let scratch = trained();
+    fs::write(scratch.path("t.txt"), b"\x1f\x8b\x08\0\0\0\0\0\0\x03").unwrap();
+    let zipped = "error: t.txt: expected text in UTF-8, found a gzip file: `gzip -dc` unpacks it";
+    scratch.refused("run ckpt --prompt-file t.txt -n 1", zipped);
+    scratch.refused("verify ckpt --against ckpt --text t.txt", zipped);
+    fs::write(scratch.path("t.txt"), b"\xc4\xe3\xba\xc3\xca\xc0\xbd\xe7\n").unwrap();
+    let other = "error: t.txt: expected text in UTF-8, found byte 0xc4 at 0: `iconv -f ENCODING -t UTF-8` changes \
+                 it, with the encoding that it is in";
+    scratch.refused("run ckpt --prompt-file t.txt -n 1", other);
+    scratch.refused("convert ckpt -o out --calibrate t.txt", other);
+}
+
+/// What is to be kept must be there.
+#[test]
+fn a_model_without_layers_for_further_tokens_keeps_none() {
+    let scratch = trained();
+    let ran = scratch.run("convert ckpt -o out --mtp keep");
+    let expected = "error: this model has no layer that predicts further tokens, which `--mtp keep` would keep";
+    assert!(ran.code == Some(2) && ran.stderr.contains(expected), "{}", ran.stderr);
+    assert!(!scratch.path("out").exists());
+}
+
+/// A bias of zeros adds nothing beside a matrix, and may mean another norm beside a norm; values that are wider
+/// than any that is computed with are refused with the next step.
+#[test]
+fn weights_that_nobody_computes_with_are_left_out_or_named() {
+    let plan = "plan ckpt --bits 4 --group-size 32";
+    let beside = |name: &str, len: usize, value: u8| {
+        let scratch = Scratch::with("golden/llama2");
+        scratch.edit_tensors("ckpt/model.safetensors", |tensors| {
+            let start = tensors.data.len();
+            tensors.data.resize(start + 2 * len, value);
+            let offsets = [start, tensors.data.len()];
+            let entry = json!({"dtype": "F16", "shape": [len], "data_offsets": offsets});
+            tensors.header.insert(name.to_owned(), entry);
+        });
+        scratch
+    };
+    for name in ["lm_head.bias", "model.layers.0.self_attn.q_proj.bias"] {
+        let len = if name == "lm_head.bias" { 256 } else { 64 };
+        let ignored = beside(name, len, 0).json(plan)["ignored"].to_string();
+        assert!(ignored.contains(name) && ignored.contains("a bias of zeros"), "{ignored}");
+        let ran = beside(name, len, 0x3c).run(plan);
+        assert!(ran.code == Some(2) && ran.stderr.contains(name), "{}", ran.stderr);
+    }
+    let ran = beside("model.norm.bias", 64, 0).run(plan);
+    assert!(ran.code == Some(2) && ran.stderr.contains("model.norm.bias"), "{}", ran.stderr);
+    let scratch = Scratch::with("golden/llama2");
+    scratch.edit_tensors("ckpt/model.safetensors", |tensors| {
+        let norm = &mut tensors.header["model.norm.weight"];
+        (norm["dtype"], norm["shape"]) = (json!("F64"), json!([16]));
+    });
+    let ran = scratch.run(plan);
+    let expected = "found F64: load it with transformers and save it again in float32";
+    assert!(ran.code == Some(2) && ran.stderr.contains(expected), "{}", ran.stderr);
+}
+
+/// An archive in place of a model is named, and a GGUF file is one whatever it is called.
+#[test]
+fn files_in_place_of_a_model_are_named() {
+    let scratch = Scratch::new();
+    fs::write(scratch.path("m.zip"), b"PK\x03\x04 and so on").unwrap();
+    let zipped =
+        "error: m.zip: expected GGUF first, found a zip file: unpack it, and name the model in it";
+    scratch.refused("inspect m.zip", zipped);
+    fs::copy(fixture("gguf/llama3-q8_0.gguf"), scratch.path("m.bin")).unwrap();
+    scratch.ok("inspect m.bin");
+}
+
+/// What llama.cpp reads and nobody can tell is refused with the next step.
+#[test]
+fn gguf_files_that_nobody_can_tell_are_refused_with_the_next_step() {
+    let refused = |from: &str, old: &str, new: &str, expected: &str| {
+        assert_eq!(old.len(), new.len());
+        let scratch = Scratch::new();
+        fs::copy(fixture(from), scratch.path("m.gguf")).unwrap();
+        scratch.edit_bytes("m.gguf", |bytes| {
+            let at = bytes
+                .windows(old.len())
+                .position(|w| w == old.as_bytes())
+                .unwrap();
+            bytes[at..at + old.len()].copy_from_slice(new.as_bytes());
+        });
+        let ran = scratch.run("convert m.gguf -o out");
+        assert!(ran.code == Some(2) && ran.stderr.contains(expected), "{}", ran.stderr);
+    };
+    let pre = "metadatum `tokenizer.ggml.pre`: expected one, found none: how text is cut is not known; put the \
+               model's tokenizer.json beside the file";
+    refused("tokenizers/llama-bpe.gguf", "tokenizer.ggml.pre", "tokenizer.ggml.xxx", pre);
+    let scale = "tensor `blk.11.attn_q.scale`: a scale of all of the tensor beside it";
+    refused("gguf/llama3-q8_0.gguf", "blk.1.attn_q.weight", "blk.11.attn_q.scale", scale);
 }

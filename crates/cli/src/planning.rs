@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use shardwright_convert::engine::Limits;
 use shardwright_convert::{ExpectedTime, Plan, PlanOptions};
-use shardwright_format::FormatError;
+use shardwright_format::arch::Inventory;
 use shardwright_format::weights::Weights;
+use shardwright_format::{FormatError, Role};
 
-use crate::args::PlanArgs;
+use crate::args::{MtpArg, PlanArgs};
 use crate::calibration::{self, Opened};
 use crate::failure::Failure;
 use crate::output::Output;
@@ -32,6 +33,17 @@ impl Planned {
     }
 }
 
+/// Refuses to keep layers that predict further tokens of a model that has none.
+fn check_predicts(inventory: &Inventory) -> Result<(), Failure> {
+    let mut units = inventory.units.keys().chain(inventory.extras.keys());
+    if units.any(|unit| unit.extra_role() == Some(Role::Mtp)) {
+        return Ok(());
+    }
+    let none =
+        "this model has no layer that predicts further tokens, which `--mtp keep` would keep";
+    Err(Failure::new(none).help("leave the option out"))
+}
+
 /// Makes the plan that the options ask for of a model.
 ///
 /// # Errors
@@ -44,6 +56,9 @@ pub fn make(mut weights: Weights, args: &PlanArgs, output: Output) -> Result<Pla
     let calibration = calibration::open(&source, &args.calibration)?;
     let no_checkpoint = || FormatError::file(&args.checkpoint, "is no checkpoint");
     let (checkpoint, inventory) = source.checkpoint().ok_or_else(no_checkpoint)?;
+    if args.recipe.mtp == MtpArg::Keep && args.layers.is_none() {
+        check_predicts(inventory)?;
+    }
     let mut options = PlanOptions {
         alignment: args.align,
         threads: args.threads.count(),

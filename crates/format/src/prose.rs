@@ -12,6 +12,16 @@ use crate::text::Lines;
 const BLOCK: usize = 64 << 10;
 /// Bytes by which an encoding is told.
 const HEAD: usize = 1024;
+/// How files begin that hold a text in another form, what they are, and what takes the text out.
+const FORMS: [(&[u8], &str, &str); 7] = [
+    (b"\x1f\x8b", "a gzip file", "`gzip -dc` unpacks it"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", "`zstd -dc` unpacks it"),
+    (b"\xfd7zXZ\0", "an xz file", "`xz -dc` unpacks it"),
+    (b"BZh91AY&SY", "a bzip2 file", "`bzip2 -dc` unpacks it"),
+    (b"PK\x03\x04", "a zip file", "`unzip -p` unpacks it"),
+    (b"%PDF-", "a PDF file", "`pdftotext` takes its text out"),
+    (b"PAR1\x15", "a Parquet file", "write its column of text to a file"),
+];
 
 /// A text that is read a part at a time: UTF-8 without a byte order mark.
 #[derive(Debug)]
@@ -23,6 +33,8 @@ pub struct Reader<R> {
     /// Bytes of the file before them.
     at: usize,
     ended: bool,
+    /// The first bytes have zeros among them.
+    binary: bool,
     ends: LineEnds,
 }
 
@@ -44,14 +56,14 @@ impl<R: Read> Reader<R> {
     /// A text from `source`; errors name `path`.
     pub fn new(path: &Path, source: R) -> Self {
         let (path, rest, ends) = (path.to_owned(), Vec::new(), LineEnds::default());
-        Self { path, source, rest, at: 0, ended: false, ends }
+        Self { path, source, rest, at: 0, ended: false, binary: false, ends }
     }
 
     /// Appends about `bytes` more of the text; `false` once it has ended.
     ///
     /// # Errors
-    /// Any encoding but UTF-8, named as far as its bytes tell it, with the command that changes it; what the
-    /// operating system refuses.
+    /// Any encoding but UTF-8 and files of other forms, named where their first bytes say so, with the
+    /// command that changes them; what the operating system refuses.
     pub fn read(&mut self, text: &mut String, bytes: usize) -> Result<bool> {
         let (before, first) = (text.len(), self.at == 0);
         // What tells the encoding is looked at together; a character has up to four bytes.
@@ -70,8 +82,13 @@ impl<R: Read> Reader<R> {
             Err(e) if e.error_len().is_none() && !self.ended => e.valid_up_to(),
             Err(e) => {
                 let (byte, at) = (self.rest[e.valid_up_to()], self.at + e.valid_up_to());
-                let found = format!("byte {byte:#04x} at {at}, as in Latin-1");
-                return Err(refused(&self.path, &found, "LATIN1"));
+                let found = format!("byte {byte:#04x} at {at}");
+                return Err(match self.binary {
+                    true => self.refused(format_args!("{found}, and bytes of zero: no text")),
+                    false => self.refused(format_args!(
+                        "{found}: `iconv -f ENCODING -t UTF-8` changes it, with the encoding that it is in"
+                    )),
+                });
             }
         };
         text.push_str(std::str::from_utf8(&self.rest[..valid]).unwrap_or_default());
@@ -84,13 +101,25 @@ impl<R: Read> Reader<R> {
         Ok(!self.ended || !self.rest.is_empty())
     }
 
-    fn check_head(&self) -> Result<()> {
-        let wide = match self.rest.get(..2) {
+    /// Refuses what its first bytes tell.
+    fn check_head(&mut self) -> Result<()> {
+        let head = &self.rest[..self.rest.len().min(HEAD)];
+        if let Some((name, next)) = form(head) {
+            return Err(self.refused(format_args!("{name}: {next}")));
+        }
+        self.binary = head.contains(&0);
+        let wide = match head.get(..2) {
             Some([0xff, 0xfe]) => Some("UTF-16LE"),
             Some([0xfe, 0xff]) => Some("UTF-16BE"),
-            _ => zeros(&self.rest),
+            _ => zeros(head),
         };
-        wide.map_or(Ok(()), |name| Err(refused(&self.path, "UTF-16", name)))
+        wide.map_or(Ok(()), |name| {
+            Err(self.refused(format_args!("UTF-16: `iconv -f {name} -t UTF-8` changes it")))
+        })
+    }
+
+    fn refused(&self, found: impl std::fmt::Display) -> FormatError {
+        FormatError::file(&self.path, mismatch("text in UTF-8", found))
     }
 
     /// Why what was read so far may surprise.
@@ -160,6 +189,12 @@ impl Digest {
     }
 }
 
+/// What a file is by its first bytes, and what takes the text out of it.
+pub(crate) fn form(first: &[u8]) -> Option<(&'static str, &'static str)> {
+    let found = FORMS.iter().find(|(magic, ..)| first.starts_with(magic));
+    found.map(|(_, name, next)| (*name, *next))
+}
+
 /// UTF-16 without a mark: every other byte of mostly western text is zero.
 fn zeros(bytes: &[u8]) -> Option<&'static str> {
     let first = &bytes[..bytes.len().min(HEAD)];
@@ -178,12 +213,6 @@ fn zeros(bytes: &[u8]) -> Option<&'static str> {
         () if first.len() >= 4 && even > most && odd == 0 => Some("UTF-16BE"),
         () => None,
     }
-}
-
-fn refused(path: &Path, found: &str, name: &str) -> FormatError {
-    let detail =
-        mismatch("text in UTF-8", format_args!("{found}: `iconv -f {name} -t UTF-8` changes it"));
-    FormatError::file(path, detail)
 }
 
 /// Why a text may surprise: lines that end in two characters are other tokens.
@@ -219,9 +248,26 @@ mod tests {
         assert_eq!(refusal(&little), expected);
         assert_eq!(refusal(&[&[0xff, 0xfe], &little[..]].concat()), expected);
         assert!(refusal(&big).contains("UTF-16BE"));
-        let latin = "t: expected text in UTF-8, found byte 0xe9 at 3, as in Latin-1: \
-                     `iconv -f LATIN1 -t UTF-8` changes it";
-        assert_eq!(refusal(b"caf\xe9s"), latin);
+        // Latin-1 and GBK alike: no byte says which.
+        let other = |byte: &str, at| {
+            format!(
+                "t: expected text in UTF-8, found byte {byte} at {at}: `iconv -f ENCODING -t UTF-8` changes it, \
+                 with the encoding that it is in"
+            )
+        };
+        assert_eq!(refusal(b"caf\xe9s"), other("0xe9", 3));
+        assert_eq!(refusal(b"\xc4\xe3\xba\xc3"), other("0xc4", 0));
+        let binary = "t: expected text in UTF-8, found byte 0x80 at 5, and bytes of zero: no text";
+        assert_eq!(refusal(b"\x01\0\0\0\x02\x80\0\0"), binary);
+    }
+
+    #[test]
+    fn texts_in_files_of_other_forms_are_named() {
+        for (magic, name, next) in FORMS {
+            let expected = format!("t: expected text in UTF-8, found {name}: {next}");
+            assert_eq!(refusal(&[magic, b"\x08\0 and more"].concat()), expected);
+        }
+        assert_eq!(read(b"PAR1 and BZh9", 1).unwrap().0, "PAR1 and BZh9");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::fused::Fused;
 use super::table::{ExtraRow, Target, unit_of};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::decoder::Decoder;
+use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
 use crate::layout::place_dense;
 use crate::manifest::{Excerpt, Ignored};
@@ -175,15 +176,17 @@ impl<'a> Matching<'a> {
         true
     }
 
-    /// Whether a tensor that the model has no use for is a bias of zeros beside a matrix of GPTQ, as
-    /// older `AutoGPTQ` put one beside each; if so it is listed.
+    /// Whether a tensor that the model has no use for is a bias of zeros beside a matrix, as older
+    /// `AutoGPTQ` put one beside each; if so it is listed. Beside a norm it may mean another norm.
     fn is_empty_bias(&mut self, name: &str, info: &TensorInfo) -> Result<bool> {
         let matrix = name
             .strip_suffix(BIAS)
             .map(|module| format!("{module}.weight"));
         let matrix = matrix.and_then(|name| self.checkpoint.tensors().get(&name));
-        let decoder = matrix.and_then(|info| info.decoder.as_ref());
-        let beside = matches!(decoder, Some(Decoder::Gptq { .. })) && info.decoder.is_none();
+        let beside = matrix.is_some_and(|matrix| {
+            let coded = matches!(matrix.decoder, Some(Decoder::Gptq { .. }));
+            coded || matrix.shape.len() == 2 && info.shape.len() == 1
+        }) && info.decoder.is_none();
         let empty = beside && self.checkpoint.is_zero(info)?;
         if empty {
             self.ignore(name, None, "a bias of zeros, which adds nothing");
@@ -209,7 +212,9 @@ impl<'a> Matching<'a> {
                 "F32, F16 or BF16, or what the quantization_config of config.json ({scheme}) makes \
                  weights of"
             );
-            let detail = mismatch(expected, stored.dtype).at("unsupported dtype");
+            let next = if stored.dtype == Dtype::F64 { RESAVE } else { "" };
+            let found = format_args!("{}{next}", stored.dtype);
+            let detail = mismatch(expected, found).at("unsupported dtype");
             return Err(FormatError::tensor(path, name, detail));
         }
         self.ignored.sort_by(|a, b| a.tensor.cmp(&b.tensor));
@@ -485,6 +490,8 @@ fn dimensions(shape: TensorShape) -> Vec<u64> {
 const OTHER_HEADS: [&str; 5] = ["score.", "classifier.", "v_head.", "value_head.", "reward_head."];
 const OTHER_HEAD: &str = "the head of a classifier or a reward model, which predicts no tokens: take the \
                           model for causal language modelling";
+/// What to do with weights that are wider than any that is computed with.
+const RESAVE: &str = ": load it with transformers and save it again in float32";
 /// What to do with weights that ZeRO-3 left empty.
 const UNGATHERED: &str = ", empty as DeepSpeed's ZeRO-3 saves what it did not gather: make whole weights with \
                           the zero_to_fp32.py beside its own checkpoint";

@@ -40,6 +40,11 @@ const TOOL_FILES: &[&str] = &[
 ];
 /// What a hub shows of a repository, in any spelling.
 const MODEL_CARD: &str = "readme.md";
+/// Extensions of documents and pictures, on which neither weights nor tokens depend.
+const DOCUMENTS: &[&str] = &["md", "pdf", "cff", "png", "jpg", "jpeg", "gif", "svg", "webp"];
+/// What documents are called, up to what names a kind of them, whose extension is none or that of plain text.
+const DOCUMENT_NAMES: &[&str] =
+    &["readme", "license", "licence", "notice", "use_policy", "copying", "changelog"];
 /// Extensions of weights in other forms than safetensors.
 const OTHER_WEIGHTS: &[&str] =
     &["bin", "pt", "pth", "ckpt", "gguf", "ggml", "h5", "msgpack", "onnx", "npz", "tflite"];
@@ -101,6 +106,15 @@ pub fn clutter(name: &str) -> Option<&'static str> {
     }
     name.eq_ignore_ascii_case(MODEL_CARD)
         .then_some("a model card")
+}
+
+/// Whether a file is for people to read, by its name: a model card, a licence, a picture.
+pub fn is_document(name: &str) -> bool {
+    let name = name.to_lowercase();
+    let (stem, extension) = name.rsplit_once('.').unwrap_or((&name, ""));
+    let first = stem.split(['.', '-', ' ']).next().unwrap_or_default();
+    DOCUMENTS.contains(&extension)
+        || ["", "txt"].contains(&extension) && DOCUMENT_NAMES.contains(&first)
 }
 
 impl Checkpoint {

@@ -1,13 +1,15 @@
 //! Opens a directory of `.safetensors` files.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::file_names::CONFIG_NAME;
 use super::files::{CheckpointFile, Files, StoredTensor, read_config};
-use super::gguf::Synthesized;
+use super::gguf::{MAGIC, Synthesized};
 use super::index::{INDEX_NAME, Index};
 use super::tokenizer::Beside;
 use super::{discover, header, names, wrong};
@@ -42,6 +44,11 @@ pub(super) fn open(dir: &Path, open: OpenFile<'_>) -> Result<Files> {
 pub(super) fn refuse_one_of_several(path: &Path) -> Result<()> {
     let end = path.extension().and_then(|end| end.to_str());
     if !end.is_some_and(|end| ["safetensors", "json", "bin"].contains(&end)) || !path.is_file() {
+        return Ok(());
+    }
+    let mut first = [0; MAGIC.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut first));
+    if read.is_ok() && first == *MAGIC {
         return Ok(());
     }
     let parent = path

@@ -169,8 +169,12 @@ fn hub_cache(dir: &Path) -> Option<Refusal> {
         .collect();
     models.sort();
     let first = models.first()?;
-    let detail =
-        format!("a Hugging Face cache of {} models: name one of them, as {first}", models.len());
+    let detail = match models.len() {
+        1 => format!("a Hugging Face cache of one model: name it, as {first}"),
+        several => {
+            format!("a Hugging Face cache of {several} models: name one of them, as {first}")
+        }
+    };
     Some(detail.into())
 }
 

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardwright_quant::Ggml;
 
 use crate::bytes::{Bytes, Fault};
+use crate::prose::form;
 use crate::refusal::{Refusal, mismatch};
 
 /// First bytes of a file.
@@ -27,6 +28,11 @@ const MOST: u64 = 1 << 16;
 const LEAST_METADATUM: u64 = 8 + 4 + 1;
 /// Least bytes of a tensor: length of its name, dimensions, kind, offset.
 const LEAST_TENSOR: u64 = 8 + 4 + 4 + 8;
+
+/// Where a tar file says what it is, and how.
+const TAR: (usize, &[u8]) = (257, b"ustar");
+/// Types of tensors that no model stores weights in.
+const UNREAD: [(u32, &str); 5] = [(24, "I8"), (25, "I16"), (26, "I32"), (27, "I64"), (28, "F64")];
 
 /// Kinds of metadata.
 mod kind {
@@ -150,12 +156,15 @@ impl<'a> Header<'a> {
         let file_len = bytes.left();
         let found = bytes.take(MAGIC.len() as u64)?;
         if found != MAGIC {
-            let found = found.escape_ascii();
-            return Err(mismatch("GGUF first", found).into());
+            return Err(mismatch("GGUF first", found_first(first)).into());
         }
         let version = bytes.u32()?;
         if !VERSIONS.contains(&version) {
-            return Err(mismatch("GGUF of version 2 or 3, little-endian", version).into());
+            let found = match VERSIONS.contains(&version.swap_bytes()) {
+                true => "big-endian: gguf-convert-endian of gguf-py changes it".to_owned(),
+                false => version.to_string(),
+            };
+            return Err(mismatch("GGUF of version 2 or 3, little-endian", found).into());
         }
         let (tensors, count) = (bytes.u64()?, bytes.u64()?);
         for (count, least, what) in
@@ -196,6 +205,18 @@ impl<'a> Header<'a> {
             _ => None,
         }
     }
+}
+
+/// What a file is that begins otherwise: an archive by its name.
+fn found_first(first: &[u8]) -> String {
+    let tar = first
+        .get(TAR.0..)
+        .is_some_and(|rest| rest.starts_with(TAR.1));
+    let name = if tar { Some("a tar file") } else { form(first).map(|(name, _)| name) };
+    name.map_or_else(
+        || first[..MAGIC.len()].escape_ascii().to_string(),
+        |name| format!("{name}: unpack it, and name the model in it"),
+    )
 }
 
 fn alignment(metadata: &BTreeMap<&str, Value<'_>>) -> Result<u64, Fault> {
@@ -284,7 +305,9 @@ fn info<'a>(bytes: &mut Bytes<'a>) -> Result<Info<'a>, Fault> {
         let (id, offset) = (bytes.u32()?, bytes.u64()?);
         let kind = Ggml::from_id(id).ok_or_else(|| {
             let known: Vec<_> = Ggml::ALL.iter().map(|kind| kind.name()).collect();
-            mismatch(format_args!("a type among {}", known.join(" ")), format_args!("type {id}"))
+            let found = UNREAD.iter().find(|(unread, _)| *unread == id);
+            let found = found.map_or_else(|| format!("type {id}"), |(_, name)| (*name).to_owned());
+            mismatch(format_args!("a type among {}", known.join(" ")), found)
         })?;
         let len = byte_len(kind, &shape)?;
         Ok(Info { name, kind, shape, offset, len })

@@ -33,8 +33,9 @@ pub const SUFFIX: &str = ".gguf";
 /// What the names of files have in them that lie beside models and are none by themselves: parts that see or
 /// hear, and statistics that a model was quantized with.
 const NO_MODELS: [&str; 2] = ["mmproj", "imatrix"];
-/// What `general.type` or `general.architecture` says of such files, and what they are.
-const OTHER_TYPES: [(&str, &str); 4] = [
+/// What `general.type` or `general.architecture` says of such files, and what they are; and of models that llama.cpp
+/// or a fork of it computes otherwise than they were published.
+const OTHER_TYPES: [(&str, &str); 6] = [
     (
         "adapter",
         "a LoRA adapter, not a model: merge it into its model first, with llama-export-lora of llama.cpp",
@@ -42,7 +43,19 @@ const OTHER_TYPES: [(&str, &str); 4] = [
     ("mmproj", "the part of a model that sees or hears: name the file of the text model"),
     ("clip", "the part of a model that sees or hears: name the file of the text model"),
     ("imatrix", "an importance matrix, not a model: statistics to quantize one by"),
+    (
+        "bitnet",
+        "BitNet with SiLU, as llama.cpp computes it, where published models have squared ReLU: take the model's checkpoint for transformers",
+    ),
+    (
+        "bitnet-b1.58",
+        "a form of BitNet that bitnet.cpp alone has: take the model's checkpoint for transformers",
+    ),
 ];
+/// What names of scales end in that lie beside tensors, and why they are refused.
+const SCALE: &str = ".scale";
+const SCALED: &str = "a scale of all of the tensor beside it, as files of BitNet and of NVFP4 with two scales have: none is read; take the \
+                      model in another type";
 /// What names of a layer's tensors begin with in a checkpoint.
 const LAYERS: &str = "model.layers.{layer}.";
 /// Most rotary factors that are believed.
@@ -340,7 +353,10 @@ impl<'a> Opening<'a> {
     fn weights(&self, file: usize, tensor: &Tensor<'_>) -> Result<(String, TensorInfo), Refusal> {
         let (pattern, [layer, expert]) = split(tensor.name);
         let target = pattern.and_then(|pattern| self.table.tensors.get(&pattern));
-        let target = target.ok_or_else(|| format!("{} has no row for it", self.table.path))?;
+        let target = target.ok_or_else(|| match tensor.name.ends_with(SCALE) {
+            true => Refusal::from(SCALED),
+            false => format!("{} has no row for it", self.table.path).into(),
+        })?;
         let name = self.layer_name(target.name(), layer);
         let name = name.replace(EXPERT, &expert.to_string());
         if let Target::Tiled { value_heads, log, .. } = *target {

@@ -129,9 +129,14 @@ fn a_header_is_read_piece_by_piece() {
 #[test]
 fn contradictions_are_refused() {
     assert_eq!(refusal(b"GGML\x03\0\0\0"), "expected GGUF first, found GGML");
+    let unpack = "unpack it, and name the model in it";
+    assert_eq!(
+        refusal(b"PK\x03\x04\0\0\0\0"),
+        format!("expected GGUF first, found a zip file: {unpack}")
+    );
     assert_eq!(
         refusal(&with("GGUF", 4, &[0, 0, 0, 3])),
-        "expected GGUF of version 2 or 3, little-endian, found 50331648"
+        "expected GGUF of version 2 or 3, little-endian, found big-endian: gguf-convert-endian of gguf-py changes it"
     );
     assert_eq!(refusal(&with("i16", 3, &[13, 0, 0, 0])), "i16: expected a known kind, found 13");
     assert_eq!(refusal(&with("i16", 0, b"u16")), "expected one metadatum `u16`, found two");

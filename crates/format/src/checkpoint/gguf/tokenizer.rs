@@ -104,6 +104,10 @@ fn merges<'a>(metadata: &Metadata<'a>) -> Result<Vec<(&'a str, &'a str)>, Refusa
 /// How text is cut before its bytes are merged.
 fn split(metadata: &Metadata<'_>) -> Result<Split, Refusal> {
     let name = text(metadata, "pre");
+    if name.is_none() {
+        let detail = mismatch("one", format_args!("none: how text is cut is not known; {REMEDY}"));
+        return Err(detail.at("metadatum `tokenizer.ggml.pre`"));
+    }
     Split::find(name).map_err(|known| {
         let (known, found) = (known.join(", "), name.unwrap_or("none"));
         mismatch(format_args!("one of {known}"), format_args!("{found}; {REMEDY}"))

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use shardwright_format::checkpoint::clutter;
+use shardwright_format::checkpoint::{clutter, is_document};
 use shardwright_format::manifest::{MANIFEST_FILE, SIGNATURE_FILE};
 use shardwright_format::{FormatError, Manifest};
 
@@ -24,15 +24,39 @@ pub(super) struct Found {
     pub(super) beside: Vec<String>,
 }
 
-/// Whether something in a bundle comes with every repository or from a tool: hidden files and
-/// folders, as `.git`, `.gitattributes`, `.cache` and `.DS_Store`, and a model card or licence; or, anywhere, what
-/// an operating system leaves.
-fn is_beside(path: &str) -> bool {
+/// Files of a folder of documents that are looked at.
+const MOST_DOCUMENTS: usize = 1000;
+
+/// Whether something in a bundle comes with every repository or from a tool, and neither weights nor tokens can
+/// depend on it: hidden files and folders, as `.git`, `.gitattributes`, `.cache` and `.DS_Store`; documents and
+/// pictures, or a folder of nothing else; or, anywhere, what an operating system leaves.
+fn is_beside(dir: &Path, path: &str, kind: fs::FileType) -> bool {
     let root = !path.contains('/');
-    let stem = path.split('.').next().unwrap_or(path);
     let last = path.rsplit('/').next().unwrap_or(path);
-    let named = matches!(stem, "README" | "LICENSE" | "LICENCE" | "NOTICE");
-    clutter(last).is_some() || root && (path.starts_with('.') || named)
+    let document = match kind.is_dir() {
+        true => root && holds_documents(&dir.join(path)),
+        false => root && is_document(path),
+    };
+    clutter(last).is_some() || root && path.starts_with('.') || document
+}
+
+/// Whether a folder holds documents and nothing else. One that cannot be read does not.
+fn holds_documents(folder: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(folder) else { return false };
+    let mut seen = 0;
+    for entry in entries {
+        seen += 1;
+        let document = entry.is_ok_and(|entry| {
+            let name = entry.file_name();
+            let name = name.to_str().unwrap_or_default();
+            entry.file_type().is_ok_and(|kind| kind.is_file())
+                && (is_document(name) || clutter(name).is_some())
+        });
+        if !document || seen > MOST_DOCUMENTS {
+            return false;
+        }
+    }
+    seen > 0
 }
 
 /// Looks at every directory that a path of the manifest passes through; follows no link.
@@ -70,20 +94,21 @@ impl Named<'_> {
             } else if metadata.is_file() && self.files.contains(path.as_str()) {
                 found.files.insert(path, metadata.len());
             } else if !(metadata.is_file() && [MANIFEST_FILE, SIGNATURE_FILE].contains(&&*path)) {
-                self.refuse(&path, metadata.file_type(), found);
+                self.refuse(dir, &path, metadata.file_type(), found);
             }
         }
         Ok(())
     }
 
-    fn refuse(&self, path: &str, kind: fs::FileType, found: &mut Found) {
+    fn refuse(&self, dir: &Path, path: &str, kind: fs::FileType, found: &mut Found) {
         let what = match kind {
             kind if kind.is_symlink() => "a symbolic link",
             kind if kind.is_dir() => "a directory",
             kind if kind.is_file() => "a file",
             _ => "a device, pipe or socket",
         };
-        if is_beside(path) && !self.files.contains(path) && !kind.is_symlink() {
+        let named = self.files.contains(path) || self.folders.contains(path);
+        if !named && !kind.is_symlink() && is_beside(dir, path, kind) {
             found.beside.push(path.to_owned());
             return;
         }
