@@ -1,6 +1,7 @@
 //! Exports for other engines, through the binary.
 
 use serde_json::json;
+use shardwright_testing::fixture;
 
 use crate::harness::Scratch;
 
@@ -89,4 +90,90 @@ fn what_a_form_does_not_hold_is_refused_with_the_option_that_helps() {
         assert!(ran.stderr.contains(&format!("\nhelp: {help}")), "{ran:?}");
         assert!(!scratch.path("away.gguf").exists());
     }
+}
+
+/// `--requantize` stores anew what the form does not hold exactly and nothing else, says what that adds in each role,
+/// and `verify` finds the same beside the bundle.
+#[test]
+fn what_is_stored_anew_is_told_by_role_as_verify_finds_it() {
+    let made = "--bits 4 --set expert.*=t3 --set attention.v_proj=q6 --set attention.o_proj=q8g32 --zeros float";
+    for (form, out, exact, stored) in [
+        // Of 4 bits in groups of 64 `q4_1` holds every value; 256 does not divide these rows.
+        (
+            "gguf",
+            "anew.gguf",
+            &["attention.q_proj", "embed_tokens", "router"][..],
+            &[
+                ("expert.down_proj", "t3 s12 as q5_1"),
+                ("attention.v_proj", "q6 g64 f16 as q8_0"),
+                ("attention.o_proj", "q8 g32 f16 as q8_0"),
+            ][..],
+        ),
+        (
+            "compressed-tensors",
+            "anew",
+            &["norm.input", "norm.final"],
+            &[
+                ("expert.down_proj", "t3 s12 as q4 g32 f16"),
+                ("attention.v_proj", "q6 g64 f16 as q6 g64 f16"),
+                ("attention.q_proj", "q4 g64 f16 as q4 g64 f16"),
+                ("embed_tokens", "q4 g64 f16 as f32"),
+            ],
+        ),
+    ] {
+        let scratch = Scratch::with("fixture-2m");
+        scratch.ok(&format!("convert ckpt -o out {made}"));
+        let refused = scratch.run(&format!("export out --to {form} -o {out}"));
+        assert!(refused.code == Some(2) && refused.stderr.contains("--requantize"), "{refused:?}");
+        let told = scratch.json(&format!("export out --to {form} -o {out} --requantize"));
+        let said = scratch.ok(&format!("export out --to {form} -o again-{out} --requantize"));
+        let anew = told["requantized"]["roles"].as_array().unwrap();
+        let held = scratch.json(&format!("verify {out} --against out --max-rmse 1"));
+        let found = held["fidelity"]["roles"].as_array().unwrap();
+        let named = |all: &[serde_json::Value], name: &str| {
+            all.iter().find(|role| role["role"] == json!(name)).cloned()
+        };
+        let mut weights = 0;
+        for role in anew {
+            let name = role["role"].as_str().unwrap();
+            let error = role["relative_rmse"].as_f64().unwrap();
+            let other = named(found, name).unwrap()["rmse"].as_f64().unwrap();
+            assert!((error - other).abs() <= 1e-4 * other, "{form} {name}: {error} {other}");
+            assert!(said.stdout.contains(&format!("{error:.4}\n")), "{}", said.stdout);
+            weights += role["weights"].as_u64().unwrap();
+        }
+        assert_eq!(told["requantized"]["weights"], json!(weights));
+        for (name, how) in stored {
+            assert_eq!(named(anew, name).unwrap()["stored"], json!([how]), "{form}");
+            assert!(said.stdout.contains(how), "{}", said.stdout);
+        }
+        for name in exact {
+            assert_eq!(named(anew, name), None, "{form} {name}");
+            assert_eq!(named(found, name).unwrap()["rmse"], json!(0.0), "{form} {name}");
+        }
+        assert!(said.stdout.contains("verify again-"), "{}", said.stdout);
+        // Codes of more bits, or floats, take little away; those of as many about a zero in the middle more.
+        let all = told["requantized"]["relative_rmse"].as_f64().unwrap();
+        let (least, most) = if form == "gguf" { (0.005, 0.05) } else { (0.05, 0.15) };
+        assert!(all > least && all < most, "{form}: {all}");
+        scratch.ok(&format!("run {out} --prompt Once -n 4"));
+    }
+}
+
+/// Parts of one tensor of a file get the widest type that one of them needs.
+#[test]
+fn parts_of_a_tensor_that_is_stored_anew_share_a_type() {
+    let scratch = Scratch::new();
+    std::fs::copy(fixture("gguf/phi3.gguf"), scratch.path("phi3.gguf")).unwrap();
+    scratch.ok("convert phi3.gguf -o out --bits 4 --group-size 32 --set attention.k_proj=t3");
+    let told = scratch.json("export out --to gguf -o anew.gguf --requantize");
+    let roles = told["requantized"]["roles"].as_array().unwrap();
+    let stored: Vec<_> = roles
+        .iter()
+        .map(|role| (&role["role"], role["stored"][0].as_str().unwrap()))
+        .collect();
+    let names = ["attention.k_proj", "attention.q_proj", "attention.v_proj"];
+    assert!(stored.iter().map(|(role, _)| *role).eq(names), "{told}");
+    assert!(stored.iter().all(|(_, how)| how.ends_with(" as q5_1")), "{told}");
+    scratch.ok("verify anew.gguf --against out --max-rmse 1");
 }

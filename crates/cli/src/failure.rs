@@ -205,13 +205,19 @@ const fn stored_so(remedy: Remedy) -> &'static str {
             "convert with --for mlx, or let the export store it anew with --requantize"
         }
         Remedy::AffineCodes => {
-            "convert with an affine recipe, such as --bits 4, or --encodings affine"
+            "convert with an affine recipe, such as --bits 4, or --encodings affine; or let the export store it anew with \
+             --requantize"
         }
-        Remedy::HalfScales => "convert with --for gguf, or with --scale-dtype f16",
-        Remedy::SymmetricZeros => "convert with --zeros symmetric",
-        Remedy::WholeZeros => "convert with --for compressed-tensors, or with --zeros symmetric",
+        Remedy::HalfScales => "convert with --for gguf, or with --scale-dtype f16; or --requantize",
+        Remedy::SymmetricZeros => {
+            "convert with --zeros symmetric; or let the export store it anew with --requantize"
+        }
+        Remedy::WholeZeros => {
+            "convert with --for compressed-tensors, or with --zeros symmetric; or --requantize"
+        }
         Remedy::Floats => {
-            "convert with --for compressed-tensors, or keep it as floats: see --set of `convert --help`"
+            "convert with --for compressed-tensors, keep it as floats (see --set of `convert --help`), or let the export do so \
+             with --requantize"
         }
         Remedy::PackedExperts => "convert with --for flash-moe",
         Remedy::OneEncoding => {

@@ -22,7 +22,8 @@ pub use convert::{
 };
 pub use error::{ConvertError, Remedy, Result};
 pub use export::{
-    ExportDtype, ExportOptions, ExportTarget, Exported, ExportedFile, Requantized, export,
+    ExportDtype, ExportOptions, ExportTarget, Exported, ExportedFile, Requantized, RequantizedRole,
+    export,
 };
 pub use plan::{
     ConversionReport, Cost, ExpertReport, FallbackUsed, OmittedExtra, Plan, PlanOptions,

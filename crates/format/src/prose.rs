@@ -83,11 +83,12 @@ impl<R: Read> Reader<R> {
             Err(e) => {
                 let (byte, at) = (self.rest[e.valid_up_to()], self.at + e.valid_up_to());
                 let found = format!("byte {byte:#04x} at {at}");
-                return Err(match self.binary {
-                    true => self.refused(format_args!("{found}, and bytes of zero: no text")),
-                    false => self.refused(format_args!(
+                return Err(if self.binary {
+                    self.refused(format_args!("{found}, and bytes of zero: no text"))
+                } else {
+                    self.refused(format_args!(
                         "{found}: `iconv -f ENCODING -t UTF-8` changes it, with the encoding that it is in"
-                    )),
+                    ))
                 });
             }
         };

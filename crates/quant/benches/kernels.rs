@@ -8,7 +8,7 @@ use std::hint::black_box;
 use divan::counter::ItemsCount;
 use divan::{Bencher, main as run};
 use shardwright_quant::{
-    Activations, Affine, Backend, Encoding, Float, Job, Matrix, Method, Objective, Outputs,
+    Activations, Affine, Backend, Blocks, Encoding, Float, Job, Matrix, Method, Objective, Outputs,
     PartsMut, Trellis, Zeros, add_outer_products, dot, matmul, narrow, quantize, widen,
 };
 
@@ -40,7 +40,10 @@ fn methods() -> Vec<String> {
 }
 
 fn encodings() -> Vec<String> {
-    cases(&["2", "3", "4", "6", "8", "t2", "t3", "t4", "f16", "bf16", "f32"])
+    cases(&[
+        "2", "3", "4", "6", "8", "t2", "t3", "t4", "f16", "bf16", "f32", "q4_0", "q8_0", "q4_k",
+        "q5_k", "q6_k",
+    ])
 }
 
 /// The backend and the rest of a case.
@@ -61,6 +64,7 @@ fn encoding(name: &str) -> Encoding {
         "f32" => Encoding::F32,
         "f16" => Encoding::F16,
         "bf16" => Encoding::Bf16,
+        name if name.contains('_') => Encoding::Ggml(Blocks::from_name(name).unwrap()),
         name => match name.strip_prefix('t') {
             Some(bits) => trellis(bits, "14"),
             None => Encoding::Affine(affine(name)),
@@ -95,7 +99,7 @@ fn stored(encoding: Encoding) -> Vec<u8> {
     let x = weights(ROWS * COLS);
     let mut bytes = vec![0; encoding.parts(ROWS as u64, COLS as u64).unwrap().total() as usize];
     match encoding {
-        Encoding::Affine(_) => {
+        Encoding::Affine(_) | Encoding::Ggml(_) => {
             let out = PartsMut::split(encoding, ROWS, COLS, &mut bytes).unwrap();
             let (backend, method, objective) =
                 (Backend::detect(), Method::MinMax, Objective::Weights);

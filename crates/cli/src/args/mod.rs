@@ -299,7 +299,8 @@ pub struct ExportArgs {
     /// to and of nothing else
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeArg>,
-    /// With mlx, store anew what mlx-lm cannot hold, and say what error that adds
+    /// With mlx, gguf and compressed-tensors, store anew what the engine's files cannot hold exactly, and say what
+    /// error that adds: see docs/ENGINES.md
     #[arg(long)]
     pub requantize: bool,
     #[command(flatten)]
@@ -313,7 +314,7 @@ pub enum ExportForm {
     Hf,
     /// A directory that mlx-lm loads: affine codes copied as they are, floats as they are stored
     Mlx,
-    /// A GGUF file for llama.cpp, every value exactly the model's, or refused
+    /// A GGUF file for llama.cpp, every value exactly the model's, or refused without --requantize
     Gguf,
     /// A directory for vLLM and transformers: codes packed as they are, floats as they are stored
     CompressedTensors,

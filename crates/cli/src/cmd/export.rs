@@ -62,7 +62,9 @@ fn check_meant(args: &ExportArgs) -> Result<(), Failure> {
     let typed = matches!(args.to, ExportForm::Hf | ExportForm::Mlx);
     let unmeant = match args {
         ExportArgs { dtype: Some(_), .. } if !typed => "--dtype",
-        ExportArgs { requantize: true, to, .. } if *to != ExportForm::Mlx => "--requantize",
+        ExportArgs { requantize: true, to: ExportForm::Hf | ExportForm::FlashMoe, .. } => {
+            "--requantize"
+        }
         _ => return Ok(()),
     };
     let form = args.to.name();
@@ -76,6 +78,18 @@ fn check_sound(args: &ExportArgs) -> Result<(), Failure> {
     let Some(first) = found.findings.first() else { return Ok(()) };
     let help = format!("`shardwright verify {}` lists every finding", args.model.display());
     Err(Failure::new(format!("the bundle is damaged: {first}")).help(help))
+}
+
+/// What was stored anew, a line for each role.
+fn roles(anew: &Requantized) -> Table {
+    let mut table = Table::new(&["role", "stored", ">tensors", ">weights", ">relative error"]);
+    for role in &anew.roles {
+        let stored: Vec<_> = role.stored.iter().map(String::as_str).collect();
+        let error = format!("{:.4}", role.relative_rmse);
+        let [tensors, weights] = [role.tensors, role.weights].map(bytes::count);
+        table.row([role.role.to_string(), stored.join(", "), tensors, weights, error]);
+    }
+    table
 }
 
 fn text(report: &Report) -> String {
@@ -95,12 +109,16 @@ fn text(report: &Report) -> String {
     if let Some(anew) = &report.requantized {
         let _ = write!(
             out,
-            "\nrequantized: {} tensors, {} weights: relative error {:.4} in all, {:.4} in the worst, {}\n",
+            "\nrequantized: {} tensors, {} weights: relative error {:.4} in all, {:.4} in the worst, {}\n\n{}\n\
+             The error is that of values beside the model's; `verify {} --against ORIGINAL --text TEXT` says what \
+             it does to predictions.\n",
             anew.tensors,
             bytes::count(anew.weights),
             anew.relative_rmse,
             anew.worst_relative_rmse,
-            anew.worst
+            anew.worst,
+            roles(anew),
+            report.checkpoint
         );
     }
     out.extend((!report.differences.is_empty()).then_some("\n"));

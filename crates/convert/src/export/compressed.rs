@@ -1,7 +1,7 @@
 //! A directory of compressed-tensors, form `pack-quantized`: codes and scales copied, as their layout is
 //! that of affine codes here, and zeros in place of biases. Values are `scale · (code - zero)`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -10,11 +10,12 @@ use shardwright_format::checkpoint::{CONFIG_NAME, Dtype, TensorFile, write_view}
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Refusal, Role, SourceView, Unit, mismatch};
-use shardwright_quant::{Affine, Encoding, Float, widen};
+use shardwright_quant::{Affine, Encoding, Float, Zeros, widen};
 
 use super::companions::{copy_companions, plain_config, write_json};
 use super::compressed_config::Schemes;
 use super::places::Places;
+use super::requantize::{Tally, encoded, symmetric};
 use super::tensor_files::{Tensor, TensorFiles};
 use super::told::quantized_before;
 use super::walk::{Rows, each_rows, narrowed};
@@ -27,15 +28,26 @@ const FORMAT: &str = "pt";
 /// Widths whose zeros compressed-tensors packs and engines run; all others have the middle code.
 pub(crate) const PACKED_ZEROS: [u8; 2] = [4, 8];
 
+/// Tensors some group of which has another zero than the middle code, and their encodings.
+type Zeroed = BTreeMap<(Unit, Role), Affine>;
+
 /// Writes a model as compressed-tensors has it into `dir`.
 pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Exported> {
     let arch = Arch::builtin(&weights.spec().model_type);
-    let form = Form { weights, places: Places::new(weights.spec()), arch };
+    let (requantize, anew) = (options.requantize, BTreeSet::new());
+    let mut form = Form { weights, places: Places::new(weights.spec()), arch, requantize, anew };
+    let mut with_zeros = BTreeMap::new();
+    each_rows(weights, weights.units(), options, &mut |rows| form.scan(rows, &mut with_zeros))?;
     let mut schemes = Schemes::default();
-    each_rows(weights, weights.units(), options, &mut |rows| form.scan(rows, &mut schemes))?;
+    with_zeros.retain(|place, _| !form.anew.contains(place));
+    for affine in with_zeros.into_values() {
+        schemes.make_asymmetric(affine);
+    }
     let (tensors, told) = form.tensors(&mut schemes)?;
     let files = TensorFiles::create(dir, &tensors, options.file_limit, FORMAT)?;
-    each_rows(weights, weights.units(), options, &mut |rows| form.write(rows, &files, &schemes))?;
+    let mut tally = Tally::default();
+    let write = &mut |rows: &Rows<'_>| form.write(rows, (&files, &schemes), &mut tally);
+    each_rows(weights, weights.units(), options, write)?;
     files.index(dir, false)?;
     copy_companions(weights, dir)?;
     let mut config = plain_config(weights)?;
@@ -43,7 +55,7 @@ pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> R
         object.insert("quantization_config".to_owned(), quantization);
     }
     write_json(&dir.join(CONFIG_NAME), &config)?;
-    Ok(told)
+    Ok(Exported { requantized: tally.finish(), ..told })
 }
 
 /// A linear layer that holds rows of a tensor in codes.
@@ -84,14 +96,18 @@ struct Form<'a> {
     weights: &'a Weights,
     places: Places,
     arch: Option<Arch>,
+    /// Whether tensors may be stored anew, and those that are.
+    requantize: bool,
+    anew: BTreeSet<(Unit, Role)>,
 }
 
 impl Form<'_> {
-    /// The place of a tensor: that of a checkpoint of plain floats, where each expert has its own.
-    fn view(&self, unit: Unit, entry: &TensorEntry) -> SourceView {
+    /// The place of a tensor in an encoding: that of a checkpoint of plain floats, where each expert in codes has its
+    /// own.
+    fn view(&self, unit: Unit, entry: &TensorEntry, encoding: Encoding) -> SourceView {
         let view = self.places.view(unit, entry);
         let own = self.arch.as_ref().filter(|arch| {
-            let codes = matches!(entry.encoding, Encoding::Affine(_));
+            let codes = matches!(encoding, Encoding::Affine(_));
             codes && view.shape.len() > 2 && arch.has_own_name(entry.role)
         });
         let shape = [entry.rows, entry.cols];
@@ -110,10 +126,19 @@ impl Form<'_> {
         ConvertError::NotHeld { path: self.weights.root().to_owned(), detail, remedy }
     }
 
+    /// How the export holds a tensor.
+    fn held(&self, unit: Unit, entry: &TensorEntry) -> Encoding {
+        if !self.anew.contains(&(unit, entry.role)) {
+            return entry.encoding;
+        }
+        let affine = symmetric(entry).filter(|affine| self.linear(unit, entry, *affine).is_ok());
+        affine.map_or(Encoding::F32, Encoding::Affine)
+    }
+
     /// Affine codes and the module that holds them; none for floats.
     fn module(&self, unit: Unit, entry: &TensorEntry) -> Result<Option<(Module, Affine)>> {
         let label = entry.encoding.label();
-        let affine = match entry.encoding {
+        let affine = match self.held(unit, entry) {
             Encoding::Affine(affine) => affine,
             Encoding::Trellis(_) | Encoding::Ggml(_) => {
                 let detail = mismatch("floats or affine codes", label);
@@ -121,7 +146,18 @@ impl Form<'_> {
             }
             _ => return Ok(None),
         };
-        let view = self.view(unit, entry);
+        match self.linear(unit, entry, affine) {
+            Ok(module) => Ok(Some((module, affine))),
+            Err(name) => {
+                let floats = format_args!("floats, as `{name}` is of no linear layer");
+                Err(self.refused((unit, entry), mismatch(floats, label), Remedy::Floats))
+            }
+        }
+    }
+
+    /// The linear layer that holds a tensor in codes; if it is of none, the name of what it is.
+    fn linear(&self, unit: Unit, entry: &TensorEntry, affine: Affine) -> Result<Module, String> {
+        let view = self.view(unit, entry, Encoding::Affine(affine));
         let matrix = view.row_stride == entry.cols
             && view.col_stride == 1
             && view.start.is_multiple_of(entry.cols.max(1));
@@ -129,24 +165,34 @@ impl Form<'_> {
         match (view.tensor.strip_suffix(".weight"), &view.shape[..]) {
             (Some(name), &[rows, cols]) if cols == entry.cols && matrix && linear => {
                 let first = view.start / cols.max(1);
-                Ok(Some((Module { name: name.to_owned(), shape: [rows, cols], first }, affine)))
+                Ok(Module { name: name.to_owned(), shape: [rows, cols], first })
             }
-            _ => {
-                let name = &view.tensor;
-                let detail =
-                    mismatch(format_args!("floats, as `{name}` is of no linear layer"), label);
-                Err(self.refused((unit, entry), detail, Remedy::Floats))
-            }
+            _ => Err(view.tensor),
         }
     }
 
-    /// Notes which encodings need zero points.
+    /// Notes which tensors need zero points, and which are to be stored anew.
     ///
     /// # Errors
-    /// A group whose zero is none of the codes, or one that codes of its width cannot have.
-    fn scan(&self, rows: &Rows<'_>, schemes: &mut Schemes) -> Result<()> {
-        let place = (rows.unit, rows.entry);
-        let Some((_, affine)) = self.module(rows.unit, rows.entry)? else { return Ok(()) };
+    /// Where nothing may be: a group whose zero is none of the codes, or one that codes of its width cannot have.
+    fn scan(&mut self, rows: &Rows<'_>, with_zeros: &mut Zeroed) -> Result<()> {
+        let place = (rows.unit, rows.entry.role);
+        if self.anew.contains(&place) {
+            return Ok(());
+        }
+        match self.has_zeros(rows) {
+            Ok(None) => {}
+            Ok(Some(affine)) => drop(with_zeros.insert(place, affine)),
+            Err(ConvertError::NotHeld { .. }) if self.requantize => drop(self.anew.insert(place)),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The encoding of rows in codes of which some group has another zero than the middle code.
+    fn has_zeros(&self, rows: &Rows<'_>) -> Result<Option<Affine>> {
+        let Some((_, affine)) = self.module(rows.unit, rows.entry)? else { return Ok(None) };
+        let mut found = None;
         let middle = affine.max_code() / 2 + 1;
         let groups = rows.entry.cols / affine.group_size() as u64;
         for (at, (scale, bias)) in pairs(rows, affine).enumerate() {
@@ -154,7 +200,7 @@ impl Form<'_> {
             let remedy = match zero {
                 Some(zero) if zero == middle => continue,
                 Some(_) if PACKED_ZEROS.contains(&affine.bits()) => {
-                    schemes.make_asymmetric(affine);
+                    found = Some(affine);
                     continue;
                 }
                 Some(_) => Remedy::SymmetricZeros,
@@ -169,9 +215,9 @@ impl Form<'_> {
                     rows.entry.encoding.label()
                 ),
             );
-            return Err(self.refused(place, detail, remedy));
+            return Err(self.refused((rows.unit, rows.entry), detail, remedy));
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Every tensor of the export, and what there is to tell; modules are added to `schemes`.
@@ -183,7 +229,8 @@ impl Form<'_> {
         let mut filled = BTreeMap::<String, [u64; 2]>::new();
         for unit in self.weights.units() {
             for entry in self.weights.layout(unit)?.tensors.iter() {
-                let (view, module) = (self.view(unit, entry), self.module(unit, entry)?);
+                let (held, module) = (self.held(unit, entry), self.module(unit, entry)?);
+                let view = self.view(unit, entry, held);
                 let all = view.shape.iter().product();
                 filled.entry(view.tensor.clone()).or_insert([0, all])[0] += entry.rows * entry.cols;
                 let pieces = if let Some((module, affine)) = module {
@@ -195,7 +242,7 @@ impl Form<'_> {
                     if let Some(name) = view.tensor.strip_suffix(".weight").filter(|_| linear) {
                         schemes.add_floats(name);
                     }
-                    let dtype = stored(entry).into();
+                    let dtype = stored(held).into();
                     vec![(view.tensor, Tensor { dtype, shape: view.shape })]
                 };
                 for (name, tensor) in pieces {
@@ -227,16 +274,29 @@ impl Form<'_> {
     }
 
     /// Puts rows where they lie.
-    fn write(&self, rows: &Rows<'_>, files: &TensorFiles, schemes: &Schemes) -> Result<()> {
-        let Some((module, affine)) = self.module(rows.unit, rows.entry)? else {
-            let view = self.view(rows.unit, rows.entry);
+    fn write(
+        &self,
+        rows: &Rows<'_>,
+        (files, schemes): (&TensorFiles, &Schemes),
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let (unit, entry) = (rows.unit, rows.entry);
+        let (is_anew, held) = (self.anew.contains(&(unit, entry.role)), self.held(unit, entry));
+        let made = is_anew.then(|| encoded(rows, (held, Zeros::Symmetric), tally));
+        let made = made.transpose()?;
+        let parts = match &made {
+            Some([weight, scales, biases]) => [weight, scales, biases].map(Vec::as_slice),
+            None => rows.parts(),
+        };
+        let Some((module, affine)) = self.module(unit, entry)? else {
+            let view = self.view(unit, entry, held);
             let Some(to) = files.tensor(&view.tensor) else { return Ok(()) };
-            let bytes = narrowed(stored(rows.entry), &rows.values());
+            let bytes = made.map(|[bytes, ..]| bytes);
+            let bytes = bytes.unwrap_or_else(|| narrowed(stored(held), &rows.values()));
             return Ok(write_view(&view, rows.range.clone(), &bytes, &to)?);
         };
         let (first, count) = (module.first + rows.range.start, rows.range.end - rows.range.start);
-        let [codes, scales, _] = rows.parts();
-        for (part, bytes) in [("packed", codes), ("scale", scales)] {
+        for (part, bytes) in [("packed", parts[0]), ("scale", parts[1])] {
             let Some(to) = files.tensor(&module.part(part)) else { continue };
             let row = bytes.len() as u64 / count.max(1) / to.size as u64;
             to.write(first * row, bytes)?;
@@ -245,7 +305,9 @@ impl Form<'_> {
             to.write(0, &module.shape.map(u64::to_le_bytes).concat())?;
         }
         match files.tensor(&module.part("zero_point")) {
-            Some(to) if schemes.is_asymmetric(affine) => write_zeros(rows, affine, first, &to),
+            Some(to) if schemes.is_asymmetric(affine) => {
+                write_zeros((first, count), affine, decoded(parts, affine), &to, entry.cols)
+            }
             _ => Ok(()),
         }
     }
@@ -272,14 +334,19 @@ fn check_filled(
 }
 
 /// The type of a tensor that is floats.
-fn stored(entry: &TensorEntry) -> Float {
-    entry.encoding.float().unwrap_or(Float::F32)
+fn stored(held: Encoding) -> Float {
+    held.float().unwrap_or(Float::F32)
 }
 
 /// Scale and bias of each group of rows in codes.
 fn pairs(rows: &Rows<'_>, affine: Affine) -> impl Iterator<Item = (f32, f32)> + use<> {
+    decoded(rows.parts(), affine)
+}
+
+/// Scale and bias of each group, of codes, scales and biases.
+fn decoded(parts: [&[u8]; 3], affine: Affine) -> impl Iterator<Item = (f32, f32)> + use<> {
     let dtype = affine.scale_dtype();
-    let [_, scales, biases] = rows.parts();
+    let [_, scales, biases] = parts;
     let [scales, biases] = [scales, biases].map(|bytes| {
         let mut values = vec![0.0; bytes.len() / dtype.size()];
         widen(dtype, bytes, &mut values);
@@ -288,17 +355,23 @@ fn pairs(rows: &Rows<'_>, affine: Affine) -> impl Iterator<Item = (f32, f32)> + 
     scales.into_iter().zip(biases)
 }
 
-/// Puts the zeros of rows into words of `32 / bits` rows, of which other tiles may hold some: the
-/// module's row `first` is the first of these.
-fn write_zeros(rows: &Rows<'_>, affine: Affine, first: u64, to: &TensorFile<'_>) -> Result<()> {
-    let (bits, groups) = (u64::from(affine.bits()), rows.entry.cols / affine.group_size() as u64);
-    let (per_word, end) = (32 / bits, first + rows.range.end - rows.range.start);
+/// Puts the zeros of `count` rows into words of `32 / bits` rows, of which other tiles may hold some: the
+/// module's row `first` is the first of these. `pairs` are the groups of `cols` columns.
+fn write_zeros(
+    (first, count): (u64, u64),
+    affine: Affine,
+    pairs: impl Iterator<Item = (f32, f32)>,
+    to: &TensorFile<'_>,
+    cols: u64,
+) -> Result<()> {
+    let (bits, groups) = (u64::from(affine.bits()), cols / affine.group_size() as u64);
+    let (per_word, end) = (32 / bits, first + count);
     let word = first / per_word * groups;
     let mut bytes = vec![0; ((end.div_ceil(per_word) * groups - word) * 4) as usize];
     let read = to.file.read_exact_at(&mut bytes, to.offset + word * 4);
     read.map_err(|e| FormatError::io(to.path, e))?;
     let (words, _) = bytes.as_chunks_mut::<4>();
-    for (at, (scale, bias)) in (0..).zip(pairs(rows, affine)) {
+    for (at, (scale, bias)) in (0..).zip(pairs) {
         // `scan` has seen that there is one.
         let zero = affine.zero_code(scale, bias).unwrap_or_default();
         let (row, group) = (first + at / groups.max(1), at % groups.max(1));

@@ -19,9 +19,10 @@ use shardwright_format::weights::Weights;
 use shardwright_format::{
     Decoder, FormatError, ModelSpec, Refusal, Role, SourceView, Unit, mismatch,
 };
-use shardwright_quant::{Encoding, Ggml, Unheld};
+use shardwright_quant::{Blocks, Encoding, Ggml, Unheld, Zeros};
 
 use super::companions::plain_config;
+use super::requantize::{Tally, blocks, encoded, rounded};
 use super::told::left_out;
 use super::walk::{Rows, each_rows};
 use super::{ExportOptions, Exported};
@@ -47,10 +48,17 @@ pub(super) fn write(
     // What the file says is read back before the weights are written.
     let found = Inventory::new(&Checkpoint::open(path)?, None)?;
     check_same(weights, &found.spec)?;
-    let writing =
-        Writing { file: (path, &file), at: &at, kinds: &kinds, head: &head, found: &found };
+    let mut writing = Writing {
+        file: (path, &file),
+        at: &at,
+        kinds: &kinds,
+        head: &head,
+        found: &found,
+        anew: options.requantize.then(Tally::default),
+    };
     each_rows(weights, text_units(weights), options, &mut |rows| writing.rows(rows))?;
-    Ok(Exported { left_out: left_out(weights, BESIDES)?, ..Exported::default() })
+    let requantized = writing.anew.and_then(Tally::finish);
+    Ok(Exported { left_out: left_out(weights, BESIDES)?, requantized, ..Exported::default() })
 }
 
 /// The units of the text model.
@@ -115,32 +123,90 @@ fn holders(outline: &Outline) -> Holders {
         .collect()
 }
 
-/// The type of each tensor: the smallest that holds all its values exactly.
+/// Types that a tensor of the file may have.
+#[derive(Clone, Default)]
+struct Choice {
+    /// Those that hold all its values exactly, the smallest first; none looked at yet.
+    exact: Option<Vec<Ggml>>,
+    /// That in which it is stored anew where there is none.
+    anew: Option<Ggml>,
+}
+
+/// The type of each tensor: the smallest that holds all its values exactly; where there is none, and the options allow
+/// it, that in which it is stored anew.
 fn kinds(
     weights: &Weights,
     (outline, at): (&Outline, &Holders),
     options: &ExportOptions,
 ) -> Result<Vec<Ggml>> {
-    let mut kinds: Vec<Option<Vec<Ggml>>> = outline.tensors().iter().map(|_| None).collect();
+    let mut choices = vec![Choice::default(); outline.tensors().len()];
     each_rows(weights, text_units(weights), options, &mut |rows| {
         let Some(at) = at.get(&(rows.unit, rows.entry.role)) else { return Ok(()) };
         let candidates = Ggml::candidates(rows.entry.encoding);
-        let kinds = kinds[*at].get_or_insert_with(|| candidates.clone());
+        let choice = &mut choices[*at];
+        if options.requantize {
+            choice.anew = Some(wider(choice.anew, anew(rows)));
+        }
+        let kinds = choice.exact.get_or_insert_with(|| candidates.clone());
         kinds.retain(|kind| candidates.contains(kind));
         let (matrix, range) = rows.stored();
         let unheld = Ggml::retain_exact(kinds, matrix, range);
-        if kinds.is_empty() {
+        if kinds.is_empty() && !options.requantize {
             return Err(refuse(weights, rows, &outline.tensors()[*at], unheld));
         }
         Ok(())
     })?;
-    let chosen = outline.tensors().iter().zip(kinds).map(|(tensor, kinds)| {
-        let kinds = kinds.unwrap_or_default();
-        // What llama.cpp computes with in 32 bits is stored so: the same values.
-        let wide = tensor.wide && kinds.iter().all(|kind| kind.float().is_some());
-        if wide { Ggml::F32 } else { kinds.first().copied().unwrap_or(Ggml::F32) }
-    });
+    let chosen = outline
+        .tensors()
+        .iter()
+        .zip(choices)
+        .map(|(tensor, choice)| {
+            let kinds = choice.exact.unwrap_or_default();
+            // What llama.cpp computes with in 32 bits is stored so: the same values.
+            let all_floats = !kinds.is_empty() && kinds.iter().all(|kind| kind.float().is_some());
+            if tensor.wide && all_floats {
+                Ggml::F32
+            } else {
+                kinds.first().copied().or(choice.anew).unwrap_or(Ggml::F32)
+            }
+        });
     Ok(chosen.collect())
+}
+
+/// The type that rows have alone: the smallest that holds them, or else the one that stands for their codes, or floats
+/// of 32 bits where that one lacks a scale or the columns.
+fn anew(rows: &Rows<'_>) -> Ggml {
+    let (matrix, range) = rows.stored();
+    let mut kinds = Ggml::candidates(rows.entry.encoding);
+    Ggml::retain_exact(&mut kinds, matrix, range.clone());
+    if let Some(kind) = kinds.first() {
+        return *kind;
+    }
+    let Some(kind) = blocks(rows.entry).map(Ggml::from) else { return Ggml::F32 };
+    if !keeps_codes(rows, kind) {
+        return kind;
+    }
+    let (mut bytes, mut values) = (Vec::new(), vec![0.0; range.len() * matrix.cols()]);
+    kind.encode(matrix, range, &mut bytes);
+    kind.decode(&bytes, &mut values);
+    if values.iter().all(|value| value.is_finite()) { kind } else { Ggml::F32 }
+}
+
+/// Whether rows that a type does not hold exactly keep their codes in it, and lose digits of scales alone.
+fn keeps_codes(rows: &Rows<'_>, kind: Ggml) -> bool {
+    kind == Ggml::Q4_1
+        && matches!(rows.entry.encoding, Encoding::Affine(affine) if affine.bits() <= 4)
+}
+
+/// The type for parts of a tensor of which one alone has `other`: the one with more bits. What is floats in one part
+/// becomes floats of 32 bits in all.
+fn wider(one: Option<Ggml>, other: Ggml) -> Ggml {
+    let Some(one) = one.filter(|one| *one != other) else { return other };
+    if one.float().is_some() || other.float().is_some() {
+        return Ggml::F32;
+    }
+    let size = |kind: Ggml, of: Ggml| kind.block_bytes() * of.block_values();
+    if size(one, other) < size(other, one) { other } else { one }
 }
 
 /// Names the tensor that cannot go into a file as it is, and what avoids it.
@@ -254,6 +320,8 @@ struct Writing<'a> {
     /// Where the file's reader finds each tensor of the model.
     found: &'a Inventory,
     at: &'a Holders,
+    /// What storing tensors anew costs, where that is allowed.
+    anew: Option<Tally>,
 }
 
 impl Writing<'_> {
@@ -265,7 +333,7 @@ impl Writing<'_> {
     }
 
     /// Writes rows where they lie in their tensor, as its reader finds them.
-    fn rows(&self, rows: &Rows<'_>) -> Result<()> {
+    fn rows(&mut self, rows: &Rows<'_>) -> Result<()> {
         let (path, _) = self.file;
         let nowhere = || {
             let detail = format!("{} {}: no place in the file", rows.unit, rows.entry.role);
@@ -286,10 +354,7 @@ impl Writing<'_> {
             let more = rows.values().into_iter().map(|value| value + 1.0);
             more.flat_map(f32::to_le_bytes).collect()
         } else {
-            let (matrix, range) = rows.stored();
-            let mut bytes = Vec::new();
-            kind.encode(matrix, range, &mut bytes);
-            bytes
+            encoded_in(rows, kind, self.anew.as_mut())?
         };
         if heads.is_none() {
             return self.put(&bytes, place.byte(view.start + rows.range.start * cols));
@@ -312,6 +377,33 @@ impl Writing<'_> {
         let entry = self.found.units.get(&rows.unit)?.find(role)?;
         Some(entry.in_unit(rows.unit).source)
     }
+}
+
+/// Rows in a type: as they are where it holds them, else anew.
+fn encoded_in(rows: &Rows<'_>, kind: Ggml, tally: Option<&mut Tally>) -> Result<Vec<u8>> {
+    let (matrix, range) = rows.stored();
+    let mut held = Ggml::candidates(rows.entry.encoding);
+    held.retain(|candidate| *candidate == kind);
+    if let Some(tally) = tally {
+        Ggml::retain_exact(&mut held, matrix, range.clone());
+        let blocks = Blocks::ALL
+            .into_iter()
+            .find(|blocks| Ggml::from(*blocks) == kind);
+        match blocks {
+            _ if !held.is_empty() => {}
+            Some(blocks) if keeps_codes(rows, kind) => {
+                return Ok(rounded(rows, (kind, blocks), tally));
+            }
+            _ => {
+                let encoding = blocks.map_or(Encoding::F32, Encoding::Ggml);
+                let [bytes, ..] = encoded(rows, (encoding, Zeros::Float), tally)?;
+                return Ok(bytes);
+            }
+        }
+    }
+    let mut bytes = Vec::new();
+    kind.encode(matrix, range, &mut bytes);
+    Ok(bytes)
 }
 
 /// A tensor of the file.

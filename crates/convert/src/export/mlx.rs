@@ -8,7 +8,7 @@ use shardwright_format::checkpoint::{CONFIG_NAME, Dtype, write_view};
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Refusal, Role, SourceView, Unit, mismatch};
-use shardwright_quant::{Affine, Encoding, Float};
+use shardwright_quant::{Affine, Encoding, Float, Zeros};
 
 use super::companions::{copy_companions, plain_config, write_json};
 use super::mlx_config::{Modules, describe};
@@ -201,7 +201,7 @@ impl Form<'_> {
         let mut parts = rows.parts();
         let held = self.held(entry);
         if held != entry.encoding {
-            anew = encoded(rows, held, tally)?;
+            anew = encoded(rows, (held, Zeros::Float), tally)?;
             parts = [&anew[0], &anew[1], &anew[2]];
         }
         if let Some(halves) = self.places.halves(unit, entry)? {

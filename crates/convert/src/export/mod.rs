@@ -36,7 +36,7 @@ use shardwright_quant::Float;
 pub(crate) use compressed::PACKED_ZEROS;
 pub(crate) use flash_moe::{GROUP as PACKED_GROUP, check_type as check_packed_type};
 pub use mlx_places::Family;
-pub use requantize::Requantized;
+pub use requantize::{Requantized, RequantizedRole};
 
 use crate::convert::is_held;
 use crate::error::{ConvertError, Result};

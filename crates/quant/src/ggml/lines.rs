@@ -4,7 +4,7 @@
 //! `scale · code + bias` is rounded once. Where a decoder rounds a product and a sum, the product is exact: scales
 //! have at most 19 bits and codes 5, or 8 beside 11.
 
-use half::f16;
+use std::ops::Range;
 
 use super::{scale, take};
 use crate::kernel::{LANES, Line, Simd};
@@ -98,46 +98,94 @@ impl Large<144> for Q4K {
     }
 }
 
+/// Codes of a block in bytes, in the order of [`line`].
+type Codes = [[u8; 4 * LANES]; 4];
+
+/// The codes of a line as floats. Codes are made for 64 columns at a time, columns `32 · at..` of each half of the
+/// block; they go through memory, from which they are widened as they are read, line after line, so that few
+/// registers are taken at a time.
+#[inline(always)]
+fn line<S: Simd>(s: S, codes: &Codes, line: usize) -> S::F {
+    let (half, at, part) = (line / 8, line % 8 / 2, line % 2);
+    s.floats(s.load_i8(&codes[at].as_chunks().0[2 * half + part]))
+}
+
+/// The lower halves of all bytes, or the upper ones.
+#[inline(always)]
+fn halves<S: Simd>(s: S, bytes: S::I, upper: bool) -> S::I {
+    let bytes = if upper { s.shr(bytes, 4) } else { bytes };
+    s.and(bytes, s.splat_bits(0x0f0f_0f0f))
+}
+
 impl Large<176> for Q5K {
     #[inline(always)]
     fn lines<S: Simd>(s: S, block: &[u8; 176]) -> [S::F; LANES] {
+        const LOWER: [u32; LANES] = mask(0..8);
+        const UPPER: [u32; LANES] = mask(8..LANES);
         let (mut rest, mut out) = (&block[..], [s.splat(0.0); LANES]);
         let groups = sixes(s, &mut rest);
-        let highs = [s.load_i8(take(&mut rest)), s.load_i8(take(&mut rest))];
-        let (fifteen, sixteen) = (s.splat_bits(15), s.splat_bits(16));
-        for pair in 0..4 {
-            for (half, high) in highs.into_iter().enumerate() {
-                let low = s.load_i8(take(&mut rest));
-                for above in 0..2 {
-                    let group = 2 * pair + above;
-                    let four = s.and(s.shr(low, 4 * above as u32), fifteen);
-                    let fifth = s.and(s.shl(s.shr(high, group as u32), 4), sixteen);
-                    let (scale, bias) = (s.splat(groups[group]), s.splat(groups[8 + group]));
-                    out[2 * group + half] = s.mul_add(scale, s.floats(s.or(four, fifth)), bias);
-                }
-            }
+        let high = take(&mut rest);
+        let low: [&[u8; 32]; 4] =
+            [take(&mut rest), take(&mut rest), take(&mut rest), take(&mut rest)];
+        // Bit `g` of a byte of `high` belongs to group `g`. Groups 0 to 3 go with 4 to 7, in whose bytes these bits
+        // are moved to where those of the others are.
+        let high = s.load_bytes(high, high);
+        let high =
+            s.or(s.and(high, s.load_bits(&LOWER)), s.and(s.shr(high, 4), s.load_bits(&UPPER)));
+        let (mut codes, fifth) = ([[0; 4 * LANES]; 4], s.splat_bits(0x1010_1010));
+        for at in 0..4 {
+            let low = s.load_bytes(low[at / 2], low[2 + at / 2]);
+            let four = halves(s, low, at % 2 == 1);
+            let made = s.or(four, s.and(s.shl(high, 4 - at as u32), fifth));
+            s.store_all_bytes(made, &mut codes[at]);
+        }
+        for (at, out) in out.iter_mut().enumerate() {
+            let (scale, bias) = (s.splat(groups[at / 2]), s.splat(groups[8 + at / 2]));
+            *out = s.mul_add(scale, line(s, &codes, at), bias);
         }
         out
     }
 }
 
+/// The lower four bits of the bytes of some lanes.
+const fn mask(lanes: Range<usize>) -> [u32; LANES] {
+    let (mut mask, mut lane) = ([0; LANES], lanes.start);
+    while lane < lanes.end {
+        mask[lane] = 0x0f0f_0f0f;
+        lane += 1;
+    }
+    mask
+}
+
 impl Large<210> for Q6K {
     #[inline(always)]
     fn lines<S: Simd>(s: S, block: &[u8; 210]) -> [S::F; LANES] {
-        let (low, rest) = block.as_chunks::<LANES>().0.split_at(8);
-        let (high, factors) = (&rest[..4], &rest[4]);
-        let d = f16::from_le_bytes([block[208], block[209]]).to_f32();
-        let mut groups = [0.0; LANES];
-        s.store(s.mul(s.splat(d), s.floats(s.load_i8(factors))), &mut groups);
-        let (fifteen, above, middle) = (s.splat_bits(15), s.splat_bits(48), s.splat_bits(32));
-        let mut out = [s.splat(0.0); LANES];
-        for (line, out) in out.iter_mut().enumerate() {
-            // Of 128 columns four bits lie in 64 bytes, two bits in 32.
-            let (half, at) = (line / 8, line % 8);
-            let four = s.shr(s.load_i8(&low[4 * half + at % 4]), 4 * (at / 4) as u32);
-            let two = s.shr(s.load_i8(&high[2 * half + at % 2]), 2 * (at / 2) as u32);
-            let code = s.or(s.and(four, fifteen), s.and(s.shl(two, 4), above));
-            *out = s.mul(s.splat(groups[line]), s.floats(s.sub_bits(code, middle)));
+        let mut rest = &block[..];
+        // Of 128 columns four bits lie in 64 bytes, two bits in 32: both halves of a block are done together.
+        let low: [&[u8; 32]; 4] =
+            [take(&mut rest), take(&mut rest), take(&mut rest), take(&mut rest)];
+        let high = s.load_bytes(take(&mut rest), take(&mut rest));
+        let (mut groups, mut biases) = ([0.0; LANES], [0.0; LANES]);
+        let factors = s.floats(s.load_i8(take(&mut rest)));
+        let scales = s.mul(s.splat(scale(&mut rest)), factors);
+        s.store(scales, &mut groups);
+        // Exact, so that a value is rounded once as `scale · (code - 32)` is.
+        s.store(s.mul(scales, s.splat(-32.0)), &mut biases);
+        let (mut out, mut codes) = ([s.splat(0.0); LANES], [[0; 4 * LANES]; 4]);
+        let above = s.splat_bits(0x3030_3030);
+        for at in 0..4 {
+            let low = s.load_bytes(low[at % 2], low[2 + at % 2]);
+            let four = halves(s, low, at / 2 == 1);
+            let two = match at {
+                0 => s.shl(high, 4),
+                1 => s.shl(high, 2),
+                2 => high,
+                _ => s.shr(high, 2),
+            };
+            s.store_all_bytes(s.or(four, s.and(two, above)), &mut codes[at]);
+        }
+        for (at, out) in out.iter_mut().enumerate() {
+            *out = s.mul_add(s.splat(groups[at]), line(s, &codes, at), s.splat(biases[at]));
         }
         out
     }

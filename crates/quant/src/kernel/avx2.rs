@@ -258,10 +258,31 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load_i8(self, v: &[u8; LANES]) -> I {
-        // SAFETY: `self` proves the instructions; the array is 16 readable bytes.
+        let (lo, hi) = v.split_at(8);
+        // SAFETY: `self` proves the instructions; each half is 8 readable bytes.
         unsafe {
-            let bytes = _mm_loadu_si128(v.as_ptr().cast());
-            [_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))]
+            [
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(lo.as_ptr().cast())),
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(hi.as_ptr().cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, first: &[u8; 32], second: &[u8; 32]) -> I {
+        // SAFETY: `self` proves the instructions; each array is 32 readable bytes.
+        unsafe {
+            [_mm256_loadu_si256(first.as_ptr().cast()), _mm256_loadu_si256(second.as_ptr().cast())]
+        }
+    }
+
+    #[inline(always)]
+    fn store_all_bytes(self, v: I, out: &mut [u8; 4 * LANES]) {
+        let (lo, hi) = out.split_at_mut(32);
+        // SAFETY: `self` proves the instructions; each half is 32 writable bytes.
+        unsafe {
+            _mm256_storeu_si256(lo.as_mut_ptr().cast(), v[0]);
+            _mm256_storeu_si256(hi.as_mut_ptr().cast(), v[1]);
         }
     }
 

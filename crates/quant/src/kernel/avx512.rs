@@ -210,6 +210,21 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_bytes(self, first: &[u8; 32], second: &[u8; 32]) -> __m512i {
+        // SAFETY: `self` proves the instructions; each array is 32 readable bytes.
+        unsafe {
+            let first = _mm512_castsi256_si512(_mm256_loadu_si256(first.as_ptr().cast()));
+            _mm512_inserti64x4::<1>(first, _mm256_loadu_si256(second.as_ptr().cast()))
+        }
+    }
+
+    #[inline(always)]
+    fn store_all_bytes(self, v: __m512i, out: &mut [u8; 4 * LANES]) {
+        // SAFETY: `self` proves the instructions; the array is 64 writable bytes.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) }
+    }
+
+    #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [__m512; 2] {
         let grid = self.grid::<BITS>(1.0, 0.0);
         let [a, b] = self.decode::<BITS, BLOCK>(block, grid);

@@ -232,6 +232,10 @@ pub trait Simd: Copy {
     fn load_bf16(self, v: &[u8; 32]) -> Self::F;
     /// Sixteen signed bytes, widened.
     fn load_i8(self, v: &[u8; LANES]) -> Self::I;
+    /// 64 bytes, four in a lane, the first lowest: operations on lanes whose results are masked are operations on bytes.
+    fn load_bytes(self, first: &[u8; 32], second: &[u8; 32]) -> Self::I;
+    /// The inverse of [`Self::load_bytes`].
+    fn store_all_bytes(self, v: Self::I, out: &mut [u8; 4 * LANES]);
     /// The 32 codes of a block of `BLOCK = 4 * BITS` bytes, first sixteen first.
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [Self::F; 2];
 

@@ -241,6 +241,25 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn load_bytes(self, first: &[u8; 32], second: &[u8; 32]) -> I {
+        // SAFETY: `self` proves the instructions; two loads cover each array.
+        unsafe {
+            each!(|i| {
+                let half: &[u8; 32] = if i < 2 { first } else { second };
+                vreinterpretq_u32_u8(vld1q_u8(half.as_ptr().add(16 * (i % 2))))
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn store_all_bytes(self, v: I, out: &mut [u8; 4 * LANES]) {
+        // SAFETY: `self` proves the instructions; the four stores cover the array.
+        unsafe {
+            each!(|i| vst1q_u8(out.as_mut_ptr().add(16 * i), vreinterpretq_u8_u32(v[i])));
+        }
+    }
+
+    #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [F; 2] {
         [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
     }

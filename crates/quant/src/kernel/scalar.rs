@@ -66,6 +66,19 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn load_bytes(self, first: &[u8; 32], second: &[u8; 32]) -> Self::I {
+        let word = |half: &[u8; 32], at: usize| u32::from_le_bytes(half.as_chunks().0[at]);
+        std::array::from_fn(|l| word(if l < 8 { first } else { second }, l % 8))
+    }
+
+    #[inline(always)]
+    fn store_all_bytes(self, v: Self::I, out: &mut [u8; 4 * LANES]) {
+        for (bytes, v) in out.as_chunks_mut().0.iter_mut().zip(v) {
+            *bytes = v.to_le_bytes();
+        }
+    }
+
+    #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [Self::F; 2] {
         let code = |i: usize| {
             let bit = BITS * i;

@@ -160,9 +160,10 @@ impl<'a> Header<'a> {
         }
         let version = bytes.u32()?;
         if !VERSIONS.contains(&version) {
-            let found = match VERSIONS.contains(&version.swap_bytes()) {
-                true => "big-endian: gguf-convert-endian of gguf-py changes it".to_owned(),
-                false => version.to_string(),
+            let found = if VERSIONS.contains(&version.swap_bytes()) {
+                "big-endian: gguf-convert-endian of gguf-py changes it".to_owned()
+            } else {
+                version.to_string()
             };
             return Err(mismatch("GGUF of version 2 or 3, little-endian", found).into());
         }

@@ -353,9 +353,12 @@ impl<'a> Opening<'a> {
     fn weights(&self, file: usize, tensor: &Tensor<'_>) -> Result<(String, TensorInfo), Refusal> {
         let (pattern, [layer, expert]) = split(tensor.name);
         let target = pattern.and_then(|pattern| self.table.tensors.get(&pattern));
-        let target = target.ok_or_else(|| match tensor.name.ends_with(SCALE) {
-            true => Refusal::from(SCALED),
-            false => format!("{} has no row for it", self.table.path).into(),
+        let target = target.ok_or_else(|| {
+            if tensor.name.ends_with(SCALE) {
+                Refusal::from(SCALED)
+            } else {
+                format!("{} has no row for it", self.table.path).into()
+            }
         })?;
         let name = self.layer_name(target.name(), layer);
         let name = name.replace(EXPERT, &expert.to_string());

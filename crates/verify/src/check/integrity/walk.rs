@@ -33,11 +33,9 @@ const MOST_DOCUMENTS: usize = 1000;
 fn is_beside(dir: &Path, path: &str, kind: fs::FileType) -> bool {
     let root = !path.contains('/');
     let last = path.rsplit('/').next().unwrap_or(path);
-    let document = match kind.is_dir() {
-        true => root && holds_documents(&dir.join(path)),
-        false => root && is_document(path),
-    };
-    clutter(last).is_some() || root && path.starts_with('.') || document
+    let documents =
+        || if kind.is_dir() { holds_documents(&dir.join(path)) } else { is_document(path) };
+    clutter(last).is_some() || root && (path.starts_with('.') || documents())
 }
 
 /// Whether a folder holds documents and nothing else. One that cannot be read does not.
