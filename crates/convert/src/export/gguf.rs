@@ -381,29 +381,28 @@ impl Writing<'_> {
 
 /// Rows in a type: as they are where it holds them, else anew.
 fn encoded_in(rows: &Rows<'_>, kind: Ggml, tally: Option<&mut Tally>) -> Result<Vec<u8>> {
-    let (matrix, range) = rows.stored();
-    let mut held = Ggml::candidates(rows.entry.encoding);
-    held.retain(|candidate| *candidate == kind);
-    if let Some(tally) = tally {
-        Ggml::retain_exact(&mut held, matrix, range.clone());
-        let blocks = Blocks::ALL
-            .into_iter()
-            .find(|blocks| Ggml::from(*blocks) == kind);
-        match blocks {
-            _ if !held.is_empty() => {}
-            Some(blocks) if keeps_codes(rows, kind) => {
-                return Ok(rounded(rows, (kind, blocks), tally));
-            }
-            _ => {
-                let encoding = blocks.map_or(Encoding::F32, Encoding::Ggml);
-                let [bytes, ..] = encoded(rows, (encoding, Zeros::Float), tally)?;
-                return Ok(bytes);
-            }
-        }
+    let Some(tally) = tally.filter(|_| !holds(rows, kind)) else {
+        let ((matrix, range), mut bytes) = (rows.stored(), Vec::new());
+        kind.encode(matrix, range, &mut bytes);
+        return Ok(bytes);
+    };
+    let mut all = Blocks::ALL.into_iter();
+    let blocks = all.find(|blocks| Ggml::from(*blocks) == kind);
+    if let Some(blocks) = blocks.filter(|_| keeps_codes(rows, kind)) {
+        return Ok(rounded(rows, (kind, blocks), tally));
     }
-    let mut bytes = Vec::new();
-    kind.encode(matrix, range, &mut bytes);
+    let encoding = blocks.map_or(Encoding::F32, Encoding::Ggml);
+    let [bytes, ..] = encoded(rows, (encoding, Zeros::Float), tally)?;
     Ok(bytes)
+}
+
+/// Whether a type holds all values of rows exactly.
+fn holds(rows: &Rows<'_>, kind: Ggml) -> bool {
+    let (matrix, range) = rows.stored();
+    let mut kinds = Ggml::candidates(rows.entry.encoding);
+    kinds.retain(|candidate| *candidate == kind);
+    Ggml::retain_exact(&mut kinds, matrix, range);
+    !kinds.is_empty()
 }
 
 /// A tensor of the file.

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::layout::{Layout, Windows};
-use super::{Kernel, LANES, Lines, Simd, TILE_LINES, TILE_ROWS, Tile, Waiting};
+use super::{Kernel, LANES, Simd};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -42,6 +42,9 @@ macro_rules! ops {
 impl Simd for Avx2 {
     type F = F;
     type I = I;
+
+    /// Sixteen registers hold the sums of six rows and one line, that line and a value.
+    const LINES_AT_ONCE: usize = 1;
 
     ops! {
         splat(v: f32) -> F = |_i| _mm256_set1_ps(v);
@@ -289,24 +292,6 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [F; 2] {
         [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
-    }
-
-    /// Sixteen registers hold the sums of six rows and one line, that line and a value.
-    #[inline(always)]
-    fn pass(
-        self,
-        x: &[[f32; TILE_ROWS]],
-        w: &[Lines<TILE_LINES>],
-        (pass, lines): (usize, usize),
-        waiting: &mut Waiting,
-    ) {
-        self.pass_by::<1>(x, w, (pass, lines), waiting);
-    }
-
-    /// As above: one line of outputs at a time.
-    #[inline(always)]
-    fn chains(self, x: &[[f32; TILE_ROWS]], w: &[Lines<TILE_LINES>], sums: &mut Tile) {
-        self.chains_by::<1>(x, w, sums);
     }
 }
 

@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::layout::Layout;
-use super::{Kernel, LANES, Lines, Simd, TILE_LINES, TILE_ROWS, Waiting};
+use super::{Kernel, LANES, Simd, TILE_LINES};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL, VBMI and VNNI.
 #[derive(Clone, Copy)]
@@ -44,6 +44,8 @@ macro_rules! ops {
 impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
+
+    const LINES_AT_ONCE: usize = TILE_LINES;
 
     ops! {
         splat(v: f32) -> __m512 = _mm512_set1_ps(v);
@@ -272,22 +274,6 @@ impl Simd for Avx512 {
     fn natural<const BITS: usize>(self, v: __m512) -> __m512 {
         const BACK: [u32; LANES] = [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15];
         if BITS == 4 { self.permute(v, &BACK) } else { v }
-    }
-
-    /// Few lines are not padded to four.
-    #[inline(always)]
-    fn pass(
-        self,
-        x: &[[f32; TILE_ROWS]],
-        w: &[Lines<TILE_LINES>],
-        (pass, lines): (usize, usize),
-        waiting: &mut Waiting,
-    ) {
-        match lines {
-            1 => self.pass_by::<1>(x, w, (pass, lines), waiting),
-            2 => self.pass_by::<2>(x, w, (pass, lines), waiting),
-            _ => self.pass_by::<4>(x, w, (pass, lines), waiting),
-        }
     }
 
     /// Each addition of [`Simd::sum`] is done for all four in one register.

@@ -212,6 +212,9 @@ pub trait Simd: Copy {
     /// Sixteen `u32`.
     type I: Copy;
 
+    /// Lines of a register tile at a time: as many as leave their sums in registers.
+    const LINES_AT_ONCE: usize;
+
     /// Asks for the memory at `at`, which will be read soon. It reads nothing, so any address will do.
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
@@ -353,11 +356,13 @@ pub trait Simd: Copy {
     /// chain of fused multiply-adds in the order of `k`.
     #[inline(always)]
     fn chains(self, x: &[[f32; TILE_ROWS]], w: &[Lines<TILE_LINES>], sums: &mut Tile) {
-        self.chains_by::<TILE_LINES>(x, w, sums);
+        match Self::LINES_AT_ONCE {
+            1 => self.chains_by::<1>(x, w, sums),
+            _ => self.chains_by::<TILE_LINES>(x, w, sums),
+        }
     }
 
-    /// [`Self::chains`], `N` lines of outputs at a time: as many as leave the sums in registers. `N`
-    /// divides [`TILE_LINES`].
+    /// [`Self::chains`], `N` lines of outputs at a time. `N` divides [`TILE_LINES`].
     #[inline(always)]
     fn chains_by<const N: usize>(
         self,
@@ -381,8 +386,8 @@ pub trait Simd: Copy {
         }
     }
 
-    /// Pass `pass` of a product: [`Self::chains`] of the columns that it is for, of `lines` lines. Passes come in order. After the
-    /// last one the end of `waiting` is [`Self::sum`] of the sixteen chains of each output.
+    /// Pass `pass` of a product: [`Self::chains`] of the columns that it is for, of `lines` lines. Passes come in
+    /// order. After the last one the end of `waiting` is [`Self::sum`] of the sixteen chains of each output.
     #[inline(always)]
     fn pass(
         self,
@@ -391,7 +396,12 @@ pub trait Simd: Copy {
         (pass, lines): (usize, usize),
         waiting: &mut Waiting,
     ) {
-        self.pass_by::<TILE_LINES>(x, w, (pass, lines), waiting);
+        // Few lines are not padded to four.
+        match lines.min(Self::LINES_AT_ONCE) {
+            1 => self.pass_by::<1>(x, w, (pass, lines), waiting),
+            2 => self.pass_by::<2>(x, w, (pass, lines), waiting),
+            _ => self.pass_by::<TILE_LINES>(x, w, (pass, lines), waiting),
+        }
     }
 
     /// [`Self::pass`], `N` lines of outputs at a time.

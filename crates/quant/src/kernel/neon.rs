@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::layout::{Layout, Windows};
-use super::{Kernel, LANES, Lines, Simd, TILE_LINES, TILE_ROWS, Tile, Waiting};
+use super::{Kernel, LANES, Simd};
 
 /// Proof that the CPU has NEON.
 #[derive(Clone, Copy)]
@@ -64,6 +64,9 @@ macro_rules! ops {
 impl Simd for Neon {
     type F = F;
     type I = I;
+
+    /// The sums of six rows and one line, that line and a value are 29 of 32 registers.
+    const LINES_AT_ONCE: usize = 1;
 
     ops! {
         splat(v: f32) -> F = |_i| vdupq_n_f32(v);
@@ -262,24 +265,6 @@ impl Simd for Neon {
     #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [F; 2] {
         [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
-    }
-
-    /// The sums of six rows and one line, that line and a value are 29 of 32 registers.
-    #[inline(always)]
-    fn pass(
-        self,
-        x: &[[f32; TILE_ROWS]],
-        w: &[Lines<TILE_LINES>],
-        (pass, lines): (usize, usize),
-        waiting: &mut Waiting,
-    ) {
-        self.pass_by::<1>(x, w, (pass, lines), waiting);
-    }
-
-    /// As above: one line of outputs at a time.
-    #[inline(always)]
-    fn chains(self, x: &[[f32; TILE_ROWS]], w: &[Lines<TILE_LINES>], sums: &mut Tile) {
-        self.chains_by::<1>(x, w, sums);
     }
 }
 

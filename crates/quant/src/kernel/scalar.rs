@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{LANES, Simd, transposed};
+use super::{LANES, Simd, TILE_LINES, transposed};
 
 /// Plain Rust; needs nothing of the CPU.
 #[derive(Clone, Copy)]
@@ -29,6 +29,8 @@ fn zip<A: Copy + Default>(a: [A; LANES], b: [A; LANES], f: impl Fn(A, A) -> A) -
 impl Simd for Scalar {
     type F = [f32; LANES];
     type I = [u32; LANES];
+
+    const LINES_AT_ONCE: usize = TILE_LINES;
 
     #[inline(always)]
     fn splat(self, v: f32) -> Self::F {
