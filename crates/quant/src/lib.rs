@@ -29,7 +29,7 @@ mod rows;
 mod trellis;
 
 pub use activations::{Activations, Copying};
-pub use attention::{Attention, attend};
+pub use attention::{Attention, Part, SPANS, Span, attend, spans};
 pub use blocks::{Blocks, Form};
 pub use dot::{axpy, dot};
 pub use encoding::{Affine, Encoding, EncodingError, Float, Parts, Trellis, Zeros};

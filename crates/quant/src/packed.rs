@@ -1,12 +1,14 @@
-//! One row of activations through blocks where they lie.
+//! One row of activations through codes where they lie.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::ahead::{ROWS, ask};
+use crate::encoding::Affine;
 use crate::ggml::lines::{self, scales};
 use crate::kernel::{LANES, Line, Simd};
 use crate::matrix::Matrix;
+use crate::rows::sixteen_at;
 
 /// Rows of a matrix that are multiplied with one row of activations.
 pub trait PackedRows {
@@ -28,6 +30,23 @@ pub struct Large<'a, T, const BYTES: usize> {
     kind: PhantomData<T>,
 }
 
+/// Affine codes in groups of `BLOCKS` times 32 columns, whose codes are `BLOCK` bytes each. Loops over a group have a
+/// count that the compiler knows: ends of short loops took as long as what is in them.
+pub struct Grouped<'a, const BITS: usize, const BLOCK: usize, const BLOCKS: usize> {
+    m: &'a Matrix<'a>,
+    a: Affine,
+    /// In the backend's order for these bits.
+    x: &'a [[[Line; 2]; BLOCKS]],
+}
+
+impl<'a, const BITS: usize, const BLOCK: usize, const BLOCKS: usize>
+    Grouped<'a, BITS, BLOCK, BLOCKS>
+{
+    pub fn new(m: &'a Matrix<'a>, a: Affine, x: &'a [f32]) -> Self {
+        Self { m, a, x: x.as_chunks().0.as_chunks().0.as_chunks().0 }
+    }
+}
+
 impl<'a, T, const BYTES: usize> Small<'a, T, BYTES> {
     pub fn new(m: &'a Matrix<'a>, x: &'a [f32]) -> Self {
         Self { m, x: x.as_chunks().0.as_chunks().0, kind: PhantomData }
@@ -37,6 +56,44 @@ impl<'a, T, const BYTES: usize> Small<'a, T, BYTES> {
 impl<'a, T, const BYTES: usize> Large<'a, T, BYTES> {
     pub fn new(m: &'a Matrix<'a>, x: &'a [f32]) -> Self {
         Self { m, x: x.as_chunks().0.as_chunks().0, kind: PhantomData }
+    }
+}
+
+impl<const BITS: usize, const BLOCK: usize, const BLOCKS: usize> PackedRows
+    for Grouped<'_, BITS, BLOCK, BLOCKS>
+{
+    #[inline(always)]
+    fn sums<S: Simd, const R: usize>(&self, s: S, row: usize) -> [S::F; R] {
+        let (m, groups, mut acc) = (self.m, self.x.len(), [s.splat(0.0); R]);
+        let rows: [&[[[u8; BLOCK]; BLOCKS]]; R] =
+            std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks().0.as_chunks().0);
+        let (mut scale, mut bias) = ([[0.0; LANES]; R], [[0.0; LANES]; R]);
+        let (start, bytes) = (row * groups * BLOCKS * BLOCK, R * BLOCKS * BLOCK);
+        // Sixteen groups at a time: their scales are widened together.
+        for (i, x) in self.x.chunks(LANES).enumerate() {
+            for r in 0..R {
+                let first = (row + r) * groups + LANES * i;
+                scale[r] = sixteen_at(s, self.a.scale_dtype(), m.scales(), first);
+                bias[r] = sixteen_at(s, self.a.scale_dtype(), m.biases(), first);
+            }
+            for (g, x) in x.iter().enumerate() {
+                let group = LANES * i + g;
+                ask(s, m.weight(), start + group * bytes, bytes);
+                for r in 0..R {
+                    let grid = s.grid::<BITS>(scale[r][g], bias[r][g]);
+                    for (block, x) in rows[r][group].iter().zip(x) {
+                        let [w0, w1] = s.decode::<BITS, BLOCK>(block, grid);
+                        acc[r] = s.mul_add(w0, s.load(&x[0]), acc[r]);
+                        acc[r] = s.mul_add(w1, s.load(&x[1]), acc[r]);
+                    }
+                }
+            }
+        }
+        // No closure: compiled for any CPU, it would be called, and all sums spilled around the call.
+        for acc in &mut acc {
+            *acc = s.natural::<BITS>(*acc);
+        }
+        acc
     }
 }
 

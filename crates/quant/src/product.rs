@@ -16,8 +16,8 @@ use crate::kernel::{
     Kernel, LANES, Lines, NOTHING, Outputs, PASSES, Simd, TILE_LINES, TILE_ROWS, Tile, Waiting,
 };
 use crate::matrix::Matrix;
-use crate::packed::{Large, Small, packed};
-use crate::rows::{BLOCK_LINES, decode_block, decode_row, sixteen_at};
+use crate::packed::{Grouped, Large, Small, packed};
+use crate::rows::{BLOCK_LINES, decode_block, decode_row};
 use crate::trellis;
 
 /// `out[t][i]` is the product of row `rows.start + i` of the matrix with row `t` of the activations.
@@ -228,13 +228,10 @@ fn affine<S: Simd, const BITS: usize, const BLOCK: usize>(
     rows: Range<usize>,
     out: &mut [f32],
 ) {
-    let (blocks, rest) = out.as_chunks_mut::<ROWS>();
-    let after = rows.start + ROWS * blocks.len();
-    for (first, out) in rows.step_by(ROWS).zip(blocks) {
-        *out = s.sum_four(affine_rows::<S, ROWS, BITS, BLOCK>(s, m, a, x, first));
-    }
-    for (row, out) in (after..).zip(rest) {
-        *out = s.sum(affine_rows::<S, 1, BITS, BLOCK>(s, m, a, x, row)[0]);
+    match a.group_size() {
+        32 => packed(s, rows, out, &Grouped::<BITS, BLOCK, 1>::new(m, a, x)),
+        64 => packed(s, rows, out, &Grouped::<BITS, BLOCK, 2>::new(m, a, x)),
+        _ => packed(s, rows, out, &Grouped::<BITS, BLOCK, 4>::new(m, a, x)),
     }
 }
 
@@ -308,48 +305,6 @@ fn float_rows<S: Simd, T: Stored<SIZE>, const R: usize, const SIZE: usize>(
         for r in 0..R {
             acc[r] = s.mul_add(T::load(s, &padded(rows[r].1)), x, acc[r]);
         }
-    }
-    acc
-}
-
-/// The lanes of the sums of rows `row..row + R` of affine codes, in natural order; `x` in the
-/// backend's order for these bits.
-#[inline(always)]
-fn affine_rows<S: Simd, const R: usize, const BITS: usize, const BLOCK: usize>(
-    s: S,
-    m: &Matrix<'_>,
-    a: Affine,
-    x: &[f32],
-    row: usize,
-) -> [S::F; R] {
-    let weight: [_; R] = std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks::<BLOCK>().0);
-    let columns = x.as_chunks::<LANES>().0.as_chunks::<2>().0;
-    let (blocks, groups) = (a.group_size() / 32, m.cols() / a.group_size());
-    let mut acc = [s.splat(0.0); R];
-    let (mut scale, mut bias) = ([[0.0; LANES]; R], [[0.0; LANES]; R]);
-    let at = row * groups * blocks * BLOCK;
-    // Sixteen groups at a time: their scales are widened together.
-    for (i, x) in columns.chunks(LANES * blocks).enumerate() {
-        for r in 0..R {
-            let first = (row + r) * groups + LANES * i;
-            scale[r] = sixteen_at(s, a.scale_dtype(), m.scales(), first);
-            bias[r] = sixteen_at(s, a.scale_dtype(), m.biases(), first);
-        }
-        for (g, x) in x.chunks(blocks).enumerate() {
-            let first = (LANES * i + g) * blocks;
-            ask(s, m.weight(), at + first * R * BLOCK, R * blocks * BLOCK);
-            for r in 0..R {
-                let grid = s.grid::<BITS>(scale[r][g], bias[r][g]);
-                for (block, x) in weight[r][first..first + blocks].iter().zip(x) {
-                    let [w0, w1] = s.decode::<BITS, BLOCK>(block, grid);
-                    acc[r] = s.mul_add(w0, s.load(&x[0]), acc[r]);
-                    acc[r] = s.mul_add(w1, s.load(&x[1]), acc[r]);
-                }
-            }
-        }
-    }
-    for acc in &mut acc {
-        *acc = s.natural::<BITS>(*acc);
     }
     acc
 }

@@ -136,18 +136,34 @@ fn affine_row<'a, S: Simd, const BITS: usize, const BLOCK: usize>(
     m: &Matrix<'_>,
     a: Affine,
     row: usize,
+    lines: impl Iterator<Item = &'a mut Line>,
+) {
+    match a.group_size() {
+        32 => grouped_row::<S, BITS, BLOCK, 1>(s, m, a, row, lines),
+        64 => grouped_row::<S, BITS, BLOCK, 2>(s, m, a, row, lines),
+        _ => grouped_row::<S, BITS, BLOCK, 4>(s, m, a, row, lines),
+    }
+}
+
+/// Groups of `BLOCKS` times 32 columns: a count that the compiler knows.
+#[inline(always)]
+fn grouped_row<'a, S: Simd, const BITS: usize, const BLOCK: usize, const BLOCKS: usize>(
+    s: S,
+    m: &Matrix<'_>,
+    a: Affine,
+    row: usize,
     mut lines: impl Iterator<Item = &'a mut Line>,
 ) {
     let weight = m.row(m.weight(), row).as_chunks::<BLOCK>().0;
-    let (blocks, groups) = (a.group_size() / 32, m.cols() / a.group_size());
+    let groups = weight.as_chunks::<BLOCKS>().0;
     // Sixteen groups at a time: their scales are widened together.
-    for (i, weight) in weight.chunks(LANES * blocks).enumerate() {
-        let first = row * groups + LANES * i;
+    for (i, sixteen) in groups.chunks(LANES).enumerate() {
+        let first = row * groups.len() + LANES * i;
         let scale = sixteen_at(s, a.scale_dtype(), m.scales(), first);
         let bias = sixteen_at(s, a.scale_dtype(), m.biases(), first);
-        for (g, weight) in weight.chunks(blocks).enumerate() {
+        for (g, group) in sixteen.iter().enumerate() {
             let grid = s.grid::<BITS>(scale[g], bias[g]);
-            for block in weight {
+            for block in group {
                 let [first, second] = s.decode::<BITS, BLOCK>(block, grid);
                 for values in [first, second] {
                     if let Some(line) = lines.next() {

@@ -7,7 +7,8 @@ use shardwright_format::{Role, Unit};
 use crate::block::ops::{cap, complete_norm, rms_norm, scale};
 use crate::error::{Result, RuntimeError};
 use crate::fetch::{Request, read};
-use crate::linear::{Linear, Product, thread_pool};
+use crate::linear::{Linear, Product};
+use crate::threads::thread_pool;
 use crate::view::Loaded;
 use crate::vocab::head_location;
 

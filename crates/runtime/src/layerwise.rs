@@ -15,8 +15,8 @@ use crate::block::{Layer, MixerState, check_finite};
 use crate::error::{Result, RuntimeError};
 use crate::fetch::{Arrival, ReadQueue, Request, read, read_queue};
 use crate::hook::Hook;
-use crate::linear::thread_pool;
 use crate::pass::{PassState, Sequences};
+use crate::threads::thread_pool;
 use crate::view::Loaded;
 use crate::vocab::VocabMatrix;
 

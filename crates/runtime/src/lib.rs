@@ -25,6 +25,7 @@ mod room;
 pub mod saved;
 mod store;
 pub mod text;
+mod threads;
 mod token;
 pub mod trace;
 mod view;

@@ -6,7 +6,7 @@ use shardwright_quant::{Activations, Backend, Copying, Encoding, Matrix, Outputs
 
 use crate::block::capture::{Captures, InputSite};
 use crate::block::ops::threads_for;
-use crate::error::{Result, RuntimeError};
+use crate::threads::share_out;
 
 /// Below this many multiplications a second thread costs more than it brings.
 const WORTH_A_THREAD: usize = 64 * 1024;
@@ -76,7 +76,7 @@ impl Linear {
             run(pieces);
         } else {
             let shares = share(pieces, total.div_ceil(threads));
-            shares.into_par_iter().with_max_len(1).for_each(run);
+            share_out(shares, run);
         }
     }
 
@@ -168,16 +168,4 @@ fn share(pieces: Vec<Piece<'_>>, size: usize) -> Vec<Vec<Piece<'_>>> {
     }
     shares.push(share);
     shares
-}
-
-/// Threads that compute.
-///
-/// # Errors
-/// When the operating system has no more of them.
-pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.max(1))
-        .thread_name(|i| format!("compute-{i}"))
-        .build()
-        .map_err(|e| RuntimeError::Threads(e.to_string()))
 }

@@ -548,7 +548,7 @@ fn scratch(spec: &ModelSpec, chunk: usize) -> u64 {
     tokens.saturating_add(6 * vocab).saturating_mul(4)
 }
 
-/// Floats that threads make of keys and values in blocks.
+/// Floats that threads make of keys and values in blocks, and of parts of a long context.
 fn decoded(spec: &ModelSpec, options: &Options) -> u64 {
     let layer = |layer: &LayerSpec| MixerState::decoded_byte_len(&layer.mixer, options.cache);
     options.threads as u64 * spec.layers.iter().map(layer).max().unwrap_or(0)

@@ -23,12 +23,12 @@ use crate::block::{self, Layer, MixerState, check_finite};
 use crate::error::{Result, RuntimeError};
 use crate::experts::{self, Means};
 use crate::head::final_norm;
-use crate::linear::thread_pool;
 use crate::options::Options;
 use crate::pass::{PassState, Sequences};
 use crate::plan::{ChunkRoom, MemoryPlan};
 use crate::prediction::Predictor;
 use crate::store::Store;
+use crate::threads::{stay_awake, thread_pool};
 use crate::trace::Visit;
 use crate::view::UnitView;
 use crate::vocab::{VocabMatrix, check_token};
@@ -506,6 +506,7 @@ impl Model {
         observe(0, &self.state.x);
         for index in 0..self.spec.layers.len() {
             let dense = self.store.take_dense(index)?;
+            stay_awake();
             self.layer(index, dense.view(), tokens.len(), ahead)?;
             self.store.return_dense(index, dense);
             let x = &self.state.x;

@@ -124,6 +124,12 @@ fn without_a_memory() -> tempfile::TempDir {
     dir
 }
 
+/// Guesses before they are judged by themselves.
+const JUDGED: u64 = 16;
+
+/// Guesses of one token at most: the likeliest of the two experts of each of its four layers.
+const A_TOKEN: u64 = 4;
+
 #[test]
 fn guesses_that_are_mostly_wrong_stop_by_themselves() {
     let dir = without_a_memory();
@@ -148,8 +154,12 @@ fn guesses_that_are_mostly_wrong_stop_by_themselves() {
         assert!(on.guesses.wasted > on.guesses.used + on.guesses.late, "{on:?}");
         let (other, auto) = run(budget, LookAhead::Auto);
         assert!(logits == other);
-        // One trial, or two.
-        assert!(auto.stops > 0 && auto.tokens <= 48, "{auto:?}");
+        // How many tokens it takes to make as many guesses as are judged depends on how busy the machine is; that
+        // no more are made in vain before each stop does not.
+        let LookedAhead { stops, guesses, .. } = auto;
+        assert!(stops > 0 || guesses.issued < JUDGED, "{auto:?}");
+        let in_vain = guesses.wasted.saturating_sub(guesses.used + guesses.late);
+        assert!(in_vain <= (stops + 1) * (JUDGED + A_TOKEN), "{auto:?}");
         seen += 1;
     }
     assert!(seen > 0, "nothing was read ahead");

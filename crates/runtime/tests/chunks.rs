@@ -70,7 +70,8 @@ fn chunks_change_nothing_under_any_budget() {
         let tokens = twice(&case);
         let split = tokens.len() - 3;
         let (one_by_one, _) = logits(open(&case), &options(None, 1, 1), &tokens, split);
-        let plan = MemoryPlan::new(&open(&case), &options(None, 1, 1)).unwrap();
+        // Each thread takes some memory: the most that are tried.
+        let plan = MemoryPlan::new(&open(&case), &options(None, 2, 1)).unwrap();
         let (min, all) = (plan.min_bytes, plan.resident);
         for budget in [min, min + (all - min) / 2, all - 1, all, all + (1 << 20)] {
             for (chunk, threads) in [(1, 2), (3, 1), (3, 2), (16, 2), (1000, 1), (1000, 2)] {
@@ -241,6 +242,21 @@ fn a_trained_model_reads_a_text_alike_in_chunks() {
     let one_by_one = run(1, 1);
     for chunk in CHUNKS {
         assert!(run(2, chunk) == one_by_one, "{chunk} at a time change the logits");
+    }
+}
+
+/// Far enough for threads to share the positions of a token that comes alone, and not those of many together.
+#[test]
+fn spans_of_a_long_context_change_nothing() {
+    let case = Golden::named("qwen3_moe");
+    let tokens: Vec<u32> = (0..700_u32).map(|i| i * 7919 % 256).collect();
+    let run = |threads, chunk| {
+        let options = Options { context: 700, ..options(None, threads, chunk) };
+        logits(open(&case), &options, &tokens, 650).0
+    };
+    let alone = run(1, 1);
+    for (threads, chunk) in [(1, 64), (2, 1), (3, 64)] {
+        assert!(run(threads, chunk) == alone, "{threads} threads, {chunk} at a time");
     }
 }
 

@@ -1,9 +1,13 @@
 //! Grouped-query attention.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use shardwright_format::Role;
 use shardwright_format::model::{AttentionSpec, QkNorm, TemperatureSpec};
-use shardwright_quant::{Attention, Backend, Matrix, VectorLayout, attend};
+use shardwright_quant::{
+    Attention, Backend, Matrix, Part, SPANS, Span, VectorLayout, attend, spans,
+};
 
 use super::capture::InputSite;
 use super::kv::KvCache;
@@ -14,6 +18,10 @@ use crate::error::Result;
 
 /// Multiplications below which a second thread costs more than it brings.
 const WORK_PER_TASK: usize = 32 * 1024;
+
+/// Below as many groups of heads for each thread, threads share positions as well: three groups would leave one of two
+/// threads idle for a third of the time.
+const FEW_GROUPS: usize = 4;
 
 /// Buffers of this mechanism.
 #[derive(Debug, Default)]
@@ -214,15 +222,44 @@ impl Attend<'_> {
     fn all_rows(&self, q: &[f32], out: &mut [f32]) {
         let group = (self.spec.heads / self.spec.kv_heads * self.spec.head_dim) as usize;
         let cost = (self.first + 1) * group * 2;
+        if q.len() / group < FEW_GROUPS * rayon::current_num_threads() && cost > WORK_PER_TASK {
+            return self.in_spans(group, q, out);
+        }
         q.par_chunks(group)
             .zip(out.par_chunks_mut(group))
             .enumerate()
             .with_min_len(1 + WORK_PER_TASK / cost)
-            .for_each(|(i, (q, out))| self.one_group(i, q, out));
+            .for_each(|(i, (q, out))| {
+                let (attention, positions) = self.one_group(i, q);
+                attend(self.backend, attention, positions, out);
+            });
     }
 
-    /// The heads of one row that share keys and values: group `index` of all rows' groups.
-    fn one_group(&self, index: usize, q: &[f32], out: &mut [f32]) {
+    /// Threads share the positions too. The same result as [`attend`] gives of each group.
+    fn in_spans(&self, group: usize, q: &[f32], out: &mut [f32]) {
+        let tasks: Vec<(usize, Span<'_>)> = q
+            .chunks(group)
+            .enumerate()
+            .flat_map(|(i, q)| {
+                let (attention, positions) = self.one_group(i, q);
+                spans(attention, positions).map(move |span| (i, span))
+            })
+            .collect();
+        let width = self.spec.head_dim as usize;
+        let attend = |(i, span): (usize, Span<'_>)| (i, span.attend(self.backend, width));
+        let parts: Vec<(usize, Part)> = tasks.into_par_iter().map(attend).collect();
+        for (parts, out) in parts.chunk_by(|a, b| a.0 == b.0).zip(out.chunks_mut(group)) {
+            let mut all = parts[0].1.clone();
+            for (_, part) in &parts[1..] {
+                all.join(self.backend, part);
+            }
+            all.finish(out);
+        }
+    }
+
+    /// The heads of one row that share keys and values, group `index` of all rows' groups, and the positions that the
+    /// row sees.
+    fn one_group<'q>(&'q self, index: usize, q: &'q [f32]) -> (Attention<'q>, Range<usize>) {
         let (dim, kv_heads) = (self.spec.head_dim as usize, self.spec.kv_heads as usize);
         let (position, kv_head) = (self.first + index / kv_heads, index % kv_heads);
         let (keys, heads) = (self.cache.keys(), q.len() / dim);
@@ -236,9 +273,14 @@ impl Attend<'_> {
             cap: self.spec.score_cap,
             sinks: self.sinks.map(|sinks| &sinks[kv_head * heads..]),
         };
-        let seen = first_seen(self.spec, position)..position + 1;
-        attend(self.backend, attention, seen, out);
+        (attention, first_seen(self.spec, position)..position + 1)
     }
+}
+
+/// Bytes that a thread takes for parts of a long context.
+pub const fn parts_byte_len(spec: &AttentionSpec) -> u64 {
+    let heads = (spec.heads / spec.kv_heads) as usize;
+    (FEW_GROUPS * SPANS * Part::byte_len(heads, spec.head_dim as usize)) as u64
 }
 
 /// The first position that `position` sees.

@@ -217,7 +217,9 @@ impl MixerState {
     /// Bytes that a thread takes besides to read what is kept.
     pub const fn decoded_byte_len(mixer: &Mixer, types: CacheTypes) -> u64 {
         match mixer {
-            Mixer::Attention(spec) => kv::KvCache::decoded_byte_len(spec, types),
+            Mixer::Attention(spec) => {
+                kv::KvCache::decoded_byte_len(spec, types) + attention::parts_byte_len(spec)
+            }
             Mixer::Latent(spec) => latent::LatentCache::decoded_byte_len(spec, types),
             Mixer::DeltaNet(_) | Mixer::ShortConv(_) => 0,
         }

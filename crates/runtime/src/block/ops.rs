@@ -191,7 +191,7 @@ mod tests {
             .collect();
         let weight = &x[7..7 + width];
         let pass = |threads| {
-            let pool = crate::linear::thread_pool(threads).unwrap();
+            let pool = crate::threads::thread_pool(threads).unwrap();
             pool.install(|| {
                 let (mut normed, mut sum) = (Vec::new(), x.clone());
                 rms_norm(backend, &x, weight, eps, &mut normed);

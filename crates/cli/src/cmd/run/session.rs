@@ -110,7 +110,9 @@ impl<'a> Session<'a> {
         self.reasoning.clear();
         self.aside.begin();
         self.tokens.clear();
-        let read = self.timed(|s| s.read_prompt(new))?.1;
+        let read = self
+            .timed(|s| s.read_prompt(new).and_then(|()| s.prepare_draft()))?
+            .1;
         if self.save_prompt && !self.tokens.is_empty() {
             self.store()?;
         }
@@ -234,6 +236,14 @@ impl<'a> Session<'a> {
         self.record()
     }
 
+    /// The model that drafts, if there is one, reads the prompt too before anything is said.
+    fn prepare_draft(&mut self) -> Result<(), Failure> {
+        match &mut self.draft {
+            Some(draft) if self.limits.tokens > 1 => draft.prepare(&self.computed),
+            _ => Ok(()),
+        }
+    }
+
     /// Computes the last token, with a draft of at most `room` behind it, and picks what follows each
     /// token that stays: the same from the same logits in the same order, whatever was drafted. A draft
     /// ends where another token was picked, or one that ends the text.
@@ -270,11 +280,6 @@ impl<'a> Session<'a> {
             .context
             .map_or(usize::MAX, |c| c - self.runtime.position() + 1);
         let wanted = self.limits.tokens.min(room);
-        if let Some(draft) = &mut self.draft
-            && wanted > 1
-        {
-            draft.prepare(&self.computed)?;
-        }
         if wanted == 0 {
             // The prompt was read for its logits alone.
             self.tokens.clear();

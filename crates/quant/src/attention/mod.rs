@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 
+mod spans;
+
+pub use spans::{Part, SPANS, Span, spans};
+
 use crate::encoding::Float;
 use crate::exp::exp;
 use crate::float::{Bf16, F16, F32, Stored, padded};
@@ -37,11 +41,12 @@ pub struct Attention<'a> {
 
 /// `out = softmax(scale · q · keysᵀ) · values` over `positions`, `[heads, value_dim]`.
 ///
-/// Positions are taken in blocks of 32 from the first. A block's scores are dot products as
-/// [`dot`](fn@crate::dot) gives them; its weights are exponentials of the scores less the highest so
-/// far, to 2e-7 of their value; they are added as sixteen lanes, and their values in the order of the
-/// positions. What was added before fades when a higher score comes. So the result depends on the
-/// query and the positions alone. Blocks of codes are decoded once for all heads.
+/// Positions are taken in [`spans`], and those of a span in blocks of 32 from its first. A block's scores
+/// are dot products as [`dot`](fn@crate::dot) gives them; its weights are exponentials of the scores less
+/// the highest so far, to 2e-7 of their value; they are added as sixteen lanes, and their values in the
+/// order of the positions. What was added before fades when a higher score comes. Spans are joined in
+/// their order in the same way. So the result depends on the query and the positions alone. Blocks of
+/// codes are decoded once for all heads.
 ///
 /// # Panics
 /// When the shapes do not fit.
@@ -51,20 +56,23 @@ pub fn attend(
     positions: Range<usize>,
     out: &mut [f32],
 ) {
-    let (heads, width) = (attention.heads, out.len() / attention.heads);
-    assert!(attention.q.len() == heads * attention.keys.layout.len());
-    assert!(out.len().is_multiple_of(heads) && width <= attention.values.layout.len());
-    backend.run(Attend { a: attention, positions, out });
+    let width = out.len() / attention.heads;
+    assert!(out.len().is_multiple_of(attention.heads), "{} values of all heads", out.len());
+    let mut parts = spans(attention, positions).map(|span| span.attend(backend, width));
+    if let Some(mut all) = parts.next() {
+        parts.for_each(|part| all.join(backend, &part));
+        all.finish(out);
+    }
 }
 
 struct Attend<'a> {
     a: Attention<'a>,
     positions: Range<usize>,
-    out: &'a mut [f32],
+    part: &'a mut Part,
 }
 
 /// Where the softmax of a head stands.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Seen {
     /// The highest score so far.
     highest: f32,
@@ -77,14 +85,8 @@ impl Kernel for Attend<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { a, positions, out } = self;
+        let Self { a, positions, part: Part { values: out, seen } } = self;
         let width = out.len() / a.heads;
-        out.fill(0.0);
-        // A sink has been seen before all positions: a score of weight 1 that added nothing.
-        let mut seen = vec![Seen { highest: f32::NEG_INFINITY, sum: 0.0 }; a.heads];
-        for (seen, sink) in seen.iter_mut().zip(a.sinks.unwrap_or_default()) {
-            *seen = Seen { highest: *sink, sum: 1.0 };
-        }
         let (mut keys, mut values) = (Decoder::new(a.keys), Decoder::new(a.values));
         let mut rows = [0; BLOCK];
         for start in positions.clone().step_by(BLOCK) {
@@ -111,13 +113,15 @@ impl Kernel for Attend<'_> {
                 }
             }
         }
-        for (out, seen) in out.chunks_exact_mut(width).zip(seen) {
-            let scale = 1.0 / seen.sum;
-            for out in out {
-                *out *= scale;
-            }
-        }
     }
+}
+
+/// `e^x` as the weights of positions are.
+#[inline(always)]
+fn power<S: Simd>(s: S, x: f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    s.store(exp(s, s.splat(x)), &mut lanes);
+    lanes[0]
 }
 
 /// Floats of the positions of a block, and which vectors they are.
@@ -161,11 +165,10 @@ fn some_heads<S: Simd, const H: usize>(
         let (out, seen) = (&mut out[h * width..(h + 1) * width], &mut seen[h]);
         let top = seen.highest.max(maximum(s, &weights[h]));
         if top > seen.highest {
-            let mut fade = [0.0; LANES];
-            s.store(exp(s, s.splat(seen.highest - top)), &mut fade);
-            seen.sum *= fade[0];
+            let fade = power(s, seen.highest - top);
+            seen.sum *= fade;
             for out in out {
-                *out *= fade[0];
+                *out *= fade;
             }
             seen.highest = top;
         }
@@ -456,6 +459,30 @@ mod tests {
                     agrees(a, 5..5 + count.min(capacity), width);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_long_context_is_what_the_formula_says_too() {
+        for (count, dtype, parts) in
+            [(256, CacheType::F16, 1), (300, CacheType::F32, 2), (4_500, CacheType::Q8_0, SPANS)]
+        {
+            let layout = VectorLayout::new(dtype, 32, 0);
+            let [keys, values] = [1, 2].map(|seed| written(layout, count, seed));
+            let kept = |bytes| Kept { layout, bytes, stride: layout.byte_len() + GAP };
+            let (q, sinks) = (numbers(3 * 32, 3), numbers(3, 4));
+            let a = Attention {
+                q: &q,
+                heads: 3,
+                keys: kept(&keys),
+                values: kept(&values),
+                capacity: count,
+                scale: 0.3,
+                cap: None,
+                sinks: Some(&sinks),
+            };
+            assert_eq!(spans(a, 7..7 + count).count(), parts);
+            agrees(a, 7..7 + count, 32);
         }
     }
 
