@@ -43,20 +43,22 @@ type Basis = (InputKey, bool);
 #[derive(Debug, Default)]
 pub struct Objectives {
     moments: Moments,
+    /// Whether they outlast the units that are made by them, and factors must not.
+    lasting: bool,
     /// Whether the embedding is only looked up, and multiplied with nothing.
     untied: bool,
     factors: Mutex<BTreeMap<Basis, Arc<HessianFactor>>>,
 }
 
 impl Objectives {
-    /// Of what was observed.
+    /// Of what was observed for a few units.
     pub fn new(inputs: InputStats) -> Self {
-        Self::from_moments(Moments::Held(inputs))
+        Self { moments: Moments::Held(inputs), ..Self::default() }
     }
 
-    /// Of moments wherever they lie.
+    /// Of what is known of a whole model, wherever it lies.
     pub fn from_moments(moments: Moments) -> Self {
-        Self { moments, untied: false, factors: Mutex::default() }
+        Self { moments, lasting: true, ..Self::default() }
     }
 
     /// The same for a model whose head is, or is not, the embedding.
@@ -71,14 +73,15 @@ impl Objectives {
         &self.moments
     }
 
-    /// Forgets the factors of a unit that is made: no other has its inputs.
+    /// Forgets the factors of a unit that is made, since no other has its inputs; those of a few units go together.
     pub fn forget(&self, unit: Unit) {
         let expert = match unit {
             Unit::Expert { expert, .. } => Some(expert),
             _ => None,
         };
+        let others = |key: &InputKey| (key.layer, key.expert) != (unit.layer(), expert);
         self.factors()
-            .retain(|(key, _), _| (key.layer, key.expert) != (unit.layer(), expert));
+            .retain(|(key, _), _| !self.lasting || others(key));
     }
 
     /// What is known for a tensor of `unit`, by as much as `method` can use.

@@ -128,7 +128,8 @@ fn is_own(file: &ReadFile) -> Result<bool> {
 fn other(path: &Path, imatrix: &Imatrix<'_>, spec: &ModelSpec) -> Result<SavedStatistics> {
     let mapped = imatrix.map(path, spec)?;
     Ok(SavedStatistics {
-        objectives: Objectives::new(mapped.inputs).tied(spec.tie_word_embeddings),
+        objectives: Objectives::from_moments(Moments::Held(mapped.inputs))
+            .tied(spec.tie_word_embeddings),
         record: manifest::Calibration {
             tokens: imatrix.tokens,
             window: imatrix.window,

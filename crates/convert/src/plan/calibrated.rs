@@ -101,17 +101,11 @@ struct LayerRoom {
 }
 
 impl LayerRoom {
-    /// Of the units that as many threads make at a time: a unit's factors are forgotten when it is made.
-    fn factors(&self, threads: u64) -> u64 {
-        let of_experts = |threads: u64| threads.min(self.experts) * self.expert.factors;
-        of_experts(threads).max(self.dense.factors + of_experts(threads.saturating_sub(1)))
-    }
-
     /// Beyond what both streams hold all the time: while the layer is watched, and while it is made.
     fn peak(&self, pass: &PassRoom, threads: u64) -> u64 {
         let Self { dense, expert, experts } = self;
-        let sums = dense.sums + experts * expert.sums;
-        let factors = self.factors(threads);
+        let (sums, factors) =
+            (dense.sums + experts * expert.sums, dense.factors + experts * expert.factors);
         let limit = Buffers::DEFAULT.hessians as u64;
         // The original's copy of the layer, or the next one, and the one that is watched.
         let read = 2 * dense.source;
@@ -138,7 +132,9 @@ pub fn peak(
     source_bytes: u64,
     threads: usize,
 ) -> Option<u64> {
-    let text = manifest.calibration.as_ref()?;
+    // Statistics name the text that they are of, which does not go through the model again.
+    let text = manifest.calibration.as_ref();
+    let text = text.filter(|text| text.statistics_blake3.is_none())?;
     text.text_blake3?;
     let threads = threads as u64;
     let pass = PassRoom::new(&manifest.model, text.tokens, u64::from(text.window), threads);
