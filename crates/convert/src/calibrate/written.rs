@@ -43,6 +43,10 @@ pub fn save_statistics(
     Ok(seen)
 }
 
+/// Bytes by which what a header says of a place may be longer than was counted: in another order its two offsets have
+/// more digits.
+const DIGITS: usize = 2 * 20;
+
 /// A file of statistics. Its header comes last, into room that is left for one with every place of the model: which of
 /// them the text reaches is not known before.
 #[derive(Debug)]
@@ -69,7 +73,7 @@ impl Writer {
         let all: Vec<_> = all
             .map(|(key, cols)| (name(key), vec![cols, cols]))
             .collect();
-        let room = encoded(path, &metadata, &all)?.len() as u64;
+        let room = (encoded(path, &metadata, &all)?.len() + DIGITS * all.len()) as u64;
         let io = |e| FormatError::io(path, e);
         let mut file = BufWriter::new(File::create(path).map_err(io)?);
         file.seek(SeekFrom::Start(room)).map_err(io)?;
