@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use serde_json::{Map, Value, json};
 use shardwright_testing::{fixture, widen};
 
 use crate::harness::Scratch;
@@ -60,10 +61,7 @@ fn long_prompts_stay_within_the_budget() {
         let Some(peak) = report["memory"]["peak_bytes"].as_u64() else { return };
         assert!(peak <= budget, "peak {peak} with a budget of {budget}");
         let text = fs::read_to_string(scratch.path(&trace)).unwrap();
-        let first = text
-            .lines()
-            .nth(1)
-            .map(serde_json::from_str::<serde_json::Value>);
+        let first = text.lines().nth(1).map(serde_json::from_str::<Value>);
         let picks = first.unwrap().unwrap()["picks"].as_array().unwrap().len();
         longest = longest.max(picks / 2);
     }
@@ -181,4 +179,115 @@ fn statistics_benches_and_exports_keep_to_their_memory() {
     // A unit, at most 64 MiB, besides the program: here the whole model has 5.
     let taken = watched(&scratch, "export out --to hf -o back").unwrap();
     assert!(taken <= 48 * MIB, "export took {taken}");
+}
+
+/// A dense model of `layers` layers, whose statistics are larger than its weights, with the fixture's tokenizer: the
+/// fixture's own layer 0 would be, if its feed-forward part were one wide matrix.
+fn deep(layers: usize) -> Scratch {
+    let scratch = Scratch::with("fixture-2m");
+    scratch.edit_json("ckpt/config.json", |config| {
+        for name in ["num_experts_per_tok", "num_local_experts", "moe_intermediate_size"] {
+            config.remove(name);
+        }
+        config.insert("model_type".to_owned(), "qwen3".into());
+        config.insert("num_hidden_layers".to_owned(), layers.into());
+        config.insert("intermediate_size".to_owned(), WIDE.into());
+    });
+    scratch.edit_tensors("ckpt/model.safetensors", |t| {
+        let (mut header, mut data) = (Map::new(), Vec::new());
+        let mut put = |name: String, shape: Value, bytes: &[u8]| {
+            let begin = data.len();
+            data.extend(bytes);
+            let offsets = [begin, data.len()];
+            header.insert(name, json!({ "dtype": "F16", "shape": shape, "data_offsets": offsets }));
+        };
+        let hidden = &t.data[t.range("model.embed_tokens.weight")];
+        for (name, tensor) in &t.header {
+            let Some(end) = name.strip_prefix("model.layers.0.") else { continue };
+            if !end.starts_with("mlp.") {
+                let bytes = &t.data[t.range(name)];
+                (0..layers).for_each(|l| {
+                    put(format!("model.layers.{l}.{end}"), tensor["shape"].clone(), bytes)
+                });
+            }
+        }
+        // As many values as the embedding has.
+        for layer in 0..layers {
+            for (name, shape) in [("gate", [WIDE, 128]), ("up", [WIDE, 128]), ("down", [128, WIDE])]
+            {
+                put(format!("model.layers.{layer}.mlp.{name}_proj.weight"), json!(shape), hidden);
+            }
+        }
+        for name in ["model.embed_tokens.weight", "model.norm.weight"] {
+            put(name.to_owned(), t.header[name]["shape"].clone(), &t.data[t.range(name)]);
+        }
+        (t.header, t.data) = (header, data);
+    });
+    scratch
+}
+
+/// Inputs of the widest matrix of [`deep`], as many as the fixture has tokens.
+const WIDE: usize = 1024;
+
+/// 4.4 MiB of statistics for each layer were held twice.
+#[test]
+fn statistics_cost_no_memory_by_depth() {
+    let taken = [6, 12].map(|layers| {
+        let scratch = deep(layers);
+        fs::copy(fixture("text/evaluation.txt"), scratch.path("text.txt")).unwrap();
+        let amount = "--calibration-tokens 64 --calibration-window 64 --threads 2";
+        let observed = watched(&scratch, &format!("calibrate ckpt text.txt -o seen {amount}"))?;
+        let options = "--bits 4 --method gptq --statistics seen --threads 2";
+        let planned = scratch.json(&format!("plan ckpt {options}"));
+        let planned = planned["cost"]["peak_memory"].as_u64().unwrap();
+        let made = watched(&scratch, &format!("convert ckpt -o out {options}"))?;
+        assert!(made <= planned, "{layers} layers: planned {planned}, took {made}");
+        Some([observed, planned, made])
+    });
+    let [Some(few), Some(many)] = taken else { return };
+    for (few, many) in few.into_iter().zip(many) {
+        assert!(many < few + 8 * MIB, "{few}, with twice the layers {many}");
+    }
+}
+
+/// A vocabulary of another library's takes more while a tokenizer is made of it than a small model does to convert.
+#[test]
+fn plans_count_what_making_a_tokenizer_takes() {
+    let scratch = Scratch::with("fixture-2m");
+    fs::remove_file(scratch.path("ckpt/tokenizer.json")).unwrap();
+    fs::write(scratch.path("ckpt/tokenizer.model"), pieces(PIECES)).unwrap();
+    let planned = scratch.json("plan ckpt --bits 4");
+    let planned = planned["cost"]["peak_memory"].as_u64().unwrap();
+    let made = scratch.json("convert ckpt -o out --bits 4");
+    let Some(peak) = made["peak_memory_bytes"].as_u64() else { return };
+    assert!(peak <= planned, "planned {planned}, took {peak}");
+}
+
+/// A model of SentencePiece with merges: characters, and each piece with each character behind it.
+fn pieces(size: usize) -> Vec<u8> {
+    let field = |number: u8, bytes: &[u8]| {
+        let len = u8::try_from(bytes.len()).unwrap();
+        [&[number << 3 | 2, len][..], bytes].concat()
+    };
+    let letters: Vec<String> = ('!'..='~').map(String::from).collect();
+    let mut all: Vec<String> = letters.clone();
+    for at in 0.. {
+        let head = all[at].clone();
+        all.extend(letters.iter().map(|letter| format!("{head}{letter}")));
+        if all.len() >= size {
+            break;
+        }
+    }
+    let piece = |(at, text): (usize, &String)| {
+        let score = [&[2 << 3 | 5][..], &(-(at as f32)).to_le_bytes()].concat();
+        field(1, &[field(1, text.as_bytes()), score].concat())
+    };
+    let unknown = field(1, &[field(1, b"<unk>"), vec![3 << 3, 2]].concat());
+    let known = all.iter().take(size).enumerate().flat_map(piece);
+    // A trainer that says BPE.
+    unknown
+        .into_iter()
+        .chain(known)
+        .chain(field(2, &[3 << 3, 2]))
+        .collect()
 }

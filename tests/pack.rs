@@ -55,3 +55,19 @@ fn a_damaged_packed_file_is_refused_and_leaves_nothing() {
         "error: whole.pack: expected a bundle to compare, found a packed one: unpack it",
     );
 }
+
+/// A pipe in a signature's place was waited for.
+#[test]
+fn a_signature_is_a_file() {
+    let scratch = packed();
+    scratch.shell("mkfifo bundle/manifest.json.minisig whole.pack.minisig");
+    for (command, at) in [
+        ("pack bundle -o again.pack", "bundle/manifest.json.minisig"),
+        ("unpack whole.pack -o again", "whole.pack.minisig"),
+    ] {
+        let ran = scratch.shell(&format!("timeout -s KILL 60 shardwright {command}"));
+        let expected = format!("error: {at}: expected a regular file\n");
+        assert_eq!((ran.code, ran.stderr), (Some(2), expected), "{command}");
+        assert!(!scratch.path("again").exists() && !scratch.path("again.pack").exists());
+    }
+}

@@ -570,3 +570,14 @@ fn a_tokenizer_config_may_have_numbers_that_python_writes() {
     });
     scratch.ok("run ckpt --chat --prompt This -n 1");
 }
+
+/// What would say that a directory is an adapter is no file, and may have no end.
+#[test]
+fn a_pipe_in_place_of_an_adapters_configuration() {
+    let scratch = dense();
+    scratch.shell("mkfifo ckpt/adapter_config.json && mkdir other && ln -s /dev/zero other/adapter_config.json");
+    let ran = scratch.shell("timeout -s KILL 60 shardwright inspect ckpt");
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let ran = scratch.shell("ulimit -v 4000000; timeout -s KILL 60 shardwright inspect other");
+    assert!(ran.code == Some(2) && ran.stderr.starts_with("error: other"), "{ran:?}");
+}

@@ -100,6 +100,38 @@ fn no_constructor_is_called_of() {
     none("constructors that do not say what they make a value from", &paths);
 }
 
+/// What a stranger may have put in a file's place, a pipe among it, is read by those who ask first what it is and how long.
+#[test]
+fn files_from_outside_have_one_reader() {
+    let marks = ["read", "read_to_string", "copy"].map(|call| format!("fs::{call}("));
+    // What asks first itself, what reads of the system's own, and copies of files that were opened before.
+    let asked = [
+        "crates/format/src/io.rs",
+        "crates/format/src/checkpoint/wrong.rs",
+        "crates/cli/src/process.rs",
+        "crates/remote/src/hub.rs",
+        "crates/convert/src/export/companions.rs",
+    ];
+    let mut found = Vec::new();
+    for (path, text) in rust() {
+        let inside = path.starts_with("crates/") && path.contains("/src/");
+        let tests = ["tests", "fixtures.rs", "testing"]
+            .iter()
+            .any(|part| path.contains(part));
+        if !inside || tests || asked.contains(&path.as_str()) {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        found.extend(
+            marks
+                .iter()
+                .filter(|mark| code.contains(*mark))
+                .map(|mark| format!("{path}: {mark}")),
+        );
+    }
+    none("files that are read whatever they are", &found);
+}
+
 #[test]
 fn nothing_is_left_for_later() {
     let marks =

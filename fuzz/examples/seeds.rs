@@ -43,6 +43,7 @@ fn main() -> Result {
     }
     let tokenizer = fs::read(root.join("fixtures/fixture-2m/tokenizer.json"))?;
     write("tokenizer", "fixture-2m", &tokenizer)?;
+    seed_vocabularies(&root)?;
     let record = Calibration {
         text_blake3: Some(Hash::ZERO),
         tokens: 1024,
@@ -50,6 +51,26 @@ fn main() -> Result {
         ..Calibration::default()
     };
     write("calibration", "text", &serde_json::to_vec_pretty(&record)?)?;
+    Ok(())
+}
+
+/// Settings and a vocabulary for them, of each folder; and the GGUF files that have no tensors.
+fn seed_vocabularies(root: &Path) -> Result {
+    for folder in subdirectories(&root.join("fixtures/vocabularies"))? {
+        let settings = fs::read(folder.join("tokenizer_config.json"))?;
+        for file in entries(&folder)? {
+            if file.extension().is_some_and(|extension| extension == "model") {
+                let vocabulary = fs::read(&file)?;
+                write("vocabulary", &name(&folder), &[&settings, &b"\0"[..], &vocabulary].concat())?;
+                write("vocabulary", &format!("{}-bare", name(&folder)), &[b"{}\0", &vocabulary[..]].concat())?;
+            }
+        }
+    }
+    for file in entries(&root.join("fixtures/tokenizers"))? {
+        if file.extension().is_some_and(|extension| extension == "gguf") {
+            write("vocabulary", &name(&file), &fs::read(&file)?)?;
+        }
+    }
     Ok(())
 }
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use shardwright_convert::Calibration;
 use shardwright_convert::calibrate::{Corpus, SavedStatistics};
+use shardwright_convert::{Calibration, Known};
 use shardwright_format::manifest;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::options::LOADING_BYTES;
@@ -31,11 +31,14 @@ impl Opened {
         }
     }
 
-    /// Bytes of statistics in memory.
-    pub fn statistics_bytes(&self) -> u64 {
+    /// What statistics hold.
+    pub fn known(&self) -> Option<Known> {
         match self {
-            Self::Statistics(statistics) => statistics.byte_len(),
-            Self::None | Self::Text(_) => 0,
+            Self::Statistics(statistics) => Some(Known {
+                held_bytes: statistics.held_bytes(),
+                products: statistics.has_products(),
+            }),
+            Self::None | Self::Text(_) => None,
         }
     }
 

@@ -1,9 +1,10 @@
 //! Standard output: reports as JSON or as tables. A reader that went away is no error.
 
-use std::io::{ErrorKind, Write};
+use std::borrow::Cow;
+use std::io::{ErrorKind, IsTerminal as _, Write};
 
 use serde::Serialize;
-use shardwright_format::shown::{escaped_json, escaped_lines, shown};
+use shardwright_format::shown::{escaped_json, escaped_lines, escaped_prose, shown};
 
 use crate::failure::Failure;
 
@@ -34,6 +35,19 @@ impl Output {
         }
         put(out.as_bytes()).map(|_| ())
     }
+}
+
+/// Writes a piece of a text that a model makes, whose tokens are a stranger's words; `false` when the reader has gone.
+///
+/// # Errors
+/// As [`put`].
+pub fn made(piece: &str) -> Result<bool, Failure> {
+    put(fit(piece, std::io::stdout().is_terminal()).as_bytes())
+}
+
+/// A piece as it is, or as a terminal may have it.
+fn fit(piece: &str, terminal: bool) -> Cow<'_, str> {
+    if terminal { escaped_prose(piece).into() } else { piece.into() }
 }
 
 /// Writes and flushes; `false` when the reader has gone.
@@ -104,6 +118,13 @@ impl std::fmt::Display for Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_made_text_steers_no_terminal_and_is_itself_elsewhere() {
+        let piece = "\u{1b}[8mverdict\u{202e}\n";
+        assert_eq!(fit(piece, false), piece);
+        assert_eq!(fit(piece, true), "\\u{1b}[8mverdict\\u{202e}\n");
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

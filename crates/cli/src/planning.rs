@@ -12,7 +12,7 @@ use crate::args::{MtpArg, PlanArgs};
 use crate::calibration::{self, Opened};
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::{recipe, target};
+use crate::{process, recipe, target};
 
 /// A model and what would become of it.
 pub struct Planned {
@@ -44,6 +44,15 @@ fn check_predicts(inventory: &Inventory) -> Result<(), Failure> {
     Err(Failure::new(none).help("leave the option out"))
 }
 
+/// Counts what the process has taken so far: a conversion begins with the same. The vocabulary of a GGUF file or of
+/// another library may take more while a tokenizer is made of it than all that follows.
+fn count_planning(plan: &mut Plan) {
+    let taken = process::peak_memory().unwrap_or_default();
+    // Pages differ from run to run.
+    let again = (taken + taken / 32).next_multiple_of(1 << 20);
+    plan.cost.peak_memory = plan.cost.peak_memory.max(again);
+}
+
 /// Makes the plan that the options ask for of a model.
 ///
 /// # Errors
@@ -63,7 +72,7 @@ pub fn make(mut weights: Weights, args: &PlanArgs, output: Output) -> Result<Pla
         alignment: args.align,
         threads: args.threads.count(),
         calibration: calibration.record(),
-        statistics: calibration.statistics_bytes(),
+        statistics: calibration.known(),
         before: calibration.reading_bytes(),
         reading: checkpoint.reading_memory(),
     };
@@ -91,6 +100,7 @@ pub fn make(mut weights: Weights, args: &PlanArgs, output: Output) -> Result<Pla
     }
     let mut plan = Plan::new(checkpoint, inventory, &recipe, &options)?;
     plan.note_vocabulary(checkpoint)?;
+    count_planning(&mut plan);
     if let Some(engine) = args.engine {
         let name = engine.name();
         plan.notes

@@ -26,7 +26,7 @@ pub use export::{
     export,
 };
 pub use plan::{
-    ConversionReport, Cost, ExpertReport, FallbackUsed, OmittedExtra, Plan, PlanOptions,
+    ConversionReport, Cost, ExpertReport, FallbackUsed, Known, OmittedExtra, Plan, PlanOptions,
     PlannedFile, Repacked, RoleSummary, RuleMatch, SkippedFile, Summary, TensorReport,
     UnquantizedMatrix,
 };

@@ -35,6 +35,12 @@ pub fn escaped_lines(text: &str) -> String {
     escaped_but(text, |c| matches!(c, '\n' | '\t'))
 }
 
+/// A text that a model made, as a terminal may have it: its lines and marks that join letters stay, and whatever else
+/// moves the cursor or turns the direction of what is no longer its own is escaped.
+pub fn escaped_prose(text: &str) -> String {
+    escaped_but(text, |c| !c.is_control() && !turns(c) || matches!(c, '\n' | '\t'))
+}
+
 fn escaped_but(text: &str, stays: impl Fn(char) -> bool) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -70,6 +76,11 @@ pub fn steers(c: char) -> bool {
         )
 }
 
+/// Whether a character ends a line by itself, or turns the direction of all that follows until another ends it.
+const fn turns(c: char) -> bool {
+    matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +100,15 @@ mod tests {
         let json = escaped_json(&serde_json::to_string_pretty(&value).unwrap());
         assert!(!json.chars().any(|c| steers(c) && c != '\n'), "{json}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), value);
+    }
+
+    #[test]
+    fn prose_keeps_what_joins_its_letters() {
+        let joined = "\u{1f468}\u{200d}\u{1f469} \u{645}\u{6cc}\u{200c}\u{62e}\u{200f}!\n\tend";
+        assert_eq!(escaped_prose(joined), joined);
+        let steering = "a\u{1b}]0;b\u{7}\rc\u{9b}d\u{202e}e\u{2066}f\u{2028}";
+        let expected = "a\\u{1b}]0;b\\u{7}\\rc\\u{9b}d\\u{202e}e\\u{2066}f\\u{2028}";
+        assert_eq!(escaped_prose(steering), expected);
     }
 
     #[test]

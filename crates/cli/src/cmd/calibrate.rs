@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
-use shardwright_convert::calibrate::{Keep, observe};
+use shardwright_convert::calibrate::{Keep, save_statistics};
 use shardwright_format::report::LayerCoverage;
 
 use crate::args::CalibrateArgs;
@@ -50,10 +50,10 @@ pub fn run(args: &CalibrateArgs, output: Output) -> Result<(), Failure> {
     let stage = Stage::new(output, "calibrating", Count::Of("layers"));
     let keep = if args.importance_only { Keep::Diagonal } else { Keep::Full };
     let show = |done: u32| stage.set(u64::from(done), layers);
-    let seen = observe(&corpus, keep, args.threads.count(), &cancel, &show);
+    let threads = args.threads.count();
+    let coverage = save_statistics(&args.out, &corpus, keep, threads, &cancel, &show);
     drop(stage);
-    let seen = seen?;
-    seen.write(&args.out, &corpus.record)?;
+    let coverage = coverage?;
     let report = Report {
         statistics: args.out.display().to_string(),
         bytes: std::fs::metadata(&args.out).map_or(0, |data| data.len()),
@@ -61,7 +61,7 @@ pub fn run(args: &CalibrateArgs, output: Output) -> Result<(), Failure> {
         window: corpus.record.window,
         seconds: started.elapsed().as_secs_f64(),
         peak_memory_bytes: process::peak_memory(),
-        coverage: &seen.coverage,
+        coverage: &coverage,
     };
     output.report(&report, &text(&report))
 }

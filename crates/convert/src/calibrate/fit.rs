@@ -20,19 +20,19 @@ impl SavedStatistics {
         let refuse = |wrong: Refusal| {
             FormatError::file(path, format!("{wrong}: these are statistics of another model"))
         };
-        let inputs = self.objectives.inputs();
-        for (key, hessian) in inputs {
-            let (label, found) = (name(*key), hessian.cols() as u64);
+        let places = self.objectives.moments().places();
+        for (key, found) in &places {
+            let label = name(*key);
             let cols = expected.get(key);
             let cols = *cols.ok_or_else(|| refuse(format!("the model has no `{label}`").into()))?;
-            if cols != found {
+            if cols != *found {
                 return Err(refuse(
                     mismatch(format_args!("{cols} inputs"), found).at(format_args!("`{label}`")),
                 )
                 .into());
             }
         }
-        let unknown = |layer: &u32| !inputs.keys().any(|key| key.layer == Some(*layer));
+        let unknown = |layer: &u32| !places.keys().any(|key| key.layer == Some(*layer));
         if let Some(layer) = (0..inventory.spec.layers.len() as u32).find(unknown) {
             return Err(
                 refuse(mismatch("statistics", "none").at(format_args!("layer {layer}"))).into()
@@ -43,7 +43,7 @@ impl SavedStatistics {
 }
 
 /// Inputs at each place of a model.
-fn widths(inventory: &Inventory) -> BTreeMap<InputKey, u64> {
+pub(super) fn widths(inventory: &Inventory) -> BTreeMap<InputKey, u64> {
     let tensors = inventory.units.iter();
     let tensors = tensors.flat_map(|(unit, layout)| layout.tensors.iter().map(|t| (*unit, t)));
     let matrices = tensors.filter(|(_, tensor)| tensor.source.shape.len() > 1);

@@ -5,11 +5,13 @@ pub(crate) mod collect;
 pub(crate) mod fit;
 pub(crate) mod hessian;
 pub(crate) mod imatrix;
+pub(crate) mod moments;
 pub(crate) mod objectives;
 pub(crate) mod observe;
 pub(crate) mod saved;
 pub(crate) mod statistics;
 pub(crate) mod streams;
+pub(crate) mod written;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,8 +23,9 @@ use shardwright_format::weights::Weights;
 use shardwright_runtime::text::Tokenizer;
 
 use crate::error::{ConvertError, Result};
-pub use observe::{Keep, Observation, observe};
+pub use observe::Keep;
 pub use saved::SavedStatistics;
+pub use written::save_statistics;
 
 /// Longest text that is read: a calibration takes a few megabytes.
 const TEXT_LIMIT: u64 = 1 << 30;

@@ -7,7 +7,8 @@ use shardwright_format::unit::TensorEntry;
 use shardwright_format::{Refusal, Unit, mismatch};
 use shardwright_quant::{Encoding, HessianFactor, Method, Objective};
 
-use super::statistics::{Hessian, InputKey, InputStats};
+use super::moments::Moments;
+use super::statistics::{InputKey, InputStats};
 
 /// Added to the diagonal, as a share of its mean: inputs are never known well enough to be
 /// trusted further.
@@ -41,16 +42,23 @@ type Basis = (InputKey, bool);
 /// Inputs that were observed, and the factors made of them so far.
 #[derive(Debug, Default)]
 pub struct Objectives {
-    inputs: InputStats,
+    moments: Moments,
+    /// Whether they outlast the units that are made by them, and factors must not.
+    lasting: bool,
     /// Whether the embedding is only looked up, and multiplied with nothing.
     untied: bool,
     factors: Mutex<BTreeMap<Basis, Arc<HessianFactor>>>,
 }
 
 impl Objectives {
-    /// Of what was observed.
+    /// Of what was observed for a few units.
     pub fn new(inputs: InputStats) -> Self {
-        Self { inputs, untied: false, factors: Mutex::default() }
+        Self { moments: Moments::Held(inputs), ..Self::default() }
+    }
+
+    /// Of what is known of a whole model, wherever it lies.
+    pub fn from_moments(moments: Moments) -> Self {
+        Self { moments, lasting: true, ..Self::default() }
     }
 
     /// The same for a model whose head is, or is not, the embedding.
@@ -60,9 +68,20 @@ impl Objectives {
         self
     }
 
-    /// By key.
-    pub const fn inputs(&self) -> &InputStats {
-        &self.inputs
+    /// What is known.
+    pub const fn moments(&self) -> &Moments {
+        &self.moments
+    }
+
+    /// Forgets the factors of a unit that is made, since no other has its inputs; those of a few units go together.
+    pub fn forget(&self, unit: Unit) {
+        let expert = match unit {
+            Unit::Expert { expert, .. } => Some(expert),
+            _ => None,
+        };
+        let others = |key: &InputKey| (key.layer, key.expert) != (unit.layer(), expert);
+        self.factors()
+            .retain(|(key, _), _| !self.lasting || others(key));
     }
 
     /// What is known for a tensor of `unit`, by as much as `method` can use.
@@ -78,40 +97,40 @@ impl Objectives {
         let looked_up = self.untied && unit == Unit::Embedding;
         let coded = entry.encoding.float().is_none();
         let known = InputKey::for_tensor(unit, entry.role).filter(|_| coded && !looked_up);
-        let Some((key, hessian)) = known.and_then(|p| Some((p, self.inputs.get(&p)?))) else {
+        let Some((key, (cols, full))) = known.and_then(|k| Some((k, self.moments.place(k)?)))
+        else {
             return Ok(SharedObjective::Weights);
         };
-        if hessian.cols() as u64 != entry.cols {
-            let (expected, found) = (entry.cols, hessian.cols());
-            return Err(mismatch(format_args!("{expected} inputs"), found).at("statistics"));
+        if cols != entry.cols {
+            return Err(mismatch(format_args!("{} inputs", entry.cols), cols).at("statistics"));
         }
-        match (method, hessian) {
-            (_, Hessian::Full(gram)) if is_rotated(entry.encoding) => {
-                self.feedback(key, gram, entry)
+        match method {
+            _ if is_rotated(entry.encoding) => self.feedback(key, full, entry),
+            Method::Gptq if full => self.feedback(key, full, entry),
+            Method::Gptq | Method::Importance => {
+                Ok(SharedObjective::Diagonal(self.moments.diagonal(key)?.into()))
             }
-            (_, Hessian::Diagonal(values)) if is_rotated(entry.encoding) => {
-                self.feedback(key, &diagonal(values), entry)
-            }
-            (Method::Gptq, Hessian::Full(gram)) => self.feedback(key, gram, entry),
-            (Method::Gptq | Method::Importance, _) => {
-                Ok(SharedObjective::Diagonal(hessian.diagonal().into()))
-            }
-            (Method::MinMax | Method::Search, _) => Ok(SharedObjective::Weights),
+            Method::MinMax | Method::Search => Ok(SharedObjective::Weights),
         }
     }
 
     fn feedback(
         &self,
         key: InputKey,
-        gram: &[f32],
+        full: bool,
         entry: &TensorEntry,
     ) -> Result<SharedObjective, Refusal> {
         let basis = (key, is_rotated(entry.encoding));
         if let Some(found) = self.factors().get(&basis) {
             return Ok(SharedObjective::Hessian(Arc::clone(found)));
         }
+        let gram = if full {
+            self.moments.products(key)?
+        } else {
+            diagonal(&self.moments.diagonal(key)?).into()
+        };
         // Not held while the factor is made: each unit has inputs of its own.
-        let made = HessianFactor::new(gram, entry.cols as usize, DAMPING, entry.encoding);
+        let made = HessianFactor::new(&gram, entry.cols as usize, DAMPING, entry.encoding);
         let made = Arc::new(made.map_err(|e| format!("statistics: {e}"))?);
         self.factors().insert(basis, Arc::clone(&made));
         Ok(SharedObjective::Hessian(made))
@@ -143,6 +162,7 @@ mod tests {
     use shardwright_runtime::InputSite;
 
     use super::*;
+    use crate::calibrate::statistics::Hessian;
 
     fn entry(role: Role) -> TensorEntry {
         let encoding = Encoding::Affine(Affine::new(4, 32, Float::F16).unwrap());

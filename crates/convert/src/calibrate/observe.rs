@@ -10,7 +10,7 @@ use shardwright_runtime::{Head, RuntimeError};
 
 use super::Corpus;
 use super::collect::{collect, head};
-use super::statistics::{Hessian, InputStats};
+use super::statistics::InputStats;
 use super::streams::coverage;
 use crate::error::{ConvertError, Result};
 
@@ -26,61 +26,32 @@ pub enum Keep {
     Diagonal,
 }
 
-/// What a text showed.
-#[derive(Debug)]
-pub struct Observation {
-    /// By key.
-    pub(crate) inputs: InputStats,
-    /// How often experts were picked, per layer that has some.
-    pub coverage: Vec<LayerCoverage>,
-}
-
-/// Runs the text through the original and observes the inputs of every group of matrices.
-/// `progress` is told the layers done.
+/// Runs the text through the original and hands on the inputs of every group of matrices, a layer at a time: how often
+/// experts were picked, per layer that has some. `progress` is told the layers done.
 ///
 /// # Errors
-/// Weights that cannot be read, values that are not finite, a stop by the caller.
+/// Weights that cannot be read, values that are not finite, a stop by the caller, what `take` says.
 pub fn observe(
     corpus: &Corpus,
-    keep: Keep,
     threads: usize,
     cancel: &AtomicBool,
     progress: &dyn Fn(u32),
-) -> Result<Observation> {
+    take: &mut dyn FnMut(InputStats) -> Result<()>,
+) -> Result<Vec<LayerCoverage>> {
     let original = &corpus.original;
     let mut pass = LayerPass::new(original, &corpus.tokens, corpus.window, threads)?;
-    let mut seen = Observation { inputs: InputStats::new(), coverage: Vec::new() };
+    let mut seen = Vec::new();
     for layer in 0..original.spec().layers.len() as u32 {
         if cancel.load(Ordering::Relaxed) {
             return Err(ConvertError::Stopped);
         }
-        let inputs = layer_inputs(&mut pass, original, layer)?;
-        seen.inputs.extend(
-            inputs
-                .into_iter()
-                .map(|(key, hessian)| (key, keep.apply(hessian))),
-        );
+        take(layer_inputs(&mut pass, original, layer)?)?;
         pass.step()?;
-        seen.coverage
-            .extend(coverage(layer, original.spec(), pass.routes()));
+        seen.extend(coverage(layer, original.spec(), pass.routes()));
         progress(layer + 1);
     }
-    let inputs = head_inputs(original, pass.hidden(), threads)?;
-    seen.inputs.extend(
-        inputs
-            .into_iter()
-            .map(|(key, hessian)| (key, keep.apply(hessian))),
-    );
+    take(head_inputs(original, pass.hidden(), threads)?)?;
     Ok(seen)
-}
-
-impl Keep {
-    fn apply(self, hessian: Hessian) -> Hessian {
-        match self {
-            Self::Full => hessian,
-            Self::Diagonal => Hessian::Diagonal(hessian.diagonal()),
-        }
-    }
 }
 
 /// What the next layer's matrices are given, all of it at once; the stream stays where it was.

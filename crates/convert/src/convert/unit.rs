@@ -60,6 +60,9 @@ impl<'a> TensorQuantizer<'a> {
                 None => return Ok(None),
             }
         }
+        if let Some(objectives) = self.objectives {
+            objectives.forget(unit.unit);
+        }
         Ok(Some(stats))
     }
 

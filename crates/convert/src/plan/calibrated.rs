@@ -51,7 +51,14 @@ struct UnitRoom {
 }
 
 impl UnitRoom {
-    fn new(unit: Unit, len: u64, tensors: &[TensorEntry], methods: &[Rounding]) -> Self {
+    /// `products`: whether those of all pairs of inputs are known.
+    fn new(
+        unit: Unit,
+        len: u64,
+        tensors: &[TensorEntry],
+        methods: &[Rounding],
+        products: bool,
+    ) -> Self {
         let (mut room, mut sites) = (Self { len, ..Self::default() }, BTreeSet::new());
         for (entry, method) in tensors.iter().zip(methods) {
             let bytes = entry.rows * entry.cols * entry.source.dtype.size() as u64;
@@ -62,8 +69,8 @@ impl UnitRoom {
                 room.sums += HessianSum::byte_len(entry.cols as usize) as u64;
             }
             let rotated = rotates(entry);
-            let rounded =
-                rotated || (entry.encoding.float().is_none() && method.method == Method::Gptq);
+            let coded = entry.encoding.float().is_none();
+            let rounded = rotated || (coded && products && method.method == Method::Gptq);
             if rounded && sites.insert((key, Some(rotated))) {
                 room.factors += 4 * entry.cols * entry.cols;
             }
@@ -125,7 +132,9 @@ pub fn peak(
     source_bytes: u64,
     threads: usize,
 ) -> Option<u64> {
-    let text = manifest.calibration.as_ref()?;
+    // Statistics name the text that they are of, which does not go through the model again.
+    let text = manifest.calibration.as_ref();
+    let text = text.filter(|text| text.statistics_blake3.is_none())?;
     text.text_blake3?;
     let threads = threads as u64;
     let pass = PassRoom::new(&manifest.model, text.tokens, u64::from(text.window), threads);
@@ -149,6 +158,49 @@ pub fn peak(
     Some(all + all / 32)
 }
 
+/// What statistics of an earlier text hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Bytes of moments that are in memory all the time.
+    pub held_bytes: u64,
+    /// Whether products of all pairs of inputs are among those that are read when they are needed.
+    pub products: bool,
+}
+
+/// Bytes that choosing codes by `statistics` holds at most, beside what a conversion without them does: moments and
+/// factors of as many units as there are threads, and what rows are rounded in.
+pub fn known(
+    manifest: &Manifest,
+    methods: &BTreeMap<Unit, Vec<Rounding>>,
+    statistics: Known,
+    threads: usize,
+) -> u64 {
+    let room = |unit, len, tensors: &[TensorEntry]| {
+        let methods = methods.get(&unit).map_or(&[][..], Vec::as_slice);
+        UnitRoom::new(unit, len, tensors, methods, statistics.products)
+    };
+    let dense = manifest.dense.iter();
+    let dense = dense.map(|shard| (room(shard.unit, shard.len, &shard.tensors), 1));
+    let experts = manifest.experts.iter().map(|shards| {
+        let unit = Unit::Expert { layer: shards.layer, expert: 0 };
+        (room(unit, shards.len, &shards.tensors), shards.blake3.len())
+    });
+    let rooms: Vec<_> = dense.chain(experts).collect();
+    // The largest at once, and of each the products that its widest factor is made of.
+    let mut each: Vec<_> = rooms
+        .iter()
+        .flat_map(|(room, count)| {
+            let bytes = room.factors + 4 * room.cols * room.cols;
+            std::iter::repeat_n(bytes, (*count).min(threads))
+        })
+        .collect();
+    each.sort_unstable_by(|a, b| b.cmp(a));
+    let most = |of: &dyn Fn(&UnitRoom) -> u64| rooms.iter().map(|(r, _)| of(r)).max().unwrap_or(0);
+    let worked = (ROUNDED + ROTATED) * most(&|room| room.cols) + KEPT * most(&|room| room.kept);
+    let all = each.iter().take(threads).sum::<u64>() + threads as u64 * worked;
+    statistics.held_bytes + all + all / 32
+}
+
 fn layers(
     manifest: &Manifest,
     methods: &BTreeMap<Unit, Vec<Rounding>>,
@@ -156,7 +208,7 @@ fn layers(
     let mut layers = BTreeMap::<u32, LayerRoom>::new();
     let room = |unit, len, tensors: &[TensorEntry]| {
         let methods = methods.get(&unit).map_or(&[][..], Vec::as_slice);
-        UnitRoom::new(unit, len, tensors, methods)
+        UnitRoom::new(unit, len, tensors, methods, true)
     };
     for shard in &manifest.dense {
         if let Unit::Layer(layer) = shard.unit {

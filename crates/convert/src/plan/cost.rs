@@ -102,9 +102,8 @@ pub fn cost(
     let expert_bytes_per_token = experts_per_token(manifest);
     let text = calibrated::peak(manifest, methods, source_bytes, options.threads);
     let peak = text.unwrap_or_else(|| {
-        // All statistics are held to the end, and what is factored of them.
-        let known = 2 * options.statistics;
-        memory::peak(manifest, source_bytes, options.threads) + known
+        let known = |statistics| calibrated::known(manifest, methods, statistics, options.threads);
+        memory::peak(manifest, source_bytes, options.threads) + options.statistics.map_or(0, known)
     });
     Cost {
         peak_memory: peak.max(options.before) + options.reading,

@@ -27,6 +27,7 @@ use shardwright_quant::{Method, Zeros};
 use crate::error::{ConvertError, Result};
 use crate::recipe::Recipe;
 
+pub use calibrated::Known;
 pub(crate) use calibrated::PROGRAM;
 pub use cost::{Cost, RoleSummary, Summary};
 pub(crate) use files::shard_files;
@@ -45,8 +46,8 @@ pub struct PlanOptions {
     pub threads: usize,
     /// What codes are chosen by, besides the weights.
     pub calibration: Option<Calibration>,
-    /// Bytes of the statistics that are held while they guide the conversion.
-    pub statistics: u64,
+    /// What the statistics hold that guide the conversion.
+    pub statistics: Option<Known>,
     /// Bytes that the program holds at once before the conversion: to read a tokenizer, to probe a model.
     pub before: u64,
     /// Bytes that reading the source holds besides what is read: of a source that is elsewhere.
@@ -59,7 +60,7 @@ impl Default for PlanOptions {
             alignment: DEFAULT_ALIGNMENT,
             threads: 1,
             calibration: None,
-            statistics: 0,
+            statistics: None,
             before: 0,
             reading: 0,
         }

@@ -47,6 +47,11 @@ impl Plan {
             if copied(name) { checkpoint.companion(name, limit) } else { Ok(None) }
         };
         let json = companions::check(checkpoint.root(), read)?;
+        if json.is_some() {
+            // One that was made of something else is held to the end.
+            let made = checkpoint.synthesized(TOKENIZER_NAME)?;
+            self.cost.peak_memory += made.map_or(0, |made| made.len() as u64);
+        }
         let rows = self.manifest.model.vocab_size;
         self.notes.extend(json.and_then(|json| beyond(&json, rows)));
         Ok(())

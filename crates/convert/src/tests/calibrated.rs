@@ -15,7 +15,7 @@ use shardwright_quant::Method;
 
 use super::{Case, contents, copy_dir, fixture, noise};
 use crate::calibrate::streams::Streams;
-use crate::calibrate::{Corpus, Keep, SavedStatistics, observe};
+use crate::calibrate::{Corpus, Keep, SavedStatistics, save_statistics};
 use crate::{
     Calibration, ConversionReport, ConvertError, ConvertOptions, PlanOptions, Recipe, Result,
 };
@@ -131,8 +131,7 @@ fn run(
 
 /// What `corpus` shows, by way of a file.
 fn saved(corpus: &Corpus, keep: Keep, threads: usize, path: &Path) -> SavedStatistics {
-    let seen = observe(corpus, keep, threads, &AtomicBool::new(false), &|_| {}).unwrap();
-    seen.write(path, &corpus.record).unwrap();
+    save_statistics(path, corpus, keep, threads, &AtomicBool::new(false), &|_| {}).unwrap();
     let statistics = SavedStatistics::read(path, corpus.original.spec()).unwrap();
     let inventory = inventory(corpus.original.root());
     statistics.check(path, &inventory).unwrap();

@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::file_names::CONFIG_NAME;
+use crate::io::read_limited;
+
+/// Bytes of a file that names a commit, at most.
+const LONGEST_COMMIT: u64 = 1024;
 
 /// The directory of a model: `path` itself, the snapshot that a cache directory
 /// (`models--org--name`) has of it, or for a repository's name (`org/name`) the one in the cache of
@@ -69,16 +73,21 @@ fn cache() -> Option<PathBuf> {
 /// The snapshot of a repository (`org/name`) that the cache of this machine has of a branch, tag or commit.
 pub fn cached_snapshot(repository: &Path, revision: &str) -> Option<PathBuf> {
     let folder = repository_folder(repository)?;
-    let named = fs::read_to_string(folder.join("refs").join(revision)).ok();
-    let commit = named.as_deref().map_or(revision, str::trim);
+    let named = commit(&folder.join("refs").join(revision));
+    let commit = named.as_deref().unwrap_or(revision);
     Some(folder.join("snapshots").join(commit)).filter(|snapshot| snapshot.is_dir())
+}
+
+/// The commit that a file of a cache names.
+fn commit(named: &Path) -> Option<String> {
+    let text = String::from_utf8(read_limited(named, LONGEST_COMMIT).ok()??).ok()?;
+    Some(text.trim().to_owned())
 }
 
 /// The snapshot that `refs/main` names, else the newest.
 fn snapshot(folder: &Path) -> Option<PathBuf> {
     let snapshots = folder.join("snapshots");
-    let named = fs::read_to_string(folder.join("refs/main")).ok();
-    let named = named.map(|revision| snapshots.join(revision.trim()));
+    let named = commit(&folder.join("refs/main")).map(|revision| snapshots.join(revision));
     if let Some(named) = named.filter(|named| named.is_dir()) {
         return Some(named);
     }

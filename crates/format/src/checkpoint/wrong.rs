@@ -14,6 +14,8 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 const UNFINISHED: [&str; 5] = [".incomplete", ".part", ".crdownload", ".aria2", ".download"];
 /// What is wrong with a link whose file was removed, as from a cache, or never fetched.
 pub(super) const LINK_TO_NOTHING: &str = "a link to a file that is not there: fetch it again";
+/// Larger configurations of adapters are not read: real ones have some kilobytes.
+const ADAPTER_LIMIT: u64 = 1 << 20;
 /// No pointer is longer.
 const LFS_LIMIT: u64 = 1024;
 
@@ -180,7 +182,12 @@ fn hub_cache(dir: &Path) -> Option<Refusal> {
 
 /// An adapter without its model.
 fn adapter(dir: &Path) -> Option<String> {
-    let config = fs::read(dir.join("adapter_config.json")).ok()?;
+    let path = dir.join("adapter_config.json");
+    // Neither a pipe nor a device has an end.
+    let sound = |data: fs::Metadata| data.is_file() && data.len() <= ADAPTER_LIMIT;
+    let config = fs::metadata(&path)
+        .is_ok_and(sound)
+        .then(|| fs::read(path).ok())??;
     let config: Value = serde_json::from_slice(&config).ok()?;
     let base = config["base_model_name_or_path"]
         .as_str()

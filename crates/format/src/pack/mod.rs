@@ -17,6 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::error::FormatError;
+use crate::io::read_limited;
 pub use packed::Packed;
 pub use unpack::unpack;
 pub use write::pack;
@@ -31,6 +32,9 @@ pub const PIECE_LEN: usize = 1 << 20;
 const HEADER_LEN: usize = 32;
 /// Bytes before a piece: its stored length and the hash of what it unpacks to.
 const HEAD_LEN: usize = 36;
+
+/// Larger signatures are none: those of minisign have some 300 bytes and a comment.
+const SIGNATURE_LIMIT: u64 = 64 << 10;
 
 /// Why nothing was packed or unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -58,13 +62,15 @@ pub fn packed_signature(packed: &Path) -> PathBuf {
     packed.with_file_name(name)
 }
 
-/// Takes a signature along, if there is one.
-fn carry_signature(from: &Path, to: &Path) -> Result<(), FormatError> {
-    match std::fs::copy(from, to) {
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(FormatError::io(from, e)),
-    }
+/// The signature at `path`, if there is one.
+fn signature(path: &Path) -> Result<Option<Vec<u8>>, FormatError> {
+    read_limited(path, SIGNATURE_LIMIT)
+}
+
+/// Puts a signature beside what it signs.
+fn put_signature(signature: Option<&[u8]>, to: &Path) -> Result<(), FormatError> {
+    let written = signature.map_or(Ok(()), |signature| std::fs::write(to, signature));
+    written.map_err(|e| FormatError::io(to, e))
 }
 
 /// What packing and unpacking give.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::{
-    Course, PackError, PackOptions, PackSummary, Packed, Result, carry_signature, check_free, lock,
-    packed_signature,
+    Course, PackError, PackOptions, PackSummary, Packed, Result, check_free, lock,
+    packed_signature, put_signature, signature,
 };
 use crate::error::FormatError;
 use crate::io::partial_path;
@@ -25,7 +25,7 @@ use crate::writer::{directories, publish, sync_dir, write_file};
 pub fn unpack(packed: &Path, out: &Path, options: &PackOptions<'_>) -> Result<PackSummary> {
     let partial = partial_path(out);
     check_free(out, &partial, options.resume)?;
-    let signature = packed_signature(packed);
+    let signature = signature(&packed_signature(packed))?;
     let packed = Packed::open(packed)?;
     let (packed_bytes, bytes) = (packed.byte_len(), packed.manifest_bytes().to_vec());
     let manifest = packed.manifest().clone();
@@ -45,7 +45,7 @@ pub fn unpack(packed: &Path, out: &Path, options: &PackOptions<'_>) -> Result<Pa
         sync_dir(&partial.join(dir))?;
     }
     write_file(&partial.join(MANIFEST_FILE), &bytes)?;
-    carry_signature(&signature, &partial.join(SIGNATURE_FILE))?;
+    put_signature(signature.as_deref(), &partial.join(SIGNATURE_FILE))?;
     sync_dir(&partial)?;
     publish(&partial, out)?;
     Ok(PackSummary { bundle_bytes: total, packed_bytes, kept_bytes: course.kept })

@@ -5,8 +5,8 @@ use std::io::{BufReader, Read, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::{
-    Course, HEAD_LEN, Header, PIECE_LEN, PackOptions, PackSummary, Result, carry_signature,
-    check_free, lock, packed_signature,
+    Course, HEAD_LEN, Header, PIECE_LEN, PackOptions, PackSummary, Result, check_free, lock,
+    packed_signature, put_signature, signature,
 };
 use crate::bundle::manifest_bytes;
 use crate::error::FormatError;
@@ -27,6 +27,7 @@ pub fn pack(dir: &Path, out: &Path, options: &PackOptions<'_>) -> Result<PackSum
     let partial = partial_path(out);
     check_free(out, &partial, options.resume)?;
     let (path, bytes) = manifest_bytes(dir)?;
+    let signature = signature(&dir.join(SIGNATURE_FILE))?;
     let manifest = Manifest::from_bytes(&path, &bytes)?;
     let manifest_len = bytes.len() as u64;
     let total = manifest_len + manifest.files.iter().map(|f| f.size).sum::<u64>();
@@ -38,7 +39,7 @@ pub fn pack(dir: &Path, out: &Path, options: &PackOptions<'_>) -> Result<PackSum
     }
     let packed_bytes = packer.finish()?;
     publish(&partial, out)?;
-    carry_signature(&dir.join(SIGNATURE_FILE), &packed_signature(out))?;
+    put_signature(signature.as_deref(), &packed_signature(out))?;
     Ok(PackSummary { bundle_bytes: total, packed_bytes, kept_bytes: course.kept })
 }
 

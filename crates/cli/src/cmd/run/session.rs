@@ -347,7 +347,7 @@ impl<'a> Session<'a> {
             return Ok(true);
         }
         self.text.push_str(piece);
-        if self.output.json { Ok(true) } else { output::put(piece.as_bytes()) }
+        if self.output.json { Ok(true) } else { output::made(piece) }
     }
 
     pub(super) fn report(

@@ -14,8 +14,9 @@ use shardwright_quant::{Backend, Matrix, Method, widen};
 use shardwright_testing::fixture;
 
 use super::{Imatrix, Mapped};
-use crate::calibrate::statistics::InputKey;
-use crate::calibrate::{Corpus, Keep, SavedStatistics, observe};
+use crate::calibrate::observe::observe;
+use crate::calibrate::statistics::{InputKey, InputStats};
+use crate::calibrate::{Corpus, SavedStatistics};
 use crate::{Calibration, ConvertOptions, Plan, PlanOptions, Recipe, convert};
 
 const KINDS: [&str; 2] = ["gguf", "dat"];
@@ -101,14 +102,19 @@ fn places_are_those_that_llama_saw() {
     let original = Weights::from_checkpoint(checkpoint, inventory);
     let text = fixture("text/evaluation.txt");
     let corpus = Corpus::new(original.into(), &text, 96, 32).unwrap().0;
-    let seen = observe(&corpus, Keep::Diagonal, 2, &AtomicBool::new(false), &|_| {}).unwrap();
+    let mut seen = InputStats::new();
+    let mut take = |inputs| {
+        seen.extend::<InputStats>(inputs);
+        Ok(())
+    };
+    observe(&corpus, 2, &AtomicBool::new(false), &|_| {}, &mut take).unwrap();
     for (key, hessian) in mapped("gguf").inputs {
         if key.expert.is_some() {
             continue;
         }
         let theirs = hessian.diagonal();
-        let likeness = |other: &InputKey| cosine(&theirs, &seen.inputs[other].diagonal());
-        let keys = seen.inputs.keys().filter(|p| p.expert.is_none());
+        let likeness = |other: &InputKey| cosine(&theirs, &seen[other].diagonal());
+        let keys = seen.keys().filter(|p| p.expert.is_none());
         let nearest = keys.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
         assert_eq!(nearest, Some(&key));
         assert!(likeness(&key) > 0.9, "{key:?} {}", likeness(&key));
