@@ -207,7 +207,7 @@ fn deep(layers: usize) -> Scratch {
             if !end.starts_with("mlp.") {
                 let bytes = &t.data[t.range(name)];
                 (0..layers).for_each(|l| {
-                    put(format!("model.layers.{l}.{end}"), tensor["shape"].clone(), bytes)
+                    put(format!("model.layers.{l}.{end}"), tensor["shape"].clone(), bytes);
                 });
             }
         }
@@ -263,7 +263,7 @@ fn plans_count_what_making_a_tokenizer_takes() {
     assert!(peak <= planned, "planned {planned}, took {peak}");
 }
 
-/// A model of SentencePiece with merges: characters, and each piece with each character behind it.
+/// A model of `SentencePiece` with merges: characters, and each piece with each character behind it.
 fn pieces(size: usize) -> Vec<u8> {
     let field = |number: u8, bytes: &[u8]| {
         let len = u8::try_from(bytes.len()).unwrap();
