@@ -16,7 +16,7 @@ use crate::convert::memory::{Buffers, books, search};
 
 /// The program, and what the allocator keeps of freed memory: measured, as nothing else here. Code that was not
 /// optimized takes more.
-pub const PROGRAM: u64 = if cfg!(debug_assertions) { 33 << 20 } else { 20 << 20 };
+pub const PROGRAM: u64 = if cfg!(debug_assertions) { 36 << 20 } else { 23 << 20 };
 /// Stack and allocator of a thread.
 const THREAD: u64 = 128 << 10;
 /// Pools of threads at once: of the original's stream, the bundle's, and of the conversion.
