@@ -24,7 +24,7 @@ use crate::error::Result;
 /// how often experts were picked, per layer that has some. `progress` is told the layers done.
 ///
 /// # Errors
-/// As [`observe`], and what the operating system refuses.
+/// Weights that cannot be read, values that are not finite, a stop by the caller, and what the operating system refuses.
 pub fn save_statistics(
     path: &Path,
     corpus: &Corpus,
