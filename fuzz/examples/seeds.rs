@@ -87,7 +87,7 @@ fn seed_checkpoint(dir: &Path) -> Result {
     let trellis = Encoding::Trellis(Trellis::new(3, 12)?);
     for (codes, kind) in [(affine, ""), (trellis, "-trellis")] {
         let manifest = manifest(&checkpoint, &inventory, codes)?;
-        manifest.validate()?;
+        manifest.validate().map_err(|e| e.to_string())?;
         let name = format!("{}{kind}", name(dir));
         write("manifest", &name, &manifest.to_bytes())?;
         write("bundle", &name, &manifest.to_bytes())?;
