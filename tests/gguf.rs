@@ -202,7 +202,7 @@ fn files_are_refused_by_name() {
     scratch.refused(
         &format!("inspect {file}"),
         "error: ckpt/llama3-q8_0.gguf: tensor `blk.1.attn_x.weight`: configs/gguf/llama.json has no \
-         row for it",
+         row for it: take the checkpoint for transformers that the file was made from",
     );
     let (scratch, file) = named("qwen2");
     scratch.edit_bytes(&file, |bytes| bytes.truncate(100_000));
@@ -224,6 +224,34 @@ fn files_are_refused_by_name() {
     );
     fs::write(scratch.path("other.gguf"), "GGUX").unwrap();
     scratch.refused("inspect other.gguf", "error: other.gguf: expected GGUF first, found GGUX");
+}
+
+/// A file of GGUF with one key and nothing else.
+fn one_key(key: &str, text: &str) -> Vec<u8> {
+    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+    bytes.extend([0_u64, 1].map(u64::to_le_bytes).as_flattened());
+    let string = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    // Type 8 is text.
+    bytes.extend([string(key), 8_u32.to_le_bytes().to_vec(), string(text)].concat());
+    bytes
+}
+
+#[test]
+fn what_is_no_model_or_another_is_named_with_the_next_step() {
+    let scratch = Scratch::new();
+    for (key, text, expected) in [
+        ("general.type", "adapter", "merge it into its model first"),
+        ("general.type", "mmproj", "name the file of the text model"),
+        ("general.type", "imatrix", "statistics to quantize one by"),
+        ("general.architecture", "clip", "name the file of the text model"),
+        ("general.architecture", "bitnet", "take the model's checkpoint for transformers"),
+        ("general.architecture", "bitnet-b1.58", "take the model's checkpoint for transformers"),
+    ] {
+        fs::write(scratch.path("m.gguf"), one_key(key, text)).unwrap();
+        let ran = scratch.run("inspect m.gguf");
+        assert_eq!(ran.code, Some(2), "{text}: {ran:?}");
+        assert!(ran.stderr.trim_end().ends_with(expected), "{text}: {}", ran.stderr);
+    }
 }
 
 /// Scales that are no numbers give weights that are none.

@@ -118,6 +118,12 @@ fn a_session_of_something_else_or_damaged_is_refused() {
         fs::write(scratch.path("t"), flipped).unwrap();
         refused("run out --session t", "error: t: is damaged: its hash is not that of its bytes");
     }
+    // A right hash around a logit that no model gives: the last one.
+    let mut forged = bytes[..bytes.len() - 36].to_vec();
+    forged.extend(f32::NAN.to_le_bytes());
+    forged.extend(*blake3::hash(&forged).as_bytes());
+    fs::write(scratch.path("t"), forged).unwrap();
+    refused("run out --session t", "error: t: its logit of token ");
     for len in [60, bytes.len() / 3, bytes.len() - 1] {
         fs::write(scratch.path("t"), &bytes[..len]).unwrap();
         refused("run out --session t", "error: t: is damaged");

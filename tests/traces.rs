@@ -137,6 +137,9 @@ fn strangers_traces_are_refused_in_a_line() {
     let expected =
         "error: /dev/zero: expected a trace that `run --trace` wrote, of at most 268435456 bytes\n";
     assert_eq!((endless.code, &*endless.stderr), (Some(2), expected));
+    // The open of a pipe would wait for a writer.
+    scratch.shell("mkfifo pipe");
+    scratch.refused("inspect --trace pipe", &expected[..expected.len() - 1].replace("/dev/zero", "pipe"));
     // A trace of another model.
     let other = whole.replacen("\"layers\":4", "\"layers\":5", 1);
     fs::write(scratch.path("bad"), other).unwrap();

@@ -12,8 +12,13 @@ use shardwright_format::manifest::{
     CheckpointRecord, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT, FileEntry,
     FileKind, Hash, Manifest, SourceFile, VERSION,
 };
+use shardwright_format::pack::PIECE_LEN;
+use shardwright_format::weights::Weights;
 use shardwright_format::{TensorEntry, Unit, UnitLayout};
 use shardwright_quant::{Affine, Encoding, Float, Trellis};
+use shardwright_runtime::saved::save;
+use shardwright_runtime::trace::{Header, TraceWriter};
+use shardwright_runtime::{Options, Runtime};
 
 type Result<T = (), E = Box<dyn Error>> = std::result::Result<T, E>;
 
@@ -44,6 +49,7 @@ fn main() -> Result {
     let tokenizer = fs::read(root.join("fixtures/fixture-2m/tokenizer.json"))?;
     write("tokenizer", "fixture-2m", &tokenizer)?;
     seed_vocabularies(&root)?;
+    seed_run(&root.join("fixtures/fixture-2m"))?;
     let record = Calibration {
         text_blake3: Some(Hash::ZERO),
         tokens: 1024,
@@ -51,6 +57,25 @@ fn main() -> Result {
         ..Calibration::default()
     };
     write("calibration", "text", &serde_json::to_vec_pretty(&record)?)?;
+    Ok(())
+}
+
+/// What a run of three tokens leaves: a session without its hash, and a trace.
+fn seed_run(model: &Path) -> Result {
+    let (tokens, options) = ([1, 2, 3], Options::default());
+    let mut runtime = Runtime::open(Weights::open(model)?, &options)?;
+    runtime.watch_experts();
+    runtime.forward_all(&tokens)?;
+    // Its name is the model that the target takes sessions of.
+    let path = seed_path("session", "fixture-2m")?;
+    save(&path, &runtime, "fixture-2m", &tokens)?;
+    let mut session = fs::read(&path)?;
+    session.truncate(session.len() - blake3::OUT_LEN);
+    fs::write(path, session)?;
+    let header = Header::new(runtime.spec(), runtime.plan()).ok_or("a model with experts")?;
+    let mut trace = TraceWriter::create(&seed_path("trace", "fixture-2m")?, &header)?;
+    trace.write(&runtime.take_visits())?;
+    trace.finish()?;
     Ok(())
 }
 
@@ -91,6 +116,7 @@ fn seed_checkpoint(dir: &Path) -> Result {
         let name = format!("{}{kind}", name(dir));
         write("manifest", &name, &manifest.to_bytes())?;
         write("bundle", &name, &manifest.to_bytes())?;
+        write("packed", &name, &packed(manifest)?)?;
     }
     Ok(())
 }
@@ -126,6 +152,21 @@ fn manifest(checkpoint: &Checkpoint, inventory: &Inventory, codes: Encoding) -> 
         dense,
         experts,
     })
+}
+
+/// The manifest of files of zeros, and their pieces as they are stored.
+fn packed(mut manifest: Manifest) -> Result<Vec<u8>> {
+    let mut pieces = vec![0];
+    for file in &mut manifest.files {
+        let zeros = vec![0; file.size as usize];
+        file.blake3 = blake3::hash(&zeros).into();
+        for piece in zeros.chunks(PIECE_LEN) {
+            let stored = zstd::bulk::compress(piece, 3)?;
+            pieces.extend(u16::try_from(stored.len())?.to_le_bytes());
+            pieces.extend(stored);
+        }
+    }
+    Ok([manifest.to_bytes(), pieces].concat())
 }
 
 fn dense(
@@ -199,11 +240,15 @@ fn file(path: &str, kind: FileKind, size: u64) -> FileEntry {
 }
 
 fn write(target: &str, name: &str, bytes: &[u8]) -> Result {
+    Ok(fs::write(seed_path(target, name)?, bytes)?)
+}
+
+fn seed_path(target: &str, name: &str) -> Result<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("corpus")
         .join(target);
     fs::create_dir_all(&dir)?;
-    Ok(fs::write(dir.join(name), bytes)?)
+    Ok(dir.join(name))
 }
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {

@@ -1,8 +1,9 @@
 //! Small files from strangers, damaged: recipes, tables, statistics, reports, parts of verifications and of
-//! conversions. Each has a command that reads it.
+//! conversions, sessions, traces, packed bundles. Each has a command that reads it.
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use shardwright_testing::{copy_dir, fixture};
@@ -10,8 +11,8 @@ use shardwright_testing::{copy_dir, fixture};
 use super::campaign::{Attack, Campaign};
 use crate::harness::Scratch;
 
-/// What is damaged, and what reads it; `merge` makes something, the others make nothing.
-const FILES: [(&str, &str); 9] = [
+/// What is damaged, and what reads it; `merge` and `unpack` make something, the others make nothing.
+const FILES: [(&str, &str); 12] = [
     ("recipe.json", "plan ckpt --recipe recipe.json"),
     ("table.json", "plan ckpt --arch table.json"),
     ("statistics", "plan ckpt --bits 3 --statistics statistics"),
@@ -21,6 +22,9 @@ const FILES: [(&str, &str); 9] = [
     ("v.part-1-of-2", "verify --merge v.part-1-of-2 v.part-2-of-2 --html page.html -q"),
     ("out.part-2-of-2/ledger.jsonl", "merge out.part-1-of-2 out.part-2-of-2 -o made"),
     ("out.part-2-of-2/planned-manifest.json", "merge out.part-1-of-2 out.part-2-of-2 -o made"),
+    ("session", "run q4 --prompt This -n 2 -q --threads 1 --session session"),
+    ("trace", "inspect --trace trace"),
+    ("whole.pack", "unpack whole.pack -o made -q"),
 ];
 
 /// All of them as they should be.
@@ -48,8 +52,18 @@ fn workshop() -> &'static Scratch {
             scratch.ok(&format!("{verify} --part {part}/2 -o v"));
             scratch.ok(&format!("convert ckpt -o out --bits 4 --part {part}/2"));
         }
+        scratch.ok("run q4 --prompt This -n 2 --session session --trace trace");
+        scratch.ok("pack q4 -o whole.pack");
         scratch
     })
+}
+
+/// Puts right the hash of what goes before, which ends a session.
+fn sign_session(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes.truncate(bytes.len().saturating_sub(blake3::OUT_LEN));
+    bytes.extend(*blake3::hash(&bytes).as_bytes());
+    fs::write(path, bytes).unwrap();
 }
 
 fn damaged(attack: &mut Attack) -> Result<(), String> {
@@ -70,11 +84,20 @@ fn damaged(attack: &mut Attack) -> Result<(), String> {
     } else {
         attack.change_bytes(&path);
     }
+    // Half of the sessions have a hash that is right: it is their own word.
+    let signed = name == "session" && attack.random.below(2) == 0;
+    if signed {
+        sign_session(&path);
+    }
     name.clone_into(&mut attack.damage);
     let same = fs::read(&path).unwrap() == fs::read(shop.path(name)).unwrap();
     let ran = attack.run(args, &[0, 2])?;
     // These name the hash of every byte.
-    let hashed = name.starts_with("v.") || name.starts_with("out.");
+    let hashed = match name {
+        "session" => !signed,
+        "whole.pack" => true,
+        _ => name.starts_with("v.") || name.starts_with("out."),
+    };
     if hashed && !same && ran.code == Some(0) {
         return Err("other bytes than those that were written are taken".to_owned());
     }

@@ -1,10 +1,11 @@
-//! One row of activations through codes where they lie.
+//! One row of activations through floats and codes where they lie.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::ahead::{ROWS, ask};
 use crate::encoding::Affine;
+use crate::float::{Stored, padded};
 use crate::ggml::lines::{self, scales};
 use crate::kernel::{LANES, Line, Simd};
 use crate::matrix::Matrix;
@@ -14,6 +15,13 @@ use crate::rows::sixteen_at;
 pub trait PackedRows {
     /// The lanes of the sums of rows `row..row + R`.
     fn sums<S: Simd, const R: usize>(&self, s: S, row: usize) -> [S::F; R];
+}
+
+/// Plain floats, sixteen of them in `SIZE` bytes.
+pub struct Floats<'a, T, const SIZE: usize> {
+    m: &'a Matrix<'a>,
+    x: &'a [f32],
+    kind: PhantomData<T>,
 }
 
 /// Blocks of 32 columns.
@@ -47,6 +55,12 @@ impl<'a, const BITS: usize, const BLOCK: usize, const BLOCKS: usize>
     }
 }
 
+impl<'a, T, const SIZE: usize> Floats<'a, T, SIZE> {
+    pub const fn new(m: &'a Matrix<'a>, x: &'a [f32]) -> Self {
+        Self { m, x, kind: PhantomData }
+    }
+}
+
 impl<'a, T, const BYTES: usize> Small<'a, T, BYTES> {
     pub fn new(m: &'a Matrix<'a>, x: &'a [f32]) -> Self {
         Self { m, x: x.as_chunks().0.as_chunks().0, kind: PhantomData }
@@ -56,6 +70,32 @@ impl<'a, T, const BYTES: usize> Small<'a, T, BYTES> {
 impl<'a, T, const BYTES: usize> Large<'a, T, BYTES> {
     pub fn new(m: &'a Matrix<'a>, x: &'a [f32]) -> Self {
         Self { m, x: x.as_chunks().0.as_chunks().0, kind: PhantomData }
+    }
+}
+
+impl<T: Stored<SIZE>, const SIZE: usize> PackedRows for Floats<'_, T, SIZE> {
+    #[inline(always)]
+    fn sums<S: Simd, const R: usize>(&self, s: S, row: usize) -> [S::F; R] {
+        let (m, mut acc) = (self.m, [s.splat(0.0); R]);
+        let (x, x_rest) = self.x.as_chunks::<LANES>();
+        let rows: [_; R] = std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks::<SIZE>());
+        // One length for all, so that a loop over one is within the others.
+        let whole: [_; R] = std::array::from_fn(|r| &rows[r].0[..x.len()]);
+        let at = row * m.cols() * SIZE / LANES;
+        for (i, x) in x.iter().enumerate() {
+            ask(s, m.weight(), at + i * R * SIZE, R * SIZE);
+            let x = s.load(x);
+            for r in 0..R {
+                acc[r] = s.mul_add(T::load(s, &whole[r][i]), x, acc[r]);
+            }
+        }
+        if !x_rest.is_empty() {
+            let x = s.load(&padded(x_rest));
+            for r in 0..R {
+                acc[r] = s.mul_add(T::load(s, &padded(rows[r].1)), x, acc[r]);
+            }
+        }
+        acc
     }
 }
 

@@ -7,16 +7,15 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::activations::Activations;
-use crate::ahead::{ROWS, ask};
 use crate::blocks::Blocks;
 use crate::encoding::{Affine, Encoding};
-use crate::float::{Bf16, F16, F32, Stored, padded};
+use crate::float::{Bf16, F16, F32};
 use crate::ggml::lines;
 use crate::kernel::{
     Kernel, LANES, Lines, NOTHING, Outputs, PASSES, Simd, TILE_LINES, TILE_ROWS, Tile, Waiting,
 };
 use crate::matrix::Matrix;
-use crate::packed::{Grouped, Large, Small, packed};
+use crate::packed::{Floats, Grouped, Large, Small, packed};
 use crate::rows::{BLOCK_LINES, decode_block, decode_row};
 use crate::trellis;
 
@@ -186,9 +185,9 @@ fn one_row<S: Simd>(
     out: &mut [f32],
 ) {
     match m.encoding() {
-        Encoding::F32 => floats::<S, F32, _>(s, m, x, rows, out),
-        Encoding::F16 => floats::<S, F16, _>(s, m, x, rows, out),
-        Encoding::Bf16 => floats::<S, Bf16, _>(s, m, x, rows, out),
+        Encoding::F32 => packed(s, rows, out, &Floats::<F32, 64>::new(m, x)),
+        Encoding::F16 => packed(s, rows, out, &Floats::<F16, 32>::new(m, x)),
+        Encoding::Bf16 => packed(s, rows, out, &Floats::<Bf16, 32>::new(m, x)),
         Encoding::Affine(a) => match a.bits() {
             2 => affine::<S, 2, 8>(s, m, a, x, rows, out),
             3 => affine::<S, 3, 12>(s, m, a, x, rows, out),
@@ -198,24 +197,6 @@ fn one_row<S: Simd>(
         },
         Encoding::Ggml(kind) => blocks(s, m, kind, x, rows, out),
         Encoding::Trellis(_) => {}
-    }
-}
-
-#[inline(always)]
-fn floats<S: Simd, T: Stored<SIZE>, const SIZE: usize>(
-    s: S,
-    m: &Matrix<'_>,
-    x: &[f32],
-    rows: Range<usize>,
-    out: &mut [f32],
-) {
-    let (blocks, rest) = out.as_chunks_mut::<ROWS>();
-    let after = rows.start + ROWS * blocks.len();
-    for (first, out) in rows.step_by(ROWS).zip(blocks) {
-        *out = s.sum_four(float_rows::<S, T, ROWS, SIZE>(s, m, x, first));
-    }
-    for (row, out) in (after..).zip(rest) {
-        *out = s.sum(float_rows::<S, T, 1, SIZE>(s, m, x, row)[0]);
     }
 }
 
@@ -277,34 +258,4 @@ fn decoded<S: Simd>(
         }
         *out = s.sum(acc);
     }
-}
-
-/// The lanes of the sums of rows `row..row + R` of plain floats, sixteen of them in `SIZE` bytes.
-#[inline(always)]
-fn float_rows<S: Simd, T: Stored<SIZE>, const R: usize, const SIZE: usize>(
-    s: S,
-    m: &Matrix<'_>,
-    x: &[f32],
-    row: usize,
-) -> [S::F; R] {
-    let (x, x_rest) = x.as_chunks::<LANES>();
-    let rows: [_; R] = std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks::<SIZE>());
-    // One length for all, so that a loop over one is within the others.
-    let whole: [_; R] = std::array::from_fn(|r| &rows[r].0[..x.len()]);
-    let at = row * m.cols() * SIZE / LANES;
-    let mut acc = [s.splat(0.0); R];
-    for (i, x) in x.iter().enumerate() {
-        ask(s, m.weight(), at + i * R * SIZE, R * SIZE);
-        let x = s.load(x);
-        for r in 0..R {
-            acc[r] = s.mul_add(T::load(s, &whole[r][i]), x, acc[r]);
-        }
-    }
-    if !x_rest.is_empty() {
-        let x = s.load(&padded(x_rest));
-        for r in 0..R {
-            acc[r] = s.mul_add(T::load(s, &padded(rows[r].1)), x, acc[r]);
-        }
-    }
-    acc
 }

@@ -93,7 +93,8 @@ impl SavedPrompt {
     /// all; `false`, and nothing taken, where the layers cannot begin there.
     ///
     /// # Errors
-    /// A file that cannot be read or is not what the model needs.
+    /// A file that cannot be read or is not what the model needs; logits that are not finite. What a layer
+    /// remembers is found to be so by the next token.
     pub fn load(mut self, runtime: &mut Runtime, kept: usize) -> Result<bool> {
         let saved = self.tokens.len();
         if !runtime.can_take_up(saved, kept) {
@@ -106,6 +107,11 @@ impl SavedPrompt {
         }
         let loaded = runtime.take_up(saved, kept, &mut self.file);
         loaded.map_err(|e| FormatError::io(&self.path, e))?;
+        let mut logits = runtime.last_logits().iter();
+        if let Some(token) = logits.position(|logit| !logit.is_finite()) {
+            let detail = format!("its logit of token {token} is not finite").into();
+            return Err(RuntimeError::Saved { path: self.path, detail });
+        }
         Ok(true)
     }
 }

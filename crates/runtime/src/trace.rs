@@ -271,13 +271,14 @@ impl Drop for TraceWriter {
 /// # Errors
 /// A file that cannot be read or is no trace; a line that no run can have written.
 pub fn read(path: &Path, mut each: impl FnMut(&Visit)) -> Result<Header> {
-    let file = File::open(path).map_err(|e| FormatError::io(path, e))?;
-    let metadata = file.metadata().map_err(|e| FormatError::io(path, e))?;
+    // Asked before opening: the open of a pipe waits for a writer that may never come.
+    let metadata = path.metadata().map_err(|e| FormatError::io(path, e))?;
     let refuse = |detail: Refusal| FormatError::file(path, detail);
     if !metadata.is_file() || metadata.len() > FILE_LIMIT {
         let expected = format!("expected {KIND}, of at most {FILE_LIMIT} bytes");
         return Err(refuse(expected.into()).into());
     }
+    let file = File::open(path).map_err(|e| FormatError::io(path, e))?;
     let (mut lines, mut number) = (BufReader::new(file), 0_u64);
     let mut next = || -> Result<Option<(u64, Vec<u8>)>> {
         let mut line = Vec::new();

@@ -52,6 +52,8 @@ const OTHER_TYPES: [(&str, &str); 6] = [
         "a form of BitNet that bitnet.cpp alone has: take the model's checkpoint for transformers",
     ),
 ];
+/// What to do about a tensor that nobody here knows.
+const CHECKPOINT: &str = "take the checkpoint for transformers that the file was made from";
 /// What names of scales end in that lie beside tensors, and why they are refused.
 const SCALE: &str = ".scale";
 const SCALED: &str = "a scale of all of the tensor beside it, as files of BitNet and of NVFP4 with two scales have: none is read; take the \
@@ -357,7 +359,7 @@ impl<'a> Opening<'a> {
             if tensor.name.ends_with(SCALE) {
                 Refusal::from(SCALED)
             } else {
-                format!("{} has no row for it", self.table.path).into()
+                format!("{} has no row for it: {CHECKPOINT}", self.table.path).into()
             }
         })?;
         let name = self.layer_name(target.name(), layer);
