@@ -89,13 +89,13 @@ fn the_c_example_says_what_the_commands_say() {
         );
         assert!(said.contains(&line), "no {line}in\n{said}");
     }
-    // The last tensor of codes is an expert's, and of its experts the last one is shown.
+    // The last tensor of codes is an expert's, and of its experts the first one is shown.
     let experts = manifest.experts.last().unwrap();
     let entry = experts.tensors.last().unwrap();
-    let last = experts.blake3.len() as u32 - 1;
-    let extent = experts.extent(last).unwrap();
+    let first = experts.numbers().next().unwrap();
+    let extent = experts.extent(first).unwrap();
     assert_eq!(
-        after(&said, &format!("{} of expert {last}: ", entry.role)),
+        after(&said, &format!("{} of expert {first}: ", entry.role)),
         format!("out/{}", experts.file)
     );
     assert_eq!(after(&said, "unit at "), format!("{}, {} bytes", extent.offset, extent.len));

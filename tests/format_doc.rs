@@ -76,6 +76,7 @@ fn constants_are_those_of_the_code() {
         ("MAX_ALIGNMENT", manifest::ALIGNMENTS.end().to_string()),
         ("TENSOR_ALIGNMENT", TENSOR_ALIGNMENT.to_string()),
         ("DENSE_FILE_LIMIT", manifest::DENSE_FILE_LIMIT.to_string()),
+        ("MAX_EXPERT_ENTRIES", manifest::MAX_EXPERT_ENTRIES.to_string()),
         ("MAX_CALIBRATION_LINES", manifest::MAX_CALIBRATION_LINES.to_string()),
         ("MIN_LINE", shardwright_format::text::MIN_LINE.to_string()),
         ("PACK_MAGIC", String::from_utf8_lossy(pack::PACK_MAGIC).into_owned()),
@@ -444,8 +445,8 @@ fn the_larger_trellis_codes_are_those_of_the_code() {
 fn dump_unit(dump: &mut String, manifest: &Manifest, unit: Unit, read: &dyn Fn(&str) -> Vec<u8>) {
     let (file, extent, tensors, len) = match unit {
         Unit::Expert { layer, expert } => {
-            let entry = manifest.experts.iter().find(|e| e.layer == layer).unwrap();
-            (&entry.file, entry.extent(expert).unwrap(), &entry.tensors, entry.len)
+            let (entry, extent) = manifest.expert(layer, expert).unwrap();
+            (&entry.file, extent, &entry.tensors, entry.len)
         }
         unit => {
             let shard = manifest.dense.iter().find(|s| s.unit == unit).unwrap();

@@ -14,6 +14,7 @@ mod convert;
 mod drafts;
 mod engines;
 mod excerpt;
+mod experts;
 mod format_doc;
 mod gguf;
 mod harness;

@@ -768,24 +768,40 @@ def shards(manifest):
         keys = ("file", "offset", "len", "blake3", "tensors")
         yield (unit, *(shard[key] for key in keys), 0)
     sparse = [n for n, layer in enumerate(model["layers"]) if layer["ffn"]["kind"] == "moe"]
-    check(sparse == [entry["layer"] for entry in manifest["experts"]], "experts: layers", sparse)
-    for entry in manifest["experts"]:
-        yield from expert_shards(model, entry, manifest["alignment"])
+    found = [entry["layer"] for entry in manifest["experts"]]
+    check(sparse == sorted(set(found)) and found == sorted(found), "experts: layers", sparse)
+    for layer in sparse:
+        entries = [entry for entry in manifest["experts"] if entry["layer"] == layer]
+        check_entries(entries, model["layers"][layer]["ffn"]["num_experts"], f"experts of layer {layer}")
+        for entry in entries:
+            yield from expert_shards(model, entry, manifest["alignment"])
+
+
+def check_entries(entries, count, place):
+    """All experts in one entry, or each in one of several (§2.5)."""
+    check(len(entries) <= 16, place, len(entries), "entries")
+    if len(entries) == 1:
+        check("experts" not in entries[0], place, "are listed though they are all")
+        entries[0]["experts"] = list(range(count))
+    listed = [entry["experts"] for entry in entries]
+    check(all(experts == sorted(experts) and experts for experts in listed), place, "are out of order")
+    check(listed == sorted(listed), place, "have entries out of order")
+    check(sorted(sum(listed, [])) == list(range(count)), place, "are", listed)
 
 
 def expert_shards(model, entry, alignment):
-    names = ("layer", "file", "stride", "len", "tensors", "blake3")
+    names = ("layer", "experts", "file", "stride", "len", "tensors", "blake3")
     place = f"experts of layer {entry['layer']}"
     fields(entry, names, place)
     ffn = model["layers"][entry["layer"]]["ffn"]
     shapes = list(gated_shapes("expert", ffn["moe_intermediate_size"], model["hidden_size"], ffn.get("expert_bias")))
     check_tensors(place, shapes, entry["tensors"], entry["len"], 1, ffn["num_experts"])
-    check(len(entry["blake3"]) == ffn["num_experts"], place, "count")
+    check(len(entry["blake3"]) == len(entry["experts"]), place, "count")
     check(entry["stride"] % alignment == 0, place, "stride", entry["stride"])
     check(entry["len"] <= entry["stride"], place, "are longer than their stride")
-    for e, digest in enumerate(entry["blake3"]):
+    for at, (e, digest) in enumerate(zip(entry["experts"], entry["blake3"])):
         unit = {"expert": {"layer": entry["layer"], "expert": e}}
-        offset = e * entry["stride"]
+        offset = at * entry["stride"]
         yield unit, entry["file"], offset, entry["len"], digest, entry["tensors"], e
 
 

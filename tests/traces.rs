@@ -139,7 +139,10 @@ fn strangers_traces_are_refused_in_a_line() {
     assert_eq!((endless.code, &*endless.stderr), (Some(2), expected));
     // The open of a pipe would wait for a writer.
     scratch.shell("mkfifo pipe");
-    scratch.refused("inspect --trace pipe", &expected[..expected.len() - 1].replace("/dev/zero", "pipe"));
+    scratch.refused(
+        "inspect --trace pipe",
+        &expected[..expected.len() - 1].replace("/dev/zero", "pipe"),
+    );
     // A trace of another model.
     let other = whole.replacen("\"layers\":4", "\"layers\":5", 1);
     fs::write(scratch.path("bad"), other).unwrap();

@@ -205,8 +205,8 @@ fn experts(
 ) -> Result<Vec<ExpertShards>> {
     let mut sparse = Vec::new();
     for (layer, spec) in (0..).zip(&inventory.spec.layers) {
-        let Some(tensors) = inventory.expert_tensors(layer) else { continue };
-        let UnitLayout { tensors, len } = place_expert(encoded(tensors, codes))?;
+        let Some(alike) = inventory.experts(layer).first() else { continue };
+        let UnitLayout { tensors, len } = place_expert(encoded(&alike.tensors, codes))?;
         let count = u64::from(spec.num_experts());
         let stride = len.next_multiple_of(DEFAULT_ALIGNMENT);
         let path = format!("experts/layer-{layer:03}.bin");
@@ -214,6 +214,7 @@ fn experts(
         let blake3 = vec![Hash::ZERO; count as usize];
         sparse.push(ExpertShards {
             layer,
+            experts: None,
             file: path,
             stride,
             len,

@@ -52,7 +52,7 @@ fn check_places(manifest: &Manifest) {
         claim(&shard.file, shard.offset, shard.len);
     }
     for experts in &manifest.experts {
-        for expert in 0..experts.blake3.len() as u32 {
+        for expert in experts.numbers() {
             let extent = experts.extent(expert).expect("an expert");
             claim(&experts.file, extent.offset, extent.len);
         }

@@ -31,9 +31,8 @@ static void print_span(const char *what, sw_span span) {
 /* A shard is one read; the parts of each of its tensors are known before. */
 static void print_place(const sw_bundle *bundle, size_t index, const sw_tensor *tensor) {
     sw_place place;
-    uint32_t last = tensor->count - 1;
-    check(sw_tensor_place(bundle, index, last, &place));
-    printf("%s of expert %u: %s\n", tensor->role, last, place.unit.file);
+    check(sw_tensor_place(bundle, index, tensor->expert, &place));
+    printf("%s of expert %u: %s\n", tensor->role, tensor->expert, place.unit.file);
     print_span("unit", place.unit.bytes);
     print_span("weight", place.weight);
     print_span("scales", place.scales);
@@ -45,8 +44,8 @@ static void print_values(const sw_bundle *bundle, size_t index, const sw_tensor 
     size_t rows = tensor->rows, cols = tensor->cols;
     float *row = malloc(cols * sizeof *row), *product = malloc(rows * sizeof *product);
     if (!row || !product) exit(2);
-    check(sw_decode_rows(bundle, index, 0, rows - 1, 1, row, cols));
-    check(sw_multiply(bundle, index, 0, row, cols, product, rows));
+    check(sw_decode_rows(bundle, index, tensor->expert, rows - 1, 1, row, cols));
+    check(sw_multiply(bundle, index, tensor->expert, row, cols, product, rows));
     printf("last row:");
     for (size_t i = 0; i < cols && i < 8; i++) printf(" %.9g", row[i]);
     printf("\nits square: %.9g\n", product[rows - 1]);

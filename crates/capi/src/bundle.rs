@@ -7,6 +7,7 @@ use std::path::Path;
 
 use shardwright_format::io::ReadFile;
 use shardwright_format::manifest::{FileEntry, Hash, Manifest};
+use shardwright_format::model::LayerSpec;
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Role, TensorEntry, Unit};
 use shardwright_quant::Encoding;
@@ -26,7 +27,7 @@ pub struct Bundle {
 #[derive(Debug)]
 struct Listed {
     unit: Unit,
-    /// Units that have it: 1, or the experts of its layer.
+    /// Units that have it: 1, or those experts of its layer that are stored alike, `unit` the first.
     count: u64,
     entry: TensorEntry,
     role: CString,
@@ -74,7 +75,8 @@ pub enum EncodingKind {
 
 /// A tensor: a matrix of `rows` outputs by `cols` inputs; a vector is one row.
 ///
-/// Tensors of experts are listed once for a layer, with `count` experts. The texts live as long as the bundle is open.
+/// Tensors of experts are listed once for the `count` experts of a layer that are stored alike: all of them in most
+/// bundles. The texts live as long as the bundle is open.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Tensor {
@@ -92,8 +94,10 @@ pub struct Tensor {
     pub unit: UnitKind,
     /// Its layer, from 0; -1 outside of layers.
     pub layer: i32,
-    /// Units that have it: 1, or the experts of the layer.
+    /// Units that have it: 1, or experts of the layer.
     pub count: u32,
+    /// The first of those experts; 0 for what is no expert's.
+    pub expert: u32,
     /// How it is stored.
     pub encoding: EncodingKind,
     /// Bits of a code; 0 for floats.
@@ -189,16 +193,23 @@ impl Bundle {
         self.listed(index).map(Listed::describe)
     }
 
-    /// The number of the tensor with a role; `layer` is negative for those outside of layers.
+    /// The number of the tensor with a role; `layer` is negative for those outside of layers, `expert` 0 for what is
+    /// no expert's.
     ///
     /// # Errors
-    /// A role or layer that the bundle does not have.
-    pub fn find(&self, role: &str, layer: i32) -> Result<usize, Failure> {
+    /// A role, a layer or an expert that the bundle does not have.
+    pub fn find(&self, role: &str, layer: i32, expert: u32) -> Result<usize, Failure> {
         let wanted = (Role::parse(role), u32::try_from(layer).ok());
-        let found = self
-            .tensors
-            .iter()
-            .position(|listed| (Some(listed.entry.role), listed.unit.layer()) == wanted);
+        let mut first = None;
+        if let (Some(role), Some(layer)) = wanted
+            && role.is_expert()
+        {
+            first = Some(self.first_alike(layer, expert)?);
+        }
+        let held = |listed: &Listed| first.is_none_or(|first| listed.unit == first);
+        let found = self.tensors.iter().position(|listed| {
+            (Some(listed.entry.role), listed.unit.layer()) == wanted && held(listed)
+        });
         let missing = || match wanted.1 {
             Some(layer) => Failure::Missing(format!("{role} in layer {layer}")),
             None => Failure::Missing(format!("{role} outside of layers")),
@@ -212,15 +223,38 @@ impl Bundle {
     /// A number that no tensor has, or no expert; `expert` is 0 for what is no expert's.
     pub fn tensor(&self, index: usize, expert: u32) -> Result<(Unit, &TensorEntry), Failure> {
         let listed = self.listed(index)?;
-        if u64::from(expert) >= listed.count {
-            let (count, found) = (listed.count, u64::from(expert));
-            return Err(Failure::Range { name: "expert", count, found });
-        }
         let unit = match listed.unit {
-            Unit::Expert { layer, .. } => Unit::Expert { layer, expert },
+            Unit::Expert { layer, .. } => {
+                if self.first_alike(layer, expert)? != listed.unit {
+                    let what =
+                        format!("expert {expert} of layer {layer} among those of tensor {index}");
+                    return Err(Failure::Missing(what));
+                }
+                Unit::Expert { layer, expert }
+            }
+            _ if expert > 0 => {
+                let found = u64::from(expert);
+                return Err(Failure::Range { name: "expert", count: 1, found });
+            }
             unit => unit,
         };
         Ok((unit, &listed.entry))
+    }
+
+    /// The first of the experts that are stored as `expert` is: the unit that they are listed by.
+    fn first_alike(&self, layer: u32, expert: u32) -> Result<Unit, Failure> {
+        let manifest = self.bundle()?.manifest();
+        if let Some((shards, _)) = manifest.expert(layer, expert) {
+            return Ok(shards.first());
+        }
+        let described = manifest.model.layers.get(layer as usize);
+        match described.map_or(0, LayerSpec::num_experts) {
+            0 => Err(Failure::Missing(format!("experts in layer {layer}"))),
+            count => {
+                let (count, found) = (count.into(), expert.into());
+                Err(Failure::Range { name: "expert", count, found })
+            }
+        }
     }
 
     /// Where a tensor lies.
@@ -246,15 +280,7 @@ impl Bundle {
     /// # Errors
     /// A layer without experts, or an expert that it does not have.
     pub fn expert(&self, layer: u32, expert: u32) -> Result<Extent, Failure> {
-        let mut listed = self.tensors.iter();
-        let of_layer = |l: &&Listed| l.unit == Unit::Expert { layer, expert: 0 };
-        let Some(Listed { count, .. }) = listed.find(of_layer) else {
-            return Err(Failure::Missing(format!("experts in layer {layer}")));
-        };
-        if u64::from(expert) >= *count {
-            let found = u64::from(expert);
-            return Err(Failure::Range { name: "expert", count: *count, found });
-        }
+        self.first_alike(layer, expert)?;
         self.extent(Unit::Expert { layer, expert })
     }
 
@@ -338,6 +364,10 @@ impl Listed {
             unit: self.unit.into(),
             layer: self.unit.layer().map_or(-1, u32::cast_signed),
             count: self.count as u32,
+            expert: match self.unit {
+                Unit::Expert { expert, .. } => expert,
+                _ => 0,
+            },
             encoding: encoding.into(),
             bits: bits.into(),
             group_size,

@@ -57,11 +57,11 @@ static void tensors(const sw_bundle *bundle) {
     IS(RANGE, sw_tensor_describe(bundle, count, &tensor));
     IS(RANGE, sw_tensor_describe(bundle, SIZE_MAX, &tensor));
     IS(ARGUMENT, sw_tensor_describe(bundle, 0, NULL));
-    IS(ARGUMENT, sw_tensor_find(bundle, NULL, 0, &index));
-    IS(ARGUMENT, sw_tensor_find(bundle, "\xff", 0, &index));
-    IS(RANGE, sw_tensor_find(bundle, "expert.up_proj", 1000, &index));
-    IS(RANGE, sw_tensor_find(bundle, "no.such_role", -1, &index));
-    IS(OK, sw_tensor_find(bundle, "expert.up_proj", 0, &index));
+    IS(ARGUMENT, sw_tensor_find(bundle, NULL, 0, 0, &index));
+    IS(ARGUMENT, sw_tensor_find(bundle, "\xff", 0, 0, &index));
+    IS(RANGE, sw_tensor_find(bundle, "expert.up_proj", 1000, 0, &index));
+    IS(RANGE, sw_tensor_find(bundle, "no.such_role", -1, 0, &index));
+    IS(OK, sw_tensor_find(bundle, "expert.up_proj", 0, 0, &index));
     IS(OK, sw_tensor_describe(bundle, index, &tensor));
     IS(RANGE, sw_tensor_place(bundle, index, tensor.count, &place));
     IS(RANGE, sw_tensor_place(bundle, count, 0, &place));
@@ -72,14 +72,14 @@ static void tensors(const sw_bundle *bundle) {
     IS(OK, sw_tensor_place(bundle, index, tensor.count - 1, &place));
     HOLDS(!memcmp(&extent.bytes, &place.unit.bytes, sizeof extent.bytes));
     HOLDS(!memcmp(extent.blake3, place.unit.blake3, sizeof extent.blake3) && extent.file == place.unit.file);
-    IS(OK, sw_tensor_find(bundle, "norm.final", -1, &index));
+    IS(OK, sw_tensor_find(bundle, "norm.final", -1, 0, &index));
     IS(RANGE, sw_tensor_place(bundle, index, 1, &place));
 }
 
 static void buffers(const sw_bundle *bundle) {
     size_t index;
     sw_tensor tensor;
-    IS(OK, sw_tensor_find(bundle, "expert.up_proj", 0, &index));
+    IS(OK, sw_tensor_find(bundle, "expert.up_proj", 0, 0, &index));
     IS(OK, sw_tensor_describe(bundle, index, &tensor));
     size_t rows = tensor.rows, cols = tensor.cols;
     /* Exactly as large as is said, so that a sanitizer sees a value too much. */
@@ -179,7 +179,7 @@ static void *work(void *user) {
     struct work *work = user;
     size_t index;
     sw_tensor tensor;
-    IS(OK, sw_tensor_find(work->bundle, "expert.down_proj", 0, &index));
+    IS(OK, sw_tensor_find(work->bundle, "expert.down_proj", 0, 0, &index));
     IS(OK, sw_tensor_describe(work->bundle, index, &tensor));
     size_t len = tensor.rows * tensor.cols;
     float *values = malloc(len * sizeof *values);

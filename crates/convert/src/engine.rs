@@ -271,12 +271,12 @@ fn as_packed(mut recipe: Recipe) -> (Recipe, Vec<String>) {
 /// Whether a recipe stores some tensor of a role in codes.
 fn would_code(recipe: &Recipe, role: Role) -> bool {
     for rule in &recipe.rules {
-        let Match { role: roles, layer, name } = &rule.matches;
+        let Match { role: roles, layer, expert, name } = &rule.matches;
         let meant = roles.as_ref().is_none_or(|roles| roles.contains(role));
         if meant && rule.encoding.is_codes() {
             return true;
         }
-        if meant && layer.is_none() && name.is_none() {
+        if meant && layer.is_none() && expert.is_none() && name.is_none() {
             return false;
         }
     }

@@ -162,12 +162,8 @@ impl Bundle {
     fn find(&self, unit: Unit) -> Option<(&str, Extent, &Arc<[TensorEntry]>)> {
         let manifest = &self.manifest;
         if let Unit::Expert { layer, expert } = unit {
-            let found = manifest
-                .experts
-                .binary_search_by_key(&layer, |e| e.layer)
-                .ok()?;
-            let experts = &manifest.experts[found];
-            return Some((&experts.file, experts.extent(expert)?, &experts.tensors));
+            let (shards, extent) = manifest.expert(layer, expert)?;
+            return Some((&shards.file, extent, &shards.tensors));
         }
         let shard = &manifest.dense[manifest.dense_position(unit)?];
         Some((&shard.file, shard.extent(), &shard.tensors))

@@ -66,7 +66,7 @@ pub struct ExpertCache {
 }
 
 impl ExpertCache {
-    /// Room for `slots` experts of at most `slot_bytes`.
+    /// Room for `slots` experts of at most `slot_bytes`, or as large as they are where that is 0.
     pub fn new(slots: usize, slot_bytes: usize) -> Self {
         let slots = std::iter::repeat_with(Slot::default).take(slots).collect();
         let (places, past) = (HashMap::new(), HashMap::new());
@@ -178,7 +178,7 @@ impl ExpertCache {
         let slot = &mut self.slots[place];
         match (slot.unit.take(), slot.loaded.take()) {
             (None, _) if !slot.spare.is_empty() => Ok(std::mem::take(&mut slot.spare)),
-            // A replay's experts have no bytes.
+            // A replay's experts have no bytes; others grow as they are read.
             (None, _) if self.slot_bytes == 0 => Ok(AlignedBuf::default()),
             (None, _) => Ok(AlignedBuf::new(self.slot_bytes)),
             (Some(evicted), Some(loaded)) => {

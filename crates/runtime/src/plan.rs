@@ -104,6 +104,8 @@ pub struct MemoryPlan {
     pub expert_slots: usize,
     /// Size of one of them: the largest expert.
     pub expert_slot: u64,
+    /// What all experts take where they all stay: each its own size.
+    pub experts_bytes: u64,
     /// Bytes of the weights that a token uses, in memory or not.
     pub bytes_per_token: u64,
     /// Bytes read for a token when no expert is in memory yet.
@@ -172,7 +174,7 @@ impl MemoryPlan {
             Ffn::Dense(_) => 0,
         });
         let least = picks.max().unwrap_or(0).min(self.expert_slots);
-        let fixed = self.total - self.expert_slots as u64 * self.expert_slot;
+        let fixed = self.total - self.held_experts();
         let left = budget.saturating_sub(fixed).checked_div(self.expert_slot);
         let slots = left
             .map_or(0, |left| left.min(experts as u64) as usize)
@@ -184,14 +186,22 @@ impl MemoryPlan {
             (slots >= least).then_some(ChunkRoom { slots, ..*room })
         };
         let rooms: Vec<ChunkRoom> = self.rooms.iter().map_while(room).collect();
+        let mode = if slots < experts { Mode::Streamed } else { self.mode };
+        let resized = Self { mode, expert_slots: slots, ..self.clone() };
         Self {
-            mode: if slots < experts { Mode::Streamed } else { self.mode },
             budget: Some(budget),
-            total: fixed + slots as u64 * self.expert_slot,
+            total: fixed + resized.held_experts(),
             chunk: rooms.last().map_or(self.chunk, |room| room.tokens),
-            expert_slots: slots,
             rooms,
-            ..self.clone()
+            ..resized
+        }
+    }
+
+    /// What the experts take that are held at a time.
+    const fn held_experts(&self) -> u64 {
+        match self.mode {
+            Mode::Resident => self.experts_bytes,
+            Mode::Streamed => self.expert_slots as u64 * self.expert_slot,
         }
     }
 
@@ -263,7 +273,10 @@ struct Sizes {
     head_buffers: u64,
     dense: Vec<u64>,
     experts: u64,
+    /// The largest of them.
     expert: u64,
+    /// All of them together.
+    experts_bytes: u64,
     /// Those of the layer that has most.
     layer_experts: u64,
     /// Layers that have some.
@@ -299,6 +312,7 @@ impl Sizes {
             dense: Vec::with_capacity(spec.layers.len()),
             experts: 0,
             expert: 0,
+            experts_bytes: 0,
             layer_experts: 0,
             routed_layers: 0,
             picks: 0,
@@ -322,7 +336,9 @@ impl Sizes {
         let (experts, picks) = (moe.num_experts, u64::from(moe.num_experts_per_tok));
         let mut largest = 0;
         for expert in 0..experts {
-            largest = largest.max(len(Unit::Expert { layer, expert })?);
+            let len = len(Unit::Expert { layer, expert })?;
+            largest = largest.max(len);
+            self.experts_bytes = self.experts_bytes.saturating_add(buffer(len));
         }
         self.experts += u64::from(experts);
         self.expert = self.expert.max(buffer(largest));
@@ -438,6 +454,11 @@ impl Sizes {
         touched * missing.powf(1.0 + 3.3 * (-tokens / 40.0).exp()) / tokens
     }
 
+    /// Whether everything stays in memory.
+    fn is_complete(&self, choice: Choice) -> bool {
+        Choice { chunk: Chunk::ONE, ..choice } == self.all()
+    }
+
     /// Bytes that the process takes.
     fn cost(&self, choice: Choice) -> u64 {
         let embedding = choice.embedding || (choice.head && self.tied);
@@ -457,7 +478,12 @@ impl Sizes {
             if choice.head { self.head } else { self.head_buffers },
             dense.map(|(len, _)| len).sum(),
             if streamed { DENSE_RING as u64 * self.largest_dense() } else { 0 },
-            choice.experts.saturating_mul(self.expert),
+            // Where experts come and go, any place must hold the largest.
+            if self.is_complete(choice) {
+                self.experts_bytes
+            } else {
+                choice.experts.saturating_mul(self.expert)
+            },
         ]
         .into_iter()
         .fold(0, u64::saturating_add)
@@ -472,7 +498,7 @@ impl Sizes {
             .filter(|(_, pinned)| !**pinned);
         let head = if self.tied { self.embedding } else { self.head };
         let embedding = choice.embedding || (choice.head && self.tied);
-        let complete = Choice { chunk: Chunk::ONE, ..choice } == self.all();
+        let complete = self.is_complete(choice);
         let experts = self.expert_bytes_per_token;
         let decoding = ChunkRoom { tokens: choice.chunk.tokens, slots: choice.experts as usize };
         MemoryPlan {
@@ -494,6 +520,7 @@ impl Sizes {
             dense_ring: if choice.dense < self.dense.len() { DENSE_RING } else { 0 },
             expert_slots: choice.experts as usize,
             expert_slot: self.expert,
+            experts_bytes: self.experts_bytes,
             bytes_per_token: self.embedding_row + self.dense.iter().sum::<u64>() + experts + head,
             cold_bytes_per_token: if embedding { 0 } else { self.embedding_row }
                 + streamed.map(|(len, _)| len).sum::<u64>()

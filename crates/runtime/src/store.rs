@@ -10,7 +10,7 @@ use shardwright_format::weights::Weights;
 use crate::cache::ExpertCache;
 use crate::error::Result;
 use crate::fetch::{Arrival, Fetcher, READERS, Request};
-use crate::plan::MemoryPlan;
+use crate::plan::{MemoryPlan, Mode};
 use crate::view::{Loaded, UnitView};
 
 /// What was read, and what did not have to be.
@@ -95,7 +95,8 @@ impl Store {
     /// What the disk refuses.
     pub fn new(weights: &Arc<Weights>, plan: &MemoryPlan) -> Result<Self> {
         let layers = plan.dense_resident.len();
-        let slot = plan.expert_slot as usize;
+        // Where none leaves, each has a buffer of its own size.
+        let slot = if plan.mode == Mode::Resident { 0 } else { plan.expert_slot as usize };
         let buffer = || AlignedBuf::new(plan.dense_buffer as usize);
         let mut store = Self {
             weights: Arc::clone(weights),

@@ -83,7 +83,6 @@ impl Header {
     /// That of a model under a plan; none for one without experts.
     pub fn new(spec: &ModelSpec, plan: &MemoryPlan) -> Option<Self> {
         let (experts, picks) = shape(spec)?;
-        let all = spec.num_experts();
         Some(Self {
             shardwright_trace: VERSION,
             model_type: spec.model_type.clone(),
@@ -92,9 +91,7 @@ impl Header {
             picks,
             slots: plan.expert_slots,
             slot_bytes: plan.expert_slot,
-            other_bytes: plan
-                .resident
-                .saturating_sub(all.saturating_mul(plan.expert_slot)),
+            other_bytes: plan.resident.saturating_sub(plan.experts_bytes),
         })
     }
 

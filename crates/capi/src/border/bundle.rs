@@ -79,8 +79,8 @@ pub extern "C" fn sw_tensor_describe(
     })
 }
 
-/// The number of the tensor with a role, such as `expert.up_proj`, in a layer; -1 for what is in none. Of the parts
-/// besides the text model, which have many tensors of one role, it is the first.
+/// The number of the tensor with a role, such as `expert.up_proj`, in a layer; -1 for what is in none. `expert` is 0 for
+/// what is no expert's. Of the parts besides the text model, which have many tensors of one role, it is the first.
 ///
 /// # Safety
 /// `role` is a text that ends with a zero.
@@ -89,13 +89,14 @@ pub unsafe extern "C" fn sw_tensor_find(
     bundle: Option<&Bundle>,
     role: *const c_char,
     layer: i32,
+    expert: u32,
     index: Option<&mut MaybeUninit<usize>>,
 ) -> Status {
     guarded(|| {
         let (bundle, out) = (given(bundle, "bundle")?, place(index, "index")?);
         // SAFETY: as this function demands.
         let role = utf8(unsafe { text(role, "role") }?, "role")?;
-        out.write(bundle.find(role, layer)?);
+        out.write(bundle.find(role, layer, expert)?);
         Ok(())
     })
 }

@@ -15,7 +15,7 @@ pub use runtime::*;
 use crate::status;
 
 /// Changes with every change of a function or struct here. Compare it with `sw_abi()`.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
 

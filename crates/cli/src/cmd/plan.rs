@@ -136,7 +136,7 @@ impl RuntimeMemory {
             floor_bytes: default.min_bytes,
             resident_bytes: default.resident,
             expert_bytes: default.expert_slot,
-            experts_bytes: default.expert_slot * spec.num_experts(),
+            experts_bytes: default.experts_bytes,
             draft_bytes: draft_bytes(plan, &options)?,
             trace: None,
             caches: CACHES

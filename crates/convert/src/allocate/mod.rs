@@ -5,6 +5,7 @@ mod memory;
 pub mod probe;
 mod rounding;
 pub mod solve;
+pub mod usage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::model::LayerSpec;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, Unit};
 use shardwright_quant::{Blocks, Float, Zeros};
@@ -19,10 +21,11 @@ use shardwright_quant::{Blocks, Float, Zeros};
 use crate::engine::{Engine, Limits};
 use crate::error::{ConvertError, Result};
 use crate::plan::{Plan, PlanOptions};
-use crate::recipe::{EncodingSpec, Fallback, Layers, Match, Recipe, Roles, Rule};
+use crate::recipe::{EncodingSpec, Fallback, Match, Numbers, Recipe, Roles, Rule};
 use probe::{Probing, Sensitivity};
 use rounding::REFERENCE_BITS;
 use solve::{EncodingCost, solve};
+use usage::UsedAlike;
 
 /// What the bundle may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,6 +88,8 @@ impl Palette {
 /// A role of a layer, or several that share an encoding, what they cost, and how they may be stored.
 struct Item {
     layer: Option<u32>,
+    /// Of which experts; none for what is no expert's, and where all are stored alike.
+    experts: Option<Vec<u32>>,
     /// Each with what it costs alone at the reference.
     roles: Vec<(Role, f64)>,
     specs: Vec<EncodingSpec>,
@@ -238,17 +243,30 @@ impl BitAllocation<'_> {
         items: &[Item],
         chosen: &[usize],
     ) -> Result<(Recipe, i64)> {
-        let recipe = recipe(target, items, chosen);
+        let recipe = recipe(target, items, chosen, &self.experts());
         let plan = Plan::new(self.checkpoint, self.inventory, &recipe, self.options)?;
         let room = room(&plan, target);
         Ok((recipe, room))
+    }
+
+    /// Experts of each layer.
+    fn experts(&self) -> Vec<u32> {
+        let layers = self.inventory.spec.layers.iter();
+        layers.map(LayerSpec::num_experts).collect()
     }
 
     /// Each measured role with the encodings that can hold it.
     fn items(&self, measured: &[Sensitivity], specs: &[EncodingSpec]) -> Result<Vec<Item>> {
         let mut items = Vec::<Item>::new();
         for sensitivity in measured {
-            let item = self.item(sensitivity, specs)?;
+            // Engines stack the experts of a layer, and so want them alike.
+            if self.limits.is_none() && sensitivity.used.len() > 1 {
+                for used in &sensitivity.used {
+                    items.push(self.item(sensitivity, Some(used), specs)?);
+                }
+                continue;
+            }
+            let item = self.item(sensitivity, None, specs)?;
             let alike = self
                 .limits
                 .map_or(&[][..], |limits| limits.alike(sensitivity.role));
@@ -264,16 +282,25 @@ impl BitAllocation<'_> {
         Ok(items)
     }
 
-    fn item(&self, sensitivity: &Sensitivity, specs: &[EncodingSpec]) -> Result<Item> {
-        let Sensitivity { layer, role, divergence, .. } = *sensitivity;
-        let (unit, count) = representative(self.inventory, layer, role);
+    /// The choices for a role, of some experts or of all that have it.
+    fn item(
+        &self,
+        sensitivity: &Sensitivity,
+        used: Option<&UsedAlike>,
+        specs: &[EncodingSpec],
+    ) -> Result<Item> {
+        let Sensitivity { layer, role, .. } = *sensitivity;
+        let (unit, all) = representative(self.inventory, layer, role);
+        let count = used.map_or(all, |used| used.experts.len() as u64);
+        let divergence = sensitivity.divergence * used.map_or(1.0, |used| used.share);
         let missing = || ConvertError::plan(format!("the inventory has no {role} in {unit}"));
         let layout = self.inventory.units.get(&unit);
         let tensor = layout
             .and_then(|layout| layout.find(role))
             .ok_or_else(missing)?;
         let roles = vec![(role, divergence)];
-        let mut item = Item { layer, roles, specs: Vec::new(), choices: Vec::new() };
+        let experts = used.map(|used| used.experts.clone());
+        let mut item = Item { layer, experts, roles, specs: Vec::new(), choices: Vec::new() };
         let held = |wanted| self.limits.is_none_or(|limits| limits.holds(role, wanted));
         let ratios = specs.iter().zip(&sensitivity.ratios);
         for (wanted, ratio) in ratios.filter(|(wanted, _)| held(**wanted)) {
@@ -318,7 +345,7 @@ impl BitAllocation<'_> {
                     .unwrap_or(0)
             })
             .collect();
-        let recipe = recipe(target, items, &least);
+        let recipe = recipe(target, items, &least, &self.experts());
         let plan = Plan::new(self.checkpoint, self.inventory, &recipe, self.options)?;
         // Padding that no budget foresees can leave room for nothing but these.
         if room(&plan, target) >= 0 {
@@ -379,35 +406,84 @@ fn representative(inventory: &Inventory, layer: Option<u32>, role: Role) -> (Uni
     if routed { (expert, u64::from(experts)) } else { (Unit::Layer(layer), 1) }
 }
 
-/// Rules for what was chosen, one per role and encoding; all else stays as it is.
-fn recipe(target: SizeTarget, items: &[Item], chosen: &[usize]) -> Recipe {
-    let mut layers = BTreeMap::<(Role, String), Vec<(Option<u32>, f64)>>::new();
+/// What of a role is stored in one encoding: layers as a whole, and experts of others.
+#[derive(Default)]
+struct Stored {
+    layers: Vec<u32>,
+    experts: BTreeMap<u32, Vec<u32>>,
+    /// What all of it costs alone at the reference.
+    cost: f64,
+    /// What of it each of those layers costs.
+    costs: BTreeMap<u32, f64>,
+}
+
+impl Stored {
+    /// Matches for it and what they cost: one for whole layers, or for what is in none, and one for each other layer.
+    fn matches(self, role: Role, experts: &[u32]) -> Vec<(Match, f64)> {
+        let Self { mut layers, experts: some, cost, costs } = self;
+        let whole = |layer: &u32, some: &Vec<u32>| some.len() == experts[*layer as usize] as usize;
+        let (all, parts): (BTreeMap<_, _>, BTreeMap<_, _>) = some
+            .into_iter()
+            .partition(|(layer, some)| whole(layer, some));
+        layers.extend(all.into_keys());
+        layers.sort_unstable();
+        let apart: f64 = parts.keys().map(|layer| costs[layer]).sum();
+        let role = Some(Roles::from_role(role));
+        let mut found = Vec::new();
+        if parts.is_empty() || !layers.is_empty() {
+            let layer = (!layers.is_empty()).then(|| Numbers::new(&layers));
+            let matches = Match { role: role.clone(), layer, ..Match::default() };
+            found.push((matches, cost - apart));
+        }
+        for (layer, mut some) in parts {
+            some.sort_unstable();
+            let (numbers, expert) = (Numbers::new(&[layer]), Numbers::new(&some));
+            let (layer, expert, cost) = (Some(numbers), Some(expert), costs[&layer]);
+            found.push((Match { role: role.clone(), layer, expert, name: None }, cost));
+        }
+        found
+    }
+}
+
+/// Rules for what was chosen, one per role and encoding, and one for each layer whose experts differ; all else stays as
+/// it is. `experts` are how many each layer has.
+fn recipe(target: SizeTarget, items: &[Item], chosen: &[usize], experts: &[u32]) -> Recipe {
+    let mut stored = BTreeMap::<(Role, String), Stored>::new();
     for (item, at) in items.iter().zip(chosen) {
         for (role, divergence) in &item.roles {
             let key = (*role, item.specs[*at].to_string());
-            layers
-                .entry(key)
-                .or_default()
-                .push((item.layer, *divergence));
+            let stored = stored.entry(key).or_default();
+            stored.cost += divergence;
+            match (item.layer, &item.experts) {
+                (Some(layer), Some(experts)) => {
+                    stored.experts.entry(layer).or_default().extend(experts);
+                    *stored.costs.entry(layer).or_default() += divergence;
+                }
+                (layer, _) => stored.layers.extend(layer),
+            }
         }
     }
-    let rules = layers.into_iter().filter_map(|((role, wanted), found)| {
-        let wanted: EncodingSpec = wanted.parse().ok()?;
-        let numbers: Vec<u32> = found.iter().filter_map(|(layer, _)| *layer).collect();
-        let cost: f64 = found.iter().map(|(_, cost)| cost).sum();
-        Some(Rule {
-            matches: Match {
-                role: Some(Roles::from_role(role)),
-                layer: (!numbers.is_empty()).then(|| Layers::from_numbers(&numbers)),
-                name: None,
-            },
-            encoding: wanted,
-            method: None,
-            zeros: Zeros::Float,
-            fallback: vec![Fallback::Encoding(EncodingSpec::Keep)],
-            optional: false,
-            note: format!("alone at {REFERENCE_BITS} bits these cost {cost:.2e} nats per token"),
-        })
+    let rules = stored.into_iter().flat_map(|((role, wanted), stored)| {
+        let wanted: Option<EncodingSpec> = wanted.parse().ok();
+        let matches = wanted.map(|_| stored.matches(role, experts));
+        let rule = move |(matches, cost): (Match, f64)| {
+            Some(Rule {
+                matches,
+                encoding: wanted?,
+                method: None,
+                zeros: Zeros::Float,
+                fallback: vec![Fallback::Encoding(EncodingSpec::Keep)],
+                optional: false,
+                note: format!(
+                    "alone at {REFERENCE_BITS} bits these cost {cost:.2e} nats per token"
+                ),
+            })
+        };
+        matches
+            .into_iter()
+            .flatten()
+            .filter_map(rule)
+            .collect::<Vec<_>>()
     });
     let keep = Rule {
         matches: Match::default(),

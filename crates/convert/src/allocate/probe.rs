@@ -16,6 +16,7 @@ use shardwright_runtime::{Head, InputSite};
 
 use super::carry::{Carry, depths, relative_error};
 use super::rounding::{EncodingErrors, quantized};
+use super::usage::{UsedAlike, used_alike};
 use crate::calibrate::objectives::Objectives;
 use crate::calibrate::observe::{head_inputs, layer_inputs};
 use crate::calibrate::streams::mean_divergences;
@@ -33,6 +34,8 @@ pub struct Sensitivity {
     pub divergence: f64,
     /// How the error of each encoding to choose from compares with that; none for one that cannot be.
     pub ratios: Vec<Option<f64>>,
+    /// Of experts' matrices: which experts the text uses alike.
+    pub used: Vec<UsedAlike>,
 }
 
 /// The text, the model and how to go about it.
@@ -76,7 +79,7 @@ impl Probing<'_> {
         let mut base = LayerPass::new(original, self.tokens, self.window, self.threads)?;
         let mut others = LayerPass::resume(original, Vec::new(), self.window, 0, self.threads)?;
         let mut trials = self.tables(&mut others)?;
-        let mut streams = trials.len();
+        let (mut streams, mut used) = (trials.len(), BTreeMap::new());
         // `base` is the original between two layers. `others` holds, one after another, the streams of all variants
         // that go to the end, each with one role of one layer below rounded: they take the rest of the model together.
         for layer in 0..original.spec().layers.len() as u32 {
@@ -98,6 +101,10 @@ impl Probing<'_> {
             }
             others.step()?;
             base.step()?;
+            let experts = original.spec().layers[layer as usize].num_experts();
+            if experts > 0 {
+                used.insert(layer, used_alike(base.routes(), experts));
+            }
             for (role, to_the_end, errors, x) in after {
                 let error = relative_error(base.hidden(), &x, hidden);
                 let stream = to_the_end.then_some(streams);
@@ -109,7 +116,15 @@ impl Probing<'_> {
             }
             progress(layer + 1);
         }
-        self.score(base.hidden(), others.hidden(), &trials)
+        let mut measured = self.score(base.hidden(), others.hidden(), &trials)?;
+        for Sensitivity { layer, role, used: own, .. } in &mut measured {
+            let known = layer.and_then(|layer| used.get(&layer));
+            *own = known
+                .filter(|_| role.is_expert())
+                .cloned()
+                .unwrap_or_default();
+        }
+        Ok(measured)
     }
 
     /// Variants of embedding and head, the streams of those appended.
@@ -179,7 +194,8 @@ impl Probing<'_> {
             let carried = || Some(carries.get(&role)?.divergence(layer?, error));
             let divergence = stream.map(|at| measured[at]).or_else(carried);
             let ratios = self.ratios(role, trials);
-            Sensitivity { layer, role, divergence: divergence.unwrap_or_default(), ratios }
+            let divergence = divergence.unwrap_or_default();
+            Sensitivity { layer, role, divergence, ratios, used: Vec::new() }
         };
         Ok(trials.iter().map(sensitivity).collect())
     }

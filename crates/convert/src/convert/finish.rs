@@ -96,8 +96,8 @@ fn fill_shards(manifest: &mut Manifest, finished: &BTreeMap<Unit, LedgerEntry>) 
         shard.blake3 = entry(shard.unit)?.blake3;
     }
     for shards in &mut manifest.experts {
-        let layer = shards.layer;
-        for (hash, expert) in shards.blake3.iter_mut().zip(0u32..) {
+        let (layer, numbers) = (shards.layer, shards.numbers().collect::<Vec<_>>());
+        for (hash, expert) in shards.blake3.iter_mut().zip(numbers) {
             *hash = entry(Unit::Expert { layer, expert })?.blake3;
         }
     }

@@ -51,6 +51,19 @@ struct UnitRoom {
 }
 
 impl UnitRoom {
+    /// What either takes at most.
+    fn most(self, other: Self) -> Self {
+        Self {
+            source: self.source.max(other.source),
+            tensor: self.tensor.max(other.tensor),
+            len: self.len.max(other.len),
+            sums: self.sums.max(other.sums),
+            factors: self.factors.max(other.factors),
+            cols: self.cols.max(other.cols),
+            kept: self.kept.max(other.kept),
+        }
+    }
+
     /// `products`: whether those of all pairs of inputs are known.
     fn new(
         unit: Unit,
@@ -181,10 +194,10 @@ pub fn known(
     };
     let dense = manifest.dense.iter();
     let dense = dense.map(|shard| (room(shard.unit, shard.len, &shard.tensors), 1));
-    let experts = manifest.experts.iter().map(|shards| {
-        let unit = Unit::Expert { layer: shards.layer, expert: 0 };
-        (room(unit, shards.len, &shards.tensors), shards.blake3.len())
-    });
+    let experts = manifest
+        .experts
+        .iter()
+        .map(|shards| (room(shards.first(), shards.len, &shards.tensors), shards.blake3.len()));
     let rooms: Vec<_> = dense.chain(experts).collect();
     // The largest at once, and of each the products that its widest factor is made of.
     let mut each: Vec<_> = rooms
@@ -216,10 +229,11 @@ fn layers(
         }
     }
     for shards in &manifest.experts {
-        let unit = Unit::Expert { layer: shards.layer, expert: 0 };
         let layer = layers.entry(shards.layer).or_default();
-        layer.expert = room(unit, shards.len, &shards.tensors);
-        layer.experts = shards.blake3.len() as u64;
+        layer.expert = layer
+            .expert
+            .most(room(shards.first(), shards.len, &shards.tensors));
+        layer.experts += shards.blake3.len() as u64;
     }
     layers
 }

@@ -114,8 +114,11 @@ pub fn cost(
     }
 }
 
+/// Where experts of a layer differ, as if all that are picked were of the largest.
 fn experts_per_token(manifest: &Manifest) -> u64 {
-    let layers = manifest.experts.iter().map(|experts| {
+    let layers = manifest.experts.chunk_by(|a, b| a.layer == b.layer);
+    let largest = layers.filter_map(|entries| entries.iter().max_by_key(|entry| entry.len));
+    let layers = largest.map(|experts| {
         let layer = &manifest.model.layers[experts.layer as usize];
         let visited = match &layer.ffn {
             Ffn::Moe(moe) => u64::from(moe.num_experts_per_tok),

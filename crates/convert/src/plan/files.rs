@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use shardwright_format::manifest::{
     DENSE_FILE_LIMIT, DenseShard, EXPERTS_DIR, ExpertShards, FileEntry, FileKind, Hash, Manifest,
 };
-use shardwright_format::{ModelSpec, Unit, UnitLayout, mismatch};
+use shardwright_format::{Unit, UnitLayout, mismatch};
 
-use super::entry;
+use super::{PlacedExperts, entry};
 use crate::error::{ConvertError, Result};
 
 fn too_large(unit: Unit) -> ConvertError {
@@ -38,26 +38,34 @@ pub fn place_dense_shards(
     Ok(shards)
 }
 
-/// One file per layer with experts, every expert on a multiple of the stride.
+/// One file for the experts of a layer that are stored alike, every expert on a multiple of the stride.
 pub fn place_expert_shards(
-    units: Vec<(Unit, UnitLayout)>,
-    spec: &ModelSpec,
+    placed: Vec<PlacedExperts>,
     alignment: u64,
 ) -> Result<Vec<ExpertShards>> {
-    let place = |(unit, UnitLayout { tensors, len }): (Unit, UnitLayout)| {
-        let layer = unit.layer().unwrap_or_default();
-        let count = spec.layers[layer as usize].num_experts() as usize;
-        let stride = len
-            .checked_next_multiple_of(alignment)
-            .ok_or_else(|| too_large(unit))?;
+    let mut shards: Vec<ExpertShards> = Vec::with_capacity(placed.len());
+    for placed in placed {
+        let unit = placed.first();
+        let PlacedExperts { layer, experts, count, layout: UnitLayout { tensors, len } } = placed;
+        let stride = len.checked_next_multiple_of(alignment);
+        let stride = stride.ok_or_else(|| too_large(unit))?;
         stride
-            .checked_mul(count as u64)
+            .checked_mul(u64::from(count))
             .ok_or_else(|| too_large(unit))?;
-        let file = format!("{EXPERTS_DIR}/layer-{layer:03}.bin");
-        let blake3 = vec![Hash::ZERO; count];
-        Ok(ExpertShards { layer, file, stride, len, tensors, blake3 })
-    };
-    units.into_iter().map(place).collect()
+        // The first of a layer's files has its name alone; the others are numbered.
+        let before = shards
+            .iter()
+            .rev()
+            .take_while(|shards| shards.layer == layer);
+        let number = match before.count() {
+            0 => String::new(),
+            number => format!("-{number}"),
+        };
+        let file = format!("{EXPERTS_DIR}/layer-{layer:03}{number}.bin");
+        let blake3 = vec![Hash::ZERO; count as usize];
+        shards.push(ExpertShards { layer, experts, file, stride, len, tensors, blake3 });
+    }
+    Ok(shards)
 }
 
 /// Every shard file with its size: the end of its last shard rounded up to the alignment.

@@ -16,8 +16,8 @@ use shardwright_format::arch::{Extra, Inventory};
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::layout::{place_dense, place_expert};
 use shardwright_format::manifest::{
-    ALIGNMENTS, Calibration, CheckpointRecord, DEFAULT_ALIGNMENT, DenseShard, ExpertShards, FORMAT,
-    FileEntry, FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile, VERSION,
+    ALIGNMENTS, Calibration, CheckpointRecord, DEFAULT_ALIGNMENT, DenseShard, FORMAT, FileEntry,
+    FileKind, Hash, Ignored, MANIFEST_FILE, Manifest, REPORT_FILE, SourceFile, VERSION,
 };
 use shardwright_format::{
     FormatError, GENERATOR, Role, SourceView, TensorEntry, Unit, UnitLayout, mismatch,
@@ -136,7 +136,7 @@ pub struct Plan {
     /// The manifest with every hash zero; its shards are the layout.
     #[serde(skip, default = "stored::no_manifest")]
     pub manifest: Manifest,
-    /// How codes are chosen, per tensor of a dense unit and of each layer's expert 0; only
+    /// How codes are chosen, per tensor of a dense unit and of the first of experts that are stored alike; only
     /// [`Self::planned`] looks here.
     #[serde(skip)]
     methods: BTreeMap<Unit, Vec<Rounding>>,
@@ -170,11 +170,20 @@ pub(crate) struct PlannedTensor<'p> {
     pub zeros: Zeros,
 }
 
-/// A unit's layout and the methods of its tensors.
+/// The layout of a unit, or of experts alike, and the methods of its tensors.
 struct Resolved {
     unit: Unit,
     layout: UnitLayout,
     methods: Vec<Rounding>,
+}
+
+/// Experts of a layer that are stored alike, and how.
+pub(crate) struct PlacedExperts {
+    layer: u32,
+    /// Ascending; none where they are all.
+    experts: Option<Vec<u32>>,
+    count: u32,
+    layout: UnitLayout,
 }
 
 impl Plan {
@@ -191,12 +200,16 @@ impl Plan {
     ) -> Result<Self> {
         check_alignment(options.alignment)?;
         let mut resolver = Resolver::new(recipe, inventory, options.calibration.is_some());
-        let (mut dense, mut experts) = (Vec::new(), Vec::new());
+        let (mut dense, mut experts, mut methods) = (Vec::new(), Vec::new(), BTreeMap::new());
         for unit in inventory.spec.units() {
             match unit {
                 Unit::Expert { expert: 1.., .. } => {}
                 Unit::Expert { layer, .. } => {
-                    experts.push(resolve_experts(&mut resolver, inventory, layer)?);
+                    let found = resolve_experts(&mut resolver, inventory, layer)?;
+                    for (placed, roundings) in found {
+                        methods.insert(placed.first(), roundings);
+                        experts.push(placed);
+                    }
                 }
                 _ => dense.push(resolve_dense(&mut resolver, inventory, unit)?),
             }
@@ -215,10 +228,8 @@ impl Plan {
         ignored.sort_by(|a, b| a.tensor.cmp(&b.tensor));
         let resolution = resolver.finish()?;
         let (copies, skipped) = copies(checkpoint)?;
-        let resolved = dense.iter().chain(&experts);
-        let methods = resolved.map(|r| (r.unit, r.methods.clone())).collect();
-        let layouts = |resolved: Vec<Resolved>| resolved.into_iter().map(|r| (r.unit, r.layout));
-        let (dense, experts) = (layouts(dense).collect(), layouts(experts).collect());
+        methods.extend(dense.iter().map(|r| (r.unit, r.methods.clone())));
+        let dense = dense.into_iter().map(|r| (r.unit, r.layout)).collect();
         let mut plan = Self {
             recipe: recipe.clone(),
             rules: resolution.rules,
@@ -247,12 +258,11 @@ impl Plan {
     fn lay_out(
         &mut self,
         dense: Vec<(Unit, UnitLayout)>,
-        experts: Vec<(Unit, UnitLayout)>,
+        experts: Vec<PlacedExperts>,
         copies: Vec<FileEntry>,
     ) -> Result<()> {
         self.manifest.dense = files::place_dense_shards(dense, self.manifest.alignment)?;
-        let spec = &self.manifest.model;
-        self.manifest.experts = files::place_expert_shards(experts, spec, self.manifest.alignment)?;
+        self.manifest.experts = files::place_expert_shards(experts, self.manifest.alignment)?;
         let mut entries = shard_files(&self.manifest)?;
         entries.extend(copies);
         entries.push(entry(REPORT_FILE, FileKind::Report, 0));
@@ -296,9 +306,10 @@ impl Plan {
     /// The layout of a unit; none for a unit that the model does not have.
     pub fn layout(&self, unit: Unit) -> Option<UnitLayout> {
         match unit {
-            Unit::Expert { layer, .. } => self
-                .expert_shards(layer)
-                .map(|s| UnitLayout { tensors: s.tensors.clone(), len: s.len }),
+            Unit::Expert { layer, expert } => self
+                .manifest
+                .expert(layer, expert)
+                .map(|(s, _)| UnitLayout { tensors: s.tensors.clone(), len: s.len }),
             _ => self
                 .dense_shard(unit)
                 .map(|s| UnitLayout { tensors: s.tensors.clone(), len: s.len }),
@@ -308,9 +319,8 @@ impl Plan {
     /// What makes a unit; none for one that the model does not have.
     pub(crate) fn planned<'p>(&'p self, unit: Unit) -> Option<PlannedUnit<'p>> {
         let (file, extent, tensors, methods) = if let Unit::Expert { layer, expert } = unit {
-            let shards = self.expert_shards(layer)?;
-            let methods = self.methods.get(&Unit::Expert { layer, expert: 0 })?;
-            (&shards.file, shards.extent(expert)?, &shards.tensors, methods)
+            let (shards, extent) = self.manifest.expert(layer, expert)?;
+            (&shards.file, extent, &shards.tensors, self.methods.get(&shards.first())?)
         } else {
             let shard = self.dense_shard(unit)?;
             (&shard.file, shard.extent(), &shard.tensors, self.methods.get(&unit)?)
@@ -327,13 +337,6 @@ impl Plan {
         };
         let tensors = tensors.iter().zip(methods).map(tensor).collect();
         Some(PlannedUnit { unit, file, offset: extent.offset, len: extent.len, tensors })
-    }
-
-    /// A layer's experts.
-    fn expert_shards(&self, layer: u32) -> Option<&ExpertShards> {
-        let experts = &self.manifest.experts;
-        let at = experts.binary_search_by_key(&layer, |e| e.layer).ok()?;
-        experts.get(at)
     }
 
     /// A dense shard.
@@ -461,17 +464,48 @@ impl OmittedExtra {
     }
 }
 
-/// All experts of a layer at once: they differ in their sources alone.
+impl PlacedExperts {
+    /// The unit that stands for all of them.
+    fn first(&self) -> Unit {
+        let first = self.experts.iter().flatten().next();
+        Unit::Expert { layer: self.layer, expert: first.copied().unwrap_or_default() }
+    }
+}
+
+/// The experts of a layer, those together that the source has alike and the recipe treats alike.
 fn resolve_experts(
     resolver: &mut Resolver<'_>,
     inventory: &Inventory,
     layer: u32,
-) -> Result<Resolved> {
-    let unit = Unit::Expert { layer, expert: 0 };
-    let count = inventory.spec.layers[layer as usize].num_experts();
-    let (tensors, methods) = choose_all(resolver, unit, inventory.expert_tensors(layer), count)?;
-    let layout = place_expert(tensors).map_err(|e| ConvertError::plan(format!("{unit}: {e}")))?;
-    Ok(Resolved { unit, layout, methods })
+) -> Result<Vec<(PlacedExperts, Vec<Rounding>)>> {
+    let mut groups: Vec<(Vec<u32>, UnitLayout, Vec<Rounding>)> = Vec::new();
+    for alike in inventory.experts(layer) {
+        for experts in resolver.groups(layer, &alike.tensors, &alike.experts) {
+            let unit = Unit::Expert { layer, expert: experts[0] };
+            let count = experts.len() as u32;
+            let (tensors, methods) = choose_all(resolver, unit, Some(&alike.tensors), count)?;
+            let layout =
+                place_expert(tensors).map_err(|e| ConvertError::plan(format!("{unit}: {e}")))?;
+            let same = |(_, known, how): &&mut (_, UnitLayout, Vec<Rounding>)| {
+                known.tensors == layout.tensors && *how == methods
+            };
+            match groups.iter_mut().find(same) {
+                Some((known, ..)) => known.extend(experts),
+                None => groups.push((experts, layout, methods)),
+            }
+        }
+    }
+    for (experts, ..) in &mut groups {
+        experts.sort_unstable();
+    }
+    groups.sort_by_key(|(experts, ..)| experts[0]);
+    let alone = groups.len() == 1;
+    let placed = groups.into_iter().map(|(experts, layout, methods)| {
+        let count = experts.len() as u32;
+        let experts = (!alone).then_some(experts);
+        (PlacedExperts { layer, experts, count, layout }, methods)
+    });
+    Ok(placed.collect())
 }
 
 /// The tensors of a unit, or of `count` units alike, with how they are stored.

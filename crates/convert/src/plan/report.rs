@@ -85,6 +85,9 @@ pub struct TensorReport {
 pub struct ExpertReport {
     /// The layer.
     pub layer: u32,
+    /// Which of its experts, ascending; absent where they are all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Vec<u32>>,
     /// What they are for.
     pub role: Role,
     /// Name in the checkpoint; `{expert}` stands for each expert's number.
@@ -93,7 +96,7 @@ pub struct ExpertReport {
     pub encoding: String,
     /// How codes were chosen; none for plain floats.
     pub method: Option<Method>,
-    /// Root of the squared error over the squared weights, all experts together.
+    /// Root of the squared error over the squared weights, these experts together.
     pub relative_rmse: f64,
     /// Signal to noise in decibels; none for exact copies.
     pub sqnr_db: Option<f64>,
@@ -129,16 +132,20 @@ impl ConversionReport {
         let tensors = tensors.collect();
         let experts = plan.manifest.experts.iter().flat_map(|shards| {
             let layer = shards.layer;
-            let units: Vec<_> = (0..shards.blake3.len() as u32)
-                .map(|expert| stats(Unit::Expert { layer, expert }))
+            let units = shards.numbers();
+            let units: Vec<_> = units
+                .map(|expert| (expert, stats(Unit::Expert { layer, expert })))
                 .collect();
-            let planned = plan.planned(Unit::Expert { layer, expert: 0 });
+            let planned = plan.planned(shards.first());
             let each = planned
                 .into_iter()
                 .flat_map(|unit| unit.tensors)
                 .enumerate();
             each.map(|(at, tensor)| {
-                expert_report(layer, &tensor, units.iter().filter_map(|u| u.get(at)))
+                let each = units
+                    .iter()
+                    .filter_map(|(expert, u)| Some((*expert, u.get(at)?)));
+                expert_report(layer, shards.experts.clone(), &tensor, each)
             })
             .collect::<Vec<_>>()
         });
@@ -299,12 +306,13 @@ fn tensor_report(planned: &PlannedTensor<'_>, stats: &QuantStats) -> TensorRepor
 
 fn expert_report<'a>(
     layer: u32,
+    experts: Option<Vec<u32>>,
     planned: &PlannedTensor<'_>,
-    each: impl Iterator<Item = &'a QuantStats>,
+    each: impl Iterator<Item = (u32, &'a QuantStats)>,
 ) -> ExpertReport {
     let (tensor, mut all) = (planned.entry, ZERO);
     let mut worst = (0, 0.0);
-    for (expert, stats) in (0u32..).zip(each) {
+    for (expert, stats) in each {
         all.merge(stats);
         let found = stats.relative_rmse();
         if found > worst.1 {
@@ -313,6 +321,7 @@ fn expert_report<'a>(
     }
     ExpertReport {
         layer,
+        experts,
         role: tensor.role,
         tensor: tensor.source.tensor.clone(),
         encoding: tensor.encoding.label(),

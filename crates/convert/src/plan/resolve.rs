@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use shardwright_format::arch::Inventory;
 use shardwright_format::manifest::Excerpt;
+use shardwright_format::model::LayerSpec;
 use shardwright_format::{Decoder, Role, SourceView, TensorEntry, Unit};
 use shardwright_quant::{Encoding, EncodingError, Float, Method, Objective, Zeros};
 
@@ -108,6 +109,8 @@ pub struct Resolver<'a> {
     recipe: &'a Recipe,
     /// Layers of the checkpoint, by which rules count.
     layers: u32,
+    /// Experts of each layer.
+    experts: Vec<u32>,
     /// The layers in hand, where not all.
     excerpt: Option<Excerpt>,
     /// Whether something is known of the inputs of matrices.
@@ -133,14 +136,19 @@ impl<'a> Resolver<'a> {
         };
         let excerpt = inventory.excerpt;
         let layers = excerpt.map_or(inventory.spec.layers.len() as u32, |excerpt| excerpt.of);
-        Self { recipe, layers, excerpt, calibrated, resolution }
+        let experts = inventory
+            .spec
+            .layers
+            .iter()
+            .map(LayerSpec::num_experts)
+            .collect();
+        Self { recipe, layers, experts, excerpt, calibrated, resolution }
     }
 
-    /// Decides for a tensor of the text model, or for the tensors that `count` experts of a layer
-    /// have alike.
+    /// Decides for a tensor of the text model, or for those that `count` experts have alike, `unit` the first.
     pub fn choose(&mut self, unit: Unit, tensor: &TensorEntry, count: u32) -> Result<Chosen> {
-        let name = || tensor.source.of_expert(0).tensor;
-        let Some(at) = self.rule_for(unit, tensor, count)? else {
+        let name = || tensor.in_unit(unit).source.tensor;
+        let Some(at) = self.rule_for(unit, tensor) else {
             return Err(self.refuse(format!(
                 "no rule matches tensor `{}` ({})",
                 name(),
@@ -161,7 +169,7 @@ impl<'a> Resolver<'a> {
     /// Decides for a tensor that is not the text model's: none where it is left out, as it is
     /// unless a rule names its role.
     pub fn choose_extra(&mut self, unit: Unit, tensor: &TensorEntry) -> Result<Option<Chosen>> {
-        match self.rule_for(unit, tensor, 1)? {
+        match self.rule_for(unit, tensor) {
             Some(at) => self.apply(at, tensor, 1),
             None => Ok(None),
         }
@@ -241,32 +249,58 @@ impl<'a> Resolver<'a> {
         encoding
     }
 
-    /// The first rule that matches, the same for all `count` tensors, if any does.
-    fn rule_for(&self, unit: Unit, tensor: &TensorEntry, count: u32) -> Result<Option<usize>> {
-        let first = self.excerpt.map_or(0, |excerpt| excerpt.first);
-        let layer = unit.layer().map(|layer| layer + first);
-        for (at, rule) in self.recipe.rules.iter().enumerate() {
-            if !rule.matches.holds(tensor.role, layer, self.layers) {
-                continue;
-            }
-            let holds = |e: &u32| rule.matches.holds_name(&tensor.source.of_expert(*e).tensor);
-            let held = match rule.matches.name {
-                None => count,
-                Some(_) => (0..count).filter(holds).count() as u32,
-            };
-            if held == count {
-                return Ok(Some(at));
-            }
-            if held > 0 {
-                let (label, missed) = (describe(at, rule), count - held);
-                return Err(self.refuse(format!(
-                    "rule {label} matches `{}` of {held} experts and not of {missed}; \
-                     all experts of a layer are stored alike",
-                    tensor.source.tensor
-                )));
+    /// Those of `experts` for which the same rules decide, in groups; each has `tensors`.
+    pub fn groups(&self, layer: u32, tensors: &[TensorEntry], experts: &[u32]) -> Vec<Vec<u32>> {
+        let unit = |expert| Unit::Expert { layer, expert };
+        let rules: Vec<_> = tensors
+            .iter()
+            .map(|t| self.rules_for(unit(0), t.role))
+            .collect();
+        let apart = |at: &usize| self.recipe.rules[*at].matches.is_of_some_experts();
+        if !rules.iter().flatten().any(apart) {
+            return vec![experts.to_vec()];
+        }
+        let mut groups: Vec<(Vec<Option<usize>>, Vec<u32>)> = Vec::new();
+        for &expert in experts {
+            let each = tensors.iter().zip(&rules);
+            let first = each.map(|(tensor, rules)| self.first_of(rules, unit(expert), tensor));
+            let first: Vec<_> = first.collect();
+            match groups.iter_mut().find(|(known, _)| *known == first) {
+                Some((_, experts)) => experts.push(expert),
+                None => groups.push((first, vec![expert])),
             }
         }
-        Ok(None)
+        groups.into_iter().map(|(_, experts)| experts).collect()
+    }
+
+    /// The first rule that matches a unit's tensor, if any does.
+    fn rule_for(&self, unit: Unit, tensor: &TensorEntry) -> Option<usize> {
+        self.first_of(&self.rules_for(unit, tensor.role), unit, tensor)
+    }
+
+    /// Rules that are about a role of a unit's layer, about some experts or names or all of them.
+    fn rules_for(&self, unit: Unit, role: Role) -> Vec<usize> {
+        let first = self.excerpt.map_or(0, |excerpt| excerpt.first);
+        let layer = unit.layer().map(|layer| layer + first);
+        let rules = self.recipe.rules.iter().enumerate();
+        let held = rules.filter(|(_, rule)| rule.matches.holds(role, layer, self.layers));
+        held.map(|(at, _)| at).collect()
+    }
+
+    /// The first of `rules` that holds for a unit's expert and name.
+    fn first_of(&self, rules: &[usize], unit: Unit, tensor: &TensorEntry) -> Option<usize> {
+        let expert = match unit {
+            Unit::Expert { expert, .. } => Some(expert),
+            _ => None,
+        };
+        let experts = unit.layer().map_or(0, |layer| self.experts[layer as usize]);
+        let holds = |at: &&usize| {
+            let matches = &self.recipe.rules[**at].matches;
+            matches.holds_expert(expert, experts)
+                && (matches.name.is_none()
+                    || matches.holds_name(&tensor.in_unit(unit).source.tensor))
+        };
+        rules.iter().find(holds).copied()
     }
 
     fn refuse(&self, detail: impl std::fmt::Display) -> ConvertError {
@@ -431,6 +465,10 @@ fn describe(at: usize, rule: &Rule) -> String {
             .layer
             .as_ref()
             .map(|layers| format!("layers {layers}")),
+        matches
+            .expert
+            .as_ref()
+            .map(|experts| format!("experts {experts}")),
         matches.name.as_ref().map(|name| format!("name {name}")),
     ];
     let parts: Vec<_> = parts.into_iter().flatten().collect();

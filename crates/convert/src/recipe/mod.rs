@@ -8,7 +8,7 @@ use shardwright_format::{Refusal, Role, mismatch};
 use shardwright_quant::{Float, Method, Zeros};
 
 pub use encoding::{EncodingSpec, Fallback};
-pub use pattern::{LayerRange, Layers, Roles, matches_glob};
+pub use pattern::{NumberRange, Numbers, Roles, matches_glob};
 
 /// Which tensor is stored how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,7 +73,10 @@ pub struct Match {
     /// Layers: `3`, `0..4` (the end not included), `first 2`, `last 2`, one or a list. Embedding
     /// and head are in no layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub layer: Option<Layers>,
+    pub layer: Option<Numbers>,
+    /// Experts of a layer, written as layers are. What is no expert's is not meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert: Option<Numbers>,
     /// The tensor's name in the checkpoint, with `*` and `?`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -95,6 +98,17 @@ impl Match {
                 .layer
                 .as_ref()
                 .is_none_or(|l| layer.is_some_and(|layer| l.contains(layer, layers)))
+    }
+
+    /// Whether it tells experts of a layer apart.
+    pub const fn is_of_some_experts(&self) -> bool {
+        self.name.is_some() || self.expert.is_some()
+    }
+
+    /// Whether `expert`, of `experts` in its layer, holds; none for what is no expert's.
+    pub fn holds_expert(&self, expert: Option<u32>, experts: u32) -> bool {
+        let holds = |numbers: &Numbers| expert.is_some_and(|e| numbers.contains(e, experts));
+        self.expert.as_ref().is_none_or(holds)
     }
 
     /// Whether the name holds.
@@ -376,7 +390,7 @@ mod tests {
             ),
             (
                 r#"{"name":"x","rules":[{"match":{"layer":"4..2"},"encoding":"keep"}]}"#,
-                "layer: expected like `3`, `0..4`, `first 2` or `last 2`, found `4..2`",
+                "expected like `3`, `0..4`, `first 2` or `last 2`, found `4..2`",
             ),
             (r#"{"name":"x","rules":[{"encoding":"keep","bits":3}]}"#, "unknown field `bits`"),
             (

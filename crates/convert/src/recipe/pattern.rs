@@ -1,4 +1,4 @@
-//! Which tensors a rule is about: globs over names, sets of roles, ranges of layers.
+//! Which tensors a rule is about: globs over names, sets of roles, ranges of layers and of experts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -118,39 +118,39 @@ impl From<Roles> for OneOrMany {
     }
 }
 
-/// A set of layers, written as ranges.
+/// A set of layers, or of a layer's experts, written as ranges.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "OneOrMany", into = "OneOrMany")]
-pub struct Layers(Vec<LayerRange>);
+pub struct Numbers(Vec<NumberRange>);
 
-impl Layers {
-    /// These layers, ascending, as few ranges as hold them.
-    pub fn from_numbers(layers: &[u32]) -> Self {
+impl Numbers {
+    /// These numbers, ascending, as few ranges as hold them.
+    pub fn new(numbers: &[u32]) -> Self {
         let mut ranges = Vec::new();
-        for run in layers.chunk_by(|a, b| a + 1 == *b) {
+        for run in numbers.chunk_by(|a, b| a + 1 == *b) {
             ranges.extend(match *run {
-                [one] => Some(LayerRange::One(one)),
-                [first, .., last] => Some(LayerRange::Between(first, last + 1)),
+                [one] => Some(NumberRange::One(one)),
+                [first, .., last] => Some(NumberRange::Between(first, last + 1)),
                 [] => None,
             });
         }
         Self(ranges)
     }
 
-    /// Whether layer `layer` of `count` is among them.
-    pub fn contains(&self, layer: u32, count: u32) -> bool {
-        self.0.iter().any(|range| range.contains(layer, count))
+    /// Whether `number`, of `count` from 0, is among them.
+    pub fn contains(&self, number: u32, count: u32) -> bool {
+        self.0.iter().any(|range| range.contains(number, count))
     }
 }
 
-impl fmt::Display for Layers {
+impl fmt::Display for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ranges: Vec<_> = self.0.iter().map(LayerRange::to_string).collect();
+        let ranges: Vec<_> = self.0.iter().map(NumberRange::to_string).collect();
         f.write_str(&ranges.join(", "))
     }
 }
 
-impl TryFrom<OneOrMany> for Layers {
+impl TryFrom<OneOrMany> for Numbers {
     type Error = Refusal;
     fn try_from(raw: OneOrMany) -> Result<Self, Refusal> {
         let texts = Vec::from(raw);
@@ -162,17 +162,17 @@ impl TryFrom<OneOrMany> for Layers {
     }
 }
 
-impl From<Layers> for OneOrMany {
-    fn from(layers: Layers) -> Self {
-        let texts: Vec<_> = layers.0.iter().map(LayerRange::to_string).collect();
+impl From<Numbers> for OneOrMany {
+    fn from(layers: Numbers) -> Self {
+        let texts: Vec<_> = layers.0.iter().map(NumberRange::to_string).collect();
         texts.into()
     }
 }
 
-/// Layers that follow one another.
+/// Layers, or experts, that follow one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayerRange {
-    /// One layer: `3`.
+pub enum NumberRange {
+    /// One alone: `3`.
     One(u32),
     /// From the first number to before the second: `0..4`.
     Between(u32, u32),
@@ -182,18 +182,18 @@ pub enum LayerRange {
     Last(u32),
 }
 
-impl LayerRange {
-    fn contains(self, layer: u32, count: u32) -> bool {
+impl NumberRange {
+    fn contains(self, number: u32, count: u32) -> bool {
         match self {
-            Self::One(one) => layer == one,
-            Self::Between(from, to) => (from..to).contains(&layer),
-            Self::First(n) => layer < n,
-            Self::Last(n) => layer >= count.saturating_sub(n),
+            Self::One(one) => number == one,
+            Self::Between(from, to) => (from..to).contains(&number),
+            Self::First(n) => number < n,
+            Self::Last(n) => number >= count.saturating_sub(n),
         }
     }
 }
 
-impl FromStr for LayerRange {
+impl FromStr for NumberRange {
     type Err = Refusal;
 
     fn from_str(text: &str) -> Result<Self, Refusal> {
@@ -212,12 +212,11 @@ impl FromStr for LayerRange {
         };
         parsed.ok_or_else(|| {
             mismatch("like `3`, `0..4`, `first 2` or `last 2`", format_args!("`{text}`"))
-                .at("layer")
         })
     }
 }
 
-impl fmt::Display for LayerRange {
+impl fmt::Display for NumberRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::One(one) => write!(f, "{one}"),
@@ -251,12 +250,12 @@ mod tests {
     }
 
     #[test]
-    fn layer_ranges_count_from_either_end() {
+    fn ranges_count_from_either_end() {
         for (text, expected) in
             [("2", vec![2]), ("1..3", vec![1, 2]), ("first 2", vec![0, 1]), ("last 2", vec![3, 4])]
         {
-            let range: LayerRange = text.parse().unwrap();
-            let found: Vec<_> = (0..5).filter(|layer| range.contains(*layer, 5)).collect();
+            let range: NumberRange = text.parse().unwrap();
+            let found: Vec<_> = (0..5).filter(|number| range.contains(*number, 5)).collect();
             assert_eq!(found, expected, "{text}");
             assert_eq!(range.to_string(), text);
         }

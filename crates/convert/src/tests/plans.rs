@@ -128,15 +128,48 @@ fn sizes_of_trellis_codes_are_planned() {
 }
 
 #[test]
-fn experts_of_a_layer_are_stored_alike() {
+fn experts_of_a_layer_may_be_stored_in_several_ways() {
     let json = r#"{"name":"t","rules":[
-        {"match":{"name":"*.experts.0.*"},"encoding":"keep"},{"encoding":"q4g32"}]}"#;
-    let error = refusal("golden/qwen3_moe", json);
-    assert!(
-        error.starts_with("recipe `t`: rule 1 (name *.experts.0.*) matches `model.layers."),
-        "{error}"
+        {"match":{"name":"*.experts.3.*"},"encoding":"keep"},
+        {"match":{"role":"expert.*","expert":["0","last 1"]},"encoding":"q8g32"},
+        {"match":{"role":"expert.up_proj","layer":"0","expert":"1..3"},"encoding":"q4g32"},
+        {"encoding":"q4g32"}]}"#;
+    let case = plan("golden/qwen3_moe", json).unwrap();
+    let manifest = &case.plan.manifest;
+    let entries = manifest.experts.iter().map(|entry| {
+        let labels = entry.tensors[1].encoding.label();
+        (entry.layer, entry.experts.clone().unwrap(), entry.file.as_str(), labels)
+    });
+    // Rules that ask for the same make no entries of their own.
+    let entry = |layer, experts: &[u32], file, label: &str| {
+        (layer, experts.to_vec(), file, label.to_owned())
+    };
+    assert_eq!(
+        entries.collect::<Vec<_>>(),
+        [
+            entry(0, &[0, 5], "experts/layer-000.bin", "q8 g32 bf16"),
+            entry(0, &[1, 2, 4], "experts/layer-000-1.bin", "q4 g32 bf16"),
+            entry(0, &[3], "experts/layer-000-2.bin", "bf16"),
+            entry(2, &[0, 5], "experts/layer-002.bin", "q8 g32 bf16"),
+            entry(2, &[1, 2, 4], "experts/layer-002-1.bin", "q4 g32 bf16"),
+            entry(2, &[3], "experts/layer-002-2.bin", "bf16"),
+        ]
     );
-    assert!(error.ends_with("; all experts of a layer are stored alike"), "{error}");
+    let rules: Vec<_> = case
+        .plan
+        .rules
+        .iter()
+        .map(|rule| (&*rule.rule, rule.tensors))
+        .collect();
+    assert_eq!(rules[0], ("1 (name *.experts.3.*)", 6));
+    assert_eq!(rules[1], ("2 (expert.*; experts 0, last 1)", 12));
+    assert_eq!(rules[2], ("3 (expert.up_proj; layers 0; experts 1..3)", 2));
+    let none = r#"{"name":"t","rules":[
+        {"match":{"role":"expert.*","expert":"9"},"encoding":"keep"},{"encoding":"q4g32"}]}"#;
+    assert_eq!(
+        refusal("golden/qwen3_moe", none),
+        "recipe `t`: rule 1 (expert.*; experts 9) matches nothing in this checkpoint"
+    );
 }
 
 #[test]

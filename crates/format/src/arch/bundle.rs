@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::inventory::{Extra, Inventory};
+use super::inventory::{AlikeExperts, Extra, Inventory};
 use crate::bundle::Bundle;
 use crate::checkpoint::source_tensors;
 use crate::error::{FormatError, Result};
@@ -32,8 +32,8 @@ impl Inventory {
             }
             let own = tensors.iter().map(|entry| entry.in_unit(unit)).collect();
             units.insert(unit, placed(own)?);
-            if let Unit::Expert { layer, expert: 0 } = unit {
-                experts.insert(layer, tensors);
+            if let Unit::Expert { layer, expert } = unit {
+                AlikeExperts::add(experts.entry(layer).or_default(), expert, tensors);
             }
         }
         Ok(Self {

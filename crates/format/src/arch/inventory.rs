@@ -14,7 +14,7 @@ use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
 use crate::layout::place_dense;
-use crate::manifest::{Excerpt, Ignored};
+use crate::manifest::{Excerpt, Ignored, MAX_EXPERT_ENTRIES};
 use crate::model::ModelSpec;
 use crate::names::{fill, in_layer, split, template};
 use crate::refusal::{Refusal, mismatch};
@@ -44,8 +44,27 @@ pub struct Inventory {
     pub ignored: Vec<Ignored>,
     /// The layers that it has of the checkpoint, where not all.
     pub excerpt: Option<Excerpt>,
-    /// Per layer, one view for all its experts: see [`SourceView`].
-    pub(super) experts: BTreeMap<u32, Vec<TensorEntry>>,
+    /// Of each layer with experts, in the order of their first.
+    pub(super) experts: BTreeMap<u32, Vec<AlikeExperts>>,
+}
+
+/// Experts of a layer whose tensors differ in their sources alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AlikeExperts {
+    /// Ascending.
+    pub experts: Vec<u32>,
+    /// What each has, in the order of [`Role`], with the view that gives expert `e` by [`SourceView::of_expert`].
+    pub tensors: Vec<TensorEntry>,
+}
+
+impl AlikeExperts {
+    /// Adds `expert`, which is above all before it, to those that it is like.
+    pub(super) fn add(all: &mut Vec<Self>, expert: u32, tensors: Vec<TensorEntry>) {
+        match all.iter_mut().find(|alike| alike.tensors == tensors) {
+            Some(alike) => alike.experts.push(expert),
+            None => all.push(Self { experts: vec![expert], tensors }),
+        }
+    }
 }
 
 /// What the names of biases end in.
@@ -56,7 +75,7 @@ impl Inventory {
     ///
     /// # Errors
     /// An unsupported configuration; a tensor that the table does not know, that is missing, given
-    /// twice or of another shape; experts of one layer that are stored differently.
+    /// twice or of another shape.
     pub fn new(checkpoint: &Checkpoint, arch: Option<&Arch>) -> Result<Self> {
         let builtin;
         let arch = if let Some(arch) = arch {
@@ -74,10 +93,9 @@ impl Inventory {
         self.units.get(&unit).or_else(extra)
     }
 
-    /// The tensors of a layer's experts, in the order of [`Role`], each with the view that gives
-    /// expert `e` by [`SourceView::of_expert`]. None for a layer without experts.
-    pub fn expert_tensors(&self, layer: u32) -> Option<&[TensorEntry]> {
-        self.experts.get(&layer).map(Vec::as_slice)
+    /// The experts of a layer, as many times as the source stores them otherwise; none of a layer without.
+    pub fn experts(&self, layer: u32) -> &[AlikeExperts] {
+        self.experts.get(&layer).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -357,15 +375,22 @@ impl<'a> Matching<'a> {
         self.take_lone_head()?;
         self.check_tied_head()?;
         let mut units = BTreeMap::new();
-        let mut experts: BTreeMap<u32, Vec<TensorEntry>> = BTreeMap::new();
+        let mut experts: BTreeMap<u32, Vec<AlikeExperts>> = BTreeMap::new();
         for unit in self.spec.units() {
-            let mut tensors = Vec::new();
+            let (mut tensors, mut templates) = (Vec::new(), Vec::new());
             for shape in self.spec.tensors(unit) {
                 let claim = self.claims.remove(&(unit, shape.role));
                 let claim = claim.ok_or_else(|| self.missing(unit, shape))?;
                 tensors.push(claim.tensor(claim.view()));
-                if let Unit::Expert { layer, expert } = unit {
-                    self.share(experts.entry(layer).or_default(), expert, &claim)?;
+                templates.push(claim.tensor(claim.template.clone()));
+            }
+            if let Unit::Expert { layer, expert } = unit {
+                let alike = experts.entry(layer).or_default();
+                AlikeExperts::add(alike, expert, templates);
+                if alike.len() > MAX_EXPERT_ENTRIES {
+                    let most = format_args!("experts stored in at most {MAX_EXPERT_ENTRIES} ways");
+                    let detail = mismatch(most, "more").at(format_args!("layer {layer}"));
+                    return Err(FormatError::file(self.checkpoint.root(), detail));
                 }
             }
             units.insert(unit, self.placed(unit, tensors)?);
@@ -381,33 +406,6 @@ impl<'a> Matching<'a> {
     fn placed(&self, unit: Unit, tensors: Vec<TensorEntry>) -> Result<UnitLayout> {
         let refused = |e| FormatError::file(self.checkpoint.root(), format!("{unit}: {e}"));
         place_dense(tensors).map_err(refused)
-    }
-
-    /// Keeps expert 0's template; refuses another expert's that differs from it.
-    fn share(&self, templates: &mut Vec<TensorEntry>, expert: u32, claim: &Claim) -> Result<()> {
-        let own = claim.tensor(claim.template.clone());
-        match templates.iter().find(|tensor| tensor.role == own.role) {
-            None => templates.push(own),
-            Some(first) if *first == own => {}
-            Some(first) => {
-                let name = claim.view().tensor;
-                let info = &self.checkpoint.tensors()[&name];
-                let stored = |view: &SourceView| match &view.decoder {
-                    Some(decoder) => decoder.label(),
-                    None => view.dtype.name().to_owned(),
-                };
-                let detail = mismatch(
-                    format_args!(
-                        "expert {expert} stored as expert 0: `{}` in {}",
-                        first.source.tensor,
-                        stored(&first.source)
-                    ),
-                    format_args!("`{}` in {}", own.source.tensor, stored(&own.source)),
-                );
-                return Err(self.refused(&name, info, detail));
-            }
-        }
-        Ok(())
     }
 
     fn missing(&self, unit: Unit, shape: TensorShape) -> FormatError {

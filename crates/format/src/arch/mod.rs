@@ -46,7 +46,7 @@ use crate::unit::{SourceView, Unit};
 use table::{Table, Target};
 
 pub use draft::Draft;
-pub use inventory::{Extra, Inventory};
+pub use inventory::{AlikeExperts, Extra, Inventory};
 pub use prediction::{Piece, Prediction};
 
 macro_rules! builtin {

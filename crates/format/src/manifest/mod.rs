@@ -48,6 +48,8 @@ pub const ALIGNMENTS: std::ops::RangeInclusive<u64> = 4096..=1 << 20;
 /// Dense files are cut between shards before they pass this size, in bytes, so that devices with
 /// 32-bit buffer limits can map them.
 pub const DENSE_FILE_LIMIT: u64 = 3_500_000_000;
+/// Entries of a layer's experts at most: ways in which experts of one layer may be stored.
+pub const MAX_EXPERT_ENTRIES: usize = 16;
 
 /// A BLAKE3 hash, written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -119,7 +121,7 @@ pub struct Manifest {
     /// Dense shards: embedding, layers in order, head; then parts besides the text model, where the
     /// bundle has any, in the order of [`Unit::EXTRAS`].
     pub dense: Vec<DenseShard>,
-    /// Experts, one entry per sparse layer, in order.
+    /// Experts, layer after layer: one entry for all of a layer that are stored alike, by the first of them.
     pub experts: Vec<ExpertShards>,
 }
 
@@ -246,15 +248,18 @@ pub struct DenseShard {
     pub tensors: Arc<[TensorEntry]>,
 }
 
-/// The experts of one layer, in a file of their own.
+/// Experts of one layer that are stored alike, in a file of their own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertShards {
     /// The layer.
     pub layer: u32,
+    /// Which of its experts these are, ascending; absent where they are all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Vec<u32>>,
     /// The file.
     pub file: String,
-    /// Expert `e` starts at `e * stride`.
+    /// The expert at position `i` starts at `i * stride`.
     pub stride: u64,
     /// Bytes of one expert.
     pub len: u64,
@@ -265,10 +270,29 @@ pub struct ExpertShards {
 }
 
 impl ExpertShards {
-    /// Where an expert lies; `None` past the last one.
+    /// The experts, ascending.
+    pub fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
+        let all = self
+            .experts
+            .is_none()
+            .then_some(0..self.blake3.len() as u32);
+        let some = self.experts.iter().flatten().copied();
+        all.into_iter().flatten().chain(some)
+    }
+
+    /// The unit that stands for all of them: the first.
+    pub fn first(&self) -> Unit {
+        Unit::Expert { layer: self.layer, expert: self.numbers().next().unwrap_or_default() }
+    }
+
+    /// Where an expert lies; `None` for one that is not among these.
     pub fn extent(&self, expert: u32) -> Option<Extent> {
-        let blake3 = *self.blake3.get(expert as usize)?;
-        let offset = u64::from(expert).checked_mul(self.stride)?;
+        let position = match &self.experts {
+            Some(experts) => experts.binary_search(&expert).ok()?,
+            None => expert as usize,
+        };
+        let blake3 = *self.blake3.get(position)?;
+        let offset = (position as u64).checked_mul(self.stride)?;
         Some(Extent { offset, len: self.len, blake3 })
     }
 }
@@ -289,6 +313,16 @@ impl Manifest {
         self.dense
             .get(self.model.layers.len() + 2..)
             .unwrap_or_default()
+    }
+
+    /// The entry that holds an expert, and where in its file.
+    pub fn expert(&self, layer: u32, expert: u32) -> Option<(&ExpertShards, Extent)> {
+        // A layer has few entries.
+        let start = self.experts.partition_point(|shards| shards.layer < layer);
+        let mut layers = self.experts[start..]
+            .iter()
+            .take_while(|shards| shards.layer == layer);
+        layers.find_map(|shards| Some((shards, shards.extent(expert)?)))
     }
 
     /// Every unit in order: those of the text model, then the parts besides it.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ALIGNMENTS, Calibration, DenseShard, ExpertShards, FORMAT, FileEntry, FileKind, MANIFEST_FILE,
-    Manifest, REPORT_FILE, VERSION, strict,
+    MAX_EXPERT_ENTRIES, Manifest, REPORT_FILE, VERSION, strict,
 };
 use crate::io::stays_inside;
 use crate::layout::{place_dense, place_expert};
@@ -153,12 +153,17 @@ impl Manifest {
             .filter(|(l, _)| l.num_experts() > 0)
             .map(|(_, i)| i)
             .collect();
-        let found: Vec<_> = self.experts.iter().map(|e| e.layer).collect();
+        let entries = self.experts.chunk_by(|a, b| a.layer == b.layer);
+        let found: Vec<_> = entries.clone().map(|layer| layer[0].layer).collect();
         if sparse != found {
             return Err(mismatch(format_args!("layers {sparse:?}"), format_args!("{found:?}"))
                 .at("experts"));
         }
-        Ok(())
+        entries.into_iter().try_for_each(|entries| {
+            let count = self.model.layers[entries[0].layer as usize].num_experts();
+            check_entries(entries, count)
+                .map_err(|e| e.at(format_args!("layer {} experts", entries[0].layer)))
+        })
     }
 
     fn check_dense<'a>(&'a self, shard: &'a DenseShard, claims: &mut Claims<'a>) -> Check {
@@ -170,13 +175,11 @@ impl Manifest {
     fn check_experts<'a>(&'a self, experts: &'a ExpertShards, claims: &mut Claims<'a>) -> Check {
         let ExpertShards { layer, stride, len, .. } = *experts;
         let place = format!("layer {layer} experts");
-        let count = self.model.layers[layer as usize].num_experts() as usize;
-        self.check_tensors(Unit::Expert { layer, expert: 0 }, &experts.tensors, len)?;
-        expect(&format!("{place}: hashes"), &count, &experts.blake3.len())?;
+        self.check_tensors(experts.first(), &experts.tensors, len)?;
         if len > stride {
             return Err(format!("{place}: {len} bytes in a stride of {stride}").into());
         }
-        for expert in 0..count as u32 {
+        for expert in experts.numbers() {
             let extent = experts
                 .extent(expert)
                 .ok_or_else(|| format!("{place}: stride too large"))?;
@@ -226,6 +229,45 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// The entries of a layer hold each of its `count` experts once: all in one entry that names none, or some in each,
+/// ascending, by their first.
+fn check_entries(entries: &[ExpertShards], count: u32) -> Check {
+    if entries.len() > MAX_EXPERT_ENTRIES {
+        let most = format_args!("at most {MAX_EXPERT_ENTRIES} entries");
+        return Err(mismatch(most, entries.len()));
+    }
+    let mut seen = BTreeSet::new();
+    for entry in entries {
+        let (named, hashes) = (entry.experts.as_ref().map(Vec::len), entry.blake3.len());
+        match named {
+            Some(_) if entries.len() == 1 => {
+                return Err("one entry: expected no list of experts".into());
+            }
+            None if entries.len() > 1 => {
+                return Err("several entries: expected a list of experts in each".into());
+            }
+            Some(0) => return Err(mismatch("experts in each entry", "none")),
+            _ => expect("hashes", &named.unwrap_or(count as usize), &hashes)?,
+        }
+        let mut last = None;
+        for expert in entry.numbers() {
+            let twice = !seen.insert(expert);
+            if expert >= count || twice || last.replace(expert) >= Some(expert) {
+                let what = "experts of the layer, ascending, each in one entry";
+                return Err(mismatch(what, expert));
+            }
+        }
+    }
+    if seen.len() != count as usize {
+        return Err(mismatch(format_args!("{count} experts"), seen.len()));
+    }
+    let firsts: Vec<_> = entries.iter().map(|entry| entry.numbers().next()).collect();
+    if !firsts.is_sorted() {
+        return Err("entries: expected those with lower experts first".into());
+    }
+    Ok(())
 }
 
 /// A part holds whole tensors of the checkpoint, all of its role, in the order of their names.

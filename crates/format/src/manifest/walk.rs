@@ -21,14 +21,14 @@ pub struct Shard<'a> {
 }
 
 impl Manifest {
-    /// Every shard: those of `dense` in order, then each layer's experts one by one.
+    /// Every shard: those of `dense` in order, then the experts of each entry one by one.
     pub fn shards(&self) -> impl Iterator<Item = Shard<'_>> {
         let dense = self.dense.iter().map(|s| {
             let extent = s.extent();
             Shard { unit: s.unit, file: &s.file, extent, tensors: &s.tensors }
         });
         let experts = self.experts.iter().flat_map(|s| {
-            (0u32..).map_while(|expert| {
+            s.numbers().filter_map(|expert| {
                 let extent = s.extent(expert)?;
                 let unit = Unit::Expert { layer: s.layer, expert };
                 Some(Shard { unit, file: &s.file, extent, tensors: &s.tensors })
@@ -43,14 +43,12 @@ impl Manifest {
         self.dense.len() + experts.sum::<usize>()
     }
 
-    /// The shards that are laid out alike, once each: the unit (expert 0 for all experts of a layer),
+    /// The shards that are laid out alike, once each: the unit (the first expert for all of an entry),
     /// how many they are, and their tensors.
     pub fn layouts(&self) -> impl Iterator<Item = (Unit, u64, &Arc<[TensorEntry]>)> {
         let dense = self.dense.iter().map(|s| (s.unit, 1, &s.tensors));
-        let experts = self.experts.iter().map(|s| {
-            let unit = Unit::Expert { layer: s.layer, expert: 0 };
-            (unit, s.blake3.len() as u64, &s.tensors)
-        });
+        let experts = self.experts.iter();
+        let experts = experts.map(|s| (s.first(), s.blake3.len() as u64, &s.tensors));
         dense.chain(experts)
     }
 

@@ -215,8 +215,8 @@ impl Maker<'_> {
     }
 
     fn experts(&self, layer: u32) -> (ExpertShards, FileEntry) {
-        let templates = self.inventory.expert_tensors(layer).unwrap();
-        let tensors = templates.iter().map(|t| self.encoded(t)).collect();
+        let templates = &self.inventory.experts(layer)[0];
+        let tensors = templates.tensors.iter().map(|t| self.encoded(t)).collect();
         let UnitLayout { tensors, len } = place_expert(tensors).unwrap();
         let count = self.inventory.spec.layers[layer as usize].num_experts();
         let layout = UnitLayout { tensors: tensors.clone(), len };
@@ -232,7 +232,18 @@ impl Maker<'_> {
         let path = format!("experts/layer-{layer:03}.bin");
         let entry = self.write(&path, &file, FileKind::Shards);
         let blake3 = records.iter().map(|r| blake3::hash(r).into()).collect();
-        (ExpertShards { layer, file: path, stride: stride as u64, len, tensors, blake3 }, entry)
+        (
+            ExpertShards {
+                layer,
+                experts: None,
+                file: path,
+                stride: stride as u64,
+                len,
+                tensors,
+                blake3,
+            },
+            entry,
+        )
     }
 
     fn encoded(&self, tensor: &TensorEntry) -> TensorEntry {

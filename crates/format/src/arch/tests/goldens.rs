@@ -90,9 +90,9 @@ fn views_of_experts_come_from_one_template() {
     for case in ["qwen3_moe", "qwen3_moe-fused", "qwen3_moe-fused-t"] {
         let weights = open(case);
         let (_, inventory) = weights.checkpoint().unwrap();
-        assert!(inventory.expert_tensors(1).is_none(), "layer 1 is dense");
+        assert!(inventory.experts(1).is_empty(), "layer 1 is dense");
         for (expert, unit) in (0..6).map(|e| (e, Unit::Expert { layer: 2, expert: e })) {
-            let templates = inventory.expert_tensors(2).unwrap();
+            let templates = &inventory.experts(2)[0].tensors;
             let views: Vec<_> = templates
                 .iter()
                 .map(|t| t.source.of_expert(expert))

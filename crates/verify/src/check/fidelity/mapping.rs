@@ -32,9 +32,8 @@ pub(super) fn pieces(manifest: &Manifest) -> Vec<Piece<'_>> {
 
 /// The file that a unit lies in.
 pub(super) fn file_of(manifest: &Manifest, unit: Unit) -> Option<&str> {
-    if let Unit::Expert { layer, .. } = unit {
-        let mut experts = manifest.experts.iter();
-        return Some(&experts.find(|shards| shards.layer == layer)?.file);
+    if let Unit::Expert { layer, expert } = unit {
+        return Some(&manifest.expert(layer, expert)?.0.file);
     }
     let mut dense = manifest.dense.iter();
     Some(&dense.find(|shard| shard.unit == unit)?.file)

@@ -1,0 +1,95 @@
+//! Experts of a layer that are stored in several ways: everything that is done with a bundle works with them.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use shardwright_testing::contents;
+
+use crate::harness::Scratch;
+
+/// Two experts in 8 bits, one as it was, the others in 4 bits or, in some layers, a trellis.
+const RECIPE: &str = r#"{"name": "mixed", "rules": [
+    {"match": {"role": "expert.*", "expert": "last 1"}, "encoding": "keep"},
+    {"match": {"role": "expert.*", "expert": ["1", "3"]}, "encoding": "q8g32"},
+    {"match": {"role": "expert.down_proj", "layer": "first 2"}, "encoding": "t3"},
+    {"encoding": "q4g32"}]}"#;
+
+const RUN: &str = "--prompt 'The cat sat' -n 16 --ignore-eos --cache-type-k f32 --cache-type-v f32";
+
+/// A trained model and its bundle.
+fn mixed() -> Scratch {
+    let scratch = Scratch::with("fixture-2m");
+    fs::write(scratch.path("mixed.json"), RECIPE).unwrap();
+    scratch.ok("convert ckpt -o out --recipe mixed.json");
+    scratch
+}
+
+fn text(scratch: &Scratch, args: &str) -> Value {
+    let ran = scratch.json(&format!("run {args} {RUN}"));
+    json!([ran["text"], ran["logits_blake3"]])
+}
+
+#[test]
+fn mixed_experts_run_as_their_values_do() {
+    let scratch = mixed();
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(scratch.path("out/manifest.json")).unwrap()).unwrap();
+    let entries = manifest["experts"].as_array().unwrap();
+    assert_eq!((entries.len(), &entries[1]["experts"]), (12, &json!([1, 3])));
+    assert_eq!(entries[1]["file"], json!("experts/layer-000-1.bin"));
+    assert_eq!(
+        scratch.json("verify out --against ckpt --reproduce all")["verdict"],
+        json!("holds")
+    );
+    // Affine codes and floats are computed as the values that they stand for.
+    let affine = RECIPE.replace("t3", "q3g32");
+    fs::write(scratch.path("affine.json"), affine).unwrap();
+    scratch.ok("convert ckpt -o affine --recipe affine.json");
+    scratch.ok("export affine --to hf -o exported");
+    let expected = text(&scratch, "exported");
+    assert_eq!(text(&scratch, "affine"), expected);
+    let ran = scratch.json(&format!("run affine {RUN}"));
+    let bytes = |name: &str| ran["memory"][name].as_u64().unwrap();
+    let half = bytes("floor_bytes").midpoint(bytes("resident_bytes"));
+    assert_eq!(text(&scratch, &format!("affine --memory {half}")), expected, "streamed");
+    let divergence = scratch
+        .json("verify affine exported --against ckpt --windows 2 --text ckpt/tokenizer.json");
+    let kld = |at: usize| divergence["candidates"][at]["divergence"]["kld_mean"].clone();
+    assert_eq!(kld(0), kld(1));
+}
+
+#[test]
+fn mixed_experts_are_packed_parted_and_quantized_again() {
+    let scratch = mixed();
+    scratch.ok("pack out -o whole.pack");
+    scratch.ok("unpack whole.pack -o unpacked");
+    assert_eq!(contents(&scratch.path("unpacked")), contents(&scratch.path("out")));
+    for part in 1..=3 {
+        scratch.ok(&format!("convert ckpt -o parted --recipe mixed.json --part {part}/3"));
+    }
+    scratch.ok("merge parted.part-1-of-3 parted.part-2-of-3 parted.part-3-of-3 -o merged");
+    assert_eq!(contents(&scratch.path("merged")), contents(&scratch.path("out")));
+    // The same recipe takes the codes over, each expert's as they are.
+    scratch.ok("convert out -o again --recipe mixed.json");
+    let against = scratch.json("verify again --against out");
+    assert_eq!(against["verdict"], json!("holds"));
+    assert_eq!(against["fidelity"]["relative_rmse"], json!(0.0), "{against}");
+    assert_eq!(text(&scratch, "again"), text(&scratch, "out"));
+}
+
+#[test]
+fn engines_that_stack_experts_say_which_differ() {
+    let scratch = Scratch::with("golden/qwen3_moe");
+    let recipe = r#"{"name": "mixed", "rules": [
+        {"match": {"role": "expert.*", "expert": "1"}, "encoding": "q8g32"},
+        {"encoding": "q4g32", "zeros": "symmetric"}]}"#;
+    fs::write(scratch.path("mixed.json"), recipe).unwrap();
+    scratch.ok("convert ckpt -o out --recipe mixed.json");
+    for (target, out) in [("mlx", "m"), ("gguf", "m.gguf")] {
+        let ran = scratch.run(&format!("export out --to {target} -o {out}"));
+        assert_eq!(ran.code, Some(2), "{target}: {ran:?}");
+        let expected = "layer 0 expert 1 expert.gate_proj: expected all parts of `";
+        assert!(ran.stderr.contains(expected), "{target}: {}", ran.stderr);
+        assert!(!scratch.path(out).exists());
+    }
+}
