@@ -14,7 +14,7 @@ const RECIPE: &str = r#"{"name": "mixed", "rules": [
     {"match": {"role": "expert.down_proj", "layer": "first 2"}, "encoding": "t3"},
     {"encoding": "q4g32"}]}"#;
 
-const RUN: &str = "--prompt 'The cat sat' -n 16 --ignore-eos --cache-type-k f32 --cache-type-v f32";
+const RUN: &str = "--prompt This -n 16 --ignore-eos --cache-type-k f32 --cache-type-v f32";
 
 /// A trained model and its bundle.
 fn mixed() -> Scratch {
@@ -52,10 +52,6 @@ fn mixed_experts_run_as_their_values_do() {
     let bytes = |name: &str| ran["memory"][name].as_u64().unwrap();
     let half = bytes("floor_bytes").midpoint(bytes("resident_bytes"));
     assert_eq!(text(&scratch, &format!("affine --memory {half}")), expected, "streamed");
-    let divergence = scratch
-        .json("verify affine exported --against ckpt --windows 2 --text ckpt/tokenizer.json");
-    let kld = |at: usize| divergence["candidates"][at]["divergence"]["kld_mean"].clone();
-    assert_eq!(kld(0), kld(1));
 }
 
 #[test]
@@ -73,23 +69,24 @@ fn mixed_experts_are_packed_parted_and_quantized_again() {
     scratch.ok("convert out -o again --recipe mixed.json");
     let against = scratch.json("verify again --against out");
     assert_eq!(against["verdict"], json!("holds"));
-    assert_eq!(against["fidelity"]["relative_rmse"], json!(0.0), "{against}");
+    assert_eq!(against["fidelity"]["rmse"], json!(0.0));
     assert_eq!(text(&scratch, "again"), text(&scratch, "out"));
 }
 
+/// MLX has one encoding for all experts of a layer; GGUF has too, and takes one that holds them all exactly.
 #[test]
-fn engines_that_stack_experts_say_which_differ() {
-    let scratch = Scratch::with("golden/qwen3_moe");
+fn engines_stack_experts() {
+    let scratch = Scratch::with("fixture-2m");
     let recipe = r#"{"name": "mixed", "rules": [
-        {"match": {"role": "expert.*", "expert": "1"}, "encoding": "q8g32"},
+        {"match": {"role": "expert.*", "expert": "1"}, "encoding": "q8g32", "zeros": "symmetric"},
         {"encoding": "q4g32", "zeros": "symmetric"}]}"#;
     fs::write(scratch.path("mixed.json"), recipe).unwrap();
     scratch.ok("convert ckpt -o out --recipe mixed.json");
-    for (target, out) in [("mlx", "m"), ("gguf", "m.gguf")] {
-        let ran = scratch.run(&format!("export out --to {target} -o {out}"));
-        assert_eq!(ran.code, Some(2), "{target}: {ran:?}");
-        let expected = "layer 0 expert 1 expert.gate_proj: expected all parts of `";
-        assert!(ran.stderr.contains(expected), "{target}: {}", ran.stderr);
-        assert!(!scratch.path(out).exists());
-    }
+    let ran = scratch.run("export out --to mlx -o mlx");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let expected = "layer 0 expert 1 expert.gate_proj: expected all parts of `";
+    assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+    assert!(!scratch.path("mlx").exists());
+    scratch.ok("export out --to gguf -o model.gguf");
+    assert_eq!(text(&scratch, "model.gguf"), text(&scratch, "out"));
 }

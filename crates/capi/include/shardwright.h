@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 // Changes with every change of a function or struct here. Compare it with `sw_abi()`.
-#define SW_ABI 1
+#define SW_ABI 2
 
 // Stands for a token where a callback is told of something else.
 #define SW_NO_TOKEN UINT32_MAX
@@ -115,7 +115,8 @@ typedef int (*sw_progress)(void *user, uint64_t done, uint64_t total);
 
 // A tensor: a matrix of `rows` outputs by `cols` inputs; a vector is one row.
 //
-// Tensors of experts are listed once for a layer, with `count` experts. The texts live as long as the bundle is open.
+// Tensors of experts are listed once for the `count` experts of a layer that are stored alike: all of them in most
+// bundles. The texts live as long as the bundle is open.
 typedef struct {
   // What it is for, as docs/FORMAT.md calls it: `attention.q_proj`, `expert.up_proj`.
   const char *role;
@@ -131,8 +132,10 @@ typedef struct {
   sw_unit unit;
   // Its layer, from 0; -1 outside of layers.
   int32_t layer;
-  // Units that have it: 1, or the experts of the layer.
+  // Units that have it: 1, or experts of the layer.
   uint32_t count;
+  // The first of those experts; 0 for what is no expert's.
+  uint32_t expert;
   // How it is stored.
   sw_encoding encoding;
   // Bits of a code; 0 for floats.
@@ -255,12 +258,13 @@ sw_status sw_tensor_count(const sw_bundle *bundle, size_t *count);
 // Describes tensor number `index`, from 0.
 sw_status sw_tensor_describe(const sw_bundle *bundle, size_t index, sw_tensor *tensor);
 
-// The number of the tensor with a role, such as `expert.up_proj`, in a layer; -1 for what is in none. Of the parts
-// besides the text model, which have many tensors of one role, it is the first.
+// The number of the tensor with a role, such as `expert.up_proj`, in a layer; -1 for what is in none. `expert` is 0 for
+// what is no expert's. Of the parts besides the text model, which have many tensors of one role, it is the first.
 // `role` is a text that ends with a zero.
 sw_status sw_tensor_find(const sw_bundle *bundle,
                          const char *role,
                          int32_t layer,
+                         uint32_t expert,
                          size_t *index);
 
 // Where a tensor lies, of expert number `expert`; 0 for what is no expert's.

@@ -11,7 +11,7 @@ use crate::arch::{Inventory, Prediction};
 use crate::bundle::Bundle;
 use crate::census::Census;
 use crate::check::{Checked, Checks};
-use crate::checkpoint::{Checkpoint, read_unit, read_view};
+use crate::checkpoint::{Checkpoint, TokensBeside, read_unit, read_view};
 use crate::error::{FormatError, Result};
 use crate::io::{AlignedBuf, read_limited};
 use crate::manifest::{Excerpt, Hash, Ignored};
@@ -323,6 +323,14 @@ impl Weights {
             Source::Bundle(bundle) => bundle.root(),
             Source::Checkpoint(checkpoint, _) => checkpoint.root(),
         }
+    }
+
+    /// The tokens that files beside the tokenizer name.
+    ///
+    /// # Errors
+    /// As [`Self::companion`], and files that are no JSON.
+    pub fn tokens_beside(&self) -> Result<TokensBeside> {
+        TokensBeside::new(&|name, limit| self.companion(name, limit), self.root())
     }
 
     /// The bytes of a file beside the weights, at most `limit`, or of one that a GGUF file

@@ -110,7 +110,7 @@ fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {
     let template = template.map(|text| String::from_utf8_lossy(&text).into_owned());
     let parsed = Tokenizer::parse(&document, config.as_deref(), template);
     let refused = |detail| FormatError::file(weights.root(), detail);
-    Ok(Some(parsed.map_err(refused)?))
+    Ok(Some(parsed.map_err(refused)?.with(&weights.tokens_beside()?)))
 }
 
 /// The number of the file's tensor that holds each one of the model.

@@ -1,13 +1,13 @@
 //! The metadata of a tokenizer: see `checkpoint::gguf::tokenizer`, which reads them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::header::Datum;
 use crate::checkpoint::gguf::tokenizer::TEMPLATE;
-use crate::checkpoint::tokenizer::{SPACE, Split};
+use crate::checkpoint::tokenizer::{NamedToken, SPACE, Split, TokensBeside};
 use crate::refusal::{Refusal, mismatch};
 
 /// The expression by which GPT-2 cuts text.
@@ -244,6 +244,35 @@ impl Tokenizer {
         all.push(("add_bos_token", Datum::Bool(before)));
         all.push(("add_eos_token", Datum::Bool(after)));
         Ok(())
+    }
+
+    /// Adds the tokens that files beside the tokenizer name and it lacks, with the numbers that transformers gives them.
+    #[must_use]
+    pub fn with(mut self, beside: &TokensBeside) -> Self {
+        let vocab = self.document.model.vocab.len() as u32;
+        let added = self
+            .document
+            .added_tokens
+            .iter()
+            .map(|added| added.id.saturating_add(1));
+        let mut next = added.max().unwrap_or(0).max(vocab);
+        let known = self.document.added_tokens.iter();
+        let mut known: HashSet<String> = known.map(|added| added.content.clone()).collect();
+        for token in beside.numbered.iter().chain(&beside.named) {
+            let NamedToken { content, special, .. } = token;
+            if content.is_empty() || !known.insert(content.clone()) {
+                continue;
+            }
+            let own = self.document.model.vocab.get(content).copied();
+            let id = own.unwrap_or(next);
+            next += u32::from(own.is_none());
+            self.document.added_tokens.push(Added {
+                id,
+                content: content.clone(),
+                special: *special,
+            });
+        }
+        self
     }
 
     /// The number of a token of `tokenizer_config.json`, which is a text or has one.

@@ -1,12 +1,13 @@
 //! Text to tokens and back, as a `tokenizer.json` says.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use shardwright_format::checkpoint::TOKENIZER_NAME;
+use shardwright_format::checkpoint::{NamedToken, TOKENIZER_NAME, TokensBeside};
 use shardwright_format::io::TOKENIZER_LIMIT;
 use shardwright_format::weights::Weights;
-use tokenizers::Model;
+use tokenizers::{AddedToken, Model};
 
 use super::cut::Cuts;
 use super::guard::{check_charsmaps, guarded};
@@ -44,6 +45,19 @@ fn missing(weights: &Weights) -> String {
     )
 }
 
+/// A token for the library.
+fn added_token(token: &NamedToken) -> AddedToken {
+    let NamedToken { content, single_word, lstrip, rstrip, normalized, special } = token;
+    AddedToken {
+        content: content.clone(),
+        single_word: *single_word,
+        lstrip: *lstrip,
+        rstrip: *rstrip,
+        normalized: *normalized,
+        special: *special,
+    }
+}
+
 /// The tokenizer of a checkpoint or bundle.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -64,7 +78,38 @@ impl Tokenizer {
         let Some(json) = weights.companion(TOKENIZER_NAME, TOKENIZER_LIMIT)? else {
             return Err(RuntimeError::tokenizer(&path, missing(weights)));
         };
-        Self::parse(&path, &json)
+        let mut tokenizer = Self::parse(&path, &json)?;
+        tokenizer.add(&weights.tokens_beside()?)?;
+        Ok(tokenizer)
+    }
+
+    /// Adds what it lacks of the tokens that files beside it name, as transformers does.
+    fn add(&mut self, beside: &TokensBeside) -> Result<()> {
+        let known = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let known = known
+            .values()
+            .map(|token| (token.content.clone(), token.clone()));
+        let mut known: HashMap<_, _> = known.collect();
+        let mut missing = Vec::new();
+        // What is there with the same flags stays as it is, and the library need not look at it again.
+        for token in beside.numbered.iter().map(added_token) {
+            if known.insert(token.content.clone(), token.clone()).as_ref() != Some(&token) {
+                missing.push(token);
+            }
+        }
+        for token in beside.named.iter().map(added_token) {
+            if known.insert(token.content.clone(), token.clone()).is_none() {
+                missing.push(token);
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let added = guarded(|| self.inner.add_tokens(&missing));
+        added.map(drop).ok_or_else(|| {
+            let why = "the tokens that tokenizer_config.json adds are none that can be added";
+            RuntimeError::tokenizer(&self.path, why.to_owned())
+        })
     }
 
     /// The tokenizer that a `tokenizer.json` describes; errors name `path`.

@@ -16,4 +16,5 @@ pub(super) use beside::Beside;
 pub(super) use document::{Document, template};
 pub(crate) use pieces::SPACE;
 pub(super) use pieces::{Kind, Prefix, Style, Vocabulary};
+pub use settings::{NamedToken, TokensBeside};
 pub(crate) use split::Split;

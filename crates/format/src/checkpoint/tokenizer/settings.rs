@@ -23,30 +23,39 @@ const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
 /// A token as a settings file has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Token {
-    content: String,
-    single_word: bool,
-    lstrip: bool,
-    rstrip: bool,
-    special: bool,
+pub struct NamedToken {
+    /// Its text.
+    pub content: String,
+    /// It is no part of a word.
+    pub single_word: bool,
+    /// It takes the spaces before it.
+    pub lstrip: bool,
+    /// It takes the spaces behind it.
+    pub rstrip: bool,
+    /// It is looked for in the normalized text.
+    pub normalized: bool,
+    /// It is left out of what is shown.
+    pub special: bool,
 }
 
-impl Token {
+impl NamedToken {
     /// A text, or an object with one and with flags.
     fn new(json: &Json, special: bool) -> Option<Self> {
         let content = json.as_str().or_else(|| json["content"].as_str())?;
         let flag = |name: &str| json[name].as_bool().unwrap_or(false);
+        let special = special || flag("special");
         Some(Self {
             content: content.to_owned(),
             single_word: flag("single_word"),
             lstrip: flag("lstrip"),
             rstrip: flag("rstrip"),
-            special: special || flag("special"),
+            normalized: json["normalized"].as_bool().unwrap_or(!special),
+            special,
         })
     }
 
     const fn at(&self, id: usize) -> Added<'_> {
-        let Self { content, single_word, lstrip, rstrip, special } = self;
+        let Self { content, single_word, lstrip, rstrip, special, .. } = self;
         Added {
             id,
             content: content.as_str(),
@@ -59,15 +68,40 @@ impl Token {
     }
 }
 
+/// What gives the bytes of a model's file, up to a limit; none of one that is not there.
+type ReadCompanion<'a> = dyn Fn(&str, u64) -> Result<Option<Vec<u8>>> + 'a;
+
+/// Tokens that the files beside a `tokenizer.json` name. transformers adds those that it lacks, as fine-tuned models
+/// need it whose `tokenizer.json` is that of the model before.
+#[derive(Debug, Default)]
+pub struct TokensBeside {
+    /// Those with numbers, by these; with other flags than the tokenizer gives them they have these.
+    pub numbered: Vec<NamedToken>,
+    /// Those with a use or in lists, which only count where there is no token of such a text.
+    pub named: Vec<NamedToken>,
+}
+
+impl TokensBeside {
+    /// Those of a model's files, of which `read` gives the bytes.
+    ///
+    /// # Errors
+    /// A file that is no JSON, and what `read` refuses.
+    pub fn new(read: &ReadCompanion<'_>, root: &Path) -> Result<Self> {
+        let Settings { numbered, named, listed, .. } = Settings::read_by(read, root)?;
+        let named = named.into_iter().map(|(_, token)| token).chain(listed);
+        Ok(Self { numbered: numbered.into_values().collect(), named: named.collect() })
+    }
+}
+
 /// What is said of a vocabulary.
 #[derive(Debug, Default)]
 pub(super) struct Settings {
     config: Json,
     /// By their numbers.
-    numbered: BTreeMap<usize, Token>,
+    numbered: BTreeMap<usize, NamedToken>,
     /// By their use.
-    named: Vec<(&'static str, Token)>,
-    listed: Vec<Token>,
+    named: Vec<(&'static str, NamedToken)>,
+    listed: Vec<NamedToken>,
 }
 
 impl Settings {
@@ -76,33 +110,48 @@ impl Settings {
     /// # Errors
     /// A file that is no JSON or too long, and what the operating system refuses.
     pub(super) fn read(root: &Path) -> Result<Self> {
+        Self::read_by(&|name, limit| read_limited(&root.join(name), limit), root)
+    }
+
+    /// The same, with `read` for the bytes of files.
+    fn read_by(read: &ReadCompanion<'_>, root: &Path) -> Result<Self> {
         let read = |name: &str| -> Result<Json> {
-            let path = root.join(name);
-            let Some(bytes) = read_limited(&path, CONFIG_LIMIT)? else { return Ok(Json::Null) };
-            written_json::parse(&bytes).map_err(|e| FormatError::file(&path, e.to_string()))
+            let Some(bytes) = read(name, CONFIG_LIMIT)? else { return Ok(Json::Null) };
+            let refused = |e: serde_json::Error| FormatError::file(&root.join(name), e.to_string());
+            written_json::parse(&bytes).map_err(refused)
         };
         let (config, older) = (read(TOKENIZER_CONFIG_NAME)?, read(SPECIAL_TOKENS)?);
         let of_config = numbered(&config);
-        let numbered = match of_config {
+        let mut numbered = match of_config {
             Some(numbered) => numbered,
             None => by_text(read(ADDED_TOKENS)?.as_object()),
         };
-        Ok(Self::new(config, &older, numbered))
+        let own = Self::new(config, &older, BTreeMap::new());
+        for token in numbered.values_mut() {
+            token.special |= own.names(&token.content);
+        }
+        Ok(Self { numbered, ..own })
     }
 
-    fn new(config: Json, older: &Json, numbered: BTreeMap<usize, Token>) -> Self {
+    /// Whether a text is that of a token with a use or in a list.
+    fn names(&self, text: &str) -> bool {
+        let named = self.named.iter().map(|(_, token)| token);
+        named.chain(&self.listed).any(|token| token.content == text)
+    }
+
+    fn new(config: Json, older: &Json, numbered: BTreeMap<usize, NamedToken>) -> Self {
         let token = |name: &'static str| {
-            let token = Token::new(&config[name], true).or_else(|| Token::new(&older[name], true));
+            let token = NamedToken::new(&config[name], true);
+            let token = token.or_else(|| NamedToken::new(&older[name], true));
             token.map(|token| (name, token))
         };
         let named = NAMED.into_iter().filter_map(token).collect();
         let lists = LISTS
             .iter()
             .flat_map(|name| [&config[*name], &older[*name]])
-            .filter_map(Json::as_array);
+            .flat_map(members);
         let listed = lists
-            .flatten()
-            .filter_map(|json| Token::new(json, true))
+            .filter_map(|json| NamedToken::new(json, true))
             .collect();
         Self { config, numbered, named, listed }
     }
@@ -203,18 +252,28 @@ impl Settings {
     }
 }
 
+/// What a list has, or an object that gives each a name.
+fn members(list: &Json) -> Box<dyn Iterator<Item = &Json> + '_> {
+    match list {
+        Json::Array(all) => Box::new(all.iter()),
+        Json::Object(all) => Box::new(all.values()),
+        _ => Box::new(std::iter::empty()),
+    }
+}
+
 /// `added_tokens_decoder`: tokens by number.
-fn numbered(config: &Json) -> Option<BTreeMap<usize, Token>> {
+fn numbered(config: &Json) -> Option<BTreeMap<usize, NamedToken>> {
     let all = config["added_tokens_decoder"].as_object()?.iter();
-    let pair = |(id, token): (&String, &Json)| Some((id.parse().ok()?, Token::new(token, false)?));
+    let pair =
+        |(id, token): (&String, &Json)| Some((id.parse().ok()?, NamedToken::new(token, false)?));
     Some(all.filter_map(pair).collect())
 }
 
 /// `added_tokens.json`: numbers by text.
-fn by_text(all: Option<&Map<String, Json>>) -> BTreeMap<usize, Token> {
+fn by_text(all: Option<&Map<String, Json>>) -> BTreeMap<usize, NamedToken> {
     let pair = |(text, id): (&String, &Json)| {
         let id = usize::try_from(id.as_u64()?).ok()?;
-        Some((id, Token::new(&text.as_str().into(), false)?))
+        Some((id, NamedToken::new(&text.as_str().into(), false)?))
     };
     all.into_iter().flatten().filter_map(pair).collect()
 }
