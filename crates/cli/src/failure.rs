@@ -221,7 +221,7 @@ const fn stored_so(remedy: Remedy) -> &'static str {
         }
         Remedy::PackedExperts => "convert with --for flash-moe",
         Remedy::OneEncoding => {
-            "convert with one encoding for all that share the tensor: see --set of `convert --help`"
+            "convert with one encoding for all that share the tensor (see --set of `convert --help`), experts with --experts alike"
         }
     }
 }

@@ -10,7 +10,7 @@ use shardwright_format::FormatError;
 use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
 
-use crate::args::{EncodingsArg, TargetArgs};
+use crate::args::{EncodingsArg, ExpertsArg, TargetArgs};
 use crate::failure::Failure;
 use crate::inputs;
 use crate::output::Output;
@@ -54,6 +54,7 @@ pub fn recipe(
         tokens: &corpus.tokens[..windows.min(corpus.tokens.len())],
         window: corpus.window,
         palette,
+        alike: args.experts == ExpertsArg::Alike,
         limits,
         options,
         cancel: &cancel,

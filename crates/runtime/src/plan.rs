@@ -1,16 +1,19 @@
 //! What a budget buys: which weights stay in memory and which are read again for every token.
 
+mod working;
+
 use serde::Serialize;
-use shardwright_format::model::{Ffn, LayerSpec, ModelSpec, MoeSpec};
+use shardwright_format::model::{Ffn, ModelSpec, MoeSpec};
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Role, TensorEntry, Unit, UnitLayout};
-use shardwright_quant::product_bytes;
 
 use crate::block::kv::CacheTypes;
-use crate::block::{self, MixerState};
 use crate::error::{Result, RuntimeError};
 use crate::options::Options;
 use crate::vocab::head_location;
+pub(crate) use working::buffer;
+pub use working::position_bytes;
+use working::{Chunk, chunks, decoded, scratch, state};
 
 /// What a prompt's chunks may take of what a budget has beyond the least: one part in this many.
 const CHUNK_SHARE: u64 = 8;
@@ -35,12 +38,6 @@ pub(crate) const HEAD_BUFFERS: usize = 2;
 
 /// Dense layers in memory when not all are: one in use, one being read.
 pub(crate) const DENSE_RING: usize = 2;
-
-/// More positions than any sliding window has.
-const FAR: usize = 1 << 40;
-
-/// Bytes that every buffer takes beyond its contents: alignment and the allocator's page.
-const BUFFER_OVERHEAD: u64 = 2 * 4096;
 
 /// How the weights are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -234,22 +231,6 @@ struct Choice {
     dense: usize,
     experts: u64,
     chunk: Chunk,
-}
-
-/// How much of a prompt is computed together.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Chunk {
-    tokens: usize,
-    /// Those of them that may be a guess at what follows the first.
-    draft: usize,
-    /// State and scratch beyond those of one token.
-    bytes: u64,
-    /// The state among them, which stays when the chunk is computed.
-    state: u64,
-}
-
-impl Chunk {
-    const ONE: Self = Self { tokens: 1, draft: 0, bytes: 0, state: 0 };
 }
 
 /// Sizes that a plan is made from, in bytes as they will lie in memory.
@@ -542,79 +523,9 @@ pub(crate) fn head_chunk(layout: &UnitLayout, role: Role) -> Result<(u64, u64)> 
     Ok((blocks * block, blocks * len))
 }
 
-/// Memory of a buffer of `len` bytes.
-pub(crate) const fn buffer(len: u64) -> u64 {
-    len.saturating_add(BUFFER_OVERHEAD + 4095) / 4096 * 4096
-}
-
 /// `count` of `len` places, evenly spread.
 fn spread(count: usize, len: usize) -> Vec<bool> {
     (0..len)
         .map(|i| (i + 1) * count / len > i * count / len)
         .collect()
-}
-
-/// Bytes that each further position of a text adds to KV caches of certain types, once sliding windows are
-/// full.
-pub fn position_bytes(spec: &ModelSpec, types: CacheTypes) -> u64 {
-    state(spec, types, FAR + 1, 1) - state(spec, types, FAR, 1)
-}
-
-/// Bytes that mixers keep of up to `context` positions, when `chunk` tokens are computed together.
-fn state(spec: &ModelSpec, types: CacheTypes, context: usize, chunk: usize) -> u64 {
-    let (layers, hidden) = (spec.layers.iter(), spec.hidden_size as usize);
-    let bytes =
-        layers.map(|layer| MixerState::byte_len(&layer.mixer, hidden, context, chunk, types));
-    bytes.fold(0, |sum, len| sum.saturating_add(len).saturating_add(BUFFER_OVERHEAD))
-}
-
-/// Activations: everything per token with copies of inputs, logits and their sorted copy.
-fn scratch(spec: &ModelSpec, chunk: usize) -> u64 {
-    let vocab = u64::from(spec.vocab_size);
-    let tokens = block::buffer_len(spec, chunk as u64);
-    tokens.saturating_add(6 * vocab).saturating_mul(4)
-}
-
-/// Floats that threads make of keys and values in blocks, and of parts of a long context.
-fn decoded(spec: &ModelSpec, options: &Options) -> u64 {
-    let layer = |layer: &LayerSpec| MixerState::decoded_byte_len(&layer.mixer, options.cache);
-    options.threads as u64 * spec.layers.iter().map(layer).max().unwrap_or(0)
-}
-
-/// What computing more tokens than one together takes: as many as `options` allows, `times` over, then three
-/// quarters of them, half of them, and so on.
-fn chunks(spec: &ModelSpec, options: &Options, times: usize) -> Vec<Chunk> {
-    let state = |tokens| state(spec, options.cache, options.context, tokens);
-    let most = if options.chunk > 1 { options.chunk.saturating_mul(times) } else { 1 };
-    let most = most.min(options.context).max(1);
-    let halves = std::iter::successors(Some(most), |tokens| Some(tokens / 2));
-    halves
-        .take_while(|tokens| *tokens > 1)
-        .flat_map(|tokens| [tokens, tokens / 4 * 3])
-        .filter(|tokens| *tokens > 1)
-        .map(|tokens| {
-            let draft = options.draft.min(tokens - 1);
-            let state = state(tokens).saturating_sub(state(1));
-            let scratch = scratch(spec, tokens) - scratch(spec, 1);
-            // What threads decode for many rows.
-            let panels = options.threads * product_bytes(block::widest_input(spec));
-            let bytes = scratch
-                .saturating_add(panels as u64)
-                .saturating_add(state)
-                .saturating_add(trial(spec, draft));
-            Chunk { tokens, draft, bytes, state }
-        })
-        .collect()
-}
-
-/// What it takes to try `draft` tokens behind another: how to go back, and logits after each, with those
-/// of a piece of the head.
-fn trial(spec: &ModelSpec, draft: usize) -> u64 {
-    if draft == 0 {
-        return 0;
-    }
-    let hidden = spec.hidden_size as usize;
-    let state = |layer: &LayerSpec| MixerState::trial_byte_len(&layer.mixer, hidden, draft + 1);
-    let state = spec.layers.iter().map(state).fold(0, u64::saturating_add);
-    state.saturating_add(8 * u64::from(spec.vocab_size) * (draft as u64 + 1))
 }

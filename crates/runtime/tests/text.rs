@@ -1,7 +1,7 @@
 //! The tokenizer of the trained fixture.
 #![allow(clippy::unwrap_used)]
 
-use serde_json::json;
+use serde_json::{Value, json};
 use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::weights::Weights;
@@ -89,8 +89,8 @@ fn a_missing_or_damaged_tokenizer_is_named_with_its_remedy() {
 fn tokenizers_that_contradict_themselves_are_refused() {
     let path = fixture("fixture-2m/tokenizer.json");
     let json = std::fs::read(&path).unwrap();
-    let of = |member: &str, value: serde_json::Value| {
-        let mut document: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let of = |member: &str, value: Value| {
+        let mut document: Value = serde_json::from_slice(&json).unwrap();
         document[member] = value;
         Tokenizer::parse(&path, document.to_string().as_bytes())
     };
@@ -112,5 +112,26 @@ fn tokenizers_that_contradict_themselves_are_refused() {
             let error = refused(of("normalizer", normalizer));
             assert!(error.contains(&format!("is not a usable tokenizer ({expected})")), "{error}");
         }
+    }
+}
+
+/// transformers adds the tokens that files beside a tokenizer name, and takes some flags from there.
+#[test]
+fn tokens_that_files_beside_a_tokenizer_name_are_added() {
+    let cases: Value =
+        serde_json::from_slice(&std::fs::read(fixture("beside/cases.json")).unwrap()).unwrap();
+    for case in cases["cases"].as_array().unwrap() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+            std::fs::copy(fixture("fixture-2m").join(name), dir.path().join(name)).unwrap();
+        }
+        for (name, content) in case["files"].as_object().unwrap() {
+            std::fs::write(dir.path().join(name), content.to_string()).unwrap();
+        }
+        let tokenizer = Tokenizer::open(&Weights::open(dir.path()).unwrap()).unwrap();
+        let tokens = tokenizer
+            .encode(cases["text"].as_str().unwrap(), true)
+            .unwrap();
+        assert_eq!(json!(tokens), case["tokens"], "{}", case["case"]);
     }
 }

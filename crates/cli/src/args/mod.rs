@@ -24,8 +24,8 @@ pub use cache::{CacheArgs, CacheTypeArg};
 pub use calibrate::CalibrateArgs;
 pub use pack::{PackArgs, UnpackArgs};
 pub use recipe::{
-    CalibrationArgs, CalibrationTextArgs, EncodingsArg, MtpArg, PlanArgs, PlanCommandArgs,
-    RecipeArgs, TargetArgs,
+    CalibrationArgs, CalibrationTextArgs, EncodingsArg, ExpertsArg, MtpArg, PlanArgs,
+    PlanCommandArgs, RecipeArgs, TargetArgs,
 };
 pub use verify::{CompareArgs, ThresholdArgs, VerifyArgs};
 

@@ -65,6 +65,10 @@ pub struct TargetArgs {
     /// 5 bits
     #[arg(long, value_enum, value_name = "WHICH", requires = "total", default_value_t = EncodingsArg::All)]
     pub encodings: EncodingsArg,
+    /// Bits of the experts of a layer: more for those that the text uses more, or alike for all. By use
+    /// gives up to half the divergence at the same size; alike wastes no memory where few experts fit
+    #[arg(long, value_enum, value_name = "HOW", requires = "total", default_value_t = ExpertsArg::ByUse)]
+    pub experts: ExpertsArg,
     /// Bits of a trellis state: more are better, take longer to make, and are as fast to read
     #[arg(long, value_name = "N", requires = "total", default_value_t = 12, value_parser = state_bits)]
     pub state_bits: u8,
@@ -126,6 +130,15 @@ pub enum EncodingsArg {
     Affine,
     /// Trellis codes, and affine ones above 4 bits
     All,
+}
+
+/// How a recipe for a total treats the experts of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExpertsArg {
+    /// More bits for those that the text uses more
+    ByUse,
+    /// As many bits for each
+    Alike,
 }
 
 /// `FROM..TO`, numbers of layers, the last one left out.

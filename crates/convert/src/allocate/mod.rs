@@ -125,6 +125,8 @@ pub struct BitAllocation<'a> {
     pub window: usize,
     /// Encodings to choose from.
     pub palette: Palette,
+    /// Whether all experts of a layer are stored alike.
+    pub alike: bool,
     /// What the engine that the bundle is for holds; anything where it is for none.
     pub limits: Option<&'a Limits>,
     /// The bundle's other options.
@@ -260,7 +262,8 @@ impl BitAllocation<'_> {
         let mut items = Vec::<Item>::new();
         for sensitivity in measured {
             // Engines stack the experts of a layer, and so want them alike.
-            if self.limits.is_none() && sensitivity.used.len() > 1 {
+            let apart = !self.alike && self.limits.is_none();
+            if apart && sensitivity.used.len() > 1 {
                 for used in &sensitivity.used {
                     items.push(self.item(sensitivity, Some(used), specs)?);
                 }

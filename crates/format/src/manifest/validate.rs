@@ -47,6 +47,7 @@ impl Manifest {
         for shard in &self.dense {
             self.check_dense(shard, &mut claims)?;
         }
+        self.check_expert_entries()?;
         for experts in &self.experts {
             self.check_experts(experts, &mut claims)?;
         }
@@ -153,16 +154,22 @@ impl Manifest {
             .filter(|(l, _)| l.num_experts() > 0)
             .map(|(_, i)| i)
             .collect();
-        let entries = self.experts.chunk_by(|a, b| a.layer == b.layer);
-        let found: Vec<_> = entries.clone().map(|layer| layer[0].layer).collect();
+        let layers = self.experts.chunk_by(|a, b| a.layer == b.layer);
+        let found: Vec<_> = layers.map(|entries| entries[0].layer).collect();
         if sparse != found {
             return Err(mismatch(format_args!("layers {sparse:?}"), format_args!("{found:?}"))
                 .at("experts"));
         }
-        entries.into_iter().try_for_each(|entries| {
-            let count = self.model.layers[entries[0].layer as usize].num_experts();
-            check_entries(entries, count)
-                .map_err(|e| e.at(format_args!("layer {} experts", entries[0].layer)))
+        Ok(())
+    }
+
+    fn check_expert_entries(&self) -> Check {
+        let mut layers = self.experts.chunk_by(|a, b| a.layer == b.layer);
+        layers.try_for_each(|entries| {
+            let layer = entries[0].layer;
+            let count = self.model.layers[layer as usize].num_experts();
+            let checked = check_entries(entries, count);
+            checked.map_err(|e| e.at(format_args!("layer {layer} experts")))
         })
     }
 

@@ -120,15 +120,21 @@ impl Settings {
             let refused = |e: serde_json::Error| FormatError::file(&root.join(name), e.to_string());
             written_json::parse(&bytes).map_err(refused)
         };
-        let (config, older) = (read(TOKENIZER_CONFIG_NAME)?, read(SPECIAL_TOKENS)?);
+        let config = read(TOKENIZER_CONFIG_NAME)?;
+        // Where tokens have numbers there, transformers reads none of the older files.
         let of_config = numbered(&config);
-        let mut numbered = match of_config {
-            Some(numbered) => numbered,
-            None => by_text(read(ADDED_TOKENS)?.as_object()),
+        let is_older = of_config.is_none();
+        let (older, mut numbered) = match of_config {
+            Some(numbered) => (Json::Null, numbered),
+            None => (read(SPECIAL_TOKENS)?, by_text(read(ADDED_TOKENS)?.as_object())),
         };
         let own = Self::new(config, &older, BTreeMap::new());
-        for token in numbered.values_mut() {
-            token.special |= own.names(&token.content);
+        for token in numbered
+            .values_mut()
+            .filter(|token| own.names(&token.content))
+        {
+            token.special = true;
+            token.normalized &= !is_older;
         }
         Ok(Self { numbered, ..own })
     }
