@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use shardwright_testing::contents;
+use shardwright_testing::{contents, fixture};
 
 use crate::harness::Scratch;
 
@@ -89,4 +89,37 @@ fn engines_stack_experts() {
     assert!(!scratch.path("mlx").exists());
     scratch.ok("export out --to gguf -o model.gguf");
     assert_eq!(text(&scratch, "model.gguf"), text(&scratch, "out"));
+}
+
+/// A recipe for a total gives more bits to experts that its text uses more, unless it may not.
+#[test]
+fn bits_go_to_the_experts_that_are_used() {
+    let scratch = Scratch::with("fixture-2m");
+    fs::copy(fixture("text/evaluation.txt"), scratch.path("text.txt")).unwrap();
+    let convert = |out: &str, more: &str| {
+        let text = "--calibrate text.txt --calibration-tokens 512 --calibration-window 64";
+        scratch.ok(&format!(
+            "convert ckpt -o {out} --target-bpw 3 {text} --probe-tokens 256 --align 4KiB {more}"
+        ));
+        let manifest = fs::read(scratch.path(out).join("manifest.json")).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        manifest["experts"].as_array().unwrap().clone()
+    };
+    let apart = convert("apart", "--save-recipe apart.json");
+    assert!(apart.len() > 4 && apart[0]["experts"].is_array(), "{} entries", apart.len());
+    for (out, more) in [("alike", "--experts alike"), ("mlx", "--for mlx")] {
+        assert_eq!(convert(out, more).len(), 4, "{out}");
+    }
+    // The recipe that was found makes the same again.
+    let saved = fs::read_to_string(scratch.path("apart.json")).unwrap();
+    assert!(saved.contains("\"expert\": "), "{saved}");
+    scratch.ok(
+        "convert ckpt -o again --recipe apart.json --calibrate text.txt --calibration-tokens 512 \
+         --calibration-window 64 --align 4KiB",
+    );
+    for entry in &apart {
+        let file = entry["file"].as_str().unwrap();
+        let read = |dir: &str| fs::read(scratch.path(dir).join(file)).unwrap();
+        assert_eq!(read("again"), read("apart"), "{file}");
+    }
 }

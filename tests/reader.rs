@@ -84,6 +84,21 @@ fn an_independent_reader_agrees_on_trellis_codes() {
     }
 }
 
+/// Experts of a layer in several entries.
+#[test]
+#[ignore = "needs python3"]
+fn an_independent_reader_agrees_on_experts_in_several_entries() {
+    let scratch = Scratch::with("golden/qwen3_moe-fused-t");
+    let recipe = r#"{"name": "mixed", "rules": [
+        {"match": {"role": "expert.*", "expert": ["1", "last 1"]}, "encoding": "q8g32"},
+        {"match": {"role": "expert.up_proj", "expert": "0"}, "encoding": "keep"},
+        {"encoding": "q4g32"}]}"#;
+    fs::write(scratch.path("mixed.json"), recipe).unwrap();
+    scratch.ok("convert ckpt -o made.bundle --align 4KiB --recipe mixed.json");
+    scratch.ok("export made.bundle --to hf -o exported");
+    holds(&scratch, &["made.bundle", "--equals", "exported"]);
+}
+
 /// Unquantized, a bundle holds the checkpoint's own values, transposed and ignored ones among them.
 #[test]
 #[ignore = "needs python3"]
