@@ -12,7 +12,7 @@ use crate::error::{RemoteError, Result};
 use crate::listing::{Address, RemoteEntry};
 
 /// Files beside the weights that checkpoints have.
-const COMPANIONS: [&str; 17] = [
+const COMPANIONS: [&str; 18] = [
     CONFIG_NAME,
     "generation_config.json",
     "tokenizer.json",
@@ -25,6 +25,7 @@ const COMPANIONS: [&str; 17] = [
     "vocab.json",
     "merges.txt",
     "quantize_config.json",
+    "quant_config.json",
     "hf_quant_config.json",
     "preprocessor_config.json",
     "LICENSE",

@@ -51,13 +51,19 @@ const METHODS: &[&str] = &[
     "compressed-tensors",
     "gptq",
     "awq",
-    "auto-round",
+    AUTO_ROUND,
     "bitnet",
 ];
 
-/// Files beside `config.json` that describe a scheme where it does not: name, member, method.
-const BESIDE: &[(&str, &str, &str)] =
-    &[("hf_quant_config.json", "/quantization", "modelopt"), ("quantize_config.json", "", "gptq")];
+/// Files beside `config.json` that describe a scheme where it does not: name, member, method where it
+/// names none.
+const BESIDE: &[(&str, &str, &str)] = &[
+    ("hf_quant_config.json", "/quantization", "modelopt"),
+    ("quantize_config.json", "", "gptq"),
+    ("quant_config.json", "", "awq"),
+];
+/// What the names of all `AutoRound`'s methods have: it wrote `intel/auto-round` before.
+const AUTO_ROUND: &str = "auto-round";
 
 /// Whether a file of this name says how weights are quantized, and nothing else.
 pub fn describes_quantization(name: &str) -> bool {
@@ -116,10 +122,18 @@ impl Scheme {
                 ));
             };
             let mut config = config.clone();
-            config["quant_method"] = json!(method);
+            if config.get("quant_method").is_none_or(Value::is_null) {
+                config["quant_method"] = json!(method);
+            }
             return Self::parse(&config).map(Some).map_err(refuse);
         }
         Ok(None)
+    }
+
+    /// The scheme that tensors show which nothing describes.
+    pub(super) fn shown(files: &Files) -> Option<Self> {
+        let kind = Kind::Fp8(Fp8::shown(files)?);
+        Some(Self { method: "fp8".to_owned(), ignore: Ignore::default(), kind })
     }
 
     fn parse(config: &Value) -> Result<Self, Refusal> {
@@ -132,7 +146,9 @@ impl Scheme {
             None if config.get(modelopt::ALGORITHM).is_some() => {
                 modelopt::check(config).map(|()| Kind::ModelOpt)?
             }
-            Some("auto-round") => Kind::Transposed(Transposed::auto_round(config)?),
+            Some(method) if method.contains(AUTO_ROUND) => {
+                Kind::Transposed(Transposed::auto_round(config)?)
+            }
             Some("mxfp4") => Kind::Mxfp4,
             Some("compressed-tensors") => Kind::Compressed(Compressed::parse(config)?),
             Some("gptq") => Kind::Transposed(Transposed::gptq(config)?),
