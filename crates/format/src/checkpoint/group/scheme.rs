@@ -55,11 +55,13 @@ const METHODS: &[&str] = &[
     "bitnet",
 ];
 
+/// The file that programs for GPTQ write beside `config.json`.
+const QUANTIZE_CONFIG: &str = "quantize_config.json";
 /// Files beside `config.json` that describe a scheme where it does not: name, member, method where it
 /// names none.
 const BESIDE: &[(&str, &str, &str)] = &[
     ("hf_quant_config.json", "/quantization", "modelopt"),
-    ("quantize_config.json", "", "gptq"),
+    (QUANTIZE_CONFIG, "", "gptq"),
     ("quant_config.json", "", "awq"),
 ];
 /// What the names of all `AutoRound`'s methods have: it wrote `intel/auto-round` before.
@@ -103,9 +105,20 @@ impl Scheme {
         let path: &Path = &files.config_path;
         let refuse =
             |detail: Refusal| FormatError::file(path, detail.at(format_args!("`{place}`")));
-        Self::parse(&named(files, config))
-            .map(Some)
-            .map_err(|detail: Refusal| refuse(detail))
+        let scheme = Self::parse(&named(files, config)).map_err(refuse)?;
+        scheme.check_beside(files)?;
+        Ok(Some(scheme))
+    }
+
+    /// Refuses another form of GPTQ in the file beside: of the two descriptions programs read either.
+    fn check_beside(&self, files: &Files) -> Result<()> {
+        let Kind::Transposed(transposed) = &self.kind else { return Ok(()) };
+        let path = files.root.join(QUANTIZE_CONFIG);
+        let text = read_limited(&path, CONFIG_LIMIT)?.unwrap_or_default();
+        // What is no JSON describes nothing.
+        let beside = serde_json::from_slice(&text).unwrap_or_default();
+        let agreed = transposed.check_beside(&beside);
+        agreed.map_err(|detail| FormatError::file(&path, detail))
     }
 
     /// The scheme that a file beside `config.json` describes.

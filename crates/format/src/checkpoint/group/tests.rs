@@ -426,6 +426,22 @@ fn either_key_names_the_form_of_gptq() {
     }
 }
 
+/// Some programs read the file beside, and others the configuration.
+#[test]
+fn two_descriptions_of_gptq_agree() {
+    let own = |form: &str| json!({ "bits": 4, "group_size": 32, "checkpoint_format": form });
+    let mut within = own("gptq");
+    within["quant_method"] = json!("gptq");
+    let config = json!({ "quantization_config": within });
+    let opened = |form: &str| decoded(&config, Some(("quantize_config.json", &own(form))), false);
+    assert!(less_one(&opened("gptq").unwrap()));
+    assert_eq!(
+        opened("gptq_v2").unwrap_err(),
+        "DIR/quantize_config.json: the form of GPTQ: expected \"gptq\", as config.json has it, found \
+         \"gptq_v2\": make both say what the codes are"
+    );
+}
+
 /// `AutoRound`'s names of packings, and before 0.4 of the backend that it packed for.
 #[test]
 fn either_key_names_the_packing_of_auto_round() {

@@ -98,6 +98,20 @@ impl Transposed {
         Ok(Self { width, modules, packing })
     }
 
+    /// Refuses another form of GPTQ than this one in another description of the same codes.
+    pub(super) fn check_beside(&self, other: &Value) -> Result<(), Refusal> {
+        let Packing::Gptq { zeros_stored_minus_one } = self.packing else { return Ok(()) };
+        let own = GPTQ_LAYOUTS[usize::from(!zeros_stored_minus_one)];
+        match layout(other, GPTQ_KEYS, GPTQ_LAYOUTS)? {
+            Some(found) if found != own => {
+                let found = format_args!("{found:?}: make both say what the codes are");
+                Err(mismatch(format_args!("{own:?}, as config.json has it"), found)
+                    .at("the form of GPTQ"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// `AutoRound`'s configuration of tensors that are packed as the others do.
     pub(super) fn auto_round(config: &Value) -> Result<Self, Refusal> {
         let packing = auto_round_packing(config)?;
