@@ -168,7 +168,7 @@ fn an_unknown_tensor() {
             t.header
                 .insert("model.layers.0.extra.weight".to_owned(), tensor);
         },
-        "error: ckpt/model.safetensors: tensor `model.layers.0.extra.weight`: configs/arch/llama.json has no row for it",
+        "error: ckpt/model.safetensors: tensor `model.layers.0.extra.weight`: configs/arch/llama.json has no row for it: take the model that this one was made from, or name a table of its own with --arch, which `shardwright arch draft` starts",
     );
 }
 
@@ -363,5 +363,5 @@ fn a_wrong_table_of_an_architecture() {
             .unwrap()
             .remove("mlp.up_proj");
     });
-    scratch.refused(&format!("{plan} mine.json"), "error: ckpt/model.safetensors: tensor `model.layers.0.mlp.up_proj.weight`: mine.json has no row for it");
+    scratch.refused(&format!("{plan} mine.json"), "error: ckpt/model.safetensors: tensor `model.layers.0.mlp.up_proj.weight`: mine.json has no row for it: add one");
 }

@@ -242,7 +242,11 @@ fn append(scratch: &Scratch, names: &[(&str, &str)]) {
         for (name, dtype) in names {
             let start = tensors.data.len();
             tensors.data.extend([0; 8]);
-            let size = if *dtype == "I64" { 8 } else { 4 };
+            let size = match *dtype {
+                "I64" => 8,
+                "U8" => 1,
+                _ => 4,
+            };
             let entry =
                 json!({"dtype": dtype, "shape": [8 / size], "data_offsets": [start, start + 8]});
             tensors.header.insert((*name).to_owned(), entry);
@@ -257,6 +261,7 @@ fn buffers_are_left_out_and_listed() {
         ("model.embeddings.position_ids", "I64"),
         ("model.layers.0.self_attn.rotary_emb.cos_cached", "F32"),
         ("model.layers.1.attn.masked_bias", "F32"),
+        ("model.layers.1.self_attn._extra_state", "U8"),
     ];
     append(&scratch, &buffers);
     let plan = scratch.json("plan ckpt --bits 4 --group-size 32");

@@ -12,6 +12,8 @@ use crate::text::Lines;
 const BLOCK: usize = 64 << 10;
 /// Bytes by which an encoding is told.
 const HEAD: usize = 1024;
+/// What a text should be.
+pub(crate) const UTF_8: &str = "text in UTF-8";
 /// How files begin that hold a text in another form, what they are, and what takes the text out.
 const FORMS: [(&[u8], &str, &str); 7] = [
     (b"\x1f\x8b", "a gzip file", "`gzip -dc` unpacks it"),
@@ -109,18 +111,11 @@ impl<R: Read> Reader<R> {
             return Err(self.refused(format_args!("{name}: {next}")));
         }
         self.binary = head.contains(&0);
-        let wide = match head.get(..2) {
-            Some([0xff, 0xfe]) => Some("UTF-16LE"),
-            Some([0xfe, 0xff]) => Some("UTF-16BE"),
-            _ => zeros(head),
-        };
-        wide.map_or(Ok(()), |name| {
-            Err(self.refused(format_args!("UTF-16: `iconv -f {name} -t UTF-8` changes it")))
-        })
+        utf16(head).map_or(Ok(()), |found| Err(self.refused(found)))
     }
 
     fn refused(&self, found: impl std::fmt::Display) -> FormatError {
-        FormatError::file(&self.path, mismatch("text in UTF-8", found))
+        FormatError::file(&self.path, mismatch(UTF_8, found))
     }
 
     /// Why what was read so far may surprise.
@@ -194,6 +189,16 @@ impl Digest {
 pub(crate) fn form(first: &[u8]) -> Option<(&'static str, &'static str)> {
     let found = FORMS.iter().find(|(magic, ..)| first.starts_with(magic));
     found.map(|(_, name, next)| (*name, *next))
+}
+
+/// What a text in UTF-16 is, and what makes one in UTF-8 of it.
+pub(crate) fn utf16(first: &[u8]) -> Option<String> {
+    let name = match first.get(..2) {
+        Some([0xff, 0xfe]) => Some("UTF-16LE"),
+        Some([0xfe, 0xff]) => Some("UTF-16BE"),
+        _ => zeros(first),
+    };
+    name.map(|name| format!("UTF-16: `iconv -f {name} -t UTF-8` changes it"))
 }
 
 /// UTF-16 without a mark: every other byte of mostly western text is zero.

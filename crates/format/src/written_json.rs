@@ -1,15 +1,23 @@
 //! JSON of configurations as Python's `json` writes and transformers reads it.
 
+use serde::de::Error;
 use serde_json::Value;
+
+use crate::prose::{UTF_8, utf16};
+use crate::refusal::mismatch;
 
 /// The value of a text. Numbers that JSON does not have are null, which no number of a model's can be, and
 /// a byte order mark before it is none of it.
 ///
 /// # Errors
-/// What is no JSON for another reason, as it stands.
+/// What is no JSON for another reason, as it stands; a text in UTF-16 by its name.
 pub fn parse(text: &[u8]) -> serde_json::Result<Value> {
     // A text that is JSON is never looked at twice.
-    serde_json::from_slice(text).or_else(|e| without_literals(text).ok_or(e))
+    let parsed = serde_json::from_slice(text).or_else(|e| without_literals(text).ok_or(e));
+    parsed.map_err(|e| {
+        let found = utf16(text).map(|found| mismatch(UTF_8, found));
+        found.map_or(e, serde_json::Error::custom)
+    })
 }
 
 /// Numbers that Python writes and JSON does not have.

@@ -12,19 +12,21 @@ use crate::error::{RemoteError, Result};
 use crate::listing::{Address, RemoteEntry};
 
 /// Files beside the weights that checkpoints have.
-const COMPANIONS: [&str; 17] = [
+const COMPANIONS: [&str; 19] = [
     CONFIG_NAME,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
     "tiktoken.model",
+    "tekken.json",
     "chat_template.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "quantize_config.json",
+    "quant_config.json",
     "hf_quant_config.json",
     "preprocessor_config.json",
     "LICENSE",

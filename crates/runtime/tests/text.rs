@@ -73,6 +73,11 @@ fn a_missing_or_damaged_tokenizer_is_named_with_its_remedy() {
     let refused = Tokenizer::open(&weights).unwrap_err().to_string();
     let help = "no such file; copy the tokenizer.json of the original model there";
     assert_eq!(refused, format!("{}: {help}", path.display()));
+    let tekken = dir.path().join("tekken.json");
+    std::fs::write(&tekken, "{}").unwrap();
+    let refused = Tokenizer::open(&weights).unwrap_err().to_string();
+    assert!(refused.contains("only tekken.json: make it with python -c "), "{refused}");
+    assert!(refused.ends_with("where mistral-common is not installed)"), "{refused}");
     let other = dir.path().join("tiktoken.model");
     std::fs::write(&other, "IQ== 0\n").unwrap();
     let refused = Tokenizer::open(&weights).unwrap_err().to_string();

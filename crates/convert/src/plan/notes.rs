@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use shardwright_format::checkpoint::{Checkpoint, TOKENIZER_NAME};
 use shardwright_format::manifest::FileEntry;
-use shardwright_runtime::text::{MAKE_TOKENIZER, OTHER_FORMS};
+use shardwright_runtime::text::{MAKE_TOKENIZER, other_form};
 
 use super::Plan;
 use crate::companions;
@@ -21,14 +21,13 @@ pub(super) fn notes(checkpoint: &Checkpoint, copies: &[FileEntry]) -> Vec<String
         notes.extend(of.map(|(name, _)| format!("tokenizer.json is made from {name}")));
     } else {
         let unread = checkpoint.vocabulary();
-        let unread = unread.and_then(|(name, why)| Some(format!("{name} ({})", why?)));
-        let named = || OTHER_FORMS.into_iter().find(|name| copied(name));
-        let other = unread.or_else(|| named().map(str::to_owned));
-        let what = other.map_or("no tokenizer.json".to_owned(), |name| {
-            format!("no tokenizer.json, only {name}")
+        let unread = unread.and_then(|(name, why)| Some((format!("{name} ({})", why?), "")));
+        let other = unread.or_else(|| other_form(copied));
+        let (what, needs) = other.map_or(("no tokenizer.json".to_owned(), ""), |(name, needs)| {
+            (format!("no tokenizer.json, only {name}"), needs)
         });
         notes.push(format!(
-            "{what}: the bundle runs no text until it has one; make it before with {MAKE_TOKENIZER}"
+            "{what}: the bundle runs no text until it has one; make it before with {MAKE_TOKENIZER}{needs}"
         ));
     }
     notes

@@ -8,6 +8,7 @@ use super::Arch;
 use super::claim::Claim;
 use super::config::Config;
 use super::fused::Fused;
+use super::stray;
 use super::table::{ExtraRow, Target, unit_of};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::decoder::Decoder;
@@ -127,7 +128,7 @@ impl<'a> Matching<'a> {
                 taken.map_err(|detail| matching.refused(name, info, detail))?;
                 continue;
             }
-            if matching.passes(name) {
+            if matching.passes(name, info.values() == 0) {
                 continue;
             }
             let (pattern, [layer, expert]) = split(&arch.table.plain(name));
@@ -136,11 +137,7 @@ impl<'a> Matching<'a> {
                     if matching.is_empty_bias(name, info)? {
                         continue;
                     }
-                    let mut detail = format!("{} has no row for it", arch.path.display());
-                    if OTHER_HEADS.iter().any(|head| name.starts_with(head)) {
-                        detail = format!("{detail}: {OTHER_HEAD}");
-                    }
-                    return Err(matching.refused(name, info, detail));
+                    return Err(matching.refused(name, info, stray::refusal(&arch.path, name)));
                 }
                 Some(Target::Role(role)) => {
                     let unit = unit_of(*role, layer, expert);
@@ -180,16 +177,18 @@ impl<'a> Matching<'a> {
         table.extra(name, past, beyond)
     }
 
-    /// Whether the model needs no such tensor; if so it is listed with the reason.
-    fn passes(&mut self, name: &str) -> bool {
+    /// Whether the model needs no such tensor, which may be `bare` of numbers that can be weights; if so it
+    /// is listed with the reason.
+    fn passes(&mut self, name: &str, bare: bool) -> bool {
         let table = &self.arch.table;
         let (pattern, _) = split(&table.plain(name));
         let target = pattern.and_then(|pattern| table.targets.get(&pattern));
         let reason = match target {
-            Some(Target::Ignored(reason)) => reason,
-            None if is_buffer(name) => "a buffer that every program computes for itself",
-            _ => return false,
+            Some(Target::Ignored(reason)) => Some(reason.as_str()),
+            Some(_) => None,
+            None => stray::reason(name, bare),
         };
+        let Some(reason) = reason else { return false };
         self.ignore(name, None, reason);
         true
     }
@@ -220,7 +219,7 @@ impl<'a> Matching<'a> {
                 self.ignore(name, Some(row.role), &reason);
                 continue;
             }
-            if self.passes(name) {
+            if self.passes(name, stored.len == 0 || stored.dtype == Dtype::U8) {
                 continue;
             }
             let path = self.checkpoint.files()[stored.file].file.path();
@@ -455,27 +454,6 @@ fn auxiliary(checkpoint: &Checkpoint) -> Vec<Ignored> {
         .collect()
 }
 
-/// Whether a name without a row of its own ends as those of buffers do, which older versions of
-/// transformers saved: positions, masks, and the tables of rotary embeddings.
-fn is_buffer(name: &str) -> bool {
-    let ends = [
-        "position_ids",
-        "attention_mask",
-        "causal_mask",
-        "attn.bias",
-        "attn.masked_bias",
-        "inv_freq",
-        "original_inv_freq",
-        "cos_cached",
-        "sin_cached",
-    ];
-    let end = |end: &&str| {
-        name.strip_suffix(*end)
-            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    };
-    ends.iter().any(end)
-}
-
 /// The dimensions that a tensor of this shape has in a checkpoint.
 fn dimensions(shape: TensorShape) -> Vec<u64> {
     match shape.rows {
@@ -484,10 +462,6 @@ fn dimensions(shape: TensorShape) -> Vec<u64> {
     }
 }
 
-/// How names of heads begin that predict no tokens, and what those are.
-const OTHER_HEADS: [&str; 5] = ["score.", "classifier.", "v_head.", "value_head.", "reward_head."];
-const OTHER_HEAD: &str = "the head of a classifier or a reward model, which predicts no tokens: take the \
-                          model for causal language modelling";
 /// What to do with weights that are wider than any that is computed with.
 const RESAVE: &str = ": load it with transformers and save it again in float32";
 /// What to do with weights that ZeRO-3 left empty.

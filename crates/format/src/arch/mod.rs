@@ -30,6 +30,7 @@ mod plain;
 mod prediction;
 mod rope;
 mod spec;
+mod stray;
 mod table;
 
 use std::path::{Path, PathBuf};

@@ -45,6 +45,30 @@ fn file_names(checkpoint: &Checkpoint) -> Vec<&str> {
         .collect()
 }
 
+/// Weights that training left apart are named with what makes whole ones of them.
+#[test]
+fn weights_that_training_left_apart_are_refused() {
+    let (adapter, pruned) =
+        ("merge it, with merge_and_unload of peft", "call prune.remove of torch.nn.utils");
+    for (name, next) in [
+        ("q_proj.lora_A.weight", adapter),
+        ("embed_tokens.lora_embedding_A", adapter),
+        ("embed_tokens.lora_embedding_B.default", adapter),
+        ("q_proj.lora_magnitude_vector", adapter),
+        ("lm_head.modules_to_save.default.weight", adapter),
+        ("lm_head.original_module.weight", adapter),
+        ("layers.0._flat_param", "save the model whole, with FULL_STATE_DICT"),
+        ("q_proj.weight_orig", pruned),
+        ("q_proj.weight_mask", pruned),
+    ] {
+        let dir = directory();
+        file(&dir, SINGLE_NAME, &[name]);
+        let told = refusal(&dir);
+        let place = format!("DIR/model.safetensors: tensor `{name}`: ");
+        assert!(told.starts_with(&place) && told.contains(next), "{told}");
+    }
+}
+
 #[test]
 fn without_an_index_every_file_counts() {
     let dir = directory();
@@ -395,4 +419,19 @@ fn a_large_transposed_view_is_gathered_in_blocks() {
     let found = read(&checkpoint, &view, 0..800, 3000).unwrap();
     let expected = (0..800_u64).flat_map(|r| (0..3000).map(move |c| (800 + r + c * 1600) as u16));
     assert!(found.into_iter().eq(expected));
+}
+
+/// `PowerShell` redirects a text in UTF-16.
+#[test]
+fn a_configuration_in_utf_16_is_named() {
+    let units = "{\"model_type\": \"llama\"}".encode_utf16();
+    let little: Vec<u8> = units.flat_map(u16::to_le_bytes).collect();
+    for mark in [&b""[..], b"\xff\xfe"] {
+        let dir = directory();
+        fs::write(dir.path().join(CONFIG_NAME), [mark, &little].concat()).unwrap();
+        assert_eq!(
+            refusal(&dir),
+            "DIR/config.json: expected text in UTF-8, found UTF-16: `iconv -f UTF-16LE -t UTF-8` changes it"
+        );
+    }
 }

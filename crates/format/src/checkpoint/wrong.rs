@@ -12,6 +12,8 @@ use crate::refusal::{Refusal, mismatch};
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// What downloads that have not ended add to a name.
 const UNFINISHED: [&str; 5] = [".incomplete", ".part", ".crdownload", ".aria2", ".download"];
+/// Where the hub's client keeps what it has of a file that it puts into a directory.
+const DOWNLOADS: &str = ".cache/huggingface/download";
 /// What is wrong with a link whose file was removed, as from a cache, or never fetched.
 pub(super) const LINK_TO_NOTHING: &str = "a link to a file that is not there: fetch it again";
 /// Larger configurations of adapters are not read: real ones have some kilobytes.
@@ -60,11 +62,10 @@ pub(super) fn weights(dir: &Path) -> Option<Refusal> {
     if let Some(adapter) = adapter(dir) {
         return Some(adapter.into());
     }
-    let names = fs::read_dir(dir).ok()?.flatten();
-    let mut names: Vec<_> = names
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
-    names.sort();
+    let names = names_in(dir)?;
+    if let Some(download) = interrupted(dir) {
+        return Some(download);
+    }
     if let Some(name) = names.iter().find(|name| name.starts_with("consolidated")) {
         return Some(mismatch(
             "model.safetensors",
@@ -89,6 +90,27 @@ pub(super) fn weights(dir: &Path) -> Option<Refusal> {
         ".safetensors files",
         format_args!(
             "`{name}`, a pickle, which can run code when it is read: load it with transformers and save it again with save_pretrained"
+        ),
+    ))
+}
+
+/// Names of what lies in a directory, sorted.
+fn names_in(dir: &Path) -> Option<Vec<String>> {
+    let names = fs::read_dir(dir).ok()?.flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    Some(names)
+}
+
+/// A download into a directory that the hub's client has not ended.
+fn interrupted(dir: &Path) -> Option<Refusal> {
+    let names = names_in(&dir.join(DOWNLOADS))?;
+    let name = names.iter().find(|name| name.ends_with(UNFINISHED[0]))?;
+    Some(mismatch(
+        format_args!("{FILE_SUFFIX} files"),
+        format_args!(
+            "a download that has not ended ({DOWNLOADS}/{name}): run the same `hf download` again, which goes on with it"
         ),
     ))
 }
@@ -209,5 +231,20 @@ mod tests {
         fs::write(dir.path().join("model.onnx"), "x").unwrap();
         let found = weights(dir.path()).unwrap().to_string();
         assert!(found.contains("found `model.onnx`, another program's form of a model"), "{found}");
+    }
+
+    #[test]
+    fn an_interrupted_download_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.json"), "{}").unwrap();
+        fs::create_dir_all(dir.path().join(DOWNLOADS)).unwrap();
+        fs::write(dir.path().join(DOWNLOADS).join("config.json.metadata"), "x").unwrap();
+        assert_eq!(weights(dir.path()), None);
+        fs::write(dir.path().join(DOWNLOADS).join("x.1f.incomplete"), "x").unwrap();
+        assert_eq!(
+            weights(dir.path()).unwrap().to_string(),
+            "expected .safetensors files, found a download that has not ended \
+             (.cache/huggingface/download/x.1f.incomplete): run the same `hf download` again, which goes on with it"
+        );
     }
 }

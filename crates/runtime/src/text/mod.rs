@@ -15,4 +15,4 @@ pub use reading::{LARGEST_WINDOW, More};
 pub(crate) use sampler::greedy;
 pub use sampler::{Sampler, Sampling};
 pub use stream::TextStream;
-pub use tokenizer::{MAKE_TOKENIZER, OTHER_FORMS, Tokenizer};
+pub use tokenizer::{MAKE_TOKENIZER, Tokenizer, other_form};

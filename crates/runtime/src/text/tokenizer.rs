@@ -15,9 +15,17 @@ use super::model::{self, Inner};
 
 use crate::error::{Result, RuntimeError};
 
-/// Vocabularies in other forms, of which transformers makes a `tokenizer.json` where we do not.
-pub const OTHER_FORMS: [&str; 5] =
-    ["tokenizer.model", "tiktoken.model", "spiece.model", "vocab.json", "vocab.txt"];
+/// Vocabularies in other forms, of which transformers makes a `tokenizer.json` where we do not, and what that
+/// needs, to be put behind [`MAKE_TOKENIZER`].
+const OTHER_FORMS: [(&str, &str); 6] = [
+    ("tokenizer.model", ""),
+    ("tiktoken.model", ""),
+    ("spiece.model", ""),
+    ("vocab.json", ""),
+    ("vocab.txt", ""),
+    // With mistral-common it writes the same form again.
+    ("tekken.json", " (transformers 5.15 or later, where mistral-common is not installed)"),
+];
 
 /// The command that makes a `tokenizer.json` of another form, with DIR for the model's directory.
 pub const MAKE_TOKENIZER: &str = "python -c \"from transformers import AutoTokenizer as T; \
@@ -29,18 +37,13 @@ fn missing(weights: &Weights) -> String {
     let unread = weights
         .checkpoint()
         .and_then(|(checkpoint, _)| checkpoint.vocabulary());
-    let unread = unread.and_then(|(name, why)| Some(format!("{name} ({})", why?)));
-    let named = || {
-        OTHER_FORMS
-            .into_iter()
-            .find(|name| root.join(name).is_file())
-    };
-    let other = unread.or_else(|| named().map(str::to_owned));
+    let unread = unread.and_then(|(name, why)| Some((format!("{name} ({})", why?), "")));
+    let other = unread.or_else(|| other_form(|name| root.join(name).is_file()));
     other.map_or_else(
         || "no such file; copy the tokenizer.json of the original model there".to_owned(),
-        |name| {
+        |(name, needs)| {
             let make = MAKE_TOKENIZER.replace("DIR", &root.display().to_string());
-            format!("no such file, only {name}: make it with {make}")
+            format!("no such file, only {name}: make it with {make}{needs}")
         },
     )
 }
@@ -56,6 +59,12 @@ fn added_token(token: &NamedToken) -> AddedToken {
         normalized: *normalized,
         special: *special,
     }
+}
+
+/// The first of [`OTHER_FORMS`] that is there.
+pub fn other_form(there: impl Fn(&str) -> bool) -> Option<(String, &'static str)> {
+    let found = OTHER_FORMS.into_iter().find(|(name, _)| there(name));
+    found.map(|(name, needs)| (name.to_owned(), needs))
 }
 
 /// The tokenizer of a checkpoint or bundle.

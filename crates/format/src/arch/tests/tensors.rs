@@ -25,10 +25,29 @@ fn tensors_without_a_row_are_named() {
         assert_eq!(
             tensor_refusal("llama2", |tensors| add(tensors, name, &[64])),
             format!(
-                "DIR/model.safetensors: tensor `{name}`: configs/arch/llama.json has no row for it"
+                "DIR/model.safetensors: tensor `{name}`: configs/arch/llama.json has no row for it: \
+                 take the model that this one was made from, or name a table of its own with \
+                 --arch, which `shardwright arch draft` starts"
             )
         );
     }
+}
+
+/// States of Transformer Engine are no weights, unless they hold numbers that could be some.
+#[test]
+fn states_of_transformer_engine_are_left_out() {
+    let state = "model.layers.0.self_attn._extra_state";
+    let empty = copy("llama2", |_| {}, |tensors| add(tensors, state, &[0]));
+    let ignored = inventory(empty.path()).unwrap().ignored;
+    let reason = "a state of Transformer Engine, no weights";
+    assert!(
+        ignored
+            .iter()
+            .any(|one| one.tensor == state && one.reason == reason),
+        "{ignored:?}"
+    );
+    let told = tensor_refusal("llama2", |tensors| add(tensors, state, &[64]));
+    assert!(told.contains("has no row for it"), "{told}");
 }
 
 /// Its releases have the first, an older one in NVFP4 the second, transformers 5 its own and, where it

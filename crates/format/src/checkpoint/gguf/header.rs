@@ -31,8 +31,35 @@ const LEAST_TENSOR: u64 = 8 + 4 + 4 + 8;
 
 /// Where a tar file says what it is, and how.
 const TAR: (usize, &[u8]) = (257, b"ustar");
-/// Types of tensors that no model stores weights in.
-const UNREAD: [(u32, &str); 5] = [(24, "I8"), (25, "I16"), (26, "I32"), (27, "I64"), (28, "F64")];
+/// What to do about types that llama.cpp once had and took out again.
+const Q4_0: &str = ", which llama.cpp no longer has: take the Q4_0 file of the model, or make one with llama-quantize \
+                    of the original";
+const IQ4_NL: &str = ", which llama.cpp no longer has: take the IQ4_NL file of the model, or make one with \
+                      llama-quantize of the original";
+const BITNET: &str = ", which llama.cpp no longer has, or I2_S of bitnet.cpp: take the IQ4_NL file of the model, or its \
+                      checkpoint in safetensors";
+const FORKED: &str = ", a type of a fork of llama.cpp: take a file of the model that llama.cpp itself reads, or make one \
+                      with llama-quantize of the original";
+/// Types of tensors that no model stores weights in, and those of old files and of forks, with what to do.
+const UNREAD: [(u32, &str, &str); 15] = [
+    (4, "Q4_2", Q4_0),
+    (5, "Q4_3", Q4_0),
+    (9, "Q8_1", ""),
+    (15, "Q8_K", ""),
+    (24, "I8", ""),
+    (25, "I16", ""),
+    (26, "I32", ""),
+    (27, "I64", ""),
+    (28, "F64", ""),
+    (31, "Q4_0_4_4", Q4_0),
+    (32, "Q4_0_4_8", Q4_0),
+    (33, "Q4_0_8_8", Q4_0),
+    (36, "IQ4_NL_4_4", BITNET),
+    (37, "IQ4_NL_4_8", IQ4_NL),
+    (38, "IQ4_NL_8_8", IQ4_NL),
+];
+/// The first number that forks give their own types, of which `ik_llama.cpp` has most.
+const FORKS: u32 = 97;
 
 /// Kinds of metadata.
 mod kind {
@@ -306,14 +333,19 @@ fn info<'a>(bytes: &mut Bytes<'a>) -> Result<Info<'a>, Fault> {
         let (id, offset) = (bytes.u32()?, bytes.u64()?);
         let kind = Ggml::from_id(id).ok_or_else(|| {
             let known: Vec<_> = Ggml::ALL.iter().map(|kind| kind.name()).collect();
-            let found = UNREAD.iter().find(|(unread, _)| *unread == id);
-            let found = found.map_or_else(|| format!("type {id}"), |(_, name)| (*name).to_owned());
-            mismatch(format_args!("a type among {}", known.join(" ")), found)
+            mismatch(format_args!("a type among {}", known.join(" ")), unread(id))
         })?;
         let len = byte_len(kind, &shape)?;
         Ok(Info { name, kind, shape, offset, len })
     };
     rest(bytes).map_err(|e| e.at(name))
+}
+
+/// What a type is of which no weights are made, and what to do.
+fn unread(id: u32) -> String {
+    let known = UNREAD.iter().find(|(unread, ..)| *unread == id);
+    let next = if id >= FORKS { FORKED } else { "" };
+    known.map_or_else(|| format!("type {id}{next}"), |(_, name, next)| format!("{name}{next}"))
 }
 
 /// Bytes of a tensor, whose rows must be whole blocks.

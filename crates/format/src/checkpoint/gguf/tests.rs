@@ -150,7 +150,24 @@ fn contradictions_are_refused() {
         "a: shape [2, 18446744073709551584]: expected fewer values"
     );
     assert!(refused(20, &[99]).starts_with("a: expected a type among F32 F16 Q4_0 "));
-    assert!(refused(20, &[99]).ends_with(" NVFP4, found type 99"));
+    assert!(refused(20, &[50]).ends_with(" NVFP4, found type 50"));
+    for (id, found) in [
+        (4, "Q4_2, which llama.cpp no longer has: take the Q4_0 file of the model"),
+        (26, "I32"),
+        (31, "Q4_0_4_4, which llama.cpp no longer has: take the Q4_0 file of the model"),
+        (
+            36,
+            "IQ4_NL_4_4, which llama.cpp no longer has, or I2_S of bitnet.cpp: take the IQ4_NL file",
+        ),
+        (
+            99,
+            "type 99, a type of a fork of llama.cpp: take a file of the model that llama.cpp itself reads",
+        ),
+        (137, "type 137, a type of a fork of llama.cpp"),
+    ] {
+        let told = refused(20, &[id]);
+        assert!(told.contains(&format!(" NVFP4, found {found}")), "{told}");
+    }
     assert_eq!(refused(24, &[32]), "a: expected offset 0, found 32");
     assert_eq!(refused(12, &[3]), "b: expected offset 128, found 96");
     assert_eq!(refusal(&with(a, 8, b"b")), "expected one tensor `b`, found two");

@@ -7,7 +7,7 @@ use shardwright_quant::Float;
 
 use super::Grouping;
 use super::setting::shown;
-use crate::checkpoint::files::StoredTensor;
+use crate::checkpoint::files::{Files, StoredTensor};
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -64,21 +64,51 @@ impl Fp8 {
         stored: &StoredTensor,
     ) -> Result<()> {
         grouping.set_aside_activations(name, ACTIVATIONS);
-        if !matches!(stored.dtype, Dtype::F8E4m3 | Dtype::F8E5m2) || stored.shape.len() < 2 {
+        if !is_matrix(stored) {
             return Ok(());
         }
-        let [usual, older] = SCALES.map(|ending| format!("{name}{ending}"));
-        let all = &grouping.files.stored;
-        let scales =
-            if all.contains_key(&older) && !all.contains_key(&usual) { older } else { usual };
-        let [.., rows, cols] = stored.shape[..] else { return Ok(()) };
+        let [.., cols] = stored.shape[..] else { return Ok(()) };
+        let scales = scales_of(grouping.files, name);
         // Without blocks the scales themselves show whether each row has one.
-        let by_row = all.get(&scales).is_some_and(|found| {
-            rows > 1 && matches!(found.shape[..], [.., n, 1] | [n] if n == rows)
-        });
+        let held = grouping.files.stored.get(&scales);
+        let by_row = held.is_some_and(|scales| is_by_row(stored, scales));
         let block = self.block.or(by_row.then_some([1, cols.max(1)]));
         grouping.add_scaled(name, stored, scales, block)
     }
+
+    /// The parameters of tensors that nothing describes, where they need none: each in FP8 has one scale, or
+    /// one for each row. Those of blocks do not show how large these are.
+    pub(super) fn shown(files: &Files) -> Option<Self> {
+        let decided = |name: &String, stored: &StoredTensor| {
+            let scales = files.stored.get(&scales_of(files, name));
+            let one = |scales: &StoredTensor| scales.shape.iter().all(|n| *n == 1);
+            scales.is_some_and(|scales| one(scales) || is_by_row(stored, scales))
+        };
+        let all = files.stored.iter();
+        let mut matrices = all.filter(|(_, stored)| is_matrix(stored)).peekable();
+        matrices.peek()?;
+        matrices
+            .all(|(name, stored)| decided(name, stored))
+            .then(Self::default)
+    }
+}
+
+/// Whether values are weights in FP8.
+fn is_matrix(stored: &StoredTensor) -> bool {
+    matches!(stored.dtype, Dtype::F8E4m3 | Dtype::F8E5m2) && stored.shape.len() >= 2
+}
+
+/// The name of the scales of the weights `name`.
+fn scales_of(files: &Files, name: &str) -> String {
+    let [usual, older] = SCALES.map(|ending| format!("{name}{ending}"));
+    let held = |name: &String| files.stored.contains_key(name);
+    if held(&older) && !held(&usual) { older } else { usual }
+}
+
+/// Whether each row of a matrix has a scale.
+fn is_by_row(stored: &StoredTensor, scales: &StoredTensor) -> bool {
+    let [.., rows, _] = stored.shape[..] else { return false };
+    rows > 1 && matches!(scales.shape[..], [.., n, 1] | [n] if n == rows)
 }
 
 /// Two numbers above 0.

@@ -88,7 +88,7 @@ pub(super) fn group(files: &Files) -> Result<Grouped> {
     let scheme = match Scheme::new(files) {
         // What a conversion to plain floats left in the configuration says nothing of the weights.
         Err(_) if files.stored.values().all(plain) => None,
-        found => found?,
+        found => found?.or_else(|| Scheme::shown(files)),
     };
     let mut grouping = Grouping {
         files,
@@ -139,6 +139,7 @@ const UNDESCRIBED: &[(&str, &str)] = &[
     (".weight_packed", "compressed-tensors"),
     ("_proj_blocks", "MXFP4"),
     (".biases", "MLX"),
+    (".weight_scale", "FP8, NVFP4 or another scheme"),
 ];
 
 /// Refuses codes of which nothing says how they were made.

@@ -51,13 +51,21 @@ const METHODS: &[&str] = &[
     "compressed-tensors",
     "gptq",
     "awq",
-    "auto-round",
+    AUTO_ROUND,
     "bitnet",
 ];
 
-/// Files beside `config.json` that describe a scheme where it does not: name, member, method.
-const BESIDE: &[(&str, &str, &str)] =
-    &[("hf_quant_config.json", "/quantization", "modelopt"), ("quantize_config.json", "", "gptq")];
+/// The file that programs for GPTQ write beside `config.json`.
+const QUANTIZE_CONFIG: &str = "quantize_config.json";
+/// Files beside `config.json` that describe a scheme where it does not: name, member, method where it
+/// names none.
+const BESIDE: &[(&str, &str, &str)] = &[
+    ("hf_quant_config.json", "/quantization", "modelopt"),
+    (QUANTIZE_CONFIG, "", "gptq"),
+    ("quant_config.json", "", "awq"),
+];
+/// What the names of all `AutoRound`'s methods have: it wrote `intel/auto-round` before.
+const AUTO_ROUND: &str = "auto-round";
 
 /// Whether a file of this name says how weights are quantized, and nothing else.
 pub fn describes_quantization(name: &str) -> bool {
@@ -97,9 +105,20 @@ impl Scheme {
         let path: &Path = &files.config_path;
         let refuse =
             |detail: Refusal| FormatError::file(path, detail.at(format_args!("`{place}`")));
-        Self::parse(&named(files, config))
-            .map(Some)
-            .map_err(|detail: Refusal| refuse(detail))
+        let scheme = Self::parse(&named(files, config)).map_err(refuse)?;
+        scheme.check_beside(files)?;
+        Ok(Some(scheme))
+    }
+
+    /// Refuses another form of GPTQ in the file beside: of the two descriptions programs read either.
+    fn check_beside(&self, files: &Files) -> Result<()> {
+        let Kind::Transposed(transposed) = &self.kind else { return Ok(()) };
+        let path = files.root.join(QUANTIZE_CONFIG);
+        let text = read_limited(&path, CONFIG_LIMIT)?.unwrap_or_default();
+        // What is no JSON describes nothing.
+        let beside = serde_json::from_slice(&text).unwrap_or_default();
+        let agreed = transposed.check_beside(&beside);
+        agreed.map_err(|detail| FormatError::file(&path, detail))
     }
 
     /// The scheme that a file beside `config.json` describes.
@@ -116,10 +135,18 @@ impl Scheme {
                 ));
             };
             let mut config = config.clone();
-            config["quant_method"] = json!(method);
+            if config.get("quant_method").is_none_or(Value::is_null) {
+                config["quant_method"] = json!(method);
+            }
             return Self::parse(&config).map(Some).map_err(refuse);
         }
         Ok(None)
+    }
+
+    /// The scheme that tensors show which nothing describes.
+    pub(super) fn shown(files: &Files) -> Option<Self> {
+        let kind = Kind::Fp8(Fp8::shown(files)?);
+        Some(Self { method: "fp8".to_owned(), ignore: Ignore::default(), kind })
     }
 
     fn parse(config: &Value) -> Result<Self, Refusal> {
@@ -132,7 +159,9 @@ impl Scheme {
             None if config.get(modelopt::ALGORITHM).is_some() => {
                 modelopt::check(config).map(|()| Kind::ModelOpt)?
             }
-            Some("auto-round") => Kind::Transposed(Transposed::auto_round(config)?),
+            Some(method) if method.contains(AUTO_ROUND) => {
+                Kind::Transposed(Transposed::auto_round(config)?)
+            }
             Some("mxfp4") => Kind::Mxfp4,
             Some("compressed-tensors") => Kind::Compressed(Compressed::parse(config)?),
             Some("gptq") => Kind::Transposed(Transposed::gptq(config)?),

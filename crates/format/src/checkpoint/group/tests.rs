@@ -92,6 +92,33 @@ fn scales_have_other_names_and_may_be_one_for_each_row() {
     );
 }
 
+/// Scales for a tensor or a row say all; those of blocks do not say how large these are.
+#[test]
+fn scales_alone_may_show_the_scheme() {
+    let weight = |name| zeros(name, Dtype::F8E4m3, &[256, 130]);
+    let opened = |tensors: &[Held]| {
+        let dir = tempfile::tempdir().unwrap();
+        write_held(dir.path(), &json!({}), tensors);
+        match Checkpoint::open(dir.path()) {
+            Ok(found) => Ok(found.quantization().unwrap().clone()),
+            found => Err(message(dir.path(), found)),
+        }
+    };
+    let by_tensor = [weight("a.weight"), zeros("a.weight_scale", F32, &[])];
+    let by_row = [weight("b.weight"), zeros("b.weight_scale_inv", BF16, &[256, 1])];
+    let facts = opened(&[by_tensor.clone(), by_row].concat()).unwrap();
+    assert_eq!(facts.method, "fp8");
+    let labels: Vec<_> = facts.tensors.keys().map(String::as_str).collect();
+    assert_eq!(labels, ["f8_e4m3 1x130", "f8_e4m3 256x130"]);
+    let blocks = [weight("b.weight"), zeros("b.weight_scale", F32, &[2, 2])];
+    assert_eq!(
+        opened(&[by_tensor, blocks].concat()).unwrap_err(),
+        "DIR/model.safetensors: tensor `a.weight_scale`: it belongs to codes of FP8, NVFP4 \
+         or another scheme, but config.json has no quantization_config: take it from the model that \
+         this is a copy of"
+    );
+}
+
 /// Codes of three bits run on over three words, and not all who write them agree on zero points.
 #[test]
 fn three_bits_fill_three_words() {
@@ -327,7 +354,153 @@ fn widths_of_modules_follow_the_first_pattern() {
         "dynamic": { "(": { "bits": 8 } } });
     let told = refusal(&wrong, &tensors);
     assert!(told.ends_with("`dynamic`: `(`: expected a regular expression"), "{told}");
-    let packed = json!({ "quant_method": "auto-round", "packing_format": "auto_round", "bits": 4 });
-    let told = refusal(&packed, &tensors);
-    assert!(told.contains("`packing_format`: expected \"auto_round:auto_gptq\""), "{told}");
+}
+
+/// Codes of four bits in groups of 32 inputs, as GPTQ and AWQ pack 64 of them for 16 outputs.
+fn transposed(awq: bool) -> [Held; 3] {
+    let codes: &[u64] = if awq { &[64, 2] } else { &[8, 16] };
+    [
+        zeros("a.qweight", Dtype::I32, codes),
+        zeros("a.qzeros", Dtype::I32, &[2, 2]),
+        zeros("a.scales", Dtype::Float(Float::F16), &[2, 16]),
+    ]
+}
+
+/// How the one tensor is decoded that a configuration or a file beside it describes; or why it is not.
+fn decoded(config: &Value, beside: Option<(&str, &Value)>, awq: bool) -> Result<Decoder, String> {
+    let dir = tempfile::tempdir().unwrap();
+    write_held(dir.path(), config, &transposed(awq));
+    if let Some((name, text)) = beside {
+        std::fs::write(dir.path().join(name), text.to_string()).unwrap();
+    }
+    match Checkpoint::open(dir.path()) {
+        Ok(found) => Ok(found.tensors()["a.weight"].decoder.clone().unwrap()),
+        found => Err(message(dir.path(), found)),
+    }
+}
+
+/// Whether zero points are stored less one.
+fn less_one(decoder: &Decoder) -> bool {
+    matches!(decoder, Decoder::Gptq { zeros_stored_minus_one: true, .. })
+}
+
+/// Zero points of the second form are as they are; `GPTQModel` names it under either of two keys.
+#[test]
+fn either_key_names_the_form_of_gptq() {
+    let width = json!({ "bits": 4, "group_size": 32 });
+    let with = |keys: &[(&str, &str)]| {
+        let mut config = width.clone();
+        for (key, form) in keys {
+            config[*key] = json!(form);
+        }
+        config
+    };
+    let within = |own: &Value| {
+        let mut own = own.clone();
+        own["quant_method"] = json!("gptq");
+        decoded(&json!({ "quantization_config": own }), None, false)
+    };
+    let beside = |own: &Value| decoded(&json!({}), Some(("quantize_config.json", own)), false);
+    for (keys, less) in [
+        (&[][..], true),
+        (&[("format", "gptq")], true),
+        (&[("format", "gptq_v2")], false),
+        (&[("checkpoint_format", "GPTQ_V2")], false),
+        (&[("checkpoint_format", "gptq_v2"), ("format", "gptq_v2")], false),
+    ] {
+        let config = with(keys);
+        assert_eq!(less_one(&within(&config).unwrap()), less, "{config}");
+        assert_eq!(less_one(&beside(&config).unwrap()), less, "{config}");
+    }
+    let both = with(&[("checkpoint_format", "gptq"), ("format", "gptq_v2")]);
+    let told = "`format`: expected \"gptq\", as `checkpoint_format` says, found \"gptq_v2\"";
+    let place = "DIR/config.json: `quantization_config`";
+    assert_eq!(within(&both).unwrap_err(), format!("{place}: {told}"));
+    assert_eq!(beside(&both).unwrap_err(), format!("DIR/quantize_config.json: {told}"));
+    for other in ["marlin", "bitblas", "triton", "FORMAT.GPTQ_V2"] {
+        let told = format!(
+            "{place}: `format`: expected \"gptq\" or \"gptq_v2\", found {other:?}: take a \
+                           copy of the model in that form"
+        );
+        assert_eq!(within(&with(&[("format", other)])).unwrap_err(), told);
+    }
+}
+
+/// Some programs read the file beside, and others the configuration.
+#[test]
+fn two_descriptions_of_gptq_agree() {
+    let own = |form: &str| json!({ "bits": 4, "group_size": 32, "checkpoint_format": form });
+    let mut within = own("gptq");
+    within["quant_method"] = json!("gptq");
+    let config = json!({ "quantization_config": within });
+    let opened = |form: &str| decoded(&config, Some(("quantize_config.json", &own(form))), false);
+    assert!(less_one(&opened("gptq").unwrap()));
+    assert_eq!(
+        opened("gptq_v2").unwrap_err(),
+        "DIR/quantize_config.json: the form of GPTQ: expected \"gptq\", as config.json has it, found \
+         \"gptq_v2\": make both say what the codes are"
+    );
+}
+
+/// `AutoRound`'s names of packings, and before 0.4 of the backend that it packed for.
+#[test]
+fn either_key_names_the_packing_of_auto_round() {
+    let described = |method: &str, key: &str, packing: &str| {
+        json!({ "quantization_config": { "quant_method": method, "bits": 4, "group_size": 32,
+            "data_type": "int", key: packing } })
+    };
+    for (key, packing, less) in [
+        ("packing_format", "auto_round:auto_gptq", true),
+        ("packing_format", "auto_round:gptqmodel", false),
+        ("packing_format", "auto_round", false),
+        ("backend", "auto_round:gptq:exllamav2", true),
+        ("backend", "gptq:cuda", true),
+        ("backend", "auto_round:exllamav2", false),
+    ] {
+        for method in ["auto-round", "intel/auto-round"] {
+            let found = decoded(&described(method, key, packing), None, false).unwrap();
+            assert_eq!(less_one(&found), less, "{method} {packing}");
+        }
+    }
+    let method = "intel/auto-round";
+    let awq = decoded(&described(method, "backend", "auto_round:awq:gemm"), None, true);
+    assert!(matches!(awq.unwrap(), Decoder::Awq { .. }));
+    for (key, other) in
+        [("backend", "auto_round:gptq:marlin"), ("packing_format", "auto_round:llm_compressor")]
+    {
+        assert_eq!(
+            decoded(&described(method, key, other), None, false).unwrap_err(),
+            format!(
+                "DIR/config.json: `quantization_config`: `{key}`: expected \"auto_round:auto_gptq\", \
+                 \"auto_round:gptqmodel\" or \"auto_round:auto_awq\", found {other:?}"
+            )
+        );
+    }
+    let mut floats = described(method, "packing_format", "auto_round");
+    floats["quantization_config"]["data_type"] = json!("mx_fp");
+    let told = decoded(&floats, None, false).unwrap_err();
+    assert!(told.ends_with("`data_type`: expected \"int\", found \"mx_fp\""), "{told}");
+}
+
+/// `AutoAWQ` and llm-awq have names of their own for the file and in it.
+#[test]
+fn awq_has_other_names_too() {
+    let own = json!({ "zero_point": true, "q_group_size": 32, "w_bit": 4, "version": "GEMM" });
+    let beside = decoded(&json!({}), Some(("quant_config.json", &own)), true);
+    assert!(matches!(beside.unwrap(), Decoder::Awq { group_size: 32, .. }));
+    let mut within = own.clone();
+    within["quant_method"] = json!("awq");
+    let found = decoded(&json!({ "quantization_config": within }), None, true).unwrap();
+    assert!(matches!(found, Decoder::Awq { group_size: 32, .. }));
+    within["version"] = Value::Null;
+    within["format"] = json!("gemv");
+    assert_eq!(
+        decoded(&json!({ "quantization_config": within }), None, true).unwrap_err(),
+        "DIR/config.json: `quantization_config`: `format`: expected \"gemm\", found \"gemv\": take \
+         a copy of the model in that form"
+    );
+    let mut wide = own;
+    wide["w_bit"] = json!(8);
+    let told = decoded(&json!({}), Some(("quant_config.json", &wide)), true).unwrap_err();
+    assert_eq!(told, "DIR/quant_config.json: `w_bit`: expected one of 4, found 8");
 }

@@ -21,6 +21,34 @@ const ENDINGS: &[&str] = &[".qzeros", ".scales", ".g_idx"];
 const SCALE_TYPES: &[Dtype] =
     &[Dtype::Float(Float::F16), Dtype::Float(Float::Bf16), Dtype::Float(Float::F32)];
 
+/// The names of the layout of codes that `GPTQModel` reads under either of its keys, and of these what is
+/// read here: others are made for the kernels of one program.
+const GPTQ_KEYS: &[&str] = &["checkpoint_format", "format"];
+const GPTQ_LAYOUTS: &[&str] = &["gptq", "gptq_v2"];
+/// The same of AWQ, whose first programs say `version`.
+const AWQ_KEYS: &[&str] = &["version", "checkpoint_format", "format"];
+const AWQ_LAYOUTS: &[&str] = &["gemm"];
+/// Names of a width, and of a group's columns; `AutoAWQ` and llm-awq have the second.
+const BITS: [&str; 2] = ["bits", "w_bit"];
+const GROUP_SIZE: [&str; 2] = ["group_size", "q_group_size"];
+
+/// How `AutoRound` packs by the name of its packing, in which kernels may follow that read it.
+const PACKINGS: &[(&str, Packing)] = &[
+    ("auto_round:auto_gptq", Packing::GPTQ),
+    ("auto_round:gptq", Packing::GPTQ),
+    ("auto_gptq", Packing::GPTQ),
+    ("gptq", Packing::GPTQ),
+    ("auto_round:gptqmodel", Packing::GPTQ_V2),
+    ("auto_round", Packing::GPTQ_V2),
+    ("auto_round:auto_awq", Packing::Awq),
+    ("auto_round:awq", Packing::Awq),
+    ("auto_awq", Packing::Awq),
+    ("awq", Packing::Awq),
+];
+const KERNELS: &[&str] = &["exllamav2", "exllamav1", "tritonv2", "triton", "cuda", "gemm"];
+/// How the names of its types begin that have other scales, which it packs under the same names.
+const MICROSCALED: [&str; 2] = ["mx", "nv"];
+
 /// Parameters of either.
 pub(super) struct Transposed {
     width: Width,
@@ -42,6 +70,12 @@ enum Packing {
     Awq,
 }
 
+impl Packing {
+    /// `AutoGPTQ`'s, of which zero points have one less, and `GPTQModel`'s, which has them as they are.
+    const GPTQ: Self = Self::Gptq { zeros_stored_minus_one: true };
+    const GPTQ_V2: Self = Self::Gptq { zeros_stored_minus_one: false };
+}
+
 /// Sizes of one tensor.
 struct Extent {
     rows: u64,
@@ -53,14 +87,7 @@ struct Extent {
 
 impl Transposed {
     pub(super) fn gptq(config: &Value) -> Result<Self, Refusal> {
-        let zeros_stored_minus_one = match config.get("checkpoint_format").map(|f| (f, f.as_str()))
-        {
-            None | Some((Value::Null, _) | (_, Some("gptq"))) => true,
-            Some((_, Some("gptq_v2"))) => false,
-            Some((found, _)) => {
-                return Err(mismatch("\"gptq\" or \"gptq_v2\"", found).at("`checkpoint_format`"));
-            }
-        };
+        let zeros_stored_minus_one = layout(config, GPTQ_KEYS, GPTQ_LAYOUTS)? != Some("gptq_v2");
         let packing = Packing::Gptq { zeros_stored_minus_one };
         let width = Width::parse(config, None, packing)?;
         let modules = dynamic(config, width, packing)?;
@@ -71,20 +98,29 @@ impl Transposed {
         Ok(Self { width, modules, packing })
     }
 
+    /// Refuses another form of GPTQ than this one in another description of the same codes.
+    pub(super) fn check_beside(&self, other: &Value) -> Result<(), Refusal> {
+        let Packing::Gptq { zeros_stored_minus_one } = self.packing else { return Ok(()) };
+        let own = GPTQ_LAYOUTS[usize::from(!zeros_stored_minus_one)];
+        match layout(other, GPTQ_KEYS, GPTQ_LAYOUTS)? {
+            Some(found) if found != own => {
+                let found = format_args!("{found:?}: make both say what the codes are");
+                Err(mismatch(format_args!("{own:?}, as config.json has it"), found)
+                    .at("the form of GPTQ"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// `AutoRound`'s configuration of tensors that are packed as the others do.
     pub(super) fn auto_round(config: &Value) -> Result<Self, Refusal> {
-        let found = config.get("packing_format");
-        let packing = match found.and_then(Value::as_str) {
-            Some("auto_round:auto_gptq") => Packing::Gptq { zeros_stored_minus_one: true },
-            Some("auto_round:auto_awq") => Packing::Awq,
-            _ => {
-                return Err(mismatch(
-                    "\"auto_round:auto_gptq\" or \"auto_round:auto_awq\"",
-                    shown(found),
-                )
-                .at("`packing_format`"));
-            }
-        };
+        let packing = auto_round_packing(config)?;
+        let data_type = config.get("data_type").and_then(Value::as_str);
+        if let Some(found) =
+            data_type.filter(|found| MICROSCALED.iter().any(|begin| found.starts_with(begin)))
+        {
+            return Err(mismatch("\"int\"", format_args!("{found:?}")).at("`data_type`"));
+        }
         let width = Width::parse(config, None, packing)?;
         let mut modules = Vec::new();
         let own = config.get("extra_config").and_then(Value::as_object);
@@ -100,11 +136,7 @@ impl Transposed {
     }
 
     pub(super) fn awq(config: &Value) -> Result<Self, Refusal> {
-        match config.get("version").map(|v| (v, v.as_str())) {
-            None => {}
-            Some((_, Some(version))) if version.eq_ignore_ascii_case("gemm") => {}
-            Some((found, _)) => return Err(mismatch("\"gemm\"", found).at("`version`")),
-        }
+        layout(config, AWQ_KEYS, AWQ_LAYOUTS)?;
         let width = Width::parse(config, None, Packing::Awq)?;
         Ok(Self { width, modules: Vec::new(), packing: Packing::Awq })
     }
@@ -195,16 +227,69 @@ impl Width {
             Packing::Gptq { .. } => &[2, 3, 4, 8],
             Packing::Awq => &[4],
         };
-        let bits = match (config.get("bits"), default) {
+        let (bits, columns) = (given(config, BITS), given(config, GROUP_SIZE));
+        let bits = match (config.get(bits), default) {
             (None, Some(default)) => default.bits,
-            _ => number(config, "bits", known)? as u8,
+            _ => number(config, bits, known)? as u8,
         };
-        let group_size = match (config.get("group_size"), default) {
+        let group_size = match (config.get(columns), default) {
             (None, Some(default)) => default.group_size,
-            _ => group_size(config)?,
+            _ => group_size(config, columns)?,
         };
         Ok(Self { bits, group_size })
     }
+}
+
+/// The key that a configuration has; the first where it has none.
+fn given(config: &Value, keys: [&'static str; 2]) -> &'static str {
+    let has = |key: &&str| config.get(*key).is_some_and(|found| !found.is_null());
+    keys.into_iter().find(has).unwrap_or(keys[0])
+}
+
+/// The one of `known` that the configuration has under any of `keys`.
+///
+/// # Errors
+/// Another layout of codes, and keys that disagree.
+fn layout(
+    config: &Value,
+    keys: &[&'static str],
+    known: &[&'static str],
+) -> Result<Option<&'static str>, Refusal> {
+    let mut named: Option<(&str, &'static str)> = None;
+    for key in keys {
+        let Some(found) = config.get(*key).filter(|found| !found.is_null()) else { continue };
+        let at = format!("`{key}`");
+        let text = found.as_str().unwrap_or_default();
+        let name = known.iter().find(|name| text.eq_ignore_ascii_case(name));
+        let name = *name.ok_or_else(|| {
+            let known: Vec<_> = known.iter().map(|name| format!("{name:?}")).collect();
+            let found = format_args!("{found}: take a copy of the model in that form");
+            mismatch(known.join(" or "), found).at(&at)
+        })?;
+        match named {
+            Some((first, other)) if other != name => {
+                return Err(mismatch(format_args!("{other:?}, as `{first}` says"), found).at(at));
+            }
+            _ => named = Some((key, name)),
+        }
+    }
+    Ok(named.map(|(_, name)| name))
+}
+
+/// `AutoRound`'s packing; before 0.4 it named a backend in its place, and later one says what runs it.
+fn auto_round_packing(config: &Value) -> Result<Packing, Refusal> {
+    let key = given(config, ["packing_format", "backend"]);
+    let found = config.get(key);
+    let name = found.and_then(Value::as_str).unwrap_or_default();
+    let base = name
+        .rsplit_once(':')
+        .filter(|(_, kernel)| KERNELS.contains(kernel));
+    let base = base.map_or(name, |(base, _)| base);
+    let packing = PACKINGS.iter().find(|(known, _)| *known == base);
+    packing.map(|(_, packing)| *packing).ok_or_else(|| {
+        let known = "\"auto_round:auto_gptq\", \"auto_round:gptqmodel\" or \"auto_round:auto_awq\"";
+        mismatch(known, shown(found)).at(format_args!("`{key}`"))
+    })
 }
 
 /// Refuses what `GPTQModel` wrote of 3 bits in the older form: from zero points it takes ones in places
@@ -245,13 +330,13 @@ fn pattern(expression: &str) -> Result<Regex, Refusal> {
     Regex::new(&format!("^(?:{expression})")).map_err(|_| "expected a regular expression".into())
 }
 
-/// Columns of a group; none for -1.
-fn group_size(config: &Value) -> Result<Option<u64>, Refusal> {
-    let found = config.get("group_size");
+/// Columns of a group, which stand under `key`; none for -1.
+fn group_size(config: &Value, key: &str) -> Result<Option<u64>, Refusal> {
+    let found = config.get(key);
     match found.and_then(Value::as_i64) {
         Some(-1) => Ok(None),
         Some(size) if size > 0 => Ok(Some(size as u64)),
-        _ => Err(mismatch("a number above 0 or -1", shown(found)).at("`group_size`")),
+        _ => Err(mismatch("a number above 0 or -1", shown(found)).at(format_args!("`{key}`"))),
     }
 }
 
