@@ -304,6 +304,37 @@ fn tokenizers_that_no_text_can_be_run_with_are_named_at_once() {
     assert!(!notes.contains("usable"), "{notes}");
 }
 
+/// Nor does what systems and stores leave in a bundle's directory change what is in it.
+#[test]
+fn what_systems_leave_in_a_bundle_is_a_note() {
+    let scratch = trained();
+    scratch.ok("convert ckpt -o out");
+    let left = [
+        "config.json:Zone.Identifier",
+        "experts/layer-000.bin:Zone.Identifier",
+        "SHA256SUMS",
+        "__MACOSX/._x",
+        "@eaDir/x",
+        "experts/@eaDir/x",
+        "lost+found/x",
+        "desktop.ini",
+        "experts/Thumbs.db",
+        "._config.json",
+    ];
+    for name in left {
+        let path = scratch.path("out").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "x").unwrap();
+    }
+    let report = scratch.json("verify out");
+    assert_eq!(report["verdict"], json!("holds"), "{report}");
+    let notes = report["notes"].to_string();
+    for name in left {
+        let shown = name.strip_suffix("/x").unwrap_or(name);
+        assert!(notes.contains(shown.strip_suffix("/._x").unwrap_or(shown)), "{name}: {notes}");
+    }
+}
+
 /// A text in another form is named by its first bytes; no encoding is claimed that no byte tells.
 #[test]
 fn texts_in_other_forms_are_named() {
