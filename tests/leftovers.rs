@@ -279,6 +279,62 @@ fn documents_and_pictures_beside_a_bundle_are_notes() {
     scratch.ok("verify out");
 }
 
+/// What a bundle cannot run any text with is said when it is planned and made, not when it is run.
+#[test]
+fn tokenizers_that_no_text_can_be_run_with_are_named_at_once() {
+    let wrong: [fn(&mut serde_json::Map<String, Value>); 4] = [
+        |json| json["model"]["merges"][0] = json!("zz qq"),
+        |json| json["model"]["merges"][0] = json!("a  b"),
+        |json| json["pre_tokenizer"] = json!({"type": "Foo"}),
+        |json| json["version"] = json!("2.0"),
+    ];
+    for edit in wrong {
+        let scratch = trained();
+        scratch.edit_json("ckpt/tokenizer.json", edit);
+        let named = "tokenizer.json: is not a usable tokenizer (";
+        let next = "; copy the tokenizer.json of the original model there again; until then the bundle runs no text";
+        let notes = scratch.json("plan ckpt --bits 4")["notes"].to_string();
+        assert!(notes.contains(named) && notes.contains(next), "{notes}");
+        let ran = scratch.ok("convert ckpt -o out --bits 4");
+        assert!(ran.stdout.contains(&format!("note: {named}")), "{}", ran.stdout);
+        let ran = scratch.run("run out --prompt x -n 1");
+        assert!(ran.code == Some(2) && ran.stderr.contains(named), "{}", ran.stderr);
+    }
+    let notes = trained().json("plan ckpt --bits 4")["notes"].to_string();
+    assert!(!notes.contains("usable"), "{notes}");
+}
+
+/// Nor does what systems and stores leave in a bundle's directory change what is in it.
+#[test]
+fn what_systems_leave_in_a_bundle_is_a_note() {
+    let scratch = trained();
+    scratch.ok("convert ckpt -o out");
+    let left = [
+        "config.json:Zone.Identifier",
+        "experts/layer-000.bin:Zone.Identifier",
+        "SHA256SUMS",
+        "__MACOSX/._x",
+        "@eaDir/x",
+        "experts/@eaDir/x",
+        "lost+found/x",
+        "desktop.ini",
+        "experts/Thumbs.db",
+        "._config.json",
+    ];
+    for name in left {
+        let path = scratch.path("out").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "x").unwrap();
+    }
+    let report = scratch.json("verify out");
+    assert_eq!(report["verdict"], json!("holds"), "{report}");
+    let notes = report["notes"].to_string();
+    for name in left {
+        let shown = name.strip_suffix("/x").unwrap_or(name);
+        assert!(notes.contains(shown.strip_suffix("/._x").unwrap_or(shown)), "{name}: {notes}");
+    }
+}
+
 /// A text in another form is named by its first bytes; no encoding is claimed that no byte tells.
 #[test]
 fn texts_in_other_forms_are_named() {

@@ -20,6 +20,7 @@ mod gguf;
 mod harness;
 mod hostile_merges;
 mod leftovers;
+mod meaning;
 mod memory;
 mod merge;
 mod pack;

@@ -1,12 +1,15 @@
 //! What a user should know of a checkpoint before and after its conversion.
 
 use std::fmt;
+use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use shardwright_format::checkpoint::{Checkpoint, TOKENIZER_NAME};
+use shardwright_format::checkpoint::{Checkpoint, TOKENIZER_NAME, TokensBeside};
 use shardwright_format::manifest::FileEntry;
-use shardwright_runtime::text::{MAKE_TOKENIZER, other_form};
+use shardwright_runtime::RuntimeError;
+use shardwright_runtime::options::loading;
+use shardwright_runtime::text::{MAKE_TOKENIZER, Tokenizer, other_form};
 
 use super::Plan;
 use crate::companions;
@@ -51,34 +54,55 @@ impl Plan {
             let made = checkpoint.synthesized(TOKENIZER_NAME)?;
             self.cost.peak_memory += made.map_or(0, |made| made.len() as u64);
         }
-        let rows = self.manifest.model.vocab_size;
-        self.notes.extend(json.and_then(|json| beyond(&json, rows)));
+        let Some(json) = json else { return Ok(()) };
+        let note = match beyond(&json, self.manifest.model.vocab_size) {
+            Err(unknown) => Some(unknown),
+            Ok(note) => self.unusable(checkpoint, &json).or(note),
+        };
+        self.notes.extend(note);
         Ok(())
+    }
+
+    /// What is said of a `tokenizer.json` that makes no tokenizer. Opening it takes memory before the conversion does.
+    fn unusable(&mut self, checkpoint: &Checkpoint, json: &[u8]) -> Option<String> {
+        let read = |name: &str, limit| checkpoint.companion(name, limit);
+        let beside = TokensBeside::new(&read, checkpoint.root());
+        let opened = beside
+            .map_err(RuntimeError::from)
+            .and_then(|beside| Tokenizer::with(Path::new(TOKENIZER_NAME), json, &beside));
+        match opened {
+            Ok(tokenizer) => {
+                let before = loading(&tokenizer) + checkpoint.reading_memory();
+                self.cost.peak_memory = self.cost.peak_memory.max(before);
+                None
+            }
+            Err(e) => Some(format!("{e}; until then the bundle runs no text")),
+        }
     }
 }
 
-/// What is said of a `tokenizer.json` that has a token for which an embedding of `rows` rows has none, or
-/// that has no vocabulary.
-fn beyond(json: &[u8], rows: u32) -> Option<String> {
-    let Document { added_tokens, model } = match serde_json::from_slice(json) {
-        Ok(document) => document,
-        Err(e) => {
-            return Some(format!(
-                "{TOKENIZER_NAME} has no vocabulary that is known here ({e}): the bundle runs no text \
-                 until it has another"
-            ));
-        }
-    };
+/// What is said of a `tokenizer.json` that has a token for which an embedding of `rows` rows has none.
+///
+/// # Errors
+/// What is said of one without a vocabulary.
+fn beyond(json: &[u8], rows: u32) -> Result<Option<String>, String> {
+    let document = serde_json::from_slice(json).map_err(|e| {
+        format!(
+            "{TOKENIZER_NAME} has no vocabulary that is known here ({e}): the bundle runs no text until it has another"
+        )
+    });
+    let Document { added_tokens, model } = document?;
     let added = added_tokens
         .into_iter()
         .map(|token| (token.id, token.content));
-    let (last, text) = added.chain(model.vocab.last).max()?;
-    (last >= u64::from(rows)).then(|| {
+    let last = added.chain(model.vocab.last).max();
+    let beyond = last.filter(|(last, _)| *last >= u64::from(rows));
+    Ok(beyond.map(|(last, text)| {
         format!(
             "{TOKENIZER_NAME} has token {last}, {text:?}, but the embedding has {rows} rows: a text with a \
              token beyond them is refused"
         )
-    })
+    }))
 }
 
 /// A `tokenizer.json`, as far as its numbers go.
@@ -148,16 +172,22 @@ mod tests {
         assert!(
             beyond(pieces, 7)
                 .unwrap()
+                .unwrap()
                 .starts_with("tokenizer.json has token 7, \"c\", but")
         );
-        assert_eq!(beyond(pieces, 8), None);
+        assert_eq!(beyond(pieces, 8), Ok(None));
         let list = br#"{"model": {"vocab": [["a", 0.5], ["b", -1]]}}"#;
-        assert!(beyond(list, 1).unwrap().contains("token 1, \"b\""));
-        assert_eq!(beyond(list, 2), None);
+        assert!(beyond(list, 1).unwrap().unwrap().contains("token 1, \"b\""));
+        assert_eq!(beyond(list, 2), Ok(None));
         let added =
             br#"{"added_tokens": [{"id": 9, "content": "<x>"}], "model": {"vocab": {"a": 0}}}"#;
-        assert!(beyond(added, 9).unwrap().contains("token 9, \"<x>\""));
-        let none = beyond(b"{}", 0).unwrap();
+        assert!(
+            beyond(added, 9)
+                .unwrap()
+                .unwrap()
+                .contains("token 9, \"<x>\"")
+        );
+        let none = beyond(b"{}", 0).unwrap_err();
         assert!(none.contains("no vocabulary that is known here (missing field `model`"), "{none}");
     }
 }

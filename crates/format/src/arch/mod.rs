@@ -214,6 +214,14 @@ impl Arch {
         &self.table.model_type
     }
 
+    /// The model that a checkpoint's own files of configuration describe, by a built-in table.
+    ///
+    /// # Errors
+    /// As [`Self::spec`], and a `model_type` without a built-in table.
+    pub fn described(checkpoint: &Checkpoint) -> Result<ModelSpec> {
+        Self::of_checkpoint(checkpoint)?.spec(checkpoint)
+    }
+
     /// The built-in table for the checkpoint's `model_type`.
     fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
         let model_type = model_type(checkpoint.config_path(), checkpoint.config())?;

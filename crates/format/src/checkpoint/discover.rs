@@ -61,7 +61,7 @@ fn safetensors(dir: &Path) -> Result<BTreeSet<String>> {
 
 /// Whether a file is never the model: adapters, states of an optimizer, Mistral's own layout, and
 /// what macOS keeps beside a file.
-fn is_other(name: &str) -> bool {
+pub(super) fn is_other(name: &str) -> bool {
     let beginnings = ["adapter_", "optimizer", "consolidated", "._"];
     beginnings
         .iter()

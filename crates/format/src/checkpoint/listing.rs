@@ -20,6 +20,11 @@ const TOOL_DIRECTORIES: &[&str] = &[
     "__pycache__",
     "__MACOSX",
     ".ipynb_checkpoints",
+    "@eaDir",
+    "lost+found",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
     "runs",
     "wandb",
 ];
@@ -37,6 +42,19 @@ const TOOL_FILES: &[&str] = &[
     "trainer_state.json",
     "zero_to_fp32.py",
     "latest",
+];
+/// What the names of files end in that Windows and the clients of stores keep beside others.
+const STREAMS: [&str; 3] = [":Zone.Identifier", ":com.dropbox.attrs", ":com.dropbox.attributes"];
+/// Sums that were made for a whole directory, in any spelling.
+const SUMS: [&str; 8] = [
+    "sha256sums",
+    "sha256sums.txt",
+    "sha256sums.asc",
+    "sha256sum.txt",
+    "sha512sums",
+    "md5sums",
+    "md5sum.txt",
+    "checksums.txt",
 ];
 /// What a hub shows of a repository, in any spelling.
 const MODEL_CARD: &str = "readme.md";
@@ -99,10 +117,21 @@ fn is_own(path: &str, directory: bool) -> bool {
     file || (path == EXPERTS_DIR && !directory)
 }
 
+/// Why a directory is nobody's model, whoever put it there; none for any other.
+pub fn clutter_directory(name: &str) -> Option<&'static str> {
+    TOOL_DIRECTORIES
+        .contains(&name)
+        .then_some("a tool's directory")
+}
+
 /// Why a file is nobody's model, whoever put it there; none for any other.
 pub fn clutter(name: &str) -> Option<&'static str> {
-    if TOOL_FILES.contains(&name) || name.starts_with("._") {
+    let stream = STREAMS.iter().any(|end| name.ends_with(end));
+    if TOOL_FILES.contains(&name) || name.starts_with("._") || stream {
         return Some("a tool's file");
+    }
+    if SUMS.iter().any(|sums| name.eq_ignore_ascii_case(sums)) {
+        return Some("sums of other files");
     }
     name.eq_ignore_ascii_case(MODEL_CARD)
         .then_some("a model card")
@@ -184,8 +213,8 @@ impl Checkpoint {
                 Fate::Skipped("the bundle has a file of its own with this name".to_owned())
             }
             () if target.is_dir() && link => Fate::Skipped("a link to a directory".to_owned()),
-            () if target.is_dir() && TOOL_DIRECTORIES.contains(&last) => {
-                Fate::Skipped("a tool's directory".to_owned())
+            () if target.is_dir() && clutter_directory(last).is_some() => {
+                Fate::Skipped(clutter_directory(last).unwrap_or_default().to_owned())
             }
             () if target.is_dir() && path.join(CONFIG_NAME).is_file() => Fate::Skipped(
                 "a directory with a config.json of its own, another model's".to_owned(),

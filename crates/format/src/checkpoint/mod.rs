@@ -42,7 +42,7 @@ pub use group::{QUANTIZATION_KEYS, Quantization, describes_quantization};
 pub use header::refuse_pointer;
 pub use hub::{cached_snapshot, is_repository, repository_folder, resolve};
 pub use index::INDEX_NAME;
-pub use listing::{Skipped, clutter, is_document};
+pub use listing::{Skipped, clutter, clutter_directory, is_document};
 pub use tokenizer::{NamedToken, TokensBeside};
 pub(crate) use view::read_unit;
 pub use view::{TensorFile, read_codes, read_view, read_view_through, view_extents, write_view};

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::discover::is_other;
 use super::file_names::{CONFIG_NAME, FILE_SUFFIX};
 use crate::refusal::{Refusal, mismatch};
 
@@ -16,6 +17,41 @@ const UNFINISHED: [&str; 5] = [".incomplete", ".part", ".crdownload", ".aria2", 
 const DOWNLOADS: &str = ".cache/huggingface/download";
 /// What is wrong with a link whose file was removed, as from a cache, or never fetched.
 pub(super) const LINK_TO_NOTHING: &str = "a link to a file that is not there: fetch it again";
+/// What training leaves in place of a model, told by how a name in its folder begins or ends, and what makes
+/// `.safetensors` files of it.
+const SAVED: [(&[&str], &[&str], &str); 3] = [
+    (
+        &["global_step", "zero_to_fp32.py"],
+        &["_model_states.pt", "_optim_states.pt"],
+        "part of a state of DeepSpeed: `python zero_to_fp32.py . OUT --safe_serialization`, in the folder with that \
+         program, makes .safetensors files of it; put config.json and the tokenizer beside them",
+    ),
+    (
+        &["__0_", ".metadata"],
+        &[".distcp"],
+        "part of a sharded state of FSDP: `accelerate merge-weights . OUT`, in its folder, makes .safetensors files \
+         of it; put config.json and the tokenizer beside them",
+    ),
+    (
+        &[],
+        &[".bin.index.json"],
+        "a list of pickles that are not there: fetch the .safetensors files of the same model, or the pickles, load \
+         them with transformers and save them again with save_pretrained",
+    ),
+];
+/// Ends of the names of archives, and what unpacks one.
+const ARCHIVES: [(&str, &str); 10] = [
+    (".tar", "tar -xf"),
+    (".tar.gz", "tar -xf"),
+    (".tgz", "tar -xf"),
+    (".tar.bz2", "tar -xf"),
+    (".tar.xz", "tar -xf"),
+    (".tar.zst", "tar -xf"),
+    (".zip", "unzip"),
+    (".7z", "7z x"),
+    (".gz", "gzip -d"),
+    (".zst", "zstd -d"),
+];
 /// Larger configurations of adapters are not read: real ones have some kilobytes.
 const ADAPTER_LIMIT: u64 = 1 << 20;
 /// No pointer is longer.
@@ -62,7 +98,7 @@ pub(super) fn weights(dir: &Path) -> Option<Refusal> {
     if let Some(adapter) = adapter(dir) {
         return Some(adapter.into());
     }
-    let names = names_in(dir)?;
+    let names = listed(dir)?;
     if let Some(download) = interrupted(dir) {
         return Some(download);
     }
@@ -74,38 +110,88 @@ pub(super) fn weights(dir: &Path) -> Option<Refusal> {
             ),
         ));
     }
-    let pickled = |name: &&String| {
-        [".bin", ".pt", ".pth", ".ckpt"]
-            .iter()
-            .any(|end| name.ends_with(end))
-    };
-    let pickle = names
+    // A model that was saved whole is read more easily than what training left beside it.
+    let whole = names
         .iter()
-        .find(|name| name.starts_with("pytorch_model") && pickled(name));
-    let Some(name) = pickle.or_else(|| names.iter().find(pickled)) else {
-        let other = other_program(&names).or_else(|| misnamed(&names));
-        return other.or_else(|| nested(dir));
+        .find(|name| name.starts_with("pytorch_model") && is_pickle(name));
+    if let Some(name) = whole {
+        return Some(pickle(name));
+    }
+    // Where there are weights, something else is missing than what these could be made of.
+    let model = |name: &String| name.ends_with(FILE_SUFFIX) && !is_other(name);
+    let without = !names.iter().any(model);
+    let pickled = || {
+        let mut names = names.iter();
+        names.find(|name| is_pickle(name)).map(|name| pickle(name))
     };
-    Some(mismatch(
+    let state = || saved("", &names).filter(|_| without);
+    let kept = || saved_inside(dir, &names).or_else(|| archive(&names));
+    state()
+        .or_else(pickled)
+        .or_else(|| other_program(&names))
+        .or_else(|| misnamed(&names))
+        .or_else(|| nested(dir))
+        .or_else(|| kept().filter(|_| without))
+}
+
+fn is_pickle(name: &str) -> bool {
+    let ends = [".bin", ".pt", ".pth", ".ckpt"];
+    ends.iter().any(|end| name.ends_with(end))
+}
+
+fn pickle(name: &str) -> Refusal {
+    mismatch(
         ".safetensors files",
         format_args!(
             "`{name}`, a pickle, which can run code when it is read: load it with transformers and save it again with save_pretrained"
         ),
-    ))
+    )
 }
 
-/// Names of what lies in a directory, sorted.
-fn names_in(dir: &Path) -> Option<Vec<String>> {
+/// What training leaves in place of a model, among the names in `folder`.
+fn saved(folder: &str, names: &[String]) -> Option<Refusal> {
+    SAVED.iter().find_map(|(begins, ends, what)| {
+        let is = |name: &&String| {
+            let mut begins = begins.iter();
+            begins.any(|begin| name.starts_with(begin))
+                || ends.iter().any(|end| name.ends_with(end))
+        };
+        let name = names.iter().find(is)?;
+        Some(mismatch(".safetensors files", format_args!("`{folder}{name}`, {what}")))
+    })
+}
+
+/// The same in a folder in `dir`.
+fn saved_inside(dir: &Path, names: &[String]) -> Option<Refusal> {
+    let inside = |name: &String| saved(&format!("{name}/"), &listed(&dir.join(name))?);
+    names.iter().find_map(inside)
+}
+
+/// The names in a folder, sorted.
+fn listed(dir: &Path) -> Option<Vec<String>> {
     let names = fs::read_dir(dir).ok()?.flatten();
-    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names: Vec<_> = names.collect();
+    let mut names: Vec<_> = names
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
     names.sort();
     Some(names)
 }
 
+/// An archive that the model may lie in.
+fn archive(names: &[String]) -> Option<Refusal> {
+    let found = |name: &String| {
+        // The longer of two ends comes first.
+        let mut ends = ARCHIVES.iter();
+        let (_, unpack) = ends.find(|(end, _)| name.ends_with(end))?;
+        let detail = format!("`{name}`, an archive: unpack it, with `{unpack} {name}`");
+        Some(mismatch(".safetensors files", detail))
+    };
+    names.iter().find_map(found)
+}
+
 /// A download into a directory that the hub's client has not ended.
 fn interrupted(dir: &Path) -> Option<Refusal> {
-    let names = names_in(&dir.join(DOWNLOADS))?;
+    let names = listed(&dir.join(DOWNLOADS))?;
     let name = names.iter().find(|name| name.ends_with(UNFINISHED[0]))?;
     Some(mismatch(
         format_args!("{FILE_SUFFIX} files"),
@@ -246,5 +332,66 @@ mod tests {
             "expected .safetensors files, found a download that has not ended \
              (.cache/huggingface/download/x.1f.incomplete): run the same `hf download` again, which goes on with it"
         );
+    }
+
+    /// What is said of a folder with a configuration and files of these names.
+    fn said(names: &[&str]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["config.json"].iter().chain(names) {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "{}").unwrap();
+        }
+        weights(dir.path()).map_or_else(String::new, |found| found.to_string())
+    }
+
+    #[test]
+    fn what_training_leaves_is_named_with_what_makes_a_model_of_it() {
+        for (names, found, next) in [
+            (
+                &["global_step100/mp_rank_00_model_states.pt", "latest", "zero_to_fp32.py"][..],
+                "`global_step100`, part of a state of DeepSpeed",
+                "`python zero_to_fp32.py . OUT --safe_serialization`",
+            ),
+            (
+                &["zero_pp_rank_0_mp_rank_00_optim_states.pt"],
+                "_optim_states.pt`, part of a state of DeepSpeed",
+                "zero_to_fp32.py",
+            ),
+            (
+                &[".metadata", "__0_0.distcp"],
+                "`.metadata`, part of a sharded state of FSDP",
+                "`accelerate merge-weights . OUT`",
+            ),
+            (
+                &["pytorch_model_fsdp_0/__0_0.distcp"],
+                "`pytorch_model_fsdp_0/__0_0.distcp`, part of a sharded state of FSDP",
+                "`accelerate merge-weights . OUT`",
+            ),
+            (
+                &["pytorch_model.bin.index.json"],
+                "`pytorch_model.bin.index.json`, a list of pickles that are not there",
+                "fetch the .safetensors files",
+            ),
+            (&["model.tar.gz"], "`model.tar.gz`, an archive", "with `tar -xf model.tar.gz`"),
+            (&["model.zip"], "`model.zip`, an archive", "with `unzip model.zip`"),
+            // A model that was saved whole beside a state is the model.
+            (
+                &["global_step1/x_model_states.pt", "pytorch_model.bin"],
+                "`pytorch_model.bin`, a pickle",
+                "save_pretrained",
+            ),
+        ] {
+            let said = said(names);
+            assert!(said.contains(found) && said.contains(next), "{said}");
+        }
+        assert_eq!(said(&["notes.txt", "runs/x"]), "");
+        assert_eq!(
+            said(&["model.safetensors", "latest", "global_step1/x_model_states.pt", "data.zip"]),
+            ""
+        );
+        let trainer =
+            said(&["run/model.safetensors", "run/global_step1/x_model_states.pt", "data.zip"]);
+        assert!(trainer.contains("some in `run`"), "{trainer}");
     }
 }

@@ -376,6 +376,14 @@ impl Manifest {
     /// Bytes that are not a manifest, whose hash is not their own, or that contradict themselves:
     /// see [`Self::validate`].
     pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
+        Self::read(path, bytes).map_err(|e| {
+            let written = without_returns(bytes);
+            let only = written.len() < bytes.len() && Self::read(path, &written).is_ok();
+            if only { FormatError::file(path, line_ends()) } else { e }
+        })
+    }
+
+    fn read(path: &Path, bytes: &[u8]) -> Result<Self> {
         let refuse = |detail: Refusal| FormatError::file(path, detail);
         let manifest: Self = match serde_json::from_slice(bytes) {
             Ok(manifest) => manifest,
@@ -394,6 +402,21 @@ impl Manifest {
         manifest.validate().map_err(refuse)?;
         Ok(manifest)
     }
+}
+
+/// What is wrong with a file in which nothing but the line ends changed.
+pub fn line_ends() -> Refusal {
+    let found = "CR LF, which git puts there on Windows: run `git config core.autocrlf false` and fetch the file again";
+    mismatch("LF, as written", found).at("line ends")
+}
+
+/// Bytes without the returns that a tool may have put before line ends.
+pub fn without_returns(bytes: &[u8]) -> Vec<u8> {
+    bytes
+        .iter()
+        .copied()
+        .filter(|byte| *byte != b'\r')
+        .collect()
 }
 
 /// A better word than the parser's for a file that is no manifest of this version.

@@ -87,8 +87,17 @@ impl Tokenizer {
         let Some(json) = weights.companion(TOKENIZER_NAME, TOKENIZER_LIMIT)? else {
             return Err(RuntimeError::tokenizer(&path, missing(weights)));
         };
-        let mut tokenizer = Self::parse(&path, &json)?;
-        tokenizer.add(&weights.tokens_beside()?)?;
+        Self::with(&path, &json, &weights.tokens_beside()?)
+    }
+
+    /// The tokenizer that a `tokenizer.json` describes, with the tokens that files beside it name; errors name
+    /// `path`.
+    ///
+    /// # Errors
+    /// As [`Self::parse`], and tokens that cannot be added.
+    pub fn with(path: &Path, json: &[u8], beside: &TokensBeside) -> Result<Self> {
+        let mut tokenizer = Self::parse(path, json)?;
+        tokenizer.add(beside)?;
         Ok(tokenizer)
     }
 
@@ -201,6 +210,11 @@ impl Tokenizer {
         }
         let first = first.map_or(String::new(), |first| format!("; {first}"));
         Some(format!("{a} tokens in {ours}, {b} in {theirs}{first}"))
+    }
+
+    /// Whether both make the same tokens of every text, however their files are written.
+    pub fn same(&self, other: &Self) -> bool {
+        guarded(|| model::same(&self.inner, &other.inner)).unwrap_or(false)
     }
 
     fn undecodable(&self, e: &str) -> RuntimeError {

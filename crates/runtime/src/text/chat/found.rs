@@ -20,7 +20,7 @@ const MEMBER: &str = "chat_template";
 /// The one of several that is for conversations without tools.
 const DEFAULT: &str = "default";
 /// What templates may print of a tokenizer.
-const TOKENS: [&str; 7] =
+pub(super) const TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// A template and its surroundings.

@@ -22,6 +22,8 @@ use crate::error::{Result, RuntimeError};
 /// What is asked and answered to see what a template puts before an answer.
 const QUESTION: &str = "question";
 const ANSWER: &str = "0answer0";
+/// What templates call the token that a text ends with.
+const END: &str = "eos_token";
 
 /// What somebody says in a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -114,8 +116,27 @@ impl ChatTemplate {
         several.then_some(tokens)
     }
 
+    /// Whether both make the same text of every conversation, which the same token ends: of the same source, but for
+    /// line ends behind all of it where these do not show.
+    pub fn same(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.found, &other.found);
+        let read = |name: &&str| *name == END || ours.source.contains(*name);
+        let mut read = found::TOKENS.into_iter().filter(read);
+        let [a, b] = [ours, theirs].map(|found| found.source.trim_end_matches(['\r', '\n']));
+        read.all(|name| ours.tokens.get(name) == theirs.tokens.get(name))
+            && a == b
+            && (ours.source == theirs.source
+                || self.asked().is_some_and(|text| other.asked() == Some(text)))
+    }
+
+    /// What becomes of one question, at no time of today.
+    fn asked(&self) -> Option<String> {
+        self.render(&[Message::new("user", QUESTION)], UNIX_EPOCH)
+            .ok()
+    }
+
     /// The token that the tokenizer's configuration says a text ends with, which ends a turn too.
     pub fn end(&self, tokenizer: &Tokenizer) -> Option<u32> {
-        tokenizer.token(self.found.tokens.get("eos_token")?)
+        tokenizer.token(self.found.tokens.get(END)?)
     }
 }

@@ -8,7 +8,7 @@ use tokenizers::Token;
 use super::pieces::Pieces;
 
 /// A model that merges the pairs of a list, the first of them first.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::text) struct Bpe {
     pub(in crate::text) pieces: Pieces,
     /// Of two tokens: how late they merge, and into which.

@@ -26,7 +26,7 @@ pub(super) type Inner = TokenizerImpl<
 >;
 
 /// A model.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) enum AnyModel {
     Bpe(Bpe),
     Other(ModelWrapper),
@@ -97,4 +97,23 @@ pub(super) fn held(inner: &Inner) -> usize {
         AnyModel::Other(model) => model.get_vocab_size() * OTHER_BYTES,
     };
     model + inner.get_added_vocabulary().get_vocab().len() * ADDED_BYTES
+}
+
+/// Whether two make the same tokens of every text, and the same text of every token.
+pub(super) fn same(a: &Inner, b: &Inner) -> bool {
+    let steps = |inner: &Inner| {
+        let cut = (inner.get_normalizer(), inner.get_pre_tokenizer());
+        serde_json::to_value((cut, inner.get_post_processor(), inner.get_decoder())).ok()
+    };
+    let (ours, added) = (steps(a), a.get_added_vocabulary().get_added_tokens_decoder());
+    ours.is_some()
+        && ours == steps(b)
+        && added == b.get_added_vocabulary().get_added_tokens_decoder()
+        && a.get_model() == b.get_model()
+        && bytes_of_unknown(a.get_model()) == bytes_of_unknown(b.get_model())
+}
+
+/// Whether a model with scores has bytes for what is no piece, which the library does not compare.
+fn bytes_of_unknown(model: &AnyModel) -> bool {
+    matches!(model, AnyModel::Other(ModelWrapper::Unigram(model)) if model.byte_fallback())
 }

@@ -15,6 +15,16 @@ pub(in crate::text) struct Pieces {
     hasher: RandomState,
 }
 
+/// The same pieces stand for the same tokens, in whatever order they came.
+impl PartialEq for Pieces {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |(piece, token)| other.token(piece) == Some(token);
+        self.entries.len() == other.entries.len() && self.iter().all(same)
+    }
+}
+
+impl Eq for Pieces {}
+
 impl Pieces {
     /// Adds a piece; a second token of the same replaces the first.
     pub(in crate::text) fn insert(&mut self, piece: &str, token: u32) -> Option<()> {

@@ -4,6 +4,7 @@ mod along;
 mod compare;
 mod coverage;
 mod mapping;
+mod meaning;
 mod origin;
 mod pairs;
 mod range;

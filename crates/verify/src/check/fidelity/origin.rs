@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use shardwright_format::arch::Inventory;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::MANIFEST_FILE;
-use shardwright_format::{Bundle, Manifest, ModelSpec, TensorEntry, Unit};
+use shardwright_format::{Manifest, ModelSpec, SourceView, TensorEntry, Unit};
 
 use super::mapping::{self, Piece};
+use super::meaning::Meaning;
 use super::{FidelityOptions, coverage, place_entry, source};
 use crate::check::divergence::Party;
 use crate::check::finding::{Finding, Kind};
@@ -69,7 +70,8 @@ pub(super) fn trace(
         let source = Checkpoint::from_bundle(quantized)?;
         if same_files(bundle.manifest(), &source) {
             let inventory = Inventory::from_bundle(quantized)?;
-            return made_from_it(bundle, (&source, &inventory), &pieces, options, monitor);
+            let meaning = Meaning::new((bundle, candidate.weights), (&source, original.weights));
+            return made_from_it(meaning, &inventory, &pieces, options, monitor);
         }
     }
     let Some(checkpoint) = original.weights.checkpoint() else {
@@ -77,10 +79,12 @@ pub(super) fn trace(
         let finding = unlike().expected(expected, format!("another bundle, {}", original.name));
         return Ok(elsewhere(finding, notes, options));
     };
-    match differing(bundle.manifest(), checkpoint, &pieces) {
-        Some(finding) => Ok(elsewhere(finding, notes, options)),
-        None => made_from_it(bundle, checkpoint, &pieces, options, monitor),
+    if let Some(finding) = differing(bundle.manifest(), checkpoint, &pieces) {
+        return Ok(elsewhere(finding, notes, options));
     }
+    let (checkpoint, inventory) = checkpoint;
+    let meaning = Meaning::new((bundle, candidate.weights), (checkpoint, original.weights));
+    made_from_it(meaning, inventory, &pieces, options, monitor)
 }
 
 const fn other(findings: Vec<Finding>, notes: Vec<String>) -> Origin {
@@ -134,15 +138,39 @@ fn differing(
             unlike_sources.push((unit, entry, expected));
         }
     }
-    let (unit, entry, expected) = unlike_sources.first()?;
+    let how = how_unlike(&unlike_sources, count)?;
+    Some(unlike().expected(made_from(manifest), format!("{}; {how}", files(checkpoint))))
+}
+
+/// A tensor of a bundle whose source is not what the original has in its place.
+type UnlikeSource<'a> = (Unit, &'a TensorEntry, Option<&'a SourceView>);
+
+/// What sets sources apart: their types alone, or the first.
+fn how_unlike(unlike: &[UnlikeSource<'_>], count: usize) -> Option<String> {
+    let (unit, entry, expected) = unlike.first()?;
+    let types = unlike
+        .iter()
+        .map(|(_, entry, here)| other_type(*here, &entry.source));
+    let unlike = unlike.len();
+    if let Some(types) = types.collect::<Option<BTreeSet<_>>>() {
+        let types = types.into_iter().collect::<Vec<_>>().join(", ");
+        return Some(format!(
+            "the same tensors, {unlike} of {count} in another type, {types}: with --other-source their values \
+             are compared"
+        ));
+    }
     let (here, there) = mapping::describe(*expected, &entry.source);
-    let found = format!(
-        "{}; {} of {count} tensors come from elsewhere: {unit} {} from {there}, which is {here} there",
-        files(checkpoint),
-        unlike_sources.len(),
-        entry.role,
-    );
-    Some(unlike().expected(made_from(manifest), found))
+    let role = entry.role;
+    Some(format!(
+        "{unlike} of {count} tensors come from elsewhere: {unit} {role} from {there}, which is {here} there"
+    ))
+}
+
+/// The two types of a tensor that is the same one but for its type.
+fn other_type(here: Option<&SourceView>, there: &SourceView) -> Option<String> {
+    let here = here?;
+    let same = SourceView { dtype: there.dtype, ..here.clone() } == *there;
+    same.then(|| format!("{} for {}", here.dtype.name(), there.dtype.name()))
 }
 
 fn files(checkpoint: &Checkpoint) -> String {
@@ -164,16 +192,17 @@ fn same_files(manifest: &Manifest, checkpoint: &Checkpoint) -> bool {
 
 /// A bundle made from the original: its whole account is checked.
 fn made_from_it(
-    bundle: &Bundle,
-    (checkpoint, inventory): (&Checkpoint, &Inventory),
+    meaning: Meaning<'_>,
+    inventory: &Inventory,
     pieces: &[Piece<'_>],
     options: &FidelityOptions,
     monitor: &Monitor<'_>,
 ) -> Result<Origin> {
+    let (bundle, checkpoint) = (meaning.bundle, meaning.checkpoint);
     let manifest = bundle.manifest();
     let same_files = same_files(manifest, checkpoint);
-    let check =
-        source::Check { bundle, checkpoint, hash_weights: options.hash_checkpoint, same_files };
+    let hash_weights = options.hash_checkpoint;
+    let check = source::Check { bundle, checkpoint, hash_weights, same_files, meaning };
     let (mut findings, notes) = check.run(monitor)?;
     findings.extend(mapping::check(manifest, inventory, pieces));
     findings.extend(coverage::check(manifest, checkpoint, pieces));

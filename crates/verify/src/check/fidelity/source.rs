@@ -4,37 +4,16 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use rayon::prelude::*;
-use serde_json::Value;
 use shardwright_format::checkpoint::Checkpoint;
-use shardwright_format::io::{CONFIG_LIMIT, read_required};
+use shardwright_format::io::{CONFIG_LIMIT, TOKENIZER_LIMIT, read_required};
 use shardwright_format::manifest::{FileEntry, FileKind, SourceFile};
-use shardwright_format::{Bundle, FormatError};
+use shardwright_format::{Bundle, FormatError, written_json};
 
+use super::meaning::{Meaning, matters};
 use crate::check::finding::{Finding, Kind};
 use crate::check::hashing::{hash_file, hash_path};
 use crate::error::Result;
 use crate::monitor::{Meter, Monitor, Stage};
-
-/// Names of files, besides the weights, on which weights or tokens depend.
-const CONFIGS: [&str; 8] = [
-    "config.json",
-    "generation_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-];
-/// What names of other such files end in.
-const CONFIG_ENDINGS: [&str; 3] = [".model", ".tiktoken", ".jinja"];
-
-/// Whether weights or tokens depend on a file: a model card or a licence may change, and the model is the
-/// same.
-fn matters(path: &str) -> bool {
-    let last = path.rsplit('/').next().unwrap_or(path);
-    CONFIGS.contains(&last) || CONFIG_ENDINGS.iter().any(|ending| last.ends_with(ending))
-}
 
 pub(super) struct Check<'a> {
     pub(super) bundle: &'a Bundle,
@@ -43,6 +22,7 @@ pub(super) struct Check<'a> {
     /// The checkpoint's files have the names and sizes of the manifest's record. Otherwise its tensors
     /// lie in other files, and their values decide.
     pub(super) same_files: bool,
+    pub(super) meaning: Meaning<'a>,
 }
 
 impl Check<'_> {
@@ -57,15 +37,26 @@ impl Check<'_> {
             notes.push(self.other_files());
         }
         for (path, finding) in self.copies(&copies, monitor)? {
-            if !matters(&path) {
-                notes.push(finding.to_string());
-            } else if self.same_json(&path) {
-                notes.push(format!("{path}: the checkpoint's own says the same in other bytes"));
-            } else {
-                findings.push(finding);
+            match self.note(&path, &finding) {
+                Some(note) => notes.push(note),
+                None => findings.push(finding),
             }
         }
         Ok((findings, notes))
+    }
+
+    /// What is to be noted of a file that differs and decides nothing.
+    fn note(&self, path: &str, finding: &Finding) -> Option<String> {
+        if !matters(path) {
+            return Some(finding.to_string());
+        }
+        if self.same_json(path) {
+            return Some(format!("{path}: the checkpoint's own says the same in other bytes"));
+        }
+        match self.is_sound(path) {
+            Some(false) => None,
+            Some(true) | None => self.meaning.note(path),
+        }
     }
 
     /// Says that the tensors, each under its own name, lie in other files than were recorded.
@@ -129,21 +120,23 @@ impl Check<'_> {
         Ok(findings)
     }
 
-    /// Whether a copy, sound by the manifest, and the checkpoint's file of that name are JSON of one value: a
-    /// tool that wrote it anew made no other model. What is too large to be a config is told by its bytes.
-    fn same_json(&self, path: &str) -> bool {
-        let read = |root: &Path| read_required(&root.join(path), CONFIG_LIMIT).ok();
-        let there = match self.checkpoint.synthesized(path) {
-            Ok(Some(made)) => Some(made.to_vec()),
-            _ => read(self.checkpoint.root()),
-        };
+    /// Whether the bundle's file is the one that the manifest names; none where it names none.
+    fn is_sound(&self, path: &str) -> Option<bool> {
         let mut entries = self.bundle.manifest().files.iter();
-        let entry = entries.find(|entry| entry.path == path);
-        let sound = |bytes: &Vec<u8>| entry.is_some_and(|e| e.blake3 == blake3::hash(bytes).into());
-        let value = |bytes: Vec<u8>| serde_json::from_slice::<Value>(&bytes).ok();
+        let entry = entries.find(|entry| entry.path == path)?;
+        let found = read_required(&self.bundle.root().join(path), TOKENIZER_LIMIT);
+        Some(found.is_ok_and(|bytes| entry.blake3 == blake3::hash(&bytes).into()))
+    }
+
+    /// Whether a copy, sound by the manifest, and the checkpoint's file of that name are JSON of one value: a
+    /// tool that wrote it anew made no other model. What is too large to be a config is told by what comes of it.
+    fn same_json(&self, path: &str) -> bool {
+        let value = |bytes: Vec<u8>| written_json::parse(&bytes).ok();
         let json = Path::new(path).extension().is_some_and(|end| end == "json");
+        let there = self.checkpoint.companion(path, CONFIG_LIMIT).ok().flatten();
         let there = there.filter(|_| json).and_then(value);
-        there.is_some() && there == read(self.bundle.root()).filter(sound).and_then(value)
+        let here = || read_required(&self.bundle.root().join(path), CONFIG_LIMIT).ok();
+        there.is_some() && self.is_sound(path) == Some(true) && there == here().and_then(value)
     }
 
     fn copy(

@@ -24,7 +24,7 @@ fn check(bundle: &TestBundle) -> Fidelity {
     check_with(bundle, &OPTIONS)
 }
 
-fn messages(bundle: &TestBundle) -> Vec<String> {
+pub(super) fn messages(bundle: &TestBundle) -> Vec<String> {
     check(bundle)
         .findings
         .iter()

@@ -13,7 +13,7 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use shardwright_format::bundle::read_manifest;
-use shardwright_format::manifest::{FileKind, Hash, MANIFEST_FILE};
+use shardwright_format::manifest::{FileKind, Hash, MANIFEST_FILE, line_ends};
 use shardwright_format::pack::Packed;
 use shardwright_format::{Bundle, FormatError, Manifest, Refusal, Unit};
 
@@ -242,6 +242,9 @@ fn judge(map: &FileMap<'_>, scan: &Scan, names: &Names<'_>) -> Vec<Finding> {
     {
         let found = format!("those of {other}");
         return vec![finding(Kind::Hash, "bytes").expected("its own", found)];
+    }
+    if scan.without_returns == Some(entry.blake3) {
+        return vec![Finding::refused(Kind::Hash, &entry.path, line_ends())];
     }
     let mut findings = Vec::new();
     if scan.len != entry.size {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use shardwright_format::checkpoint::lfs_pointer;
-use shardwright_format::manifest::{Extent, FileEntry, Hash};
+use shardwright_format::manifest::{Extent, FileEntry, FileKind, Hash, without_returns};
 use shardwright_format::{Manifest, TensorEntry, Unit};
 
 use super::finite::{FloatRun, Floats, Wrong};
@@ -56,6 +56,8 @@ pub(super) struct Scan {
     pub(super) blake3: Hash,
     /// What it is instead of the file itself, if Git LFS left that.
     pub(super) pointer: Option<String>,
+    /// Its hash without any return, if it has some and is no file of shards.
+    pub(super) without_returns: Option<Hash>,
     /// One per shard; none for one that the file's end cuts.
     pub(super) shards: Vec<Option<Hash>>,
     /// One per gap: the first byte that is not zero, its offset first.
@@ -130,6 +132,8 @@ pub(super) fn scan(dir: &Path, map: &FileMap<'_>, meter: &Meter<'_>) -> Result<S
 pub(super) struct Scanner<'a> {
     whole: blake3::Hasher,
     first: Vec<u8>,
+    /// Of what is no return, in files that people could read.
+    lines: Option<blake3::Hasher>,
     shards: Shards<'a>,
     gaps: Gaps<'a>,
     floats: Floats<'a>,
@@ -141,6 +145,7 @@ impl<'a> Scanner<'a> {
         Self {
             whole: blake3::Hasher::new(),
             first: Vec::new(),
+            lines: (map.entry.kind != FileKind::Shards).then(blake3::Hasher::new),
             shards: Shards::new(&map.shards),
             gaps: Gaps { expected: &map.gaps, next: 0, dirt },
             floats: Floats::new(&map.floats),
@@ -153,6 +158,9 @@ impl<'a> Scanner<'a> {
         if offset == 0 {
             self.first = bytes[..bytes.len().min(FIRST)].to_vec();
         }
+        if let Some(lines) = &mut self.lines {
+            lines.update(&without_returns(bytes));
+        }
         self.floats.update(offset, bytes);
         self.shards.update(offset, bytes);
         self.gaps.update(offset, bytes);
@@ -161,7 +169,9 @@ impl<'a> Scanner<'a> {
     pub(super) fn finish(self) -> Scan {
         let mut shards = self.shards.hashes;
         shards.resize(self.shards.expected.len(), None);
+        let less = |lines: &blake3::Hasher| lines.count() < self.whole.count();
         Scan {
+            without_returns: self.lines.filter(less).map(|lines| lines.finalize().into()),
             len: self.whole.count(),
             pointer: lfs_pointer(&self.first, self.whole.count()),
             blake3: self.whole.finalize().into(),

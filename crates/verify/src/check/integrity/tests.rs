@@ -119,6 +119,30 @@ fn a_changed_copy_is_found() {
     assert!(check(&bundle).weights_hold());
 }
 
+/// As git leaves files on Windows.
+#[test]
+fn line_ends_that_git_changed_are_named() {
+    for name in ["config.json", MANIFEST_FILE] {
+        let bundle = bundle();
+        bundle.edit(name, |bytes| {
+            let text = String::from_utf8(bytes.clone()).unwrap();
+            *bytes = text.replace('\n', "\r\n").into_bytes();
+        });
+        let expected = format!(
+            "{name}: line ends: expected LF, as written, found CR LF, which git puts there on Windows: run \
+             `git config core.autocrlf false` and fetch the file again"
+        );
+        assert_eq!(messages(&bundle), [expected]);
+        // A file in which more changed than that is damaged as any other.
+        bundle.edit(name, |bytes| bytes[3] ^= 1);
+        assert!(
+            messages(&bundle)
+                .iter()
+                .all(|found| !found.contains("line ends"))
+        );
+    }
+}
+
 #[test]
 fn a_flipped_bit_in_the_manifest_is_a_finding() {
     let bundle = bundle();

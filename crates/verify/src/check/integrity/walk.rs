@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use shardwright_format::checkpoint::{clutter, is_document};
+use shardwright_format::checkpoint::{clutter, clutter_directory, is_document};
 use shardwright_format::manifest::{MANIFEST_FILE, SIGNATURE_FILE};
 use shardwright_format::{FormatError, Manifest};
 
@@ -29,13 +29,14 @@ const MOST_DOCUMENTS: usize = 1000;
 
 /// Whether something in a bundle comes with every repository or from a tool, and neither weights nor tokens can
 /// depend on it: hidden files and folders, as `.git`, `.gitattributes`, `.cache` and `.DS_Store`; documents and
-/// pictures, or a folder of nothing else; or, anywhere, what an operating system leaves.
+/// pictures, or a folder of nothing else; or, anywhere, what an operating system or another tool leaves.
 fn is_beside(dir: &Path, path: &str, kind: fs::FileType) -> bool {
     let root = !path.contains('/');
     let last = path.rsplit('/').next().unwrap_or(path);
     let documents =
         || if kind.is_dir() { holds_documents(&dir.join(path)) } else { is_document(path) };
-    clutter(last).is_some() || root && (path.starts_with('.') || documents())
+    let left = if kind.is_dir() { clutter_directory(last) } else { clutter(last) };
+    left.is_some() || root && (path.starts_with('.') || documents())
 }
 
 /// Whether a folder holds documents and nothing else. One that cannot be read does not.
