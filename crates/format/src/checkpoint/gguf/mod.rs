@@ -6,6 +6,7 @@ mod grouped;
 mod header;
 mod open;
 pub(crate) mod rope;
+mod same_pieces;
 mod synthesized;
 pub(crate) mod table;
 pub(crate) mod tokenizer;
