@@ -174,12 +174,10 @@ impl Files {
 
     /// Refuses weights of an adapter among those of its model.
     fn refuse_unmerged(&self) -> Result<()> {
-        let marks = [".lora_A.", ".lora_B.", ".base_layer."];
-        let lora = |name: &&String| marks.iter().any(|mark| name.contains(mark));
-        let Some(name) = self.stored.keys().find(lora) else { return Ok(()) };
+        let mut names = self.stored.keys();
+        let found = names.find_map(|name| Some((name, wrong::unmerged(name)?)));
+        let Some((name, detail)) = found else { return Ok(()) };
         let path = self.opened[self.stored[name].file].file.path();
-        let detail =
-            "weights of an adapter that is not merged: merge it, with merge_and_unload of peft";
         Err(FormatError::tensor(path, name, detail))
     }
 }

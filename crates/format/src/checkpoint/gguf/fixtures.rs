@@ -393,9 +393,24 @@ fn metadata_that_change_nothing_are_not_refused() {
     };
     with("nextn_predict_layers", 0).unwrap();
     with("attention.clamp_kqv", 0).unwrap();
-    for (key, value) in [("nextn_predict_layers", 1), ("attention.clamp_kqv", 1), ("whatever", 0)] {
+    for (key, value) in
+        [("logit_scale", 1), ("logit_scale", 0), ("expert_group_count", 1), ("moe_latent_size", 0)]
+    {
+        with(key, value).unwrap();
+    }
+    for (key, value) in [
+        ("nextn_predict_layers", 1),
+        ("attention.clamp_kqv", 1),
+        ("whatever", 0),
+        ("logit_scale", 2),
+        ("moe_latent_size", 1),
+    ] {
         let found = with(key, value).unwrap_err().to_string();
-        assert!(found.contains(&format!("metadatum `qwen3.{key}`")), "{found}");
+        let expected = format!(
+            "metadatum `qwen3.{key}`: expected one that configs/gguf/qwen3.json lists, found another, of {value}; \
+             take the checkpoint for transformers that the file was made from"
+        );
+        assert!(found.ends_with(&expected), "{found}");
     }
 }
 

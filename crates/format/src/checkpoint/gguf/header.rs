@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardwright_quant::Ggml;
 
 use crate::bytes::{Bytes, Fault};
+use crate::checkpoint::wrong::said_by_server;
 use crate::prose::form;
 use crate::refusal::{Refusal, mismatch};
 
@@ -214,10 +215,10 @@ fn found_first(first: &[u8]) -> String {
         .get(TAR.0..)
         .is_some_and(|rest| rest.starts_with(TAR.1));
     let name = if tar { Some("a tar file") } else { form(first).map(|(name, _)| name) };
-    name.map_or_else(
-        || first[..MAGIC.len()].escape_ascii().to_string(),
-        |name| format!("{name}: unpack it, and name the model in it"),
-    )
+    let packed = name.map(|name| format!("{name}: unpack it, and name the model in it"));
+    packed
+        .or_else(|| said_by_server(first))
+        .unwrap_or_else(|| first[..MAGIC.len()].escape_ascii().to_string())
 }
 
 fn alignment(metadata: &BTreeMap<&str, Value<'_>>) -> Result<u64, Fault> {
@@ -308,7 +309,11 @@ fn info<'a>(bytes: &mut Bytes<'a>) -> Result<Info<'a>, Fault> {
             let known: Vec<_> = Ggml::ALL.iter().map(|kind| kind.name()).collect();
             let found = UNREAD.iter().find(|(unread, _)| *unread == id);
             let found = found.map_or_else(|| format!("type {id}"), |(_, name)| (*name).to_owned());
-            mismatch(format_args!("a type among {}", known.join(" ")), found)
+            let next = "take the model in one of these";
+            mismatch(
+                format_args!("a type among {}", known.join(" ")),
+                format_args!("{found}; {next}"),
+            )
         })?;
         let len = byte_len(kind, &shape)?;
         Ok(Info { name, kind, shape, offset, len })

@@ -10,19 +10,20 @@ use serde_json::Value as Json;
 use shardwright_quant::Float;
 
 use super::config;
-use super::facts::Facts;
+use super::facts::{CHECKPOINT, Facts};
 use super::grouped;
 use super::header::{Header, Tensor};
 use super::read_header;
 use super::rope::Factors;
 use super::synthesized::Synthesized;
 use super::table::{Heads, Table, Target};
-use crate::checkpoint::file_names::{CONFIG_NAME, FILE_SUFFIX};
+use crate::checkpoint::file_names::{CONFIG_NAME, FILE_SUFFIX, GGUF_SUFFIX};
 use crate::checkpoint::files::{
     CheckpointFile, Described, Files, StoredTensor, TensorInfo, read_config,
 };
 use crate::checkpoint::group::{Grouped, Quantization, join_heads};
 use crate::checkpoint::index::INDEX_NAME;
+use crate::checkpoint::wrong;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
@@ -31,7 +32,7 @@ use crate::names::{EXPERT, LAYER, split};
 use crate::refusal::{Refusal, mismatch};
 
 /// What names of files end in.
-pub const SUFFIX: &str = ".gguf";
+pub const SUFFIX: &str = GGUF_SUFFIX;
 /// What the names of files have in them that lie beside models and are none by themselves: parts that see or
 /// hear, and statistics that a model was quantized with.
 const NO_MODELS: [&str; 2] = ["mmproj", "imatrix"];
@@ -54,8 +55,6 @@ const OTHER_TYPES: [(&str, &str); 6] = [
         "a form of BitNet that bitnet.cpp alone has: take the model's checkpoint for transformers",
     ),
 ];
-/// What to do about a tensor that nobody here knows.
-const CHECKPOINT: &str = "take the checkpoint for transformers that the file was made from";
 /// What names of scales end in that lie beside tensors, and why they are refused.
 const SCALE: &str = ".scale";
 const SCALED: &str = "a scale of all of the tensor beside it, as files of BitNet and of NVFP4 with two scales have: none is read; take the \
@@ -71,9 +70,12 @@ const MOST_FACTORS: u64 = 1 << 16;
 /// pieces the first, whichever is named; parts that see or hear are none.
 ///
 /// # Errors
-/// A directory with several models.
+/// A directory with several models, and a part of a file in place of it.
 pub(in crate::checkpoint) fn find(path: &Path) -> Result<Option<PathBuf>> {
     if path.is_file() {
+        if let Some(part) = wrong::part_of_gguf(path) {
+            return Err(FormatError::file(path, part));
+        }
         return Ok(Some(first_piece(path)));
     }
     let Ok(entries) = fs::read_dir(path) else { return Ok(None) };
