@@ -267,3 +267,59 @@ fn weights_that_are_not_finite_are_refused() {
     assert_eq!(ran.code, Some(2));
     assert!(ran.stderr.contains("expected a finite weight, found"), "{}", ran.stderr);
 }
+
+/// What people have of a GGUF model that is none yet: the next step is one line.
+#[test]
+fn gguf_files_in_directories_in_parts_and_under_other_names() {
+    let scratch = Scratch::new();
+    let at = |name: &str, bytes: &[u8]| {
+        let path = scratch.path("ckpt").join(name);
+        let _ = fs::remove_dir_all(scratch.path("ckpt"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    let refused = |named: &str, expected: &str| {
+        scratch.refused(&format!("inspect {named}"), &format!("error: {expected}"));
+    };
+    at("Q4_K_M/m-00001-of-00002.gguf", b"GGUF");
+    let next = "name one, as ckpt/Q4_K_M/m-00001-of-00002.gguf";
+    refused(
+        "ckpt",
+        &format!("ckpt: expected a .gguf file, found none, but some in directories in it: {next}"),
+    );
+    at("M.GGUF", b"GGUF");
+    refused(
+        "ckpt",
+        "ckpt: expected .gguf files, found `M.GGUF`: write its extension in small letters",
+    );
+    at("m.gguf.incomplete", b"GGUF");
+    let ended = "a download that has not ended: fetch it again";
+    refused("ckpt", &format!("ckpt: expected .gguf files, found `m.gguf.incomplete`, {ended}"));
+    for (name, parts) in [("m.gguf.part1of2", "m.gguf.part"), ("m.gguf-split-a", "m.gguf-split-")] {
+        at(name, b"GGUF");
+        let next =
+            format!("join the parts in their order, as cat {parts}* > m.gguf does, and name that");
+        refused(
+            "ckpt",
+            &format!("ckpt: expected .gguf files, found `{name}`, a part of a file: {next}"),
+        );
+        let file = format!("ckpt/{name}");
+        refused(
+            &file,
+            &format!("{file}: expected a GGUF file, found `{name}`, a part of a file: {next}"),
+        );
+    }
+    at("m.gguf", b"<html><body>Not Found</body></html>");
+    let said =
+        "a text that begins with `<html><b`; what a server says in place of a file: fetch it again";
+    refused("ckpt", &format!("ckpt/m.gguf: expected GGUF first, found {said}"));
+    at("m.gguf", b"");
+    refused("ckpt", &format!("ckpt/m.gguf: expected at least 24 bytes, found 0, {ended}"));
+    at("m.gguf", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n");
+    assert!(
+        scratch
+            .run("inspect ckpt")
+            .stderr
+            .contains("a Git LFS pointer of")
+    );
+}

@@ -214,6 +214,10 @@ fn names_that_training_left() {
     rename(&scratch, |n| n.replace("q_proj.weight", "q_proj.lora_A.weight"));
     let ran = scratch.run("inspect ckpt");
     assert!(ran.stderr.contains("an adapter that is not merged"), "{ran:?}");
+    let scratch = dense();
+    rename(&scratch, |n| n.replace("q_proj.weight", "q_proj.lora_a"));
+    let ran = scratch.run("inspect ckpt");
+    assert!(ran.stderr.contains("merge it, with mlx_lm.fuse"), "{ran:?}");
 }
 
 #[test]
@@ -303,6 +307,15 @@ fn what_is_no_checkpoint_is_named_with_the_next_step() {
                     merge it into that first, with merge_and_unload of peft";
     named(&[adapter, ("adapter_model.safetensors", "x")], expected);
     named(&[adapter, ("adapter_model.safetensors", "x"), ("config.json", "{}")], expected);
+    let mlx = (
+        "adapter_config.json",
+        r#"{"model": "org/base", "fine_tune_type": "lora", "lora_parameters": {}}"#,
+    );
+    let expected = "error: ckpt: a LoRA adapter for org/base (adapter_config.json), not a model: \
+                    merge it into that first, with mlx_lm.fuse";
+    named(&[mlx, ("adapters.safetensors", "x")], expected);
+    let steps = ("0000100_adapters.safetensors", "x");
+    named(&[mlx, ("adapters.safetensors", "x"), steps, ("config.json", "{}")], expected);
     let pickle = "error: ckpt: expected .safetensors files, found `pytorch_model.bin`, a pickle, which \
                   can run code when it is read: load it with transformers and save it again with \
                   save_pretrained";

@@ -25,9 +25,11 @@ impl Arch {
     /// The model that a checkpoint's configuration describes.
     ///
     /// # Errors
-    /// As [`Self::spec_of`], and a malformed `generation_config.json`.
+    /// As [`Self::spec_of`], a malformed `generation_config.json`, and a `config.json` that contradicts the
+    /// metadata of the GGUF file beside it.
     pub fn spec(&self, checkpoint: &Checkpoint) -> Result<ModelSpec> {
         let mut spec = self.spec_of(checkpoint.config_path(), checkpoint.config())?;
+        self.check_described(checkpoint, &spec)?;
         if let Some(ids) = generation_eos(&checkpoint.root().join(GENERATION_CONFIG))? {
             spec.eos_token_ids = ids;
         }

@@ -62,10 +62,12 @@ fn safetensors(dir: &Path) -> Result<BTreeSet<String>> {
 /// Whether a file is never the model: adapters, states of an optimizer, Mistral's own layout, and
 /// what macOS keeps beside a file.
 pub(super) fn is_other(name: &str) -> bool {
-    let beginnings = ["adapter_", "optimizer", "consolidated", "._"];
-    beginnings
+    let beginnings = ["adapter_", "adapters.", "optimizer", "consolidated", "._"];
+    let begins = beginnings
         .iter()
-        .any(|beginning| name.starts_with(beginning))
+        .any(|beginning| name.starts_with(beginning));
+    // mlx-lm saves those of each hundredth step.
+    begins || name.ends_with("_adapters.safetensors")
 }
 
 fn indexed(dir: &Path, names: &BTreeSet<String>, index: Index) -> Result<Found> {

@@ -12,3 +12,5 @@ pub const CHAT_TEMPLATE_NAME: &str = "chat_template.jinja";
 pub const SINGLE_NAME: &str = "model.safetensors";
 /// What the names of checkpoint files end in.
 pub(super) const FILE_SUFFIX: &str = ".safetensors";
+/// What the names of GGUF files end in.
+pub(super) const GGUF_SUFFIX: &str = ".gguf";

@@ -21,6 +21,8 @@ pub(super) struct Files {
     pub(super) root: PathBuf,
     pub(super) config_path: PathBuf,
     pub(super) config: Value,
+    /// What the metadata of a GGUF file say where a `config.json` beside it is used.
+    pub(super) described: Option<Described>,
     /// Files that others describe and none holds.
     pub(super) synthesized: Synthesized,
     /// Whether only what belongs to every model is taken from the directory.
@@ -31,6 +33,15 @@ pub(super) struct Files {
     pub(super) notes: Vec<String>,
 }
 
+/// A model as the metadata of a GGUF file describe it.
+#[derive(Debug)]
+pub struct Described {
+    /// The configuration that they give.
+    pub config: Value,
+    /// Other values of `model_type` that files of the architecture are made from.
+    pub also: Vec<String>,
+}
+
 impl Files {
     /// A directory of files, none of which is open yet.
     pub(super) fn new(root: PathBuf, config_path: PathBuf, config: Value) -> Self {
@@ -38,6 +49,7 @@ impl Files {
             root,
             config_path,
             config,
+            described: None,
             synthesized: Synthesized::default(),
             single_file: false,
             opened: Vec::new(),

@@ -52,7 +52,7 @@ pub struct HeaderTensor {
 /// As [`header_len`] and [`parse`], and what the operating system refuses.
 pub fn read(file: &ReadFile) -> Result<(Header, u64)> {
     if file.len() < PREFIX_LEN {
-        let detail = mismatch(format_args!("at least {PREFIX_LEN} bytes"), file.len());
+        let detail = mismatch(format_args!("at least {PREFIX_LEN} bytes"), wrong::cut(file.len()));
         return Err(FormatError::file(file.path(), detail));
     }
     let mut prefix = [0; PREFIX_LEN as usize];
@@ -86,14 +86,8 @@ pub fn header_len(path: &Path, prefix: [u8; PREFIX_LEN as usize], file_len: u64)
     let len = u64::from_le_bytes(prefix);
     let room = file_len.saturating_sub(PREFIX_LEN);
     let limit = room.min(MAX_HEADER_LEN);
-    if len > limit
-        && prefix
-            .iter()
-            .all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace())
-    {
-        let found = format!("a text that begins with `{}`", prefix.escape_ascii());
-        let next = "what a server says in place of a file: fetch it again";
-        return Err(FormatError::file(path, format!("{}; {next}", mismatch("safetensors", found))));
+    if let Some(found) = wrong::said_by_server(&prefix).filter(|_| len > limit) {
+        return Err(FormatError::file(path, mismatch("safetensors", found)));
     }
     if len > limit {
         let why = if room < MAX_HEADER_LEN { "the rest of the file" } else { "the format's limit" };

@@ -37,7 +37,7 @@ pub use decode::Fetch;
 pub use file_names::{
     CHAT_TEMPLATE_NAME, CONFIG_NAME, SINGLE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME,
 };
-pub use files::{CheckpointFile, StoredTensor, TensorInfo};
+pub use files::{CheckpointFile, Described, StoredTensor, TensorInfo};
 pub use group::{QUANTIZATION_KEYS, Quantization, describes_quantization};
 pub use header::refuse_pointer;
 pub use hub::{cached_snapshot, is_repository, repository_folder, resolve};
@@ -138,6 +138,12 @@ impl Checkpoint {
     /// The object of `config.json`.
     pub const fn config(&self) -> &Value {
         &self.files.config
+    }
+
+    /// What the metadata of a GGUF file say of the model that [`Self::config`], from a file beside it, describes
+    /// too; none where it is made from them, or they say too little.
+    pub const fn described(&self) -> Option<&Described> {
+        self.files.described.as_ref()
     }
 
     /// The path of `config.json`, or of the file that says what would be in it.

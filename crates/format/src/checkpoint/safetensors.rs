@@ -22,6 +22,7 @@ const FLAT: &str = "a shard of FSDP, in which all weights of a layer lie in a ro
                     FULL_STATE_DICT in the training that wrote it";
 const PRUNED: &str = "a pruning that is not permanent: call prune.remove of torch.nn.utils on each module that has \
                       one, and save the model again";
+const MLX_ADAPTER: &str = "weights of an adapter that is not merged: merge it, with mlx_lm.fuse";
 /// What names have of which no whole weights are made, and what these are.
 const UNMERGED: &[(&str, &str)] = &[
     (".lora_A.", ADAPTER),
@@ -29,6 +30,8 @@ const UNMERGED: &[(&str, &str)] = &[
     (".lora_embedding_A", ADAPTER),
     (".lora_embedding_B", ADAPTER),
     (".lora_magnitude_vector", ADAPTER),
+    (".lora_a", MLX_ADAPTER),
+    (".lora_b", MLX_ADAPTER),
     (".base_layer.", ADAPTER),
     (".modules_to_save.", ADAPTER),
     (".original_module.", ADAPTER),

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::discover::is_other;
-use super::file_names::{CONFIG_NAME, FILE_SUFFIX};
+use super::file_names::{CONFIG_NAME, FILE_SUFFIX, GGUF_SUFFIX};
 use crate::refusal::{Refusal, mismatch};
 
 /// How files of Git LFS begin that stand for others.
@@ -52,6 +52,13 @@ const ARCHIVES: [(&str, &str); 10] = [
     (".gz", "gzip -d"),
     (".zst", "zstd -d"),
 ];
+/// What programs that cut files by their bytes add to a name, before a letter or number.
+const PARTS: [&str; 5] = ["-split-", ".part", "-part-", ".split-", ".00"];
+/// What merges an adapter into its model.
+const PEFT_MERGE: &str = "merge_and_unload of peft";
+const MLX_MERGE: &str = "mlx_lm.fuse";
+/// Members of an `adapter_config.json` of mlx-lm.
+const MLX_ADAPTER: [&str; 2] = ["fine_tune_type", "lora_parameters"];
 /// Larger configurations of adapters are not read: real ones have some kilobytes.
 const ADAPTER_LIMIT: u64 = 1 << 20;
 /// No pointer is longer.
@@ -70,6 +77,21 @@ pub fn lfs_pointer(first: &[u8], len: u64) -> Option<String> {
     pointer.then(|| {
         format!("a Git LFS pointer of {len} bytes, not the file itself: run `git lfs pull` in its directory")
     })
+}
+
+/// A length that no file of weights has.
+pub(super) fn cut(len: u64) -> String {
+    format!("{len}, a download that has not ended: fetch it again")
+}
+
+/// What is wrong with a file that is text, by its first bytes: servers say why they send none.
+pub(super) fn said_by_server(first: &[u8]) -> Option<String> {
+    let text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    let first = first.get(..8).filter(|first| first.iter().all(text))?;
+    let first = first.escape_ascii();
+    Some(format!(
+        "a text that begins with `{first}`; what a server says in place of a file: fetch it again"
+    ))
 }
 
 /// What a directory without `config.json` holds, if that is known.
@@ -131,6 +153,7 @@ pub(super) fn weights(dir: &Path) -> Option<Refusal> {
         .or_else(|| other_program(&names))
         .or_else(|| misnamed(&names))
         .or_else(|| nested(dir))
+        .or_else(|| nested_gguf(dir))
         .or_else(|| kept().filter(|_| without))
 }
 
@@ -218,24 +241,79 @@ fn other_program(names: &[String]) -> Option<Refusal> {
 /// Weights under a name that is not theirs: another spelling of the extension, or a download that has not
 /// ended.
 fn misnamed(names: &[String]) -> Option<Refusal> {
-    let found = |detail: String| Some(mismatch(format_args!("{FILE_SUFFIX} files"), detail));
-    for name in names {
-        let lower = name.to_lowercase();
-        if lower.ends_with(FILE_SUFFIX) && !name.ends_with(FILE_SUFFIX) {
-            return found(format!("`{name}`: write its extension in small letters"));
-        }
-        let cut = UNFINISHED.iter().find_map(|end| lower.strip_suffix(end));
-        if cut.is_some_and(|stem| stem.contains(FILE_SUFFIX)) {
-            return found(format!("`{name}`, a download that has not ended: fetch it again"));
-        }
+    let suffixes = [FILE_SUFFIX, GGUF_SUFFIX];
+    let mut found = names
+        .iter()
+        .flat_map(|name| suffixes.map(|suffix| (name, suffix)));
+    found.find_map(|(name, suffix)| {
+        let detail = misnamed_as(name, suffix)?;
+        Some(mismatch(format_args!("{suffix} files"), format_args!("`{name}`{detail}")))
+    })
+}
+
+/// What is wrong with the name of a file that should end in `suffix`.
+fn misnamed_as(name: &str, suffix: &str) -> Option<String> {
+    let lower = name.to_lowercase();
+    if lower.ends_with(suffix) && !name.ends_with(suffix) {
+        return Some(": write its extension in small letters".to_owned());
     }
-    None
+    let cut = UNFINISHED.iter().find_map(|end| lower.strip_suffix(end));
+    if cut.is_some_and(|stem| stem.contains(suffix)) {
+        return Some(", a download that has not ended: fetch it again".to_owned());
+    }
+    joined(name).filter(|_| suffix == GGUF_SUFFIX)
+}
+
+/// What to do about a part of a GGUF file that was cut by its bytes, as large ones were before llama.cpp
+/// could split them: `M.gguf-split-a`, `M.gguf.part1of2`.
+fn joined(name: &str) -> Option<String> {
+    let lower = name.to_lowercase();
+    let at = lower.find(GGUF_SUFFIX)? + GGUF_SUFFIX.len();
+    let part = PARTS.iter().find(|part| lower[at..].starts_with(**part))?;
+    let (whole, part) = (name.get(..at)?, name.get(at..at + part.len())?);
+    let next = format!(
+        "join the parts in their order, as cat {whole}{part}* > {whole} does, and name that"
+    );
+    Some(format!(", a part of a file: {next}"))
+}
+
+/// What to do about a file that is a part of a GGUF file; none for any other.
+pub(super) fn part_of_gguf(path: &Path) -> Option<Refusal> {
+    let name = path.file_name()?.to_str()?;
+    Some(mismatch("a GGUF file", format_args!("`{name}`{}", joined(name)?)))
 }
 
 fn holds_weights(dir: &Path) -> bool {
+    !files_in(dir, FILE_SUFFIX).is_empty()
+}
+
+/// The names of the files in a directory that end in `suffix`, sorted.
+fn files_in(dir: &Path, suffix: &str) -> Vec<String> {
     let names = fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
-    names.any(|name| name.ends_with(FILE_SUFFIX))
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<_> = names.filter(|name| name.ends_with(suffix)).collect();
+    names.sort();
+    names
+}
+
+/// A GGUF file in a directory in `dir`, as repositories have one for each width of codes.
+fn nested_gguf(dir: &Path) -> Option<Refusal> {
+    let entries = fs::read_dir(dir).ok()?.flatten();
+    let inside = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir());
+    let files = inside.flat_map(|inner| {
+        let names = files_in(&inner, GGUF_SUFFIX);
+        names.into_iter().map(move |name| inner.join(name))
+    });
+    let mut files: Vec<_> = files.collect();
+    files.sort();
+    let first = files.first()?.display().to_string();
+    let expected = format_args!("a {GGUF_SUFFIX} file");
+    Some(mismatch(
+        expected,
+        format_args!("none, but some in directories in it: name one, as {first}"),
+    ))
 }
 
 /// A directory in `dir` that holds weights.
@@ -297,11 +375,12 @@ fn adapter(dir: &Path) -> Option<String> {
         .is_ok_and(sound)
         .then(|| fs::read(path).ok())??;
     let config: Value = serde_json::from_slice(&config).ok()?;
-    let base = config["base_model_name_or_path"]
-        .as_str()
-        .unwrap_or("another model");
+    let of_mlx = MLX_ADAPTER.iter().any(|key| config.get(key).is_some());
+    let (key, next) =
+        if of_mlx { ("model", MLX_MERGE) } else { ("base_model_name_or_path", PEFT_MERGE) };
+    let base = config[key].as_str().unwrap_or("another model");
     Some(format!(
-        "a LoRA adapter for {base} (adapter_config.json), not a model: merge it into that first, with merge_and_unload of peft"
+        "a LoRA adapter for {base} (adapter_config.json), not a model: merge it into that first, with {next}"
     ))
 }
 

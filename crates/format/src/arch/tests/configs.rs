@@ -246,6 +246,32 @@ fn layers_slide_by_each_rule() {
     assert_eq!(slide("mixtral", None), [Some(5); 2]);
 }
 
+/// transformers reads `mistral` with `layer_types` as `ministral` (`configuration_auto.py`), and heeds the list
+/// of `dots1`, whose layers slide from `max_window_layers` on without it.
+#[test]
+fn a_list_of_kinds_counts_where_all_layers_or_none_slide_without_it() {
+    let kinds = |kinds: &[&str]| json!(kinds);
+    let [full, sliding] = ["full_attention", "sliding_attention"];
+    let mistral = |list: Value| windows(&spec("mistral", |c| c["layer_types"] = list.clone()));
+    assert_eq!(mistral(kinds(&[full, sliding, full])), [None, Some(8), None]);
+    assert_eq!(mistral(kinds(&[full; 3])), [None; 3]);
+    assert_eq!(mistral(Value::Null), [Some(8); 3]);
+    let dots = |change: &[(&str, Value)]| {
+        let mut config = json!({
+            "model_type": "dots1", "vocab_size": 8, "hidden_size": 64, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "sliding_window": 8,
+        });
+        for (key, value) in change {
+            config[*key] = value.clone();
+        }
+        let arch = Arch::builtin("dots1").unwrap();
+        windows(&arch.spec_of(Path::new("config.json"), &config).unwrap())
+    };
+    assert_eq!(dots(&[]), [None; 3]);
+    assert_eq!(dots(&[("max_window_layers", json!(1))]), [None, Some(8), Some(8)]);
+    assert_eq!(dots(&[("layer_types", kinds(&[full, sliding, full]))]), [None, Some(8), None]);
+}
+
 /// Defaults of transformers' configuration classes that shapes cannot correct.
 #[test]
 fn absent_keys_take_the_defaults_of_transformers() {

@@ -11,15 +11,54 @@ use crate::turns;
 /// Tokens that end a turn of a conversation, by what they are called where the metadata do not say.
 /// Source: llama.cpp, `src/llama-vocab.cpp`.
 const TURN_ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>"];
+/// The key of how positions are scaled.
+const SCALING: &str = "rope_scaling";
 /// Who else ends a text, beside `eos_token_id`.
 const ENDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
 /// The `config.json` of a file; `factors` are those of its rotary frequencies, by tensor.
 ///
 /// # Errors
-/// Metadata that are missing, that contradict each other or that no model of ours has.
+/// Metadata that are missing or that contradict each other.
 pub(super) fn make(facts: &Facts<'_>, factors: &Factors) -> Result<Json, Refusal> {
-    facts.check_known()?;
+    let mut config = unscaled(facts)?;
+    if let Some(scaling) = rope::scaling(facts, &config, factors)? {
+        config.insert(SCALING.to_owned(), scaling);
+    }
+    Ok(Json::Object(config))
+}
+
+/// The same of a file beside which `own` describes the model too: how positions are scaled is taken from there
+/// where nobody can tell it by the file.
+///
+/// # Errors
+/// As [`make`].
+pub(super) fn make_beside(
+    facts: &Facts<'_>,
+    factors: &Factors,
+    own: &Json,
+) -> Result<Json, Refusal> {
+    let mut config = unscaled(facts)?;
+    let scaling = rope::scaling(facts, &config, factors).map(Option::unwrap_or_default);
+    let scaling = scaling.unwrap_or_else(|_| stated_scaling(own));
+    config.insert(SCALING.to_owned(), scaling);
+    Ok(Json::Object(config))
+}
+
+/// How a configuration says that positions are scaled, but for the base of their frequencies.
+fn stated_scaling(own: &Json) -> Json {
+    let inner = own.get("text_config").unwrap_or(own);
+    let mut keys = [SCALING, "rope_parameters"].into_iter();
+    let found = keys.find_map(|key| inner.get(key).filter(|found| found.is_object()));
+    let mut found = found.cloned().unwrap_or_default();
+    if let Some(members) = found.as_object_mut() {
+        members.remove("rope_theta");
+    }
+    found
+}
+
+/// What the metadata say but for how positions are scaled.
+fn unscaled(facts: &Facts<'_>) -> Result<Map<String, Json>, Refusal> {
     let mut config = Map::new();
     for (name, origin) in &facts.table.config.0 {
         let value = facts.value(origin)?;
@@ -29,10 +68,7 @@ pub(super) fn make(facts: &Facts<'_>, factors: &Factors) -> Result<Json, Refusal
         }
     }
     end_turns(facts, &mut config);
-    if let Some(scaling) = rope::scaling(facts, &config, factors)? {
-        config.insert("rope_scaling".to_owned(), scaling);
-    }
-    Ok(Json::Object(config))
+    Ok(config)
 }
 
 /// Adds the tokens that end a turn to those that end a text.

@@ -8,6 +8,10 @@ use super::header::{Array, Value};
 use super::table::{Origin, Table};
 use crate::refusal::{Refusal, mismatch};
 
+/// What to do about what nobody here knows.
+pub(super) const CHECKPOINT: &str =
+    "take the checkpoint for transformers that the file was made from";
+
 /// What a file says, but for the values of its tensors.
 pub(super) struct Facts<'a> {
     pub(super) table: &'a Table,
@@ -23,8 +27,13 @@ impl Facts<'_> {
         for (key, value) in self.metadata {
             let Some(rest) = key.strip_prefix(&prefix) else { continue };
             if !self.table.knows(key) && !changes_nothing(rest, value) {
-                let path = self.table.path;
-                return Err(format!("metadatum `{key}`: expected one that {path} lists").into());
+                let found =
+                    single(value).map_or_else(|| "a list".to_owned(), |one| one.to_string());
+                let detail = mismatch(
+                    format_args!("one that {} lists", self.table.path),
+                    format_args!("another, of {found}; {CHECKPOINT}"),
+                );
+                return Err(detail.at(format_args!("metadatum `{key}`")));
             }
         }
         for (key, allowed) in &self.table.supported {
@@ -32,6 +41,7 @@ impl Facts<'_> {
             if !allowed.contains(&found) {
                 let allowed: Vec<_> = allowed.iter().map(Json::to_string).collect();
                 let expected = allowed.join(" or ");
+                let found = format_args!("{found}; {CHECKPOINT}");
                 return Err(mismatch(expected, found).at(format_args!("metadatum `{key}`")));
             }
         }
@@ -180,27 +190,75 @@ impl Facts<'_> {
     }
 }
 
+/// Metadata of any architecture, by what follows its name, that change nothing where they are 0: parts that a model
+/// has none of, and bounds and windows that are off. Source: llama.cpp, `gguf-py/gguf/constants.py` (names) and
+/// `src/llama-model.cpp` (what 0 means).
+const NONE_AT_ZERO: [&str; 36] = [
+    "nextn_predict_layers",
+    "leading_dense_block_count",
+    "n_deepstack_layers",
+    "embedding_length_out",
+    "embedding_length_per_layer_input",
+    "interleave_moe_layer_step",
+    "moe_every_n_layers",
+    "moe_latent_size",
+    "expert_count",
+    "expert_used_count",
+    "expert_shared_count",
+    "expert_group_count",
+    "expert_group_used_count",
+    "expert_gating_func",
+    "expert_feed_forward_length",
+    "expert_shared_feed_forward_length",
+    "expert_chunk_feed_forward_length",
+    "expert_weights_scale",
+    "expert_group_scale",
+    "experts_per_group",
+    "rescale_every_n_layers",
+    "attention.sliding_window",
+    "attention.shared_kv_layers",
+    "attention.clamp_kqv",
+    "attention.max_alibi_bias",
+    "attention.scale",
+    "attention.output_scale",
+    "attention.temperature_length",
+    "attention.temperature_scale",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "router_logit_softcapping",
+    "rope.scaling.yarn_log_multiplier",
+    "logit_scale",
+    "embedding_scale",
+    "residual_scale",
+];
+/// Those that change nothing where they are 1: factors, and one group of all.
+const NONE_AT_ONE: [&str; 9] = [
+    "logit_scale",
+    "embedding_scale",
+    "residual_scale",
+    "expert_weights_scale",
+    "expert_group_scale",
+    "expert_group_count",
+    "expert_group_used_count",
+    "attention.output_scale",
+    "rope.scaling.attn_factor",
+];
+/// Those that change nothing where they are false.
+const NONE_IF_FALSE: [&str; 2] = ["use_parallel_residual", "swin_norm"];
+
 /// Whether a metadatum, by what follows the architecture in its key, says of any model what is so without it.
 fn changes_nothing(key: &str, value: &Value<'_>) -> bool {
-    let none = value.as_f32() == 0.0;
+    let number = value.as_f32();
     match key {
         // Of norms that subtract a mean, which no model here has.
-        "attention.layer_norm_epsilon" => true,
-        "use_parallel_residual" => *value == Value::Bool(false),
+        "attention.layer_norm_epsilon" | "attention.group_norm_epsilon" => true,
         "attention.causal" => *value == Value::Bool(true),
-        "rope.scaling.attn_factor" | "embedding_scale" | "residual_scale" => value.as_f32() == 1.0,
-        "nextn_predict_layers"
-        | "leading_dense_block_count"
-        | "expert_count"
-        | "expert_used_count"
-        | "expert_shared_count"
-        | "attention.sliding_window"
-        | "attention.clamp_kqv"
-        | "attention.max_alibi_bias"
-        | "attn_logit_softcapping"
-        | "final_logit_softcapping"
-        | "pooling_type" => none,
-        _ => false,
+        "pooling_type" => number == 0.0,
+        key => {
+            number == 0.0 && NONE_AT_ZERO.contains(&key)
+                || number == 1.0 && NONE_AT_ONE.contains(&key)
+                || *value == Value::Bool(false) && NONE_IF_FALSE.contains(&key)
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use shardwright_quant::widen;
 use shardwright_testing::fixture;
 
@@ -96,6 +96,91 @@ fn the_model_is_that_of_the_config() {
     }
 }
 
+/// A directory with the file of a case and a `config.json`.
+fn beside(case: &Json, config: &Json) -> (tempfile::TempDir, std::path::PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let files = case["files"].as_array().unwrap().iter();
+    for name in files.clone().map(|name| name.as_str().unwrap()) {
+        std::fs::copy(fixture("gguf").join(name), dir.path().join(name)).unwrap();
+    }
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let path = dir.path().join(case["files"][0].as_str().unwrap());
+    (dir, path)
+}
+
+#[test]
+fn the_config_of_the_same_model_may_lie_beside_a_file() {
+    for case in cases() {
+        let (_dir, path) = beside(&case, &case["config"]);
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        assert_eq!(checkpoint.config(), &case["config"]);
+        let inventory = Inventory::new(&checkpoint, None);
+        inventory.unwrap_or_else(|e| panic!("{}: {e}", case["case"]));
+        assert!(checkpoint.described().is_some(), "{}", case["case"]);
+    }
+}
+
+/// What `config.json` and metadata say otherwise is refused; what metadata have no place for is a note.
+#[test]
+fn a_config_beside_a_file_must_not_contradict_it() {
+    let cases = cases();
+    let with = |name: &str, changes: &[(&str, Json)]| {
+        let case = cases.iter().find(|case| case["case"] == name).unwrap();
+        let mut config = case["config"].clone();
+        for (key, value) in changes {
+            config[*key] = value.clone();
+        }
+        let (_dir, path) = beside(case, &config);
+        let checkpoint = Checkpoint::open(&path)?;
+        Inventory::new(&checkpoint, None).map(|_| checkpoint.notes().join("; "))
+    };
+    let refused = |name: &str, changes: &[(&str, Json)], expected: &str| {
+        let found = with(name, changes).unwrap_err().to_string();
+        let next = "take the config.json of its model, or remove this one: the GGUF file describes its model";
+        assert!(found.ends_with(&format!("config.json: {expected}; {next}")), "{found}");
+    };
+    let theta = json!({"rope_type": "default", "rope_theta": 500.0});
+    let changes = [("rope_parameters", theta)];
+    refused(
+        "llama-bias",
+        &changes,
+        "`rope_theta`: expected 10000.0 as in llama-bias.gguf, found 500.0",
+    );
+    let linear = json!({"rope_type": "linear", "factor": 4.0});
+    let changes = [("rope_scaling", linear.clone())];
+    let expected = r#"`rope_scaling`: expected null as in llama-bias.gguf, found {"rope_type":"linear","factor":4.0}"#;
+    refused("llama-bias", &changes, expected);
+    let changes = [("rope_parameters", linear)];
+    let expected = "`rope_scaling`: expected {";
+    let found = with("llama3-q8_0", &changes).unwrap_err().to_string();
+    assert!(found.contains(expected), "{found}");
+    let heads = [("num_attention_heads", json!(8)), ("num_key_value_heads", json!(8))];
+    refused(
+        "llama-bias",
+        &heads,
+        "`num_attention_heads`: expected 4 as in llama-bias.gguf, found 8",
+    );
+    let changes = [("rms_norm_eps", json!(1e-3))];
+    refused(
+        "llama-bias",
+        &changes,
+        "`rms_norm_eps`: expected 1e-5 as in llama-bias.gguf, found 0.001",
+    );
+    let granite = [("model_type", json!("granite")), ("logits_scaling", json!(3.0))];
+    let expected = r#"`model_type`: expected "llama" as in llama3-q8_0.gguf, found "granite""#;
+    refused("llama3-q8_0", &granite, expected);
+    let changes = [("sliding_window", json!(4))];
+    refused("gemma3", &changes, "`sliding_window`: expected 8 as in gemma3.gguf, found 4");
+    assert_eq!(with("llama3-q8_0", &[]).unwrap(), "");
+    // llama.cpp has no place for windows of Mistral's.
+    let mistral = [("model_type", json!("mistral")), ("sliding_window", json!(4))];
+    let note =
+        "config.json beside the file counts: `sliding_window` 4, of which the metadata say nothing";
+    assert_eq!(with("llama3-q8_0", &mistral).unwrap(), note);
+    let ends = [("eos_token_id", json!([2, 5])), ("max_position_embeddings", json!(512))];
+    assert_eq!(with("llama-bias", &ends).unwrap(), "");
+}
+
 /// Rows that llama.cpp puts elsewhere and blocks are read alone as they are together.
 #[test]
 fn pieces_are_those_of_the_whole() {
@@ -143,7 +228,7 @@ fn conversations_have_their_ends_and_their_template() {
     let path = dir.path().join("m.gguf");
     std::fs::copy(fixture("tokenizers/llama-bpe.gguf"), &path).unwrap();
     let config = Checkpoint::open(&path).unwrap().config().clone();
-    assert_eq!(config["eos_token_id"], serde_json::json!([601, 602]));
+    assert_eq!(config["eos_token_id"], json!([601, 602]));
     let template = || {
         let checkpoint = Checkpoint::open(&path).unwrap();
         let config = checkpoint.companion("tokenizer_config.json", 1 << 20);
@@ -154,6 +239,45 @@ fn conversations_have_their_ends_and_their_template() {
     assert!(template().unwrap().starts_with("{{ bos_token }}"));
     std::fs::write(dir.path().join("chat_template.jinja"), "{{ 1 }}").unwrap();
     assert_eq!(template(), None);
+}
+
+/// A `tokenizer.json` beside a file with a vocabulary is used where it has the same pieces, and refused by the
+/// first token that differs.
+#[test]
+fn a_tokenizer_beside_a_file_has_the_pieces_of_its_vocabulary() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, beside) = (dir.path().join("m.gguf"), dir.path().join("tokenizer.json"));
+    for name in ["llama-bpe", "spm", "qwen2", "deepseek-v3"] {
+        let _ = std::fs::remove_file(&beside);
+        std::fs::copy(fixture(&format!("tokenizers/{name}.gguf")), &path).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let own = checkpoint
+            .companion("tokenizer.json", 1 << 30)
+            .unwrap()
+            .unwrap();
+        std::fs::write(&beside, &own).unwrap();
+        Checkpoint::open(&path).unwrap();
+        let mut other: Json = serde_json::from_slice(&own).unwrap();
+        let vocab = other["model"]["vocab"].as_object_mut().unwrap();
+        let at = |id: u64| {
+            vocab
+                .iter()
+                .find(|(_, found)| **found == id)
+                .unwrap()
+                .0
+                .clone()
+        };
+        let (one, two) = (at(300), at(301));
+        vocab.insert(one.clone(), 301.into());
+        vocab.insert(two.clone(), 300.into());
+        std::fs::write(&beside, other.to_string()).unwrap();
+        let found = Checkpoint::open(&path).unwrap_err().to_string();
+        let expected = format!(
+            "tokenizer.json: token 300: expected {one:?} as in m.gguf, found {two:?}; take the tokenizer.json of \
+             its model, or remove this one: the GGUF file has a vocabulary"
+        );
+        assert!(found.ends_with(&expected), "{found}");
+    }
 }
 
 /// Where a turn has several messages, the end of one ends no turn; a call of a tool does. The numbers are all
@@ -181,7 +305,7 @@ fn turns_of_several_messages_end_with_the_last_or_a_call() {
     let path = dir.path().join("m.gguf");
     std::fs::write(&path, bytes).unwrap();
     let config = Checkpoint::open(&path).unwrap().config().clone();
-    assert_eq!(config["eos_token_id"], serde_json::json!([601, 602, 603, 604]));
+    assert_eq!(config["eos_token_id"], json!([601, 602, 603, 604]));
 }
 
 /// A file whose metadatum `key` has other bytes, after its kind: `old` bytes of the file go, and the header
@@ -229,7 +353,7 @@ fn a_list_tells_which_layers_have_attention() {
     let config = with(&[2, 0, 2, 0]).unwrap().config().clone();
     assert_eq!(config["num_key_value_heads"], 2);
     let kinds = ["full_attention", "conv", "full_attention", "conv"];
-    assert_eq!(config["layer_types"], serde_json::json!(kinds));
+    assert_eq!(config["layer_types"], json!(kinds));
     let refused = |numbers: &[u32]| {
         let found = with(numbers).unwrap_err().to_string();
         let at = found.find("metadatum").unwrap();
@@ -269,9 +393,24 @@ fn metadata_that_change_nothing_are_not_refused() {
     };
     with("nextn_predict_layers", 0).unwrap();
     with("attention.clamp_kqv", 0).unwrap();
-    for (key, value) in [("nextn_predict_layers", 1), ("attention.clamp_kqv", 1), ("whatever", 0)] {
+    for (key, value) in
+        [("logit_scale", 1), ("logit_scale", 0), ("expert_group_count", 1), ("moe_latent_size", 0)]
+    {
+        with(key, value).unwrap();
+    }
+    for (key, value) in [
+        ("nextn_predict_layers", 1),
+        ("attention.clamp_kqv", 1),
+        ("whatever", 0),
+        ("logit_scale", 2),
+        ("moe_latent_size", 1),
+    ] {
         let found = with(key, value).unwrap_err().to_string();
-        assert!(found.contains(&format!("metadatum `qwen3.{key}`")), "{found}");
+        let expected = format!(
+            "metadatum `qwen3.{key}`: expected one that configs/gguf/qwen3.json lists, found another, of {value}; \
+             take the checkpoint for transformers that the file was made from"
+        );
+        assert!(found.ends_with(&expected), "{found}");
     }
 }
 
@@ -308,7 +447,7 @@ fn a_list_tells_which_layers_slide() {
     let with = |values| changed("olmo3.gguf", key, 4 + 4 + 8 + 4, &bools(values));
     let config = with([1, 1, 1, 0]).unwrap().config().clone();
     let [sliding, full] = ["sliding_attention", "full_attention"];
-    assert_eq!(config["layer_types"], serde_json::json!([sliding, sliding, sliding, full]));
+    assert_eq!(config["layer_types"], json!([sliding, sliding, sliding, full]));
     assert_eq!(config["sliding_window_pattern"], 4);
 }
 

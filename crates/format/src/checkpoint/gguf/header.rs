@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardwright_quant::Ggml;
 
 use crate::bytes::{Bytes, Fault};
+use crate::checkpoint::wrong::said_by_server;
 use crate::prose::form;
 use crate::refusal::{Refusal, mismatch};
 
@@ -40,6 +41,7 @@ const BITNET: &str = ", which llama.cpp no longer has, or I2_S of bitnet.cpp: ta
                       checkpoint in safetensors";
 const FORKED: &str = ", a type of a fork of llama.cpp: take a file of the model that llama.cpp itself reads, or make one \
                       with llama-quantize of the original";
+const OTHER: &str = "; take the model in one of these";
 /// Types of tensors that no model stores weights in, and those of old files and of forks, with what to do.
 const UNREAD: [(u32, &str, &str); 15] = [
     (4, "Q4_2", Q4_0),
@@ -241,10 +243,10 @@ fn found_first(first: &[u8]) -> String {
         .get(TAR.0..)
         .is_some_and(|rest| rest.starts_with(TAR.1));
     let name = if tar { Some("a tar file") } else { form(first).map(|(name, _)| name) };
-    name.map_or_else(
-        || first[..MAGIC.len()].escape_ascii().to_string(),
-        |name| format!("{name}: unpack it, and name the model in it"),
-    )
+    let packed = name.map(|name| format!("{name}: unpack it, and name the model in it"));
+    packed
+        .or_else(|| said_by_server(first))
+        .unwrap_or_else(|| first[..MAGIC.len()].escape_ascii().to_string())
 }
 
 fn alignment(metadata: &BTreeMap<&str, Value<'_>>) -> Result<u64, Fault> {
@@ -344,8 +346,12 @@ fn info<'a>(bytes: &mut Bytes<'a>) -> Result<Info<'a>, Fault> {
 /// What a type is of which no weights are made, and what to do.
 fn unread(id: u32) -> String {
     let known = UNREAD.iter().find(|(unread, ..)| *unread == id);
-    let next = if id >= FORKS { FORKED } else { "" };
-    known.map_or_else(|| format!("type {id}{next}"), |(_, name, next)| format!("{name}{next}"))
+    let any = if id >= FORKS { FORKED } else { OTHER };
+    let next = |next: &&str| !next.is_empty();
+    match known {
+        Some((_, name, own)) => format!("{name}{}", Some(*own).filter(next).unwrap_or(OTHER)),
+        None => format!("type {id}{any}"),
+    }
 }
 
 /// Bytes of a tensor, whose rows must be whole blocks.

@@ -10,17 +10,20 @@ use serde_json::Value as Json;
 use shardwright_quant::Float;
 
 use super::config;
-use super::facts::Facts;
+use super::facts::{CHECKPOINT, Facts};
 use super::grouped;
 use super::header::{Header, Tensor};
 use super::read_header;
 use super::rope::Factors;
 use super::synthesized::Synthesized;
 use super::table::{Heads, Table, Target};
-use crate::checkpoint::file_names::{CONFIG_NAME, FILE_SUFFIX};
-use crate::checkpoint::files::{CheckpointFile, Files, StoredTensor, TensorInfo, read_config};
+use crate::checkpoint::file_names::{CONFIG_NAME, FILE_SUFFIX, GGUF_SUFFIX};
+use crate::checkpoint::files::{
+    CheckpointFile, Described, Files, StoredTensor, TensorInfo, read_config,
+};
 use crate::checkpoint::group::{Grouped, Quantization, join_heads};
 use crate::checkpoint::index::INDEX_NAME;
+use crate::checkpoint::wrong;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
@@ -29,7 +32,7 @@ use crate::names::{EXPERT, LAYER, split};
 use crate::refusal::{Refusal, mismatch};
 
 /// What names of files end in.
-pub const SUFFIX: &str = ".gguf";
+pub const SUFFIX: &str = GGUF_SUFFIX;
 /// What the names of files have in them that lie beside models and are none by themselves: parts that see or
 /// hear, and statistics that a model was quantized with.
 const NO_MODELS: [&str; 2] = ["mmproj", "imatrix"];
@@ -52,14 +55,14 @@ const OTHER_TYPES: [(&str, &str); 6] = [
         "a form of BitNet that bitnet.cpp alone has: take the model's checkpoint for transformers",
     ),
 ];
-/// What to do about a tensor that nobody here knows.
-const CHECKPOINT: &str = "take the checkpoint for transformers that the file was made from";
 /// What names of scales end in that lie beside tensors, and why they are refused.
 const SCALE: &str = ".scale";
 const SCALED: &str = "a scale of all of the tensor beside it, as files of BitNet and of NVFP4 with two scales have: none is read; take the \
                       model in another type";
 /// What names of a layer's tensors begin with in a checkpoint.
 const LAYERS: &str = "model.layers.{layer}.";
+/// How many positions a layer sees.
+const WINDOW: &str = "sliding_window";
 /// Most rotary factors that are believed.
 const MOST_FACTORS: u64 = 1 << 16;
 
@@ -67,9 +70,12 @@ const MOST_FACTORS: u64 = 1 << 16;
 /// pieces the first, whichever is named; parts that see or hear are none.
 ///
 /// # Errors
-/// A directory with several models.
+/// A directory with several models, and a part of a file in place of it.
 pub(in crate::checkpoint) fn find(path: &Path) -> Result<Option<PathBuf>> {
     if path.is_file() {
+        if let Some(part) = wrong::part_of_gguf(path) {
+            return Err(FormatError::file(path, part));
+        }
         return Ok(Some(first_piece(path)));
     }
     let Ok(entries) = fs::read_dir(path) else { return Ok(None) };
@@ -154,13 +160,14 @@ pub(in crate::checkpoint) fn open(
         .generated
         .then(|| format!("{:#}\n", opening.config).into_bytes());
     let synthesized = Synthesized::from_gguf(&pieces[0].file, &opening.headers[0], config)?;
-    let Opening { config, generated, notes, .. } = opening;
+    let Opening { config, generated, described, notes, .. } = opening;
     let root = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
     let files = Files {
         notes,
+        described,
         root: root.to_owned(),
         config_path: if generated { path.to_owned() } else { root.join(CONFIG_NAME) },
         synthesized,
@@ -241,6 +248,8 @@ struct Opening<'a> {
     config: Json,
     /// Whether the configuration is made from metadata.
     generated: bool,
+    /// What they give where it is not.
+    described: Option<Described>,
     notes: Vec<String>,
 }
 
@@ -265,27 +274,41 @@ impl<'a> Opening<'a> {
             notes
                 .push(format!("{CONFIG_NAME} beside the file describes no model, the metadata do"));
         }
-        let generated = whole.is_none();
-        let config = whole.unwrap_or_default();
-        let mut opening = Self { pieces, headers, table, config, generated, notes };
-        if generated {
-            opening.config = opening.synthesize()?;
-        }
+        let (generated, config) = (whole.is_none(), whole.unwrap_or_default());
+        let mut opening =
+            Self { pieces, headers, table, config, generated, described: None, notes };
+        opening.describe()?;
         Ok(opening)
     }
 
-    /// The configuration that the metadata give.
-    fn synthesize(&self) -> Result<Json> {
+    /// Takes in what the metadata say of the model: all there is to know of it, or what `config.json` is held
+    /// against. That has the last word where it adds something, as windows that llama.cpp has no place for.
+    fn describe(&mut self) -> Result<()> {
         let shapes = self
             .each()
             .map(|(_, t)| (t.name.to_owned(), t.shape.clone()));
-        let facts = Facts {
-            table: &self.table,
-            metadata: &self.headers[0].metadata,
-            shapes: &shapes.collect(),
-        };
+        let shapes = shapes.collect();
+        let metadata = &self.headers[0].metadata;
+        let facts = Facts { table: &self.table, metadata, shapes: &shapes };
+        let refused = |detail| self.pieces[0].refused(detail);
+        facts.check_known().map_err(refused)?;
         let factors = self.factors()?;
-        config::make(&facts, &factors).map_err(|detail| self.pieces[0].refused(detail))
+        if self.generated {
+            self.config = config::make(&facts, &factors).map_err(refused)?;
+            return Ok(());
+        }
+        match config::make_beside(&facts, &factors, &self.config) {
+            Ok(config) => {
+                self.notes.extend(window(&self.config, &config));
+                self.described = Some(Described { config, also: self.table.also.clone() });
+            }
+            Err(detail) => {
+                self.notes.push(format!(
+                    "{CONFIG_NAME} beside the file alone describes the model: {detail}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// What divides the rotary frequencies, if the file says it.
@@ -466,6 +489,16 @@ fn is_whole(config: &Json) -> bool {
     let inner = config.get("text_config").unwrap_or(config);
     let sizes = ["hidden_size", "num_hidden_layers"];
     sizes.iter().any(|key| inner.get(key).is_some())
+}
+
+/// A note of the window that `config.json` adds to what the metadata, as a configuration, have no place for.
+fn window(own: &Json, stated: &Json) -> Option<String> {
+    let inner = own.get("text_config").unwrap_or(own);
+    let on = inner.get("use_sliding_window") != Some(&Json::Bool(false));
+    let found = inner.get(WINDOW).filter(|found| on && !found.is_null())?;
+    stated.get(WINDOW).is_none().then(|| {
+        format!("{CONFIG_NAME} beside the file counts: `{WINDOW}` {found}, of which the metadata say nothing")
+    })
 }
 
 /// A tensor as its bytes: blocks have no type of a checkpoint's.

@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 use super::header::Header;
-use super::{read_header, tokenizer};
+use super::{read_header, same_pieces, tokenizer};
 use crate::checkpoint::file_names::{
     CHAT_TEMPLATE_NAME, CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME,
 };
@@ -26,6 +26,9 @@ pub(in crate::checkpoint) struct Synthesized {
 
 impl Synthesized {
     /// What the GGUF file `file` describes and its directory lacks.
+    ///
+    /// # Errors
+    /// A `tokenizer.json` beside it with other pieces.
     pub(super) fn from_gguf(
         file: &ReadFile,
         header: &Header<'_>,
@@ -37,6 +40,9 @@ impl Synthesized {
         let template = tokenizer::has_template(&header.metadata) && lacks(&CHAT_TEMPLATE_NAME);
         let needed = tokenizer::is_there(&header.metadata)
             && (lacks(&TOKENIZER_NAME) || template && lacks(&TOKENIZER_CONFIG_NAME));
+        if tokenizer::is_there(&header.metadata) {
+            same_pieces::check(file.path(), header)?;
+        }
         let stood_for = || Ok((file.reopen()?, names.into_iter().filter(lacks).collect()));
         let vocabulary = needed.then(stood_for).transpose()?;
         Ok(Self { config, vocabulary, ..Self::default() })

@@ -84,7 +84,11 @@ fn list<'a>(metadata: &Metadata<'a>, key: &str) -> Option<Array<'a>> {
     }
 }
 
-fn texts<'a>(metadata: &Metadata<'a>, key: &str) -> Result<Vec<&'a str>, Refusal> {
+/// Pieces, or pairs of them, in their order.
+///
+/// # Errors
+/// No list, or one of something else.
+pub(super) fn texts<'a>(metadata: &Metadata<'a>, key: &str) -> Result<Vec<&'a str>, Refusal> {
     let wrong = |e: Refusal| e.at(format_args!("metadatum `tokenizer.ggml.{key}`"));
     let array = list(metadata, key).ok_or_else(|| wrong(mismatch("a list", "none")))?;
     array.texts().map_err(wrong)
@@ -123,6 +127,12 @@ const fn kind(value: &Value<'_>) -> Kind {
     }
 }
 
+/// The kind of each token; none if the metadata do not say.
+pub(super) fn kinds(metadata: &Metadata<'_>) -> Vec<Kind> {
+    let kinds = list(metadata, "token_type");
+    kinds.map_or_else(Vec::new, |list| list.numbers().map(|value| kind(&value)).collect())
+}
+
 /// A vocabulary and what else the metadata say of it.
 struct Described<'a> {
     metadata: &'a Metadata<'a>,
@@ -135,11 +145,11 @@ impl<'a> Described<'a> {
             .into_iter()
             .map(Cow::Borrowed)
             .collect();
-        let kinds = list(metadata, "token_type").map(|list| list.numbers().collect::<Vec<_>>());
-        let kinds: Vec<_> = match kinds {
-            Some(kinds) if kinds.len() == tokens.len() => kinds.iter().map(kind).collect(),
-            None => vec![Kind::Normal; tokens.len()],
-            Some(kinds) => {
+        let stated = metadata.contains_key("tokenizer.ggml.token_type");
+        let kinds = match kinds(metadata) {
+            _ if !stated => vec![Kind::Normal; tokens.len()],
+            kinds if kinds.len() == tokens.len() => kinds,
+            kinds => {
                 let (expected, found) = (tokens.len(), kinds.len());
                 return Err(mismatch(format_args!("{expected} kinds"), found)
                     .at("metadatum `tokenizer.ggml.token_type`"));

@@ -9,7 +9,7 @@ use shardwright_quant::foreign::{MXFP4_GROUP, NVFP4_GROUP};
 
 use super::Grouping;
 use super::setting::{number, shown};
-use crate::checkpoint::files::{StoredTensor, TensorInfo};
+use crate::checkpoint::files::{Files, StoredTensor, TensorInfo};
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -120,6 +120,16 @@ impl Mlx {
     }
 }
 
+/// Whether the tensors are MLX's: words beside scales, under names that no other scheme has together.
+pub(super) fn shows(files: &Files) -> bool {
+    let has = |name: &str| files.stored.get(name);
+    files.stored.keys().any(|name| {
+        let module = name.strip_suffix(".scales");
+        let weight = module.and_then(|module| has(&format!("{module}.weight")));
+        weight.is_some_and(|weight| weight.dtype == Dtype::U32)
+    })
+}
+
 /// Small floats in the words of `name`, with a byte of scale for each group: `shape`.
 fn scaled(grouping: &Grouping<'_>, name: &str, shape: &[u64], mode: Mode) -> Result<Decoder> {
     let part = |part: &str| format!("{}{part}", name.trim_end_matches(".weight"));
@@ -142,7 +152,7 @@ fn scaled(grouping: &Grouping<'_>, name: &str, shape: &[u64], mode: Mode) -> Res
 /// # Errors
 /// A mode that is not known, or bits and groups that it does not have.
 fn mode(config: &Value) -> Result<Mode, Refusal> {
-    let found = config.get("mode");
+    let found = config.get("mode").filter(|mode| !mode.is_null());
     let (kind, bits, sizes): (_, _, &[u64]) = match found.map(|mode| mode.as_str()) {
         None | Some(Some("affine")) => (Kind::Affine, BITS, &[16, 32, 64, 128]),
         Some(Some("mxfp4")) => (Kind::Mxfp4, &[4], &[MXFP4_GROUP]),

@@ -37,10 +37,10 @@ enum Kind {
     BitNet(BitNet),
 }
 
-/// The keys, of `config.json` or its `text_config`, that may describe a scheme. MLX writes two, of
-/// which the first may be another's.
-pub const QUANTIZATION_KEYS: &[&str] =
-    &["quantization_config", "compression_config", "quantization"];
+/// The keys, of `config.json` or its `text_config`, that may describe a scheme.
+pub const QUANTIZATION_KEYS: &[&str] = &["quantization_config", "compression_config", MLX_KEY];
+/// The one that mlx-lm reads first: beside it may lie what the model was converted from was quantized by.
+const MLX_KEY: &str = "quantization";
 
 /// The methods that are known.
 const METHODS: &[&str] = &[
@@ -87,21 +87,29 @@ fn named<'a>(files: &Files, config: &'a Value) -> Cow<'a, Value> {
     Cow::Owned(config)
 }
 
+/// Where `config.json` describes the scheme, and how: of several by the first key, unless the tensors are MLX's.
+fn described(files: &Files) -> Option<(String, &Value)> {
+    let config = &files.config;
+    let objects = [("", Some(config)), ("text_config.", config.get("text_config"))];
+    let found = objects.into_iter().flat_map(|(place, object)| {
+        let value = move |key| object?.get(key).filter(|value| !value.is_null());
+        let keys = QUANTIZATION_KEYS.iter();
+        keys.filter_map(move |key| Some((place, *key, value(key)?)))
+    });
+    let found: Vec<_> = found.collect();
+    let own = found.iter().find(|(_, key, _)| *key == MLX_KEY);
+    let own = own.filter(|_| mlx::shows(files));
+    let (place, key, value) = own.or_else(|| found.first())?;
+    Some((format!("{place}{key}"), value))
+}
+
 impl Scheme {
     /// The scheme that `config.json` describes.
     ///
     /// # Errors
     /// One that is not known, or parameters that it cannot have.
     pub(super) fn new(files: &Files) -> Result<Option<Self>> {
-        let config = &files.config;
-        let objects = [("", Some(config)), ("text_config.", config.get("text_config"))];
-        let found = objects.into_iter().find_map(|(place, object)| {
-            let keys = QUANTIZATION_KEYS.iter();
-            let mut found = keys.filter_map(|key| Some((key, object?.get(*key)?)));
-            let (key, found) = found.find(|(_, value)| !value.is_null())?;
-            Some((format!("{place}{key}"), found))
-        });
-        let Some((place, config)) = found else { return Self::beside(files) };
+        let Some((place, config)) = described(files) else { return Self::beside(files) };
         let path: &Path = &files.config_path;
         let refuse =
             |detail: Refusal| FormatError::file(path, detail.at(format_args!("`{place}`")));
@@ -167,7 +175,9 @@ impl Scheme {
             Some("gptq") => Kind::Transposed(Transposed::gptq(config)?),
             Some("bitnet") => Kind::BitNet(BitNet::parse(config)?),
             Some("awq") => Kind::Transposed(Transposed::awq(config)?),
-            None if config.get("group_size").is_some() => Kind::Mlx(Mlx::parse(config)?),
+            None | Some("mlx") if config.get("group_size").is_some() => {
+                Kind::Mlx(Mlx::parse(config)?)
+            }
             _ => {
                 let known = METHODS.join(", ");
                 return Err(mismatch(

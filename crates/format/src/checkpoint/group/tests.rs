@@ -504,3 +504,45 @@ fn awq_has_other_names_too() {
     let told = decoded(&json!({}), Some(("quant_config.json", &wide)), true).unwrap_err();
     assert_eq!(told, "DIR/quant_config.json: `w_bit`: expected one of 4, found 8");
 }
+
+/// mlx-lm reads `quantization` first: what its source was quantized by may lie beside it, and counts only where the
+/// tensors are not MLX's.
+#[test]
+fn tensors_of_mlx_are_read_by_its_own_key() {
+    let tensors = || {
+        [
+            zeros("a.weight", Dtype::U32, &[8, 8]),
+            zeros("a.scales", BF16, &[8, 1]),
+            zeros("a.biases", BF16, &[8, 1]),
+        ]
+    };
+    let method = |config: &Value, tensors: &[Held]| {
+        let dir = tempfile::tempdir().unwrap();
+        write_held(dir.path(), config, tensors);
+        Checkpoint::open(dir.path())
+            .unwrap()
+            .quantization()
+            .unwrap()
+            .method
+            .clone()
+    };
+    let own = json!({"group_size": 64, "bits": 4, "mode": null});
+    for other in [
+        fp8(),
+        pack_quantized(),
+        json!({"quant_method": "gptq", "bits": 4, "group_size": 128}),
+        json!({"quant_method": "bitsandbytes", "load_in_4bit": true}),
+        json!({"quant_method": "mxfp4"}),
+    ] {
+        let config = json!({"quantization": own, "quantization_config": other});
+        assert_eq!(method(&config, &tensors()), "mlx", "{config}");
+        let config = json!({"quantization": own, "text_config": {"quantization_config": other}});
+        assert_eq!(method(&config, &tensors()), "mlx", "{config}");
+    }
+    let named = json!({"quant_method": "mlx", "group_size": 64, "bits": 4});
+    assert_eq!(method(&json!({"quantization_config": named}), &tensors()), "mlx");
+    let weight = zeros("a.weight", Dtype::F8E4m3, &[256, 130]);
+    let scales = zeros("a.weight_scale_inv", BF16, &[2, 2]);
+    let config = json!({"quantization": own, "quantization_config": fp8()});
+    assert_eq!(method(&config, &[weight, scales]), "fp8");
+}
