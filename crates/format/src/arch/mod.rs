@@ -18,6 +18,7 @@
 mod bundle;
 mod claim;
 mod config;
+mod counts;
 mod draft;
 mod excerpt;
 mod ffn_rows;
