@@ -6,6 +6,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::file_names::{CONFIG_NAME, FILE_SUFFIX};
+use super::gguf::{MAGIC, OLDER_FORM, is_older};
+use crate::io::ReadFile;
 use crate::refusal::{Refusal, mismatch};
 
 /// How files of Git LFS begin that stand for others.
@@ -14,6 +16,8 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 const UNFINISHED: [&str; 5] = [".incomplete", ".part", ".crdownload", ".aria2", ".download"];
 /// What is wrong with a link whose file was removed, as from a cache, or never fetched.
 pub(super) const LINK_TO_NOTHING: &str = "a link to a file that is not there: fetch it again";
+/// What most weights of PyTorch's are.
+const PICKLE: &str = "a pickle, which can run code when it is read: load it with transformers and save it again with save_pretrained";
 /// Larger configurations of adapters are not read: real ones have some kilobytes.
 const ADAPTER_LIMIT: u64 = 1 << 20;
 /// No pointer is longer.
@@ -85,12 +89,18 @@ pub(super) fn weights(dir: &Path) -> Option<Refusal> {
         let other = other_program(&names).or_else(|| misnamed(&names));
         return other.or_else(|| nested(dir));
     };
-    Some(mismatch(
-        ".safetensors files",
-        format_args!(
-            "`{name}`, a pickle, which can run code when it is read: load it with transformers and save it again with save_pretrained"
-        ),
-    ))
+    Some(mismatch(".safetensors files", format_args!("`{name}`, {}", inside(&dir.join(name)))))
+}
+
+/// What a file with the extension of a pickle is: llama.cpp's had it too.
+fn inside(path: &Path) -> &'static str {
+    let mut first = [0; MAGIC.len()];
+    let read = ReadFile::open(path).and_then(|file| file.read_at(0, &mut first));
+    match read {
+        Ok(()) if is_older(&first) => OLDER_FORM,
+        Ok(()) if first == *MAGIC => "a GGUF file: name the file itself",
+        _ => PICKLE,
+    }
 }
 
 /// Weights in the form of another program.
@@ -209,5 +219,23 @@ mod tests {
         fs::write(dir.path().join("model.onnx"), "x").unwrap();
         let found = weights(dir.path()).unwrap().to_string();
         assert!(found.contains("found `model.onnx`, another program's form of a model"), "{found}");
+    }
+
+    #[test]
+    fn what_ends_in_bin_is_told_by_its_first_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        for (bytes, expected) in [
+            (&b"tjgg\x03\0\0\0"[..], OLDER_FORM),
+            (b"GGUF\x03\0\0\0", "a GGUF file: name the file itself"),
+            (b"\x80\x02\x8a\x0a", PICKLE),
+            (b"PK\x03\x04", PICKLE),
+            (b"", PICKLE),
+        ] {
+            fs::write(dir.path().join("ggml-model-q4_0.bin"), bytes).unwrap();
+            let found = weights(dir.path()).unwrap().to_string();
+            let expected =
+                format!("expected .safetensors files, found `ggml-model-q4_0.bin`, {expected}");
+            assert_eq!(found, expected);
+        }
     }
 }
