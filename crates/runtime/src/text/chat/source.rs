@@ -87,9 +87,8 @@ fn expressions<'a>(text: &'a str, end: &str, into: &mut String) -> &'a str {
         into.push_str(&rest[..taken]);
         rest = &rest[taken..];
         let operand = literal.and_then(|_| percent_operand(rest));
-        let fits = |left: usize| {
-            open.len() < DEEPEST && open.last().is_none_or(|outer| left >= *outer)
-        };
+        let fits =
+            |left: usize| open.len() < DEEPEST && open.last().is_none_or(|outer| left >= *outer);
         if let Some((argument, left)) = operand.filter(|(_, left)| fits(*left)) {
             *into += &format!("|{PERCENT}(");
             rest = argument;
