@@ -65,17 +65,15 @@ impl Counts<'_> {
         if !self.is_written() || stored.last() != Some(&(count - 1)) {
             return String::new();
         }
-        let mut step = format!(": set num_hidden_layers to {count} in {CONFIG_NAME}");
-        let predicting = self
-            .arch
-            .table
-            .extras
-            .iter()
-            .find_map(|row| row.layers.as_ref());
-        if let (Some(key), Some(more)) = (predicting, count.checked_sub(self.layers)) {
-            step += &format!(", or {key} to {more} if the last ones predict further tokens");
-        }
-        step
+        let mut extras = self.arch.table.extras.iter();
+        let predicting = extras.find_map(|row| row.layers.as_ref());
+        let or = match (predicting, count.checked_sub(self.layers)) {
+            (Some(key), Some(more)) => {
+                format!(", or {key} to {more} if the last ones predict further tokens")
+            }
+            _ => String::new(),
+        };
+        format!(": set num_hidden_layers to {count} in {CONFIG_NAME}{or}")
     }
 
     /// Whether a `config.json` can be set otherwise; sizes in GGUF cannot.

@@ -16,7 +16,7 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 const UNFINISHED: [&str; 5] = [".incomplete", ".part", ".crdownload", ".aria2", ".download"];
 /// What is wrong with a link whose file was removed, as from a cache, or never fetched.
 pub(super) const LINK_TO_NOTHING: &str = "a link to a file that is not there: fetch it again";
-/// What most weights of PyTorch's are.
+/// What most weights with these endings are.
 const PICKLE: &str = "a pickle, which can run code when it is read: load it with transformers and save it again with save_pretrained";
 /// Larger configurations of adapters are not read: real ones have some kilobytes.
 const ADAPTER_LIMIT: u64 = 1 << 20;

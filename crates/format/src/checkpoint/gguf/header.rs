@@ -214,7 +214,7 @@ impl<'a> Header<'a> {
 
 /// Whether a file begins like one of llama.cpp's forms before GGUF.
 pub fn is_older(first: &[u8]) -> bool {
-    OLDER.iter().any(|magic| first.starts_with(*magic))
+    OLDER.iter().any(|magic| first.starts_with(magic))
 }
 
 /// What a file is that begins otherwise: an archive by its name.

@@ -48,16 +48,7 @@ pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, String> {
         // A hyphen leaves out leading zeros.
         let (conversion, bare) =
             if conversion == Some('-') { (rest.next(), true) } else { (conversion, false) };
-        let conversion = conversion.unwrap_or(' ');
-        let composed = COMPOSED.iter().find(|(known, _)| *known == conversion);
-        text += &match (composed, moment.number(conversion)) {
-            (Some((_, format)), _) => strftime(format, seconds)?,
-            (None, Some((number, _))) if bare => number.to_string(),
-            (None, Some((number, digits))) => format!("{number:0digits$}"),
-            (None, None) => moment
-                .word(conversion)
-                .ok_or_else(|| format!("strftime_now: `%{conversion}` is not known"))?,
-        };
+        text += &moment.converted(conversion.unwrap_or(' '), bare)?;
     }
     Ok(text)
 }
@@ -81,6 +72,18 @@ impl Moment {
         let first = |back: &u64| civil(days - back) == (year, 1, 1);
         let day_of_year = (0..=days.min(365)).find(first).unwrap_or_default();
         Self { seconds, year, month, day, day_of_year, second: seconds % 86_400 }
+    }
+
+    fn converted(&self, conversion: char, bare: bool) -> Result<String, String> {
+        if let Some((_, format)) = COMPOSED.iter().find(|(known, _)| *known == conversion) {
+            return strftime(format, self.seconds);
+        }
+        if let Some((number, digits)) = self.number(conversion) {
+            let digits = if bare { 1 } else { digits };
+            return Ok(format!("{number:0digits$}"));
+        }
+        self.word(conversion)
+            .ok_or_else(|| format!("strftime_now: `%{conversion}` is not known"))
     }
 
     /// What a conversion says in digits, and how many there are at least.
