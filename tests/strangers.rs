@@ -391,6 +391,25 @@ fn prompts_that_may_surprise() {
 }
 
 #[test]
+fn a_prompt_beyond_the_original_context_of_longrope_is_told() {
+    let scratch = trained();
+    scratch.edit_json("ckpt/config.json", |config| {
+        config.remove("rope_parameters");
+        let factors = |factor: f64| json!(vec![factor; 16]);
+        let scaling =
+            json!({"type": "longrope", "short_factor": factors(1.0), "long_factor": factors(2.0)});
+        config.insert("rope_scaling".to_owned(), scaling);
+        config.insert("original_max_position_embeddings".to_owned(), json!(3));
+    });
+    let notes = |prompt: &str| {
+        let report = scratch.json(&format!("run ckpt --ignore-eos -n 9 --prompt {prompt}"));
+        report["notes"].to_string()
+    };
+    assert!(notes("0123").contains("the original context 3 (longrope): positions from 3 on"));
+    assert!(!notes("0").contains("longrope"));
+}
+
+#[test]
 fn long_input_is_quoted_in_part() {
     let scratch = dense();
     rename(&scratch, |n| n.replace("model.norm", &"x".repeat(100_000)));

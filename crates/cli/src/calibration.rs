@@ -34,10 +34,7 @@ impl Opened {
     /// What statistics hold.
     pub fn known(&self) -> Option<Known> {
         match self {
-            Self::Statistics(statistics) => Some(Known {
-                held_bytes: statistics.held_bytes(),
-                products: statistics.has_products(),
-            }),
+            Self::Statistics(statistics) => Some(statistics.known()),
             Self::None | Self::Text(_) => None,
         }
     }

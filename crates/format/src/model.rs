@@ -85,6 +85,15 @@ impl Mixer {
             Self::Latent(_) | Self::DeltaNet(_) | Self::ShortConv(_) => None,
         }
     }
+
+    /// How it rotates by position, if it does.
+    pub const fn rope(&self) -> Option<&RopeSpec> {
+        match self {
+            Self::Attention(spec) => spec.rope.as_ref(),
+            Self::Latent(spec) => Some(&spec.rope),
+            Self::DeltaNet(_) | Self::ShortConv(_) => None,
+        }
+    }
 }
 
 /// Options of grouped-query attention.
@@ -468,6 +477,16 @@ impl ModelSpec {
     pub fn num_experts(&self) -> u64 {
         let layers = self.layers.iter();
         layers.map(|layer| u64::from(layer.num_experts())).sum()
+    }
+
+    /// The first position that `LongRoPE` rotates by its long factors; none in other models.
+    pub fn long_from(&self) -> Option<u32> {
+        let ropes = self.layers.iter().filter_map(|layer| layer.mixer.rope());
+        let long = ropes.filter_map(|rope| match rope.scaling {
+            RopeScaling::Longrope { original_max_position_embeddings: first, .. } => Some(first),
+            _ => None,
+        });
+        long.min()
     }
 }
 

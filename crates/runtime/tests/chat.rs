@@ -2,6 +2,7 @@
 //! `make_chat.py` writes.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -43,6 +44,27 @@ fn templates_of_published_models_render_as_in_transformers() {
         }
     }
     assert_eq!((compared, refused), (108, 3));
+}
+
+/// Line ends, methods of texts, `%`, JSON and dates.
+#[test]
+fn templates_may_use_what_python_has() {
+    let json = std::fs::read(fixture("chat/python.json")).unwrap();
+    let document: Value = serde_json::from_slice(&json).unwrap();
+    let now = UNIX_EPOCH + Duration::from_secs(document["now"].as_u64().unwrap());
+    let messages = messages(&document["conversation"]);
+    let mut refused = 0;
+    for case in document["small"].as_array().unwrap() {
+        let source = case["template"].as_str().unwrap();
+        let template = ChatTemplate::parse(Path::new("t"), source, BTreeMap::new()).unwrap();
+        let rendered = template.render(&messages, now);
+        match case["rendered"].as_str() {
+            Some(expected) => assert_eq!(rendered.unwrap(), expected, "{source}"),
+            None => assert!(rendered.is_err(), "{source}: {rendered:?}"),
+        }
+        refused += usize::from(case["rendered"].is_null());
+    }
+    assert_eq!(refused, 6);
 }
 
 /// Special tokens of gpt-oss among those of another vocabulary.

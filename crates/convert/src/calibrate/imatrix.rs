@@ -8,13 +8,13 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use shardwright_format::bytes::Bytes;
 use shardwright_format::checkpoint::gguf::{self, Header, MAGIC};
 use shardwright_format::model::LayerSpec;
-use shardwright_format::{FormatError, ModelSpec, Refusal, Unit, mismatch};
+use shardwright_format::{FormatError, ModelSpec, Refusal, mismatch};
 use shardwright_quant::Ggml;
 use shardwright_runtime::InputSite;
 
@@ -56,6 +56,8 @@ const SUMS: &str = ".in_sum2";
 const COUNTS: &str = ".counts";
 /// Least bytes of an entry of the older format: three numbers, a letter, a value.
 const LEAST_ENTRY: u64 = 3 * 4 + 1 + 4;
+/// What is found where no matrix of the model got a row.
+const ZEROS: &str = "zeros alone: make it again with a text that goes through the model";
 /// Longest name that an older file may begin with.
 const LONGEST_NAME: u32 = 256;
 
@@ -87,8 +89,6 @@ pub struct Mapped {
     pub inputs: InputStats,
     /// Names that the model has no matrix for.
     pub ignored: Vec<String>,
-    /// Experts that the text did not reach.
-    pub unseen: BTreeSet<Unit>,
 }
 
 /// Whether a file begins like one of the newer format.
@@ -194,7 +194,9 @@ impl<'a> Imatrix<'a> {
             added.map_err(|e| FormatError::tensor(path, name, e))?;
         }
         if mapped.inputs.is_empty() {
-            let detail = mismatch("importance of the model's matrices", "none");
+            let known = self.entries.len() + self.others.len() - mapped.ignored.len();
+            let found = if known > 0 { ZEROS } else { "none" };
+            let detail = mismatch("importance of the model's matrices", found);
             return Err(FormatError::file(path, detail).into());
         }
         Ok(mapped)
@@ -262,13 +264,9 @@ impl Mapped {
         let cols = first.inputs(spec).ok_or("the model has no such matrix")?;
         for (at, means) in (0..).zip(entry.means(experts.max(1) as usize, cols as usize)?) {
             let key = InputKey { expert: expert.map(|_| at), ..first };
-            match (means, layer) {
-                // Matrices of a place have the same inputs: any of them will do.
-                (Some(means), _) => drop(self.inputs.insert(key, Hessian::Diagonal(means))),
-                (None, Some(layer)) if of_experts => {
-                    self.unseen.insert(Unit::Expert { layer, expert: at });
-                }
-                (None, _) => {}
+            // Matrices of a place have the same inputs: any of them will do.
+            if let Some(means) = means {
+                self.inputs.insert(key, Hessian::Diagonal(means));
             }
         }
         Ok(())
@@ -294,7 +292,8 @@ impl Entry<'_> {
 }
 
 /// Mean squares, `[cols]`, of `count` rows; none where there were none. Where `count` is `shared`
-/// with other matrices, llama.cpp writes it for each input of a matrix that got no row.
+/// with other matrices, llama.cpp writes it for each input of a matrix that got no row; older programs
+/// write zeros, which the inputs of a matrix that is used never all are.
 fn means(sums: &[[u8; 4]], count: f32, shared: bool) -> Result<Option<Vec<f32>>, Refusal> {
     if !(count.is_finite() && count >= 0.0) {
         return Err(mismatch("a number of rows", count));
@@ -304,7 +303,8 @@ fn means(sums: &[[u8; 4]], count: f32, shared: bool) -> Result<Option<Vec<f32>>,
     if let Some(sum) = sums.clone().find(wrong) {
         return Err(mismatch("finite sums of squares", sum));
     }
-    if count == 0.0 || shared && sums.clone().all(|sum| sum == count) {
+    let all = |value: f32| sums.clone().all(|sum| sum == value);
+    if count == 0.0 || all(0.0) || shared && all(count) {
         return Ok(None);
     }
     let means: Vec<f32> = sums.map(|sum| sum / count).collect();

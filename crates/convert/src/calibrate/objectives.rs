@@ -94,10 +94,8 @@ impl Objectives {
         entry: &TensorEntry,
         method: Method,
     ) -> Result<SharedObjective, Refusal> {
-        let looked_up = self.untied && unit == Unit::Embedding;
-        let coded = entry.encoding.float().is_none();
-        let known = InputKey::for_tensor(unit, entry.role).filter(|_| coded && !looked_up);
-        let Some((key, (cols, full))) = known.and_then(|k| Some((k, self.moments.place(k)?)))
+        let asked = asked(unit, entry, method, !self.untied);
+        let Some((key, (cols, full))) = asked.and_then(|k| Some((k, self.moments.place(k)?)))
         else {
             return Ok(SharedObjective::Weights);
         };
@@ -143,6 +141,16 @@ impl Objectives {
 
 const fn is_rotated(encoding: Encoding) -> bool {
     matches!(encoding, Encoding::Trellis(_))
+}
+
+/// The inputs that the codes of a tensor are chosen by, where they are known: none for plain floats, for methods that
+/// look at weights alone, and for an embedding that is not `tied` to the head, since it is only looked up.
+pub fn asked(unit: Unit, entry: &TensorEntry, method: Method, tied: bool) -> Option<InputKey> {
+    let looked_up = !tied && unit == Unit::Embedding;
+    let coded = entry.encoding.float().is_none();
+    let by_inputs =
+        is_rotated(entry.encoding) || matches!(method, Method::Gptq | Method::Importance);
+    InputKey::for_tensor(unit, entry.role).filter(|_| coded && by_inputs && !looked_up)
 }
 
 /// The matrix `[n, n]` with `values` on its diagonal.

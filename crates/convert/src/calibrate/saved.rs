@@ -5,7 +5,7 @@ use std::path::Path;
 use shardwright_format::checkpoint::header;
 use shardwright_format::io::{ReadFile, read_required};
 use shardwright_format::manifest;
-use shardwright_format::{FormatError, ModelSpec, Refusal, Unit, mismatch};
+use shardwright_format::{FormatError, ModelSpec, Refusal, mismatch};
 use shardwright_runtime::InputSite;
 
 use super::imatrix::{self, Imatrix};
@@ -13,6 +13,7 @@ use super::moments::{Moments, StoredMoments};
 use super::objectives::Objectives;
 use super::statistics::InputKey;
 use crate::error::Result;
+use crate::plan::Known;
 
 /// Larger importance matrices are refused unread; files of our own, of which a unit's part at a time is read, may
 /// have any length.
@@ -32,12 +33,10 @@ pub struct SavedStatistics {
     pub record: manifest::Calibration,
     /// What of the file is of no use: names that the model has no matrix for.
     pub ignored: Vec<String>,
-    /// Experts that the text did not reach: converted as without statistics.
-    pub unseen: Vec<Unit>,
 }
 
 /// `head`, `layers.3.mixer`, `layers.3.experts.7.expert_out`.
-pub(super) fn name(key: InputKey) -> String {
+pub fn name(key: InputKey) -> String {
     let site = key.site.name();
     let layer = key
         .layer
@@ -66,8 +65,14 @@ fn parse(name: &str) -> Option<InputKey> {
 }
 
 impl SavedStatistics {
+    /// What a plan is told of it.
+    pub fn known(&self) -> Known {
+        let places = self.objectives.moments().places().into_keys().collect();
+        Known { held_bytes: self.held_bytes(), products: self.has_products(), places }
+    }
+
     /// Bytes of moments that are in memory as long as this is.
-    pub fn held_bytes(&self) -> u64 {
+    fn held_bytes(&self) -> u64 {
         match self.objectives.moments() {
             moments @ Moments::Held(_) => moments.places().values().map(|cols| 4 * cols).sum(),
             Moments::Stored(_) => 0,
@@ -75,7 +80,7 @@ impl SavedStatistics {
     }
 
     /// Whether products of all pairs of inputs are among them, from which factors are made.
-    pub fn has_products(&self) -> bool {
+    fn has_products(&self) -> bool {
         match self.objectives.moments() {
             Moments::Held(_) => false,
             Moments::Stored(stored) => stored.has_products(),
@@ -136,7 +141,6 @@ fn other(path: &Path, imatrix: &Imatrix<'_>, spec: &ModelSpec) -> Result<SavedSt
             ..manifest::Calibration::default()
         },
         ignored: mapped.ignored,
-        unseen: mapped.unseen.into_iter().collect(),
     })
 }
 
@@ -161,6 +165,5 @@ fn own(file: ReadFile, spec: &ModelSpec) -> Result<SavedStatistics> {
             .tied(spec.tie_word_embeddings),
         record: manifest::Calibration { statistics_blake3: hash, ..record },
         ignored: Vec::new(),
-        unseen: Vec::new(),
     })
 }

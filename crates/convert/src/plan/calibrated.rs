@@ -172,12 +172,14 @@ pub fn peak(
 }
 
 /// What statistics of an earlier text hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
     /// Bytes of moments that are in memory all the time.
     pub held_bytes: u64,
     /// Whether products of all pairs of inputs are among those that are read when they are needed.
     pub products: bool,
+    /// Inputs of which something is known.
+    pub(crate) places: BTreeSet<InputKey>,
 }
 
 /// Bytes that choosing codes by `statistics` holds at most, beside what a conversion without them does: moments and
@@ -185,7 +187,7 @@ pub struct Known {
 pub fn known(
     manifest: &Manifest,
     methods: &BTreeMap<Unit, Vec<Rounding>>,
-    statistics: Known,
+    statistics: &Known,
     threads: usize,
 ) -> u64 {
     let room = |unit, len, tensors: &[TensorEntry]| {

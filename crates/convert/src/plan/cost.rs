@@ -103,7 +103,8 @@ pub fn cost(
     let text = calibrated::peak(manifest, methods, source_bytes, options.threads);
     let peak = text.unwrap_or_else(|| {
         let known = |statistics| calibrated::known(manifest, methods, statistics, options.threads);
-        memory::peak(manifest, source_bytes, options.threads) + options.statistics.map_or(0, known)
+        memory::peak(manifest, source_bytes, options.threads)
+            + options.statistics.as_ref().map_or(0, known)
     });
     Cost {
         peak_memory: peak.max(options.before) + options.reading,

@@ -7,6 +7,7 @@ mod notes;
 mod report;
 mod resolve;
 mod stored;
+mod unguided;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,6 +37,7 @@ pub use report::{ConversionReport, ExpertReport, TensorReport};
 pub(crate) use resolve::takes_over;
 pub use resolve::{FallbackUsed, Repacked, RuleMatch, UnquantizedMatrix};
 use resolve::{Resolver, Rounding};
+use unguided::Unguided;
 
 /// What the plan must know besides the checkpoint and the recipe.
 #[derive(Clone, Debug)]
@@ -124,6 +126,9 @@ pub struct Plan {
     pub left_out: Vec<OmittedExtra>,
     /// Files of the checkpoint that are not in the bundle.
     pub skipped: Vec<SkippedFile>,
+    /// Inputs that codes would be chosen by, of which the statistics say nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unguided: Vec<String>,
     /// What is odd about the checkpoint, and what an engine's limits changed: a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -238,6 +243,7 @@ impl Plan {
             left_out,
             repacked: resolution.repacked,
             skipped,
+            unguided: Vec::new(),
             notes: notes(checkpoint, &copies),
             files: Vec::new(),
             summary: Summary::default(),
@@ -247,6 +253,11 @@ impl Plan {
             methods,
         };
         plan.lay_out(dense, experts, copies)?;
+        if let Some(statistics) = &options.statistics {
+            let unguided = Unguided::new(&plan, statistics);
+            plan.notes.extend(unguided.notes());
+            plan.unguided = unguided.names();
+        }
         plan.measure(options);
         plan.manifest
             .validate()

@@ -43,6 +43,10 @@ pub struct ConversionReport {
     pub left_out: Vec<OmittedExtra>,
     /// Files of the checkpoint that are not in the bundle.
     pub skipped: Vec<SkippedFile>,
+    /// Inputs that codes would have been chosen by, of which the statistics said nothing: those codes
+    /// were chosen as without statistics.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unguided: Vec<String>,
     /// What a text showed of the conversion; none without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationReport>,
@@ -177,6 +181,7 @@ impl ConversionReport {
             ignored: plan.ignored.clone(),
             left_out: plan.left_out.clone(),
             skipped: plan.skipped.clone(),
+            unguided: plan.unguided.clone(),
             calibration: None,
             tensors: Vec::new(),
             experts: Vec::new(),

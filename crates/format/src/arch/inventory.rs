@@ -7,6 +7,7 @@ use std::collections::btree_map::Entry;
 use super::Arch;
 use super::claim::Claim;
 use super::config::Config;
+use super::counts::Counts;
 use super::fused::Fused;
 use super::stray;
 use super::table::{ExtraRow, Target, unit_of};
@@ -132,13 +133,9 @@ impl<'a> Matching<'a> {
                 continue;
             }
             let (pattern, [layer, expert]) = split(&arch.table.plain(name));
+            let in_layer = pattern.as_deref().is_some_and(in_layer).then_some(layer);
             match pattern.and_then(|pattern| arch.table.targets.get(&pattern)) {
-                None | Some(Target::Ignored(_)) => {
-                    if matching.is_empty_bias(name, info)? {
-                        continue;
-                    }
-                    return Err(matching.refused(name, info, stray::refusal(&arch.path, name)));
-                }
+                None | Some(Target::Ignored(_)) => matching.pass_other(name, info, in_layer)?,
                 Some(Target::Role(role)) => {
                     let unit = unit_of(*role, layer, expert);
                     let needs =
@@ -165,6 +162,22 @@ impl<'a> Matching<'a> {
             .try_for_each(|beside| matching.claim_fused(beside))?;
         matching.pass_unused(&beyond)?;
         Ok(matching)
+    }
+
+    /// Lets pass a tensor without a row if it says nothing.
+    fn pass_other(&mut self, name: &str, info: &TensorInfo, layer: Option<u32>) -> Result<()> {
+        if self.is_empty_bias(name, info)? {
+            return Ok(());
+        }
+        if let Some(detail) = self.counts().beyond(layer) {
+            return Err(self.refused(name, info, detail));
+        }
+        Err(self.refused(name, info, stray::refusal(&self.arch.path, name)))
+    }
+
+    fn counts(&self) -> Counts<'a> {
+        let layers = self.spec.layers.len() as u32;
+        Counts { checkpoint: self.checkpoint, arch: self.arch, layers }
     }
 
     /// The row of a tensor that is not the text model's.
@@ -281,9 +294,15 @@ impl<'a> Matching<'a> {
             .into_iter()
             .find(|shape| shape.role == as_role);
         let shape = shape.ok_or_else(|| {
-            format!("it is the {role} of {unit}, which the model in config.json does not have")
+            let other = || {
+                format!("it is the {role} of {unit}, which the model in config.json does not have")
+            };
+            self.counts()
+                .beyond(unit.layer())
+                .unwrap_or_else(|| other().into())
         })?;
-        check_shape(shape, info)?;
+        let next = |expected: &[u64]| self.counts().rows(role, expected, &info.shape);
+        check_shape(shape, info, &next)?;
         if tied {
             self.tied_head = Some(name.to_owned());
             self.ignore(name, None, "tied to embed_tokens");
@@ -304,7 +323,11 @@ impl<'a> Matching<'a> {
         let mut layouts = Vec::with_capacity(tensors.len());
         for tensor in tensors {
             let fitting = tensor.layouts(&self.spec);
-            layouts.push(fitting.map_err(|detail| self.refused(tensor.name, tensor.info, detail))?);
+            let refused = |detail| {
+                let detail = self.counts().beyond(Some(tensor.layer)).unwrap_or(detail);
+                self.refused(tensor.name, tensor.info, detail)
+            };
+            layouts.push(fitting.map_err(refused)?);
         }
         for (tensor, own) in tensors.iter().zip(&layouts) {
             let layout = tensor.choose(own, &layouts);
@@ -427,13 +450,12 @@ impl<'a> Matching<'a> {
             return FormatError::file(self.checkpoint.root(), detail);
         }
         let names = names.join(" or ");
-        let head = match role {
-            Role::LmHead => {
-                "; if the head is the embedding, set tie_word_embeddings to true in config.json, else the checkpoint is incomplete"
-            }
-            _ => "",
+        let next = match role {
+            Role::LmHead => Some(TIED_OR_INCOMPLETE.to_owned()),
+            _ => self.counts().absent(unit.layer()),
         };
-        let detail = mismatch(format_args!("tensor {names}"), format_args!("none{head}"))
+        let found = format!("none{}", next.unwrap_or_default());
+        let detail = mismatch(format_args!("tensor {names}"), found)
             .at(format_args!("{role} of {unit} {dims:?}"));
         FormatError::file(self.checkpoint.root(), detail)
     }
@@ -464,12 +486,20 @@ fn dimensions(shape: TensorShape) -> Vec<u64> {
 
 /// What to do with weights that are wider than any that is computed with.
 const RESAVE: &str = ": load it with transformers and save it again in float32";
+/// What to do without a head.
+const TIED_OR_INCOMPLETE: &str = "; if the head is the embedding, set tie_word_embeddings to true in \
+                                  config.json, else the checkpoint is incomplete";
 /// What to do with weights that ZeRO-3 left empty.
 const UNGATHERED: &str = ", empty as DeepSpeed's ZeRO-3 saves what it did not gather: make whole weights with \
                           the zero_to_fp32.py beside its own checkpoint";
 
-/// Refuses another shape; a single row may be one-dimensional or two-dimensional.
-fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), Refusal> {
+/// Refuses another shape, and says what is `next` if that is known; a single row may be one-dimensional or
+/// two-dimensional.
+fn check_shape(
+    shape: TensorShape,
+    info: &TensorInfo,
+    next: &dyn Fn(&[u64]) -> Option<String>,
+) -> Result<(), Refusal> {
     let TensorShape { rows, cols, .. } = shape;
     // The inner dimension of a depthwise convolution says nothing; MLX has it last.
     if info.shape == dimensions(shape)
@@ -480,7 +510,8 @@ fn check_shape(shape: TensorShape, info: &TensorInfo) -> Result<(), Refusal> {
         return Ok(());
     }
     let expected = dimensions(shape);
-    let next = if info.shape == [0] { UNGATHERED } else { "" };
+    let next = if info.shape == [0] { Some(UNGATHERED.to_owned()) } else { next(&expected) };
+    let next = next.unwrap_or_default();
     Err(mismatch(
         format_args!("shape {expected:?} of {}", shape.role),
         format_args!("{:?}{next}", info.shape),

@@ -18,6 +18,7 @@
 mod bundle;
 mod claim;
 mod config;
+mod counts;
 mod described;
 mod draft;
 mod excerpt;

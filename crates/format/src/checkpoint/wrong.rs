@@ -7,6 +7,8 @@ use serde_json::Value;
 
 use super::discover::is_other;
 use super::file_names::{CONFIG_NAME, FILE_SUFFIX, GGUF_SUFFIX};
+use super::gguf::{MAGIC, OLDER_FORM, is_older};
+use crate::io::ReadFile;
 use crate::refusal::{Refusal, mismatch};
 
 /// How files of Git LFS begin that stand for others.
@@ -59,6 +61,8 @@ const PEFT_MERGE: &str = "merge_and_unload of peft";
 const MLX_MERGE: &str = "mlx_lm.fuse";
 /// Members of an `adapter_config.json` of mlx-lm.
 const MLX_ADAPTER: [&str; 2] = ["fine_tune_type", "lora_parameters"];
+/// What most weights with these endings are.
+const PICKLE: &str = "a pickle, which can run code when it is read: load it with transformers and save it again with save_pretrained";
 /// Larger configurations of adapters are not read: real ones have some kilobytes.
 const ADAPTER_LIMIT: u64 = 1 << 20;
 /// No pointer is longer.
@@ -137,14 +141,16 @@ pub(super) fn weights(dir: &Path) -> Option<Refusal> {
         .iter()
         .find(|name| name.starts_with("pytorch_model") && is_pickle(name));
     if let Some(name) = whole {
-        return Some(pickle(name));
+        return Some(pickle(dir, name));
     }
     // Where there are weights, something else is missing than what these could be made of.
     let model = |name: &String| name.ends_with(FILE_SUFFIX) && !is_other(name);
     let without = !names.iter().any(model);
     let pickled = || {
         let mut names = names.iter();
-        names.find(|name| is_pickle(name)).map(|name| pickle(name))
+        names
+            .find(|name| is_pickle(name))
+            .map(|name| pickle(dir, name))
     };
     let state = || saved("", &names).filter(|_| without);
     let kept = || saved_inside(dir, &names).or_else(|| archive(&names));
@@ -162,13 +168,8 @@ fn is_pickle(name: &str) -> bool {
     ends.iter().any(|end| name.ends_with(end))
 }
 
-fn pickle(name: &str) -> Refusal {
-    mismatch(
-        ".safetensors files",
-        format_args!(
-            "`{name}`, a pickle, which can run code when it is read: load it with transformers and save it again with save_pretrained"
-        ),
-    )
+fn pickle(dir: &Path, name: &str) -> Refusal {
+    mismatch(".safetensors files", format_args!("`{name}`, {}", inside(&dir.join(name))))
 }
 
 /// What training leaves in place of a model, among the names in `folder`.
@@ -222,6 +223,17 @@ fn interrupted(dir: &Path) -> Option<Refusal> {
             "a download that has not ended ({DOWNLOADS}/{name}): run the same `hf download` again, which goes on with it"
         ),
     ))
+}
+
+/// What a file with the extension of a pickle is: llama.cpp's had it too.
+fn inside(path: &Path) -> &'static str {
+    let mut first = [0; MAGIC.len()];
+    let read = ReadFile::open(path).and_then(|file| file.read_at(0, &mut first));
+    match read {
+        Ok(()) if is_older(&first) => OLDER_FORM,
+        Ok(()) if first == *MAGIC => "a GGUF file: name the file itself",
+        _ => PICKLE,
+    }
 }
 
 /// Weights in the form of another program.
@@ -472,5 +484,23 @@ mod tests {
         let trainer =
             said(&["run/model.safetensors", "run/global_step1/x_model_states.pt", "data.zip"]);
         assert!(trainer.contains("some in `run`"), "{trainer}");
+    }
+
+    #[test]
+    fn what_ends_in_bin_is_told_by_its_first_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        for (bytes, expected) in [
+            (&b"tjgg\x03\0\0\0"[..], OLDER_FORM),
+            (b"GGUF\x03\0\0\0", "a GGUF file: name the file itself"),
+            (b"\x80\x02\x8a\x0a", PICKLE),
+            (b"PK\x03\x04", PICKLE),
+            (b"", PICKLE),
+        ] {
+            fs::write(dir.path().join("ggml-model-q4_0.bin"), bytes).unwrap();
+            let found = weights(dir.path()).unwrap().to_string();
+            let expected =
+                format!("expected .safetensors files, found `ggml-model-q4_0.bin`, {expected}");
+            assert_eq!(found, expected);
+        }
     }
 }

@@ -284,12 +284,11 @@ pub fn mix(
 
 /// Positions that a mixer computes without choosing among them or stretching its rotation.
 pub fn reach(mixer: &Mixer) -> usize {
-    let (rope, picked) = match mixer {
-        Mixer::Attention(spec) => (spec.rope.as_ref(), None),
-        Mixer::Latent(spec) => (Some(&spec.rope), spec.index_topk),
-        Mixer::DeltaNet(_) | Mixer::ShortConv(_) => (None, None),
+    let picked = match mixer {
+        Mixer::Latent(spec) => spec.index_topk,
+        Mixer::Attention(_) | Mixer::DeltaNet(_) | Mixer::ShortConv(_) => None,
     };
-    let stretched = rope.and_then(|rope| match rope.scaling {
+    let stretched = mixer.rope().and_then(|rope| match rope.scaling {
         RopeScaling::Dynamic { original_max_position_embeddings: most } => Some(most),
         _ => None,
     });

@@ -236,6 +236,17 @@ fn notes(weights: &Weights, args: &RunArgs, prompt: &[u32]) -> Vec<String> {
              (max_position_embeddings)"
         ));
     }
+    let long = spec
+        .long_from()
+        .filter(|first| prompt.len() > *first as usize);
+    notes.extend(long.map(|first| {
+        format!(
+            "the prompt has {} positions, the original context {first} (longrope): positions from {first} on \
+             are rotated by the long factors and those before by the short ones, as when the model itself \
+             writes on; transformers' generate takes the long ones for all of such a prompt",
+            prompt.len()
+        )
+    }));
     // A template that cannot be read is nobody's concern who does not ask for it.
     if !args.chat && ChatTemplate::exists(weights).unwrap_or_default() {
         notes.push(

@@ -79,7 +79,8 @@ fn both_generations_say_the_same() {
         assert!(near(&hessian.diagonal(), &other, 1e-6), "{key:?}");
     }
     for mapped in [new, old] {
-        assert_eq!(mapped.unseen.into_iter().collect::<Vec<_>>(), [UNSEEN]);
+        let unseen = |key: &&InputKey| (key.layer, key.expert) == (Some(3), Some(7));
+        assert_eq!(mapped.inputs.keys().find(unseen), None);
         assert!(mapped.ignored.is_empty(), "{:?}", mapped.ignored);
         // Every place of every layer and expert but one; the head is not in these files.
         assert_eq!(mapped.inputs.len(), 4 * (3 + 2 * 8) - 2);
@@ -91,7 +92,6 @@ fn both_generations_say_the_same() {
     assert!(new.record.text_blake3.is_none());
     let hash = blake3::hash(&bytes("gguf")).into();
     assert_eq!(new.record.statistics_blake3, Some(hash));
-    assert_eq!(new.unseen, [UNSEEN]);
 }
 
 /// The same text through our own runtime: tokenizers split it a little differently, so that only
@@ -243,6 +243,71 @@ fn other_names_are_ignored_and_values_checked() {
         let expected = format!("m: tensor `blk.0.attn_q.weight`: {detail}, found {wrong}");
         assert_eq!(refusal(&odd, &spec), expected);
     }
+}
+
+/// The older form, in which `count` values of each of some matrices, from `first` on, are zero.
+fn zeroed(names: &[&str], first: usize, count: usize) -> Vec<u8> {
+    let mut bytes = bytes("dat");
+    for name in names {
+        let values = find(&bytes, name) + name.len() + 8 + 4 * first;
+        bytes[values..values + 4 * count].fill(0);
+    }
+    bytes
+}
+
+/// llama.cpp's older form has no counts: what no text reached is zero there.
+#[test]
+fn inputs_that_are_zero_are_unknown_and_counted() {
+    let (checkpoint, inventory) = model("fixture-2m");
+    let recipe = Recipe::parse("r", r#"{"name":"r","rules":[{"encoding":"q4g64"}]}"#);
+    let recipe = recipe.unwrap().with_method(Method::Importance);
+    let planned = |bytes: &[u8]| {
+        let statistics = SavedStatistics::parse(Path::new("m"), bytes, &inventory.spec).unwrap();
+        let options = PlanOptions {
+            calibration: Some(statistics.record.clone()),
+            statistics: Some(statistics.known()),
+            ..PlanOptions::default()
+        };
+        Plan::new(&checkpoint, &inventory, &recipe, &options).unwrap()
+    };
+    let line = |count, all, what: &str, named: &str| {
+        format!(
+            "the statistics know nothing of {count} of {all} {what} ({named}): converted as without statistics"
+        )
+    };
+    // An expert that the text of these files did not reach, and the head, which is not in them.
+    let head = line(1, 13, "other inputs", "head");
+    let notes = [line(1, 32, "experts", "layer 3 expert 7"), head.clone()];
+    for kind in KINDS {
+        let plan = planned(&bytes(kind));
+        assert!(plan.notes.ends_with(&notes), "{:?}", plan.notes);
+        let places = ["head", "layers.3.experts.7.expert", "layers.3.experts.7.expert_out"];
+        assert_eq!(plan.unguided, places);
+    }
+    let gate = zeroed(&["blk.0.ffn_gate_exps.weight"], 3 * 128, 128);
+    assert_eq!(planned(&gate).unguided.len(), 3);
+    let matrices = ["gate", "up", "down"].map(|name| format!("blk.0.ffn_{name}_exps.weight"));
+    let expert = zeroed(&matrices.each_ref().map(String::as_str), 3 * 128, 128);
+    let notes = [line(2, 32, "experts", "layer 0 expert 3, layer 3 expert 7"), head];
+    let plan = planned(&expert);
+    assert!(plan.notes.ends_with(&notes), "{:?}", plan.notes);
+    let dense = planned(&zeroed(&["blk.1.attn_output.weight"], 0, 128));
+    assert_eq!(dense.notes.last(), Some(&line(2, 13, "other inputs", "head, layers.1.mixer_out")));
+}
+
+#[test]
+fn zeros_everywhere_are_refused() {
+    let bytes = bytes("dat");
+    let mut read = imatrix(&bytes).unwrap();
+    let zeros = vec![[0; 4]; 1 << 16];
+    for entry in read.entries.values_mut() {
+        entry.sums = &zeros[..entry.sums.len()];
+    }
+    assert_eq!(
+        read.map(Path::new("m"), &spec()).unwrap_err().to_string(),
+        "m: expected importance of the model's matrices, found zeros alone: make it again with a text \
+         that goes through the model"
+    );
 }
 
 /// Error of every matrix of a bundle, by unit and role, weighted with `mapped`.

@@ -144,8 +144,8 @@ fn missing_tensors_are_named() {
 fn tensors_that_the_configuration_does_not_have_are_refused() {
     assert_eq!(
         tensor_refusal("llama2", |t| add(t, "model.layers.7.input_layernorm.weight", &[64])),
-        "DIR/model.safetensors: tensor `model.layers.7.input_layernorm.weight`: it is the norm.input \
-         of layer 7, which the model in config.json does not have"
+        "DIR/model.safetensors: tensor `model.layers.7.input_layernorm.weight`: expected the layers that \
+         num_hidden_layers says, 0 to 2, found 0 to 2, 7"
     );
     let expert = "model.layers.0.mlp.experts.6.up_proj.weight";
     assert_eq!(
@@ -162,6 +162,55 @@ fn tensors_that_the_configuration_does_not_have_are_refused() {
             "DIR/model.safetensors: tensor `{fused}`: the configuration has no expert.down_proj in \
              layer 1 expert 0"
         )
+    );
+}
+
+/// A config of another size of the model, and weights that were cut short.
+#[test]
+fn numbers_of_layers_and_tokens_that_files_contradict_say_what_to_set() {
+    let layers = |case, count: u32| config_refusal(case, &[("num_hidden_layers", count.into())]);
+    assert_eq!(
+        layers("llama2", 2),
+        "DIR/model.safetensors: tensor `model.layers.2.input_layernorm.weight`: expected the layers that \
+         num_hidden_layers says, 0 to 1, found 0 to 2: set num_hidden_layers to 3 in config.json"
+    );
+    assert_eq!(
+        layers("llama2", 4),
+        "DIR: norm.input of layer 3 [64]: expected tensor `model.layers.3.input_layernorm.weight`, found \
+         none; layers that are there: 0 to 2: set num_hidden_layers to 3 in config.json, or fetch what is \
+         missing: num_hidden_layers says 4"
+    );
+    let hole = tensor_refusal("llama2", |tensors| {
+        tensors.retain(|tensor| !tensor.0.starts_with("model.layers.0."));
+    });
+    assert!(
+        hole.ends_with("found none; layers that are there: 1 to 2, or fetch what is missing: num_hidden_layers says 3"),
+        "{hole}"
+    );
+    let predicting = layers("deepseek_v3", 2);
+    assert!(
+        predicting.contains(
+            "to 4 in config.json, or num_nextn_predict_layers to 2 if the last ones predict"
+        ),
+        "{predicting}"
+    );
+    let rows = |count: u32| config_refusal("llama2", &[("vocab_size", count.into())]);
+    for count in [200, 300] {
+        assert_eq!(
+            rows(count),
+            format!(
+                "DIR/model.safetensors: tensor `lm_head.weight`: expected shape [{count}, 64] of lm_head, \
+         found [256, 64]: set vocab_size to 256 in config.json"
+            )
+        );
+    }
+    let apart = tensor_refusal("llama2", |tensors| {
+        find(tensors, "model.embed_tokens.weight").2 = vec![260, 64];
+    });
+    assert_eq!(
+        apart,
+        "DIR/model.safetensors: tensor `model.embed_tokens.weight`: expected shape [256, 64] of embed_tokens, \
+         found [260, 64] and [256, 64] of `lm_head.weight`: these are not of one model"
     );
 }
 

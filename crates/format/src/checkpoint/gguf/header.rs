@@ -16,6 +16,10 @@ use crate::refusal::{Refusal, mismatch};
 
 /// First bytes of a file.
 pub const MAGIC: &[u8] = b"GGUF";
+/// `ggml`, `ggmf`, `ggjt` and `ggla`, the last of adapters, as they were written: numbers, lowest byte first.
+const OLDER: [&[u8]; 4] = [b"lmgg", b"fmgg", b"tjgg", b"algg"];
+/// What a file is that begins like one of these, and what to do.
+pub const OLDER_FORM: &str = "llama.cpp's form before GGUF: convert the original checkpoint, or take a GGUF file of the model";
 /// Versions with lengths of 64 bits.
 const VERSIONS: [u32; 2] = [2, 3];
 /// Of the data, where [`ALIGNMENT_KEY`] is absent.
@@ -237,8 +241,16 @@ impl<'a> Header<'a> {
     }
 }
 
+/// Whether a file begins like one of llama.cpp's forms before GGUF.
+pub fn is_older(first: &[u8]) -> bool {
+    OLDER.iter().any(|magic| first.starts_with(magic))
+}
+
 /// What a file is that begins otherwise: an archive by its name.
 fn found_first(first: &[u8]) -> String {
+    if is_older(first) {
+        return OLDER_FORM.to_owned();
+    }
     let tar = first
         .get(TAR.0..)
         .is_some_and(|rest| rest.starts_with(TAR.1));

@@ -15,6 +15,7 @@ pub(super) use open::{find, open};
 pub(super) use synthesized::Synthesized;
 
 pub use header::{Array, Header, MAGIC, Tensor, Value};
+pub(super) use header::{OLDER_FORM, is_older};
 pub use open::SUFFIX;
 
 use super::header::refuse_pointer;

@@ -129,6 +129,14 @@ fn a_header_is_read_piece_by_piece() {
 #[test]
 fn contradictions_are_refused() {
     assert_eq!(refusal(b"GGML\x03\0\0\0"), "expected GGUF first, found GGML");
+    for magic in [b"lmgg", b"fmgg", b"tjgg", b"algg"] {
+        let older = [&magic[..], b"\x03\0\0\0"].concat();
+        assert_eq!(
+            refusal(&older),
+            "expected GGUF first, found llama.cpp's form before GGUF: convert the original checkpoint, \
+             or take a GGUF file of the model"
+        );
+    }
     let unpack = "unpack it, and name the model in it";
     assert_eq!(
         refusal(b"PK\x03\x04\0\0\0\0"),

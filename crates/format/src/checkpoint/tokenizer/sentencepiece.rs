@@ -12,7 +12,11 @@ use super::settings::Settings;
 use crate::refusal::{Refusal, mismatch};
 
 /// Classes that take what users defined out of a text before anything else sees it, as transformers has them.
-const BEFORE_ALL: [&str; 3] = ["LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer"];
+const BEFORE_ALL: [&str; 3] = [LLAMA, CODE_LLAMA, GEMMA];
+/// Of those the one that reads a text as Llama's first code did only if its settings say so.
+const LLAMA: &str = "LlamaTokenizer";
+/// Of those the one that never does.
+const CODE_LLAMA: &str = "CodeLlamaTokenizer";
 /// Of those the one that puts no space before a text, whatever its file says.
 const GEMMA: &str = "GemmaTokenizer";
 /// Models for which transformers reads the file by itself, whatever class their settings name.
@@ -210,7 +214,11 @@ impl Normalizer {
     ) -> Style<'v> {
         let own = self.add_dummy_prefix.unwrap_or(true);
         let first = settings.flag("add_prefix_space").unwrap_or(own);
-        let prefix = match settings.flag("legacy").unwrap_or(true) {
+        let legacy = match class {
+            Some(CODE_LLAMA) => false,
+            _ => settings.flag("legacy").unwrap_or(class != Some(LLAMA)),
+        };
+        let prefix = match legacy {
             _ if !first || class == Some(GEMMA) => Prefix::Never,
             true => Prefix::Each,
             false => Prefix::First,

@@ -59,21 +59,29 @@ fn source(weights: &Weights, config: &Value) -> Result<Option<(&'static str, Str
     Ok(None)
 }
 
-/// A template, or the one of a list of them that is for plain conversations.
+/// A template, or the one of several, in a list or by name, that is for plain conversations.
 fn chosen(member: &Value) -> Result<Option<String>, String> {
-    let named = |name: &str| member.as_array()?.iter().find(|one| one["name"] == name);
-    match member {
-        Value::Null => Ok(None),
-        Value::String(text) => Ok(Some(text.clone())),
-        Value::Array(all) => {
-            let only = if all.len() == 1 { all.first() } else { None };
-            let one = named(DEFAULT).or(only);
-            let text = one.and_then(|one| one["template"].as_str());
-            let text = text.ok_or_else(|| format!("`{MEMBER}`: expected one named `{DEFAULT}`"))?;
-            Ok(Some(text.to_owned()))
-        }
-        _ => Err(format!("`{MEMBER}`: expected a text or a list of named ones")),
-    }
+    let named: Vec<(Option<&str>, &Value)> = match member {
+        Value::Null => return Ok(None),
+        Value::String(text) => return Ok(Some(text.clone())),
+        Value::Array(all) => all
+            .iter()
+            .map(|one| (one["name"].as_str(), &one["template"]))
+            .collect(),
+        Value::Object(all) => all
+            .iter()
+            .map(|(name, one)| (Some(name.as_str()), one))
+            .collect(),
+        _ => return Err(format!("`{MEMBER}`: expected a text or several by name")),
+    };
+    let only = if named.len() == 1 { named.first() } else { None };
+    let one = named
+        .iter()
+        .find(|(name, _)| *name == Some(DEFAULT))
+        .or(only);
+    let text = one.and_then(|(_, one)| one.as_str());
+    let text = text.ok_or_else(|| format!("`{MEMBER}`: expected one named `{DEFAULT}`"))?;
+    Ok(Some(text.to_owned()))
 }
 
 fn document(weights: &Weights, name: &str) -> Result<Value> {
@@ -97,6 +105,7 @@ fn tokens(config: &Value) -> impl Iterator<Item = (String, String)> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use shardwright_testing::fixture;
 
     use super::*;
 
@@ -110,6 +119,20 @@ mod tests {
         let neither = json!([{"name": "a", "template": "a"}, {"name": "b", "template": "b"}]);
         let error = chosen(&neither).unwrap_err();
         assert_eq!(error, "`chat_template`: expected one named `default`");
+    }
+
+    /// As transformers takes one of several.
+    #[test]
+    fn several_templates_may_be_a_list_or_an_object() {
+        let json = std::fs::read(fixture("chat/python.json")).unwrap();
+        let document: Value = serde_json::from_slice(&json).unwrap();
+        for case in document["several"].as_array().unwrap() {
+            let found = chosen(&case["templates"]).ok().flatten();
+            assert_eq!(found.as_deref(), case["plain"].as_str(), "{case}");
+        }
+        assert_eq!(chosen(&json!({"rag": "r"})), Ok(Some("r".to_owned())));
+        let error = chosen(&json!(7)).unwrap_err();
+        assert_eq!(error, "`chat_template`: expected a text or several by name");
     }
 
     #[test]

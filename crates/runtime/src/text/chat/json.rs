@@ -2,9 +2,10 @@
 
 use std::io::{self, Write};
 
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 use serde::Serialize;
+use serde::ser::{Error as _, SerializeMap, SerializeSeq};
 use serde_json::Serializer;
 use serde_json::ser::{CharEscape, Formatter};
 
@@ -14,7 +15,9 @@ const MOST_BYTES: usize = 8 << 20;
 /// The filter, with the options that transformers gives it.
 #[allow(clippy::needless_pass_by_value)] // filters are given it so
 pub(super) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
+    let indent: Option<Value> = options.get("indent")?;
+    let indent = indent.map(|unit| step(&unit)).transpose()?;
+    let sorted: Option<bool> = options.get("sort_keys")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
     let ascii: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
@@ -25,11 +28,52 @@ pub(super) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<Va
     };
     let style = Style { indent, item, key, ascii: ascii.unwrap_or(false), depth: 0, empty: true };
     let mut text = Bounded(Vec::new());
-    value
-        .serialize(&mut Serializer::with_formatter(&mut text, style))
-        .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}")))?;
+    let mut serializer = Serializer::with_formatter(&mut text, style);
+    let written = match sorted {
+        Some(true) => Sorted(value).serialize(&mut serializer),
+        _ => value.serialize(&mut serializer),
+    };
+    written.map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}")))?;
     state.consume_fuel(text.0.len() as u64 / 64)?;
     Ok(Value::from(String::from_utf8_lossy(&text.0).into_owned()))
+}
+
+/// What stands before a value for each level: so many spaces, or a text.
+fn step(unit: &Value) -> Result<String, Error> {
+    if let Some(text) = unit.as_str() {
+        return Ok(text.to_owned());
+    }
+    let spaces = i64::try_from(unit.clone())?;
+    Ok(" ".repeat(spaces.clamp(0, MOST_BYTES as i64) as usize))
+}
+
+/// A value of which objects have their keys in order.
+struct Sorted<'a>(&'a Value);
+
+impl Serialize for Sorted<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let items = || self.0.try_iter().map_err(S::Error::custom);
+        match self.0.kind() {
+            ValueKind::Map => {
+                let mut keys: Vec<_> = items()?.collect();
+                keys.sort();
+                let member = |key: &Value| self.0.get_item(key).unwrap_or_default();
+                let mut map = serializer.serialize_map(Some(keys.len()))?;
+                for key in &keys {
+                    map.serialize_entry(key, &Sorted(&member(key)))?;
+                }
+                map.end()
+            }
+            ValueKind::Seq => {
+                let mut list = serializer.serialize_seq(self.0.len())?;
+                for item in items()? {
+                    list.serialize_element(&Sorted(&item))?;
+                }
+                list.end()
+            }
+            _ => self.0.serialize(serializer),
+        }
+    }
 }
 
 /// Bytes up to [`MOST_BYTES`].
@@ -51,8 +95,8 @@ impl Write for Bounded {
 
 /// How Python sets out JSON.
 struct Style {
-    /// Spaces for each level, each value on its own line; none for all in one line.
-    indent: Option<usize>,
+    /// What each level is indented by, each value on its own line; none for all in one line.
+    indent: Option<String>,
     /// Between values.
     item: String,
     /// Between a key and its value.
@@ -88,10 +132,9 @@ impl Style {
     }
 
     fn line(&self, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
-        match self.indent {
-            Some(spaces) => write!(out, "\n{:1$}", "", spaces * self.depth),
-            None => Ok(()),
-        }
+        let Some(step) = &self.indent else { return Ok(()) };
+        out.write_all(b"\n")?;
+        (0..self.depth).try_for_each(|_| out.write_all(step.as_bytes()))
     }
 }
 

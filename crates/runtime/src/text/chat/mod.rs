@@ -5,7 +5,9 @@
 mod date;
 mod found;
 mod json;
+mod methods;
 mod render;
+mod source;
 
 use std::collections::BTreeMap;
 use std::path::Path;

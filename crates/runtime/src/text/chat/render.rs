@@ -8,11 +8,12 @@ use std::time::Duration;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
-use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::Message;
 use super::date::strftime;
 use super::json::tojson;
+use super::methods::{PERCENT, method, percent};
+use super::source::translated;
 use crate::text::guard::guarded;
 
 /// Name of the one template.
@@ -45,10 +46,13 @@ impl Renderer {
             .build();
         let mut environment = Environment::new();
         environment.set_syntax(syntax.map_err(|e| e.to_string())?);
-        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.set_unknown_method_callback(method);
         environment.add_filter("tojson", tojson);
+        environment.add_filter(PERCENT, percent);
         environment.add_function("raise_exception", refuse);
-        let source = without_marks(source);
+        // It breaks lines where Python's does not.
+        environment.remove_filter("pprint");
+        let source = translated(source);
         let added = guarded(|| {
             environment
                 .add_template_owned(NAME, source)
@@ -127,24 +131,6 @@ fn line(error: &Error) -> String {
 
 fn unusable<T>() -> Result<T, String> {
     Err("the chat template cannot be used".to_owned())
-}
-
-/// The template without `{% generation %}` and its end, which mark the model's words for training.
-/// Names that are set between them are not known outside, as in a `with`.
-fn without_marks(source: &str) -> String {
-    let mut pieces = source.split("{%");
-    let mut text = pieces.next().unwrap_or_default().to_owned();
-    for piece in pieces {
-        let block = piece.split_once("%}");
-        let word = block.map_or("", |(inside, _)| inside.trim_matches(['-', '+', ' ', '\n']));
-        let piece = match word {
-            "generation" => piece.replacen("generation", "with", 1),
-            "endgeneration" => piece.replacen("endgeneration", "endwith", 1),
-            _ => piece.to_owned(),
-        };
-        text = text + "{%" + &piece;
-    }
-    text
 }
 
 #[cfg(test)]
