@@ -52,7 +52,7 @@ fn a_truncated_file() {
     );
     refused(
         |s| s.edit_bytes(MODEL, |bytes| bytes.truncate(5)),
-        "error: ckpt/model.safetensors: expected at least 8 bytes, found 5",
+        "error: ckpt/model.safetensors: expected at least 8 bytes, found 5, a download that has not ended: fetch it again",
     );
 }
 

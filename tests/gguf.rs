@@ -314,7 +314,7 @@ fn gguf_files_in_directories_in_parts_and_under_other_names() {
         "a text that begins with `<html><b`; what a server says in place of a file: fetch it again";
     refused("ckpt", &format!("ckpt/m.gguf: expected GGUF first, found {said}"));
     at("m.gguf", b"");
-    refused("ckpt", &format!("ckpt/m.gguf: expected at least 24 bytes, found 0, {ended}"));
+    refused("ckpt", &format!("ckpt/m.gguf: expected at least 4 bytes, found 0, {ended}"));
     at("m.gguf", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n");
     assert!(
         scratch

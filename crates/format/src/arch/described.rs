@@ -19,6 +19,8 @@ use crate::refusal::mismatch;
 
 /// Relative difference that rounding to the 32 bits of metadata, or to short decimals, explains.
 const TOLERANCE: f64 = 1e-4;
+/// The same of divisors, to which parameters were fitted.
+const FITTED: f64 = 1e-3;
 /// What to do about another model's.
 const NEXT: &str =
     "take the config.json of its model, or remove this one: the GGUF file describes its model";
@@ -142,8 +144,7 @@ impl Arch {
         };
         let rotation = ["rope_scaling", "rope_parameters"]
             .iter()
-            .find_map(|key| raw(key));
-        let rotation = rotation.filter(|rotation| !rotation.is_null());
+            .find_map(|key| raw(key).filter(|rotation| rotation.is_object()));
         let theta = rotation
             .and_then(|rotation| rotation.get("rope_theta"))
             .or_else(|| raw("rope_theta"));
@@ -212,7 +213,7 @@ fn same_bounds(a: &Mixer, b: &Mixer) -> bool {
                 x.len() == y.len()
                     && x.iter()
                         .zip(&y)
-                        .all(|(x, y)| (x - y).abs() <= TOLERANCE * x.abs())
+                        .all(|(x, y)| (x - y).abs() <= FITTED * x.abs())
             }
             _ => true,
         },

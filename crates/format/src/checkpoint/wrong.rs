@@ -283,6 +283,9 @@ fn joined(name: &str) -> Option<String> {
     let at = lower.find(GGUF_SUFFIX)? + GGUF_SUFFIX.len();
     let part = PARTS.iter().find(|part| lower[at..].starts_with(**part))?;
     let (whole, part) = (name.get(..at)?, name.get(at..at + part.len())?);
+    // A download under way has nothing after it.
+    name.get(at + part.len()..)
+        .filter(|rest| !rest.is_empty())?;
     let next = format!(
         "join the parts in their order, as cat {whole}{part}* > {whole} does, and name that"
     );

@@ -27,8 +27,6 @@ use crate::refusal::mismatch;
 
 /// Bytes read of a file at first: more than most headers without a vocabulary.
 const FIRST_READ: u64 = 1 << 20;
-/// Of magic, version and the counts of tensors and metadata.
-const LEAST_LEN: u64 = 4 + 4 + 8 + 8;
 /// Longer headers are refused: the largest vocabularies take a third.
 const HEADER_LIMIT: u64 = 64 << 20;
 
@@ -38,8 +36,8 @@ const HEADER_LIMIT: u64 = 64 << 20;
 /// A header that contradicts the layout or is too long, and what the operating system refuses.
 pub fn read_header(file: &ReadFile) -> Result<Vec<u8>> {
     refuse_pointer(file)?;
-    if file.len() < LEAST_LEN {
-        let detail = mismatch(format_args!("at least {LEAST_LEN} bytes"), cut(file.len()));
+    if file.len() < MAGIC.len() as u64 {
+        let detail = mismatch(format_args!("at least {} bytes", MAGIC.len()), cut(file.len()));
         return Err(FormatError::file(file.path(), detail));
     }
     let limit = file.len().min(HEADER_LIMIT);

@@ -164,7 +164,13 @@ fn files_too_short_for_a_length_are_refused() {
     let refused = read(&ReadFile::open(&path).unwrap())
         .unwrap_err()
         .to_string();
-    assert_eq!(refused, format!("{}: expected at least 8 bytes, found 7", path.display()));
+    assert_eq!(
+        refused,
+        format!(
+            "{}: expected at least 8 bytes, found 7, a download that has not ended: fetch it again",
+            path.display()
+        )
+    );
     std::fs::write(&path, &raw_file(&one("[4]", "[0,8]"), 8)[..30]).unwrap();
     let refused = read(&ReadFile::open(&path).unwrap())
         .unwrap_err()
