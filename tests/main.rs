@@ -27,6 +27,7 @@ mod pack;
 mod parts;
 mod predictions;
 mod pressure;
+mod prompts;
 mod reader;
 mod remote;
 mod requantize;
