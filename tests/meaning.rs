@@ -32,7 +32,7 @@ fn judged(scratch: &Scratch, (name, change): &Change) -> (bool, String, String) 
         serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{name}: {e}: {ran:?}"));
     let holds = report["verdict"] == json!("holds");
     assert_eq!(ran.code, Some(i32::from(!holds)), "{name}");
-    (holds, report["fidelity"]["findings"].to_string(), report["notes"].to_string())
+    (holds, report["findings"].to_string(), report["notes"].to_string())
 }
 
 fn edit(scratch: &Scratch, name: &str, members: Value) {

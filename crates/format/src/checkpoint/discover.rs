@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use super::file_names::{FILE_SUFFIX, SINGLE_NAME};
+use super::file_names::{FILE_SUFFIX, SINGLE_NAME, is_other};
 use super::index::{INDEX_NAME, Index};
 use super::wrong;
 use crate::error::{FormatError, Result};
@@ -57,17 +57,6 @@ fn safetensors(dir: &Path) -> Result<BTreeSet<String>> {
         names.extend(name.filter(|name| !is_other(name)).map(str::to_owned));
     }
     Ok(names)
-}
-
-/// Whether a file is never the model: adapters, states of an optimizer, Mistral's own layout, and
-/// what macOS keeps beside a file.
-pub(super) fn is_other(name: &str) -> bool {
-    let beginnings = ["adapter_", "adapters.", "optimizer", "consolidated", "._"];
-    let begins = beginnings
-        .iter()
-        .any(|beginning| name.starts_with(beginning));
-    // mlx-lm saves those of each hundredth step.
-    begins || name.ends_with("_adapters.safetensors")
 }
 
 fn indexed(dir: &Path, names: &BTreeSet<String>, index: Index) -> Result<Found> {

@@ -14,3 +14,16 @@ pub const SINGLE_NAME: &str = "model.safetensors";
 pub(super) const FILE_SUFFIX: &str = ".safetensors";
 /// What the names of GGUF files end in.
 pub(super) const GGUF_SUFFIX: &str = ".gguf";
+/// How GGUF files begin.
+pub const MAGIC: &[u8] = b"GGUF";
+
+/// Whether a file is never the model: adapters, states of an optimizer, Mistral's own layout, and
+/// what macOS keeps beside a file.
+pub(super) fn is_other(name: &str) -> bool {
+    let beginnings = ["adapter_", "adapters.", "optimizer", "consolidated", "._"];
+    let begins = beginnings
+        .iter()
+        .any(|beginning| name.starts_with(beginning));
+    // mlx-lm saves those of each hundredth step.
+    begins || name.ends_with("_adapters.safetensors")
+}

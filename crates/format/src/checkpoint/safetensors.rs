@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::file_names::CONFIG_NAME;
 use super::files::{CheckpointFile, Files, StoredTensor, read_config};
-use super::gguf::{MAGIC, Synthesized, is_older};
+use super::gguf::{MAGIC, Synthesized};
 use super::index::{INDEX_NAME, Index};
 use super::tokenizer::Beside;
 use super::{discover, header, names, wrong};
@@ -72,7 +72,7 @@ pub(super) fn refuse_one_of_several(path: &Path) -> Result<()> {
     }
     let mut first = [0; MAGIC.len()];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut first));
-    if read.is_ok() && (first == *MAGIC || is_older(&first)) {
+    if read.is_ok() && (first == *MAGIC || wrong::is_older(&first)) {
         return Ok(());
     }
     let parent = path

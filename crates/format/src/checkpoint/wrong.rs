@@ -1,14 +1,12 @@
 //! What is well known and no checkpoint that we read: a line that names it and the next step.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read as _;
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::discover::is_other;
-use super::file_names::{CONFIG_NAME, FILE_SUFFIX, GGUF_SUFFIX};
-use super::gguf::{MAGIC, OLDER_FORM, is_older};
-use crate::io::ReadFile;
+use super::file_names::{CONFIG_NAME, FILE_SUFFIX, GGUF_SUFFIX, MAGIC, is_other};
 use crate::refusal::{Refusal, mismatch};
 
 /// How files of Git LFS begin that stand for others.
@@ -63,6 +61,10 @@ const MLX_MERGE: &str = "mlx_lm.fuse";
 const MLX_ADAPTER: [&str; 2] = ["fine_tune_type", "lora_parameters"];
 /// What most weights with these endings are.
 const PICKLE: &str = "a pickle, which can run code when it is read: load it with transformers and save it again with save_pretrained";
+/// `ggml`, `ggmf`, `ggjt` and `ggla`, the last of adapters, as they were written: numbers, lowest byte first.
+const OLDER: [&[u8]; 4] = [b"lmgg", b"fmgg", b"tjgg", b"algg"];
+/// What a file is that begins like one of these, and what to do.
+pub(super) const OLDER_FORM: &str = "llama.cpp's form before GGUF: convert the original checkpoint, or take a GGUF file of the model";
 /// Larger configurations of adapters are not read: real ones have some kilobytes.
 const ADAPTER_LIMIT: u64 = 1 << 20;
 /// No pointer is longer.
@@ -225,11 +227,17 @@ fn interrupted(dir: &Path) -> Option<Refusal> {
     ))
 }
 
+/// Whether a file begins like one of llama.cpp's forms before GGUF.
+pub(super) fn is_older(first: &[u8]) -> bool {
+    OLDER.iter().any(|magic| first.starts_with(magic))
+}
+
 /// What a file with the extension of a pickle is: llama.cpp's had it too.
 fn inside(path: &Path) -> &'static str {
     let mut first = [0; MAGIC.len()];
-    let read = ReadFile::open(path).and_then(|file| file.read_at(0, &mut first));
-    match read {
+    // Asked before opening: the open of a pipe waits for a writer that may never come.
+    let file = path.is_file().then(|| File::open(path).ok()).flatten();
+    match file.map_or(Ok(()), |mut file| file.read_exact(&mut first)) {
         Ok(()) if is_older(&first) => OLDER_FORM,
         Ok(()) if first == *MAGIC => "a GGUF file: name the file itself",
         _ => PICKLE,

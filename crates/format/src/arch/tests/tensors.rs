@@ -235,7 +235,7 @@ fn other_shapes_are_refused() {
     assert_eq!(
         reshaped("qwen3-head", "lm_head.weight", &[255, 64]),
         "DIR/model.safetensors: tensor `lm_head.weight`: expected shape [256, 64] of embed_tokens, \
-         found [255, 64]"
+         found [255, 64] and [256, 64] of `model.embed_tokens.weight`: these are not of one model"
     );
     let name = "model.layers.0.mlp.experts.gate_up_proj";
     assert_eq!(

@@ -111,9 +111,14 @@ fn beside(case: &Json, config: &Json) -> (tempfile::TempDir, std::path::PathBuf)
 #[test]
 fn the_config_of_the_same_model_may_lie_beside_a_file() {
     for case in cases() {
-        let (_dir, path) = beside(&case, &case["config"]);
+        let mut config = case["config"].clone();
+        if case["case"] == "exaone_moe" {
+            // As transformers writes it, it does not count the layer that predicts further tokens.
+            config["num_nextn_predict_layers"] = json!(1);
+        }
+        let (_dir, path) = beside(&case, &config);
         let checkpoint = Checkpoint::open(&path).unwrap();
-        assert_eq!(checkpoint.config(), &case["config"]);
+        assert_eq!(checkpoint.config(), &config);
         let inventory = Inventory::new(&checkpoint, None);
         inventory.unwrap_or_else(|e| panic!("{}: {e}", case["case"]));
         assert!(checkpoint.described().is_some(), "{}", case["case"]);
@@ -164,7 +169,7 @@ fn a_config_beside_a_file_must_not_contradict_it() {
     refused(
         "llama-bias",
         &changes,
-        "`rms_norm_eps`: expected 1e-5 as in llama-bias.gguf, found 0.001",
+        "`rms_norm_eps`: expected 0.00001 as in llama-bias.gguf, found 0.001",
     );
     let granite = [("model_type", json!("granite")), ("logits_scaling", json!(3.0))];
     let expected = r#"`model_type`: expected "llama" as in llama3-q8_0.gguf, found "granite""#;

@@ -10,16 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardwright_quant::Ggml;
 
 use crate::bytes::{Bytes, Fault};
-use crate::checkpoint::wrong::said_by_server;
+use crate::checkpoint::file_names::MAGIC;
+use crate::checkpoint::wrong::{OLDER_FORM, is_older, said_by_server};
 use crate::prose::form;
 use crate::refusal::{Refusal, mismatch};
 
-/// First bytes of a file.
-pub const MAGIC: &[u8] = b"GGUF";
-/// `ggml`, `ggmf`, `ggjt` and `ggla`, the last of adapters, as they were written: numbers, lowest byte first.
-const OLDER: [&[u8]; 4] = [b"lmgg", b"fmgg", b"tjgg", b"algg"];
-/// What a file is that begins like one of these, and what to do.
-pub const OLDER_FORM: &str = "llama.cpp's form before GGUF: convert the original checkpoint, or take a GGUF file of the model";
 /// Versions with lengths of 64 bits.
 const VERSIONS: [u32; 2] = [2, 3];
 /// Of the data, where [`ALIGNMENT_KEY`] is absent.
@@ -239,11 +234,6 @@ impl<'a> Header<'a> {
             _ => None,
         }
     }
-}
-
-/// Whether a file begins like one of llama.cpp's forms before GGUF.
-pub fn is_older(first: &[u8]) -> bool {
-    OLDER.iter().any(|magic| first.starts_with(magic))
 }
 
 /// What a file is that begins otherwise: an archive by its name.

@@ -14,8 +14,8 @@ pub(crate) mod tokenizer;
 pub(super) use open::{find, open};
 pub(super) use synthesized::Synthesized;
 
-pub use header::{Array, Header, MAGIC, Tensor, Value};
-pub(super) use header::{OLDER_FORM, is_older};
+pub use super::file_names::MAGIC;
+pub use header::{Array, Header, Tensor, Value};
 pub use open::SUFFIX;
 
 use super::header::refuse_pointer;

@@ -158,7 +158,7 @@ fn contradictions_are_refused() {
         "a: shape [2, 18446744073709551584]: expected fewer values"
     );
     assert!(refused(20, &[99]).starts_with("a: expected a type among F32 F16 Q4_0 "));
-    assert!(refused(20, &[50]).ends_with(" NVFP4, found type 50"));
+    assert!(refused(20, &[50]).ends_with(" NVFP4, found type 50; take the model in one of these"));
     for (id, found) in [
         (4, "Q4_2, which llama.cpp no longer has: take the Q4_0 file of the model"),
         (26, "I32"),
