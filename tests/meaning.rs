@@ -224,7 +224,7 @@ fn the_same_weights_in_another_type_are_one_finding_with_a_way_out() {
         });
     });
     let (holds, findings, _) = judged(&scratch, &change);
-    let named = " in another type, F32 for F16: with --other-source their values are compared";
+    let named = " in another type, f32 for f16: with --other-source their values are compared";
     assert!(!holds && findings.contains(named), "{findings}");
     assert_eq!(findings.matches("\"kind\"").count(), 1, "{findings}");
     scratch.ok("verify out --against new --other-source --quiet");
