@@ -61,7 +61,7 @@ fn added_token(token: &NamedToken) -> AddedToken {
     }
 }
 
-/// The first of [`OTHER_FORMS`] that is there.
+/// The first vocabulary in another form that is there, and what reading it needs.
 pub fn other_form(there: impl Fn(&str) -> bool) -> Option<(String, &'static str)> {
     let found = OTHER_FORMS.into_iter().find(|(name, _)| there(name));
     found.map(|(name, needs)| (name.to_owned(), needs))
