@@ -16,30 +16,6 @@ use super::{discover, header, names, wrong};
 use crate::error::{FormatError, Result};
 use crate::io::OpenFile;
 
-const ADAPTER: &str =
-    "weights of an adapter that is not merged: merge it, with merge_and_unload of peft";
-const FLAT: &str = "a shard of FSDP, in which all weights of a layer lie in a row: save the model whole, with \
-                    FULL_STATE_DICT in the training that wrote it";
-const PRUNED: &str = "a pruning that is not permanent: call prune.remove of torch.nn.utils on each module that has \
-                      one, and save the model again";
-const MLX_ADAPTER: &str = "weights of an adapter that is not merged: merge it, with mlx_lm.fuse";
-/// What names have of which no whole weights are made, and what these are.
-const UNMERGED: &[(&str, &str)] = &[
-    (".lora_A.", ADAPTER),
-    (".lora_B.", ADAPTER),
-    (".lora_embedding_A", ADAPTER),
-    (".lora_embedding_B", ADAPTER),
-    (".lora_magnitude_vector", ADAPTER),
-    (".lora_a", MLX_ADAPTER),
-    (".lora_b", MLX_ADAPTER),
-    (".base_layer.", ADAPTER),
-    (".modules_to_save.", ADAPTER),
-    (".original_module.", ADAPTER),
-    ("_flat_param", FLAT),
-    (".weight_orig", PRUNED),
-    (".weight_mask", PRUNED),
-];
-
 /// Reads the configuration, the index if there is one, and every header.
 pub(super) fn open(dir: &Path, open: OpenFile<'_>) -> Result<Files> {
     let config_path = dir.join(CONFIG_NAME);
@@ -198,12 +174,9 @@ impl Files {
 
     /// Refuses weights that training left apart from those that they change.
     fn refuse_unmerged(&self) -> Result<()> {
-        for (name, stored) in &self.stored {
-            if let Some((_, what)) = UNMERGED.iter().find(|(mark, _)| name.contains(mark)) {
-                let path = self.opened[stored.file].file.path();
-                return Err(FormatError::tensor(path, name, *what));
-            }
-        }
-        Ok(())
+        let mut names = self.stored.iter();
+        let found = names.find_map(|(name, stored)| Some((name, stored, wrong::unmerged(name)?)));
+        let Some((name, stored, what)) = found else { return Ok(()) };
+        Err(FormatError::tensor(self.opened[stored.file].file.path(), name, what))
     }
 }

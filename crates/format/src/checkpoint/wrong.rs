@@ -57,6 +57,27 @@ const PARTS: [&str; 5] = ["-split-", ".part", "-part-", ".split-", ".00"];
 /// What merges an adapter into its model.
 const PEFT_MERGE: &str = "merge_and_unload of peft";
 const MLX_MERGE: &str = "mlx_lm.fuse";
+const ADAPTER: &str = "weights of an adapter that is not merged: merge it, with ";
+const FLAT: &str = "a shard of FSDP, in which all weights of a layer lie in a row: save the model whole, with \
+                    FULL_STATE_DICT in the training that wrote it";
+const PRUNED: &str = "a pruning that is not permanent: call prune.remove of torch.nn.utils on each module that has \
+                      one, and save the model again";
+/// Parts of the names of tensors that training left apart: the part, what such a tensor is, and what merges an adapter.
+const UNMERGED: [(&str, &str, &str); 13] = [
+    (".lora_A.", ADAPTER, PEFT_MERGE),
+    (".lora_B.", ADAPTER, PEFT_MERGE),
+    (".lora_embedding_A", ADAPTER, PEFT_MERGE),
+    (".lora_embedding_B", ADAPTER, PEFT_MERGE),
+    (".lora_magnitude_vector", ADAPTER, PEFT_MERGE),
+    (".lora_a", ADAPTER, MLX_MERGE),
+    (".lora_b", ADAPTER, MLX_MERGE),
+    (".base_layer.", ADAPTER, PEFT_MERGE),
+    (".modules_to_save.", ADAPTER, PEFT_MERGE),
+    (".original_module.", ADAPTER, PEFT_MERGE),
+    ("_flat_param", FLAT, ""),
+    (".weight_orig", PRUNED, ""),
+    (".weight_mask", PRUNED, ""),
+];
 /// Members of an `adapter_config.json` of mlx-lm.
 const MLX_ADAPTER: [&str; 2] = ["fine_tune_type", "lora_parameters"];
 /// What most weights with these endings are.
@@ -83,6 +104,12 @@ pub fn lfs_pointer(first: &[u8], len: u64) -> Option<String> {
     pointer.then(|| {
         format!("a Git LFS pointer of {len} bytes, not the file itself: run `git lfs pull` in its directory")
     })
+}
+
+/// What is wrong with a tensor that training left apart from the weights that it changes; none for others.
+pub(super) fn unmerged(name: &str) -> Option<String> {
+    let (_, what, merge) = UNMERGED.iter().find(|(mark, ..)| name.contains(mark))?;
+    Some(format!("{what}{merge}"))
 }
 
 /// A length that no file of weights has.
