@@ -24,6 +24,8 @@ pub struct Hook<'a> {
     /// Rows that each expert is given at least: after those that picked it, those whose router
     /// score for it is highest.
     pub least_rows: usize,
+    /// Experts that are shown at most, those that the tokens use most; others are not even read.
+    pub most_experts: usize,
     /// Called with a layer's inputs in the order of their use: experts ascending, each one's
     /// inputs of gate and up before those of down.
     pub show: &'a mut (dyn FnMut(Activations<'_>) -> Result<()> + Send),

@@ -210,6 +210,8 @@ impl<'w> LayerPass<'w> {
         let mut batches = ExpertBatches::new(&self.state.routes, experts.count());
         if let Some(hook) = hook {
             batches.fill_up(hook.least_rows, self.state.work.linear.captures.scores());
+            let count = experts.count() as u32;
+            batches.retain(&self.state.routes.most_used(count, hook.most_experts));
         }
         let unit = |expert| Unit::Expert { layer, expert };
         let wanted: VecDeque<Unit> = batches.iter().map(|batch| unit(batch.expert)).collect();

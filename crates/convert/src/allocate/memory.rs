@@ -7,6 +7,7 @@ use shardwright_format::weights::Weights;
 use shardwright_runtime::PassRoom;
 
 use super::probe::{is_coded, tried};
+use super::usage::TRIED_EXPERTS;
 use crate::calibrate::collect::HessianSum;
 use crate::calibrate::statistics::InputKey;
 use crate::calibrate::streams::LOGITS;
@@ -67,12 +68,13 @@ fn room(original: &Weights, layer: u32) -> Result<LayerRoom> {
         for entry in original.layout(unit)?.tensors.iter() {
             let values = count * entry.rows * entry.cols;
             room.weights += values * entry.source.dtype.size() as u64;
+            let tried = count.min(TRIED_EXPERTS as u64);
             if let Some(key) = InputKey::for_tensor(unit, entry.role) {
-                sites.insert(key, 3 * count * HessianSum::byte_len(entry.cols as usize) as u64);
+                sites.insert(key, 3 * tried * HessianSum::byte_len(entry.cols as usize) as u64);
             }
             if is_coded(entry.role) {
                 room.roles += 1;
-                room.values = room.values.max(values);
+                room.values = room.values.max(tried * entry.rows * entry.cols);
             }
         }
         room.sums += sites.values().sum::<u64>();

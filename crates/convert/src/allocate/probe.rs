@@ -16,7 +16,7 @@ use shardwright_runtime::{Head, InputSite};
 
 use super::carry::{Carry, depths, relative_error};
 use super::rounding::{EncodingErrors, quantized};
-use super::usage::{UsedAlike, used_alike};
+use super::usage::{TRIED_EXPERTS, TriedExperts, UsedAlike, used_alike};
 use crate::calibrate::objectives::Objectives;
 use crate::calibrate::observe::{head_inputs, layer_inputs};
 use crate::calibrate::streams::mean_divergences;
@@ -54,14 +54,27 @@ pub struct Probing<'a> {
     pub cancel: &'a AtomicBool,
 }
 
+/// A role of the next layer that was quantized alone.
+struct Tried {
+    role: Role,
+    /// Whether its stream goes on to the end of the model.
+    to_the_end: bool,
+    errors: EncodingErrors,
+    share: f64,
+    /// The stream behind the layer.
+    x: Vec<f32>,
+}
+
 /// A role that was quantized alone, and where that led.
 struct Trial {
     layer: Option<u32>,
     role: Role,
     /// Of the encodings; nothing where they were not tried.
     errors: EncodingErrors,
-    /// Of the layer's output, by [`relative_error`].
+    /// Of the layer's output, by [`relative_error`], as if all of the role were quantized.
     error: f64,
+    /// What was quantized, as a part of what the role counts for in the layer's output.
+    share: f64,
     /// Which of the streams that go to the end is its; none for one that goes no further than its layer.
     stream: Option<usize>,
     /// The variant's own head, where that differs.
@@ -86,33 +99,23 @@ impl Probing<'_> {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(ConvertError::Stopped);
             }
-            let objectives = Objectives::new(layer_inputs(&mut base, original, layer)?);
-            let mut after = Vec::new();
-            for role in roles(original, layer)? {
-                let to_the_end = tried
-                    .get(&role)
-                    .is_some_and(|layers| layers.contains(&layer));
-                let encodings = if to_the_end { self.encodings } else { &[] };
-                let tensors = units(original, layer, role);
-                // The layer with this role alone rounded gives the variant's stream after the layer.
-                let (overlay, errors) =
-                    quantized(original, (&tensors, role), &objectives, encodings)?;
-                after.push((role, to_the_end, errors, base.look_ahead(&overlay)?));
-            }
+            let after = self.try_roles(&mut base, layer, &tried)?;
             others.step()?;
             base.step()?;
             let experts = original.spec().layers[layer as usize].num_experts();
             if experts > 0 {
                 used.insert(layer, used_alike(base.routes(), experts));
             }
-            for (role, to_the_end, errors, x) in after {
-                let error = relative_error(base.hidden(), &x, hidden);
+            for Tried { role, to_the_end, errors, share, x } in after {
+                // Experts' errors add up, for their inputs are not the same.
+                let error = relative_error(base.hidden(), &x, hidden) / share;
                 let stream = to_the_end.then_some(streams);
                 if to_the_end {
                     others.append(&x);
                     streams += 1;
                 }
-                trials.push(Trial { layer: Some(layer), role, errors, error, stream, head: None });
+                let layer = Some(layer);
+                trials.push(Trial { layer, role, errors, error, share, stream, head: None });
             }
             progress(layer + 1);
         }
@@ -125,6 +128,32 @@ impl Probing<'_> {
                 .unwrap_or_default();
         }
         Ok(measured)
+    }
+
+    /// Where the next layer takes the stream with each of its roles alone rounded, which stays before it.
+    fn try_roles(
+        &self,
+        base: &mut LayerPass<'_>,
+        layer: u32,
+        tried: &BTreeMap<Role, Vec<u32>>,
+    ) -> Result<Vec<Tried>> {
+        let original: &Weights = self.original;
+        let inputs = layer_inputs(base, original, layer, TRIED_EXPERTS)?;
+        let objectives = Objectives::new(inputs);
+        let experts = original.spec().layers[layer as usize].num_experts();
+        let sample = TriedExperts::new(base.routes(), experts);
+        let mut found = Vec::new();
+        for role in roles(original, layer)? {
+            let ends = tried.get(&role);
+            let to_the_end = ends.is_some_and(|layers| layers.contains(&layer));
+            let encodings = if to_the_end { self.encodings } else { &[] };
+            let share = if role.is_expert() { sample.share } else { 1.0 };
+            let tensors = units(&sample.experts, layer, role);
+            let (overlay, errors) = quantized(original, (&tensors, role), &objectives, encodings)?;
+            let x = base.look_ahead(&overlay)?;
+            found.push(Tried { role, to_the_end, errors, share, x });
+        }
+        Ok(found)
     }
 
     /// Variants of embedding and head, the streams of those appended.
@@ -141,6 +170,7 @@ impl Probing<'_> {
             role,
             errors,
             error: 0.0,
+            share: 1.0,
             stream: Some(stream),
             head,
         };
@@ -177,7 +207,12 @@ impl Probing<'_> {
         for (trial, at) in ended {
             others.push((own(trial)?, &streams[at * base.len()..][..base.len()]));
         }
-        let measured = mean_divergences(&mut head, base, &mut others)?;
+        let mut measured = mean_divergences(&mut head, base, &mut others)?;
+        for Trial { share, stream, .. } in trials {
+            if let Some(at) = stream {
+                measured[*at] /= share;
+            }
+        }
         // The variants that went to the end say how an error in a layer's output becomes divergence at the head;
         // the others' errors are carried by what lies between them.
         let mut carries = BTreeMap::<Role, Carry>::new();
@@ -255,14 +290,11 @@ fn unit_exists(weights: &Weights, unit: Unit) -> bool {
     }
 }
 
-/// Units of a layer that have a role.
-fn units(weights: &Weights, layer: u32, role: Role) -> Vec<Unit> {
-    match InputSite::from_role(role) {
-        Some(InputSite::Expert | InputSite::ExpertOut) => {
-            (0..weights.spec().layers[layer as usize].num_experts())
-                .map(|expert| Unit::Expert { layer, expert })
-                .collect()
-        }
-        _ => vec![Unit::Layer(layer)],
+/// Units of a layer in which a role is tried: of experts' the `experts`.
+fn units(experts: &[u32], layer: u32, role: Role) -> Vec<Unit> {
+    if role.is_expert() {
+        let unit = |expert: &u32| Unit::Expert { layer, expert: *expert };
+        return experts.iter().map(unit).collect();
     }
+    vec![Unit::Layer(layer)]
 }

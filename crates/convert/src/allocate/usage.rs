@@ -19,14 +19,31 @@ const LEAST: f64 = 1.0 / 8.0;
 /// The class of the experts that are used most, in doublings of the mean.
 const MOST: i32 = 3;
 
+/// Experts that a role is tried on at most: what others would add is taken to be as much for what they are used.
+pub const TRIED_EXPERTS: usize = 16;
+
+/// The experts of a layer that a role is tried on.
+pub struct TriedExperts {
+    /// Those that the text uses most, ascending.
+    pub experts: Vec<u32>,
+    /// Their part of what errors of all experts add to the layer's output.
+    pub share: f64,
+}
+
+impl TriedExperts {
+    /// Of `0..experts`, by how much `routes` use them.
+    pub fn new(routes: &Routes, experts: u32) -> Self {
+        let (used, tried) = (routes.uses(experts), routes.most_used(experts, TRIED_EXPERTS));
+        let (all, of_tried): (f64, f64) =
+            (used.iter().sum(), tried.iter().map(|expert| used[*expert as usize]).sum());
+        Self { experts: tried, share: if all > 0.0 { of_tried / all } else { 1.0 } }
+    }
+}
+
 /// The experts `0..experts` by how much `routes` use them, in classes of which each is used twice as much as the one
 /// before: a bit less of codes makes four times the squared error, so that finer classes would bring little.
 pub fn used_alike(routes: &Routes, experts: u32) -> Vec<UsedAlike> {
-    // What an expert's error adds to a token's output goes with its weight there, squared it goes with its square.
-    let mut used = vec![0.0; experts as usize];
-    for (expert, weight) in routes.experts.iter().zip(&routes.weights) {
-        used[*expert as usize] += f64::from(*weight).powi(2);
-    }
+    let used = routes.uses(experts);
     let mean = used.iter().sum::<f64>() / f64::from(experts);
     if mean <= 0.0 {
         return vec![UsedAlike { experts: (0..experts).collect(), share: 1.0 }];
@@ -64,6 +81,21 @@ mod tests {
         for (class, share) in found.iter().zip([LEAST, 2.0 / 1.5, 4.0 / 1.5]) {
             assert!((class.share - share / all).abs() < 1e-12, "{class:?}");
         }
+    }
+
+    #[test]
+    fn roles_are_tried_on_the_experts_that_are_used_most() {
+        let tried = |picks: &[u32], experts| {
+            let (picks, weights) = (picks.to_vec(), vec![1.0; picks.len()]);
+            TriedExperts::new(&Routes { k: 1, experts: picks, weights }, experts)
+        };
+        // 18 experts, of which each is used but the last; the first three times.
+        let picks: Vec<u32> = (0..17).chain([0, 0]).collect();
+        let found = tried(&picks, 18);
+        assert_eq!(found.experts, (0..16).collect::<Vec<_>>());
+        assert!((found.share - 18.0 / 19.0).abs() < 1e-12);
+        let found = tried(&[], 3);
+        assert_eq!((found.experts, found.share), (vec![0, 1, 2], 1.0));
     }
 
     #[test]

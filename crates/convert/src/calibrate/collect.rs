@@ -126,16 +126,26 @@ impl Collector<'_> {
     }
 }
 
-/// Takes the stream through layer `layer` as `original` has it and sends every unit of the layer
-/// with its inputs, about `batch_bytes` of them at a time; the stream stays where it was.
+/// What of the inputs is collected.
+#[derive(Clone, Copy, Debug)]
+pub struct Collected {
+    /// Of which layer.
+    pub layer: u32,
+    /// Of how many of its experts at most, those that the text uses most.
+    pub most_experts: usize,
+    /// About how many bytes of them are sent at a time.
+    pub batch_bytes: usize,
+}
+
+/// Takes the stream through a layer as `original` has it and sends the units of the layer with their inputs; the
+/// stream stays where it was.
 ///
 /// # Errors
 /// As [`LayerPass::observe`].
 pub fn collect(
     stream: &mut LayerPass<'_>,
     original: &Weights,
-    layer: u32,
-    batch_bytes: usize,
+    Collected { layer, most_experts, batch_bytes }: Collected,
     out: &SyncSender<InputBatch>,
 ) -> Result<(), RuntimeError> {
     let spec = &original.spec().layers[layer as usize];
@@ -151,7 +161,7 @@ pub fn collect(
         current: Unit::Layer(layer),
     };
     let mut show = |activations: Activations<'_>| collector.add(activations);
-    stream.observe(original, Hook { least_rows: LEAST_ROWS, show: &mut show })?;
+    stream.observe(original, Hook { least_rows: LEAST_ROWS, most_experts, show: &mut show })?;
     collector.units.push(collector.current);
     collector.send()
 }

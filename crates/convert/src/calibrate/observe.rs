@@ -9,7 +9,7 @@ use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Head, RuntimeError};
 
 use super::Corpus;
-use super::collect::{collect, head};
+use super::collect::{Collected, collect, head};
 use super::statistics::InputStats;
 use super::streams::coverage;
 use crate::error::{ConvertError, Result};
@@ -45,7 +45,7 @@ pub fn observe(
         if cancel.load(Ordering::Relaxed) {
             return Err(ConvertError::Stopped);
         }
-        take(layer_inputs(&mut pass, original, layer)?)?;
+        take(layer_inputs(&mut pass, original, layer, usize::MAX)?)?;
         pass.step()?;
         seen.extend(coverage(layer, original.spec(), pass.routes()));
         progress(layer + 1);
@@ -54,15 +54,18 @@ pub fn observe(
     Ok(seen)
 }
 
-/// What the next layer's matrices are given, all of it at once; the stream stays where it was.
+/// What the next layer's matrices are given, of at most `most_experts` experts, all of it at once; the stream stays
+/// where it was.
 pub fn layer_inputs(
     pass: &mut LayerPass<'_>,
     original: &Weights,
     layer: u32,
+    most_experts: usize,
 ) -> Result<InputStats> {
+    let collected = Collected { layer, most_experts, batch_bytes: usize::MAX };
     std::thread::scope(|scope| {
         let (sender, batches) = sync_channel(0);
-        let watching = scope.spawn(move || collect(pass, original, layer, usize::MAX, &sender));
+        let watching = scope.spawn(move || collect(pass, original, collected, &sender));
         let inputs = batches.iter().flat_map(|batch| batch.inputs).collect();
         watching.join().map_err(|_| RuntimeError::Panicked)??;
         Ok(inputs)

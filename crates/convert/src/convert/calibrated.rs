@@ -10,7 +10,7 @@ use shardwright_runtime::layerwise::LayerPass;
 
 use super::Conversion;
 use crate::calibrate::Corpus;
-use crate::calibrate::collect::{InputBatch, collect};
+use crate::calibrate::collect::{Collected, InputBatch, collect};
 use crate::calibrate::objectives::Objectives;
 use crate::calibrate::observe::{head_inputs, tied_head_inputs};
 use crate::calibrate::streams::{Streamed, Streams, coverage};
@@ -70,8 +70,9 @@ fn make_layer(
     }
     std::thread::scope(|scope| {
         let (sender, batches) = sync_channel(0);
-        let batch = conversion.options.buffers.hessians;
-        let watching = scope.spawn(move || collect(stream, original, layer, batch, &sender));
+        let batch_bytes = conversion.options.buffers.hessians;
+        let all = Collected { layer, most_experts: usize::MAX, batch_bytes };
+        let watching = scope.spawn(move || collect(stream, original, all, &sender));
         let mut made = Ok(());
         for InputBatch { mut units, inputs } in &batches {
             units.retain(|unit| !conversion.finished.contains_key(unit));

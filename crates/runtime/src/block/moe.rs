@@ -127,6 +127,18 @@ impl ExpertBatches {
         *self = Self { starts, all };
     }
 
+    /// Leaves only the rows of `experts`, ascending.
+    pub fn retain(&mut self, experts: &[u32]) {
+        let (mut all, mut starts) = (Vec::with_capacity(self.all.len()), vec![0]);
+        for expert in 0..self.starts.len() as u32 - 1 {
+            if experts.binary_search(&expert).is_ok() {
+                all.extend_from_slice(self.rows(expert));
+            }
+            starts.push(all.len());
+        }
+        *self = Self { starts, all };
+    }
+
     /// An expert's rows, ascending.
     fn rows(&self, expert: u32) -> &[Assignment] {
         &self.all[self.starts[expert as usize]..self.starts[expert as usize + 1]]
@@ -251,5 +263,7 @@ mod tests {
         let filled = [Assignment { row: 1, weight: 0.5 }, Assignment { row: 2, weight: 0.0 }];
         assert_eq!(batches.rows(0), filled);
         assert_eq!(batches.rows(1).len(), 3);
+        batches.retain(&[1]);
+        assert_eq!((batches.rows(0).len(), batches.rows(1).len()), (0, 3));
     }
 }

@@ -26,6 +26,26 @@ impl Routes {
         self.experts.clear();
         self.weights.clear();
     }
+
+    /// What an error of each of `0..experts` counts for in the layer's output: it adds to a token's output by its
+    /// weight there, and to the square of that by the weight's square.
+    pub fn uses(&self, experts: u32) -> Vec<f64> {
+        let mut used = vec![0.0; experts as usize];
+        for (expert, weight) in self.experts.iter().zip(&self.weights) {
+            used[*expert as usize] += f64::from(*weight).powi(2);
+        }
+        used
+    }
+
+    /// At most `limit` of the experts `0..experts`, those with most [`Self::uses`], ascending; of equal ones the lower.
+    pub fn most_used(&self, experts: u32, limit: usize) -> Vec<u32> {
+        let used = self.uses(experts);
+        let mut most: Vec<u32> = (0..experts).collect();
+        most.sort_by(|a, b| used[*b as usize].total_cmp(&used[*a as usize]));
+        most.truncate(limit);
+        most.sort_unstable();
+        most
+    }
 }
 
 /// Leaves `norm(x)` in `work.normed` and appends each row's picks, for `x: [n, hidden]`.
