@@ -7,14 +7,14 @@ use crate::ahead::{ROWS, ask};
 use crate::encoding::Affine;
 use crate::float::{Stored, padded};
 use crate::ggml::lines::{self, scales};
-use crate::kernel::{LANES, Line, Simd};
+use crate::kernel::{Backend, Kernel, LANES, Line, Simd};
 use crate::matrix::Matrix;
 use crate::rows::sixteen_at;
 
 /// Rows of a matrix that are multiplied with one row of activations.
 pub trait PackedRows {
-    /// The lanes of the sums of rows `row..row + R`.
-    fn sums<S: Simd, const R: usize>(&self, s: S, row: usize) -> [S::F; R];
+    /// The lanes of the sums of [`ROWS`] rows from `row` on; for those behind the matrix the last one's.
+    fn sums<S: Simd>(&self, s: S, row: usize) -> [S::F; ROWS];
 }
 
 /// Plain floats, sixteen of them in `SIZE` bytes.
@@ -75,23 +75,23 @@ impl<'a, T, const BYTES: usize> Large<'a, T, BYTES> {
 
 impl<T: Stored<SIZE>, const SIZE: usize> PackedRows for Floats<'_, T, SIZE> {
     #[inline(always)]
-    fn sums<S: Simd, const R: usize>(&self, s: S, row: usize) -> [S::F; R] {
-        let (m, mut acc) = (self.m, [s.splat(0.0); R]);
+    fn sums<S: Simd>(&self, s: S, row: usize) -> [S::F; ROWS] {
+        let (m, mut acc) = (self.m, [s.splat(0.0); ROWS]);
         let (x, x_rest) = self.x.as_chunks::<LANES>();
-        let rows: [_; R] = std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks::<SIZE>());
+        let rows = some_rows(m, row).map(|row| m.row(m.weight(), row).as_chunks::<SIZE>());
         // One length for all, so that a loop over one is within the others.
-        let whole: [_; R] = std::array::from_fn(|r| &rows[r].0[..x.len()]);
+        let whole = rows.map(|(whole, _)| &whole[..x.len()]);
         let at = row * m.cols() * SIZE / LANES;
         for (i, x) in x.iter().enumerate() {
-            ask(s, m.weight(), at + i * R * SIZE, R * SIZE);
+            ask(s, m.weight(), at + i * ROWS * SIZE, ROWS * SIZE);
             let x = s.load(x);
-            for r in 0..R {
+            for r in 0..ROWS {
                 acc[r] = s.mul_add(T::load(s, &whole[r][i]), x, acc[r]);
             }
         }
         if !x_rest.is_empty() {
             let x = s.load(&padded(x_rest));
-            for r in 0..R {
+            for r in 0..ROWS {
                 acc[r] = s.mul_add(T::load(s, &padded(rows[r].1)), x, acc[r]);
             }
         }
@@ -103,23 +103,24 @@ impl<const BITS: usize, const BLOCK: usize, const BLOCKS: usize> PackedRows
     for Grouped<'_, BITS, BLOCK, BLOCKS>
 {
     #[inline(always)]
-    fn sums<S: Simd, const R: usize>(&self, s: S, row: usize) -> [S::F; R] {
-        let (m, groups, mut acc) = (self.m, self.x.len(), [s.splat(0.0); R]);
-        let rows: [&[[[u8; BLOCK]; BLOCKS]]; R] =
-            std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks().0.as_chunks().0);
-        let (mut scale, mut bias) = ([[0.0; LANES]; R], [[0.0; LANES]; R]);
-        let (start, bytes) = (row * groups * BLOCKS * BLOCK, R * BLOCKS * BLOCK);
+    fn sums<S: Simd>(&self, s: S, row: usize) -> [S::F; ROWS] {
+        let (m, groups, mut acc) = (self.m, self.x.len(), [s.splat(0.0); ROWS]);
+        let numbers = some_rows(m, row);
+        let rows: [&[[[u8; BLOCK]; BLOCKS]]; ROWS] =
+            numbers.map(|row| m.row(m.weight(), row).as_chunks().0.as_chunks().0);
+        let (mut scale, mut bias) = ([[0.0; LANES]; ROWS], [[0.0; LANES]; ROWS]);
+        let (start, bytes) = (row * groups * BLOCKS * BLOCK, ROWS * BLOCKS * BLOCK);
         // Sixteen groups at a time: their scales are widened together.
         for (i, x) in self.x.chunks(LANES).enumerate() {
-            for r in 0..R {
-                let first = (row + r) * groups + LANES * i;
+            for r in 0..ROWS {
+                let first = numbers[r] * groups + LANES * i;
                 scale[r] = sixteen_at(s, self.a.scale_dtype(), m.scales(), first);
                 bias[r] = sixteen_at(s, self.a.scale_dtype(), m.biases(), first);
             }
             for (g, x) in x.iter().enumerate() {
                 let group = LANES * i + g;
                 ask(s, m.weight(), start + group * bytes, bytes);
-                for r in 0..R {
+                for r in 0..ROWS {
                     let grid = s.grid::<BITS>(scale[r][g], bias[r][g]);
                     for (block, x) in rows[r][group].iter().zip(x) {
                         let [w0, w1] = s.decode::<BITS, BLOCK>(block, grid);
@@ -139,20 +140,20 @@ impl<const BITS: usize, const BLOCK: usize, const BLOCKS: usize> PackedRows
 
 impl<T: lines::Small<BYTES>, const BYTES: usize> PackedRows for Small<'_, T, BYTES> {
     #[inline(always)]
-    fn sums<S: Simd, const R: usize>(&self, s: S, row: usize) -> [S::F; R] {
-        let (m, mut acc) = (self.m, [s.splat(0.0); R]);
-        let rows: [&[[u8; BYTES]]; R] =
-            std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks().0);
-        let (mut scale, start) = ([[0.0; LANES]; R], row * rows[0].len() * BYTES);
+    fn sums<S: Simd>(&self, s: S, row: usize) -> [S::F; ROWS] {
+        let (m, mut acc) = (self.m, [s.splat(0.0); ROWS]);
+        let rows: [&[[u8; BYTES]]; ROWS] =
+            some_rows(m, row).map(|row| m.row(m.weight(), row).as_chunks().0);
+        let (mut scale, start) = ([[0.0; LANES]; ROWS], row * rows[0].len() * BYTES);
         // Sixteen blocks at a time: their scales are widened together.
         for (i, x) in self.x.chunks(LANES).enumerate() {
             let first = LANES * i;
-            for r in 0..R {
+            for r in 0..ROWS {
                 scale[r] = scales(s, &rows[r][first..first + x.len()]);
             }
             for (b, x) in x.iter().enumerate() {
-                ask(s, m.weight(), start + (first + b) * R * BYTES, R * BYTES);
-                for r in 0..R {
+                ask(s, m.weight(), start + (first + b) * ROWS * BYTES, ROWS * BYTES);
+                for r in 0..ROWS {
                     let [w0, w1] = T::lines(s, &rows[r][first + b], scale[r][b]);
                     acc[r] = s.mul_add(w0, s.load(&x[0]), acc[r]);
                     acc[r] = s.mul_add(w1, s.load(&x[1]), acc[r]);
@@ -165,14 +166,14 @@ impl<T: lines::Small<BYTES>, const BYTES: usize> PackedRows for Small<'_, T, BYT
 
 impl<T: lines::Large<BYTES>, const BYTES: usize> PackedRows for Large<'_, T, BYTES> {
     #[inline(always)]
-    fn sums<S: Simd, const R: usize>(&self, s: S, row: usize) -> [S::F; R] {
-        let (m, mut acc) = (self.m, [s.splat(0.0); R]);
-        let rows: [&[[u8; BYTES]]; R] =
-            std::array::from_fn(|r| m.row(m.weight(), row + r).as_chunks().0);
+    fn sums<S: Simd>(&self, s: S, row: usize) -> [S::F; ROWS] {
+        let (m, mut acc) = (self.m, [s.splat(0.0); ROWS]);
+        let rows: [&[[u8; BYTES]]; ROWS] =
+            some_rows(m, row).map(|row| m.row(m.weight(), row).as_chunks().0);
         let start = row * rows[0].len() * BYTES;
         for (at, x) in self.x.iter().enumerate() {
-            ask(s, m.weight(), start + at * R * BYTES, R * BYTES);
-            for r in 0..R {
+            ask(s, m.weight(), start + at * ROWS * BYTES, ROWS * BYTES);
+            for r in 0..ROWS {
                 let w = T::lines(s, &rows[r][at]);
                 for line in 0..LANES {
                     acc[r] = s.mul_add(w[line], s.load(&x[line]), acc[r]);
@@ -183,15 +184,41 @@ impl<T: lines::Large<BYTES>, const BYTES: usize> PackedRows for Large<'_, T, BYT
     }
 }
 
-/// `out[i]` is the product of row `rows.start + i`.
+/// [`ROWS`] rows from `row` on; for those behind the matrix its last one.
 #[inline(always)]
-pub fn packed<S: Simd>(s: S, rows: Range<usize>, out: &mut [f32], all: &impl PackedRows) {
-    let (blocks, rest) = out.as_chunks_mut::<ROWS>();
-    let after = rows.start + ROWS * blocks.len();
-    for (first, out) in rows.step_by(ROWS).zip(blocks) {
-        *out = s.sum_four(all.sums::<S, ROWS>(s, first));
+fn some_rows(m: &Matrix<'_>, row: usize) -> [usize; ROWS] {
+    [0, 1, 2, 3].map(|r| (row + r).min(m.rows() - 1))
+}
+
+/// Where products with one row of activations go: `out[i]` is that of row `rows.start + i`.
+pub struct RowOutputs<'a> {
+    pub backend: Backend,
+    pub rows: Range<usize>,
+    pub out: &'a mut [f32],
+}
+
+impl RowOutputs<'_> {
+    /// Multiplies.
+    pub fn packed(self, all: &impl PackedRows) {
+        self.backend
+            .run(Packed { rows: self.rows, out: self.out, all });
     }
-    for (row, out) in (after..).zip(rest) {
-        *out = s.sum(all.sums::<S, 1>(s, row)[0]);
+}
+
+struct Packed<'a, P> {
+    rows: Range<usize>,
+    out: &'a mut [f32],
+    all: &'a P,
+}
+
+impl<P: PackedRows> Kernel for Packed<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (first, out) in self.rows.step_by(ROWS).zip(self.out.chunks_mut(ROWS)) {
+            let sums = s.sum_four(self.all.sums(s, first));
+            out.copy_from_slice(&sums[..out.len()]);
+        }
     }
 }

@@ -8,14 +8,14 @@ use std::ops::Range;
 
 use crate::activations::Activations;
 use crate::blocks::Blocks;
-use crate::encoding::{Affine, Encoding};
+use crate::encoding::{Affine, Encoding, Trellis};
 use crate::float::{Bf16, F16, F32};
 use crate::ggml::lines;
 use crate::kernel::{
     Kernel, LANES, Lines, NOTHING, Outputs, PASSES, Simd, TILE_LINES, TILE_ROWS, Tile, Waiting,
 };
 use crate::matrix::Matrix;
-use crate::packed::{Floats, Grouped, Large, Small, packed};
+use crate::packed::{Floats, Grouped, Large, RowOutputs, Small};
 use crate::rows::{BLOCK_LINES, decode_block, decode_row};
 use crate::trellis;
 
@@ -35,38 +35,37 @@ pub fn matmul(m: &Matrix<'_>, x: &Activations, rows: Range<usize>, out: Outputs<
     assert!(rows.end <= m.rows(), "rows {rows:?} of {}", m.rows());
     assert_eq!(x.cols(), m.cols(), "activations of a matrix of {} columns", m.cols());
     assert_eq!((out.n(), out.width()), (x.n(), rows.len()), "outputs of rows {rows:?}");
-    if !rows.is_empty() {
-        x.backend().run(Product { m, x, rows, out });
+    if rows.is_empty() {
+        return;
+    }
+    match m.encoding() {
+        Encoding::Trellis(trellis) => x.backend().run(OfTrellis { m, trellis, x, rows, out }),
+        _ if x.is_few() => each_row(m, x, &rows, out),
+        _ => x.backend().run(ManyRows { m, x, rows, out }),
     }
 }
 
-struct Product<'a> {
+/// With trellis codes.
+struct OfTrellis<'a> {
     m: &'a Matrix<'a>,
+    trellis: Trellis,
     x: &'a Activations,
     rows: Range<usize>,
     out: Outputs<'a>,
 }
 
-impl Kernel for Product<'_> {
+impl Kernel for OfTrellis<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { m, x, rows, mut out } = self;
-        match m.encoding() {
-            Encoding::Trellis(t) if x.is_few() => {
-                for i in 0..x.n() {
-                    let x = x.rotated().row(i, x.cols());
-                    trellis::matvec(s, m, t, x, rows.clone(), out.row(i));
-                }
-            }
-            Encoding::Trellis(t) => trellis::matmul(s, m, t, x.rotated(), rows, out),
-            _ if x.is_few() => {
-                for i in 0..x.n() {
-                    one_row(s, m, (x.row(i), x.arranged(i)), rows.clone(), out.row(i));
-                }
-            }
-            _ => many_rows(s, m, x, rows, out),
+        let Self { m, trellis, x, rows, mut out } = self;
+        if !x.is_few() {
+            return trellis::matmul(s, m, trellis, x.rotated(), rows, out);
+        }
+        for i in 0..x.n() {
+            let x = x.rotated().row(i, x.cols());
+            trellis::matvec(s, m, trellis, x, rows.clone(), out.row(i));
         }
     }
 }
@@ -97,39 +96,46 @@ const fn pitch(cols: usize) -> usize {
     cols.div_ceil(LANES) | 1
 }
 
-/// Decodes the rows of a register tile and multiplies them with all activations, tile after tile.
-#[inline(always)]
-fn many_rows<S: Simd>(
-    s: S,
-    m: &Matrix<'_>,
-    x: &Activations,
+/// With many rows of activations: decodes the rows of a register tile and multiplies them with all of these, tile
+/// after tile.
+struct ManyRows<'a> {
+    m: &'a Matrix<'a>,
+    x: &'a Activations,
     rows: Range<usize>,
-    mut out: Outputs<'_>,
-) {
-    let (steps, pitch) = (m.cols().div_ceil(LANES), pitch(m.cols()));
-    let (mut panel, mut waiting) = (PANEL.take(), WAITING.take());
-    panel.resize(panel.len().max(LANES * pitch), Lines::ZERO);
-    waiting.resize(STRIPS, NOTHING);
-    for first in rows.clone().step_by(TILE) {
-        let few = first..rows.end.min(first + TILE);
-        let columns = first - rows.start..few.end - rows.start;
-        decode_panel(s, m, few, &mut panel);
-        for (block, x) in x.strips().chunks(STRIPS * LANES * steps).enumerate() {
-            let strips = x.chunks_exact(LANES * steps);
-            for pass in 0..LANES {
-                let w = &panel[pass * pitch..][..steps];
-                for (x, waiting) in strips.clone().zip(&mut waiting) {
-                    let x = &x[pass * steps..][..steps];
-                    s.pass(x, w, (pass, columns.len().div_ceil(LANES)), waiting);
+    out: Outputs<'a>,
+}
+
+impl Kernel for ManyRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { m, x, rows, mut out } = self;
+        let (steps, pitch) = (m.cols().div_ceil(LANES), pitch(m.cols()));
+        let (mut panel, mut waiting) = (PANEL.take(), WAITING.take());
+        panel.resize(panel.len().max(LANES * pitch), Lines::ZERO);
+        waiting.resize(STRIPS, NOTHING);
+        for first in rows.clone().step_by(TILE) {
+            let few = first..rows.end.min(first + TILE);
+            let columns = first - rows.start..few.end - rows.start;
+            decode_panel(s, m, few, &mut panel);
+            for (block, x) in x.strips().chunks(STRIPS * LANES * steps).enumerate() {
+                let strips = x.chunks_exact(LANES * steps);
+                for pass in 0..LANES {
+                    let w = &panel[pass * pitch..][..steps];
+                    for (x, waiting) in strips.clone().zip(&mut waiting) {
+                        let x = &x[pass * steps..][..steps];
+                        s.pass(x, w, (pass, columns.len().div_ceil(LANES)), waiting);
+                    }
+                }
+                for (strip, [.., sums]) in (STRIPS * block..).zip(&waiting[..strips.len()]) {
+                    keep(sums, TILE_ROWS * strip, &columns, &mut out);
                 }
             }
-            for (strip, [.., sums]) in (STRIPS * block..).zip(&waiting[..strips.len()]) {
-                keep(sums, TILE_ROWS * strip, &columns, &mut out);
-            }
         }
+        PANEL.set(panel);
+        WAITING.set(waiting);
     }
-    PANEL.set(panel);
-    WAITING.set(waiting);
 }
 
 /// The values of up to 64 rows: pass after pass, a step for each of its columns, in lines of rows. Lanes without
@@ -175,87 +181,83 @@ fn keep(sums: &Tile, row: usize, columns: &Range<usize>, out: &mut Outputs<'_>) 
     }
 }
 
-/// Products with one row of activations, as they came and arranged for four bits.
-#[inline(always)]
-fn one_row<S: Simd>(
-    s: S,
-    m: &Matrix<'_>,
-    (x, arranged): (&[f32], &[f32]),
-    rows: Range<usize>,
-    out: &mut [f32],
-) {
-    match m.encoding() {
-        Encoding::F32 => packed(s, rows, out, &Floats::<F32, 64>::new(m, x)),
-        Encoding::F16 => packed(s, rows, out, &Floats::<F16, 32>::new(m, x)),
-        Encoding::Bf16 => packed(s, rows, out, &Floats::<Bf16, 32>::new(m, x)),
-        Encoding::Affine(a) => match a.bits() {
-            2 => affine::<S, 2, 8>(s, m, a, x, rows, out),
-            3 => affine::<S, 3, 12>(s, m, a, x, rows, out),
-            4 => affine::<S, 4, 16>(s, m, a, arranged, rows, out),
-            6 => affine::<S, 6, 24>(s, m, a, x, rows, out),
-            _ => affine::<S, 8, 32>(s, m, a, x, rows, out),
-        },
-        Encoding::Ggml(kind) => blocks(s, m, kind, x, rows, out),
-        Encoding::Trellis(_) => {}
+/// With a few rows of activations, one after the other, as they came or arranged for four bits. Each encoding is a
+/// kernel of its own, for all that one calls is compiled into one function, and the time that takes grows faster than
+/// what is in it.
+fn each_row(m: &Matrix<'_>, x: &Activations, rows: &Range<usize>, mut out: Outputs<'_>) {
+    for i in 0..x.n() {
+        let (backend, x, arranged) = (x.backend(), x.row(i), x.arranged(i));
+        let to = RowOutputs { backend, rows: rows.clone(), out: out.row(i) };
+        match m.encoding() {
+            Encoding::F32 => to.packed(&Floats::<F32, 64>::new(m, x)),
+            Encoding::F16 => to.packed(&Floats::<F16, 32>::new(m, x)),
+            Encoding::Bf16 => to.packed(&Floats::<Bf16, 32>::new(m, x)),
+            Encoding::Affine(a) => match a.bits() {
+                2 => affine::<2, 8>(m, a, x, to),
+                3 => affine::<3, 12>(m, a, x, to),
+                4 => affine::<4, 16>(m, a, arranged, to),
+                6 => affine::<6, 24>(m, a, x, to),
+                _ => affine::<8, 32>(m, a, x, to),
+            },
+            Encoding::Ggml(kind) => blocks(m, kind, x, to),
+            Encoding::Trellis(_) => {}
+        }
     }
 }
 
-#[inline(always)]
-fn affine<S: Simd, const BITS: usize, const BLOCK: usize>(
-    s: S,
+fn affine<const BITS: usize, const BLOCK: usize>(
     m: &Matrix<'_>,
     a: Affine,
     x: &[f32],
-    rows: Range<usize>,
-    out: &mut [f32],
+    to: RowOutputs<'_>,
 ) {
     match a.group_size() {
-        32 => packed(s, rows, out, &Grouped::<BITS, BLOCK, 1>::new(m, a, x)),
-        64 => packed(s, rows, out, &Grouped::<BITS, BLOCK, 2>::new(m, a, x)),
-        _ => packed(s, rows, out, &Grouped::<BITS, BLOCK, 4>::new(m, a, x)),
+        32 => to.packed(&Grouped::<BITS, BLOCK, 1>::new(m, a, x)),
+        64 => to.packed(&Grouped::<BITS, BLOCK, 2>::new(m, a, x)),
+        _ => to.packed(&Grouped::<BITS, BLOCK, 4>::new(m, a, x)),
     }
 }
 
 /// The commonest types are read where they lie, others decoded block by block.
-#[inline(always)]
-fn blocks<S: Simd>(
-    s: S,
-    m: &Matrix<'_>,
-    kind: Blocks,
-    x: &[f32],
-    rows: Range<usize>,
-    out: &mut [f32],
-) {
+fn blocks(m: &Matrix<'_>, kind: Blocks, x: &[f32], to: RowOutputs<'_>) {
     match kind {
-        Blocks::Q4_0 => packed(s, rows, out, &Small::<lines::Q4_0, 18>::new(m, x)),
-        Blocks::Q8_0 => packed(s, rows, out, &Small::<lines::Q8_0, 34>::new(m, x)),
-        Blocks::Q4K => packed(s, rows, out, &Large::<lines::Q4K, 144>::new(m, x)),
-        Blocks::Q5K => packed(s, rows, out, &Large::<lines::Q5K, 176>::new(m, x)),
-        Blocks::Q6K => packed(s, rows, out, &Large::<lines::Q6K, 210>::new(m, x)),
-        _ => decoded(s, m, kind, x, rows, out),
+        Blocks::Q4_0 => to.packed(&Small::<lines::Q4_0, 18>::new(m, x)),
+        Blocks::Q8_0 => to.packed(&Small::<lines::Q8_0, 34>::new(m, x)),
+        Blocks::Q4K => to.packed(&Large::<lines::Q4K, 144>::new(m, x)),
+        Blocks::Q5K => to.packed(&Large::<lines::Q5K, 176>::new(m, x)),
+        Blocks::Q6K => to.packed(&Large::<lines::Q6K, 210>::new(m, x)),
+        _ => to
+            .backend
+            .run(Decoded { m, kind, x, rows: to.rows, out: to.out }),
     }
 }
 
 /// Decodes a block at a time and multiplies it.
-#[inline(always)]
-fn decoded<S: Simd>(
-    s: S,
-    m: &Matrix<'_>,
+struct Decoded<'a> {
+    m: &'a Matrix<'a>,
     kind: Blocks,
-    x: &[f32],
+    x: &'a [f32],
     rows: Range<usize>,
-    out: &mut [f32],
-) {
-    let mut values = [[0.0; LANES]; BLOCK_LINES];
-    let x = x.as_chunks::<LANES>().0.chunks(kind.form().values / LANES);
-    for (row, out) in rows.zip(out) {
-        let mut acc = s.splat(0.0);
-        for (at, x) in x.clone().enumerate() {
-            let count = decode_block(m, kind, (row, at), &mut values);
-            for (w, x) in values[..count].iter().zip(x) {
-                acc = s.mul_add(s.load(w), s.load(x), acc);
+    out: &'a mut [f32],
+}
+
+impl Kernel for Decoded<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { m, kind, x, rows, out } = self;
+        let mut values = [[0.0; LANES]; BLOCK_LINES];
+        let x = x.as_chunks::<LANES>().0.chunks(kind.form().values / LANES);
+        for (row, out) in rows.zip(out) {
+            let mut acc = s.splat(0.0);
+            for (at, x) in x.clone().enumerate() {
+                let count = decode_block(m, kind, (row, at), &mut values);
+                for (w, x) in values[..count].iter().zip(x) {
+                    acc = s.mul_add(s.load(w), s.load(x), acc);
+                }
             }
+            *out = s.sum(acc);
         }
-        *out = s.sum(acc);
     }
 }

@@ -65,10 +65,36 @@ pub fn attend(
     }
 }
 
-struct Attend<'a> {
-    a: Attention<'a>,
-    positions: Range<usize>,
-    part: &'a mut Part,
+/// Adds what `positions` give to a part. Up to four heads share the loads of keys and values; of more, what is left
+/// of fours goes in a second run, and each of the two is a kernel of its own: see [`Attend`].
+fn attend_heads(backend: Backend, a: &Attention<'_>, positions: &Range<usize>, part: &mut Part) {
+    let Part { values, seen } = part;
+    let fours = a.heads / 4 * 4;
+    let whole = values.len() / a.heads * fours;
+    let (whole, out) = values.split_at_mut(whole);
+    let (whole_seen, seen) = seen.split_at_mut(fours);
+    if fours > 0 {
+        backend.run(Attend::<4> { a, first: 0, positions, out: whole, seen: whole_seen });
+    }
+    let first = fours;
+    match a.heads - fours {
+        0 => {}
+        1 => backend.run(Attend::<1> { a, first, positions, out, seen }),
+        2 => backend.run(Attend::<2> { a, first, positions, out, seen }),
+        _ => backend.run(Attend::<3> { a, first, positions, out, seen }),
+    }
+}
+
+/// The heads from `first` on, `H` at a time. How many is a parameter, for all that a kernel calls is compiled into one
+/// function, and the time that takes grows faster than what is in it.
+struct Attend<'a, const H: usize> {
+    a: &'a Attention<'a>,
+    first: usize,
+    positions: &'a Range<usize>,
+    /// `[heads, value_dim]`.
+    out: &'a mut [f32],
+    /// Of each head.
+    seen: &'a mut [Seen],
 }
 
 /// Where the softmax of a head stands.
@@ -80,13 +106,13 @@ struct Seen {
     sum: f32,
 }
 
-impl Kernel for Attend<'_> {
+impl<const H: usize> Kernel for Attend<'_, H> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { a, positions, part: Part { values: out, seen } } = self;
-        let width = out.len() / a.heads;
+        let Self { a, first, positions, out, seen } = self;
+        let width = out.len() / seen.len();
         let (mut keys, mut values) = (Decoder::new(a.keys), Decoder::new(a.values));
         let mut rows = [0; BLOCK];
         for start in positions.clone().step_by(BLOCK) {
@@ -102,15 +128,11 @@ impl Kernel for Attend<'_> {
                 values.decode(s, &rows[..count])
             };
             let block = Positions { keys, key_rows, values, value_rows };
-            for (i, out) in out.chunks_mut(4 * width).enumerate() {
-                // Up to four heads share the loads of keys and values.
-                let seen = &mut seen[4 * i..];
-                match out.len() / width {
-                    1 => some_heads::<S, 1>(s, &a, 4 * i, &block, seen, out),
-                    2 => some_heads::<S, 2>(s, &a, 4 * i, &block, seen, out),
-                    3 => some_heads::<S, 3>(s, &a, 4 * i, &block, seen, out),
-                    _ => some_heads::<S, 4>(s, &a, 4 * i, &block, seen, out),
-                }
+            let heads = seen
+                .chunks_exact_mut(H)
+                .zip(out.chunks_exact_mut(H * width));
+            for (first, (seen, out)) in (first..).step_by(H).zip(heads) {
+                some_heads::<S, H>(s, a, first, &block, seen, out);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Attend, Attention, BLOCK, Seen, power};
+use super::{Attention, BLOCK, Seen, attend_heads, power};
 use crate::kernel::{Backend, Kernel, Simd};
 
 /// Positions of the shortest span: fewer are not worth a thread.
@@ -48,7 +48,7 @@ impl Span<'_> {
         };
         let mut part =
             Part { values: vec![0.0; a.heads * width], seen: (0..a.heads).map(seen).collect() };
-        backend.run(Attend { a, positions, part: &mut part });
+        attend_heads(backend, &a, &positions, &mut part);
         part
     }
 }

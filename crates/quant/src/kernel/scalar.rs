@@ -8,22 +8,24 @@ use super::{LANES, Simd, TILE_LINES, transposed};
 #[derive(Clone, Copy)]
 pub struct Scalar;
 
+/// What `f` says of each lane. A plain loop: what [`std::array::from_fn`] is made of is compiled anew in every kernel.
 #[inline(always)]
-fn map<A: Copy, B: Copy + Default>(a: [A; LANES], f: impl Fn(A) -> B) -> [B; LANES] {
-    let mut out = [B::default(); LANES];
+fn lanes<T: Copy + Default>(f: impl Fn(usize) -> T) -> [T; LANES] {
+    let mut out = [T::default(); LANES];
     for l in 0..LANES {
-        out[l] = f(a[l]);
+        out[l] = f(l);
     }
     out
 }
 
 #[inline(always)]
+fn map<A: Copy, B: Copy + Default>(a: [A; LANES], f: impl Fn(A) -> B) -> [B; LANES] {
+    lanes(|l| f(a[l]))
+}
+
+#[inline(always)]
 fn zip<A: Copy + Default>(a: [A; LANES], b: [A; LANES], f: impl Fn(A, A) -> A) -> [A; LANES] {
-    let mut out = [A::default(); LANES];
-    for l in 0..LANES {
-        out[l] = f(a[l], b[l]);
-    }
-    out
+    lanes(|l| f(a[l], b[l]))
 }
 
 impl Simd for Scalar {
@@ -49,17 +51,17 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn load_f32(self, v: &[u8; 64]) -> Self::F {
-        std::array::from_fn(|l| f32::from_le_bytes(std::array::from_fn(|i| v[4 * l + i])))
+        lanes(|l| f32::from_le_bytes(v.as_chunks().0[l]))
     }
 
     #[inline(always)]
     fn load_f16(self, v: &[u8; 32]) -> Self::F {
-        std::array::from_fn(|l| f16::from_le_bytes([v[2 * l], v[2 * l + 1]]).to_f32())
+        lanes(|l| f16::from_le_bytes([v[2 * l], v[2 * l + 1]]).to_f32())
     }
 
     #[inline(always)]
     fn load_bf16(self, v: &[u8; 32]) -> Self::F {
-        std::array::from_fn(|l| f32::from_le_bytes([0, 0, v[2 * l], v[2 * l + 1]]))
+        lanes(|l| f32::from_le_bytes([0, 0, v[2 * l], v[2 * l + 1]]))
     }
 
     #[inline(always)]
@@ -70,7 +72,7 @@ impl Simd for Scalar {
     #[inline(always)]
     fn load_bytes(self, first: &[u8; 32], second: &[u8; 32]) -> Self::I {
         let word = |half: &[u8; 32], at: usize| u32::from_le_bytes(half.as_chunks().0[at]);
-        std::array::from_fn(|l| word(if l < 8 { first } else { second }, l % 8))
+        lanes(|l| word(if l < 8 { first } else { second }, l % 8))
     }
 
     #[inline(always)]
@@ -88,7 +90,7 @@ impl Simd for Scalar {
             let pair = u16::from_le_bytes([block[bit / 8], next]);
             f32::from(pair >> (bit % 8) & ((1 << BITS) - 1))
         };
-        [std::array::from_fn(code), std::array::from_fn(|l| code(LANES + l))]
+        [lanes(code), lanes(|l| code(LANES + l))]
     }
 
     #[inline(always)]
@@ -113,7 +115,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        std::array::from_fn(|l| a[l].mul_add(b[l], c[l]))
+        lanes(|l| a[l].mul_add(b[l], c[l]))
     }
 
     #[inline(always)]
@@ -128,19 +130,19 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn select_less(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
-        std::array::from_fn(|l| if a[l] < b[l] { x[l] } else { y[l] })
+        lanes(|l| if a[l] < b[l] { x[l] } else { y[l] })
     }
 
     #[inline(always)]
     fn swap<const D: usize>(self, v: Self::F) -> Self::F {
-        std::array::from_fn(|l| v[l ^ D])
+        lanes(|l| v[l ^ D])
     }
 
     #[inline(always)]
     fn exchange<const D: usize>(self, a: Self::F, b: Self::F) -> [Self::F; 2] {
         [
-            std::array::from_fn(|l| if l & D == 0 { a[l] } else { b[l ^ D] }),
-            std::array::from_fn(|l| if l & D == 0 { a[l ^ D] } else { b[l] }),
+            lanes(|l| if l & D == 0 { a[l] } else { b[l ^ D] }),
+            lanes(|l| if l & D == 0 { a[l ^ D] } else { b[l] }),
         ]
     }
 
@@ -157,7 +159,7 @@ impl Simd for Scalar {
     #[inline(always)]
     fn windows<const BITS: usize>(self, [first, later]: [u64; 2]) -> Self::I {
         let all = u128::from(first) | u128::from(later) << 32;
-        std::array::from_fn(|l| (all >> (BITS * l)) as u32)
+        lanes(|l| (all >> (BITS * l)) as u32)
     }
 
     #[inline(always)]
@@ -167,12 +169,12 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn repeat<const N: usize>(self, v: &[f32; N]) -> Self::F {
-        std::array::from_fn(|l| v[l % N])
+        lanes(|l| v[l % N])
     }
 
     #[inline(always)]
     fn regroup<const N: usize>(self, v: Self::F) -> Self::F {
-        std::array::from_fn(|l| v[transposed(LANES / N, l)])
+        lanes(|l| v[transposed(LANES / N, l)])
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ use crate::error::QuantError;
 use crate::feedback::{HessianFactor, Line, Rows, Sweep};
 use crate::float::magnitude;
 use crate::ggml::{Block, PointBlock};
-use crate::kernel::{Kernel, LANES, Simd};
+use crate::kernel::{Backend, Kernel, LANES, Simd};
 
 /// Groups of the block that has most.
 const GROUPS: usize = 16;
@@ -44,29 +44,43 @@ pub struct QuantizeBlocks<'a> {
 /// A value for each of sixteen rows.
 pub type Lanes = [f32; LANES];
 
-impl Kernel for QuantizeBlocks<'_> {
+/// Those whose points stand for `V` columns each; 0 where each column has a code. Each is a kernel of its own, for all
+/// that one calls is compiled into one function, and the time that takes grows faster than what is in it.
+struct OfPoints<'a, const V: usize>(QuantizeBlocks<'a>);
+
+impl<const V: usize> Kernel for OfPoints<'_, V> {
     type Output = Result<QuantStats, QuantError>;
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) -> Self::Output {
+    fn run<S: Simd>(self, s: S) -> Self::Output {
+        let Self(mut blocks) = self;
         let mut stats = QuantStats::default();
         let (mut targets, mut errors) = (Rows::default(), Rows::default());
-        let (x, cols) = (self.x, self.cols);
+        let (x, cols) = (blocks.x, blocks.cols);
         for (chunk, x) in x.chunks(CHUNK * cols).enumerate() {
             errors.set(x, cols);
             targets.copy(&errors);
             let first = chunk * CHUNK;
             let rows = first..first + x.len() / cols;
-            self.chunk(s, (&mut targets, &mut errors), rows, &mut stats)?;
+            blocks.chunk::<S, V>(s, (&mut targets, &mut errors), rows, &mut stats)?;
         }
         Ok(stats)
     }
 }
 
 impl QuantizeBlocks<'_> {
+    /// Chooses the codes.
+    pub fn run(self, backend: Backend) -> Result<QuantStats, QuantError> {
+        match self.blocks.form().points.map(|points| points.columns) {
+            None => backend.run(OfPoints::<0>(self)),
+            Some(4) => backend.run(OfPoints::<4>(self)),
+            Some(_) => backend.run(OfPoints::<8>(self)),
+        }
+    }
+
     /// Quantizes `rows`, which are those of `targets` and `errors`.
     #[inline(always)]
-    fn chunk<S: Simd>(
+    fn chunk<S: Simd, const V: usize>(
         &mut self,
         s: S,
         (targets, errors): (&mut Rows, &mut Rows),
@@ -84,7 +98,7 @@ impl QuantizeBlocks<'_> {
                 let row = rows.start + LANES * i;
                 let count = LANES.min(rows.end - row);
                 let strip = Strip { form, start, targets, errors };
-                self.strip(s, sweep.as_ref(), (row, count), strip, stats)?;
+                self.strip::<S, V>(s, sweep.as_ref(), (row, count), strip, stats)?;
             }
         }
         Ok(())
@@ -92,7 +106,7 @@ impl QuantizeBlocks<'_> {
 
     /// Quantizes a block of `count` rows from `row` on.
     #[inline(always)]
-    fn strip<S: Simd>(
+    fn strip<S: Simd, const V: usize>(
         &mut self,
         s: S,
         sweep: Option<&Sweep<'_>>,
@@ -110,22 +124,36 @@ impl QuantizeBlocks<'_> {
             let first = ((row + lane) * per_row + at) * form.bytes;
             first..first + form.bytes
         };
-        if let Some(kind) = form.points {
+        let measured = |measured: Measure<S::F>| measured.count(s, stats, count, form.group);
+        if V > 0 {
             let mut blocks = [PointBlock::ZERO; LANES];
-            let mut count_in =
-                |measured: Measure<S::F>| measured.count(s, stats, count, form.group);
-            let (strip, blocks) = (&mut strip, &mut blocks);
-            match kind.columns {
-                4 => self.points::<S, 4>(s, sweep, strip, kind, blocks, &mut count_in),
-                _ => self.points::<S, 8>(s, sweep, strip, kind, blocks, &mut count_in),
-            }
-            .map_err(refuse)?;
+            self.points::<S, V>(s, sweep, &mut strip, &mut blocks, measured)
+                .map_err(refuse)?;
             for (lane, block) in blocks[..count].iter().enumerate() {
                 block.store(self.blocks, &mut self.out[place(lane)]);
             }
-            return Ok(());
+        } else {
+            let mut blocks = [Block::ZERO; LANES];
+            self.codes(s, sweep, &mut strip, (&mut blocks, count), measured)
+                .map_err(refuse)?;
+            for (lane, block) in blocks[..count].iter().enumerate() {
+                block.store(self.blocks, &mut self.out[place(lane)]);
+            }
         }
-        let mut blocks = [Block::ZERO; LANES];
+        Ok(())
+    }
+
+    /// The codes of a block of `count` rows, in whose `blocks` they are left.
+    #[inline(always)]
+    fn codes<S: Simd>(
+        &self,
+        s: S,
+        sweep: Option<&Sweep<'_>>,
+        strip: &mut Strip<'_>,
+        (blocks, count): (&mut [Block; LANES], usize),
+        mut measured: impl FnMut(Measure<S::F>),
+    ) -> Result<(), Overflow> {
+        let form = strip.form;
         let mut ideal = [([0.0; LANES], [0.0; LANES]); GROUPS];
         let groups = form.values / form.group;
         // First what each group would have for itself, which says what the block's scales are; then the groups.
@@ -138,20 +166,16 @@ impl QuantizeBlocks<'_> {
             }
             // One place for the search, which is long code on every backend.
             if alone || before == 0 || fed.is_some() {
-                ideal[g] = self.ideal(s, &strip, g).map_err(refuse)?;
+                ideal[g] = self.ideal(s, strip, g)?;
             }
             if alone {
                 continue;
             }
             if step == before {
-                set_scales(form, &ideal[..groups], &mut blocks, count).map_err(refuse)?;
+                set_scales(form, &ideal[..groups], blocks, count)?;
             }
-            let pair = self.fit(s, &strip, g, &ideal[g], &mut blocks);
-            let measured = strip.round(s, sweep, g, pair, &mut blocks);
-            measured.count(s, stats, count, form.group);
-        }
-        for (lane, block) in blocks[..count].iter().enumerate() {
-            block.store(self.blocks, &mut self.out[place(lane)]);
+            let pair = self.fit(s, strip, g, &ideal[g], blocks);
+            measured(strip.round(s, sweep, g, pair, blocks));
         }
         Ok(())
     }

@@ -226,7 +226,7 @@ fn quantize_blocks(
     let (grid, out_blocks) = (crate::ggml::points(blocks), weight);
     let kernel =
         blocks::QuantizeBlocks { x, cols, blocks, search, costs, feedback, grid, out: out_blocks };
-    let mut stats = backend.run(kernel)?;
+    let mut stats = kernel.run(backend)?;
     output::measure(job, &out, &mut stats);
     Ok(stats)
 }

@@ -35,10 +35,10 @@ impl QuantizeBlocks<'_> {
         s: S,
         sweep: Option<&Sweep<'_>>,
         strip: &mut Strip<'_>,
-        kind: Points,
         blocks: &mut [PointBlock; LANES],
         mut measured: impl FnMut(Measure<S::F>),
     ) -> Result<(), Overflow> {
+        let Some(kind) = strip.form.points else { return Ok(()) };
         let grid = self.grid.as_chunks::<V>().0;
         let groups = strip.form.values / strip.form.group;
         let mut squares = Vec::new();
