@@ -178,6 +178,7 @@ pub(in crate::checkpoint) fn open(
             .map(Piece::into_file)
             .collect::<Result<_>>()?,
         stored,
+        first_names: BTreeMap::new(),
     };
     Ok((files, Grouped { tensors, quantization }))
 }

@@ -277,7 +277,9 @@ impl<'a> Grouping<'a> {
         let mut tensors = BTreeMap::new();
         let (mut kept, mut unnamed) = (BTreeMap::new(), BTreeMap::new());
         for (name, info) in &self.tensors {
-            let entry = scheme.ignore.names(module(name));
+            let main = info.decoder.as_ref().map_or(name.as_str(), Decoder::main);
+            let in_file = || scheme.ignore.names(self.files.module_in_files(main)?);
+            let entry = scheme.ignore.names(module(name)).or_else(in_file);
             match (&info.decoder, entry) {
                 (Some(decoder), Some(entry)) => {
                     let detail = mismatch(

@@ -546,3 +546,5 @@ fn tensors_of_mlx_are_read_by_its_own_key() {
     let config = json!({"quantization": own, "quantization_config": fp8()});
     assert_eq!(method(&config, &[weight, scales]), "fp8");
 }
+
+mod own;
