@@ -7,6 +7,7 @@ mod ignore;
 mod mlx;
 mod modelopt;
 mod mxfp4;
+mod quark;
 mod scheme;
 mod setting;
 mod transposed;
