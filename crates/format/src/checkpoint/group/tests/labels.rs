@@ -126,3 +126,20 @@ fn scales_show_blocks_that_nothing_states() {
     let told = refusal(&stated, &[weight(), scales(&[4, 3])]);
     assert!(told.contains("expected shape [2, 2]"), "{told}");
 }
+
+/// Marlin has other codes of GPTQ under names of its own, whatever form the configuration names.
+#[test]
+fn codes_of_marlin_are_refused_by_name() {
+    let config =
+        json!({ "quant_method": "gptq", "bits": 4, "group_size": 32, "is_marlin_format": true });
+    let tensors = [
+        zeros("a.B", Dtype::I32, &[4, 32]),
+        zeros("a.s", Dtype::Float(Float::F16), &[2, 16]),
+        zeros("a.workspace", Dtype::I32, &[16]),
+    ];
+    assert_eq!(
+        refusal(&config, &tensors),
+        "DIR/model.safetensors: tensor `a.B`: it belongs to codes of Marlin, in the order of its kernels, \
+         which are not read; take a copy of the model in the form gptq or gptq_v2"
+    );
+}
