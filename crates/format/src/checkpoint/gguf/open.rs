@@ -321,7 +321,9 @@ impl<'a> Opening<'a> {
         }
         match config::make_beside(&facts, &factors, &self.config) {
             Ok(config) => {
-                self.notes.extend(window(&self.config, &config));
+                let scaled = config::added_scaling(&facts, &config);
+                self.notes
+                    .extend(scaled.into_iter().chain(window(&self.config, &config)));
                 self.described = Some(Described { config, also: self.table.also.clone() });
             }
             Err(detail) => {
