@@ -359,6 +359,24 @@ fn turns_of_several_messages_end_with_the_last_or_a_call() {
     assert_eq!(config["eos_token_id"], json!([601, 602, 603, 604]));
 }
 
+/// No part of a model can have a bias of the head, so neither can one that somebody converts again.
+#[test]
+fn a_bias_of_the_head_has_a_next_step() {
+    let mut bytes = std::fs::read(fixture("gguf/llama-bias.gguf")).unwrap();
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let changes = [("Checkpoint", "Checkpoint-longer"), ("output_norm.weight", "output.bias")];
+    for (from, to) in changes.map(|(from, to)| (text(from), text(to))) {
+        let at = bytes.windows(from.len()).position(|w| w == from).unwrap();
+        bytes.splice(at..at + from.len(), to);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let told = Checkpoint::open(&path).unwrap_err().to_string();
+    let next = "a bias of the head, which no model here computes: run the file with llama.cpp";
+    assert!(told.ends_with(&format!("m.gguf: tensor `output.bias`: {next}")), "{told}");
+}
+
 /// A file whose metadatum `key` has other bytes, after its kind: `old` bytes of the file go, and the header
 /// must grow by whole alignments.
 fn changed(file: &str, key: &str, old: usize, new: &[u8]) -> crate::Result<Checkpoint> {

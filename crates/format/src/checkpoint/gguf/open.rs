@@ -59,6 +59,10 @@ const OTHER_TYPES: [(&str, &str); 6] = [
 const SCALE: &str = ".scale";
 const SCALED: &str = "a scale of all of the tensor beside it, as files of BitNet and of NVFP4 with two scales have: none is read; take the \
                       model in another type";
+/// A tensor that models of some architectures have in any form.
+const HEAD_BIAS: &str = "output.bias";
+const BIASED: &str =
+    "a bias of the head, which no model here computes: run the file with llama.cpp";
 /// What is wrong with pieces that were put together as if they were parts of one file's bytes.
 const JOINED: &str = "another GGUF file follows in it, as `cat` puts pieces together: take them as they were, and \
                       join them with `llama-gguf-split --merge`, if at all";
@@ -402,12 +406,10 @@ impl<'a> Opening<'a> {
     fn weights(&self, file: usize, tensor: &Tensor<'_>) -> Result<(String, TensorInfo), Refusal> {
         let (pattern, [layer, expert]) = split(tensor.name);
         let target = pattern.and_then(|pattern| self.table.tensors.get(&pattern));
-        let target = target.ok_or_else(|| {
-            if tensor.name.ends_with(SCALE) {
-                Refusal::from(SCALED)
-            } else {
-                format!("{} has no row for it: {CHECKPOINT}", self.table.path).into()
-            }
+        let target = target.ok_or_else(|| match tensor.name {
+            HEAD_BIAS => Refusal::from(BIASED),
+            name if name.ends_with(SCALE) => SCALED.into(),
+            _ => format!("{} has no row for it: {CHECKPOINT}", self.table.path).into(),
         })?;
         let name = self.layer_name(target.name(), layer);
         let name = name.replace(EXPERT, &expert.to_string());
