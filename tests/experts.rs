@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use shardwright_testing::{contents, fixture};
+use shardwright_testing::{RawTensors, contents, fixture};
 
 use crate::harness::Scratch;
 
@@ -71,6 +71,54 @@ fn mixed_experts_are_packed_parted_and_quantized_again() {
     assert_eq!(against["verdict"], json!("holds"));
     assert_eq!(against["fidelity"]["rmse"], json!(0.0));
     assert_eq!(text(&scratch, "again"), text(&scratch, "out"));
+}
+
+/// Puts codes of GPTQ in 4 bits, all of them 8, in place of matrices of 128 by 128.
+fn put_codes(tensors: &mut RawTensors, coded: impl Fn(&str) -> bool) {
+    let (header, data) = (std::mem::take(&mut tensors.header), std::mem::take(&mut tensors.data));
+    let mut put = |name: String, dtype: &str, shape: Value, bytes: &[u8]| {
+        let start = tensors.data.len();
+        tensors.data.extend(bytes);
+        let range = [start, tensors.data.len()];
+        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": range});
+        tensors.header.insert(name, entry);
+    };
+    let matrices = header.into_iter();
+    for (name, entry) in matrices.filter(|(name, _)| name != "__metadata__") {
+        let Some(module) = name.strip_suffix(".weight").filter(|_| coded(&name)) else {
+            let at = |n: usize| entry["data_offsets"][n].as_u64().unwrap() as usize;
+            let dtype = entry["dtype"].as_str().unwrap().to_owned();
+            put(name, &dtype, entry["shape"].clone(), &data[at(0)..at(1)]);
+            continue;
+        };
+        put(format!("{module}.qweight"), "I32", json!([16, 128]), &[0x88; 16 * 128 * 4]);
+        put(format!("{module}.qzeros"), "I32", json!([4, 16]), &[0x66; 4 * 16 * 4]);
+        // Scales of 2^-8.
+        put(format!("{module}.scales"), "F16", json!([4, 128]), &[0, 0x1c].repeat(4 * 128));
+    }
+}
+
+/// An expert that no text of a calibration reached is left as it was.
+#[test]
+fn one_expert_of_gptq_may_be_plain() {
+    let scratch = Scratch::with("fixture-2m");
+    let plain = "model.layers.1.mlp.experts.3.";
+    let coded = |name: &str| name.contains(".mlp.experts.") && !name.starts_with(plain);
+    scratch.edit_tensors("ckpt/model.safetensors", |tensors| put_codes(tensors, coded));
+    scratch.edit_json("ckpt/config.json", |config| {
+        let gptq = json!({"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": true});
+        config.insert("quantization_config".to_owned(), gptq);
+    });
+    let read = scratch.json("inspect ckpt")["checkpoint"]["quantization"].take();
+    assert_eq!(read["tensors"], json!({"gptq int4 g32": 4 * 8 * 3 - 3}), "{read}");
+    scratch.ok("convert ckpt -o out --bits 4 --group-size 32");
+    assert_eq!(scratch.json("verify out --against ckpt")["verdict"], json!("holds"));
+    let manifest: Value =
+        serde_json::from_slice(&contents(&scratch.path("out"))["manifest.json"]).unwrap();
+    let entries = manifest["experts"].as_array().unwrap();
+    let apart: Vec<_> = entries.iter().filter(|entry| entry["layer"] == 1).collect();
+    assert_eq!(apart.len(), 2, "{apart:?}");
+    scratch.ok("run out --prompt This -n 2");
 }
 
 /// MLX has one encoding for all experts of a layer; GGUF has too, and takes one that holds them all exactly.

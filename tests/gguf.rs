@@ -268,6 +268,33 @@ fn weights_that_are_not_finite_are_refused() {
     assert!(ran.stderr.contains("expected a finite weight, found"), "{}", ran.stderr);
 }
 
+/// Pieces are no parts of one file's bytes, and each has a name that says which it is.
+#[test]
+fn pieces_that_were_put_together_or_renamed() {
+    let (scratch, file) = named("olmoe");
+    let piece = |number| format!("ckpt/olmoe-0000{number}-of-00003.gguf");
+    let mut all = Vec::new();
+    for number in 1..=3 {
+        all.extend(fs::read(scratch.path(&piece(number))).unwrap());
+        fs::remove_file(scratch.path(&piece(number))).unwrap();
+    }
+    let next = "take them as they were, and join them with `llama-gguf-split --merge`, if at all";
+    for name in ["ckpt/whole.gguf", &file] {
+        fs::write(scratch.path(name), &all).unwrap();
+        let expected = format!(
+            "error: {name}: another GGUF file follows in it, as `cat` puts pieces together: {next}"
+        );
+        scratch.refused(&format!("inspect {name}"), &expected);
+    }
+    let (scratch, file) = named("olmoe");
+    fs::rename(scratch.path(&file), scratch.path("ckpt/first.gguf")).unwrap();
+    scratch.refused(
+        "inspect ckpt/first.gguf",
+        "error: ckpt/first.gguf: split.count 3: expected a name like MODEL-00001-of-00003.gguf, found \
+         `first.gguf`: give each of the 3 files its own name again",
+    );
+}
+
 /// What people have of a GGUF model that is none yet: the next step is one line.
 #[test]
 fn gguf_files_in_directories_in_parts_and_under_other_names() {

@@ -240,6 +240,18 @@ fn heads_and_embeddings() {
     );
 }
 
+/// Appends scales of one.
+fn append_scalars(scratch: &Scratch, names: &[&str]) {
+    scratch.edit_tensors(SINGLE, |tensors| {
+        for name in names {
+            let start = tensors.data.len();
+            tensors.data.extend(1_f32.to_le_bytes());
+            let entry = json!({"dtype": "F32", "shape": [1], "data_offsets": [start, start + 4]});
+            tensors.header.insert((*name).to_owned(), entry);
+        }
+    });
+}
+
 /// Appends tensors of zeros.
 fn append(scratch: &Scratch, names: &[(&str, &str)]) {
     scratch.edit_tensors(SINGLE, |tensors| {
@@ -275,6 +287,44 @@ fn buffers_are_left_out_and_listed() {
     append(&scratch, &[("model.layers.0.self_attn.mystery", "F32")]);
     let ran = scratch.run("inspect ckpt");
     assert!(ran.stderr.contains("has no row for it"), "{ran:?}");
+}
+
+/// Scales of a cache that another program quantizes say nothing of weights, whatever the configuration says of it.
+#[test]
+fn scales_of_a_cache_are_left_out_and_listed() {
+    let scales = [
+        "model.layers.0.self_attn.k_scale",
+        "model.layers.0.self_attn.v_scale",
+        "model.layers.0.self_attn.q_scale",
+        "model.layers.0.self_attn.attn.v_scale",
+        "model.layers.1.self_attn.k_proj.output_scale",
+        "model.layers.1.self_attn.v_proj.v_scale",
+    ];
+    let scheme = json!({"quant_method": "compressed-tensors", "format": "dense",
+        "config_groups": {}, "kv_cache_scheme": {"num_bits": 8, "type": "float"}, "ignore": []});
+    for config in [Value::Null, scheme, json!({"quant_method": "fp8"})] {
+        let scratch = dense();
+        append_scalars(&scratch, &scales);
+        scratch.edit_json("ckpt/config.json", |own| {
+            own.insert("quantization_config".to_owned(), config);
+        });
+        let plan = scratch.json("plan ckpt --bits 4 --group-size 32");
+        for name in scales {
+            assert!(plan["ignored"].to_string().contains(name), "{name}: {}", plan["ignored"]);
+        }
+    }
+    // Alone it may be a weight, and so may several values.
+    for (name, several) in [("q_scale", false), ("k_scale", true), ("up_scale", false)] {
+        let scratch = dense();
+        let name = format!("model.layers.0.self_attn.{name}");
+        if several {
+            append(&scratch, &[(&name, "F32")]);
+        } else {
+            append_scalars(&scratch, &[&name]);
+        }
+        let ran = scratch.run("inspect ckpt");
+        assert!(ran.stderr.contains("has no row for it"), "{name}: {ran:?}");
+    }
 }
 
 #[test]

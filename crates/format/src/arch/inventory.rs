@@ -9,7 +9,7 @@ use super::claim::Claim;
 use super::config::Config;
 use super::counts::Counts;
 use super::fused::Fused;
-use super::stray;
+use super::stray::{self, Values};
 use super::table::{ExtraRow, Target, unit_of};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::decoder::Decoder;
@@ -129,7 +129,12 @@ impl<'a> Matching<'a> {
                 taken.map_err(|detail| matching.refused(name, info, detail))?;
                 continue;
             }
-            if matching.passes(name, info.values() == 0) {
+            let values = match info.values() {
+                0 => Values::None,
+                1 => Values::One,
+                _ => Values::Many,
+            };
+            if matching.passes(name, values) {
                 continue;
             }
             let (pattern, [layer, expert]) = split(&arch.table.plain(name));
@@ -190,16 +195,15 @@ impl<'a> Matching<'a> {
         table.extra(name, past, beyond)
     }
 
-    /// Whether the model needs no such tensor, which may be `bare` of numbers that can be weights; if so it
-    /// is listed with the reason.
-    fn passes(&mut self, name: &str, bare: bool) -> bool {
+    /// Whether the model needs no such tensor; if so it is listed with the reason.
+    fn passes(&mut self, name: &str, values: Values) -> bool {
         let table = &self.arch.table;
         let (pattern, _) = split(&table.plain(name));
         let target = pattern.and_then(|pattern| table.targets.get(&pattern));
         let reason = match target {
             Some(Target::Ignored(reason)) => Some(reason.as_str()),
             Some(_) => None,
-            None => stray::reason(name, bare),
+            None => stray::reason(name, values, |name| self.checkpoint.stored().contains_key(name)),
         };
         let Some(reason) = reason else { return false };
         self.ignore(name, None, reason);
@@ -232,7 +236,8 @@ impl<'a> Matching<'a> {
                 self.ignore(name, Some(row.role), &reason);
                 continue;
             }
-            if self.passes(name, stored.len == 0 || stored.dtype == Dtype::U8) {
+            let bare = stored.len == 0 || stored.dtype == Dtype::U8;
+            if self.passes(name, if bare { Values::None } else { Values::Many }) {
                 continue;
             }
             let path = self.checkpoint.files()[stored.file].file.path();

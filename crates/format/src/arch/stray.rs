@@ -15,6 +15,28 @@ const BUFFERS: [&str; 9] = [
     "cos_cached",
     "sin_cached",
 ];
+/// Attention, in the names of its parts.
+const ATTENTION: &str = "attn.";
+/// What names of scales end in, after those of their attention, by which others keep keys and values in fewer bits:
+/// vLLM's own, those of a projection's outputs, and `ModelOpt`'s. Source: vLLM, `maybe_remap_kv_scale_name`.
+const OF_CACHE: [&str; 14] = [
+    "k_scale",
+    "v_scale",
+    "kv_scale",
+    "k_zero_point",
+    "v_zero_point",
+    "k_proj.k_scale",
+    "v_proj.v_scale",
+    "qkv_proj.k_scale",
+    "qkv_proj.v_scale",
+    "k_proj.output_scale",
+    "v_proj.output_scale",
+    "kv_proj.output_scale",
+    "qkv_proj.output_scale",
+    "q_proj.output_scale",
+];
+/// The same of queries and of what attention weighs by, which lie beside one of keys: alone they may be weights.
+const BESIDE_CACHE: [&str; 2] = ["q_scale", "prob_scale"];
 /// What the names of Transformer Engine's own states end in.
 const STATES: [&str; 1] = ["_extra_state"];
 
@@ -29,13 +51,37 @@ const UNKNOWN: &str = "take the model that this one was made from, or name a tab
                        which `shardwright arch draft` starts";
 const OWN: &str = "add one";
 
-/// Why a model does without a tensor of this name, if it does; `bare` is one without numbers that can be
-/// weights.
-pub(super) fn reason(name: &str, bare: bool) -> Option<&'static str> {
-    if ends(name, &BUFFERS) {
-        return Some("a buffer that every program computes for itself");
+/// What can be said of a tensor's values without reading them.
+#[derive(Clone, Copy)]
+pub(super) enum Values {
+    /// No numbers that can be weights.
+    None,
+    One,
+    Many,
+}
+
+/// Why a model does without a tensor of this name, if it does, in a checkpoint that `has` some.
+pub(super) fn reason(
+    name: &str,
+    values: Values,
+    has: impl Fn(&str) -> bool,
+) -> Option<&'static str> {
+    match values {
+        _ if ends(name, &BUFFERS) => Some("a buffer that every program computes for itself"),
+        Values::None if ends(name, &STATES) => Some("a state of Transformer Engine, no weights"),
+        Values::One if is_of_cache(name, has) => {
+            Some("a scale of another program's quantized KV cache, no weights")
+        }
+        _ => None,
     }
-    (bare && ends(name, &STATES)).then_some("a state of Transformer Engine, no weights")
+}
+
+/// Whether a name is that of a scale of a KV cache.
+fn is_of_cache(name: &str, has: impl Fn(&str) -> bool) -> bool {
+    let Some(at) = name.rfind(ATTENTION) else { return false };
+    let (attention, part) = name.split_at(at + ATTENTION.len());
+    let beside = BESIDE_CACHE.contains(&part);
+    OF_CACHE.contains(&part) || beside && has(&format!("{attention}{}", OF_CACHE[0]))
 }
 
 /// Whether the last parts of a name are one of `endings`.

@@ -29,6 +29,8 @@ pub(super) struct Files {
     pub(super) single_file: bool,
     pub(super) opened: Vec<CheckpointFile>,
     pub(super) stored: BTreeMap<String, StoredTensor>,
+    /// Names in the files of tensors that [`Self::stored`] has under others.
+    pub(super) first_names: BTreeMap<String, String>,
     /// What is odd and was put right: a line each.
     pub(super) notes: Vec<String>,
 }
@@ -54,8 +56,16 @@ impl Files {
             single_file: false,
             opened: Vec::new(),
             stored: BTreeMap::new(),
+            first_names: BTreeMap::new(),
             notes: Vec::new(),
         }
+    }
+
+    /// The module that a stored tensor is a part of, as its file and so the configuration call it, where the
+    /// tensor has another name here.
+    pub(super) fn module_in_files(&self, name: &str) -> Option<&str> {
+        let (module, _) = self.first_names.get(name)?.rsplit_once('.')?;
+        Some(module)
     }
 
     /// Whether two ranges, of these files and of others, hold the same bytes: file, first byte,

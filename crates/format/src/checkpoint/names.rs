@@ -20,19 +20,30 @@ const EMBEDDING: &str = "embed_tokens.weight";
 /// Before the names of the text model where a configuration describes other parts beside it.
 const NESTED: &str = "language_model.";
 
+/// What was done to names.
+#[derive(Default)]
+pub(super) struct Renaming {
+    /// A line for each kind of change.
+    pub(super) notes: Vec<String>,
+    /// The names in the files, by those that stand for them; those that are the same are left out.
+    pub(super) in_files: BTreeMap<String, String>,
+}
+
 /// Takes wrappers off the names of `stored`, and adds the `model.` of a base model that was saved
 /// alone, where all tensors agree and no two get one name; gives what was done. `nested`: the configuration
 /// describes a text model within another.
-pub(super) fn normalize(stored: &mut BTreeMap<String, StoredTensor>, nested: bool) -> Vec<String> {
-    let mut notes = Vec::new();
+pub(super) fn normalize(stored: &mut BTreeMap<String, StoredTensor>, nested: bool) -> Renaming {
+    let Renaming { mut notes, mut in_files } = Renaming::default();
+    let mut rename =
+        |stored: &mut _, to: &dyn Fn(&str) -> String| rename(stored, &mut in_files, to);
     for (step, tool) in STEPS {
         let wrapped = stored.keys().any(|name| name.contains(step));
-        if wrapped && rename(stored, |name| name.replace(step, "")) {
+        if wrapped && rename(stored, &|name| name.replace(step, "")) {
             notes.push(format!("`{step}` of {tool} is left out of names"));
         }
     }
     while let Some(wrapper) = shared(stored) {
-        if !rename(stored, |name| name[wrapper.len()..].to_owned()) {
+        if !rename(stored, &|name| name[wrapper.len()..].to_owned()) {
             break;
         }
         notes.push(format!("`{wrapper}` before every name is left out"));
@@ -42,7 +53,7 @@ pub(super) fn normalize(stored: &mut BTreeMap<String, StoredTensor>, nested: boo
             Some(rest) => format!("{instead}{rest}"),
             None => name.to_owned(),
         };
-        if rename(stored, to) {
+        if rename(stored, &to) {
             notes.push(format!("`{wrapper}` before every name is taken as `{instead}`"));
         }
     }
@@ -51,12 +62,12 @@ pub(super) fn normalize(stored: &mut BTreeMap<String, StoredTensor>, nested: boo
         name if name.starts_with("lm_head.") => name.to_owned(),
         name => format!("{BASE}{name}"),
     };
-    if base && rename(stored, whole) {
+    if base && rename(stored, &whole) {
         notes.push(format!(
             "names without `{BASE}`, of a base model saved alone, are taken as with it"
         ));
     }
-    notes
+    Renaming { notes, in_files }
 }
 
 /// The wrapper that every name begins with.
@@ -88,15 +99,30 @@ fn other(stored: &BTreeMap<String, StoredTensor>, nested: bool) -> Option<(Strin
     all.then(|| (wrapper.to_owned(), instead))
 }
 
-/// Renames every tensor, unless two would get one name.
-fn rename(stored: &mut BTreeMap<String, StoredTensor>, to: impl Fn(&str) -> String) -> bool {
+/// What a part of a text model is called where that stands within another, by mlx-lm and by transformers.
+pub(super) fn nested(name: &str) -> [String; 2] {
+    let inner = name.strip_prefix(BASE).unwrap_or(name);
+    [format!("{NESTED}{name}"), format!("{BASE}{NESTED}{inner}")]
+}
+
+/// Renames every tensor, unless two would get one name; `in_files` keeps what they were called first.
+fn rename(
+    stored: &mut BTreeMap<String, StoredTensor>,
+    in_files: &mut BTreeMap<String, String>,
+    to: &dyn Fn(&str) -> String,
+) -> bool {
     let names: BTreeSet<_> = stored.keys().map(|name| to(name)).collect();
     if names.len() < stored.len() {
         return false;
     }
-    *stored = std::mem::take(stored)
-        .into_iter()
-        .map(|(name, tensor)| (to(&name), tensor))
-        .collect();
+    let mut before = std::mem::take(in_files);
+    for (name, tensor) in std::mem::take(stored) {
+        let new = to(&name);
+        let first = before.remove(&name).unwrap_or(name);
+        if first != new {
+            in_files.insert(new.clone(), first);
+        }
+        stored.insert(new, tensor);
+    }
     true
 }

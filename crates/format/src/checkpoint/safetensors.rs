@@ -35,7 +35,8 @@ pub(super) fn open(dir: &Path, open: OpenFile<'_>) -> Result<Files> {
     let differences = found.index.and_then(|index| opened.differences(&index));
     opened.notes.extend(differences);
     let renamed = names::normalize(&mut opened.stored, opened.config.get("text_config").is_some());
-    opened.notes.extend(renamed);
+    opened.notes.extend(renamed.notes);
+    opened.first_names = renamed.in_files;
     opened.refuse_unmerged()?;
     Ok(opened)
 }

@@ -5,12 +5,16 @@ use serde_json::{Map, Value as Json};
 use super::facts::Facts;
 use super::header::Value;
 use super::rope::{self, Factors};
+use super::table::Origin;
+use crate::checkpoint::file_names::CONFIG_NAME;
 use crate::refusal::Refusal;
 use crate::turns;
 
 /// Tokens that end a turn of a conversation, by what they are called where the metadata do not say.
 /// Source: llama.cpp, `src/llama-vocab.cpp`.
 const TURN_ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>"];
+/// The kind of scaling that files may leave out.
+const YARN: &str = "yarn";
 /// The key of how positions are scaled.
 const SCALING: &str = "rope_scaling";
 /// Who else ends a text, beside `eos_token_id`.
@@ -28,8 +32,9 @@ pub(super) fn make(facts: &Facts<'_>, factors: &Factors) -> Result<Json, Refusal
     Ok(Json::Object(config))
 }
 
-/// The same of a file beside which `own` describes the model too: how positions are scaled is taken from there
-/// where nobody can tell it by the file.
+/// The same of a file beside which `own` describes the model too: from there is taken what nobody can tell by the
+/// file, and what converters came to write later than files of the architecture. All else that a configuration has
+/// they have always written, so that a file without it says that there is none.
 ///
 /// # Errors
 /// As [`make`].
@@ -39,10 +44,55 @@ pub(super) fn make_beside(
     own: &Json,
 ) -> Result<Json, Refusal> {
     let mut config = unscaled(facts)?;
-    let scaling = rope::scaling(facts, &config, factors).map(Option::unwrap_or_default);
-    let scaling = scaling.unwrap_or_else(|_| stated_scaling(own));
+    let own = stated_scaling(own);
+    let scaling = match rope::scaling(facts, &config, factors) {
+        Ok(found) => completed(facts, found, own),
+        Err(_) => own,
+    };
     config.insert(SCALING.to_owned(), scaling);
+    let origins = facts.table.config.0.iter();
+    for (name, _) in origins.filter(|(_, origin)| came_later(facts, origin)) {
+        config.remove(name);
+    }
     Ok(Json::Object(config))
+}
+
+/// Whether the file is of before its metadatum was written that is 0 where there is nothing of the kind: windows of
+/// Phi-3, by pull request 8627 of llama.cpp.
+fn came_later(facts: &Facts<'_>, origin: &Origin) -> bool {
+    match origin {
+        Origin::Positive { positive } => !facts.metadata.contains_key(positive.as_str()),
+        _ => false,
+    }
+}
+
+/// How the file says that positions are scaled, with what it leaves out by `own`: YaRN, which the converters of
+/// several architectures wrote late or for some models alone, and members of it. Linear scaling they have always
+/// written, and the factors of llama3 and longrope are tensors.
+fn completed(facts: &Facts<'_>, found: Option<Json>, own: Json) -> Json {
+    if own["rope_type"] != YARN {
+        return found.unwrap_or_default();
+    }
+    match found {
+        None if !rope::is_stated(facts) => own,
+        Some(Json::Object(mut members))
+            if members.get("rope_type").is_some_and(|kind| kind == YARN) =>
+        {
+            for (member, value) in own.as_object().into_iter().flatten() {
+                members.entry(member).or_insert_with(|| value.clone());
+            }
+            members.into()
+        }
+        found => found.unwrap_or_default(),
+    }
+}
+
+/// A note of scaling that `config.json` adds to metadata that say nothing of it and `config` has.
+pub(super) fn added_scaling(facts: &Facts<'_>, config: &Json) -> Option<String> {
+    let added = !rope::is_stated(facts) && config[SCALING]["rope_type"] == YARN;
+    added.then(|| {
+        format!("{CONFIG_NAME} beside the file counts: `{SCALING}` {YARN}, of which the metadata say nothing")
+    })
 }
 
 /// How a configuration says that positions are scaled, but for the base of their frequencies.
@@ -53,6 +103,9 @@ fn stated_scaling(own: &Json) -> Json {
     let mut found = found.cloned().unwrap_or_default();
     if let Some(members) = found.as_object_mut() {
         members.remove("rope_theta");
+        if let Some(kind) = members.remove("type") {
+            members.entry("rope_type").or_insert(kind);
+        }
     }
     found
 }

@@ -125,20 +125,66 @@ fn the_config_of_the_same_model_may_lie_beside_a_file() {
     }
 }
 
+/// The notes on the file of a case without the metadata whose keys begin with `left_out`, unless that is empty,
+/// beside its `config.json` with `changes`.
+fn with_config(name: &str, left_out: &str, changes: &[(&str, Json)]) -> crate::Result<String> {
+    let cases = cases();
+    let case = cases.iter().find(|case| case["case"] == name).unwrap();
+    let mut config = case["config"].clone();
+    for (key, value) in changes {
+        config[*key] = value.clone();
+    }
+    let (_dir, path) = beside(case, &config);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let found = |at: &usize| !left_out.is_empty() && bytes[*at..].starts_with(left_out.as_bytes());
+    let places: Vec<_> = (0..bytes.len()).filter(found).collect();
+    assert_eq!(places.is_empty(), left_out.is_empty());
+    // Keys of another architecture say nothing.
+    for at in places {
+        bytes[at] = b'_';
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let checkpoint = Checkpoint::open(&path)?;
+    Inventory::new(&checkpoint, None).map(|_| checkpoint.notes().join("; "))
+}
+
+/// What files of before their converters wrote it leave out is no contradiction; what these always wrote is.
+#[test]
+fn a_config_adds_what_older_files_leave_out() {
+    let counts = |what: &str| {
+        format!("config.json beside the file counts: {what}, of which the metadata say nothing")
+    };
+    let scaling = "deepseek2.rope.scaling.";
+    assert_eq!(with_config("deepseek2", scaling, &[]).unwrap(), counts("`rope_scaling` yarn"));
+    let member = "deepseek2.rope.scaling.yarn_log_multiplier";
+    assert_eq!(with_config("deepseek2", member, &[]).unwrap(), "");
+    let window = "phi3.attention.sliding_window";
+    assert_eq!(with_config("phi3", window, &[]).unwrap(), counts("`sliding_window` 5"));
+    let refused = |name: &str, left_out: &str, changes: &[(&str, Json)], expected: &str| {
+        let found = with_config(name, left_out, changes)
+            .unwrap_err()
+            .to_string();
+        assert!(found.contains(expected), "{found}");
+    };
+    let other = [("sliding_window", json!(4))];
+    refused("phi3", "", &other, "`sliding_window`: expected 5 as in phi3.gguf, found 4");
+    let other =
+        json!({"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256});
+    refused("deepseek2", member, &[("rope_scaling", other)], "`rope_scaling`: expected {");
+    // Factors of llama3 and longrope are tensors.
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192});
+    let expected = "`rope_scaling`: expected null as in llama-bias.gguf, found {";
+    refused("llama-bias", "", &[("rope_scaling", llama3)], expected);
+    let theta = [("rope_parameters", json!({"rope_type": "default", "rope_theta": 500.0}))];
+    let expected = "`rope_theta`: expected 10000.0 as in llama-bias.gguf, found 500.0";
+    refused("llama-bias", "llama.rope.freq_base", &theta, expected);
+}
+
 /// What `config.json` and metadata say otherwise is refused; what metadata have no place for is a note.
 #[test]
 fn a_config_beside_a_file_must_not_contradict_it() {
-    let cases = cases();
-    let with = |name: &str, changes: &[(&str, Json)]| {
-        let case = cases.iter().find(|case| case["case"] == name).unwrap();
-        let mut config = case["config"].clone();
-        for (key, value) in changes {
-            config[*key] = value.clone();
-        }
-        let (_dir, path) = beside(case, &config);
-        let checkpoint = Checkpoint::open(&path)?;
-        Inventory::new(&checkpoint, None).map(|_| checkpoint.notes().join("; "))
-    };
+    let with = |name: &str, changes: &[(&str, Json)]| with_config(name, "", changes);
     let refused = |name: &str, changes: &[(&str, Json)], expected: &str| {
         let found = with(name, changes).unwrap_err().to_string();
         let next = "take the config.json of its model, or remove this one: the GGUF file describes its model";
@@ -311,6 +357,24 @@ fn turns_of_several_messages_end_with_the_last_or_a_call() {
     std::fs::write(&path, bytes).unwrap();
     let config = Checkpoint::open(&path).unwrap().config().clone();
     assert_eq!(config["eos_token_id"], json!([601, 602, 603, 604]));
+}
+
+/// No part of a model can have a bias of the head, so neither can one that somebody converts again.
+#[test]
+fn a_bias_of_the_head_has_a_next_step() {
+    let mut bytes = std::fs::read(fixture("gguf/llama-bias.gguf")).unwrap();
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let changes = [("Checkpoint", "Checkpoint-longer"), ("output_norm.weight", "output.bias")];
+    for (from, to) in changes.map(|(from, to)| (text(from), text(to))) {
+        let at = bytes.windows(from.len()).position(|w| w == from).unwrap();
+        bytes.splice(at..at + from.len(), to);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let told = Checkpoint::open(&path).unwrap_err().to_string();
+    let next = "a bias of the head, which no model here computes: run the file with llama.cpp";
+    assert!(told.ends_with(&format!("m.gguf: tensor `output.bias`: {next}")), "{told}");
 }
 
 /// A file whose metadatum `key` has other bytes, after its kind: `old` bytes of the file go, and the header

@@ -163,6 +163,8 @@ pub struct Header<'a> {
     pub tensors: Vec<Tensor<'a>>,
     /// The byte at which the data starts.
     pub data: u64,
+    /// The byte after the data, before and after what fills it up to the next multiple of the alignment.
+    pub ends: [u64; 2],
 }
 
 /// A tensor before its place is known.
@@ -216,7 +218,11 @@ impl<'a> Header<'a> {
         let alignment = alignment(&metadata)?;
         let data = (file_len - bytes.left()).next_multiple_of(alignment);
         let tensors = place(infos?, data, file_len, alignment)?;
-        Ok(Self { metadata, tensors, data })
+        let last = tensors.last().map(|tensor| tensor.offset + tensor.len);
+        // No overflow: the data end in the file, and those of no tensors start a few bytes after the header.
+        let end = last.unwrap_or(data);
+        let ends = [end, end.next_multiple_of(alignment)];
+        Ok(Self { metadata, tensors, data, ends })
     }
 
     /// A metadatum that is a text.

@@ -13,10 +13,10 @@ use super::config;
 use super::facts::{CHECKPOINT, Facts};
 use super::grouped;
 use super::header::{Header, Tensor};
-use super::read_header;
 use super::rope::Factors;
 use super::synthesized::Synthesized;
 use super::table::{Heads, Table, Target};
+use super::{MAGIC, read_header};
 use crate::checkpoint::file_names::{CONFIG_NAME, FILE_SUFFIX, GGUF_SUFFIX};
 use crate::checkpoint::files::{
     CheckpointFile, Described, Files, StoredTensor, TensorInfo, read_config,
@@ -59,6 +59,13 @@ const OTHER_TYPES: [(&str, &str); 6] = [
 const SCALE: &str = ".scale";
 const SCALED: &str = "a scale of all of the tensor beside it, as files of BitNet and of NVFP4 with two scales have: none is read; take the \
                       model in another type";
+/// A tensor that models of some architectures have in any form.
+const HEAD_BIAS: &str = "output.bias";
+const BIASED: &str =
+    "a bias of the head, which no model here computes: run the file with llama.cpp";
+/// What is wrong with pieces that were put together as if they were parts of one file's bytes.
+const JOINED: &str = "another GGUF file follows in it, as `cat` puts pieces together: take them as they were, and \
+                      join them with `llama-gguf-split --merge`, if at all";
 /// What names of a layer's tensors begin with in a checkpoint.
 const LAYERS: &str = "model.layers.{layer}.";
 /// How many positions a layer sees.
@@ -178,6 +185,7 @@ pub(in crate::checkpoint) fn open(
             .map(Piece::into_file)
             .collect::<Result<_>>()?,
         stored,
+        first_names: BTreeMap::new(),
     };
     Ok((files, Grouped { tensors, quantization }))
 }
@@ -194,6 +202,7 @@ impl Piece {
         let file = open(path)?;
         let bytes = read_header(&file)?;
         let piece = Self { file, bytes };
+        piece.refuse_joined()?;
         let found = piece.header()?.whole("split.no").unwrap_or_default();
         if found != number {
             let detail = mismatch(number, format_args!("{found}; name the first file of a model"))
@@ -206,6 +215,21 @@ impl Piece {
     fn header(&self) -> Result<Header<'_>> {
         let unread = self.file.len() - self.bytes.len() as u64;
         Header::parse(&self.bytes, unread).map_err(|e| self.refused(e))
+    }
+
+    /// Refuses a file in which another one follows: no program reads it as it is, and none says so.
+    fn refuse_joined(&self) -> Result<()> {
+        let mut first = [0; MAGIC.len()];
+        for end in self.header()?.ends {
+            let room = self.file.len().saturating_sub(end) >= first.len() as u64;
+            if room {
+                self.file.read_at(end, &mut first)?;
+            }
+            if room && first == *MAGIC {
+                return Err(self.refused(JOINED));
+            }
+        }
+        Ok(())
     }
 
     /// How many pieces there are.
@@ -222,8 +246,10 @@ impl Piece {
     fn name_of(&self, number: u64, count: u64) -> Result<String> {
         let name = self.name();
         let Some((stem, _)) = numbered(&name) else {
-            let expected = format!("expected a name like MODEL-00001-of-{count:05}{SUFFIX}");
-            return Err(self.refused(format!("split.count: {count}: {expected}")));
+            let like = format!("MODEL-00001-of-{count:05}{SUFFIX}");
+            let found = format_args!("`{name}`: give each of the {count} files its own name again");
+            let detail = mismatch(format_args!("a name like {like}"), found);
+            return Err(self.refused(detail.at(format_args!("split.count {count}"))));
         };
         Ok(format!("{stem}-{:05}-of-{count:05}{SUFFIX}", number + 1))
     }
@@ -299,7 +325,9 @@ impl<'a> Opening<'a> {
         }
         match config::make_beside(&facts, &factors, &self.config) {
             Ok(config) => {
-                self.notes.extend(window(&self.config, &config));
+                let scaled = config::added_scaling(&facts, &config);
+                self.notes
+                    .extend(scaled.into_iter().chain(window(&self.config, &config)));
                 self.described = Some(Described { config, also: self.table.also.clone() });
             }
             Err(detail) => {
@@ -378,12 +406,10 @@ impl<'a> Opening<'a> {
     fn weights(&self, file: usize, tensor: &Tensor<'_>) -> Result<(String, TensorInfo), Refusal> {
         let (pattern, [layer, expert]) = split(tensor.name);
         let target = pattern.and_then(|pattern| self.table.tensors.get(&pattern));
-        let target = target.ok_or_else(|| {
-            if tensor.name.ends_with(SCALE) {
-                Refusal::from(SCALED)
-            } else {
-                format!("{} has no row for it: {CHECKPOINT}", self.table.path).into()
-            }
+        let target = target.ok_or_else(|| match tensor.name {
+            HEAD_BIAS => Refusal::from(BIASED),
+            name if name.ends_with(SCALE) => SCALED.into(),
+            _ => format!("{} has no row for it: {CHECKPOINT}", self.table.path).into(),
         })?;
         let name = self.layer_name(target.name(), layer);
         let name = name.replace(EXPERT, &expert.to_string());

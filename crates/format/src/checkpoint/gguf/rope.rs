@@ -65,6 +65,13 @@ fn check_members(facts: &Facts<'_>, stated: Option<&Json>) -> Result<(), Refusal
     Ok(())
 }
 
+/// Whether metadata say anything of it.
+pub(super) fn is_stated(facts: &Facts<'_>) -> bool {
+    let rope = &facts.table.rope;
+    let has = |key: &str| facts.metadata.contains_key(key);
+    has(&rope.scaling_type) || has(&rope.factor) || has(&rope.old_factor())
+}
+
 /// What metadata say of it.
 fn stated(facts: &Facts<'_>) -> Result<Option<Json>, Refusal> {
     let rope = &facts.table.rope;

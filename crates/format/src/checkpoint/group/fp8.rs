@@ -1,6 +1,6 @@
 //! `fp8`: `X.weight` in FP8 beside `X.weight_scale_inv`, the scale of each block of rows and
 //! columns, as DeepSeek-V3, MiniMax-M2 and Qwen store it. A fused tensor `N` has `N_scale_inv`. Others
-//! call it `X.weight_scale`: one for a tensor (`AutoFP8`, `ModelOpt`) or one for each row (FBGEMM).
+//! call it `X.weight_scale`: one for a tensor (`AutoFP8`, `ModelOpt`, Quark) or one for each row (FBGEMM).
 
 use serde_json::Value;
 use shardwright_quant::Float;
@@ -34,7 +34,7 @@ const ACTIVATIONS: &[&str] = &[
 /// Its parameters.
 #[derive(Default)]
 pub(super) struct Fp8 {
-    /// Rows and columns of a block; none for one scale per tensor.
+    /// Rows and columns of a block; without them the scales show what each is of.
     block: Option<[u64; 2]>,
 }
 
@@ -69,20 +69,23 @@ impl Fp8 {
         }
         let [.., cols] = stored.shape[..] else { return Ok(()) };
         let scales = scales_of(grouping.files, name);
-        // Without blocks the scales themselves show whether each row has one.
         let held = grouping.files.stored.get(&scales);
         let by_row = held.is_some_and(|scales| is_by_row(stored, scales));
-        let block = self.block.or(by_row.then_some([1, cols.max(1)]));
+        let by_row = by_row.then_some([1, cols.max(1)]);
+        let shown = || by_row.or_else(|| block_shown(stored, held?));
+        let block = self.block.or_else(shown);
         grouping.add_scaled(name, stored, scales, block)
     }
 
-    /// The parameters of tensors that nothing describes, where they need none: each in FP8 has one scale, or
-    /// one for each row. Those of blocks do not show how large these are.
+    /// The parameters of tensors that nothing describes, where their scales show all: each in FP8 has one, or
+    /// one for each row or block.
     pub(super) fn shown(files: &Files) -> Option<Self> {
         let decided = |name: &String, stored: &StoredTensor| {
             let scales = files.stored.get(&scales_of(files, name));
             let one = |scales: &StoredTensor| scales.shape.iter().all(|n| *n == 1);
-            scales.is_some_and(|scales| one(scales) || is_by_row(stored, scales))
+            scales.is_some_and(|scales| {
+                one(scales) || is_by_row(stored, scales) || block_shown(stored, scales).is_some()
+            })
         };
         let all = files.stored.iter();
         let mut matrices = all.filter(|(_, stored)| is_matrix(stored)).peekable();
@@ -108,7 +111,30 @@ fn scales_of(files: &Files, name: &str) -> String {
 /// Whether each row of a matrix has a scale.
 fn is_by_row(stored: &StoredTensor, scales: &StoredTensor) -> bool {
     let [.., rows, _] = stored.shape[..] else { return false };
-    rows > 1 && matches!(scales.shape[..], [.., n, 1] | [n] if n == rows)
+    let whole = scales.shape.len() == stored.shape.len();
+    match scales.shape[..] {
+        [.., n, 1] if whole => rows > 1 && n == rows,
+        [n] => rows > 1 && n == rows,
+        _ => false,
+    }
+}
+
+/// Rows and columns of a block by how many scales there are of each. Sides are powers of two, as in every published
+/// model, and of these never more than one gives a number of blocks above 1.
+fn block_shown(stored: &StoredTensor, scales: &StoredTensor) -> Option<[u64; 2]> {
+    let [.., rows, cols] = stored.shape[..] else { return None };
+    let [down, across] = match scales.shape[..] {
+        // `ModelOpt`'s.
+        [down, 1, across, 1] if stored.shape.len() == 2 => [down, across],
+        [.., down, across] if scales.shape.len() == stored.shape.len() => [down, across],
+        _ => return None,
+    };
+    let side = |size: u64, blocks: u64| {
+        let mut sides = (0..u64::BITS).map(|bit| 1_u64 << bit);
+        let whole = (blocks == 1).then_some(size.max(1));
+        whole.or_else(|| sides.find(|side| size.div_ceil(*side) == blocks))
+    };
+    Some([side(rows, down)?, side(cols, across)?])
 }
 
 /// Two numbers above 0.
@@ -146,6 +172,9 @@ impl Grouping<'_> {
         let mut shapes = vec![[lead, &grid].concat()];
         if grid[1] == 1 {
             shapes.push([lead, &grid[..1]].concat());
+        }
+        if lead.is_empty() && found.shape.len() == 4 {
+            shapes.push(vec![grid[0], 1, grid[1], 1]);
         }
         if grid == [1, 1] && lead.is_empty() {
             shapes.push(Vec::new());

@@ -10,6 +10,7 @@ use shardwright_quant::foreign::{MXFP4_GROUP, NVFP4_GROUP};
 use super::Grouping;
 use super::setting::{number, shown};
 use crate::checkpoint::files::{Files, StoredTensor, TensorInfo};
+use crate::checkpoint::names::nested;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -20,6 +21,10 @@ const SCALE_TYPES: &[Dtype] =
     &[Dtype::Float(Float::Bf16), Dtype::Float(Float::F16), Dtype::Float(Float::F32)];
 /// Widths of codes.
 const BITS: &[u64] = &[2, 3, 4, 5, 6, 8];
+/// Codes that share a scale in the affine mode.
+const SIZES: &[u64] = &[16, 32, 64, 128];
+/// Its bits and group size where a module says none.
+const AFFINE: [u64; 2] = [4, 64];
 /// What names of parts besides the weight end in.
 const ENDINGS: &[&str] = &[".scales", ".biases", ".global_scale"];
 /// Norms to which mlx-lm adds one where it turns the convolutions of gated delta nets, by what their names
@@ -63,11 +68,13 @@ pub(super) struct Mlx {
 
 impl Mlx {
     pub(super) fn parse(config: &Value) -> Result<Self, Refusal> {
-        let mut parsed = Self { mode: mode(config)?, modules: BTreeMap::new(), kept: Vec::new() };
+        let mode = Mode::parse(config, false)?;
+        let mut parsed = Self { mode, modules: BTreeMap::new(), kept: Vec::new() };
         for (name, value) in config.as_object().into_iter().flatten() {
             match value {
                 Value::Object(_) => {
-                    let mode = mode(value).map_err(|e| e.at(format_args!("`{name}`")))?;
+                    let mode = Mode::parse(value, true);
+                    let mode = mode.map_err(|e| e.at(format_args!("`{name}`")))?;
                     parsed.modules.insert(name.clone(), mode);
                 }
                 Value::Bool(false) => parsed.kept.push(name.clone()),
@@ -88,7 +95,7 @@ impl Mlx {
         if stored.dtype != Dtype::U32 {
             return Ok(());
         }
-        let mode = *self.modules.get(module).unwrap_or(&self.mode);
+        let mode = self.mode_of(grouping.files.module_in_files(name), module);
         let Mode { kind, bits, group_size } = mode;
         let cols = words.saturating_mul(32) / u64::from(bits);
         if cols % group_size != 0
@@ -117,6 +124,17 @@ impl Mlx {
         let weight = name.to_owned();
         let decoder = Decoder::Mlx { weight, scales, biases, scale_dtype, bits, group_size };
         grouping.add(name.to_owned(), Float::F32, whole, decoder)
+    }
+}
+
+impl Mlx {
+    /// The mode of a module, which its file may call otherwise; or the key, where the model stood within another
+    /// and its tensors alone were renamed.
+    fn mode_of(&self, in_file: Option<&str>, module: &str) -> Mode {
+        let own = |name: &str| self.modules.get(name);
+        let nested = || nested(module).iter().find_map(|name| own(name));
+        let found = in_file.and_then(own).or_else(|| own(module));
+        *found.or_else(nested).unwrap_or(&self.mode)
     }
 }
 
@@ -149,24 +167,35 @@ fn scaled(grouping: &Grouping<'_>, name: &str, shape: &[u64], mode: Mode) -> Res
     })
 }
 
-/// # Errors
-/// A mode that is not known, or bits and groups that it does not have.
-fn mode(config: &Value) -> Result<Mode, Refusal> {
-    let found = config.get("mode").filter(|mode| !mode.is_null());
-    let (kind, bits, sizes): (_, _, &[u64]) = match found.map(|mode| mode.as_str()) {
-        None | Some(Some("affine")) => (Kind::Affine, BITS, &[16, 32, 64, 128]),
-        Some(Some("mxfp4")) => (Kind::Mxfp4, &[4], &[MXFP4_GROUP]),
-        Some(Some("nvfp4")) => (Kind::Nvfp4, &[4], &[NVFP4_GROUP]),
-        Some(Some("mxfp8")) => (Kind::Mxfp8, &[8], &[MXFP4_GROUP]),
-        _ => {
-            let found = shown(found);
-            return Err(
-                mismatch("\"affine\", \"mxfp4\", \"nvfp4\" or \"mxfp8\"", found).at("`mode`")
-            );
-        }
-    };
-    let bits = number(config, "bits", bits)? as u8;
-    Ok(Mode { kind, bits, group_size: number(config, "group_size", sizes)? })
+impl Mode {
+    /// What `config` says; `own`, of a module, may leave out bits and group size, for which mlx takes the mode's
+    /// own (`_defaults_for_mode`), not those of the model.
+    ///
+    /// # Errors
+    /// A mode that is not known, or bits and groups that it does not have.
+    fn parse(config: &Value, own: bool) -> Result<Self, Refusal> {
+        let found = config.get("mode").filter(|mode| !mode.is_null());
+        let (kind, bits, sizes): (_, _, &[u64]) = match found.map(|mode| mode.as_str()) {
+            None | Some(Some("affine")) => (Kind::Affine, BITS, SIZES),
+            Some(Some("mxfp4")) => (Kind::Mxfp4, &[4], &[MXFP4_GROUP]),
+            Some(Some("nvfp4")) => (Kind::Nvfp4, &[4], &[NVFP4_GROUP]),
+            Some(Some("mxfp8")) => (Kind::Mxfp8, &[8], &[MXFP4_GROUP]),
+            _ => {
+                let known = "\"affine\", \"mxfp4\", \"nvfp4\" or \"mxfp8\"";
+                return Err(mismatch(known, shown(found)).at("`mode`"));
+            }
+        };
+        let given = |key: &str, known: &[u64], usual: u64| match config.get(key) {
+            None | Some(Value::Null) if own => Ok(usual),
+            _ => number(config, key, known),
+        };
+        let [usual_bits, usual_size] = match kind {
+            Kind::Affine => AFFINE,
+            _ => [bits[0], sizes[0]],
+        };
+        let bits = given("bits", bits, usual_bits)? as u8;
+        Ok(Self { kind, bits, group_size: given("group_size", sizes, usual_size)? })
+    }
 }
 
 /// Makes of what mlx-lm rewrote what the model's own checkpoint holds: takes one off the norms where a

@@ -7,6 +7,7 @@ mod ignore;
 mod mlx;
 mod modelopt;
 mod mxfp4;
+mod quark;
 mod scheme;
 mod setting;
 mod transposed;
@@ -132,6 +133,11 @@ const FOREIGN: &[(&str, &str)] = &[
     (".trellis", "ExLlamaV3 (EXL3)"),
     (".dense_weights", "SpQR"),
 ];
+/// The form of GPTQ for its own kernels: codes `X.B` beside `X.s`.
+const MARLIN: &str = "Marlin, in the order of its kernels";
+const MARLIN_PARTS: [&str; 2] = [".B", ".s"];
+const GPTQ_COPY: &str = "take a copy of the model in the form gptq or gptq_v2";
+
 /// Endings of names that show codes which are read where the configuration has their parameters.
 const UNDESCRIBED: &[(&str, &str)] = &[
     (".qweight", "GPTQ or AWQ"),
@@ -158,6 +164,13 @@ fn refuse_undescribed(files: &Files) -> Result<()> {
     Ok(())
 }
 
+/// Whether a tensor is codes of Marlin: their scales are beside it.
+fn is_marlin(files: &Files, name: &str) -> bool {
+    let module = name.strip_suffix(MARLIN_PARTS[0]);
+    let scales = module.map(|module| format!("{module}{}", MARLIN_PARTS[1]));
+    scales.is_some_and(|scales| files.stored.contains_key(&scales))
+}
+
 /// Refuses codes by the tensors that show them, whatever the configuration says.
 fn refuse_unread(files: &Files) -> Result<()> {
     for (name, stored) in &files.stored {
@@ -167,10 +180,10 @@ fn refuse_unread(files: &Files) -> Result<()> {
         };
         let next = "load the model with transformers, dequantize it and save it again";
         let other = "take the model that they were made from";
+        let marlin = is_marlin(files, name).then_some((MARLIN, GPTQ_COPY));
         let unread = whose(UNREAD).map(|whose| (whose, next));
-        let Some((whose, next)) = unread.or_else(|| Some((whose(FOREIGN)?, other))) else {
-            continue;
-        };
+        let foreign = || Some((whose(FOREIGN)?, other));
+        let Some((whose, next)) = marlin.or(unread).or_else(foreign) else { continue };
         let detail = format!("it belongs to codes of {whose}, which are not read; {next}");
         let path = files.opened[stored.file].file.path();
         return Err(FormatError::tensor(path, name, detail));
@@ -277,7 +290,9 @@ impl<'a> Grouping<'a> {
         let mut tensors = BTreeMap::new();
         let (mut kept, mut unnamed) = (BTreeMap::new(), BTreeMap::new());
         for (name, info) in &self.tensors {
-            let entry = scheme.ignore.names(module(name));
+            let main = info.decoder.as_ref().map_or(name.as_str(), Decoder::main);
+            let in_file = || scheme.ignore.names(self.files.module_in_files(main)?);
+            let entry = scheme.ignore.names(module(name)).or_else(in_file);
             match (&info.decoder, entry) {
                 (Some(decoder), Some(entry)) => {
                     let detail = mismatch(

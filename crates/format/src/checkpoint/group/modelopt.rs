@@ -1,4 +1,5 @@
-//! `ModelOpt`: FP8 as [`super::fp8`] has it, or NVFP4: `X.weight` of pairs of codes beside
+//! `ModelOpt`: FP8 as [`super::fp8`] has it (with blocks, `X.weight_scale` may have a dimension of 1 after each of
+//! its own), or NVFP4: `X.weight` of pairs of codes beside
 //! `X.weight_scale` per group and `X.weight_scale_2` for the tensor. Which it is each weight shows.
 
 use serde_json::Value;
@@ -18,17 +19,29 @@ use crate::refusal::{Refusal, mismatch};
 const WEIGHT: &str = ".weight";
 const OF_GROUPS: &str = "weight_scale";
 const OF_TENSOR: &str = "weight_scale_2";
-/// The member that names what was done, and what of it is read.
+/// The member that names what was done, and what of it is read. Source: vLLM, `quantization/modelopt.py`.
 pub(super) const ALGORITHM: &str = "quant_algo";
-const ALGORITHMS: [&str; 3] = ["FP8", "NVFP4", "MIXED_PRECISION"];
+const ALGORITHMS: [&str; 6] =
+    ["FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", "W4A16_NVFP4", "MIXED_PRECISION"];
+/// Where its own file has the description, which some put into `config.json` as it is.
+const WITHIN: &str = "quantization";
+
+/// The description in what `config.json` has of it.
+pub(super) fn described(config: &Value) -> &Value {
+    let within = config.get(WITHIN);
+    within
+        .filter(|within| within.get(ALGORITHM).is_some())
+        .unwrap_or(config)
+}
 
 /// # Errors
 /// Another algorithm.
 pub(super) fn check(config: &Value) -> Result<(), Refusal> {
     let found = config.get(ALGORITHM);
+    let name = found.and_then(Value::as_str).unwrap_or_default();
     if ALGORITHMS
         .iter()
-        .any(|known| found.is_some_and(|found| found == known))
+        .any(|known| name.eq_ignore_ascii_case(known))
     {
         return Ok(());
     }

@@ -12,7 +12,7 @@ use super::ignore::Ignore;
 use super::mlx::{self, Mlx};
 use super::setting::shown;
 use super::transposed::{self, Transposed};
-use super::{Grouping, modelopt, mxfp4};
+use super::{Grouping, modelopt, mxfp4, quark};
 use crate::checkpoint::files::{Files, StoredTensor};
 use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, read_limited};
@@ -47,6 +47,7 @@ const METHODS: &[&str] = &[
     "fp8",
     "fbgemm_fp8",
     "modelopt",
+    "quark",
     "mxfp4",
     "compressed-tensors",
     "gptq",
@@ -72,9 +73,11 @@ pub fn describes_quantization(name: &str) -> bool {
     BESIDE.iter().any(|(file, ..)| *file == name)
 }
 
-/// A description with the method that its tensors show, where it names none: `AutoGPTQ` and `AutoAWQ` wrote such.
+/// A description with the method that its tensors show, where it names none: `AutoGPTQ` and `AutoAWQ` wrote such;
+/// of `ModelOpt` the one that its own file would have.
 fn named<'a>(files: &Files, config: &'a Value) -> Cow<'a, Value> {
     let codes = || files.stored.keys().any(|name| name.ends_with(".qweight"));
+    let config = modelopt::described(config);
     let unnamed = config.is_object() && config.get("quant_method").is_none_or(Value::is_null);
     if !unnamed || !codes() {
         return Cow::Borrowed(config);
@@ -163,7 +166,10 @@ impl Scheme {
         let method = found.map(|method| method.as_str().unwrap_or_default().to_lowercase());
         let kind = match method.as_deref() {
             Some("fp8" | "fbgemm_fp8") => Kind::Fp8(Fp8::parse(config)?),
-            Some("modelopt") => modelopt::check(config).map(|()| Kind::ModelOpt)?,
+            Some(method) if method.starts_with("modelopt") => {
+                modelopt::check(config).map(|()| Kind::ModelOpt)?
+            }
+            Some("quark") => quark::check(config).map(|()| Kind::Fp8(Fp8::default()))?,
             None if config.get(modelopt::ALGORITHM).is_some() => {
                 modelopt::check(config).map(|()| Kind::ModelOpt)?
             }
@@ -190,7 +196,8 @@ impl Scheme {
         if let Kind::Mlx(mlx) = &kind {
             mlx.kept.iter().for_each(|module| ignore.add(module));
         }
-        let method = method.unwrap_or_else(|| "mlx".to_owned());
+        let unnamed = if matches!(kind, Kind::ModelOpt) { "modelopt" } else { "mlx" };
+        let method = method.unwrap_or_else(|| unnamed.to_owned());
         Ok(Self { method, ignore, kind })
     }
 

@@ -81,8 +81,8 @@ fn scales_have_other_names_and_may_be_one_for_each_row() {
     let other = json!({ "quant_method": "modelopt", "quant_algo": "W4A8_AWQ" });
     assert_eq!(
         refusal(&other, &[zeros("a.weight", Dtype::U8, &[256, 64])]),
-        "DIR/config.json: `quantization_config`: `quant_algo`: expected one of FP8, NVFP4, \
-         MIXED_PRECISION of ModelOpt, found \"W4A8_AWQ\""
+        "DIR/config.json: `quantization_config`: `quant_algo`: expected one of FP8, \
+         FP8_PER_CHANNEL_PER_TOKEN, FP8_PB_WO, NVFP4, W4A16_NVFP4, MIXED_PRECISION of ModelOpt, found \"W4A8_AWQ\""
     );
     let nvfp4 = json!({ "quant_method": "modelopt", "quant_algo": "NVFP4" });
     let name = "DIR/model.safetensors: tensor `a.weight`:";
@@ -92,7 +92,7 @@ fn scales_have_other_names_and_may_be_one_for_each_row() {
     );
 }
 
-/// Scales for a tensor or a row say all; those of blocks do not say how large these are.
+/// Scales for a tensor or a row say all, and so do those of blocks whose sides are powers of two.
 #[test]
 fn scales_alone_may_show_the_scheme() {
     let weight = |name| zeros(name, Dtype::F8E4m3, &[256, 130]);
@@ -110,7 +110,11 @@ fn scales_alone_may_show_the_scheme() {
     assert_eq!(facts.method, "fp8");
     let labels: Vec<_> = facts.tensors.keys().map(String::as_str).collect();
     assert_eq!(labels, ["f8_e4m3 1x130", "f8_e4m3 256x130"]);
-    let blocks = [weight("b.weight"), zeros("b.weight_scale", F32, &[2, 2])];
+    let blocks = |shape: &[u64]| [weight("b.weight"), zeros("b.weight_scale", F32, shape)];
+    let facts = opened(&[by_tensor.clone(), blocks(&[2, 2])].concat()).unwrap();
+    let labels: Vec<_> = facts.tensors.keys().map(String::as_str).collect();
+    assert_eq!(labels, ["f8_e4m3 128x128", "f8_e4m3 256x130"]);
+    let blocks = blocks(&[3, 2]);
     assert_eq!(
         opened(&[by_tensor, blocks].concat()).unwrap_err(),
         "DIR/model.safetensors: tensor `a.weight_scale`: it belongs to codes of FP8, NVFP4 \
@@ -163,7 +167,8 @@ fn a_file_beside_the_configuration_may_describe_the_scheme() {
     assert_eq!((facts.method.as_str(), facts.tensors.len()), ("modelopt", 1));
     assert_eq!(
         message(dir.path(), describe("INT8")),
-        "DIR/hf_quant_config.json: `quant_algo`: expected one of FP8, NVFP4, MIXED_PRECISION of \
+        "DIR/hf_quant_config.json: `quant_algo`: expected one of FP8, \
+         FP8_PER_CHANNEL_PER_TOKEN, FP8_PB_WO, NVFP4, W4A16_NVFP4, MIXED_PRECISION of \
          ModelOpt, found \"INT8\""
     );
 }
@@ -183,8 +188,8 @@ fn a_description_left_over_from_codes_is_not_asked() {
     assert_eq!(
         refusal(&config["quantization_config"], &[zeros("a.weight", Dtype::U8, &[256, 64])]),
         "DIR/config.json: `quantization_config`: `quant_method`: expected one of fp8, fbgemm_fp8, \
-         modelopt, mxfp4, compressed-tensors, gptq, awq, auto-round, bitnet, or MLX's group_size and \
-         bits, found \"bitsandbytes\""
+         modelopt, quark, mxfp4, compressed-tensors, gptq, awq, auto-round, bitnet, or MLX's group_size \
+         and bits, found \"bitsandbytes\""
     );
     let codes = [
         zeros("a.weight", Dtype::U8, &[256, 1]),
@@ -546,3 +551,6 @@ fn tensors_of_mlx_are_read_by_its_own_key() {
     let config = json!({"quantization": own, "quantization_config": fp8()});
     assert_eq!(method(&config, &[weight, scales]), "fp8");
 }
+
+mod labels;
+mod own;

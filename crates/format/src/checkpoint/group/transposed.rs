@@ -150,10 +150,10 @@ impl Transposed {
         let Some(module) = name.strip_suffix(CODES) else { return Ok(()) };
         grouping.part(name, name, &[Dtype::I32])?;
         let part = |part: &str| format!("{module}.{part}");
-        let width = self
-            .modules
-            .iter()
-            .find(|(pattern, _)| pattern.is_match(module));
+        let called = grouping.files.module_in_files(name);
+        let width = self.modules.iter().find(|(pattern, _)| {
+            pattern.is_match(module) || called.is_some_and(|called| pattern.is_match(called))
+        });
         let width = width.map_or(self.width, |(_, width)| *width);
         let size = self.size(grouping, name, width, stored)?;
         let (scales, zeros) = (part("scales"), part("qzeros"));
