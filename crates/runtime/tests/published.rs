@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
@@ -11,6 +11,7 @@ use shardwright_format::weights::Weights;
 use shardwright_quant::{Float, narrow};
 use shardwright_runtime::Head;
 use shardwright_runtime::layerwise::LayerPass;
+use shardwright_testing::{each_published, fixture};
 
 /// Of the largest logit.
 const TOLERANCE: f64 = 1e-4;
@@ -174,45 +175,22 @@ fn misfit(folder: &Path, expected: &Value) -> Option<String> {
     (off > PERPLEXITY).then(|| format!("perplexity: expected {wanted}, found {found}"))
 }
 
-fn cases() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/published");
-    let files = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = files
-        .filter(|path| path.extension().is_some_and(|e| e == "json"))
-        .collect();
-    files.sort();
-    files
-}
-
-/// Each release as published, as transformers 5 saves it, and with transformers' own names.
-#[test]
-fn published_configurations_compute_what_transformers_does() {
-    let only = std::env::var("CASE").unwrap_or_default();
-    let mut wrong = Vec::new();
-    let mut count = 0;
-    for path in cases() {
-        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        if !name.contains(&only) {
+/// A release as published, as transformers 5 saves it, and with transformers' own names.
+fn published(name: &str) {
+    let path = fixture(&format!("published/{name}.json"));
+    let case: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    for (form, config, tensors, expected) in [
+        ("published", "config", "tensors", "expected"),
+        ("saved", "saved", "tensors", "expected"),
+        ("native", "saved", "native", "expected_native"),
+    ] {
+        if case[tensors].is_null() {
             continue;
         }
-        let case: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        for (form, config, tensors, expected) in [
-            ("published", "config", "tensors", "expected"),
-            ("saved", "saved", "tensors", "expected"),
-            ("native", "saved", "native", "expected_native"),
-        ] {
-            if case[tensors].is_null() {
-                continue;
-            }
-            let folder = tempfile::tempdir().unwrap();
-            write(folder.path(), &case[config], &case[tensors]);
-            let found = misfit(folder.path(), &case[expected]);
-            count += 1;
-            wrong.extend(found.map(|why| format!("{name} ({form}): {why}")));
-        }
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &case[config], &case[tensors]);
+        assert_eq!(misfit(folder.path(), &case[expected]), None, "{name} ({form})");
     }
-    assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(count > 100 || !only.is_empty());
 }
+
+each_published!(published);

@@ -1,8 +1,8 @@
 //! What the tests of all crates share: where the fixtures lie, scratch folders, golden cases and
 //! small models.
 //!
-//! `each_golden!(check)` and `each_gguf!(check)` make one test per case: a failure names its case and
-//! hides no other, and `cargo test check::llama2` runs one alone.
+//! `each_golden!(check)`, `each_gguf!(check)` and `each_published!(check)` make one test per case: a failure names its
+//! case and hides no other, and `cargo test check::llama2` runs one alone.
 #![allow(clippy::unwrap_used)] // a broken fixture should stop the test
 
 mod files;
