@@ -119,8 +119,14 @@ pub(super) fn make(
         .class()
         .filter(|class| BEFORE_ALL.contains(class) && merges && !BY_FILE.contains(&model_type));
     let style = normalizer.style(&vocabulary, settings, class, trainer.byte_fallback);
+    let used = trainer.used(&vocabulary, settings, class);
+    let named = |added: &Added<'_>| settings.takes_own() || used.contains(&added.content);
     let whole = |added: &Added<'_>| added.special || style.isolated.is_empty();
-    let own = vocabulary.added().into_iter().filter(whole).collect();
+    let own = vocabulary
+        .added()
+        .into_iter()
+        .filter(|added| named(added) && whole(added))
+        .collect();
     let added = settings.added(&vocabulary.tokens, own);
     let scores: Vec<f32> = pieces.iter().map(|piece| piece.score).collect();
     let unk = trainer.unk_id as usize;
@@ -177,6 +183,38 @@ impl Trainer {
         Ok(())
     }
 
+    /// The text of a piece.
+    fn piece<'v>(vocabulary: &'v Vocabulary<'_>, id: i32) -> Option<&'v str> {
+        let text = vocabulary.tokens.get(usize::try_from(id).ok()?)?;
+        Some(text.as_ref())
+    }
+
+    /// The pieces before and after a text.
+    fn ends<'v>(&self, vocabulary: &'v Vocabulary<'_>) -> [Option<&'v str>; 2] {
+        [self.bos_id.unwrap_or(1), self.eos_id.unwrap_or(2)].map(|id| Self::piece(vocabulary, id))
+    }
+
+    /// Pieces that have a use by themselves, unless the settings have a word on that use.
+    fn used<'v>(
+        &self,
+        vocabulary: &'v Vocabulary<'_>,
+        settings: &Settings,
+        class: Option<&str>,
+    ) -> Vec<&'v str> {
+        let [bos, eos] = self.ends(vocabulary);
+        let unk = Self::piece(vocabulary, self.unk_id);
+        let of_class = |text| Some(text).filter(|_| class == Some(GEMMA));
+        let uses = [
+            ("bos_token", bos),
+            ("eos_token", eos),
+            ("unk_token", unk),
+            ("pad_token", of_class("<pad>")),
+            ("mask_token", of_class("<mask>")),
+        ];
+        let own = uses.into_iter().filter(|(name, _)| !settings.states(name));
+        own.filter_map(|(_, text)| text).collect()
+    }
+
     /// What is put around a text.
     fn around(
         &self,
@@ -184,15 +222,10 @@ impl Trainer {
         settings: &Settings,
         added: &[Added<'_>],
     ) -> serde_json::Value {
-        let piece = |id: i32| {
-            let text = vocabulary.tokens.get(usize::try_from(id).ok()?)?;
-            Some(text.as_ref())
-        };
-        let ends = [piece(self.bos_id.unwrap_or(1)), piece(self.eos_id.unwrap_or(2))];
         let bos = settings
             .class()
             .is_some_and(|class| BEFORE_ALL.contains(&class));
-        settings.around(added, ends, bos)
+        settings.around(added, self.ends(vocabulary), bos)
     }
 }
 

@@ -18,8 +18,9 @@ const ADDED_TOKENS: &str = "added_tokens.json";
 /// Tokens with a use of their own, in the order in which transformers adds those that a vocabulary lacks.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Lists of more of them.
-const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
+/// The list of more of them, and its name in older checkpoints.
+const EXTRA: &str = "extra_special_tokens";
+const ADDITIONAL: &str = "additional_special_tokens";
 
 /// A token as a settings file has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +103,8 @@ pub(super) struct Settings {
     /// By their use.
     named: Vec<(&'static str, NamedToken)>,
     listed: Vec<NamedToken>,
+    /// Whether there is a list of more tokens, be it empty.
+    has_list: bool,
 }
 
 impl Settings {
@@ -152,14 +155,25 @@ impl Settings {
             token.map(|token| (name, token))
         };
         let named = NAMED.into_iter().filter_map(token).collect();
-        let lists = LISTS
-            .iter()
-            .flat_map(|name| [&config[*name], &older[*name]])
-            .flat_map(members);
-        let listed = lists
-            .filter_map(|json| NamedToken::new(json, true))
-            .collect();
-        Self { config, numbered, named, listed }
+        let (list, newer) = (list(&config), older.get(EXTRA));
+        let stated = [list, newer].into_iter().flatten();
+        let has_list = stated.clone().any(|list| !list.is_object());
+        let before = older.get(ADDITIONAL).filter(|_| !has_list);
+        let listed = stated.chain(before).flat_map(members);
+        let listed = listed.filter_map(|json| NamedToken::new(json, true));
+        let listed = listed.collect();
+        Self { config, numbered, named, listed, has_list }
+    }
+
+    /// Whether there is a word on the token of a use, be it that there is none.
+    pub(super) fn states(&self, name: &str) -> bool {
+        self.config.get(name).is_some() || self.named.iter().any(|(known, _)| *known == name)
+    }
+
+    /// Whether tokens that a vocabulary itself has as such are found in a text though nothing names them:
+    /// transformers takes a list of more tokens, be it empty, in their place.
+    pub(super) const fn takes_own(&self) -> bool {
+        !self.has_list
     }
 
     /// The tokenizer's class, without the word by which some had two.
@@ -225,12 +239,8 @@ impl Settings {
         let mut next = tokens
             .len()
             .max(self.last().map_or(0, |last| last.saturating_add(1)));
-        for token in self
-            .named
-            .iter()
-            .map(|(_, token)| token)
-            .chain(&self.listed)
-        {
+        let named = self.named.iter().map(|(_, token)| token);
+        for token in named.chain(&self.listed) {
             let id = *ids.entry(token.content.as_str()).or_insert_with(|| {
                 next += 1;
                 next - 1
@@ -256,6 +266,15 @@ impl Settings {
         let [first, last] = around;
         template([found(first, own[0]), found(last, own[1])])
     }
+}
+
+/// The list of more tokens: that of the newer name unless it is empty and there is one of the older.
+fn list(config: &Json) -> Option<&Json> {
+    let [extra, additional] = [EXTRA, ADDITIONAL].map(|name| config.get(name));
+    extra
+        .filter(|list| members(list).next().is_some())
+        .or(additional)
+        .or(extra)
 }
 
 /// What a list has, or an object that gives each a name.
