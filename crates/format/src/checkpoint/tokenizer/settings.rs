@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
+use super::class::{self, SpaceBefore};
 use super::document::{Added, template};
-use crate::checkpoint::file_names::TOKENIZER_CONFIG_NAME;
+use crate::checkpoint::file_names::{CONFIG_NAME, TOKENIZER_CONFIG_NAME};
 use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, read_limited};
 use crate::written_json;
@@ -73,13 +74,15 @@ impl NamedToken {
 type ReadCompanion<'a> = dyn Fn(&str, u64) -> Result<Option<Vec<u8>>> + 'a;
 
 /// Tokens that the files beside a `tokenizer.json` name. transformers adds those that it lacks, as fine-tuned models
-/// need it whose `tokenizer.json` is that of the model before.
+/// need it whose `tokenizer.json` is that of the model before; some classes put spaces where they are used to.
 #[derive(Debug, Default)]
 pub struct TokensBeside {
     /// Those with numbers, by these; with other flags than the tokenizer gives them they have these.
     pub numbered: Vec<NamedToken>,
     /// Those with a use or in lists, which only count where there is no token of such a text.
     pub named: Vec<NamedToken>,
+    /// Where spaces are put before a text, if its `tokenizer.json` does not decide that.
+    pub space: Option<SpaceBefore>,
 }
 
 impl TokensBeside {
@@ -88,10 +91,23 @@ impl TokensBeside {
     /// # Errors
     /// A file that is no JSON, and what `read` refuses.
     pub fn new(read: &ReadCompanion<'_>, root: &Path) -> Result<Self> {
-        let Settings { numbered, named, listed, .. } = Settings::read_by(read, root)?;
+        let settings = Settings::read_by(read, root)?;
+        let model = read_json(read, root, CONFIG_NAME)?;
+        let class =
+            class::deciding(settings.class(), model["model_type"].as_str().unwrap_or_default());
+        let [legacy, prefix] = ["legacy", "add_prefix_space"].map(|name| settings.flag(name));
+        let space = class::space_before(class, legacy, prefix);
+        let Settings { numbered, named, listed, .. } = settings;
         let named = named.into_iter().map(|(_, token)| token).chain(listed);
-        Ok(Self { numbered: numbered.into_values().collect(), named: named.collect() })
+        Ok(Self { numbered: numbered.into_values().collect(), named: named.collect(), space })
     }
+}
+
+/// A file of a model, null if it is not there.
+fn read_json(read: &ReadCompanion<'_>, root: &Path, name: &str) -> Result<Json> {
+    let Some(bytes) = read(name, CONFIG_LIMIT)? else { return Ok(Json::Null) };
+    let refused = |e: serde_json::Error| FormatError::file(&root.join(name), e.to_string());
+    written_json::parse(&bytes).map_err(refused)
 }
 
 /// What is said of a vocabulary.
@@ -118,11 +134,7 @@ impl Settings {
 
     /// The same, with `read` for the bytes of files.
     fn read_by(read: &ReadCompanion<'_>, root: &Path) -> Result<Self> {
-        let read = |name: &str| -> Result<Json> {
-            let Some(bytes) = read(name, CONFIG_LIMIT)? else { return Ok(Json::Null) };
-            let refused = |e: serde_json::Error| FormatError::file(&root.join(name), e.to_string());
-            written_json::parse(&bytes).map_err(refused)
-        };
+        let read = |name: &str| read_json(read, root, name);
         let config = read(TOKENIZER_CONFIG_NAME)?;
         // Where tokens have numbers there, transformers reads none of the older files.
         let of_config = numbered(&config);

@@ -3,6 +3,7 @@
 mod bpe;
 mod document;
 mod pieces;
+mod space;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
