@@ -149,7 +149,7 @@ fn spaces_are_where_the_class_puts_them() {
         let tokenizer = Tokenizer::with(dir.path(), json.as_bytes(), &beside.unwrap()).unwrap();
         for (text, expected) in texts.iter().zip(case["tokens"].as_array().unwrap()) {
             let tokens = tokenizer.encode(text, false).unwrap();
-            assert_eq!(json!(tokens), *expected, "{} {text:?}", case);
+            assert_eq!(json!(tokens), *expected, "{case} {text:?}");
         }
         let text = "one  two\nthree";
         let tokens = tokenizer.encode(text, false).unwrap();

@@ -16,6 +16,7 @@ use tokenizers::{
 
 use bpe::Bpe;
 pub(super) use document::read;
+pub(super) use space::SPACE;
 
 /// A tokenizer of the library around our model.
 pub(super) type Inner = TokenizerImpl<

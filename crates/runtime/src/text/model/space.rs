@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use shardwright_format::checkpoint::SpaceBefore;
 use tokenizers::{DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper};
 
-/// What a space is in a vocabulary of `SentencePiece`.
-const SPACE: &str = "\u{2581}";
+/// What stands for a space in a vocabulary of `SentencePiece`.
+pub(in crate::text) const SPACE: char = '\u{2581}';
 
 /// Steps before and after a model.
 pub(super) struct Steps {
@@ -20,13 +20,13 @@ impl Steps {
     /// The same with spaces where they are put by `space`, if they are steps of the kind that puts some: what a
     /// file for other classes has is left as it is.
     pub(super) fn with(self, space: SpaceBefore) -> Self {
-        let cut = (json(&self.normalizer), json(&self.pre_tokenizer));
+        let cut = (json(self.normalizer.as_ref()), json(self.pre_tokenizer.as_ref()));
         let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
         let prepend = json!({"type": "Prepend", "prepend": SPACE});
         let prepends = json!({"type": "Sequence", "normalizers": [prepend, replace]}) == cut.0
             && cut.1.is_null();
         let metaspace = cut.1["type"] == "Metaspace" && cut.1["split"] == false;
-        if !prepends && !(metaspace && cut.0.is_null()) {
+        if !(prepends || metaspace && cut.0.is_null()) {
             return self;
         }
         Self {
@@ -37,8 +37,8 @@ impl Steps {
     }
 }
 
-/// A step as it is written. One whose tables would be long is none of those that are looked for.
-fn json<T: serde::Serialize>(step: &Option<T>) -> Value {
+/// A step as it is written; null if there is none.
+fn json<T: serde::Serialize>(step: Option<&T>) -> Value {
     serde_json::to_value(step).unwrap_or_default()
 }
 
