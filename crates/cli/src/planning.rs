@@ -7,6 +7,7 @@ use shardwright_convert::{ExpectedTime, Plan, PlanOptions};
 use shardwright_format::arch::Inventory;
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Role};
+use shardwright_runtime::options::TokenizerMemory;
 
 use crate::args::{MtpArg, PlanArgs};
 use crate::calibration::{self, Opened};
@@ -20,6 +21,8 @@ pub struct Planned {
     pub source: Arc<Weights>,
     pub plan: Plan,
     pub calibration: Opened,
+    /// What a program takes with the tokenizer, if there is one that can be read.
+    pub tokenizer: Option<TokenizerMemory>,
 }
 
 impl Planned {
@@ -99,12 +102,12 @@ pub fn make(mut weights: Weights, args: &PlanArgs, output: Output) -> Result<Pla
         target::save(path, &recipe)?;
     }
     let mut plan = Plan::new(checkpoint, inventory, &recipe, &options)?;
-    plan.note_vocabulary(checkpoint)?;
+    let tokenizer = plan.note_vocabulary(checkpoint)?;
     count_planning(&mut plan);
     if let Some(engine) = args.engine {
         let name = engine.name();
         plan.notes
             .extend(restricted.iter().map(|line| format!("for {name}: {line}")));
     }
-    Ok(Planned { source, plan, calibration })
+    Ok(Planned { source, plan, calibration, tokenizer })
 }

@@ -23,6 +23,22 @@ pub fn loading(tokenizer: &Tokenizer) -> u64 {
     LOADING_BYTES + tokenizer.loading_bytes()
 }
 
+/// What a program takes with a tokenizer, kept once the tokenizer is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenizerMemory {
+    /// [`reserved`].
+    pub reserved: u64,
+    /// [`loading`].
+    pub loading: u64,
+}
+
+impl TokenizerMemory {
+    /// Of a tokenizer.
+    pub fn new(tokenizer: &Tokenizer) -> Self {
+        Self { reserved: reserved(tokenizer), loading: loading(tokenizer) }
+    }
+}
+
 /// Tokens of a prompt that are computed together where memory allows: more are little faster.
 pub const CHUNK: usize = 128;
 

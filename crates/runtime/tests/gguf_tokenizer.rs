@@ -49,13 +49,17 @@ fn tokens_are_those_of_the_original_tokenizer() {
         }
         assert_eq!(tokenizer.encode(texts[2], true).unwrap(), ids(&case["with_special"]), "{file}");
     }
-    assert_eq!(compared, 250);
+    assert_eq!(compared, 271);
 }
 
 #[test]
 fn text_comes_back() {
     for case in cases()["cases"].as_array().unwrap() {
         let file = case["file"].as_str().unwrap();
+        // Its table and its spaces leave a text another one.
+        if file == "unigram.gguf" {
+            continue;
+        }
         let tokenizer = Tokenizer::open(&weights(&fixture("tokenizers").join(file))).unwrap();
         let text = "def f(x):\n    return  x + 1 — 日本 🙂";
         let tokens = tokenizer.encode(text, true).unwrap();
@@ -88,7 +92,7 @@ fn what_is_not_known_is_refused_by_name() {
     let end = ", found qwen9; put the model's tokenizer.json beside the file";
     assert!(error.ends_with(end), "{error}");
     let error = altered("qwen2.gguf", "\x04\0\0\0\0\0\0\0gpt2", "\x04\0\0\0\0\0\0\0bert");
-    let expected = "m.gguf: metadatum `tokenizer.ggml.model`: expected gpt2 or llama, found bert; \
+    let expected = "m.gguf: metadatum `tokenizer.ggml.model`: expected gpt2, llama or t5, found bert; \
                     put the model's tokenizer.json beside the file";
     assert_eq!(error, expected);
 }

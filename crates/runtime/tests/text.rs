@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use shardwright_format::arch::Inventory;
-use shardwright_format::checkpoint::Checkpoint;
+use shardwright_format::checkpoint::{Checkpoint, TokensBeside};
 use shardwright_format::weights::Weights;
 use shardwright_runtime::Result;
 use shardwright_runtime::text::{TextStream, Tokenizer};
@@ -117,6 +117,43 @@ fn tokenizers_that_contradict_themselves_are_refused() {
             let error = refused(of("normalizer", normalizer));
             assert!(error.contains(&format!("is not a usable tokenizer ({expected})")), "{error}");
         }
+    }
+}
+
+/// For some classes transformers puts spaces before a text where they are used to, not where `tokenizer.json` has
+/// them.
+#[test]
+fn spaces_are_where_the_class_puts_them() {
+    let read = |name: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(fixture("beside").join(name)).unwrap()).unwrap()
+    };
+    let (cases, llama2) = (read("spaces.json"), read("llama2.json"));
+    let texts: Vec<String> = serde_json::from_value(cases["texts"].clone()).unwrap();
+    for case in cases["cases"].as_array().unwrap() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &Value| {
+            std::fs::write(dir.path().join(name), content.to_string()).unwrap();
+        };
+        let model_type = case.get("model_type").cloned();
+        write("config.json", &json!({"model_type": model_type.unwrap_or(json!("llama"))}));
+        write("tokenizer_config.json", &case["settings"]);
+        let mut tokenizer = llama2.clone();
+        if case["file"] == "today" {
+            tokenizer["normalizer"] = Value::Null;
+            tokenizer["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "▁",
+                "prepend_scheme": "first", "split": false});
+        }
+        let beside =
+            TokensBeside::new(&|name, _| Ok(std::fs::read(dir.path().join(name)).ok()), dir.path());
+        let json = tokenizer.to_string();
+        let tokenizer = Tokenizer::with(dir.path(), json.as_bytes(), &beside.unwrap()).unwrap();
+        for (text, expected) in texts.iter().zip(case["tokens"].as_array().unwrap()) {
+            let tokens = tokenizer.encode(text, false).unwrap();
+            assert_eq!(json!(tokens), *expected, "{case} {text:?}");
+        }
+        let text = "one  two\nthree";
+        let tokens = tokenizer.encode(text, false).unwrap();
+        assert_eq!(tokenizer.decode(&tokens).unwrap(), text, "{case}");
     }
 }
 

@@ -58,7 +58,7 @@ pub fn run(args: &ConvertArgs, output: Output) -> Result<(), Failure> {
     } else {
         (inputs::source(path, arch)?, None)
     };
-    let Planned { source, plan, calibration } = planning::make(model, &args.plan, output)?;
+    let Planned { source, plan, calibration, .. } = planning::make(model, &args.plan, output)?;
     let no_checkpoint = || Failure::new("the source is no checkpoint");
     let (checkpoint, _) = source.checkpoint().ok_or_else(no_checkpoint)?;
     let options = ConvertOptions {

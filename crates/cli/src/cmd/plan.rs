@@ -9,9 +9,8 @@ use shardwright_convert::{ExpectedTime, Plan};
 use shardwright_format::arch::Prediction;
 use shardwright_format::{FormatError, Unit};
 use shardwright_quant::CacheType;
-use shardwright_runtime::options::{loading, reserved};
+use shardwright_runtime::options::TokenizerMemory;
 use shardwright_runtime::replay::{Bought, Replay};
-use shardwright_runtime::text::Tokenizer;
 use shardwright_runtime::{CacheTypes, MemoryPlan, Options as RuntimeOptions, Runtime};
 
 use crate::args::{CacheArgs, PlanCommandArgs};
@@ -112,9 +111,8 @@ impl RuntimeMemory {
             plan.layout(unit).ok_or_else(missing)
         };
         let mut options = RuntimeOptions { context: CONTEXT, ..RuntimeOptions::default() };
-        if let Ok(tokenizer) = Tokenizer::open(&planned.source) {
-            options.reserved = reserved(&tokenizer);
-            options.loading = loading(&tokenizer);
+        if let Some(TokenizerMemory { reserved, loading }) = planned.tokenizer {
+            (options.reserved, options.loading) = (reserved, loading);
         }
         let spec = &plan.manifest.model;
         let memory = |cache| {

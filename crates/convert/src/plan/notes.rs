@@ -8,7 +8,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use shardwright_format::checkpoint::{Checkpoint, TOKENIZER_NAME, TokensBeside};
 use shardwright_format::manifest::FileEntry;
 use shardwright_runtime::RuntimeError;
-use shardwright_runtime::options::loading;
+use shardwright_runtime::options::TokenizerMemory;
 use shardwright_runtime::text::{MAKE_TOKENIZER, Tokenizer, other_form};
 
 use super::Plan;
@@ -39,11 +39,11 @@ pub(super) fn notes(checkpoint: &Checkpoint, copies: &[FileEntry]) -> Vec<String
 impl Plan {
     /// Adds to the notes whether the vocabulary goes beyond the embedding, or cannot be read. Reads all of
     /// `tokenizer.json`: call it for the plan that is carried out, not for each of those that a search for a
-    /// recipe makes.
+    /// recipe makes. Gives what a program takes with the tokenizer, if it can be read.
     ///
     /// # Errors
     /// A file beside the weights that is parsed later and is no JSON.
-    pub fn note_vocabulary(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+    pub fn note_vocabulary(&mut self, checkpoint: &Checkpoint) -> Result<Option<TokenizerMemory>> {
         let copied = |name: &str| self.manifest.files.iter().any(|file| file.path == name);
         let read = |name: &str, limit| {
             if copied(name) { checkpoint.companion(name, limit) } else { Ok(None) }
@@ -54,30 +54,34 @@ impl Plan {
             let made = checkpoint.synthesized(TOKENIZER_NAME)?;
             self.cost.peak_memory += made.map_or(0, |made| made.len() as u64);
         }
-        let Some(json) = json else { return Ok(()) };
-        let note = match beyond(&json, self.manifest.model.vocab_size) {
-            Err(unknown) => Some(unknown),
-            Ok(note) => self.unusable(checkpoint, &json).or(note),
+        let Some(json) = json else { return Ok(None) };
+        let opened = match beyond(&json, self.manifest.model.vocab_size) {
+            Err(unknown) => Err(unknown),
+            Ok(note) => {
+                let opened = self.open(checkpoint, &json);
+                self.notes.extend(note.filter(|_| opened.is_ok()));
+                opened
+            }
         };
-        self.notes.extend(note);
-        Ok(())
+        self.notes.extend(opened.as_ref().err().cloned());
+        Ok(opened.ok())
     }
 
-    /// What is said of a `tokenizer.json` that makes no tokenizer. Opening it takes memory before the conversion does.
-    fn unusable(&mut self, checkpoint: &Checkpoint, json: &[u8]) -> Option<String> {
+    /// What a program takes with a tokenizer. Opening it takes memory before the conversion does.
+    ///
+    /// # Errors
+    /// What is said of a `tokenizer.json` that makes none.
+    fn open(&mut self, checkpoint: &Checkpoint, json: &[u8]) -> Result<TokenizerMemory, String> {
         let read = |name: &str, limit| checkpoint.companion(name, limit);
         let beside = TokensBeside::new(&read, checkpoint.root());
         let opened = beside
             .map_err(RuntimeError::from)
             .and_then(|beside| Tokenizer::with(Path::new(TOKENIZER_NAME), json, &beside));
-        match opened {
-            Ok(tokenizer) => {
-                let before = loading(&tokenizer) + checkpoint.reading_memory();
-                self.cost.peak_memory = self.cost.peak_memory.max(before);
-                None
-            }
-            Err(e) => Some(format!("{e}; until then the bundle runs no text")),
-        }
+        let opened = opened.map_err(|e| format!("{e}; until then the bundle runs no text"));
+        let memory = TokenizerMemory::new(&opened?);
+        let before = memory.loading + checkpoint.reading_memory();
+        self.cost.peak_memory = self.cost.peak_memory.max(before);
+        Ok(memory)
     }
 }
 

@@ -30,6 +30,7 @@ const TOGETHER: [&[&str]; 2] = [
     &[
         "layer_types",
         "sliding_window_pattern",
+        "sliding_window_pattern_n",
         "full_attention_interval",
         "no_rope_layers",
         "no_rope_layer_interval",

@@ -8,8 +8,8 @@ use super::ffn_rows::Flag;
 use super::ffns::numbers;
 use super::rope;
 use super::table::{
-    AttentionRow, DeltaRow, FullWithoutRope, Kind, KindLayers, KindsRow, LatentRow, QkNormRow,
-    ShortConvRow, TemperatureRow, WithoutRopeRow,
+    AttentionRow, DeltaRow, FullWithoutRope, Kind, KindLayers, KindsRow, LatentRow, Period,
+    QkNormRow, ShortConvRow, TemperatureRow, WithoutRopeRow,
 };
 use crate::error::{FormatError, Result};
 use crate::model::{
@@ -25,9 +25,10 @@ impl Arch {
             let mixer = Mixer::Latent(latent(config, row)?);
             return Ok(vec![mixer; count as usize]);
         }
-        let kinds = self.kinds(config, count)?;
         let row = self.table.attention.as_ref();
         let row = row.ok_or_else(|| FormatError::file(&self.path, "expected `attention`"))?;
+        let bare = without_rope(config, row, count)?;
+        let kinds = self.kinds(config, count, &bare)?;
         let attention = attention(config, row)?;
         let delta = match &self.table.delta_net {
             Some(row) if kinds.contains(&Kind::Linear) => Some(delta_net(config, row)?),
@@ -36,7 +37,6 @@ impl Arch {
         let conv = self.table.short_conv.as_ref();
         let conv = conv.map_or(Ok(None), |row| short_conv(config, row).map(Some))?;
         let others = kinds.iter().any(|kind| *kind != Kind::Full);
-        let bare = without_rope(config, row, count)?;
         let mixer = |(kind, bare)| {
             let full = kind == Kind::Full && full_without_rope(row, others);
             match kind {
@@ -49,8 +49,8 @@ impl Arch {
         kinds.into_iter().zip(bare).map(mixer).collect()
     }
 
-    /// The kind of each layer.
-    fn kinds(&self, config: &Config<'_>, count: u32) -> Result<Vec<Kind>> {
+    /// The kind of each layer, of which those in `bare` know no positions.
+    fn kinds(&self, config: &Config<'_>, count: u32, bare: &[bool]) -> Result<Vec<Kind>> {
         let Some(row) = &self.table.layer_kinds else {
             return Ok(vec![Kind::Full; count as usize]);
         };
@@ -64,7 +64,7 @@ impl Arch {
         if !on {
             return Ok(vec![Kind::Full; count as usize]);
         }
-        let other = other_layers(config, &row.layers)?;
+        let other = other_layers(config, &row.layers, bare)?;
         let kind = |layer| if other(layer) { row.other } else { Kind::Full };
         Ok((0..count).map(kind).collect())
     }
@@ -155,13 +155,18 @@ fn without_rope(config: &Config<'_>, row: &AttentionRow, count: u32) -> Result<V
 }
 
 /// The rule that a table gives for layers without a list.
-fn other_layers(config: &Config<'_>, rule: &KindLayers) -> Result<impl Fn(u32) -> bool> {
+fn other_layers(
+    config: &Config<'_>,
+    rule: &KindLayers,
+    bare: &[bool],
+) -> Result<impl Fn(u32) -> bool> {
     let bound = match rule {
-        KindLayers::All | KindLayers::ButThoseIn(_) => 0,
+        KindLayers::All | KindLayers::ButThoseIn(_) | KindLayers::WithoutRope => 0,
         KindLayers::FromMaxWindowLayers | KindLayers::EvenBelowMaxWindowLayers => {
             config.size("max_window_layers", 0..=u32::MAX)?
         }
-        KindLayers::ButEvery(name) => config.size(name, 1..=u32::MAX)?,
+        KindLayers::ButEvery(Period::Of(name)) => config.size(name, 1..=u32::MAX)?,
+        KindLayers::ButEvery(Period::Fixed(period)) => period.get(),
     };
     let listed = match rule {
         KindLayers::ButThoseIn(name) => numbers(config, name)?,
@@ -173,6 +178,7 @@ fn other_layers(config: &Config<'_>, rule: &KindLayers) -> Result<impl Fn(u32) -
         KindLayers::FromMaxWindowLayers => layer >= bound,
         KindLayers::EvenBelowMaxWindowLayers => layer < bound && layer.is_multiple_of(2),
         KindLayers::ButEvery(_) => !(layer + 1).is_multiple_of(bound),
+        KindLayers::WithoutRope => bare[layer as usize],
         KindLayers::ButThoseIn(_) => listed.as_ref().is_some_and(|full| !full.contains(&layer)),
     })
 }

@@ -1,6 +1,7 @@
 //! The JSON of an architecture table, checked.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU32;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -287,10 +288,22 @@ pub(super) enum KindLayers {
     All,
     FromMaxWindowLayers,
     EvenBelowMaxWindowLayers,
-    /// All but every n-th, by the name of a parameter.
-    ButEvery(String),
+    /// All but every n-th.
+    ButEvery(Period),
     /// All but those in a list, by the name of a parameter; none where it is null.
     ButThoseIn(String),
+    /// Those that know no positions.
+    WithoutRope,
+}
+
+/// How far layers of full attention lie apart.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Period {
+    /// As the class has it, whatever a config says.
+    Fixed(NonZeroU32),
+    /// By the name of a parameter.
+    Of(String),
 }
 
 /// A tensor that holds several roles' rows one after the other, for all experts if they are

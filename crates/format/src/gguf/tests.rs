@@ -12,7 +12,9 @@ fn tokenizers_are_read_back_document_for_document() {
     let mut seen = 0;
     for entry in std::fs::read_dir(fixture("tokenizers")).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_none_or(|end| end != "gguf") {
+        // What is no byte-pair encoding is read alone.
+        let read_alone = path.file_stem().is_some_and(|name| name == "unigram");
+        if read_alone || path.extension().is_none_or(|end| end != "gguf") {
             continue;
         }
         let file = ReadFile::open(&path).unwrap();
@@ -75,7 +77,7 @@ fn what_is_no_tokenizer_of_llama_cpp_is_refused() {
             .to_string();
         assert!(refused.contains(expected), "{refused}");
     }
-    let unigram = br#"{"model":{"type":"Unigram","vocab":{},"merges":[]}}"#;
+    let unigram = br#"{"model":{"type":"Unigram","vocab":[["a",-1.5]],"unk_id":0}}"#;
     let refused = Tokenizer::parse(unigram, None, None)
         .unwrap_err()
         .to_string();

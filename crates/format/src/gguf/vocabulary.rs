@@ -60,10 +60,20 @@ struct Added {
     special: bool,
 }
 
-#[derive(Debug, Deserialize)]
-struct Bpe {
+/// Its kind of model.
+#[derive(Deserialize)]
+struct Named {
+    model: Kind,
+}
+
+#[derive(Deserialize)]
+struct Kind {
     #[serde(rename = "type", default)]
     kind: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Bpe {
     vocab: HashMap<String, u32>,
     merges: Vec<Merge>,
     #[serde(default)]
@@ -102,11 +112,14 @@ impl Tokenizer {
         template: Option<String>,
     ) -> Result<Self, Refusal> {
         let wrong = |file: &str, e: &dyn std::fmt::Display| format!("{file}: {e}");
-        let document: Document =
+        // Of other kinds the rest has other forms.
+        let named: Named =
             serde_json::from_slice(document).map_err(|e| wrong("tokenizer.json", &e))?;
-        if let Some(kind) = document.model.kind.as_deref().filter(|kind| *kind != "BPE") {
+        if let Some(kind) = named.model.kind.filter(|kind| kind != "BPE") {
             return Err(mismatch("a model of type BPE", kind).at("tokenizer.json"));
         }
+        let document: Document =
+            serde_json::from_slice(document).map_err(|e| wrong("tokenizer.json", &e))?;
         let config = config.map_or(Ok(Value::Null), serde_json::from_slice);
         let config: Value = config.map_err(|e| wrong("tokenizer_config.json", &e))?;
         let template = template.or_else(|| own_template(&config));

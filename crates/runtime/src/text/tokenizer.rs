@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use shardwright_format::checkpoint::{NamedToken, TOKENIZER_NAME, TokensBeside};
+use shardwright_format::checkpoint::{NamedToken, SpaceBefore, TOKENIZER_NAME, TokensBeside};
 use shardwright_format::io::TOKENIZER_LIMIT;
 use shardwright_format::weights::Weights;
 use tokenizers::{AddedToken, Model};
@@ -90,13 +90,13 @@ impl Tokenizer {
         Self::with(&path, &json, &weights.tokens_beside()?)
     }
 
-    /// The tokenizer that a `tokenizer.json` describes, with the tokens that files beside it name; errors name
-    /// `path`.
+    /// The tokenizer that a `tokenizer.json` describes, with the tokens that files beside it name and spaces where
+    /// its class puts them; errors name `path`.
     ///
     /// # Errors
     /// As [`Self::parse`], and tokens that cannot be added.
     pub fn with(path: &Path, json: &[u8], beside: &TokensBeside) -> Result<Self> {
-        let mut tokenizer = Self::parse(path, json)?;
+        let mut tokenizer = Self::read_json(path, json, beside.space)?;
         tokenizer.add(beside)?;
         Ok(tokenizer)
     }
@@ -135,7 +135,11 @@ impl Tokenizer {
     /// # Errors
     /// No tokenizer, or none that can be used.
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
-        let model = || model::read(json);
+        Self::read_json(path, json, None)
+    }
+
+    fn read_json(path: &Path, json: &[u8], space: Option<SpaceBefore>) -> Result<Self> {
+        let model = || model::read(json, space);
         let read = check_charsmaps(json).map_err(|e| e.to_string());
         let read = read.and_then(|()| guarded(model).unwrap_or_else(unusable));
         let inner = read.map_err(|e| {

@@ -246,6 +246,45 @@ fn layers_slide_by_each_rule() {
     assert_eq!(slide("mixtral", None), [Some(5); 2]);
 }
 
+/// Without a list, classes of transformers make one from a key of theirs, or from none.
+#[test]
+fn kinds_are_made_as_in_transformers() {
+    let slide = |model_type: &str, changes: Value| {
+        let mut config = json!({
+            "model_type": model_type, "vocab_size": 8, "hidden_size": 64, "num_hidden_layers": 8,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16, "sliding_window": 8,
+            "intermediate_size": 64, "moe_intermediate_size": 64, "num_local_experts": 4, "num_experts": 4,
+            "num_experts_per_tok": 2, "rms_norm_eps": 1e-6,
+        });
+        let members = changes.as_object().unwrap().clone();
+        config.as_object_mut().unwrap().extend(members);
+        let arch = Arch::builtin(model_type).unwrap();
+        let spec = arch.spec_of(Path::new("config.json"), &config).unwrap();
+        let letter = |window: Option<u32>| if window.is_some() { 's' } else { 'f' };
+        windows(&spec).into_iter().map(letter).collect::<String>()
+    };
+    let by_three = json!({"sliding_window_pattern": 3, "full_attention_interval": 3});
+    for (model_type, expected) in [
+        ("gemma2", "sfsfsfsf"),
+        ("gemma3_text", "ssfssfss"),
+        ("gpt_oss", "sfsfsfsf"),
+        ("olmo3", "sssfsssf"),
+        ("exaone4", "ssfssfss"),
+        ("exaone_moe", "ssfssfss"),
+    ] {
+        assert_eq!(slide(model_type, by_three.clone()), expected, "{model_type}");
+    }
+    // What transformers saves beside the list, and does not read again.
+    assert_eq!(slide("gemma3_text", json!({"_sliding_window_pattern": 3})), "sssssfss");
+    assert_eq!(slide("smollm3", json!({"use_sliding_window": true})), "fffsfffs");
+    // Their class knows no windows.
+    let text = json!({"use_sliding_window": true, "max_window_layers": 0, "text_config": {}});
+    assert_eq!(slide("qwen3_vl", text.clone()), "ffffffff");
+    assert_eq!(slide("qwen3_vl_moe", text), "ffffffff");
+    let own = json!({"use_sliding_window": true, "no_rope_layers": [0, 1, 1, 1, 1, 1, 1, 1]});
+    assert_eq!(slide("smollm3", own), "sfffffff");
+}
+
 /// transformers reads `mistral` with `layer_types` as `ministral` (`configuration_auto.py`), and heeds the list
 /// of `dots1`, whose layers slide from `max_window_layers` on without it.
 #[test]

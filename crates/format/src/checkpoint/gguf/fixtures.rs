@@ -517,7 +517,7 @@ fn a_list_tells_which_layers_slide() {
     let config = with([1, 1, 1, 0]).unwrap().config().clone();
     let [sliding, full] = ["sliding_attention", "full_attention"];
     assert_eq!(config["layer_types"], json!([sliding, sliding, sliding, full]));
-    assert_eq!(config["sliding_window_pattern"], 4);
+    assert_eq!(config["sliding_window_pattern_n"], 4);
 }
 
 #[test]

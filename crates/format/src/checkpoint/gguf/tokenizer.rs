@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value as Json};
 
 use super::header::{Array, Value};
@@ -41,10 +43,10 @@ pub(crate) fn tokenizer(metadata: &Metadata<'_>) -> Result<Vec<u8>, Refusal> {
     let document = match text(metadata, "model") {
         Some("gpt2") => described.bytewise()?,
         Some("llama") => described.scored()?,
-        // llama.cpp writes `t5`, a Unigram, for encoders alone (BERT's kinds and T5's), of which none is read.
+        Some("t5") => described.summed()?,
         found => {
             let found = found.unwrap_or("none");
-            return Err(mismatch("gpt2 or llama", format_args!("{found}; {REMEDY}"))
+            return Err(mismatch("gpt2, llama or t5", format_args!("{found}; {REMEDY}"))
                 .at("metadatum `tokenizer.ggml.model`"));
         }
     };
@@ -133,6 +135,20 @@ pub(super) fn kinds(metadata: &Metadata<'_>) -> Vec<Kind> {
     kinds.map_or_else(Vec::new, |list| list.numbers().map(|value| kind(&value)).collect())
 }
 
+/// The table of characters that are replaced, in base64.
+fn charsmap(metadata: &Metadata<'_>) -> Option<String> {
+    let byte = |value: Value<'_>| match value {
+        Value::Whole(number) => number as u8,
+        Value::Negative(number) => number as u8,
+        _ => 0,
+    };
+    let bytes: Vec<u8> = list(metadata, "precompiled_charsmap")?
+        .numbers()
+        .map(byte)
+        .collect();
+    (!bytes.is_empty()).then(|| STANDARD.encode(bytes))
+}
+
 /// A vocabulary and what else the metadata say of it.
 struct Described<'a> {
     metadata: &'a Metadata<'a>,
@@ -175,11 +191,12 @@ impl<'a> Described<'a> {
 
     /// The tokens before and after a text.
     fn around(&self) -> [Option<(usize, &str)>; 2] {
-        let bos = text(self.metadata, "model") == Some("llama")
-            || split(self.metadata).is_ok_and(|split| split.add_bos);
+        let model = text(self.metadata, "model");
+        let eos = model == Some("t5");
+        let bos = model == Some("llama") || split(self.metadata).is_ok_and(|split| split.add_bos);
         let around = [
             flag(self.metadata, "add_bos_token", bos).then(|| self.named("bos")),
-            flag(self.metadata, "add_eos_token", false).then(|| self.named("eos")),
+            flag(self.metadata, "add_eos_token", eos).then(|| self.named("eos")),
         ];
         around.map(Option::flatten)
     }
@@ -195,8 +212,8 @@ impl<'a> Described<'a> {
         })
     }
 
-    /// Characters, bytes where there is no token for one, and merges by the scores of their tokens.
-    fn scored(&self) -> Result<Document<'_>, Refusal> {
+    /// A score for each token.
+    fn scores(&self) -> Result<Vec<f32>, Refusal> {
         let scores: Vec<f32> = match list(self.metadata, "scores") {
             Some(list) => list.numbers().map(|value| value.as_f32()).collect(),
             None => Vec::new(),
@@ -206,12 +223,46 @@ impl<'a> Described<'a> {
             return Err(mismatch(format_args!("{expected} scores"), scores.len())
                 .at("metadatum `tokenizer.ggml.scores`"));
         }
+        Ok(scores)
+    }
+
+    /// The number and text of the token for what has none.
+    fn unknown(&self) -> Option<(usize, &str)> {
+        let named = self.named("unknown");
+        named.or_else(|| self.vocabulary.first(Kind::Unknown))
+    }
+
+    /// Which parts of a text begin with a space of the tokenizer's.
+    fn prefix(&self) -> Prefix {
         let space_first = flag(self.metadata, "add_space_prefix", true);
-        let style = Style::plain(if space_first { Prefix::Each } else { Prefix::Never });
-        let unknown = self
-            .named("unknown")
-            .or_else(|| self.vocabulary.first(Kind::Unknown));
-        let unknown = unknown.map(|(_, text)| text);
+        if space_first { Prefix::Each } else { Prefix::Never }
+    }
+
+    /// The tokens whose scores add up to most, of a text in which a table may replace characters.
+    fn summed(&self) -> Result<Document<'_>, Refusal> {
+        let at = |e: Refusal, key: &str| e.at(format_args!("metadatum `tokenizer.ggml.{key}`"));
+        let scores = self.scores()?;
+        if let Some(strange) = scores.iter().find(|score| !score.is_finite()) {
+            return Err(at(mismatch("numbers", strange), "scores"));
+        }
+        let (unknown, _) = self
+            .unknown()
+            .ok_or_else(|| at(mismatch("a token for what has none", "none"), "unknown_token_id"))?;
+        let style = Style {
+            charsmap: charsmap(self.metadata),
+            trims: flag(self.metadata, "remove_extra_whitespaces", false),
+            byte_fallback: self.vocabulary.kinds.contains(&Kind::Byte),
+            ..Style::plain(self.prefix())
+        };
+        let added = self.vocabulary.added();
+        Ok(self.vocabulary.summing(&scores, &style, unknown, added))
+    }
+
+    /// Characters, bytes where there is no token for one, and merges by the scores of their tokens.
+    fn scored(&self) -> Result<Document<'_>, Refusal> {
+        let scores = self.scores()?;
+        let style = Style::plain(self.prefix());
+        let unknown = self.unknown().map(|(_, text)| text);
         Ok(self
             .vocabulary
             .merging(&scores, &style, unknown, self.vocabulary.added()))

@@ -5,6 +5,7 @@
 //! the tokenizers library reads.
 
 mod beside;
+mod class;
 mod document;
 mod pieces;
 mod sentencepiece;
@@ -13,6 +14,7 @@ mod split;
 mod tiktoken;
 
 pub(super) use beside::Beside;
+pub use class::SpaceBefore;
 pub(super) use document::{Document, template};
 pub(crate) use pieces::SPACE;
 pub(super) use pieces::{Kind, Prefix, Style, Vocabulary};

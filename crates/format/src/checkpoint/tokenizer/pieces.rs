@@ -76,14 +76,14 @@ impl Words {
 #[derive(Debug)]
 pub(in crate::checkpoint) struct Style<'a> {
     /// Characters and what stands for them: a table of the library's, in base64.
-    pub(super) charsmap: Option<String>,
+    pub(in crate::checkpoint) charsmap: Option<String>,
     /// Whether spaces at the ends, and all but one of a run, are left out.
-    pub(super) trims: bool,
+    pub(in crate::checkpoint) trims: bool,
     pub(in crate::checkpoint) prefix: Prefix,
     /// Whether characters without a token are bytes.
     pub(in crate::checkpoint) byte_fallback: bool,
     /// Tokens that are whole wherever the text has them, once it is normalized.
-    pub(super) isolated: Vec<&'a str>,
+    pub(in crate::checkpoint) isolated: Vec<&'a str>,
 }
 
 impl Style<'_> {
@@ -250,7 +250,7 @@ impl Vocabulary<'_> {
     }
 
     /// The tokens whose scores add up to most; `unk_id` stands for characters that none has.
-    pub(super) fn summing<'b>(
+    pub(in crate::checkpoint) fn summing<'b>(
         &'b self,
         scores: &[f32],
         style: &Style<'_>,

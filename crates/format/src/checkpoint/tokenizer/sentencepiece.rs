@@ -6,38 +6,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 
+use super::class::{self, GEMMA};
 use super::document::Added;
 use super::pieces::{Kind, Prefix, Style, Vocabulary};
 use super::settings::Settings;
 use crate::refusal::{Refusal, mismatch};
 
-/// Classes that take what users defined out of a text before anything else sees it, as transformers has them.
-const BEFORE_ALL: [&str; 3] = [LLAMA, CODE_LLAMA, GEMMA];
-/// Of those the one that reads a text as Llama's first code did only if its settings say so.
-const LLAMA: &str = "LlamaTokenizer";
-/// Of those the one that never does.
-const CODE_LLAMA: &str = "CodeLlamaTokenizer";
-/// Of those the one that puts no space before a text, whatever its file says.
-const GEMMA: &str = "GemmaTokenizer";
-/// Models for which transformers reads the file by itself, whatever class their settings name.
-const BY_FILE: [&str; 16] = [
-    "ernie4_5",
-    "ernie4_5_moe",
-    "glm4",
-    "glm4_moe",
-    "glm4_moe_lite",
-    "granite",
-    "granitemoe",
-    "granitemoehybrid",
-    "granitemoeshared",
-    "minimax_m2",
-    "ministral",
-    "ministral3",
-    "mistral",
-    "mistral3",
-    "mixtral",
-    "phi3",
-];
 /// `TrainerSpec.ModelType`.
 const UNIGRAM: i32 = 1;
 const BPE: i32 = 2;
@@ -115,12 +89,16 @@ pub(super) fn make(
     let kinds = pieces.iter().map(|p| Kind::new(p.kind as u64)).collect();
     let vocabulary = Vocabulary { tokens, kinds };
     let merges = trainer.model_type == Some(BPE);
-    let class = settings
-        .class()
-        .filter(|class| BEFORE_ALL.contains(class) && merges && !BY_FILE.contains(&model_type));
+    let class = class::deciding(settings.class(), model_type).filter(|_| merges);
     let style = normalizer.style(&vocabulary, settings, class, trainer.byte_fallback);
+    let used = trainer.used(&vocabulary, settings, class);
+    let named = |added: &Added<'_>| settings.takes_own() || used.contains(&added.content);
     let whole = |added: &Added<'_>| added.special || style.isolated.is_empty();
-    let own = vocabulary.added().into_iter().filter(whole).collect();
+    let own = vocabulary
+        .added()
+        .into_iter()
+        .filter(|added| named(added) && whole(added))
+        .collect();
     let added = settings.added(&vocabulary.tokens, own);
     let scores: Vec<f32> = pieces.iter().map(|piece| piece.score).collect();
     let unk = trainer.unk_id as usize;
@@ -177,6 +155,38 @@ impl Trainer {
         Ok(())
     }
 
+    /// The text of a piece.
+    fn piece<'v>(vocabulary: &'v Vocabulary<'_>, id: i32) -> Option<&'v str> {
+        let text = vocabulary.tokens.get(usize::try_from(id).ok()?)?;
+        Some(text.as_ref())
+    }
+
+    /// The pieces before and after a text.
+    fn ends<'v>(&self, vocabulary: &'v Vocabulary<'_>) -> [Option<&'v str>; 2] {
+        [self.bos_id.unwrap_or(1), self.eos_id.unwrap_or(2)].map(|id| Self::piece(vocabulary, id))
+    }
+
+    /// Pieces that have a use by themselves, unless the settings have a word on that use.
+    fn used<'v>(
+        &self,
+        vocabulary: &'v Vocabulary<'_>,
+        settings: &Settings,
+        class: Option<&str>,
+    ) -> Vec<&'v str> {
+        let [bos, eos] = self.ends(vocabulary);
+        let unk = Self::piece(vocabulary, self.unk_id);
+        let of_class = |text| Some(text).filter(|_| class == Some(GEMMA));
+        let uses = [
+            ("bos_token", bos),
+            ("eos_token", eos),
+            ("unk_token", unk),
+            ("pad_token", of_class("<pad>")),
+            ("mask_token", of_class("<mask>")),
+        ];
+        let own = uses.into_iter().filter(|(name, _)| !settings.states(name));
+        own.filter_map(|(_, text)| text).collect()
+    }
+
     /// What is put around a text.
     fn around(
         &self,
@@ -184,15 +194,8 @@ impl Trainer {
         settings: &Settings,
         added: &[Added<'_>],
     ) -> serde_json::Value {
-        let piece = |id: i32| {
-            let text = vocabulary.tokens.get(usize::try_from(id).ok()?)?;
-            Some(text.as_ref())
-        };
-        let ends = [piece(self.bos_id.unwrap_or(1)), piece(self.eos_id.unwrap_or(2))];
-        let bos = settings
-            .class()
-            .is_some_and(|class| BEFORE_ALL.contains(&class));
-        settings.around(added, ends, bos)
+        let bos = settings.class().is_some_and(class::is_own);
+        settings.around(added, self.ends(vocabulary), bos)
     }
 }
 
@@ -214,11 +217,7 @@ impl Normalizer {
     ) -> Style<'v> {
         let own = self.add_dummy_prefix.unwrap_or(true);
         let first = settings.flag("add_prefix_space").unwrap_or(own);
-        let legacy = match class {
-            Some(CODE_LLAMA) => false,
-            _ => settings.flag("legacy").unwrap_or(class != Some(LLAMA)),
-        };
-        let prefix = match legacy {
+        let prefix = match class::is_legacy(class, settings.flag("legacy")) {
             _ if !first || class == Some(GEMMA) => Prefix::Never,
             true => Prefix::Each,
             false => Prefix::First,

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
+use super::class::{self, SpaceBefore};
 use super::document::{Added, template};
-use crate::checkpoint::file_names::TOKENIZER_CONFIG_NAME;
+use crate::checkpoint::file_names::{CONFIG_NAME, TOKENIZER_CONFIG_NAME};
 use crate::error::{FormatError, Result};
 use crate::io::{CONFIG_LIMIT, read_limited};
 use crate::written_json;
@@ -18,8 +19,9 @@ const ADDED_TOKENS: &str = "added_tokens.json";
 /// Tokens with a use of their own, in the order in which transformers adds those that a vocabulary lacks.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Lists of more of them.
-const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
+/// The list of more of them, and its name in older checkpoints.
+const EXTRA: &str = "extra_special_tokens";
+const ADDITIONAL: &str = "additional_special_tokens";
 
 /// A token as a settings file has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,13 +74,15 @@ impl NamedToken {
 type ReadCompanion<'a> = dyn Fn(&str, u64) -> Result<Option<Vec<u8>>> + 'a;
 
 /// Tokens that the files beside a `tokenizer.json` name. transformers adds those that it lacks, as fine-tuned models
-/// need it whose `tokenizer.json` is that of the model before.
+/// need it whose `tokenizer.json` is that of the model before; some classes put spaces where they are used to.
 #[derive(Debug, Default)]
 pub struct TokensBeside {
     /// Those with numbers, by these; with other flags than the tokenizer gives them they have these.
     pub numbered: Vec<NamedToken>,
     /// Those with a use or in lists, which only count where there is no token of such a text.
     pub named: Vec<NamedToken>,
+    /// Where spaces are put before a text, if its `tokenizer.json` does not decide that.
+    pub space: Option<SpaceBefore>,
 }
 
 impl TokensBeside {
@@ -87,10 +91,23 @@ impl TokensBeside {
     /// # Errors
     /// A file that is no JSON, and what `read` refuses.
     pub fn new(read: &ReadCompanion<'_>, root: &Path) -> Result<Self> {
-        let Settings { numbered, named, listed, .. } = Settings::read_by(read, root)?;
+        let settings = Settings::read_by(read, root)?;
+        let model = read_json(read, root, CONFIG_NAME)?;
+        let class =
+            class::deciding(settings.class(), model["model_type"].as_str().unwrap_or_default());
+        let [legacy, prefix] = ["legacy", "add_prefix_space"].map(|name| settings.flag(name));
+        let space = class::space_before(class, legacy, prefix);
+        let Settings { numbered, named, listed, .. } = settings;
         let named = named.into_iter().map(|(_, token)| token).chain(listed);
-        Ok(Self { numbered: numbered.into_values().collect(), named: named.collect() })
+        Ok(Self { numbered: numbered.into_values().collect(), named: named.collect(), space })
     }
+}
+
+/// A file of a model, null if it is not there.
+fn read_json(read: &ReadCompanion<'_>, root: &Path, name: &str) -> Result<Json> {
+    let Some(bytes) = read(name, CONFIG_LIMIT)? else { return Ok(Json::Null) };
+    let refused = |e: serde_json::Error| FormatError::file(&root.join(name), e.to_string());
+    written_json::parse(&bytes).map_err(refused)
 }
 
 /// What is said of a vocabulary.
@@ -102,6 +119,8 @@ pub(super) struct Settings {
     /// By their use.
     named: Vec<(&'static str, NamedToken)>,
     listed: Vec<NamedToken>,
+    /// Whether there is a list of more tokens, be it empty.
+    has_list: bool,
 }
 
 impl Settings {
@@ -115,11 +134,7 @@ impl Settings {
 
     /// The same, with `read` for the bytes of files.
     fn read_by(read: &ReadCompanion<'_>, root: &Path) -> Result<Self> {
-        let read = |name: &str| -> Result<Json> {
-            let Some(bytes) = read(name, CONFIG_LIMIT)? else { return Ok(Json::Null) };
-            let refused = |e: serde_json::Error| FormatError::file(&root.join(name), e.to_string());
-            written_json::parse(&bytes).map_err(refused)
-        };
+        let read = |name: &str| read_json(read, root, name);
         let config = read(TOKENIZER_CONFIG_NAME)?;
         // Where tokens have numbers there, transformers reads none of the older files.
         let of_config = numbered(&config);
@@ -152,14 +167,25 @@ impl Settings {
             token.map(|token| (name, token))
         };
         let named = NAMED.into_iter().filter_map(token).collect();
-        let lists = LISTS
-            .iter()
-            .flat_map(|name| [&config[*name], &older[*name]])
-            .flat_map(members);
-        let listed = lists
-            .filter_map(|json| NamedToken::new(json, true))
-            .collect();
-        Self { config, numbered, named, listed }
+        let (list, newer) = (list(&config), older.get(EXTRA));
+        let stated = [list, newer].into_iter().flatten();
+        let has_list = stated.clone().any(|list| !list.is_object());
+        let before = older.get(ADDITIONAL).filter(|_| !has_list);
+        let listed = stated.chain(before).flat_map(members);
+        let listed = listed.filter_map(|json| NamedToken::new(json, true));
+        let listed = listed.collect();
+        Self { config, numbered, named, listed, has_list }
+    }
+
+    /// Whether there is a word on the token of a use, be it that there is none.
+    pub(super) fn states(&self, name: &str) -> bool {
+        self.config.get(name).is_some() || self.named.iter().any(|(known, _)| *known == name)
+    }
+
+    /// Whether tokens that a vocabulary itself has as such are found in a text though nothing names them:
+    /// transformers takes a list of more tokens, be it empty, in their place.
+    pub(super) const fn takes_own(&self) -> bool {
+        !self.has_list
     }
 
     /// The tokenizer's class, without the word by which some had two.
@@ -225,12 +251,8 @@ impl Settings {
         let mut next = tokens
             .len()
             .max(self.last().map_or(0, |last| last.saturating_add(1)));
-        for token in self
-            .named
-            .iter()
-            .map(|(_, token)| token)
-            .chain(&self.listed)
-        {
+        let named = self.named.iter().map(|(_, token)| token);
+        for token in named.chain(&self.listed) {
             let id = *ids.entry(token.content.as_str()).or_insert_with(|| {
                 next += 1;
                 next - 1
@@ -256,6 +278,15 @@ impl Settings {
         let [first, last] = around;
         template([found(first, own[0]), found(last, own[1])])
     }
+}
+
+/// The list of more tokens: that of the newer name unless it is empty and there is one of the older.
+fn list(config: &Json) -> Option<&Json> {
+    let [extra, additional] = [EXTRA, ADDITIONAL].map(|name| config.get(name));
+    extra
+        .filter(|list| members(list).next().is_some())
+        .or(additional)
+        .or(extra)
 }
 
 /// What a list has, or an object that gives each a name.

@@ -25,6 +25,10 @@ const FUEL: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Stack for templates that call themselves as often as they may.
 const STACK_BYTES: usize = 8 << 20;
+/// What minijinja says of Python's `%` behind a text, which is translated only where that is a literal.
+const PERCENT_OF_TEXT: &str = "tried to use % operator on unsupported types string and";
+const FORMATS: &str = "it puts values into a text by `%`, which works behind a literal alone; write \
+                       `text|format(values)` in a chat_template.jinja beside the model";
 const ENDLESS: &str = "the chat template does not end, or makes too much text";
 
 /// A compiled template.
@@ -50,6 +54,7 @@ impl Renderer {
         environment.add_filter("tojson", tojson);
         environment.add_filter(PERCENT, percent);
         environment.add_function("raise_exception", refuse);
+        environment.add_test("iterable", is_iterable);
         // It breaks lines where Python's does not.
         environment.remove_filter("pprint");
         let source = translated(source);
@@ -109,6 +114,11 @@ fn within<T: Send + 'static>(
         .unwrap_or_else(|_| Err(ENDLESS.to_owned()))
 }
 
+/// Whether a loop takes a value: in Python none is no empty list.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
 /// `raise_exception`: what a template says of a conversation that it was not made for.
 fn refuse(message: &str) -> Result<(), Error> {
     let refused = format!("the template refuses the conversation: {message}");
@@ -123,6 +133,7 @@ fn line(error: &Error) -> String {
     let detail = error
         .detail()
         .map_or_else(|| error.kind().to_string(), str::to_owned);
+    let detail = if detail.starts_with(PERCENT_OF_TEXT) { FORMATS.to_owned() } else { detail };
     match error.line() {
         Some(line) => format!("line {line} of the chat template: {detail}"),
         None => detail,
@@ -172,6 +183,12 @@ mod tests {
         assert_eq!(
             error,
             "line 2 of the chat template: the template refuses the conversation: only users speak"
+        );
+        let error = render("{% set f = '%s!' %}\n{{ f % messages[0].role }}").unwrap_err();
+        assert_eq!(
+            error,
+            "line 2 of the chat template: it puts values into a text by `%`, which works behind a \
+             literal alone; write `text|format(values)` in a chat_template.jinja beside the model"
         );
         let error = render("{% for %}").unwrap_err();
         assert!(error.starts_with("line 1 of the chat template: "), "{error}");

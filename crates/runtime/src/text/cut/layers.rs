@@ -3,13 +3,13 @@
 use fancy_regex::{Assertion, Expr, LookAround, Regex};
 use serde_json::Value;
 
+use crate::text::model::SPACE;
+
 /// The expression of the byte-level splitter: GPT-2's.
 const BYTE_LEVEL: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// Expressions that read further ahead are not taken apart.
 const MOST_REACH: usize = 4096;
-/// What stands for a space in a vocabulary of `SentencePiece`.
-pub(super) const SPACE: char = '\u{2581}';
 
 /// Splitters, one after the other: each splits the pieces that those before it left.
 #[derive(Debug, Default)]

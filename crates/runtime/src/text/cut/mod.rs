@@ -32,8 +32,8 @@ use tokenizers::normalizer::Range;
 use tokenizers::{NormalizedString, Normalizer, OffsetReferential, OffsetType};
 
 use self::joins::Joins;
-use self::layers::{Layer, Layers, SPACE};
-use super::model::Inner;
+use self::layers::{Layer, Layers};
+use super::model::{Inner, SPACE};
 
 /// Safe places of one tokenizer.
 #[derive(Debug)]

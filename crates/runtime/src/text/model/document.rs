@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use shardwright_format::checkpoint::SpaceBefore;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::unigram::Unigram;
 use tokenizers::{
@@ -13,6 +14,7 @@ use tokenizers::{
 
 use super::bpe::Bpe;
 use super::pieces::Pieces;
+use super::space::Steps;
 use super::{AnyModel, Inner};
 
 /// The document. What it says of cutting or filling up texts is left from training: no token of a text may be
@@ -79,11 +81,11 @@ struct Merges {
     ends: Vec<(u32, u32)>,
 }
 
-/// Reads the document.
+/// Reads the document, with spaces before a text as by `space` where that is not the document's to say.
 ///
 /// # Errors
 /// What the library says of it, in one line.
-pub(in crate::text) fn read(json: &[u8]) -> Result<Inner, String> {
+pub(in crate::text) fn read(json: &[u8], space: Option<SpaceBefore>) -> Result<Inner, String> {
     let text = |e: serde_json::Error| e.to_string();
     let Kind { model: KindOf { name, dropout } } = serde_json::from_slice(json).map_err(text)?;
     let random = dropout.is_some_and(|share| share != 0.0);
@@ -97,11 +99,17 @@ pub(in crate::text) fn read(json: &[u8]) -> Result<Inner, String> {
     }
     let bpe = name.as_deref() == Some("BPE");
     let model = if bpe { document.model.bpe()? } else { document.model.unigram()? };
+    let Document { normalizer, pre_tokenizer, decoder, .. } = document;
+    let steps = Steps { normalizer, pre_tokenizer, decoder };
+    let steps = match space.filter(|_| bpe) {
+        Some(space) => steps.with(space),
+        None => steps,
+    };
     let mut inner: Inner = TokenizerImpl::new(model);
-    inner.with_normalizer(document.normalizer);
-    inner.with_pre_tokenizer(document.pre_tokenizer);
+    inner.with_normalizer(steps.normalizer);
+    inner.with_pre_tokenizer(steps.pre_tokenizer);
     inner.with_post_processor(document.post_processor);
-    inner.with_decoder(document.decoder);
+    inner.with_decoder(steps.decoder);
     let added: Vec<_> = document
         .added_tokens
         .into_iter()

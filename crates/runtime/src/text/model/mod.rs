@@ -3,6 +3,7 @@
 mod bpe;
 mod document;
 mod pieces;
+mod space;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use tokenizers::{
 
 use bpe::Bpe;
 pub(super) use document::read;
+pub(super) use space::SPACE;
 
 /// A tokenizer of the library around our model.
 pub(super) type Inner = TokenizerImpl<
