@@ -1,72 +1,71 @@
 //! The Cholesky factorization from the last column to the first, in blocks.
 
+use rayon::prelude::*;
+
 use super::update::{DEPTH, Line, Panels};
-use crate::kernel::{Kernel, LANES, Simd};
+use crate::kernel::{Backend, Kernel, LANES, Simd};
 
 /// Rows that are factored together.
 const BLOCK: usize = 128;
 
+/// Rows of a block that one task takes what is below off: whole panels of [`Panels`].
+const TASK: usize = 24;
+
 /// Replaces the lower triangle of a symmetric `H`, `[cols, cols]`, by `Rᵀ` with `H = R · Rᵀ`, `R` upper
 /// triangular. What is above the diagonal becomes meaningless. False when `H` is not positive
-/// definite, as far as its rounding lets one say.
-pub struct Factor<'a> {
-    /// `[cols, cols / 16]`.
-    pub lines: &'a mut [Line],
-    /// A multiple of 16.
-    pub cols: usize,
+/// definite, as far as its rounding lets one say. `lines` are `[cols, cols / 16]`, `cols` a multiple of 16.
+///
+/// Nearly all of its time is spent in [`Subtract`], which is spread over the current pool; no sum depends on how.
+pub fn factor(backend: Backend, lines: &mut [Line], cols: usize) -> bool {
+    let (width, mut corner) = (cols / LANES, Corner::default());
+    // Blocks of rows from the last to the first. When a block's turn comes, the rows below it hold
+    // the factor already; what they explain is taken off, the corner is factored alone, and the
+    // columns before the corner are solved with it.
+    for start in (0..cols).step_by(BLOCK).rev() {
+        let end = (start + BLOCK).min(cols);
+        let (above, below) = lines.split_at_mut(end * width);
+        let block = &mut above[start * width..];
+        let floor = floor(block, width, start);
+        let tasks = block.par_chunks_mut(TASK * width).enumerate();
+        tasks.for_each(|(task, rows)| {
+            backend.run(Subtract { rows, below: &*below, width, first: start + task * TASK });
+        });
+        if !backend.run(Finish { corner: &mut corner, block, width, start, floor: &floor }) {
+            return false;
+        }
+    }
+    true
 }
 
-impl Kernel for Factor<'_> {
-    type Output = bool;
+/// Takes from `rows`, the first of which has number `first`, what the rows `below` explain:
+/// `rows[k][j] -= Σ below[m][k] · below[m][j]`.
+struct Subtract<'a> {
+    rows: &'a mut [Line],
+    below: &'a [Line],
+    width: usize,
+    first: usize,
+}
+
+impl Kernel for Subtract<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> bool {
-        let (width, mut panels) = (self.cols / LANES, Panels::default());
-        let mut corner = Corner::default();
-        // Blocks of rows from the last to the first. When a block's turn comes, the rows below it hold
-        // the factor already; what they explain is taken off, the corner is factored alone, and the
-        // columns before the corner are solved with it.
-        for start in (0..self.cols).step_by(BLOCK).rev() {
-            let end = (start + BLOCK).min(self.cols);
-            let (above, below) = self.lines.split_at_mut(end * width);
-            let block = &mut above[start * width..];
-            let floor = floor(block, width, start);
-            subtract(s, &mut panels, block, below, width, start);
-            if !corner.factor(block, width, start, &floor) {
-                return false;
+    fn run<S: Simd>(self, s: S) {
+        let Self { rows: block, below, width, first } = self;
+        let (rows, mut panels) = (block.len() / width, Panels::default());
+        // A product of panels: sixteen columns of `below` at a time, and of those only the ones at or
+        // before the diagonal, since nothing right of it is read again.
+        let mut strip = [[0.0; LANES]; DEPTH];
+        for below in below.chunks(DEPTH * width) {
+            let depth = below.len() / width;
+            let values = below.as_flattened();
+            panels.set(depth, rows, |m, k| -values[m * width * LANES + first + k]);
+            for at in 0..(first + rows).div_ceil(LANES) {
+                for (line, row) in strip.iter_mut().zip(below.chunks_exact(width)) {
+                    *line = row[at];
+                }
+                panels.add(s, &strip[..depth], &mut block[at..], width);
             }
-            for strip in 0..start / LANES {
-                corner.solve(s, &mut block[strip..], width);
-            }
-        }
-        true
-    }
-}
-
-/// Takes from the rows `block`, which begin with row `start`, what the rows `below` explain:
-/// `block[k][j] -= Σ below[m][k] · below[m][j]`.
-#[inline(always)]
-fn subtract<S: Simd>(
-    s: S,
-    panels: &mut Panels,
-    block: &mut [Line],
-    below: &[Line],
-    width: usize,
-    start: usize,
-) {
-    let rows = block.len() / width;
-    // A product of panels: sixteen columns of `below` at a time, and of those only the ones at or
-    // before the diagonal, since nothing right of it is read again.
-    let mut strip = [[0.0; LANES]; DEPTH];
-    for below in below.chunks(DEPTH * width) {
-        let depth = below.len() / width;
-        let values = below.as_flattened();
-        panels.set(depth, rows, |m, k| -values[m * width * LANES + start + k]);
-        for at in 0..(start + rows) / LANES {
-            for (line, row) in strip.iter_mut().zip(below.chunks_exact(width)) {
-                *line = row[at];
-            }
-            panels.add(s, &strip[..depth], &mut block[at..], width);
         }
     }
 }
@@ -79,6 +78,31 @@ fn floor(block: &[Line], width: usize, start: usize) -> [f32; BLOCK] {
         *floor = row[start + k] * f32::EPSILON;
     }
     floor
+}
+
+/// Factors the corner of a block from which all below is taken off, and solves the columns before it.
+struct Finish<'a> {
+    corner: &'a mut Corner,
+    block: &'a mut [Line],
+    width: usize,
+    start: usize,
+    floor: &'a [f32; BLOCK],
+}
+
+impl Kernel for Finish<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        let Self { corner, block, width, start, floor } = self;
+        if !corner.factor(block, width, start, floor) {
+            return false;
+        }
+        for strip in 0..start / LANES {
+            corner.solve(s, &mut block[strip..], width);
+        }
+        true
+    }
 }
 
 /// The block on the diagonal.

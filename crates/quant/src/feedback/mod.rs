@@ -85,7 +85,7 @@ impl HessianFactor {
             backend.run(Load { gram, lines, cols, rotation });
             let moments = diagonal(lines, cols);
             let added = damp(lines, &moments, strength);
-            if backend.run(factor::Factor { lines, cols }) {
+            if factor::factor(backend, lines, cols) {
                 let costs = normalize(lines, cols);
                 return Ok(Self { cols, rotation, factor, costs, moments, added });
             }
