@@ -12,8 +12,8 @@ pub struct Scalar;
 #[inline(always)]
 fn lanes<T: Copy + Default>(f: impl Fn(usize) -> T) -> [T; LANES] {
     let mut out = [T::default(); LANES];
-    for l in 0..LANES {
-        out[l] = f(l);
+    for (l, out) in out.iter_mut().enumerate() {
+        *out = f(l);
     }
     out
 }
