@@ -1,7 +1,11 @@
 //! Exports for other engines, through the binary.
 
-use serde_json::json;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
 use shardwright_testing::fixture;
+use shardwright_testing::models::flash_moe_checkpoint;
 
 use crate::harness::Scratch;
 
@@ -18,7 +22,7 @@ fn a_bundle_for_mlx_goes_to_mlx_and_holds_against_itself_and_its_source() {
         let told = scratch.json("export out --to mlx -o mlx");
         for file in told["files"].as_array().unwrap() {
             let path = scratch.path("mlx").join(file["path"].as_str().unwrap());
-            let hash = blake3::hash(&std::fs::read(path).unwrap()).to_hex();
+            let hash = blake3::hash(&fs::read(path).unwrap()).to_hex();
             assert_eq!(file["blake3"], json!(hash.as_str()));
         }
         let hash = told["files"][0]["blake3"].as_str().unwrap();
@@ -55,7 +59,7 @@ fn a_bundle_goes_to_gguf_and_holds_against_itself() {
         let scratch = Scratch::with("fixture-2m");
         scratch.ok(&format!("convert ckpt -o out --bits 4 {set}"));
         let told = scratch.json("export out --to gguf -o model.gguf");
-        let hash = blake3::hash(&std::fs::read(scratch.path("model.gguf")).unwrap()).to_hex();
+        let hash = blake3::hash(&fs::read(scratch.path("model.gguf")).unwrap()).to_hex();
         assert_eq!(told["files"][0]["blake3"], json!(hash.as_str()));
         let held = scratch.json("verify model.gguf --against out");
         assert_eq!(held["verdict"], json!("holds"), "{held}");
@@ -130,7 +134,7 @@ fn what_is_stored_anew_is_told_by_role_as_verify_finds_it() {
         let anew = told["requantized"]["roles"].as_array().unwrap();
         let held = scratch.json(&format!("verify {out} --against out --max-rmse 1"));
         let found = held["fidelity"]["roles"].as_array().unwrap();
-        let named = |all: &[serde_json::Value], name: &str| {
+        let named = |all: &[Value], name: &str| {
             all.iter().find(|role| role["role"] == json!(name)).cloned()
         };
         let mut weights = 0;
@@ -164,7 +168,7 @@ fn what_is_stored_anew_is_told_by_role_as_verify_finds_it() {
 #[test]
 fn parts_of_a_tensor_that_is_stored_anew_share_a_type() {
     let scratch = Scratch::new();
-    std::fs::copy(fixture("gguf/phi3.gguf"), scratch.path("phi3.gguf")).unwrap();
+    fs::copy(fixture("gguf/phi3.gguf"), scratch.path("phi3.gguf")).unwrap();
     scratch.ok("convert phi3.gguf -o out --bits 4 --group-size 32 --set attention.k_proj=t3");
     let told = scratch.json("export out --to gguf -o anew.gguf --requantize");
     let roles = told["requantized"]["roles"].as_array().unwrap();
@@ -176,4 +180,120 @@ fn parts_of_a_tensor_that_is_stored_anew_share_a_type() {
     assert!(stored.iter().map(|(role, _)| *role).eq(names), "{told}");
     assert!(stored.iter().all(|(_, how)| how.ends_with(" as q5_1")), "{told}");
     scratch.ok("verify anew.gguf --against out --max-rmse 1");
+}
+
+/// A bundle for flash-moe as `out`, and its folder as `packed`.
+fn packed(options: &str) -> Scratch {
+    let scratch = Scratch::new();
+    flash_moe_checkpoint(&scratch.path("ckpt"));
+    fs::write(scratch.path("ckpt").join("generation_config.json"), r#"{"eos_token_id": 2}"#)
+        .unwrap();
+    scratch.ok(&format!("convert ckpt -o out {options} --for flash-moe"));
+    scratch.ok("export out --to flash-moe -o packed");
+    assert!(scratch.path("packed/generation_config.json").is_file());
+    scratch
+}
+
+/// A folder of flash-moe is a model like any other: its values are the bundle's, but for norms that were rounded,
+/// and it says what the bundle says.
+#[test]
+fn a_bundle_goes_to_flash_moe_and_holds_against_itself_and_its_source() {
+    for (options, directory) in
+        [("--bits 4", "packed_experts"), ("--recipe moe-q2", "packed_experts_2bit")]
+    {
+        let scratch = packed(options);
+        let shown = scratch.ok("inspect packed").stdout;
+        let layer = format!("{directory}/layer_03.bin");
+        assert!(shown.contains(&layer) && shown.contains("flash-moe"), "{shown}");
+        let held = scratch.json("verify packed --against out");
+        assert_eq!(held["verdict"], json!("holds"), "{held}");
+        for role in held["fidelity"]["roles"].as_array().unwrap() {
+            let (name, rmse) = (role["role"].as_str().unwrap(), role["rmse"].as_f64().unwrap());
+            let rounded = name.starts_with("norm.") && name != "norm.delta_net";
+            assert!(rmse == 0.0 || rounded && rmse < 0.01, "{name}: {rmse}");
+        }
+        fs::write(scratch.path("text"), "Once upon a time there was a fox. ".repeat(20)).unwrap();
+        let beside = "--text text --window 64 --windows 2";
+        let said = scratch.run(&format!("verify packed --against ckpt {beside} --json"));
+        assert_eq!(said.code, Some(0), "{said:?}");
+        let run = |model: &str| scratch.json(&format!("run {model} --prompt Once -n 12"));
+        assert_eq!(run("out")["tokens"], run("packed")["tokens"]);
+        scratch.ok("export packed --to hf -o plain");
+        let plain = scratch.json("verify plain --against packed");
+        assert_eq!(plain["fidelity"]["exact"], plain["fidelity"]["tensors"], "{plain}");
+        scratch.ok("verify out --against packed --other-source");
+        scratch.ok(&format!("convert packed -o again {options} --for flash-moe"));
+        let names = shardwright_testing::contents(&scratch.path("again"));
+        assert!(
+            names
+                .keys()
+                .all(|name| !name.contains("layout") && !name.contains("weights"))
+        );
+        let again = scratch.json("verify again --against packed");
+        assert_eq!(again["fidelity"]["exact"], again["fidelity"]["tensors"], "{again}");
+    }
+}
+
+/// Damage to a folder: the file, what becomes of it, and what is said.
+type Damage = (&'static str, fn(&Path), &'static str);
+
+fn change(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut document: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    change(&mut document);
+    fs::write(path, document.to_string()).unwrap();
+}
+
+fn cut(path: &Path, len: u64) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_len(len).unwrap();
+}
+
+#[test]
+fn a_damaged_folder_of_flash_moe_is_refused_by_file() {
+    let scratch = packed("--bits 4");
+    let damages: [Damage; 7] = [
+        (
+            "packed_experts/layer_02.bin",
+            |path| cut(path, 6912),
+            "expected 3 experts of 6912 bytes, as config.json says, found 6912 bytes",
+        ),
+        ("packed_experts/layer_03.bin", |path| fs::remove_file(path).unwrap(), "No such file"),
+        (
+            "packed_experts/layout.json",
+            |path| change(path, |layout| layout["num_experts"] = json!(u64::MAX)),
+            "`num_experts`: expected 3, as config.json says, found 18446744073709551615",
+        ),
+        (
+            "packed_experts/layout.json",
+            |path| change(path, |layout| layout["components"][3]["offset"] = json!(-5)),
+            "invalid value: integer `-5`",
+        ),
+        ("model_weights.json", |path| fs::write(path, "[1]").unwrap(), "expected a JSON object"),
+        (
+            "model_weights.json",
+            |path| {
+                change(path, |list| {
+                    list["tensors"]["lm_head.weight"]["offset"] = json!(1_u64 << 62);
+                });
+            },
+            "tensor `lm_head.weight`: expected 32768 bytes at 4611686018427387904 in one file",
+        ),
+        ("model_weights.bin", |path| cut(path, 1000), "in one file, found one that ends at 1000"),
+    ];
+    for (file, damage, expected) in damages {
+        let path = scratch.path("packed").join(file);
+        let whole = fs::read(&path).unwrap();
+        damage(&path);
+        // What is cut from the dense part is missed by the list.
+        let named = if file.ends_with("weights.bin") { "model_weights.json" } else { file };
+        for command in ["inspect packed", "verify packed --against out", "run packed --prompt a"] {
+            let ran = scratch.run(command);
+            assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{command}: {ran:?}");
+            let said = ran.stderr;
+            let place = format!("error: packed/{named}: ");
+            assert!(said.starts_with(&place) && said.contains(expected), "{command}: {said}");
+        }
+        fs::write(&path, whole).unwrap();
+    }
+    scratch.ok("inspect packed");
 }

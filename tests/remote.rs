@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use shardwright_testing::models::flash_moe_checkpoint;
 use shardwright_testing::server::{Faults, Manner, Server};
 use shardwright_testing::{digest, golden};
 
@@ -140,6 +141,26 @@ fn a_gguf_file_elsewhere() {
     ok(&scratch, &server, &format!("convert {location} -o remote --bits 4 --group-size 32"));
     scratch.ok(&format!("convert {} -o local --bits 4 --group-size 32", local.display()));
     assert_eq!(digest(&scratch.path("remote")), digest(&scratch.path("local")));
+}
+
+/// A folder of flash-moe: the files of layers, in a directory there, are read by ranges.
+#[test]
+fn a_folder_of_flash_moe_elsewhere() {
+    let scratch = Scratch::new();
+    flash_moe_checkpoint(&scratch.path("ckpt"));
+    scratch.ok("convert ckpt -o out --bits 4 --for flash-moe");
+    scratch.ok("export out --to flash-moe -o packed");
+    for (manner, location) in
+        [(Manner::Hub, "hf://org/name"), (Manner::S3, "s3://bucket/models/name")]
+    {
+        let server = Server::start(&scratch.path("packed"), manner, Faults::default());
+        let there = ok(&scratch, &server, &format!("inspect {location} --json")).stdout;
+        let here = scratch.ok("inspect packed --json").stdout;
+        assert_eq!(there.replace(location, "packed"), here);
+        let run = "run MODEL --prompt Once --tokens 8";
+        let there = ok(&scratch, &server, &run.replace("MODEL", location)).stdout;
+        assert_eq!(there, scratch.ok(&run.replace("MODEL", "packed")).stdout);
+    }
 }
 
 /// A conversion that was stopped goes on from the same revision, and from no other.

@@ -2,11 +2,12 @@
 
 use serde_json::Value;
 use shardwright_format::arch::Arch;
+use shardwright_format::checkpoint::flash_moe::GROUP_SIZE as PACKED_GROUP;
 use shardwright_format::{Role, gguf};
 use shardwright_quant::{Blocks, Float, Zeros};
 
 use crate::error::{ConvertError, Result};
-use crate::export::{Family, PACKED_GROUP, PACKED_ZEROS, check_packed_type};
+use crate::export::{Family, PACKED_ZEROS, check_packed_type};
 use crate::recipe::{EncodingSpec, Fallback, Match, Recipe, Roles, Rule};
 
 /// Groups of the affine codes that stand in for others.

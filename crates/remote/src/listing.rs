@@ -1,6 +1,7 @@
 //! What a place holds: names, lengths, revisions, and how a file is asked for.
 
 use rusty_s3::{Bucket, Credentials, S3Action};
+use shardwright_format::checkpoint::flash_moe;
 use url::Url;
 
 use crate::error::{RemoteError, Result};
@@ -120,6 +121,7 @@ impl RemoteEntry {
         match model {
             Some(model) if ends(&RANGED) && !same_model(model, &self.path) => Use::Unread,
             _ if ends(&RANGED) => Use::Ranges,
+            None if flash_moe::holds_weights(&self.path) => Use::Ranges,
             _ if ends(&UNREAD) => Use::Unread,
             _ => Use::Whole,
         }

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use sha2::Digest as _;
 
+use crate::contents;
+
 /// How it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
@@ -244,15 +246,10 @@ impl State {
     }
 
     fn files(&self) -> Vec<(String, u64)> {
-        let entries = fs::read_dir(&self.root).unwrap().flatten();
-        let mut files: Vec<_> = entries
-            .filter(|entry| entry.path().is_file())
-            .map(|entry| {
-                (entry.file_name().to_str().unwrap().to_owned(), entry.metadata().unwrap().len())
-            })
-            .collect();
-        files.sort();
+        let files = contents(&self.root).into_iter();
         files
+            .map(|(name, bytes)| (name, bytes.len() as u64))
+            .collect()
     }
 
     /// As the hub lists a repository.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use shardwright_format::census::{Census, Tally};
-use shardwright_format::checkpoint::{Quantization, gguf};
+use shardwright_format::checkpoint::{Quantization, flash_moe, gguf};
 use shardwright_format::manifest::{Excerpt, Ignored, Manifest, Shard};
 use shardwright_format::model::{AttentionSpec, Ffn, Mixer, ModelSpec};
 use shardwright_format::shown::shown;
@@ -400,7 +400,11 @@ impl CheckpointPart {
         let (checkpoint, inventory) = weights.checkpoint()?;
         let row = |file: &shardwright_format::checkpoint::CheckpointFile| FileRow {
             path: file.name.clone(),
-            kind: if file.name.ends_with(gguf::SUFFIX) { "gguf" } else { "safetensors" },
+            kind: match &file.name {
+                name if name.ends_with(gguf::SUFFIX) => "gguf",
+                name if flash_moe::holds_weights(name) => "flash-moe",
+                _ => "safetensors",
+            },
             bytes: file.file.len(),
         };
         let files = checkpoint.files().iter().map(row).collect();

@@ -8,6 +8,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use shardwright_format::checkpoint::flash_moe::{
+    DIRECTORIES, EXPERT_MATRICES, GROUP_SIZE, LAYOUT_NAME, layer_name,
+};
 use shardwright_format::checkpoint::{CONFIG_NAME, Dtype};
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::unit::TensorEntry;
@@ -29,18 +32,10 @@ use crate::error::{ConvertError, Remedy, Result};
 
 /// The models that it runs: its own words for them.
 pub(crate) const MODEL_TYPES: [&str; 2] = ["qwen3_5_moe", "qwen3_5_moe_text"];
-/// Columns that share a scale there.
-pub(crate) const GROUP: u16 = 64;
 /// What mlx-lm's names begin with, and its own do not.
 const WRAPPER: &str = "language_model.";
-/// The matrices of an expert, in the order of a record.
-const EXPERT: [(Role, &str); 3] = [
-    (Role::ExpertGateProj, "gate_proj"),
-    (Role::ExpertUpProj, "up_proj"),
-    (Role::ExpertDownProj, "down_proj"),
-];
-/// Bits of an expert's codes, and the directories for each.
-const DIRECTORIES: [(u8, &str); 2] = [(4, "packed_experts"), (2, "packed_experts_2bit")];
+/// What the [`EXPERT_MATRICES`] are.
+const EXPERT: [Role; 3] = [Role::ExpertGateProj, Role::ExpertUpProj, Role::ExpertDownProj];
 
 /// Writes a model as flash-moe reads it into `dir`.
 pub(super) fn write(weights: &Weights, dir: &Path, options: &ExportOptions) -> Result<Exported> {
@@ -168,7 +163,7 @@ impl Form<'_> {
             let Unit::Expert { expert: 0, .. } = unit else { continue };
             for entry in self.weights.layout(unit)?.tensors.iter() {
                 let bits = packed(entry).filter(|bits| *all.get_or_insert(*bits) == *bits);
-                if !EXPERT.iter().any(|(role, _)| *role == entry.role) || bits.is_none() {
+                if !EXPERT.contains(&entry.role) || bits.is_none() {
                     let expected =
                         "gate, up and down of all experts in q4 g64 bf16, or all in q2 g64 bf16";
                     return Err(self.refused(unit, entry, expected));
@@ -276,7 +271,7 @@ const fn affine(entry: &TensorEntry) -> Option<Affine> {
 fn packed(entry: &TensorEntry) -> Option<u8> {
     let fits = |a: &Affine| {
         let known = DIRECTORIES.iter().any(|(bits, _)| *bits == a.bits());
-        known && a.group_size() == usize::from(GROUP) && a.scale_dtype() == Float::Bf16
+        known && a.group_size() == usize::from(GROUP_SIZE) && a.scale_dtype() == Float::Bf16
     };
     affine(entry).filter(fits).map(Affine::bits)
 }
@@ -289,7 +284,7 @@ fn write_experts(weights: &Weights, dir: &Path, bits: u8) -> Result<()> {
     let (spec, mut buf) = (weights.spec(), AlignedBuf::default());
     let mut layout = None;
     for (layer, described) in (0u32..).zip(&spec.layers) {
-        let path = dir.join(format!("layer_{layer:02}.bin"));
+        let path = dir.join(layer_name(layer.into()));
         let io = |e| FormatError::io(&path, e);
         let file = File::create_new(&path).map_err(io)?;
         for expert in 0..described.num_experts() {
@@ -307,14 +302,14 @@ fn write_experts(weights: &Weights, dir: &Path, bits: u8) -> Result<()> {
                 .map_err(io)?;
         }
     }
-    write_json(&dir.join("layout.json"), &layout.unwrap_or_default())
+    write_json(&dir.join(LAYOUT_NAME), &layout.unwrap_or_default())
 }
 
 /// What `layout.json` says of a record.
 fn components(record: &UnitLayout, experts: u32, layers: usize) -> Value {
     let mut all = Vec::new();
     let mut offset = 0;
-    for (role, name) in EXPERT {
+    for (role, name) in EXPERT.into_iter().zip(EXPERT_MATRICES) {
         let found = record
             .find(role)
             .and_then(|entry| Some((entry, affine(entry)?)));
@@ -356,9 +351,9 @@ mod tests {
             (2048, 512, 4, 1_769_472, 1_179_648),
             (2048, 512, 2, 983_040, 655_360),
         ] {
-            let encoding = Encoding::Affine(Affine::new(bits, GROUP, Float::Bf16).unwrap());
+            let encoding = Encoding::Affine(Affine::new(bits, GROUP_SIZE, Float::Bf16).unwrap());
             let shapes = [[wide, hidden], [wide, hidden], [hidden, wide]];
-            let entries = EXPERT.iter().zip(shapes).map(|((role, _), [rows, cols])| {
+            let entries = EXPERT.iter().zip(shapes).map(|(role, [rows, cols])| {
                 let source = SourceView::whole(String::new(), Float::Bf16, vec![rows, cols], cols);
                 TensorEntry::new(*role, [rows, cols], encoding, source)
             });

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+use shardwright_format::checkpoint::flash_moe::{HALF_NAMES, LIST_NAME, WHOLE_NAME};
 use shardwright_format::{FormatError, mismatch};
 
 use super::companions::write_json;
@@ -16,9 +17,6 @@ use crate::error::{ConvertError, Result};
 const ALIGNMENT: u64 = 64;
 /// Larger files are cut in two: a phone maps no more than 4 GiB at once.
 const LARGEST: u64 = 3_500_000_000;
-/// The file, or the two that it is cut into.
-const WHOLE: [&str; 1] = ["model_weights.bin"];
-const HALVES: [&str; 2] = ["model_weights_0.bin", "model_weights_1.bin"];
 
 /// The files, open, and where tensors lie in them as if they were one.
 pub(super) struct DenseFiles {
@@ -60,8 +58,8 @@ impl DenseFiles {
             end = offset + size;
         }
         let names: &[&str] = match starts.len() {
-            1 => &WHOLE,
-            2 => &HALVES,
+            1 => &[WHOLE_NAME],
+            2 => &HALF_NAMES,
             found => {
                 let detail = mismatch(
                     format_args!("tensors besides experts in two files of {limit} bytes"),
@@ -110,10 +108,10 @@ impl DenseFiles {
         if self.files.len() > 1 {
             list["split"] = json!({
                 "num_chunks": self.files.len(),
-                "chunk_files": HALVES,
+                "chunk_files": HALF_NAMES,
                 "split_offsets": self.files.iter().map(|file| file.2).collect::<Vec<_>>(),
             });
         }
-        write_json(&dir.join("model_weights.json"), &list)
+        write_json(&dir.join(LIST_NAME), &list)
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use shardwright_format::checkpoint::TOKENIZER_NAME;
+use shardwright_format::checkpoint::flash_moe::VOCABULARY_NAMES;
 use shardwright_format::io::TOKENIZER_LIMIT;
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Refusal, mismatch};
@@ -56,9 +57,8 @@ pub(super) fn write(weights: &Weights, dir: &Path) -> Result<bool> {
         refused(mismatch("a vocabulary with merges of pairs", format_args!("none ({e})")))
     })?;
     let known = weights.spec().vocab_size;
-    for (name, bytes) in
-        [("vocab.bin", document.texts(known)), ("tokenizer.bin", document.tokenizer())]
-    {
+    let made = [document.texts(known), document.tokenizer()];
+    for (name, bytes) in VOCABULARY_NAMES.into_iter().zip(made) {
         let to = dir.join(name);
         std::fs::write(&to, bytes.map_err(refused)?).map_err(|e| FormatError::io(&to, e))?;
     }

@@ -34,7 +34,7 @@ use shardwright_format::writer::publish;
 use shardwright_quant::Float;
 
 pub(crate) use compressed::PACKED_ZEROS;
-pub(crate) use flash_moe::{GROUP as PACKED_GROUP, check_type as check_packed_type};
+pub(crate) use flash_moe::check_type as check_packed_type;
 pub use mlx_places::Family;
 pub use requantize::{Requantized, RequantizedRole};
 

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use shardwright_quant::Float;
 
+use super::file_names::CONFIG_NAME;
 use super::gguf::Synthesized;
+use super::tokenizer::Beside;
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
@@ -59,6 +61,18 @@ impl Files {
             first_names: BTreeMap::new(),
             notes: Vec::new(),
         }
+    }
+
+    /// A directory with a configuration, and maybe a vocabulary in a form of its own.
+    ///
+    /// # Errors
+    /// A missing or malformed `config.json`.
+    pub(super) fn of_directory(dir: &Path) -> Result<Self> {
+        let config_path = dir.join(CONFIG_NAME);
+        let config = read_config(&config_path)?;
+        let beside = Beside::find(dir, config["model_type"].as_str().unwrap_or_default());
+        let synthesized = Synthesized::from_vocabulary(beside);
+        Ok(Self { synthesized, ..Self::new(dir.to_owned(), config_path, config) })
     }
 
     /// The module that a stored tensor is a part of, as its file and so the configuration call it, where the

@@ -177,13 +177,13 @@ fn to_json(
 }
 
 /// Bytes of a tensor; none above 64 bits.
-fn byte_len(dtype: Dtype, shape: &[u64]) -> Option<u64> {
+pub(super) fn byte_len(dtype: Dtype, shape: &[u64]) -> Option<u64> {
     shape
         .iter()
         .try_fold(dtype.size() as u64, |len, &dim| len.checked_mul(dim))
 }
 
-fn overflow(shape: &[u64]) -> String {
+pub(super) fn overflow(shape: &[u64]) -> String {
     format!("shape {shape:?}: its size in bytes leaves 64 bits")
 }
 

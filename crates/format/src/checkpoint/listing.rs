@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::Checkpoint;
 use super::file_names::{CHAT_TEMPLATE_NAME, CONFIG_NAME, FILE_SUFFIX, SINGLE_NAME};
+use super::flash_moe;
 use super::header::refuse_pointer;
 use super::index::INDEX_NAME;
 use crate::error::{FormatError, Result};
@@ -254,6 +255,16 @@ impl Checkpoint {
         let indexed = self.is_indexed();
         if name == INDEX_NAME || self.files().iter().any(|file| file.name == name) {
             return Fate::Weights;
+        }
+        let packed = self
+            .files()
+            .iter()
+            .any(|file| flash_moe::holds_weights(&file.name));
+        if packed && flash_moe::describes_weights(name) {
+            return Fate::Weights;
+        }
+        if packed && flash_moe::VOCABULARY_NAMES.contains(&name) {
+            return Fate::Skipped("what flash-moe has of tokenizer.json".to_owned());
         }
         if self.files_outside.contains(name) {
             return Fate::Skipped("weights of layers outside the excerpt".to_owned());

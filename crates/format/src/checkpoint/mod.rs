@@ -1,11 +1,12 @@
 //! A Hugging Face checkpoint: a directory of `config.json`, `.safetensors` files and whatever else
-//! belongs to the model; or a GGUF file in place of both. Opening it reads headers only.
+//! belongs to the model; or a GGUF file in place of both, or the folder of flash-moe. Opening it reads headers only.
 
 mod bundle;
 mod decode;
 mod discover;
 mod file_names;
 mod files;
+pub mod flash_moe;
 pub mod gguf;
 mod group;
 pub mod header;
@@ -59,8 +60,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in `dir`, which may be a GGUF file, a snapshot of the Hugging Face cache,
-    /// or what [`resolve`] finds one by.
+    /// Opens the checkpoint in `dir`, which may be a GGUF file, a folder of flash-moe, a snapshot of the Hugging
+    /// Face cache, or what [`resolve`] finds one by.
     ///
     /// The checkpoint files are those of the index; without one that fits `model.safetensors` alone,
     /// a complete numbered set, or every `.safetensors` file; or the one GGUF model.
@@ -83,7 +84,10 @@ impl Checkpoint {
         let (files, grouped) = if let Some(file) = gguf::find(dir)? {
             gguf::open(&file, dir.is_file(), open)?
         } else {
-            let files = safetensors::open(dir, open)?;
+            let packed = flash_moe::is_folder(dir);
+            let files =
+                if packed { flash_moe::open(dir, open) } else { safetensors::open(dir, open) };
+            let files = files?;
             let grouped = group::group(&files)?;
             (files, grouped)
         };

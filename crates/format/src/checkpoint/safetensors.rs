@@ -8,25 +8,20 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::file_names::CONFIG_NAME;
-use super::files::{CheckpointFile, Files, StoredTensor, read_config};
-use super::gguf::{MAGIC, Synthesized};
+use super::files::{CheckpointFile, Files, StoredTensor};
+use super::gguf::MAGIC;
 use super::index::{INDEX_NAME, Index};
-use super::tokenizer::Beside;
 use super::{discover, header, names, wrong};
 use crate::error::{FormatError, Result};
 use crate::io::OpenFile;
 
 /// Reads the configuration, the index if there is one, and every header.
 pub(super) fn open(dir: &Path, open: OpenFile<'_>) -> Result<Files> {
-    let config_path = dir.join(CONFIG_NAME);
-    if let Some(wrong) = wrong::directory(dir).filter(|_| !config_path.exists()) {
+    if let Some(wrong) = wrong::directory(dir).filter(|_| !dir.join(CONFIG_NAME).exists()) {
         return Err(FormatError::file(dir, wrong));
     }
-    let config = read_config(&config_path)?;
+    let mut opened = Files::of_directory(dir)?;
     let found = discover::find(dir)?;
-    let beside = Beside::find(dir, config["model_type"].as_str().unwrap_or_default());
-    let mut opened = Files::new(dir.to_owned(), config_path, config);
-    opened.synthesized = Synthesized::from_vocabulary(beside);
     for name in found.names {
         opened.add_file(name, found.index.is_some(), open)?;
     }

@@ -333,7 +333,8 @@ pub(super) fn part_of_gguf(path: &Path) -> Option<Refusal> {
     Some(mismatch("a GGUF file", format_args!("`{name}`{}", joined(name)?)))
 }
 
-fn holds_weights(dir: &Path) -> bool {
+/// Whether files of a directory have weights in safetensors.
+pub(super) fn holds_weights(dir: &Path) -> bool {
     !files_in(dir, FILE_SUFFIX).is_empty()
 }
 
