@@ -108,7 +108,7 @@ fn shortened(line: &str) -> String {
 }
 
 /// `text`, or its beginning and end with the count of what is between.
-fn cut(text: &str, most: usize) -> String {
+pub fn cut(text: &str, most: usize) -> String {
     let count = text.chars().count();
     if count <= most {
         return text.to_owned();

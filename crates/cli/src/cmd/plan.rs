@@ -16,7 +16,7 @@ use shardwright_runtime::{CacheTypes, MemoryPlan, Options as RuntimeOptions, Run
 use crate::args::{CacheArgs, PlanCommandArgs};
 use crate::bytes;
 use crate::cmd::trace;
-use crate::failure::Failure;
+use crate::failure::{Failure, cut};
 use crate::inputs;
 use crate::output::{Output, Table};
 use crate::planning::{self, Planned};
@@ -186,6 +186,9 @@ fn heading(plan: &Plan) -> String {
     )
 }
 
+/// Longest rule that a table shows whole: of experts by use some name a hundred. `--json` and the recipe have all.
+const LONGEST_RULE: usize = 120;
+
 /// Every rule and what it matched; of a recipe found for a total also why.
 pub fn rules(plan: &Plan) -> Table {
     let mut head = vec!["rule", "encoding", "method", ">tensors", ">weights", ">size"];
@@ -195,7 +198,8 @@ pub fn rules(plan: &Plan) -> Table {
     for (found, rule) in plan.rules.iter().zip(&plan.recipe.rules) {
         let coded = found.encoding.starts_with(['q', 't']);
         let method = if coded { found.method.name() } else { "" };
-        let head = [found.rule.clone(), found.encoding.clone(), method.to_owned()];
+        let shown = cut(&found.rule, LONGEST_RULE);
+        let head = [shown, found.encoding.clone(), method.to_owned()];
         let numbers =
             [found.tensors.to_string(), bytes::count(found.weights), bytes::disk(found.bytes)];
         let why = explained.then(|| rule.note.clone());
