@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::encoding::Float;
 use crate::float::{F16, Stored, narrow, padded};
-use crate::kernel::{LANES, Simd};
+use crate::kernel::{Backend, Kernel, LANES, Simd};
 use crate::trellis::rotate::hadamard;
 
 /// Values of a block.
@@ -247,16 +247,40 @@ impl<'a> Decoder<'a> {
     }
 
     /// Vectors `rows`, and their numbers in what is given.
-    #[inline(always)]
-    pub fn decode<'b, S: Simd>(&'b mut self, s: S, rows: &'b [usize]) -> (Floats<'b>, &'b [usize]) {
+    pub fn decode<'b>(
+        &'b mut self,
+        backend: Backend,
+        rows: &'b [usize],
+    ) -> (Floats<'b>, &'b [usize]) {
         let Kept { layout, bytes, stride } = self.kept;
         if let Some(dtype) = layout.dtype.float() {
             return (Floats { dtype, bytes, stride, len: layout.byte_len() }, rows);
         }
         let stride = 4 * layout.len();
         self.bytes.resize(rows.len() * stride, 0);
-        for (row, out) in rows.iter().zip(self.bytes.chunks_exact_mut(stride)) {
-            let (main, rest) = vector(self.kept, *row).split_at(layout.main_bytes());
+        backend.run(Decode { kept: self.kept, rows, out: &mut self.bytes });
+        self.rows.clear();
+        self.rows.extend(0..rows.len());
+        (Floats { dtype: Float::F32, bytes: &self.bytes, stride, len: stride }, &self.rows)
+    }
+}
+
+/// Writes the values of `rows` of vectors of blocks one after the other, in `f32`.
+struct Decode<'a> {
+    kept: Kept<'a>,
+    rows: &'a [usize],
+    out: &'a mut [u8],
+}
+
+impl Kernel for Decode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { kept, rows, out } = self;
+        let layout = kept.layout;
+        for (row, out) in rows.iter().zip(out.chunks_exact_mut(4 * layout.len())) {
+            let (main, rest) = vector(kept, *row).split_at(layout.main_bytes());
             let (out, last) = out.split_at_mut(4 * layout.main);
             match layout.dtype {
                 CacheType::Q8_0 => decode_q8_0(s, main, out),
@@ -266,9 +290,6 @@ impl<'a> Decoder<'a> {
                 put(s, F16::load(s, &padded(values)), out);
             }
         }
-        self.rows.clear();
-        self.rows.extend(0..rows.len());
-        (Floats { dtype: Float::F32, bytes: &self.bytes, stride, len: stride }, &self.rows)
     }
 }
 

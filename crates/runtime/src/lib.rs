@@ -41,4 +41,5 @@ pub use hook::{Activations, Hook};
 pub use options::{LookAhead, Options};
 pub use plan::{MemoryPlan, Mode};
 pub use room::PassRoom;
+pub use threads::thread_pool;
 pub use token::{Runtime, Stats};

@@ -17,6 +17,7 @@ use shardwright_format::model::LayerSpec;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Role, Unit};
 use shardwright_quant::{Blocks, Float, Zeros};
+use shardwright_runtime::thread_pool;
 
 use crate::engine::{Engine, Limits};
 use crate::error::{ConvertError, Result};
@@ -162,6 +163,7 @@ impl BitAllocation<'_> {
             window: self.window,
             encodings: &encodings,
             threads: self.options.threads,
+            pool: &thread_pool(self.options.threads)?,
             cancel: self.cancel,
         };
         let measured = probing.measure(progress)?;

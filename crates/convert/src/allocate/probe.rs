@@ -50,16 +50,20 @@ pub struct Probing<'a> {
     pub encodings: &'a [EncodingSpec],
     /// Threads that compute.
     pub threads: usize,
+    /// As many, for what is computed between the passes.
+    pub pool: &'a rayon::ThreadPool,
     /// Set to stop.
     pub cancel: &'a AtomicBool,
 }
 
 /// A role of the next layer that was quantized alone.
-struct Tried {
+struct QuantizedRole {
     role: Role,
     /// Whether its stream goes on to the end of the model.
     to_the_end: bool,
+    /// Of the encodings; nothing where they are not tried.
     errors: EncodingErrors,
+    /// What was quantized, as a part of what the role counts for in the layer's output.
     share: f64,
     /// The stream behind the layer.
     x: Vec<f32>,
@@ -106,8 +110,8 @@ impl Probing<'_> {
             if experts > 0 {
                 used.insert(layer, used_alike(base.routes(), experts));
             }
-            for Tried { role, to_the_end, errors, share, x } in after {
-                // Experts' errors add up, for their inputs are not the same.
+            for QuantizedRole { role, to_the_end, errors, share, x } in after {
+                // Errors of different experts have nothing to do with each other, so their squares add up.
                 let error = relative_error(base.hidden(), &x, hidden) / share;
                 let stream = to_the_end.then_some(streams);
                 if to_the_end {
@@ -136,7 +140,7 @@ impl Probing<'_> {
         base: &mut LayerPass<'_>,
         layer: u32,
         tried: &BTreeMap<Role, Vec<u32>>,
-    ) -> Result<Vec<Tried>> {
+    ) -> Result<Vec<QuantizedRole>> {
         let original: &Weights = self.original;
         let inputs = layer_inputs(base, original, layer, TRIED_EXPERTS)?;
         let objectives = Objectives::new(inputs);
@@ -149,11 +153,22 @@ impl Probing<'_> {
             let encodings = if to_the_end { self.encodings } else { &[] };
             let share = if role.is_expert() { sample.share } else { 1.0 };
             let tensors = units(&sample.experts, layer, role);
-            let (overlay, errors) = quantized(original, (&tensors, role), &objectives, encodings)?;
+            let (overlay, errors) = self.quantized((&tensors, role), &objectives, encodings)?;
             let x = base.look_ahead(&overlay)?;
-            found.push(Tried { role, to_the_end, errors, share, x });
+            found.push(QuantizedRole { role, to_the_end, errors, share, x });
         }
         Ok(found)
+    }
+
+    /// As [`quantized`].
+    fn quantized(
+        &self,
+        of: (&[Unit], Role),
+        objectives: &Objectives,
+        encodings: &[EncodingSpec],
+    ) -> Result<(Weights, EncodingErrors)> {
+        self.pool
+            .install(|| quantized(self.original, of, objectives, encodings))
     }
 
     /// Variants of embedding and head, the streams of those appended.
@@ -177,13 +192,13 @@ impl Probing<'_> {
         // An embedding that is no head is looked up, not multiplied: nothing guides it.
         let guide = if tied { &objectives } else { &blind };
         let of = (&[Unit::Embedding][..], Role::EmbedTokens);
-        let (embed, errors) = quantized(original, of, guide, self.encodings)?;
+        let (embed, errors) = self.quantized(of, guide, self.encodings)?;
         let x = LayerPass::new(&embed, self.tokens, self.window, self.threads)?.into_hidden();
         others.append(&x);
         let mut trials = vec![trial(Role::EmbedTokens, errors, 0, tied.then_some(embed))];
         if !tied {
             let of = (&[Unit::Head][..], Role::LmHead);
-            let (head, errors) = quantized(original, of, &objectives, self.encodings)?;
+            let (head, errors) = self.quantized(of, &objectives, self.encodings)?;
             others.append(embedding()?.hidden());
             trials.push(trial(Role::LmHead, errors, 1, Some(head)));
         }
@@ -207,7 +222,8 @@ impl Probing<'_> {
         for (trial, at) in ended {
             others.push((own(trial)?, &streams[at * base.len()..][..base.len()]));
         }
-        let mut measured = mean_divergences(&mut head, base, &mut others)?;
+        let divergences = || mean_divergences(&mut head, base, &mut others);
+        let mut measured = self.pool.install(divergences)?;
         for Trial { share, stream, .. } in trials {
             if let Some(at) = stream {
                 measured[*at] /= share;

@@ -12,12 +12,13 @@ use shardwright_format::manifest::{FileEntry, FileKind, Hash, Manifest};
 use shardwright_format::treehash::TreeHash;
 use shardwright_format::writer::{self, BundleWriter};
 use shardwright_format::{FormatError, GENERATOR, Refusal, Unit, mismatch, part};
+use shardwright_runtime::thread_pool;
 
 use super::ledger::{Closing, Fingerprint, LedgerEntry, Locked, PartLedger, PartRecord, Wording};
 use super::one_part::{PLAN_FILE, PLANNED_MANIFEST_FILE};
 use super::part::Share;
 use super::source::HashedBlocks;
-use super::{BUNDLE_DIR, LEDGER_FILE, compute_pool, finish, report};
+use super::{BUNDLE_DIR, LEDGER_FILE, finish, report};
 use crate::error::{ConvertError, Result};
 use crate::plan::{ConversionReport, Plan};
 
@@ -399,7 +400,7 @@ fn check(
         .iter()
         .filter(|f| f.kind != FileKind::Report)
         .collect();
-    let (pool, mut done) = (compute_pool(options.threads)?, 0);
+    let (pool, mut done) = (thread_pool(options.threads)?, 0);
     let total: u64 = files.iter().map(|file| file.size).sum();
     let nothing = Vec::new();
     for some in files.chunks(options.threads.max(1)) {

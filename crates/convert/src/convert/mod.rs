@@ -26,6 +26,7 @@ use shardwright_format::io::{INDEX_LIMIT, clear, partial_path, read_required};
 use shardwright_format::manifest::{Hash, Manifest, REPORT_FILE};
 use shardwright_format::writer::{self, BundleWriter};
 use shardwright_format::{FormatError, Unit, mismatch};
+use shardwright_runtime::thread_pool;
 
 use crate::calibrate::objectives::Objectives;
 use crate::calibrate::streams::Streamed;
@@ -211,7 +212,8 @@ fn make_shards(
     let partial = scope.partial;
     let (ledger, claims) = open_ledger(partial, fingerprint, scope.manifest)?;
     let writer = BundleWriter::create(&partial.join(BUNDLE_DIR), scope.manifest)?;
-    let pool = compute_pool(options.threads)?;
+    // Threads that compute, besides those that each make a unit.
+    let pool = thread_pool(options.threads)?;
     let mut run = Conversion {
         plan,
         source,
@@ -523,14 +525,6 @@ struct Shared<'a> {
     claims: &'a BTreeMap<Unit, LedgerEntry>,
     next: &'a AtomicUsize,
     stop: &'a AtomicBool,
-}
-
-/// Threads that compute, besides those that each make a unit.
-fn compute_pool(threads: usize) -> Result<rayon::ThreadPool> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.max(1))
-        .build();
-    pool.map_err(|e| ConvertError::plan(format!("threads: {e}")))
 }
 
 /// Large units first, so that no thread is left alone with one at the end.

@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 use shardwright_format::Unit;
 use shardwright_format::checkpoint::Checkpoint;
 use shardwright_format::manifest::Hash;
+use shardwright_runtime::thread_pool;
 
-use super::compute_pool;
 use super::memory::Buffers;
 use super::sink::Sink;
 use super::source::{Reader, Source};
@@ -41,7 +41,7 @@ pub fn reproduce(
 ) -> Result<Vec<Hash>> {
     let buffers = Buffers::DEFAULT;
     let source = Source::new(checkpoint, &buffers)?;
-    let pool = compute_pool(options.threads)?;
+    let pool = thread_pool(options.threads)?;
     let nothing = Objectives::default();
     let objectives = options
         .statistics

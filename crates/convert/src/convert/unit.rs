@@ -109,7 +109,11 @@ impl<'a> TensorQuantizer<'a> {
     ) -> Result<Option<QuantStats>> {
         let (entry, step) = (tensor.entry, self.tile_rows(tensor));
         let objective = match self.objectives {
-            Some(objectives) => objectives.objective(tensor.unit, entry, tensor.method),
+            // A factor of many inputs takes long enough to be worth all threads.
+            Some(objectives) => self
+                .rows
+                .pool
+                .install(|| objectives.objective(tensor.unit, entry, tensor.method)),
             None => Ok(SharedObjective::Weights),
         };
         let objective = objective

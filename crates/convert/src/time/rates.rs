@@ -11,11 +11,12 @@ use shardwright_quant::{
     Activations, Affine, Backend, Encoding, Float, HessianFactor, Job, Matrix, Objective, Outputs,
     PartsMut, QuantError, matmul, narrow, quantize, softmaxes,
 };
+use shardwright_runtime::thread_pool;
 
 use super::work::How;
 use crate::calibrate::hessian::FullSum;
 use crate::calibrate::objectives::DAMPING;
-use crate::error::{ConvertError, Result};
+use crate::error::Result;
 
 /// Each rate is of so long a time at least.
 const LEAST: Duration = Duration::from_millis(60);
@@ -45,9 +46,7 @@ impl Machine {
     /// # Errors
     /// Threads that the operating system refuses.
     pub fn new(threads: usize) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|e| ConvertError::plan(format!("threads: {e}")))?;
-        Ok(Self { pool, threads, backend: Backend::detect() })
+        Ok(Self { pool: thread_pool(threads)?, threads, backend: Backend::detect() })
     }
 
     /// How often all threads together can do `once`, per second.

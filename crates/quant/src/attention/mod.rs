@@ -65,36 +65,35 @@ pub fn attend(
     }
 }
 
-/// Adds what `positions` give to a part. Up to four heads share the loads of keys and values; of more, what is left
-/// of fours goes in a second run, and each of the two is a kernel of its own: see [`Attend`].
-fn attend_heads(backend: Backend, a: &Attention<'_>, positions: &Range<usize>, part: &mut Part) {
-    let Part { values, seen } = part;
-    let fours = a.heads / 4 * 4;
-    let whole = values.len() / a.heads * fours;
-    let (whole, out) = values.split_at_mut(whole);
-    let (whole_seen, seen) = seen.split_at_mut(fours);
-    if fours > 0 {
-        backend.run(Attend::<4> { a, first: 0, positions, out: whole, seen: whole_seen });
+/// Adds what `positions` give to a part, a block after the other. Up to four heads share the loads of keys and values.
+fn attend_heads(backend: Backend, a: &Attention<'_>, positions: Range<usize>, part: &mut Part) {
+    let Part { values: out, seen } = part;
+    let width = out.len() / a.heads;
+    let (mut keys, mut values) = (Decoder::new(a.keys), Decoder::new(a.values));
+    let mut rows = [0; BLOCK];
+    for start in positions.clone().step_by(BLOCK) {
+        let count = BLOCK.min(positions.end - start);
+        // Only where the ring begins anew is a division needed again: one for each would cost as much as its score.
+        for (row, at) in rows[..count].iter_mut().zip(start % a.capacity..) {
+            *row = if at < a.capacity { at } else { at % a.capacity };
+        }
+        let (keys, key_rows) = keys.decode(backend, &rows[..count]);
+        let (values, value_rows) = if a.values.is(&a.keys) {
+            (keys, key_rows)
+        } else {
+            values.decode(backend, &rows[..count])
+        };
+        let block = &Positions { keys, key_rows, values, value_rows };
+        let heads = seen.chunks_mut(4).zip(out.chunks_mut(4 * width));
+        for (first, (seen, out)) in (0..).step_by(4).zip(heads) {
+            match seen.len() {
+                1 => backend.run(SomeHeads::<1> { a, first, block, seen, out }),
+                2 => backend.run(SomeHeads::<2> { a, first, block, seen, out }),
+                3 => backend.run(SomeHeads::<3> { a, first, block, seen, out }),
+                _ => backend.run(SomeHeads::<4> { a, first, block, seen, out }),
+            }
+        }
     }
-    let first = fours;
-    match a.heads - fours {
-        0 => {}
-        1 => backend.run(Attend::<1> { a, first, positions, out, seen }),
-        2 => backend.run(Attend::<2> { a, first, positions, out, seen }),
-        _ => backend.run(Attend::<3> { a, first, positions, out, seen }),
-    }
-}
-
-/// The heads from `first` on, `H` at a time. How many is a parameter, for all that a kernel calls is compiled into one
-/// function, and the time that takes grows faster than what is in it.
-struct Attend<'a, const H: usize> {
-    a: &'a Attention<'a>,
-    first: usize,
-    positions: &'a Range<usize>,
-    /// `[heads, value_dim]`.
-    out: &'a mut [f32],
-    /// Of each head.
-    seen: &'a mut [Seen],
 }
 
 /// Where the softmax of a head stands.
@@ -104,38 +103,6 @@ struct Seen {
     highest: f32,
     /// The sum of all weights so far.
     sum: f32,
-}
-
-impl<const H: usize> Kernel for Attend<'_, H> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { a, first, positions, out, seen } = self;
-        let width = out.len() / seen.len();
-        let (mut keys, mut values) = (Decoder::new(a.keys), Decoder::new(a.values));
-        let mut rows = [0; BLOCK];
-        for start in positions.clone().step_by(BLOCK) {
-            let count = BLOCK.min(positions.end - start);
-            // Only where the ring begins anew is a division needed again: one for each would cost as much as its score.
-            for (row, at) in rows[..count].iter_mut().zip(start % a.capacity..) {
-                *row = if at < a.capacity { at } else { at % a.capacity };
-            }
-            let (keys, key_rows) = keys.decode(s, &rows[..count]);
-            let (values, value_rows) = if a.values.is(&a.keys) {
-                (keys, key_rows)
-            } else {
-                values.decode(s, &rows[..count])
-            };
-            let block = Positions { keys, key_rows, values, value_rows };
-            let heads = seen
-                .chunks_exact_mut(H)
-                .zip(out.chunks_exact_mut(H * width));
-            for (first, (seen, out)) in (first..).step_by(H).zip(heads) {
-                some_heads::<S, H>(s, a, first, &block, seen, out);
-            }
-        }
-    }
 }
 
 /// `e^x` as the weights of positions are.
@@ -154,59 +121,68 @@ struct Positions<'a> {
     value_rows: &'a [usize],
 }
 
-/// Takes a block of positions into heads `first..first + H`: `seen` and `out` are theirs.
-#[inline(always)]
-fn some_heads<S: Simd, const H: usize>(
-    s: S,
-    a: &Attention<'_>,
+/// A block of positions taken into heads `first..first + H`: `seen` and `out` are theirs. Each number of heads is a
+/// kernel of its own, for all that one calls is compiled into one function, and the time that takes grows faster than
+/// what is in it.
+struct SomeHeads<'a, const H: usize> {
+    a: &'a Attention<'a>,
     first: usize,
-    block: &Positions<'_>,
-    seen: &mut [Seen],
-    out: &mut [f32],
-) {
-    let (dim, width) = (a.q.len() / a.heads, out.len() / H);
-    let q: [&[f32]; H] = std::array::from_fn(|h| &a.q[(first + h) * dim..][..dim]);
-    let mut weights: [Block; H] = [[[0.0; LANES]; 2]; H];
-    let (keys, rows) = (block.keys, block.key_rows);
-    match keys.dtype {
-        Float::F32 => scores::<S, F32, H, _>(s, keys, q, rows, a.scale, &mut weights),
-        Float::F16 => scores::<S, F16, H, _>(s, keys, q, rows, a.scale, &mut weights),
-        Float::Bf16 => scores::<S, Bf16, H, _>(s, keys, q, rows, a.scale, &mut weights),
-    }
-    if let Some(cap) = a.cap {
-        for scores in &mut weights {
-            for score in &mut scores.as_flattened_mut()[..rows.len()] {
-                *score = cap * libm::tanhf(*score / cap);
+    block: &'a Positions<'a>,
+    seen: &'a mut [Seen],
+    /// `[H, value_dim]`.
+    out: &'a mut [f32],
+}
+
+impl<const H: usize> Kernel for SomeHeads<'_, H> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { a, first, block, seen, out } = self;
+        let (dim, width) = (a.q.len() / a.heads, out.len() / H);
+        let q: [&[f32]; H] = std::array::from_fn(|h| &a.q[(first + h) * dim..][..dim]);
+        let mut weights: [Block; H] = [[[0.0; LANES]; 2]; H];
+        let (keys, rows) = (block.keys, block.key_rows);
+        match keys.dtype {
+            Float::F32 => scores::<S, F32, H, _>(s, keys, q, rows, a.scale, &mut weights),
+            Float::F16 => scores::<S, F16, H, _>(s, keys, q, rows, a.scale, &mut weights),
+            Float::Bf16 => scores::<S, Bf16, H, _>(s, keys, q, rows, a.scale, &mut weights),
+        }
+        if let Some(cap) = a.cap {
+            for scores in &mut weights {
+                for score in &mut scores.as_flattened_mut()[..rows.len()] {
+                    *score = cap * libm::tanhf(*score / cap);
+                }
             }
         }
-    }
-    // After each block `out` is the sum of e^(score - highest) · value over the positions so far, and
-    // `sum` that of the weights alone. A higher score makes all that was added before smaller by one
-    // factor, so no power is above 1.
-    for h in 0..H {
-        let (out, seen) = (&mut out[h * width..(h + 1) * width], &mut seen[h]);
-        let top = seen.highest.max(maximum(s, &weights[h]));
-        if top > seen.highest {
-            let fade = power(s, seen.highest - top);
-            seen.sum *= fade;
-            for out in out {
-                *out *= fade;
+        // After each block `out` is the sum of e^(score - highest) · value over the positions so far, and
+        // `sum` that of the weights alone. A higher score makes all that was added before smaller by one
+        // factor, so no power is above 1.
+        for h in 0..H {
+            let (out, seen) = (&mut out[h * width..(h + 1) * width], &mut seen[h]);
+            let top = seen.highest.max(maximum(s, &weights[h]));
+            if top > seen.highest {
+                let fade = power(s, seen.highest - top);
+                seen.sum *= fade;
+                for out in out {
+                    *out *= fade;
+                }
+                seen.highest = top;
             }
-            seen.highest = top;
+            let [low, high] = &mut weights[h];
+            let top = s.splat(top);
+            let a = exp(s, s.sub(s.load(low), top));
+            let b = exp(s, s.sub(s.load(high), top));
+            s.store(a, low);
+            s.store(b, high);
+            seen.sum += s.sum(s.add(a, b));
         }
-        let [low, high] = &mut weights[h];
-        let top = s.splat(top);
-        let a = exp(s, s.sub(s.load(low), top));
-        let b = exp(s, s.sub(s.load(high), top));
-        s.store(a, low);
-        s.store(b, high);
-        seen.sum += s.sum(s.add(a, b));
-    }
-    let (values, rows) = (block.values, block.value_rows);
-    match values.dtype {
-        Float::F32 => mix::<S, F32, H, _>(s, values, &weights, rows, out),
-        Float::F16 => mix::<S, F16, H, _>(s, values, &weights, rows, out),
-        Float::Bf16 => mix::<S, Bf16, H, _>(s, values, &weights, rows, out),
+        let (values, rows) = (block.values, block.value_rows);
+        match values.dtype {
+            Float::F32 => mix::<S, F32, H, _>(s, values, &weights, rows, out),
+            Float::F16 => mix::<S, F16, H, _>(s, values, &weights, rows, out),
+            Float::Bf16 => mix::<S, Bf16, H, _>(s, values, &weights, rows, out),
+        }
     }
 }
 

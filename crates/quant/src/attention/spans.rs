@@ -48,7 +48,7 @@ impl Span<'_> {
         };
         let mut part =
             Part { values: vec![0.0; a.heads * width], seen: (0..a.heads).map(seen).collect() };
-        attend_heads(backend, &a, &positions, &mut part);
+        attend_heads(backend, &a, positions, &mut part);
         part
     }
 }
