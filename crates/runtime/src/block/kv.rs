@@ -20,14 +20,15 @@ impl Default for CacheTypes {
     }
 }
 
-/// Rows of vectors by position: each overwrites the one `capacity` before it.
+/// Rows of vectors by position: each overwrites the one `capacity` before it. The vectors of a head lie one after the
+/// other, since attention takes head after head: apart from each other they would come from memory at half the speed.
 #[derive(Debug)]
 pub struct Ring {
     layout: VectorLayout,
     /// Vectors per row.
     vectors: usize,
     capacity: usize,
-    /// `[capacity, vectors]`, of `layout`.
+    /// `[vectors, capacity]`, of `layout`.
     bytes: Vec<u8>,
     /// Rows of earlier positions were written over, or never there.
     start: usize,
@@ -54,8 +55,7 @@ impl Ring {
         }
         let (layout, mut end) = (self.layout, first);
         for (position, row) in (first..).zip(rows.chunks_exact(self.vectors * layout.len())) {
-            let kept = self.row_mut(position).chunks_exact_mut(layout.byte_len());
-            for (vector, kept) in row.chunks_exact(layout.len()).zip(kept) {
+            for (vector, kept) in row.chunks_exact(layout.len()).zip(self.row_mut(position)) {
                 layout.write(vector, kept);
             }
             end += 1;
@@ -83,22 +83,25 @@ impl Ring {
         self.vectors * self.layout.byte_len()
     }
 
-    /// The bytes of the row of a position.
-    pub fn row(&self, position: usize) -> &[u8] {
-        let len = self.row_len();
-        &self.bytes[position % self.capacity * len..][..len]
+    /// The bytes of each vector of the row of a position.
+    pub fn row(&self, position: usize) -> impl Iterator<Item = &[u8]> {
+        let (len, at) = (self.layout.byte_len(), position % self.capacity);
+        let heads = self.bytes.chunks_exact(self.capacity * len);
+        heads.map(move |head| &head[at * len..][..len])
     }
 
-    /// The bytes of the row of a position, to be written.
-    pub fn row_mut(&mut self, position: usize) -> &mut [u8] {
-        let len = self.row_len();
-        &mut self.bytes[position % self.capacity * len..][..len]
+    /// The bytes of each vector of the row of a position, to be written.
+    pub fn row_mut(&mut self, position: usize) -> impl Iterator<Item = &mut [u8]> {
+        let (len, at) = (self.layout.byte_len(), position % self.capacity);
+        let heads = self.bytes.chunks_exact_mut(self.capacity * len);
+        heads.map(move |head| &mut head[at * len..][..len])
     }
 
     /// Vector `index` of all rows; that of a position is number `position % capacity`.
     pub fn vectors(&self, index: usize) -> Kept<'_> {
-        let bytes = &self.bytes[index * self.layout.byte_len()..];
-        Kept { layout: self.layout, bytes, stride: self.row_len() }
+        let stride = self.layout.byte_len();
+        let bytes = &self.bytes[index * self.capacity * stride..][..self.capacity * stride];
+        Kept { layout: self.layout, bytes, stride }
     }
 
     /// How many rows there are.

@@ -97,8 +97,8 @@ impl MixerState {
 }
 
 fn save_rows(ring: &Ring, seen: Range<usize>, out: &mut dyn Write) -> io::Result<()> {
-    let mut positions = seen;
-    positions.try_for_each(|position| out.write_all(ring.row(position)))
+    let mut vectors = seen.flat_map(|position| ring.row(position));
+    vectors.try_for_each(|vector| out.write_all(vector))
 }
 
 fn load_rows(
@@ -107,11 +107,15 @@ fn load_rows(
     kept: usize,
     input: &mut dyn Read,
 ) -> io::Result<()> {
-    let mut passed = vec![0; ring.row_len()];
     ring.begin(seen.start);
-    for position in seen {
-        let row = if position < kept { ring.row_mut(position) } else { &mut passed[..] };
-        input.read_exact(row)?;
+    for position in seen.start..seen.end.min(kept) {
+        ring.row_mut(position)
+            .try_for_each(|vector| input.read_exact(vector))?;
+    }
+    // What was saved of later positions.
+    let rest = seen.end.saturating_sub(kept.max(seen.start)) * ring.row_len();
+    if io::copy(&mut input.take(rest as u64), &mut io::sink())? < rest as u64 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(())
 }
