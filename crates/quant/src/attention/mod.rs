@@ -311,7 +311,7 @@ fn mix_lines<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZ
                 if N > 1 { T::load(s, whole(bytes)) } else { load_line::<S, T, SIZE>(s, bytes) };
         }
         for h in 0..H {
-            let weight = s.splat(weights[h][i / LANES][i % LANES]);
+            let weight = s.splat(weights[h].as_flattened()[i]);
             for n in 0..N {
                 acc[h][n] = s.mul_add(weight, lines[n], acc[h][n]);
             }
@@ -319,11 +319,15 @@ fn mix_lines<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZ
     }
     for h in 0..H {
         for n in 0..N {
-            let mut line = [0.0; LANES];
-            s.store(acc[h][n], &mut line);
             let out = &mut out[h * width..][col + n * LANES..end];
-            let count = out.len().min(LANES);
-            out[..count].copy_from_slice(&line[..count]);
+            match out.first_chunk_mut() {
+                Some(out) => s.store(acc[h][n], out),
+                None => {
+                    let mut line = [0.0; LANES];
+                    s.store(acc[h][n], &mut line);
+                    out.copy_from_slice(&line[..out.len()]);
+                }
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::layout::Layout;
-use super::{Kernel, LANES, Simd, TILE_LINES};
+use super::{Kernel, LANES, Simd, TILE_LINES, each_windows};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL, VBMI and VNNI.
 #[derive(Clone, Copy)]
@@ -101,18 +101,59 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn windows<const BITS: usize>(self, [first, later]: [u64; 2]) -> __m512i {
-        let first_bits = &FirstBits::<BITS>::OF_BYTES;
-        // SAFETY: `self` proves the instructions; the table is 64 bytes.
+        // The upper eight lanes of four bits begin at bit 32 and end within 64 more.
+        let upper = if BITS == 4 { later } else { first };
+        // SAFETY: `self` proves the instructions.
+        let words = unsafe {
+            _mm512_mask_set1_epi64(
+                _mm512_set1_epi64(first.cast_signed()),
+                0xf0,
+                upper.cast_signed(),
+            )
+        };
+        self.pick(&FirstBits::<BITS>::OF_LANES, words)
+    }
+
+    /// Of four bits, each word of eight bytes holds 13 windows. Lines that take two of each word, of those that begin
+    /// with a line of rows and of those that begin in its middle, cost no more than their windows.
+    #[inline(always)]
+    fn four_windows<const BITS: usize>(self, codes: &[u8], behind: u64) -> [__m512i; 4] {
+        if BITS != 4 {
+            return each_windows::<Self, BITS>(self, codes, behind);
+        }
+        let codes = codes.first_chunk().unwrap_or(&[0; 32]);
+        // SAFETY: `self` proves the instructions; the codes are 32 readable bytes.
+        let words = unsafe {
+            let lines = _mm256_loadu_si256(codes.as_ptr().cast());
+            let behind = _mm256_set1_epi64x(behind.cast_signed());
+            let middles = _mm256_alignr_epi32::<1>(behind, lines);
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lines), middles)
+        };
+        let [a, b, c, d] = &FirstBits::<BITS>::OF_PAIRS;
+        [self.pick(a, words), self.pick(b, words), self.pick(c, words), self.pick(d, words)]
+    }
+
+    /// Lanes `2 i` and `2 i + 1` of line `t` hold rows `2 t` and `2 t + 1` of line `i`, and from its middle on of line
+    /// `i - 4`: a transposition of pairs within each half.
+    #[inline(always)]
+    fn natural_rows<const BITS: usize>(self, lines: [__m512; 4]) -> [__m512; 4] {
+        if BITS != 4 {
+            return lines;
+        }
+        // SAFETY: `self` proves the instructions.
         unsafe {
-            let all = _mm512_set1_epi64(first.cast_signed());
-            // The upper eight lanes of four bits begin at bit 32 and end within 64 more.
-            let source = if BITS == 4 {
-                _mm512_mask_set1_epi64(all, 0xf0, later.cast_signed())
-            } else {
-                all
-            };
-            let at = _mm512_loadu_si512(first_bits.as_ptr().cast());
-            _mm512_maskz_multishift_epi64_epi8(0x3333_3333_3333_3333, at, source)
+            let [a, b] = [_mm512_castps_pd(lines[0]), _mm512_castps_pd(lines[1])];
+            let [c, d] = [_mm512_castps_pd(lines[2]), _mm512_castps_pd(lines[3])];
+            let [ab, cd] = [_mm512_unpacklo_pd(a, b), _mm512_unpacklo_pd(c, d)];
+            let [ab_odd, cd_odd] = [_mm512_unpackhi_pd(a, b), _mm512_unpackhi_pd(c, d)];
+            let lower = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+            let upper = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+            [
+                _mm512_castpd_ps(_mm512_permutex2var_pd(ab, lower, cd)),
+                _mm512_castpd_ps(_mm512_permutex2var_pd(ab_odd, lower, cd_odd)),
+                _mm512_castpd_ps(_mm512_permutex2var_pd(ab, upper, cd)),
+                _mm512_castpd_ps(_mm512_permutex2var_pd(ab_odd, upper, cd_odd)),
+            ]
         }
     }
 
@@ -292,6 +333,16 @@ impl Simd for Avx512 {
 }
 
 impl Avx512 {
+    /// Of each word of eight bytes the bits from the places on that `at` names for each byte.
+    #[inline(always)]
+    fn pick(self, at: &[u8; 4 * LANES], words: __m512i) -> __m512i {
+        // SAFETY: `self` proves the instructions; the table is 64 readable bytes.
+        unsafe {
+            let at = _mm512_loadu_si512(at.as_ptr().cast());
+            _mm512_multishift_epi64_epi8(at, words)
+        }
+    }
+
     /// Four sums on the way: lanes `4 i..4 i + 4` are those of `v[i]` after the first two steps of
     /// [`Simd::sum`], which add what lies 8 and 4 lanes apart.
     #[inline(always)]
@@ -387,22 +438,28 @@ impl Avx512 {
     }
 }
 
-/// Where a window's bytes begin in the eight bytes that hold it.
+/// Where a window's bytes begin in the eight bytes that hold it: byte `4 l + i` is byte `i` of the window of lane `l`.
 struct FirstBits<const BITS: usize>;
 
 impl<const BITS: usize> FirstBits<BITS> {
-    /// Byte `4 l + i` is byte `i` of the window of lane `l`, which begins at bit `BITS · l`; of four bits
-    /// the upper lanes count from bit 32.
-    const OF_BYTES: [u8; 4 * LANES] = {
+    /// That of lane `l` begins at bit `BITS · l`; of four bits the upper lanes count from bit 32.
+    const OF_LANES: [u8; 4 * LANES] = Self::table(LANES, 0);
+
+    /// Those of lanes `l` and `l + 1`, `l` even, begin at bits `BITS · 2 t` and `BITS · (2 t + 1)`.
+    const OF_PAIRS: [[u8; 4 * LANES]; 4] =
+        [Self::table(2, 0), Self::table(2, 2), Self::table(2, 4), Self::table(2, 6)];
+
+    /// For lanes that count rows from `first` on and begin again after `count`.
+    const fn table(count: usize, first: usize) -> [u8; 4 * LANES] {
         let mut table = [0; 4 * LANES];
         let mut i = 0;
         while i < 4 * LANES {
-            let start = BITS * (i / 4) % if BITS == 4 { 32 } else { 64 };
+            let start = BITS * (first + i / 4 % count) % if BITS == 4 { 32 } else { 64 };
             table[i] = (start + 8 * (i % 2)) as u8;
             i += 1;
         }
         table
-    };
+    }
 }
 
 /// The values of codes of `BITS` bits, up to four.

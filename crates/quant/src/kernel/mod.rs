@@ -205,6 +205,34 @@ pub trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+/// [`Simd::windows`] of one line after the other.
+#[inline(always)]
+fn each_windows<S: Simd, const BITS: usize>(s: S, codes: &[u8], behind: u64) -> [S::I; TILE_LINES] {
+    let word = |at: usize| {
+        codes[at..]
+            .first_chunk()
+            .copied()
+            .map_or(0, u64::from_le_bytes)
+    };
+    let words = |line: usize| {
+        let at = 2 * BITS * line;
+        [word(at), if BITS == 4 { word(at + 4) } else { 0 }]
+    };
+    // Windows of the last line end behind its codes, which are the upper bits of their last word.
+    let (last, own) = (word(8 * BITS - 8), 16 * BITS as u32);
+    let last = match BITS {
+        4 => [last, last >> 32 | behind << 32],
+        _ => [last >> (64 - own) | behind << own, 0],
+    };
+    // No loop over lines: it would begin with lines of zeros.
+    [
+        s.windows::<BITS>(words(0)),
+        s.windows::<BITS>(words(1)),
+        s.windows::<BITS>(words(2)),
+        s.windows::<BITS>(last),
+    ]
+}
+
 /// Sixteen lanes. `F` holds `f32`, `I` holds `u32`.
 pub trait Simd: Copy {
     /// Sixteen `f32`.
@@ -318,6 +346,20 @@ pub trait Simd: Copy {
     /// The sixteen lowest bits of lane `l` are those of a stream from bit `BITS · l` on, `BITS` 2 to 4; what
     /// is above them means nothing. Given are the stream's bits from 0 and from 32 on.
     fn windows<const BITS: usize>(self, words: [u64; 2]) -> Self::I;
+    /// [`Self::windows`] of four lines of rows, of their codes and the eight bytes behind these; in any order that
+    /// [`Self::natural_rows`] undoes.
+    #[inline(always)]
+    fn four_windows<const BITS: usize>(self, codes: &[u8], behind: u64) -> [Self::I; TILE_LINES] {
+        each_windows::<Self, BITS>(self, codes, behind)
+    }
+    /// Rows in the order of [`Self::four_windows`], brought into their own.
+    #[inline(always)]
+    fn natural_rows<const BITS: usize>(
+        self,
+        lines: [Self::F; TILE_LINES],
+    ) -> [Self::F; TILE_LINES] {
+        lines
+    }
     /// `out[l]` is lane `l`.
     fn store_bits(self, v: Self::I, out: &mut [u32; LANES]);
     /// Lane `l` is `v[l % N]`, `N` 1, 2 or 4.

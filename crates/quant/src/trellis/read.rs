@@ -215,14 +215,26 @@ fn products<S: Simd, const BITS: usize>(
                     *acc = s.mul_add(w, x, *acc);
                 }
             }
-            for (sums, acc) in sums.iter_mut().zip(acc) {
+            for (sums, acc) in sums.iter_mut().zip(s.natural_rows::<BITS>(acc)) {
                 s.store(s.add(s.load(sums), acc), sums);
             }
         }
     }
 }
 
-/// The values of rows `16 first ..` of one column of a tile, four lines of them.
+/// Brings lines of rows from the order of [`Simd::four_windows`] into their own.
+#[inline(always)]
+fn natural_rows<S: Simd, const BITS: usize>(s: S, lines: &mut Lines<TILE_LINES>) {
+    let [a, b, c, d] = &mut lines.0;
+    let [e, f, g, h] = s.natural_rows::<BITS>([s.load(a), s.load(b), s.load(c), s.load(d)]);
+    s.store(e, a);
+    s.store(f, b);
+    s.store(g, c);
+    s.store(h, d);
+}
+
+/// The values of rows `16 first ..` of one column of a tile, four lines of them, in the order of
+/// [`Simd::four_windows`].
 #[inline(always)]
 fn four_lines<S: Simd, const BITS: usize>(
     s: S,
@@ -230,19 +242,20 @@ fn four_lines<S: Simd, const BITS: usize>(
     stream: &[u8],
     first: usize,
 ) -> [S::F; TILE_LINES] {
-    let mut lines = [s.splat(0.0); TILE_LINES];
-    // One question for all four, where no window goes around the stream's end.
-    let (at, step) = (2 * BITS * first, 2 * BITS);
-    if let Some(bytes) = stream.get(at..at + (TILE_LINES - 1) * step + SPAN) {
-        for (i, line) in lines.iter_mut().enumerate() {
-            *line = values(s, trellis, s.windows::<BITS>(words(&bytes[i * step..][..SPAN])));
+    let (at, len) = (2 * BITS * first, 2 * BITS * TILE_LINES);
+    // Behind the stream's last byte comes its first.
+    let next = if at + len == stream.len() { 0 } else { at + len };
+    let behind = stream.get(next..).and_then(|bytes| bytes.first_chunk());
+    let [a, b, c, d] = match (stream.get(at..at + len), behind) {
+        (Some(codes), Some(behind)) => s.four_windows::<BITS>(codes, u64::from_le_bytes(*behind)),
+        _ => {
+            let byte = |i| stream[(at + i) % stream.len()];
+            let codes: [u8; 2 * 4 * TILE_LINES] = std::array::from_fn(byte);
+            let behind = std::array::from_fn(|i| byte(len + i));
+            s.four_windows::<BITS>(&codes[..len], u64::from_le_bytes(behind))
         }
-    } else {
-        for (i, line) in lines.iter_mut().enumerate() {
-            *line = values(s, trellis, s.windows::<BITS>(cyclic_words(stream, at + i * step)));
-        }
-    }
-    lines
+    };
+    [values(s, trellis, a), values(s, trellis, b), values(s, trellis, c), values(s, trellis, d)]
 }
 
 /// [`matvec`] with many rows of `x`: the same sums, of values that are decoded once.
@@ -302,7 +315,8 @@ fn many_products<S: Simd, const BITS: usize>(
             for (i, x) in x.panels(cols).enumerate() {
                 let mut sums = [Lines::<TILE_LINES>::ZERO; TILE_ROWS];
                 s.chains(&x[b * block..][..block], &lines, &mut sums);
-                for (t, sums) in (TILE_ROWS * i..out.n()).zip(&sums) {
+                for (t, sums) in (TILE_ROWS * i..out.n()).zip(&mut sums) {
+                    natural_rows::<S, BITS>(s, sums);
                     let outs = &mut out.row(t)[to - start..][..rows.len()];
                     for (out, sum) in outs.iter_mut().zip(&sums.0.as_flattened()[skip..]) {
                         *out += sum;
@@ -311,36 +325,4 @@ fn many_products<S: Simd, const BITS: usize>(
             }
         }
     }
-}
-
-/// Bytes that the windows of sixteen rows lie in.
-const SPAN: usize = 12;
-
-/// The bits from 0 and from 32 on, of [`SPAN`] bytes.
-#[inline(always)]
-fn words(bytes: &[u8]) -> [u64; 2] {
-    let word = |at: usize| {
-        bytes[at..]
-            .first_chunk()
-            .copied()
-            .map_or(0, u64::from_le_bytes)
-    };
-    [word(0), word(4)]
-}
-
-/// [`words`] from byte `at` on of a stream that begins again after its end.
-#[inline(always)]
-fn cyclic_words(stream: &[u8], at: usize) -> [u64; 2] {
-    if let Some(bytes) = stream.get(at..at + SPAN) {
-        return words(bytes);
-    }
-    let all = match (stream.first_chunk(), stream.last_chunk()) {
-        // Sixteen bytes of either end, without a loop: most columns come by here.
-        (Some(first), Some(last)) if at < stream.len() && at + 16 > stream.len() => {
-            let rest = 8 * (stream.len() - at);
-            u128::from_le_bytes(*last) >> (128 - rest) | u128::from_le_bytes(*first) << rest
-        }
-        _ => u128::from_le_bytes(std::array::from_fn(|i| stream[(at + i) % stream.len()])),
-    };
-    [all as u64, (all >> 32) as u64]
 }
