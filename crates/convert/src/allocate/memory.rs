@@ -25,7 +25,7 @@ struct LayerRoom {
     roles: u64,
     /// Sums of products of inputs, and the factors made of them, in either basis.
     sums: u64,
-    /// Its weights.
+    /// What is read of it at a time: its dense part, and an expert.
     weights: u64,
     /// Values of the role that has most.
     values: u64,
@@ -66,7 +66,7 @@ fn room(original: &Weights, layer: u32) -> Result<LayerRoom> {
     for (unit, count) in units.into_iter().filter(|(_, count)| *count > 0) {
         let mut sites = BTreeMap::new();
         for entry in original.layout(unit)?.tensors.iter() {
-            let values = count * entry.rows * entry.cols;
+            let values = entry.rows * entry.cols;
             room.weights += values * entry.source.dtype.size() as u64;
             let tried = count.min(TRIED_EXPERTS as u64);
             if let Some(key) = InputKey::for_tensor(unit, entry.role) {
@@ -74,7 +74,7 @@ fn room(original: &Weights, layer: u32) -> Result<LayerRoom> {
             }
             if is_coded(entry.role) {
                 room.roles += 1;
-                room.values = room.values.max(tried * entry.rows * entry.cols);
+                room.values = room.values.max(tried * values);
             }
         }
         room.sums += sites.values().sum::<u64>();

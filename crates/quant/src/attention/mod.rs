@@ -225,23 +225,25 @@ fn products<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZE
     q: [(&[Line], &[f32]); H],
     keys: [&[u8]; N],
 ) -> [[S::F; N]; H] {
-    let mut acc = [[s.splat(0.0); N]; H];
-    for at in 0..q[0].0.len() {
+    let (mut acc, count) = ([[s.splat(0.0); N]; H], q[0].0.len());
+    // One length for all, so that the loop asks nothing: questions would take as long as the products.
+    let queries = q.map(|(lines, _)| &lines[..count]);
+    let whole: [&[[u8; SIZE]]; N] = keys.map(|key| &key.as_chunks().0[..count]);
+    for at in 0..count {
         let mut lines = [s.splat(0.0); N];
         for j in 0..N {
-            lines[j] = T::load(s, whole(&keys[j][SIZE * at..]));
+            lines[j] = T::load(s, &whole[j][at]);
         }
         for h in 0..H {
-            let query = s.load(&q[h].0[at]);
+            let query = s.load(&queries[h][at]);
             for j in 0..N {
                 acc[h][j] = s.mul_add(query, lines[j], acc[h][j]);
             }
         }
     }
     if !q[0].1.is_empty() {
-        let end = SIZE * q[0].0.len();
         for j in 0..N {
-            let last = load_line::<S, T, SIZE>(s, &keys[j][end..]);
+            let last = load_line::<S, T, SIZE>(s, &keys[j][SIZE * count..]);
             for h in 0..H {
                 acc[h][j] = s.mul_add(s.load(&padded(q[h].1)), last, acc[h][j]);
             }
@@ -302,13 +304,16 @@ fn mix_lines<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZ
         }
     }
     for (i, row) in rows.iter().enumerate() {
-        let values = &kept.vector(*row)[..end * (SIZE / LANES)];
+        let values = &kept.vector(*row)[col / LANES * SIZE..end * (SIZE / LANES)];
         let mut lines = [s.splat(0.0); N];
-        for n in 0..N {
-            let bytes = &values[(col / LANES + n) * SIZE..];
-            // Of several lines all are whole.
-            lines[n] =
-                if N > 1 { T::load(s, whole(bytes)) } else { load_line::<S, T, SIZE>(s, bytes) };
+        match values.as_chunks().0.first_chunk::<N>() {
+            Some(whole) => {
+                for n in 0..N {
+                    lines[n] = T::load(s, &whole[n]);
+                }
+            }
+            // One line, for of several all are whole.
+            None => lines[0] = T::load(s, &padded(values)),
         }
         for h in 0..H {
             let weight = s.splat(weights[h].as_flattened()[i]);
@@ -330,13 +335,6 @@ fn mix_lines<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZ
             }
         }
     }
-}
-
-/// Sixteen values of a stored type, which are there. In a loop the question whether they are, and a copy where they
-/// are not, would keep sums from their registers.
-#[inline(always)]
-fn whole<const SIZE: usize>(bytes: &[u8]) -> &[u8; SIZE] {
-    bytes.first_chunk().unwrap()
 }
 
 /// Up to sixteen values of a stored type, zeros behind them.

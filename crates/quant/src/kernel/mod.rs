@@ -523,13 +523,12 @@ pub trait Simd: Copy {
     /// The sum of all lanes: halves are added, 16 to 8 to 4 to 2 to 1.
     #[inline(always)]
     fn sum(self, v: Self::F) -> f32 {
-        let mut a = [0.0; LANES];
-        self.store(v, &mut a);
-        for half in [8, 4, 2, 1] {
-            for i in 0..half {
-                a[i] += a[i + half];
-            }
-        }
-        a[0]
+        let v = self.add(v, self.swap::<8>(v));
+        let v = self.add(v, self.swap::<4>(v));
+        let v = self.add(v, self.swap::<2>(v));
+        let v = self.add(v, self.swap::<1>(v));
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        lanes[0]
     }
 }
