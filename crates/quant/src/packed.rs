@@ -174,9 +174,9 @@ impl<T: lines::Large<BYTES>, const BYTES: usize> PackedRows for Large<'_, T, BYT
         for (at, x) in self.x.iter().enumerate() {
             ask(s, m.weight(), start + at * ROWS * BYTES, ROWS * BYTES);
             for r in 0..ROWS {
-                let w = T::lines(s, &rows[r][at]);
+                let w = T::open(s, &rows[r][at]);
                 for line in 0..LANES {
-                    acc[r] = s.mul_add(w[line], s.load(&x[line]), acc[r]);
+                    acc[r] = s.mul_add(T::line(s, &w, line), s.load(&x[line]), acc[r]);
                 }
             }
         }

@@ -6,6 +6,7 @@ use crate::blocks::Blocks;
 use crate::encoding::{Affine, Encoding, Float};
 use crate::float::{Bf16, F16, F32, Stored, Widen, padded};
 use crate::ggml::Ggml;
+use crate::ggml::lines::{self, Large, Small, scales};
 use crate::kernel::{Backend, Kernel, LANES, Line, Simd};
 use crate::matrix::Matrix;
 use crate::trellis;
@@ -76,7 +77,14 @@ pub fn decode_row<'a, S: Simd>(
             6 => affine_row::<S, 6, 24>(s, m, a, row, lines),
             _ => affine_row::<S, 8, 32>(s, m, a, row, lines),
         },
-        Encoding::Ggml(blocks) => blocks_row(m, blocks, row, lines),
+        Encoding::Ggml(blocks) => match blocks {
+            Blocks::Q4_0 => small_row::<S, lines::Q4_0, 18>(s, m, row, lines),
+            Blocks::Q8_0 => small_row::<S, lines::Q8_0, 34>(s, m, row, lines),
+            Blocks::Q4K => large_row::<S, lines::Q4K, 144>(s, m, row, lines),
+            Blocks::Q5K => large_row::<S, lines::Q5K, 176>(s, m, row, lines),
+            Blocks::Q6K => large_row::<S, lines::Q6K, 210>(s, m, row, lines),
+            _ => blocks_row(m, blocks, row, lines),
+        },
         Encoding::Trellis(_) => {}
     }
 }
@@ -110,6 +118,38 @@ fn blocks_row<'a>(
         let count = decode_block(m, blocks, (row, at), &mut values);
         for (value, line) in values[..count].iter().zip(&mut lines) {
             *line = *value;
+        }
+    }
+}
+
+#[inline(always)]
+fn small_row<'a, S: Simd, T: Small<BYTES>, const BYTES: usize>(
+    s: S,
+    m: &Matrix<'_>,
+    row: usize,
+    mut lines: impl Iterator<Item = &'a mut Line>,
+) {
+    // Sixteen blocks at a time: their scales are widened together.
+    for blocks in m.row(m.weight(), row).as_chunks().0.chunks(LANES) {
+        for (block, d) in blocks.iter().zip(scales(s, blocks)) {
+            for (values, line) in T::lines(s, block, d).into_iter().zip(&mut lines) {
+                s.store(values, line);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn large_row<'a, S: Simd, T: Large<BYTES>, const BYTES: usize>(
+    s: S,
+    m: &Matrix<'_>,
+    row: usize,
+    mut lines: impl Iterator<Item = &'a mut Line>,
+) {
+    for block in m.row(m.weight(), row).as_chunks().0 {
+        let block = T::open(s, block);
+        for (at, line) in (0..LANES).zip(&mut lines) {
+            s.store(T::line(s, &block, at), line);
         }
     }
 }

@@ -17,8 +17,15 @@ pub trait Small<const BYTES: usize> {
 
 /// A type whose blocks of 256 columns are `BYTES`.
 pub trait Large<const BYTES: usize> {
-    /// The columns of a block.
-    fn lines<S: Simd>(s: S, block: &[u8; BYTES]) -> [S::F; LANES];
+    /// What is made of a block before its lines.
+    type Block<S: Simd>;
+
+    /// Makes it.
+    fn open<S: Simd>(s: S, block: &[u8; BYTES]) -> Self::Block<S>;
+
+    /// Columns `16 · at..` of a block. They are made one line at a time as they are used: all at once would go through
+    /// memory.
+    fn line<S: Simd>(s: S, block: &Self::Block<S>, at: usize) -> S::F;
 }
 
 /// 4 bits about 8.
@@ -82,8 +89,10 @@ fn sixes<S: Simd>(s: S, block: &mut &[u8]) -> Line {
 }
 
 impl Large<144> for Q4K {
+    type Block<S: Simd> = [S::F; LANES];
+
     #[inline(always)]
-    fn lines<S: Simd>(s: S, block: &[u8; 144]) -> [S::F; LANES] {
+    fn open<S: Simd>(s: S, block: &[u8; 144]) -> [S::F; LANES] {
         let (mut rest, mut out) = (&block[..], [s.splat(0.0); LANES]);
         let groups = sixes(s, &mut rest);
         for pair in 0..4 {
@@ -96,18 +105,40 @@ impl Large<144> for Q4K {
         }
         out
     }
+
+    #[inline(always)]
+    fn line<S: Simd>(_: S, block: &[S::F; LANES], at: usize) -> S::F {
+        block[at]
+    }
 }
 
-/// Codes of a block in bytes, in the order of [`line`].
-type Codes = [[u8; 4 * LANES]; 4];
+/// Codes of a block in bytes, and what they are multiplied with and added to, `GROUP` lines alike.
+pub struct Codes<const GROUP: usize> {
+    /// They go through memory, from which they are widened as they are read, line after line, so that few registers
+    /// are taken at a time.
+    codes: [[u8; 2 * LANES]; 8],
+    scales: Line,
+    biases: Line,
+}
 
-/// The codes of a line as floats. Codes are made for 64 columns at a time, columns `32 · at..` of each half of the
-/// block; they go through memory, from which they are widened as they are read, line after line, so that few
-/// registers are taken at a time.
-#[inline(always)]
-fn line<S: Simd>(s: S, codes: &Codes, line: usize) -> S::F {
-    let (half, at, part) = (line / 8, line % 8 / 2, line % 2);
-    s.floats(s.load_i8(&codes[at].as_chunks().0[2 * half + part]))
+impl<const GROUP: usize> Codes<GROUP> {
+    /// Codes that are made for 64 columns at a time: `made[i]` are columns `32 · i..` of each half of the block.
+    #[inline(always)]
+    fn new<S: Simd>(s: S, made: [S::I; 4], scales: Line, biases: Line) -> Self {
+        let mut codes = [[0; 2 * LANES]; 8];
+        let (first, second) = codes.split_at_mut(4);
+        for i in 0..4 {
+            s.store_bytes(made[i], &mut first[i], &mut second[i]);
+        }
+        Self { codes, scales, biases }
+    }
+
+    #[inline(always)]
+    fn line<S: Simd>(&self, s: S, at: usize) -> S::F {
+        let codes = &self.codes.as_flattened().as_chunks().0[at];
+        let (scale, bias) = (s.splat(self.scales[at / GROUP]), s.splat(self.biases[at / GROUP]));
+        s.mul_add(scale, s.floats(s.load_i8(codes)), bias)
+    }
 }
 
 /// The lower halves of all bytes, or the upper ones.
@@ -118,11 +149,13 @@ fn halves<S: Simd>(s: S, bytes: S::I, upper: bool) -> S::I {
 }
 
 impl Large<176> for Q5K {
+    type Block<S: Simd> = Codes<2>;
+
     #[inline(always)]
-    fn lines<S: Simd>(s: S, block: &[u8; 176]) -> [S::F; LANES] {
+    fn open<S: Simd>(s: S, block: &[u8; 176]) -> Codes<2> {
         const LOWER: [u32; LANES] = mask(0..8);
         const UPPER: [u32; LANES] = mask(8..LANES);
-        let (mut rest, mut out) = (&block[..], [s.splat(0.0); LANES]);
+        let mut rest = &block[..];
         let groups = sixes(s, &mut rest);
         let high = take(&mut rest);
         let low: [&[u8; 32]; 4] =
@@ -132,18 +165,20 @@ impl Large<176> for Q5K {
         let high = s.load_bytes(high, high);
         let high =
             s.or(s.and(high, s.load_bits(&LOWER)), s.and(s.shr(high, 4), s.load_bits(&UPPER)));
-        let (mut codes, fifth) = ([[0; 4 * LANES]; 4], s.splat_bits(0x1010_1010));
+        let (mut made, fifth) = ([high; 4], s.splat_bits(0x1010_1010));
         for at in 0..4 {
             let low = s.load_bytes(low[at / 2], low[2 + at / 2]);
             let four = halves(s, low, at % 2 == 1);
-            let made = s.or(four, s.and(s.shl(high, 4 - at as u32), fifth));
-            s.store_all_bytes(made, &mut codes[at]);
+            made[at] = s.or(four, s.and(s.shl(high, 4 - at as u32), fifth));
         }
-        for (at, out) in out.iter_mut().enumerate() {
-            let (scale, bias) = (s.splat(groups[at / 2]), s.splat(groups[8 + at / 2]));
-            *out = s.mul_add(scale, line(s, &codes, at), bias);
-        }
-        out
+        let mut biases = [0.0; LANES];
+        biases[..8].copy_from_slice(&groups[8..]);
+        Codes::new(s, made, groups, biases)
+    }
+
+    #[inline(always)]
+    fn line<S: Simd>(s: S, block: &Codes<2>, at: usize) -> S::F {
+        block.line(s, at)
     }
 }
 
@@ -158,8 +193,10 @@ const fn mask(lanes: Range<usize>) -> [u32; LANES] {
 }
 
 impl Large<210> for Q6K {
+    type Block<S: Simd> = Codes<1>;
+
     #[inline(always)]
-    fn lines<S: Simd>(s: S, block: &[u8; 210]) -> [S::F; LANES] {
+    fn open<S: Simd>(s: S, block: &[u8; 210]) -> Codes<1> {
         let mut rest = &block[..];
         // Of 128 columns four bits lie in 64 bytes, two bits in 32: both halves of a block are done together.
         let low: [&[u8; 32]; 4] =
@@ -171,8 +208,7 @@ impl Large<210> for Q6K {
         s.store(scales, &mut groups);
         // Exact, so that a value is rounded once as `scale · (code - 32)` is.
         s.store(s.mul(scales, s.splat(-32.0)), &mut biases);
-        let (mut out, mut codes) = ([s.splat(0.0); LANES], [[0; 4 * LANES]; 4]);
-        let above = s.splat_bits(0x3030_3030);
+        let (mut made, above) = ([high; 4], s.splat_bits(0x3030_3030));
         for at in 0..4 {
             let low = s.load_bytes(low[at % 2], low[2 + at % 2]);
             let four = halves(s, low, at / 2 == 1);
@@ -182,11 +218,13 @@ impl Large<210> for Q6K {
                 2 => high,
                 _ => s.shr(high, 2),
             };
-            s.store_all_bytes(s.or(four, s.and(two, above)), &mut codes[at]);
+            made[at] = s.or(four, s.and(two, above));
         }
-        for (at, out) in out.iter_mut().enumerate() {
-            *out = s.mul_add(s.splat(groups[at]), line(s, &codes, at), s.splat(biases[at]));
-        }
-        out
+        Codes::new(s, made, groups, biases)
+    }
+
+    #[inline(always)]
+    fn line<S: Simd>(s: S, block: &Codes<1>, at: usize) -> S::F {
+        block.line(s, at)
     }
 }

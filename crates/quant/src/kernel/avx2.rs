@@ -280,12 +280,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn store_all_bytes(self, v: I, out: &mut [u8; 4 * LANES]) {
-        let (lo, hi) = out.split_at_mut(32);
-        // SAFETY: `self` proves the instructions; each half is 32 writable bytes.
+    fn store_bytes(self, v: I, first: &mut [u8; 32], second: &mut [u8; 32]) {
+        // SAFETY: `self` proves the instructions; each array is 32 writable bytes.
         unsafe {
-            _mm256_storeu_si256(lo.as_mut_ptr().cast(), v[0]);
-            _mm256_storeu_si256(hi.as_mut_ptr().cast(), v[1]);
+            _mm256_storeu_si256(first.as_mut_ptr().cast(), v[0]);
+            _mm256_storeu_si256(second.as_mut_ptr().cast(), v[1]);
         }
     }
 

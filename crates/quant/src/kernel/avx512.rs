@@ -262,9 +262,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn store_all_bytes(self, v: __m512i, out: &mut [u8; 4 * LANES]) {
-        // SAFETY: `self` proves the instructions; the array is 64 writable bytes.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) }
+    fn store_bytes(self, v: __m512i, first: &mut [u8; 32], second: &mut [u8; 32]) {
+        // SAFETY: `self` proves the instructions; each array is 32 writable bytes.
+        unsafe {
+            _mm256_storeu_si256(first.as_mut_ptr().cast(), _mm512_castsi512_si256(v));
+            _mm256_storeu_si256(second.as_mut_ptr().cast(), _mm512_extracti64x4_epi64::<1>(v));
+        }
     }
 
     #[inline(always)]

@@ -266,7 +266,7 @@ pub trait Simd: Copy {
     /// 64 bytes, four in a lane, the first lowest: operations on lanes whose results are masked are operations on bytes.
     fn load_bytes(self, first: &[u8; 32], second: &[u8; 32]) -> Self::I;
     /// The inverse of [`Self::load_bytes`].
-    fn store_all_bytes(self, v: Self::I, out: &mut [u8; 4 * LANES]);
+    fn store_bytes(self, v: Self::I, first: &mut [u8; 32], second: &mut [u8; 32]);
     /// The 32 codes of a block of `BLOCK = 4 * BITS` bytes, first sixteen first.
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [Self::F; 2];
 

@@ -255,10 +255,13 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn store_all_bytes(self, v: I, out: &mut [u8; 4 * LANES]) {
-        // SAFETY: `self` proves the instructions; the four stores cover the array.
+    fn store_bytes(self, v: I, first: &mut [u8; 32], second: &mut [u8; 32]) {
+        // SAFETY: `self` proves the instructions; two stores cover each array.
         unsafe {
-            each!(|i| vst1q_u8(out.as_mut_ptr().add(16 * i), vreinterpretq_u8_u32(v[i])));
+            vst1q_u8(first.as_mut_ptr(), vreinterpretq_u8_u32(v[0]));
+            vst1q_u8(first.as_mut_ptr().add(16), vreinterpretq_u8_u32(v[1]));
+            vst1q_u8(second.as_mut_ptr(), vreinterpretq_u8_u32(v[2]));
+            vst1q_u8(second.as_mut_ptr().add(16), vreinterpretq_u8_u32(v[3]));
         }
     }
 

@@ -76,8 +76,9 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn store_all_bytes(self, v: Self::I, out: &mut [u8; 4 * LANES]) {
-        for (bytes, v) in out.as_chunks_mut().0.iter_mut().zip(v) {
+    fn store_bytes(self, v: Self::I, first: &mut [u8; 32], second: &mut [u8; 32]) {
+        let [first, second] = [first, second].map(|bytes| bytes.as_chunks_mut().0);
+        for (bytes, v) in first.iter_mut().chain(second).zip(v) {
             *bytes = v.to_le_bytes();
         }
     }
