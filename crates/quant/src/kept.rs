@@ -4,7 +4,7 @@ use half::f16;
 use serde::{Deserialize, Serialize};
 
 use crate::encoding::Float;
-use crate::float::{F16, Stored, narrow, padded};
+use crate::float::{F16, Stored, half, narrow, padded};
 use crate::kernel::{Backend, Kernel, LANES, Simd};
 use crate::trellis::rotate::hadamard;
 
@@ -340,29 +340,9 @@ fn put<S: Simd>(s: S, v: S::F, out: &mut [u8]) {
     }
 }
 
-/// A scale in `f16`, widened. Inline, with no question asked of the CPU.
-#[inline(always)]
-fn half(bytes: [u8; 2]) -> f32 {
-    let bits = u32::from(u16::from_le_bytes(bytes));
-    let size = (bits & 0x7fff) << 13;
-    // The exponent's bias differs by 112; a multiplication moves subnormals too.
-    let moved = f32::from_bits(size) * f32::from_bits(239 << 23);
-    let infinite = f32::from_bits(size | 0x7f80_0000);
-    let size = if bits & 0x7c00 == 0x7c00 { infinite } else { moved };
-    f32::from_bits(size.to_bits() | (bits & 0x8000) << 16)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn scales_are_widened_exactly() {
-        for bits in 0..=u16::MAX {
-            let (found, expected) = (half(bits.to_le_bytes()), f16::from_bits(bits).to_f32());
-            assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan());
-        }
-    }
 
     #[test]
     fn what_fills_no_block_is_kept_in_sixteen_bits() {

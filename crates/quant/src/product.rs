@@ -222,6 +222,9 @@ fn affine<const BITS: usize, const BLOCK: usize>(
 fn blocks(m: &Matrix<'_>, kind: Blocks, x: &[f32], to: RowOutputs<'_>) {
     match kind {
         Blocks::Q4_0 => to.packed(&Small::<lines::Q4_0, 18>::new(m, x)),
+        Blocks::Q4_1 => to.packed(&Small::<lines::Q4_1, 20>::new(m, x)),
+        Blocks::Q5_0 => to.packed(&Small::<lines::Q5_0, 22>::new(m, x)),
+        Blocks::Q5_1 => to.packed(&Small::<lines::Q5_1, 24>::new(m, x)),
         Blocks::Q8_0 => to.packed(&Small::<lines::Q8_0, 34>::new(m, x)),
         Blocks::Q4K => to.packed(&Large::<lines::Q4K, 144>::new(m, x)),
         Blocks::Q5K => to.packed(&Large::<lines::Q5K, 176>::new(m, x)),

@@ -79,6 +79,9 @@ pub fn decode_row<'a, S: Simd>(
         },
         Encoding::Ggml(blocks) => match blocks {
             Blocks::Q4_0 => small_row::<S, lines::Q4_0, 18>(s, m, row, lines),
+            Blocks::Q4_1 => small_row::<S, lines::Q4_1, 20>(s, m, row, lines),
+            Blocks::Q5_0 => small_row::<S, lines::Q5_0, 22>(s, m, row, lines),
+            Blocks::Q5_1 => small_row::<S, lines::Q5_1, 24>(s, m, row, lines),
             Blocks::Q8_0 => small_row::<S, lines::Q8_0, 34>(s, m, row, lines),
             Blocks::Q4K => large_row::<S, lines::Q4K, 144>(s, m, row, lines),
             Blocks::Q5K => large_row::<S, lines::Q5K, 176>(s, m, row, lines),

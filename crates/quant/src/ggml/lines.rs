@@ -30,6 +30,12 @@ pub trait Large<const BYTES: usize> {
 
 /// 4 bits about 8.
 pub struct Q4_0;
+/// 4 bits and a least value.
+pub struct Q4_1;
+/// 5 bits about 16.
+pub struct Q5_0;
+/// 5 bits and a least value.
+pub struct Q5_1;
 /// 8 bits with a sign.
 pub struct Q8_0;
 /// 4 bits in groups of 32.
@@ -56,6 +62,63 @@ impl Small<18> for Q4_0 {
         let grid = s.grid::<4>(d, -8.0 * d);
         s.nibbles(take(&mut &block[2..]), grid, grid)
     }
+}
+
+impl Small<20> for Q4_1 {
+    #[inline(always)]
+    fn lines<S: Simd>(s: S, block: &[u8; 20], d: f32) -> [S::F; 2] {
+        let mut rest = &block[2..];
+        let grid = s.grid::<4>(d, scale(&mut rest));
+        s.nibbles(take(&mut rest), grid, grid)
+    }
+}
+
+impl Small<22> for Q5_0 {
+    #[inline(always)]
+    fn lines<S: Simd>(s: S, block: &[u8; 22], d: f32) -> [S::F; 2] {
+        let [first, second] = fives(s, &block[2..]);
+        let (d, middle) = (s.splat(d), s.splat(16.0));
+        [s.mul(d, s.sub(first, middle)), s.mul(d, s.sub(second, middle))]
+    }
+}
+
+impl Small<24> for Q5_1 {
+    #[inline(always)]
+    fn lines<S: Simd>(s: S, block: &[u8; 24], d: f32) -> [S::F; 2] {
+        let mut rest = &block[2..];
+        let (d, least) = (s.splat(d), s.splat(scale(&mut rest)));
+        let [first, second] = fives(s, rest);
+        [s.mul_add(d, first, least), s.mul_add(d, second, least)]
+    }
+}
+
+/// Codes of five bits: four bytes of fifth bits, the first column's lowest, and four bits of each code as in
+/// [`Simd::nibbles`].
+#[inline(always)]
+fn fives<S: Simd>(s: S, mut rest: &[u8]) -> [S::F; 2] {
+    let (fifth, low) = (u32::from_le_bytes(*take(&mut rest)), s.load_i8(take(&mut rest)));
+    [five(s, low, fifth), five(s, s.shr(low, 4), fifth >> 16)]
+}
+
+/// The lowest four bits of each lane, and above them bit `l` of `fifth` for lane `l`.
+#[inline(always)]
+fn five<S: Simd>(s: S, low: S::I, fifth: u32) -> S::F {
+    const OWN: [u32; LANES] = powers(0, 1);
+    const UP: [u32; LANES] = powers(LANES - 1, -1);
+    // Lane `l` keeps bit `l`, which a product brings to bit 15, and a shift to bit 4.
+    let own = s.and(s.splat_bits(fifth), s.load_bits(&OWN));
+    let fifth = s.shr(s.mul_bits(own, s.load_bits(&UP)), 11);
+    s.floats(s.or(s.and(low, s.splat_bits(15)), fifth))
+}
+
+/// Lane `l` is two to the power of `first + step · l`.
+const fn powers(first: usize, step: isize) -> [u32; LANES] {
+    let (mut out, mut lane) = ([0; LANES], 0);
+    while lane < LANES {
+        out[lane] = 1 << (first as isize + step * lane as isize);
+        lane += 1;
+    }
+    out
 }
 
 impl Small<34> for Q8_0 {

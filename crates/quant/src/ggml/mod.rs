@@ -12,12 +12,11 @@ mod k_quants;
 pub mod lines;
 mod store;
 
-use half::f16;
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::Blocks;
 use crate::encoding::Float;
-use crate::float::widen;
+use crate::float::{half, widen};
 
 pub use encode::Unheld;
 pub use grids::points;
@@ -309,7 +308,7 @@ fn take<'a, const N: usize>(block: &mut &'a [u8]) -> &'a [u8; N] {
 
 #[inline]
 fn scale(block: &mut &[u8]) -> f32 {
-    f16::from_le_bytes(*take(block)).to_f32()
+    half(*take(block))
 }
 
 /// Code `i` among `[2, 4, 32]` codes of 2 bits: those of 128 values lie in 32
