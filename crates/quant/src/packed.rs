@@ -175,8 +175,8 @@ impl<T: lines::Large<BYTES>, const BYTES: usize> PackedRows for Large<'_, T, BYT
             ask(s, m.weight(), start + at * ROWS * BYTES, ROWS * BYTES);
             for r in 0..ROWS {
                 let w = T::open(s, &rows[r][at]);
-                for line in 0..LANES {
-                    acc[r] = s.mul_add(T::line(s, &w, line), s.load(&x[line]), acc[r]);
+                for (line, x) in (0..LANES).zip(x) {
+                    acc[r] = s.mul_add(T::line(s, &w, line), s.load(x), acc[r]);
                 }
             }
         }

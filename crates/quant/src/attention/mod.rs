@@ -325,13 +325,12 @@ fn mix_lines<S: Simd, T: Stored<SIZE>, const H: usize, const N: usize, const SIZ
     for h in 0..H {
         for n in 0..N {
             let out = &mut out[h * width..][col + n * LANES..end];
-            match out.first_chunk_mut() {
-                Some(out) => s.store(acc[h][n], out),
-                None => {
-                    let mut line = [0.0; LANES];
-                    s.store(acc[h][n], &mut line);
-                    out.copy_from_slice(&line[..out.len()]);
-                }
+            if let Some(out) = out.first_chunk_mut() {
+                s.store(acc[h][n], out);
+            } else {
+                let mut line = [0.0; LANES];
+                s.store(acc[h][n], &mut line);
+                out.copy_from_slice(&line[..out.len()]);
             }
         }
     }

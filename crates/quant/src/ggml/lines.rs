@@ -103,19 +103,19 @@ fn fives<S: Simd>(s: S, mut rest: &[u8]) -> [S::F; 2] {
 /// The lowest four bits of each lane, and above them bit `l` of `fifth` for lane `l`.
 #[inline(always)]
 fn five<S: Simd>(s: S, low: S::I, fifth: u32) -> S::F {
-    const OWN: [u32; LANES] = powers(0, 1);
-    const UP: [u32; LANES] = powers(LANES - 1, -1);
+    const OWN: [u32; LANES] = powers(false);
+    const UP: [u32; LANES] = powers(true);
     // Lane `l` keeps bit `l`, which a product brings to bit 15, and a shift to bit 4.
     let own = s.and(s.splat_bits(fifth), s.load_bits(&OWN));
     let fifth = s.shr(s.mul_bits(own, s.load_bits(&UP)), 11);
     s.floats(s.or(s.and(low, s.splat_bits(15)), fifth))
 }
 
-/// Lane `l` is two to the power of `first + step · l`.
-const fn powers(first: usize, step: isize) -> [u32; LANES] {
+/// Lane `l` is two to the power of `l`, or of what is left to the last lane.
+const fn powers(down: bool) -> [u32; LANES] {
     let (mut out, mut lane) = ([0; LANES], 0);
     while lane < LANES {
-        out[lane] = 1 << (first as isize + step * lane as isize);
+        out[lane] = 1 << if down { LANES - 1 - lane } else { lane };
         lane += 1;
     }
     out
@@ -179,7 +179,7 @@ impl Large<144> for Q4K {
 pub struct Codes<const GROUP: usize> {
     /// They go through memory, from which they are widened as they are read, line after line, so that few registers
     /// are taken at a time.
-    codes: [[u8; 2 * LANES]; 8],
+    bytes: [[u8; 2 * LANES]; 8],
     scales: Line,
     biases: Line,
 }
@@ -188,17 +188,17 @@ impl<const GROUP: usize> Codes<GROUP> {
     /// Codes that are made for 64 columns at a time: `made[i]` are columns `32 · i..` of each half of the block.
     #[inline(always)]
     fn new<S: Simd>(s: S, made: [S::I; 4], scales: Line, biases: Line) -> Self {
-        let mut codes = [[0; 2 * LANES]; 8];
-        let (first, second) = codes.split_at_mut(4);
+        let mut bytes = [[0; 2 * LANES]; 8];
+        let (first, second) = bytes.split_at_mut(4);
         for i in 0..4 {
             s.store_bytes(made[i], &mut first[i], &mut second[i]);
         }
-        Self { codes, scales, biases }
+        Self { bytes, scales, biases }
     }
 
     #[inline(always)]
     fn line<S: Simd>(&self, s: S, at: usize) -> S::F {
-        let codes = &self.codes.as_flattened().as_chunks().0[at];
+        let codes = &self.bytes.as_flattened().as_chunks().0[at];
         let (scale, bias) = (s.splat(self.scales[at / GROUP]), s.splat(self.biases[at / GROUP]));
         s.mul_add(scale, s.floats(s.load_i8(codes)), bias)
     }

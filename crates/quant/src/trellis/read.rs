@@ -246,14 +246,13 @@ fn four_lines<S: Simd, const BITS: usize>(
     // Behind the stream's last byte comes its first.
     let next = if at + len == stream.len() { 0 } else { at + len };
     let behind = stream.get(next..).and_then(|bytes| bytes.first_chunk());
-    let [a, b, c, d] = match (stream.get(at..at + len), behind) {
-        (Some(codes), Some(behind)) => s.four_windows::<BITS>(codes, u64::from_le_bytes(*behind)),
-        _ => {
-            let byte = |i| stream[(at + i) % stream.len()];
-            let codes: [u8; 2 * 4 * TILE_LINES] = std::array::from_fn(byte);
-            let behind = std::array::from_fn(|i| byte(len + i));
-            s.four_windows::<BITS>(&codes[..len], u64::from_le_bytes(behind))
-        }
+    let [a, b, c, d] = if let (Some(codes), Some(behind)) = (stream.get(at..at + len), behind) {
+        s.four_windows::<BITS>(codes, u64::from_le_bytes(*behind))
+    } else {
+        let byte = |i| stream[(at + i) % stream.len()];
+        let codes: [u8; 2 * 4 * TILE_LINES] = std::array::from_fn(byte);
+        let behind = std::array::from_fn(|i| byte(len + i));
+        s.four_windows::<BITS>(&codes[..len], u64::from_le_bytes(behind))
     };
     [values(s, trellis, a), values(s, trellis, b), values(s, trellis, c), values(s, trellis, d)]
 }
