@@ -29,6 +29,14 @@ pub fn model(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
     checkpoint(path, arch)
 }
 
+/// Opens any model to run it: a quantized checkpoint in its own codes.
+///
+/// # Errors
+/// As [`model`].
+pub fn runnable(path: &Path, arch: &ArchArgs) -> Result<Weights, Failure> {
+    Ok(model(path, arch)?.in_codes()?)
+}
+
 /// Opens what a conversion reads and finds out what its tensors are for: a checkpoint, or a bundle whose
 /// matrices are quantized again.
 ///

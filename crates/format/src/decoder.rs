@@ -288,7 +288,8 @@ impl Decoder {
     }
 
     /// The encoding in codes in which those of rows of `cols` mean the same, if there is one: affine with
-    /// 16-bit scales, of symmetric codes or with biases; that of a bundle; two bits for ternary ones.
+    /// 16-bit scales, of symmetric codes or with biases; that of a bundle; blocks of GGUF; two bits for
+    /// ternary ones.
     pub fn codes(&self, cols: u64) -> Option<Encoding> {
         match *self {
             Self::Bundle { encoding, .. } => Some(encoding).filter(|own| own.float().is_none()),
@@ -298,6 +299,10 @@ impl Decoder {
             | Self::Mlx { bits, group_size, scale_dtype, .. } => {
                 let affine = Affine::new(bits, u16::try_from(group_size).ok()?, scale_dtype);
                 affine.ok().map(Encoding::Affine)
+            }
+            Self::Gguf { kind, less_one: false, .. }
+            | Self::Tiled { kind, columns: false, log: false, .. } => {
+                kind.blocks().map(Encoding::Ggml)
             }
             // One scale for a whole tensor is that of groups as large as there are.
             Self::Ternary { scale_dtype, divided: false, .. } => {

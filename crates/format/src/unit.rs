@@ -219,6 +219,16 @@ impl TensorEntry {
         }
     }
 
+    /// The encoding of the source's own codes, where those give each of its values and rows can be read alone.
+    pub(crate) fn own_codes(&self) -> Option<Encoding> {
+        // The biases of symmetric codes are made of their scales, and those of f16 may leave its range.
+        let leaves =
+            |decoder: &Decoder| matches!(decoder, Decoder::Packed { scale_dtype: Float::F16, .. });
+        let own = self.source.codes(self.cols)?;
+        let sure = !self.source.decoder.as_ref().is_some_and(leaves);
+        (sure && own.row_block() == 1).then_some(own)
+    }
+
     /// Bytes it takes in the unit.
     ///
     /// # Errors

@@ -11,9 +11,10 @@ use crate::arch::{Inventory, Prediction};
 use crate::bundle::Bundle;
 use crate::census::Census;
 use crate::check::{Checked, Checks};
-use crate::checkpoint::{Checkpoint, TokensBeside, read_unit, read_view};
+use crate::checkpoint::{Checkpoint, TokensBeside, read_rows, read_unit};
 use crate::error::{FormatError, Result};
 use crate::io::{AlignedBuf, read_limited};
+use crate::layout::place_dense;
 use crate::manifest::{Excerpt, Hash, Ignored};
 use crate::model::ModelSpec;
 use crate::refusal::{Refusal, mismatch};
@@ -31,6 +32,8 @@ pub struct Weights {
     patches: Arc<Patches>,
     /// Whole units are held to their hashes when they are first read.
     checks: Option<Arc<Checks>>,
+    /// Units of a checkpoint that are read in codes: see [`Self::in_codes`].
+    coded: Arc<BTreeMap<Unit, UnitLayout>>,
 }
 
 #[derive(Debug)]
@@ -62,7 +65,8 @@ impl Weights {
     }
 
     fn new(source: Source) -> Self {
-        Self { source: Arc::new(source), patches: Arc::default(), checks: None }
+        let (patches, coded) = (Arc::default(), Arc::default());
+        Self { source: Arc::new(source), patches, checks: None, coded }
     }
 
     /// Some layers of a checkpoint as a model of their own; a bundle is what it is.
@@ -85,6 +89,41 @@ impl Weights {
     #[must_use]
     pub fn patched(&self, patches: Patches) -> Self {
         Self { patches: Arc::new(patches), ..self.clone() }
+    }
+
+    /// The same weights, of a quantized checkpoint in its own codes where these give each of its values in an
+    /// encoding of ours: what a runtime computes is the same to the bit, and they take less memory. Patched weights
+    /// stay as they are, for patches are stored as the values are.
+    ///
+    /// # Errors
+    /// A unit that is larger than any file.
+    pub fn in_codes(self) -> Result<Self> {
+        let Source::Checkpoint(_, inventory) = &*self.source else { return Ok(self) };
+        if !self.patches.is_empty() || !self.coded.is_empty() {
+            return Ok(self);
+        }
+        let extras = inventory
+            .extras
+            .iter()
+            .map(|(unit, extra)| (unit, &extra.layout));
+        let mut coded = BTreeMap::new();
+        for (unit, layout) in inventory.units.iter().chain(extras) {
+            if layout
+                .tensors
+                .iter()
+                .all(|tensor| tensor.own_codes().is_none())
+            {
+                continue;
+            }
+            let stored = |tensor: &TensorEntry| {
+                let encoding = tensor.own_codes().unwrap_or(tensor.encoding);
+                TensorEntry { encoding, ..tensor.clone() }
+            };
+            let placed = place_dense(layout.tensors.iter().map(stored).collect());
+            let refused = |e| FormatError::file(self.root(), format!("{unit}: {e}"));
+            coded.insert(*unit, placed.map_err(refused)?);
+        }
+        Ok(Self { coded: Arc::new(coded), ..self })
     }
 
     /// The same weights of a bundle, each unit held to its hash when [`Self::read`] first gives it; nothing
@@ -199,11 +238,14 @@ impl Weights {
         Prediction::new(self.spec(), &part).map_err(refused)
     }
 
-    /// A unit's tensors in order of use; those of a checkpoint in its types.
+    /// A unit's tensors in order of use; those of a checkpoint in its types, or [`Self::in_codes`].
     ///
     /// # Errors
     /// A unit that the model does not have.
     pub fn layout(&self, unit: Unit) -> Result<UnitLayout> {
+        if let Some(layout) = self.coded.get(&unit) {
+            return Ok(layout.clone());
+        }
         match &*self.source {
             Source::Bundle(bundle) => bundle.layout(unit),
             Source::Checkpoint(_, inventory) => inventory.layout(unit).cloned().ok_or_else(|| {
@@ -293,7 +335,7 @@ impl Weights {
         match &*self.source {
             Source::Bundle(bundle) => bundle.read_rows(unit, tensor, rows.clone(), buf)?,
             Source::Checkpoint(checkpoint, _) => {
-                read_view(checkpoint, &tensor.source, rows.clone(), tensor.cols, buf)?;
+                read_rows(checkpoint, tensor, rows.clone(), buf)?;
             }
         }
         let Some(bytes) = self.patches.get(&(unit, tensor.role)) else { return Ok(()) };

@@ -5,18 +5,19 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::slice::ChunksExact;
 
 use crate::activations::Activations;
-use crate::blocks::Blocks;
 use crate::encoding::{Affine, Encoding, Trellis};
 use crate::float::{Bf16, F16, F32};
-use crate::ggml::lines;
+use crate::ggml::lines::{self, WithType, with_type};
 use crate::kernel::{
-    Kernel, LANES, Lines, NOTHING, Outputs, PASSES, Simd, TILE_LINES, TILE_ROWS, Tile, Waiting,
+    Backend, Kernel, LANES, Lines, NOTHING, Outputs, PASSES, Simd, TILE_LINES, TILE_ROWS, Tile,
+    Waiting,
 };
 use crate::matrix::Matrix;
 use crate::packed::{Floats, Grouped, Large, RowOutputs, Small};
-use crate::rows::{BLOCK_LINES, decode_block, decode_row};
+use crate::rows::{RowReader, WithReader, with_reader};
 use crate::trellis;
 
 /// `out[t][i]` is the product of row `rows.start + i` of the matrix with row `t` of the activations.
@@ -41,7 +42,7 @@ pub fn matmul(m: &Matrix<'_>, x: &Activations, rows: Range<usize>, out: Outputs<
     match m.encoding() {
         Encoding::Trellis(trellis) => x.backend().run(OfTrellis { m, trellis, x, rows, out }),
         _ if x.is_few() => each_row(m, x, &rows, out),
-        _ => x.backend().run(ManyRows { m, x, rows, out }),
+        _ => many_rows(m, x, &rows, out),
     }
 }
 
@@ -98,78 +99,109 @@ const fn pitch(cols: usize) -> usize {
 
 /// With many rows of activations: decodes the rows of a register tile and multiplies them with all of these, tile
 /// after tile.
-struct ManyRows<'a> {
-    m: &'a Matrix<'a>,
-    x: &'a Activations,
-    rows: Range<usize>,
-    out: Outputs<'a>,
-}
-
-impl Kernel for ManyRows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { m, x, rows, mut out } = self;
-        let (steps, pitch) = (m.cols().div_ceil(LANES), pitch(m.cols()));
-        let (mut panel, mut waiting) = (PANEL.take(), WAITING.take());
-        panel.resize(panel.len().max(LANES * pitch), Lines::ZERO);
-        waiting.resize(STRIPS, NOTHING);
-        for first in rows.clone().step_by(TILE) {
-            let few = first..rows.end.min(first + TILE);
-            let columns = first - rows.start..few.end - rows.start;
-            decode_panel(s, m, few, &mut panel);
-            for (block, x) in x.strips().chunks(STRIPS * LANES * steps).enumerate() {
-                let strips = x.chunks_exact(LANES * steps);
-                for pass in 0..LANES {
-                    let w = &panel[pass * pitch..][..steps];
-                    for (x, waiting) in strips.clone().zip(&mut waiting) {
-                        let x = &x[pass * steps..][..steps];
-                        s.pass(x, w, (pass, columns.len().div_ceil(LANES)), waiting);
-                    }
-                }
-                for (strip, [.., sums]) in (STRIPS * block..).zip(&waiting[..strips.len()]) {
-                    keep(sums, TILE_ROWS * strip, &columns, &mut out);
-                }
+fn many_rows(m: &Matrix<'_>, x: &Activations, rows: &Range<usize>, mut out: Outputs<'_>) {
+    let (backend, steps, pitch) = (x.backend(), m.cols().div_ceil(LANES), pitch(m.cols()));
+    let (mut panel, mut waiting) = (PANEL.take(), WAITING.take());
+    panel.resize(panel.len().max(LANES * pitch), Lines::ZERO);
+    waiting.resize(STRIPS, NOTHING);
+    for first in rows.clone().step_by(TILE) {
+        let few = first..rows.end.min(first + TILE);
+        let columns = first - rows.start..few.end - rows.start;
+        with_reader(m.encoding(), Panel { backend, m, rows: few, out: &mut panel });
+        for (block, x) in x.strips().chunks(STRIPS * LANES * steps).enumerate() {
+            let strips = x.chunks_exact(LANES * steps);
+            let count = strips.len();
+            let lines = columns.len().div_ceil(LANES);
+            let panel = &panel[..];
+            backend.run(Passes { x: strips, panel, pitch, lines, waiting: &mut waiting });
+            for (strip, [.., sums]) in (STRIPS * block..).zip(&waiting[..count]) {
+                keep(sums, TILE_ROWS * strip, &columns, &mut out);
             }
         }
-        PANEL.set(panel);
-        WAITING.set(waiting);
     }
+    PANEL.set(panel);
+    WAITING.set(waiting);
 }
 
 /// The values of up to 64 rows: pass after pass, a step for each of its columns, in lines of rows. Lanes without
 /// a row hold what they held, and nobody takes the products with them.
-#[inline(always)]
-fn decode_panel<S: Simd>(
-    s: S,
-    m: &Matrix<'_>,
+struct Panel<'a> {
+    backend: Backend,
+    m: &'a Matrix<'a>,
     rows: Range<usize>,
-    panel: &mut [Lines<TILE_LINES>],
-) {
-    let (steps, pitch) = (m.cols().div_ceil(LANES), pitch(m.cols()));
-    for (line, first) in rows.clone().step_by(LANES).enumerate() {
-        let sixteen = first..rows.end.min(first + LANES);
-        for (i, row) in sixteen.enumerate() {
-            let lines = panel[i * pitch..][..steps].iter_mut();
-            decode_row(s, m, row, lines.map(|lines| &mut lines.0[line]));
-        }
-        // Sixteen columns of sixteen rows lie where sixteen passes of them belong.
-        for step in 0..steps {
-            let mut values = [s.splat(0.0); LANES];
-            for (row, values) in values.iter_mut().enumerate() {
-                *values = s.load(&panel[row * pitch + step].0[line]);
+    out: &'a mut [Lines<TILE_LINES>],
+}
+
+impl WithReader for Panel<'_> {
+    fn with(self, reader: impl RowReader) {
+        let Self { backend, m, rows, out } = self;
+        backend.run(Decode { reader, m, rows, panel: out });
+    }
+}
+
+/// With what reads them.
+struct Decode<'a, R> {
+    reader: R,
+    m: &'a Matrix<'a>,
+    rows: Range<usize>,
+    panel: &'a mut [Lines<TILE_LINES>],
+}
+
+impl<R: RowReader> Kernel for Decode<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { reader, m, rows, panel } = self;
+        let (steps, pitch) = (m.cols().div_ceil(LANES), pitch(m.cols()));
+        for (line, first) in rows.clone().step_by(LANES).enumerate() {
+            let sixteen = first..rows.end.min(first + LANES);
+            for (i, row) in sixteen.enumerate() {
+                let lines = panel[i * pitch..][..steps].iter_mut();
+                reader.read(s, m, row, lines.map(|lines| &mut lines.0[line]));
             }
-            s.transpose(&mut values);
-            for (values, pass) in values.into_iter().zip(PASSES) {
-                s.store(values, &mut panel[pass * pitch + step].0[line]);
+            // Sixteen columns of sixteen rows lie where sixteen passes of them belong.
+            for step in 0..steps {
+                let mut values = [s.splat(0.0); LANES];
+                for (row, values) in values.iter_mut().enumerate() {
+                    *values = s.load(&panel[row * pitch + step].0[line]);
+                }
+                s.transpose(&mut values);
+                for (values, pass) in values.into_iter().zip(PASSES) {
+                    s.store(values, &mut panel[pass * pitch + step].0[line]);
+                }
+            }
+        }
+    }
+}
+
+/// All passes of some strips of activations over a panel.
+struct Passes<'a> {
+    x: ChunksExact<'a, [f32; TILE_ROWS]>,
+    panel: &'a [Lines<TILE_LINES>],
+    pitch: usize,
+    /// Lines of the panel that hold rows.
+    lines: usize,
+    waiting: &'a mut [Waiting],
+}
+
+impl Kernel for Passes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { x, panel, pitch, lines, waiting } = self;
+        for pass in 0..LANES {
+            for (x, waiting) in x.clone().zip(&mut *waiting) {
+                let steps = x.len() / LANES;
+                let (x, w) = (&x[pass * steps..][..steps], &panel[pass * pitch..][..steps]);
+                s.pass(x, w, (pass, lines), waiting);
             }
         }
     }
 }
 
 /// Stores the sums of a tile in `columns` of the outputs from row `row` on, as far as these go.
-#[inline(always)]
 fn keep(sums: &Tile, row: usize, columns: &Range<usize>, out: &mut Outputs<'_>) {
     for (row, sums) in (row..out.n()).zip(sums) {
         let out = &mut out.row(row)[columns.clone()];
@@ -199,7 +231,7 @@ fn each_row(m: &Matrix<'_>, x: &Activations, rows: &Range<usize>, mut out: Outpu
                 6 => affine::<6, 24>(m, a, x, to),
                 _ => affine::<8, 32>(m, a, x, to),
             },
-            Encoding::Ggml(kind) => blocks(m, kind, x, to),
+            Encoding::Ggml(blocks) => with_type(blocks, OfBlocks { m, x, to }),
             Encoding::Trellis(_) => {}
         }
     }
@@ -218,49 +250,19 @@ fn affine<const BITS: usize, const BLOCK: usize>(
     }
 }
 
-/// The commonest types are read where they lie, others decoded block by block.
-fn blocks(m: &Matrix<'_>, kind: Blocks, x: &[f32], to: RowOutputs<'_>) {
-    match kind {
-        Blocks::Q4_0 => to.packed(&Small::<lines::Q4_0, 18>::new(m, x)),
-        Blocks::Q4_1 => to.packed(&Small::<lines::Q4_1, 20>::new(m, x)),
-        Blocks::Q5_0 => to.packed(&Small::<lines::Q5_0, 22>::new(m, x)),
-        Blocks::Q5_1 => to.packed(&Small::<lines::Q5_1, 24>::new(m, x)),
-        Blocks::Q8_0 => to.packed(&Small::<lines::Q8_0, 34>::new(m, x)),
-        Blocks::Q4K => to.packed(&Large::<lines::Q4K, 144>::new(m, x)),
-        Blocks::Q5K => to.packed(&Large::<lines::Q5K, 176>::new(m, x)),
-        Blocks::Q6K => to.packed(&Large::<lines::Q6K, 210>::new(m, x)),
-        _ => to
-            .backend
-            .run(Decoded { m, kind, x, rows: to.rows, out: to.out }),
-    }
-}
-
-/// Decodes a block at a time and multiplies it.
-struct Decoded<'a> {
+/// Blocks of a type.
+struct OfBlocks<'a> {
     m: &'a Matrix<'a>,
-    kind: Blocks,
     x: &'a [f32],
-    rows: Range<usize>,
-    out: &'a mut [f32],
+    to: RowOutputs<'a>,
 }
 
-impl Kernel for Decoded<'_> {
-    type Output = ();
+impl WithType for OfBlocks<'_> {
+    fn small<T: lines::Small<BYTES>, const BYTES: usize>(self) {
+        self.to.packed(&Small::<T, BYTES>::new(self.m, self.x));
+    }
 
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { m, kind, x, rows, out } = self;
-        let mut values = [[0.0; LANES]; BLOCK_LINES];
-        let x = x.as_chunks::<LANES>().0.chunks(kind.form().values / LANES);
-        for (row, out) in rows.zip(out) {
-            let mut acc = s.splat(0.0);
-            for (at, x) in x.clone().enumerate() {
-                let count = decode_block(m, kind, (row, at), &mut values);
-                for (w, x) in values[..count].iter().zip(x) {
-                    acc = s.mul_add(s.load(w), s.load(x), acc);
-                }
-            }
-            *out = s.sum(acc);
-        }
+    fn large<T: lines::Large<BYTES>, const BYTES: usize>(self) {
+        self.to.packed(&Large::<T, BYTES>::new(self.m, self.x));
     }
 }

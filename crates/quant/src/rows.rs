@@ -1,12 +1,12 @@
 //! Rows of a [`Matrix`] as values, line by line.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::blocks::Blocks;
 use crate::encoding::{Affine, Encoding, Float};
 use crate::float::{Bf16, F16, F32, Stored, Widen, padded};
 use crate::ggml::Ggml;
-use crate::ggml::lines::{self, Large, Small, scales};
+use crate::ggml::lines::{Large, Small, WithType, scales, with_type};
 use crate::kernel::{Backend, Kernel, LANES, Line, Simd};
 use crate::matrix::Matrix;
 use crate::trellis;
@@ -19,10 +19,51 @@ impl Matrix<'_> {
     pub fn dequantize(&self, backend: Backend, rows: Range<usize>, out: &mut [f32]) {
         assert!(rows.end <= self.rows(), "rows {rows:?} of {}", self.rows());
         assert_eq!(out.len(), rows.len() * self.cols(), "values of rows {rows:?}");
-        backend.run(Dequantize { matrix: self, rows, out });
+        match self.encoding() {
+            Encoding::Affine(_) => {
+                with_reader(self.encoding(), AffineValues { backend, m: self, rows, out });
+            }
+            _ => backend.run(Dequantize { matrix: self, rows, out }),
+        }
     }
 }
 
+/// The values of affine codes.
+struct AffineValues<'a> {
+    backend: Backend,
+    m: &'a Matrix<'a>,
+    rows: Range<usize>,
+    out: &'a mut [f32],
+}
+
+impl WithReader for AffineValues<'_> {
+    fn with(self, reader: impl RowReader) {
+        let Self { backend, m, rows, out } = self;
+        backend.run(EachRow { reader, m, rows, out });
+    }
+}
+
+/// Rows of whole lines, one after the other.
+struct EachRow<'a, R> {
+    reader: R,
+    m: &'a Matrix<'a>,
+    rows: Range<usize>,
+    out: &'a mut [f32],
+}
+
+impl<R: RowReader> Kernel for EachRow<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { reader, m, rows, out } = self;
+        for (row, out) in rows.zip(out.chunks_exact_mut(m.cols().max(1))) {
+            reader.read(s, m, row, out.as_chunks_mut::<LANES>().0.iter_mut());
+        }
+    }
+}
+
+/// The values of all other encodings.
 struct Dequantize<'a> {
     matrix: &'a Matrix<'a>,
     rows: Range<usize>,
@@ -34,13 +75,9 @@ impl Kernel for Dequantize<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (m, rows, cols) = (self.matrix, self.rows, self.matrix.cols());
+        let (m, rows) = (self.matrix, self.rows);
         match m.encoding() {
-            Encoding::Affine(_) => {
-                for (row, out) in rows.zip(self.out.chunks_exact_mut(cols.max(1))) {
-                    decode_row(s, m, row, out.as_chunks_mut::<LANES>().0.iter_mut());
-                }
-            }
+            Encoding::Affine(_) => {}
             Encoding::Trellis(t) => trellis::dequantize(s, m, t, rows, self.out),
             Encoding::Ggml(blocks) => {
                 Ggml::from(blocks).decode(m.some_rows(m.weight(), rows), self.out);
@@ -58,133 +95,141 @@ fn widen<S: Simd>(s: S, dtype: Float, m: &Matrix<'_>, rows: Range<usize>, out: &
     Widen { dtype, bytes: &m.weight()[rows.start * row..rows.end * row], out }.run(s);
 }
 
-/// Writes the values of a row, sixteen columns at a time, to the `lines`, zeros after the last column. Trellis codes have no such lines: theirs run along the rows.
-#[inline(always)]
-pub fn decode_row<'a, S: Simd>(
-    s: S,
-    m: &Matrix<'_>,
-    row: usize,
-    lines: impl Iterator<Item = &'a mut Line>,
-) {
-    match m.encoding() {
-        Encoding::F32 => float_row::<S, F32, _>(s, m, row, lines),
-        Encoding::F16 => float_row::<S, F16, _>(s, m, row, lines),
-        Encoding::Bf16 => float_row::<S, Bf16, _>(s, m, row, lines),
+/// How rows of an encoding are read.
+pub trait RowReader {
+    /// Writes the values of a row, sixteen columns at a time, to the `lines`, zeros after the last column.
+    fn read<'a, S: Simd>(
+        &self,
+        s: S,
+        m: &Matrix<'_>,
+        row: usize,
+        lines: impl Iterator<Item = &'a mut Line>,
+    );
+}
+
+/// What is done with the reader of an encoding.
+pub trait WithReader {
+    /// Does it.
+    fn with(self, reader: impl RowReader);
+}
+
+/// Does it with that of `encoding`; not with trellis codes, whose lines run along the rows. Whoever makes a kernel of
+/// each reader keeps them apart: all that one kernel calls is compiled into one function, and the time that takes
+/// grows faster than what is in it.
+pub fn with_reader(encoding: Encoding, what: impl WithReader) {
+    match encoding {
+        Encoding::F32 => what.with(FloatRows::<F32, 64>(PhantomData)),
+        Encoding::F16 => what.with(FloatRows::<F16, 32>(PhantomData)),
+        Encoding::Bf16 => what.with(FloatRows::<Bf16, 32>(PhantomData)),
         Encoding::Affine(a) => match a.bits() {
-            2 => affine_row::<S, 2, 8>(s, m, a, row, lines),
-            3 => affine_row::<S, 3, 12>(s, m, a, row, lines),
-            4 => affine_row::<S, 4, 16>(s, m, a, row, lines),
-            6 => affine_row::<S, 6, 24>(s, m, a, row, lines),
-            _ => affine_row::<S, 8, 32>(s, m, a, row, lines),
+            2 => what.with(AffineRows::<2, 8>(a)),
+            3 => what.with(AffineRows::<3, 12>(a)),
+            4 => what.with(AffineRows::<4, 16>(a)),
+            6 => what.with(AffineRows::<6, 24>(a)),
+            _ => what.with(AffineRows::<8, 32>(a)),
         },
-        Encoding::Ggml(blocks) => match blocks {
-            Blocks::Q4_0 => small_row::<S, lines::Q4_0, 18>(s, m, row, lines),
-            Blocks::Q4_1 => small_row::<S, lines::Q4_1, 20>(s, m, row, lines),
-            Blocks::Q5_0 => small_row::<S, lines::Q5_0, 22>(s, m, row, lines),
-            Blocks::Q5_1 => small_row::<S, lines::Q5_1, 24>(s, m, row, lines),
-            Blocks::Q8_0 => small_row::<S, lines::Q8_0, 34>(s, m, row, lines),
-            Blocks::Q4K => large_row::<S, lines::Q4K, 144>(s, m, row, lines),
-            Blocks::Q5K => large_row::<S, lines::Q5K, 176>(s, m, row, lines),
-            Blocks::Q6K => large_row::<S, lines::Q6K, 210>(s, m, row, lines),
-            _ => blocks_row(m, blocks, row, lines),
-        },
+        Encoding::Ggml(blocks) => with_type(blocks, OfBlocks(what)),
         Encoding::Trellis(_) => {}
     }
 }
 
-/// Lines of the largest block.
-pub const BLOCK_LINES: usize = 256 / LANES;
+/// What is done with the reader of blocks.
+struct OfBlocks<W>(W);
 
-/// Decodes block `at` of a row; gives how many lines it has.
-#[inline(always)]
-pub fn decode_block(
-    m: &Matrix<'_>,
-    blocks: Blocks,
-    (row, at): (usize, usize),
-    out: &mut [Line; BLOCK_LINES],
-) -> usize {
-    let form = blocks.form();
-    let block = &m.row(m.weight(), row)[at * form.bytes..][..form.bytes];
-    Ggml::from(blocks).decode(block, &mut out.as_flattened_mut()[..form.values]);
-    form.values / LANES
-}
+impl<W: WithReader> WithType for OfBlocks<W> {
+    fn small<T: Small<BYTES>, const BYTES: usize>(self) {
+        self.0.with(SmallRows::<T, BYTES>(PhantomData));
+    }
 
-#[inline(always)]
-fn blocks_row<'a>(
-    m: &Matrix<'_>,
-    blocks: Blocks,
-    row: usize,
-    mut lines: impl Iterator<Item = &'a mut Line>,
-) {
-    let mut values = [[0.0; LANES]; BLOCK_LINES];
-    for at in 0..m.cols() / blocks.form().values {
-        let count = decode_block(m, blocks, (row, at), &mut values);
-        for (value, line) in values[..count].iter().zip(&mut lines) {
-            *line = *value;
-        }
+    fn large<T: Large<BYTES>, const BYTES: usize>(self) {
+        self.0.with(LargeRows::<T, BYTES>(PhantomData));
     }
 }
 
-#[inline(always)]
-fn small_row<'a, S: Simd, T: Small<BYTES>, const BYTES: usize>(
-    s: S,
-    m: &Matrix<'_>,
-    row: usize,
-    mut lines: impl Iterator<Item = &'a mut Line>,
-) {
-    // Sixteen blocks at a time: their scales are widened together.
-    for blocks in m.row(m.weight(), row).as_chunks().0.chunks(LANES) {
-        for (block, d) in blocks.iter().zip(scales(s, blocks)) {
-            for (values, line) in T::lines(s, block, d).into_iter().zip(&mut lines) {
-                s.store(values, line);
+/// Plain floats, sixteen of them in `SIZE` bytes.
+struct FloatRows<T, const SIZE: usize>(PhantomData<T>);
+
+/// Affine codes, 32 of them in `BLOCK` bytes.
+struct AffineRows<const BITS: usize, const BLOCK: usize>(Affine);
+
+/// Blocks of 32 columns.
+struct SmallRows<T, const BYTES: usize>(PhantomData<T>);
+
+/// Blocks of 256 columns.
+struct LargeRows<T, const BYTES: usize>(PhantomData<T>);
+
+impl<T: Small<BYTES>, const BYTES: usize> RowReader for SmallRows<T, BYTES> {
+    #[inline(always)]
+    fn read<'a, S: Simd>(
+        &self,
+        s: S,
+        m: &Matrix<'_>,
+        row: usize,
+        mut lines: impl Iterator<Item = &'a mut Line>,
+    ) {
+        // Sixteen blocks at a time: their scales are widened together.
+        for blocks in m.row(m.weight(), row).as_chunks().0.chunks(LANES) {
+            for (block, d) in blocks.iter().zip(scales(s, blocks)) {
+                for (values, line) in T::lines(s, block, d).into_iter().zip(&mut lines) {
+                    s.store(values, line);
+                }
             }
         }
     }
 }
 
-#[inline(always)]
-fn large_row<'a, S: Simd, T: Large<BYTES>, const BYTES: usize>(
-    s: S,
-    m: &Matrix<'_>,
-    row: usize,
-    mut lines: impl Iterator<Item = &'a mut Line>,
-) {
-    for block in m.row(m.weight(), row).as_chunks().0 {
-        let block = T::open(s, block);
-        for (at, line) in (0..LANES).zip(&mut lines) {
-            s.store(T::line(s, &block, at), line);
+impl<T: Large<BYTES>, const BYTES: usize> RowReader for LargeRows<T, BYTES> {
+    #[inline(always)]
+    fn read<'a, S: Simd>(
+        &self,
+        s: S,
+        m: &Matrix<'_>,
+        row: usize,
+        mut lines: impl Iterator<Item = &'a mut Line>,
+    ) {
+        for block in m.row(m.weight(), row).as_chunks().0 {
+            let block = T::open(s, block);
+            for (at, line) in (0..LANES).zip(&mut lines) {
+                s.store(T::line(s, &block, at), line);
+            }
         }
     }
 }
 
-#[inline(always)]
-fn float_row<'a, S: Simd, T: Stored<SIZE>, const SIZE: usize>(
-    s: S,
-    m: &Matrix<'_>,
-    row: usize,
-    mut lines: impl Iterator<Item = &'a mut Line>,
-) {
-    let (values, rest) = m.row(m.weight(), row).as_chunks::<SIZE>();
-    for (values, line) in values.iter().zip(&mut lines) {
-        s.store(T::load(s, values), line);
-    }
-    if let (false, Some(line)) = (rest.is_empty(), lines.next()) {
-        s.store(T::load(s, &padded(rest)), line);
+impl<T: Stored<SIZE>, const SIZE: usize> RowReader for FloatRows<T, SIZE> {
+    #[inline(always)]
+    fn read<'a, S: Simd>(
+        &self,
+        s: S,
+        m: &Matrix<'_>,
+        row: usize,
+        mut lines: impl Iterator<Item = &'a mut Line>,
+    ) {
+        let (values, rest) = m.row(m.weight(), row).as_chunks::<SIZE>();
+        for (values, line) in values.iter().zip(&mut lines) {
+            s.store(T::load(s, values), line);
+        }
+        if let (false, Some(line)) = (rest.is_empty(), lines.next()) {
+            s.store(T::load(s, &padded(rest)), line);
+        }
     }
 }
 
-#[inline(always)]
-fn affine_row<'a, S: Simd, const BITS: usize, const BLOCK: usize>(
-    s: S,
-    m: &Matrix<'_>,
-    a: Affine,
-    row: usize,
-    lines: impl Iterator<Item = &'a mut Line>,
-) {
-    match a.group_size() {
-        32 => grouped_row::<S, BITS, BLOCK, 1>(s, m, a, row, lines),
-        64 => grouped_row::<S, BITS, BLOCK, 2>(s, m, a, row, lines),
-        _ => grouped_row::<S, BITS, BLOCK, 4>(s, m, a, row, lines),
+impl<const BITS: usize, const BLOCK: usize> RowReader for AffineRows<BITS, BLOCK> {
+    #[inline(always)]
+    fn read<'a, S: Simd>(
+        &self,
+        s: S,
+        m: &Matrix<'_>,
+        row: usize,
+        lines: impl Iterator<Item = &'a mut Line>,
+    ) {
+        let a = self.0;
+        match a.group_size() {
+            32 => grouped_row::<S, BITS, BLOCK, 1>(s, m, a, row, lines),
+            64 => grouped_row::<S, BITS, BLOCK, 2>(s, m, a, row, lines),
+            _ => grouped_row::<S, BITS, BLOCK, 4>(s, m, a, row, lines),
+        }
     }
 }
 

@@ -119,11 +119,12 @@ pub struct ChunkRoom {
 }
 
 impl MemoryPlan {
-    /// The plan for weights that exist.
+    /// The plan for weights that exist, those of a quantized checkpoint in its own codes.
     ///
     /// # Errors
     /// As [`Self::for_layouts`].
     pub fn new(weights: &Weights, options: &Options) -> Result<Self> {
+        let weights = weights.clone().in_codes()?;
         let layout = |unit| weights.layout(unit);
         Self::for_layouts(weights.spec(), &layout, options)
     }

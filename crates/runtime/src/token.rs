@@ -118,6 +118,7 @@ impl Runtime {
     /// # Errors
     /// A budget below the least that works; weights that cannot be read.
     pub fn open(weights: Weights, options: &Options) -> Result<Self> {
+        let weights = weights.in_codes()?;
         let plan = MemoryPlan::new(&weights, options)?;
         let (weights, pool) = (Arc::new(weights), thread_pool(options.threads)?);
         let model = Model::new(&weights, &plan, options)?;

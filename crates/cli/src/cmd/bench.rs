@@ -114,7 +114,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Outcome {
     let (Some(longest), Some(deepest)) = (longest, args.depth.iter().max()) else {
         return Err(Failure::new("expected something to measure, found neither -p nor -n"));
     };
-    let weights = inputs::model(&args.model, &args.arch)?;
+    let weights = inputs::runnable(&args.model, &args.arch)?;
     let (size_bytes, parameters) = sizes(&weights)?;
     let threads = args.threads.count();
     let mut options = engine::options(args.memory, threads, longest + deepest, None);

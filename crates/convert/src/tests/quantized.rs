@@ -343,6 +343,21 @@ fn three_values_take_two_bits_and_lose_nothing() {
     }
 }
 
+/// Blocks of GGUF that a rule asks for are those of the source, those of interleaved heads too.
+#[test]
+fn blocks_of_the_same_type_are_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = r#"{"name":"t","rules":[{"match":{"role":"*norm*"},"encoding":"keep","optional":true},{"encoding":"q8_0"}]}"#;
+    let (source, recipe) = (fixture("gguf/llama3-q8_0.gguf"), Recipe::parse("t", json).unwrap());
+    let case = Case::new(&source, &recipe, PlanOptions::default()).unwrap();
+    let taken = case.plan.repacked.iter().map(|r| r.tensors).sum::<u64>();
+    assert_eq!(taken, 22);
+    let out = dir.path().join("out");
+    let report = case.convert(&out, 2).unwrap();
+    assert!(report.tensors.iter().all(|t| t.relative_rmse == 0.0));
+    holds_the_values_of(&out, &source, &case);
+}
+
 /// The bias of a scale of 10000 leaves 16 bits: its rows are quantized instead, and the report
 /// says so.
 #[test]

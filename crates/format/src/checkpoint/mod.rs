@@ -45,8 +45,8 @@ pub use hub::{cached_snapshot, is_repository, repository_folder, resolve};
 pub use index::INDEX_NAME;
 pub use listing::{Skipped, clutter, clutter_directory, is_document};
 pub use tokenizer::{NamedToken, SpaceBefore, TokensBeside};
-pub(crate) use view::read_unit;
 pub use view::{TensorFile, read_codes, read_view, read_view_through, view_extents, write_view};
+pub(crate) use view::{read_rows, read_unit};
 pub use wrong::lfs_pointer;
 
 /// An open checkpoint: its configuration, headers and file handles, no weights.

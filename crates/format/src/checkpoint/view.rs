@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use shardwright_quant::Float;
+use shardwright_quant::{Encoding, Float, Parts};
 
 use super::Checkpoint;
 use super::decode::{CodeRows, Decoding, Fetch};
@@ -14,7 +14,7 @@ use crate::decoder::Decoder;
 use crate::error::{FormatError, Result};
 use crate::io::AlignedBuf;
 use crate::refusal::{Refusal, mismatch};
-use crate::unit::{SourceView, UnitLayout};
+use crate::unit::{SourceView, TensorEntry, UnitLayout};
 
 /// Most bytes held of a source that is gathered.
 const GATHER_LEN: usize = 4 << 20;
@@ -37,8 +37,8 @@ pub fn read_view(
     read_view_through(checkpoint, view, rows, cols, out, &mut fetch_from(checkpoint))
 }
 
-/// Makes `buf` hold the tensors of a unit as `layout` places them, in the checkpoint's types; what
-/// lies between them is unspecified.
+/// Makes `buf` hold the tensors of a unit as `layout` places them: values in the checkpoint's types, or
+/// codes where that is their encoding, see [`SourceView::codes`]. What lies between them is unspecified.
 ///
 /// # Errors
 /// As [`read_view`].
@@ -50,11 +50,26 @@ pub(crate) fn read_unit(
     buf.resize(layout.len as usize);
     for tensor in layout.tensors.iter() {
         let rows = ViewRows::new(checkpoint, &tensor.source, 0..tensor.rows, tensor.cols)?;
-        let start = tensor.offset as usize;
-        let out = &mut buf.as_mut_slice()[start..start + rows.byte_len()];
-        rows.read(out, &mut fetch_from(checkpoint))?;
+        let len = rows.stored_len(tensor.encoding)?;
+        let out = &mut buf.as_mut_slice()[tensor.offset as usize..][..len];
+        rows.read_stored(tensor.encoding, out, &mut fetch_from(checkpoint))?;
     }
     Ok(())
+}
+
+/// Makes `out` some rows of a tensor, as [`read_unit`] would have them: a matrix of their own.
+///
+/// # Errors
+/// As [`read_view`].
+pub(crate) fn read_rows(
+    checkpoint: &Checkpoint,
+    tensor: &TensorEntry,
+    rows: Range<u64>,
+    out: &mut AlignedBuf,
+) -> Result<()> {
+    let rows = ViewRows::new(checkpoint, &tensor.source, rows, tensor.cols)?;
+    out.resize(rows.stored_len(tensor.encoding)?);
+    rows.read_stored(tensor.encoding, out.as_mut_slice(), &mut fetch_from(checkpoint))
 }
 
 /// As [`read_view`], with the files' bytes from `fetch`.
@@ -162,13 +177,10 @@ pub fn read_codes(
     fetch: &mut Fetch<'_>,
 ) -> Result<Option<Vec<u8>>> {
     let view_rows = ViewRows::new(checkpoint, view, rows, cols)?;
-    let (Some(encoding), Some(decoding)) = (view.codes(cols), &view_rows.decoding) else {
-        return Ok(None);
-    };
-    let mut out = CodeRows::default();
-    let rows = (view_rows.first / cols, view.row_stride / cols, view_rows.rows);
-    decoding.code_rows(encoding, rows, &mut out, fetch)?;
-    Ok(Some(out.into_bytes()))
+    let Some(encoding) = view.codes(cols) else { return Ok(None) };
+    let mut out = vec![0; view_rows.stored_len(encoding)?];
+    view_rows.read_stored(encoding, &mut out, fetch)?;
+    Ok(Some(out))
 }
 
 /// Where the bytes lie that some rows of a `view` are made of, and others of the same matrices:
@@ -193,6 +205,8 @@ fn fetch_from(checkpoint: &Checkpoint) -> impl FnMut(usize, u64, &mut [u8]) -> R
 /// A checked set of rows of a view: element `(r, c)` is the value at
 /// `first + r * row_stride + c * col_stride` of the file's tensor, inside it for every element.
 struct ViewRows<'a> {
+    path: &'a Path,
+    name: &'a str,
     info: &'a TensorInfo,
     decoding: Option<Decoding<'a>>,
     size: usize,
@@ -210,7 +224,8 @@ impl<'a> ViewRows<'a> {
         rows: Range<u64>,
         cols: u64,
     ) -> Result<Self> {
-        let info = checkpoint.tensors().get(&view.tensor).ok_or_else(|| {
+        let found = checkpoint.tensors().get_key_value(&view.tensor);
+        let (name, info) = found.ok_or_else(|| {
             FormatError::tensor(
                 checkpoint.root(),
                 &view.tensor,
@@ -230,6 +245,8 @@ impl<'a> ViewRows<'a> {
         let decoding = info.decoder.as_ref();
         let decoding = decoding.map(|decoder| Decoding::new(checkpoint, info, decoder));
         Ok(Self {
+            path,
+            name,
             info,
             decoding: decoding.transpose()?,
             size: info.dtype.size(),
@@ -260,6 +277,29 @@ impl<'a> ViewRows<'a> {
         match self.size {
             2 => self.gather::<2>(out.as_chunks_mut().0, fetch),
             _ => self.gather::<4>(out.as_chunks_mut().0, fetch),
+        }
+    }
+
+    /// Bytes of the rows in an encoding, packed: that of their values, or [`SourceView::codes`].
+    fn stored_len(&self, encoding: Encoding) -> Result<usize> {
+        Ok(self.parts(encoding)?.total() as usize)
+    }
+
+    fn parts(&self, encoding: Encoding) -> Result<Parts> {
+        let parts = encoding.parts(self.rows, self.cols);
+        parts.map_err(|e| FormatError::tensor(self.path, self.name, e.to_string()))
+    }
+
+    /// Fills `out`, [`Self::stored_len`] bytes of that encoding.
+    fn read_stored(&self, encoding: Encoding, out: &mut [u8], fetch: &mut Fetch<'_>) -> Result<()> {
+        match &self.decoding {
+            Some(decoding) if encoding.float().is_none() => {
+                let cols = self.cols.max(1);
+                let rows = (self.first / cols, self.row_stride / cols, self.rows);
+                let mut out = CodeRows::new(self.parts(encoding)?, out);
+                decoding.code_rows(encoding, rows, &mut out, fetch)
+            }
+            _ => self.read(out, fetch),
         }
     }
 

@@ -7,7 +7,7 @@ use crate::blocks::SIXTEEN;
 
 /// Number `i` of some little-endian ones of 16 bits.
 #[inline]
-const fn word(bytes: &[u8], i: usize) -> u16 {
+pub(super) const fn word(bytes: &[u8], i: usize) -> u16 {
     u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])
 }
 
@@ -17,9 +17,19 @@ const fn even(signs: u8) -> u8 {
     signs & 127 | ((signs & 127).count_ones() as u8 & 1) << 7
 }
 
+/// [`even`] of seven bits.
+pub(super) static EVEN: [u8; 128] = {
+    let (mut out, mut signs) = ([0; 128], 0);
+    while signs < 128 {
+        out[signs as usize] = even(signs);
+        signs += 1;
+    }
+    out
+};
+
 /// Half a byte: the lower one of even `i`.
 #[inline]
-const fn half_byte(bytes: &[u8], i: usize) -> u8 {
+pub(super) const fn half_byte(bytes: &[u8], i: usize) -> u8 {
     bytes[i / 2] >> (i % 2 * 4) & 15
 }
 

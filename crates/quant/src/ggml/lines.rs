@@ -1,12 +1,14 @@
-//! Blocks of the commonest types as values, sixteen columns at a time, in whatever registers the CPU has: what
-//! [`super::Ggml::decode`] gives, bit for bit.
+//! Blocks of codes as values, sixteen columns at a time, in whatever registers the CPU has: what
+//! [`super::Ggml::decode`] gives, but for the sign of a zero. Blocks of points are in [`super::points`].
 //!
 //! `scale · code + bias` is rounded once. Where a decoder rounds a product and a sum, the product is exact: scales
 //! have at most 19 bits and codes 5, or 8 beside 11.
 
 use std::ops::Range;
 
+use super::points::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
 use super::{scale, take};
+use crate::blocks::{Blocks, SIXTEEN};
 use crate::kernel::{LANES, Line, Simd};
 
 /// A type whose blocks of 32 columns begin with their scale, in `BYTES`.
@@ -28,6 +30,38 @@ pub trait Large<const BYTES: usize> {
     fn line<S: Simd>(s: S, block: &Self::Block<S>, at: usize) -> S::F;
 }
 
+/// What is done with the type behind a [`Blocks`].
+pub trait WithType {
+    /// Of blocks of 32 columns.
+    fn small<T: Small<BYTES>, const BYTES: usize>(self);
+
+    /// Of blocks of 256 columns.
+    fn large<T: Large<BYTES>, const BYTES: usize>(self);
+}
+
+/// Does it with the type of `blocks`.
+pub fn with_type(blocks: Blocks, what: impl WithType) {
+    match blocks {
+        Blocks::Q4_0 => what.small::<Q4_0, 18>(),
+        Blocks::Q4_1 => what.small::<Q4_1, 20>(),
+        Blocks::Q5_0 => what.small::<Q5_0, 22>(),
+        Blocks::Q5_1 => what.small::<Q5_1, 24>(),
+        Blocks::Q8_0 => what.small::<Q8_0, 34>(),
+        Blocks::Iq4Nl => what.small::<Iq4Nl, 18>(),
+        Blocks::Q2K => what.large::<Q2K, 84>(),
+        Blocks::Q3K => what.large::<Q3K, 110>(),
+        Blocks::Q4K => what.large::<Q4K, 144>(),
+        Blocks::Q5K => what.large::<Q5K, 176>(),
+        Blocks::Q6K => what.large::<Q6K, 210>(),
+        Blocks::Iq4Xs => what.large::<Iq4Xs, 136>(),
+        Blocks::Iq2Xxs => what.large::<Iq2Xxs, 66>(),
+        Blocks::Iq2Xs => what.large::<Iq2Xs, 74>(),
+        Blocks::Iq2S => what.large::<Iq2S, 82>(),
+        Blocks::Iq3Xxs => what.large::<Iq3Xxs, 98>(),
+        Blocks::Iq3S => what.large::<Iq3S, 110>(),
+    }
+}
+
 /// 4 bits about 8.
 pub struct Q4_0;
 /// 4 bits and a least value.
@@ -38,6 +72,14 @@ pub struct Q5_0;
 pub struct Q5_1;
 /// 8 bits with a sign.
 pub struct Q8_0;
+/// 4 bits for sixteen levels.
+pub struct Iq4Nl;
+/// 2 bits in groups of 16.
+pub struct Q2K;
+/// 3 bits about 4 in groups of 16.
+pub struct Q3K;
+/// 4 bits for sixteen levels in groups of 32.
+pub struct Iq4Xs;
 /// 4 bits in groups of 32.
 pub struct Q4K;
 /// 5 bits in groups of 32.
@@ -112,7 +154,7 @@ fn five<S: Simd>(s: S, low: S::I, fifth: u32) -> S::F {
 }
 
 /// Lane `l` is two to the power of `l`, or of what is left to the last lane.
-const fn powers(down: bool) -> [u32; LANES] {
+pub(super) const fn powers(down: bool) -> [u32; LANES] {
     let (mut out, mut lane) = ([0; LANES], 0);
     while lane < LANES {
         out[lane] = 1 << if down { LANES - 1 - lane } else { lane };
@@ -128,6 +170,31 @@ impl Small<34> for Q8_0 {
         let [first, second] = [take(&mut codes), take(&mut codes)];
         [s.mul(d, s.floats(s.load_i8(first))), s.mul(d, s.floats(s.load_i8(second)))]
     }
+}
+
+impl Small<18> for Iq4Nl {
+    #[inline(always)]
+    fn lines<S: Simd>(s: S, block: &[u8; 18], d: f32) -> [S::F; 2] {
+        let codes = s.load_i8(take(&mut &block[2..]));
+        let (lowest, scale) = (s.splat_bits(15), s.splat(d));
+        // Levels above the least one, which fit a byte without a sign.
+        let (level, byte, least) = (unsigned(), s.splat_bits(255), s.splat(-128.0 * d));
+        let value = |codes| {
+            let level = s.look_up(&level, s.and(codes, lowest));
+            s.mul_add(scale, s.floats(s.and(level, byte)), least)
+        };
+        [value(codes), value(s.shr(codes, 4))]
+    }
+}
+
+/// The sixteen levels, 128 added to each.
+const fn unsigned() -> [u8; 16] {
+    let (mut out, mut i) = ([0; 16], 0);
+    while i < 16 {
+        out[i] = SIXTEEN[i].cast_unsigned() ^ 128;
+        i += 1;
+    }
+    out
 }
 
 /// Scales of the eight groups of a block, then their biases; takes what they are made of.
@@ -198,7 +265,13 @@ impl<const GROUP: usize> Codes<GROUP> {
 
     #[inline(always)]
     fn line<S: Simd>(&self, s: S, at: usize) -> S::F {
-        let codes = &self.bytes.as_flattened().as_chunks().0[at];
+        self.line_from(s, at, at)
+    }
+
+    /// Line `at`, whose codes are where those of line `from` are otherwise.
+    #[inline(always)]
+    fn line_from<S: Simd>(&self, s: S, at: usize, from: usize) -> S::F {
+        let codes = &self.bytes.as_flattened().as_chunks().0[from];
         let (scale, bias) = (s.splat(self.scales[at / GROUP]), s.splat(self.biases[at / GROUP]));
         s.mul_add(scale, s.floats(s.load_i8(codes)), bias)
     }
@@ -211,23 +284,146 @@ fn halves<S: Simd>(s: S, bytes: S::I, upper: bool) -> S::I {
     s.and(bytes, s.splat_bits(0x0f0f_0f0f))
 }
 
+/// Bits of 32 bytes: of the lower half of a byte in the first half of what is given, of the upper one in the second,
+/// where they are moved to the same places.
+#[inline(always)]
+fn bits_of_halves<S: Simd>(s: S, bytes: &[u8; 32]) -> S::I {
+    const LOWER: [u32; LANES] = mask(0..8);
+    const UPPER: [u32; LANES] = mask(8..LANES);
+    let bytes = s.load_bytes(bytes, bytes);
+    s.or(s.and(bytes, s.load_bits(&LOWER)), s.and(s.shr(bytes, 4), s.load_bits(&UPPER)))
+}
+
+/// Codes of two bits: columns `32 · i..` of each half.
+#[inline(always)]
+fn twos<S: Simd>(s: S, bytes: S::I) -> [S::I; 4] {
+    let (mut made, three) = ([bytes; 4], s.splat_bits(0x0303_0303));
+    for i in 0..4 {
+        made[i as usize] = s.and(s.shr(bytes, 2 * i), three);
+    }
+    made
+}
+
+impl Large<84> for Q2K {
+    type Block<S: Simd> = Codes<1>;
+
+    #[inline(always)]
+    fn open<S: Simd>(s: S, block: &[u8; 84]) -> Codes<1> {
+        let mut rest = &block[..];
+        let (numbers, fifteen) = (s.load_i8(take(&mut rest)), s.splat_bits(15));
+        let codes = s.load_bytes(take(&mut rest), take(&mut rest));
+        let (d, least) = (s.splat(scale(&mut rest)), s.splat(-scale(&mut rest)));
+        let (mut scales, mut biases) = ([0.0; LANES], [0.0; LANES]);
+        s.store(s.mul(d, s.floats(s.and(numbers, fifteen))), &mut scales);
+        s.store(s.mul(least, s.floats(s.and(s.shr(numbers, 4), fifteen))), &mut biases);
+        Codes::new(s, twos(s, codes), scales, biases)
+    }
+
+    #[inline(always)]
+    fn line<S: Simd>(s: S, block: &Codes<1>, at: usize) -> S::F {
+        block.line(s, at)
+    }
+}
+
+impl Large<110> for Q3K {
+    type Block<S: Simd> = Codes<1>;
+
+    #[inline(always)]
+    fn open<S: Simd>(s: S, block: &[u8; 110]) -> Codes<1> {
+        let mut rest = &block[..];
+        let high = bits_of_halves(s, take(&mut rest));
+        let mut made = twos(s, s.load_bytes(take(&mut rest), take(&mut rest)));
+        let words = [take(&mut rest), take(&mut rest), take(&mut rest)];
+        let [first, second, above] = words.map(|bytes| u32::from_le_bytes(*bytes));
+        // Four groups in a word, as in [`super::k_quants`].
+        let (four, two) = (0x0f0f_0f0f, 0x0303_0303);
+        let mut numbers = [0; LANES];
+        for (i, bytes) in (0..4).zip(numbers.as_chunks_mut::<4>().0) {
+            let low = if i % 2 == 0 { first } else { second } >> (i / 2 * 4) & four;
+            *bytes = (low | (above >> (2 * i) & two) << 4).to_le_bytes();
+        }
+        let (mut groups, mut biases) = ([0.0; LANES], [0.0; LANES]);
+        let factors = s.sub(s.floats(s.load_i8(&numbers)), s.splat(32.0));
+        let scales = s.mul(s.splat(scale(&mut rest)), factors);
+        s.store(scales, &mut groups);
+        // Exact, so that a value is rounded once as `scale · (code - 4)` is.
+        s.store(s.mul(scales, s.splat(-4.0)), &mut biases);
+        let third = s.splat_bits(0x0404_0404);
+        for (i, made) in (0..).zip(&mut made) {
+            let bit = if i < 3 { s.shl(high, 2 - i) } else { s.shr(high, 1) };
+            *made = s.or(*made, s.and(bit, third));
+        }
+        Codes::new(s, made, groups, biases)
+    }
+
+    #[inline(always)]
+    fn line<S: Simd>(s: S, block: &Codes<1>, at: usize) -> S::F {
+        block.line(s, at)
+    }
+}
+
+impl Large<136> for Iq4Xs {
+    type Block<S: Simd> = Codes<2>;
+
+    #[inline(always)]
+    fn open<S: Simd>(s: S, block: &[u8; 136]) -> Codes<2> {
+        let mut rest = &block[..];
+        let (d, above) = (scale(&mut rest), u16::from_le_bytes(*take(&mut rest)));
+        let low = u32::from_le_bytes(*take(&mut rest));
+        // Numbers of 6 bits, a group in a byte: halves of bytes, and two bits each, spread by halves of what is left.
+        let low = spread(
+            u64::from(low),
+            [(16, 0xffff_0000_ffff), (8, 0x00ff_00ff_00ff_00ff), (4, 0x0f0f_0f0f_0f0f_0f0f)],
+        );
+        let above = spread(
+            u64::from(above),
+            [(24, 0xff_0000_00ff), (12, 0x000f_000f_000f_000f), (6, 0x0303_0303_0303_0303)],
+        );
+        let mut numbers = [0; LANES];
+        numbers[..8].copy_from_slice(&(low | above << 4).to_le_bytes());
+        let factors = s.sub(s.floats(s.load_i8(&numbers)), s.splat(32.0));
+        let mut scales = [0.0; LANES];
+        s.store(s.mul(s.splat(d), factors), &mut scales);
+        let codes: [&[u8; 32]; 4] =
+            [take(&mut rest), take(&mut rest), take(&mut rest), take(&mut rest)];
+        let level = SIXTEEN.map(i8::cast_unsigned);
+        let mut made = [s.splat_bits(0); 4];
+        for (i, made) in made.iter_mut().enumerate() {
+            let two = s.load_bytes(codes[i / 2], codes[2 + i / 2]);
+            *made = s.look_up(&level, halves(s, two, i % 2 == 1));
+        }
+        Codes::new(s, made, scales, [0.0; LANES])
+    }
+
+    /// Two groups share 32 bytes, whose lower halves are the first line of each: the lowest bits of a line's number
+    /// change places.
+    #[inline(always)]
+    fn line<S: Simd>(s: S, block: &Codes<2>, at: usize) -> S::F {
+        block.line_from(s, at, at & !3 | (at & 1) << 1 | at >> 1 & 1)
+    }
+}
+
+/// Moves the upper half of what is in a number up, then those of both halves, and so on: shifts, and what stays.
+const fn spread(mut bits: u64, steps: [(u32, u64); 3]) -> u64 {
+    let mut i = 0;
+    while i < steps.len() {
+        bits = (bits | bits << steps[i].0) & steps[i].1;
+        i += 1;
+    }
+    bits
+}
+
 impl Large<176> for Q5K {
     type Block<S: Simd> = Codes<2>;
 
     #[inline(always)]
     fn open<S: Simd>(s: S, block: &[u8; 176]) -> Codes<2> {
-        const LOWER: [u32; LANES] = mask(0..8);
-        const UPPER: [u32; LANES] = mask(8..LANES);
         let mut rest = &block[..];
         let groups = sixes(s, &mut rest);
-        let high = take(&mut rest);
+        // Bit `g` of a byte belongs to group `g`. Groups 0 to 3 go with 4 to 7.
+        let high = bits_of_halves(s, take(&mut rest));
         let low: [&[u8; 32]; 4] =
             [take(&mut rest), take(&mut rest), take(&mut rest), take(&mut rest)];
-        // Bit `g` of a byte of `high` belongs to group `g`. Groups 0 to 3 go with 4 to 7, in whose bytes these bits
-        // are moved to where those of the others are.
-        let high = s.load_bytes(high, high);
-        let high =
-            s.or(s.and(high, s.load_bits(&LOWER)), s.and(s.shr(high, 4), s.load_bits(&UPPER)));
         let (mut made, fifth) = ([high; 4], s.splat_bits(0x1010_1010));
         for at in 0..4 {
             let low = s.load_bytes(low[at / 2], low[2 + at / 2]);

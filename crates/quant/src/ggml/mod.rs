@@ -10,6 +10,7 @@ mod grids;
 mod i_quants;
 mod k_quants;
 pub mod lines;
+mod points;
 mod store;
 
 use serde::{Deserialize, Serialize};
@@ -234,6 +235,13 @@ impl Ggml {
             Self::Bf16 => Some(Float::Bf16),
             _ => None,
         }
+    }
+
+    /// The encoding of matrices in such blocks, where there is one.
+    pub fn blocks(self) -> Option<Blocks> {
+        Blocks::ALL
+            .into_iter()
+            .find(|blocks| Self::from(*blocks) == self)
     }
 
     /// The values of whole blocks, each rounded as `f32` arithmetic rounds. Scales that are not

@@ -289,6 +289,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], v: I) -> I {
+        // SAFETY: `self` proves the instructions; the table is 16 readable bytes.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            [_mm256_shuffle_epi8(table, v[0]), _mm256_shuffle_epi8(table, v[1])]
+        }
+    }
+
+    #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [F; 2] {
         [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
     }

@@ -279,6 +279,15 @@ impl Simd for Avx512 {
 
     /// Up to four bits: the values of all codes, so that decoding is one permutation.
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], v: __m512i) -> __m512i {
+        // SAFETY: `self` proves the instructions; the table is 16 readable bytes.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, v)
+        }
+    }
+
+    #[inline(always)]
     fn grid<const BITS: usize>(self, scale: f32, bias: f32) -> [__m512; 2] {
         let (scale, bias) = (self.splat(scale), self.splat(bias));
         if Layout::<BITS>::WIDE {

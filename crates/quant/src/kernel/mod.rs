@@ -267,6 +267,8 @@ pub trait Simd: Copy {
     fn load_bytes(self, first: &[u8; 32], second: &[u8; 32]) -> Self::I;
     /// The inverse of [`Self::load_bytes`].
     fn store_bytes(self, v: Self::I, first: &mut [u8; 32], second: &mut [u8; 32]);
+    /// Byte by byte what `table` has for it: bytes below 16.
+    fn look_up(self, table: &[u8; 16], v: Self::I) -> Self::I;
     /// The 32 codes of a block of `BLOCK = 4 * BITS` bytes, first sixteen first.
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [Self::F; 2];
 

@@ -266,6 +266,15 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], v: I) -> I {
+        // SAFETY: `self` proves the instructions; the table is 16 readable bytes.
+        unsafe {
+            let table = vld1q_u8(table.as_ptr());
+            each!(|i| vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(v[i]))))
+        }
+    }
+
+    #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [F; 2] {
         [self.half::<BITS, BLOCK, 0>(block), self.half::<BITS, BLOCK, 1>(block)]
     }

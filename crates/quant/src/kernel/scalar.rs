@@ -84,6 +84,12 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], v: Self::I) -> Self::I {
+        let byte = |byte: u8| table[usize::from(byte & 15)];
+        map(v, |v| u32::from_le_bytes(v.to_le_bytes().map(byte)))
+    }
+
+    #[inline(always)]
     fn codes<const BITS: usize, const BLOCK: usize>(self, block: &[u8; BLOCK]) -> [Self::F; 2] {
         let code = |i: usize| {
             let bit = BITS * i;

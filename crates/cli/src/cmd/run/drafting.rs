@@ -52,7 +52,7 @@ impl Drafting {
                 (None, reserve(held.saturating_add(whole), weights, options)?)
             }
             DraftSource::Model(path) => {
-                let small = inputs::model(path, &ArchArgs { arch: None })?;
+                let small = inputs::runnable(path, &ArchArgs { arch: None })?;
                 same_tokens((ours, weights), (path, &small))?;
                 let own = alone(options);
                 let fits = reserve(MemoryPlan::new(&small, &own)?.total, weights, options)?;

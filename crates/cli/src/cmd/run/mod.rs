@@ -67,7 +67,7 @@ pub fn run(args: &RunArgs, output: Output) -> Outcome {
 
 /// The model, which checks what it reads if it should.
 fn opened(args: &RunArgs) -> Result<Weights, Failure> {
-    let weights = inputs::model(&args.model, &args.arch)?;
+    let weights = inputs::runnable(&args.model, &args.arch)?;
     if !args.check_reads {
         return Ok(weights);
     }

@@ -3,51 +3,75 @@
 use std::ops::Range;
 
 use shardwright_quant::foreign::{Rect, middle_biases};
-use shardwright_quant::{Affine, Encoding};
+use shardwright_quant::{Affine, Encoding, Parts};
 
-use super::{Decoding, Fetch};
+use super::{Decoding, Fetch, PIECE};
 use crate::decoder::Decoder;
 use crate::error::Result;
 
-/// Parts of rows in an encoding of ours.
-#[derive(Default)]
-pub(in crate::checkpoint) struct CodeRows {
-    codes: Vec<u8>,
-    scales: Vec<u8>,
-    biases: Vec<u8>,
+/// Where the parts of rows in an encoding of ours go, as far as they are not filled.
+pub(in crate::checkpoint) struct CodeRows<'o> {
+    codes: Rest<'o>,
+    scales: Rest<'o>,
+    biases: Rest<'o>,
 }
 
-impl CodeRows {
-    /// The matrix of the rows as it is stored.
-    pub(in crate::checkpoint) fn into_bytes(self) -> Vec<u8> {
-        [self.codes, self.scales, self.biases].concat()
+/// What is not filled yet.
+struct Rest<'o>(&'o mut [u8]);
+
+impl<'o> CodeRows<'o> {
+    /// The parts of a matrix whose bytes are `out`.
+    pub(in crate::checkpoint) fn new(parts: Parts, out: &'o mut [u8]) -> Self {
+        let (codes, rest) = out.split_at_mut(parts.weight as usize);
+        let (scales, biases) = rest.split_at_mut(parts.scales as usize);
+        Self { codes: Rest(codes), scales: Rest(scales), biases: Rest(biases) }
+    }
+}
+
+impl Rest<'_> {
+    /// Fills its front.
+    fn put(&mut self, bytes: &[u8]) {
+        let (front, behind) = std::mem::take(&mut self.0).split_at_mut(bytes.len());
+        front.copy_from_slice(bytes);
+        self.0 = behind;
     }
 }
 
 impl Decoding<'_> {
-    /// Adds `count` rows, every `step`th from row `first` counted over all matrices, to `out`.
+    /// Fills `out` with `count` rows, every `step`th from row `first` counted over all matrices.
     pub(in crate::checkpoint) fn code_rows(
         &self,
         encoding: Encoding,
         (first, step, count): (u64, u64, u64),
-        out: &mut CodeRows,
+        out: &mut CodeRows<'_>,
         fetch: &mut Fetch<'_>,
     ) -> Result<()> {
+        // Whole blocks of rows, of which a piece is held beside what it fills.
+        let block = encoding.row_block();
+        let most = (PIECE / self.cols.max(1))
+            .next_multiple_of(block)
+            .max(block);
         let mut at = 0;
         while at < count {
             let row = first + at * step;
             let (matrix, row) = (row / self.rows, row % self.rows);
-            let together = if step == 1 { (count - at).min(self.rows - row) } else { 1 };
+            let together = if step == 1 { (count - at).min(self.rows - row).min(most) } else { 1 };
             let rows = row..row + together;
             match (self.decoder, encoding) {
                 (Decoder::Bundle { .. }, _) => {
                     let [codes, scales, biases] = self.bundle_rows(encoding, &rows, fetch)?;
-                    out.codes.extend(codes);
-                    out.scales.extend(scales);
-                    out.biases.extend(biases);
+                    out.codes.put(&codes);
+                    out.scales.put(&scales);
+                    out.biases.put(&biases);
                 }
                 (_, Encoding::Affine(affine)) => {
                     self.add_rows(affine, matrix, &rows, out, fetch)?;
+                }
+                (_, Encoding::Ggml(blocks)) => {
+                    let cols = 0..self.cols;
+                    let rect = Rect { rows, cols };
+                    out.codes
+                        .put(&self.blocks(blocks.into(), matrix, &rect, fetch)?);
                 }
                 // No other source has codes of ours: see [`Decoder::codes`].
                 _ => {}
@@ -75,7 +99,7 @@ impl Decoding<'_> {
         affine: Affine,
         matrix: u64,
         rows: &Range<u64>,
-        out: &mut CodeRows,
+        out: &mut CodeRows<'_>,
         fetch: &mut Fetch<'_>,
     ) -> Result<()> {
         if let Decoder::Ternary { .. } = self.decoder {
@@ -87,14 +111,14 @@ impl Decoding<'_> {
         let mut read = |part: usize, len: u64| {
             self.parts[part].bytes(matrix, len, (rows.clone(), 0..len), fetch)
         };
-        out.codes.extend(read(0, code_len)?);
+        out.codes.put(&read(0, code_len)?);
         let scales = read(1, grid_len)?;
         let biases = match self.decoder {
             Decoder::Mlx { .. } => read(2, grid_len)?,
             _ => middle_biases(affine, &scales),
         };
-        out.scales.extend(scales);
-        out.biases.extend(biases);
+        out.scales.put(&scales);
+        out.biases.put(&biases);
         Ok(())
     }
 
@@ -103,20 +127,20 @@ impl Decoding<'_> {
         &self,
         affine: Affine,
         rows: &Range<u64>,
-        out: &mut CodeRows,
+        out: &mut CodeRows<'_>,
         fetch: &mut Fetch<'_>,
     ) -> Result<()> {
         let rect = Rect { rows: rows.clone(), cols: 0..self.cols };
         let codes = self.ternary_codes(&rect, fetch)?;
         // Four codes of two bits to a byte, the first lowest: rows are of whole groups.
         let byte = |four: &[u8; 4]| four[0] | four[1] << 2 | four[2] << 4 | four[3] << 6;
-        out.codes.extend(codes.as_chunks::<4>().0.iter().map(byte));
+        let bytes: Vec<u8> = codes.as_chunks::<4>().0.iter().map(byte).collect();
+        out.codes.put(&bytes);
         let scale = self.parts[1].bytes(0, 2, (0..1, 0..2), fetch)?;
         let groups = codes.len() / affine.group_size();
-        out.scales.extend(scale.repeat(groups));
+        out.scales.put(&scale.repeat(groups));
         // The bias is the scale with the other sign, which both 16-bit types keep in their last bit.
-        out.biases
-            .extend([scale[0], scale[1] ^ 0x80].repeat(groups));
+        out.biases.put(&[scale[0], scale[1] ^ 0x80].repeat(groups));
         Ok(())
     }
 

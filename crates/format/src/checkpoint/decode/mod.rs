@@ -1,6 +1,7 @@
 //! Makes the values of a quantized tensor as they are read, in 32-bit floats. What codes mean is
 //! [`shardwright_quant::foreign`]; here is which bytes of which stored tensor it takes.
 
+mod blocks;
 mod codes;
 mod part;
 mod schemes;

@@ -7,6 +7,7 @@ use shardwright_quant::foreign::{
 };
 use shardwright_quant::{Backend, Encoding, Ggml, Matrix, f8_e4m3, f8_e5m2};
 
+use super::blocks::Order;
 use super::{Decoding, Fetch};
 use crate::decoder::Decoder;
 use crate::dtype::Dtype;
@@ -50,7 +51,11 @@ impl Reading<'_, '_, '_> {
             Decoder::Awq { group_size, .. } => self.awq(group_size, rect, out),
             Decoder::Tiled { kind, keys, heads, first, columns, log, .. } => {
                 let order = Order { keys, heads, first };
-                self.tiled(kind, order, columns, rect, out)?;
+                if columns {
+                    self.tiled_columns(kind, order, rect, out)?;
+                } else {
+                    self.gguf(kind, rect, out)?;
+                }
                 if log {
                     for value in out {
                         *value = (-f64::from(*value)).ln() as f32;
@@ -58,8 +63,8 @@ impl Reading<'_, '_, '_> {
                 }
                 Ok(())
             }
-            Decoder::Gguf { kind, heads, less_one, .. } => {
-                self.gguf(kind, heads, rect, out)?;
+            Decoder::Gguf { kind, less_one, .. } => {
+                self.gguf(kind, rect, out)?;
                 if less_one {
                     for value in out {
                         *value -= 1.0;
@@ -327,44 +332,23 @@ impl Reading<'_, '_, '_> {
         Ok(Grid::new((bits, order, less_one), scales, &zeros, rows))
     }
 
-    /// The values of whole blocks; with `heads`, of rows in the order of a checkpoint.
-    fn gguf(&mut self, kind: Ggml, heads: Option<u64>, rect: &Rect, out: &mut [f32]) -> Result<()> {
-        let bytes_of = |values: u64| values / kind.block_values() * kind.block_bytes();
-        let row_len = bytes_of(self.tensor.cols);
-        let cols = bytes_of(rect.cols.start)..bytes_of(rect.cols.end);
-        let Some(heads) = heads else {
-            let bytes = self.bytes(0, row_len, &rect.rows, &cols)?;
-            kind.decode(&bytes, out);
-            return Ok(());
-        };
-        for (row, out) in rect.rows.clone().zip(out.chunks_exact_mut(rect.width())) {
-            let at = foreign::interleaved_row(row, self.tensor.rows / heads);
-            let bytes = self.bytes(0, row_len, &(at..at + 1), &cols)?;
-            kind.decode(&bytes, out);
-        }
+    /// The values of whole blocks, of rows in the order of a checkpoint.
+    fn gguf(&mut self, kind: Ggml, rect: &Rect, out: &mut [f32]) -> Result<()> {
+        let bytes = self.tensor.blocks(kind, self.matrix, rect, self.fetch)?;
+        kind.decode(&bytes, out);
         Ok(())
     }
 
-    /// The values of whole blocks, with the heads in the order of a checkpoint.
-    fn tiled(
+    /// The values of whole rows of blocks, with the heads' columns in the order of a checkpoint.
+    fn tiled_columns(
         &mut self,
         kind: Ggml,
         order: Order,
-        columns: bool,
         rect: &Rect,
         out: &mut [f32],
     ) -> Result<()> {
         let tensor = self.tensor;
-        if !columns {
-            for (row, out) in rect.rows.clone().zip(out.chunks_exact_mut(rect.width())) {
-                let at = order.place(row, tensor.rows);
-                let one = Rect { rows: at..at + 1, cols: rect.cols.clone() };
-                self.gguf(kind, None, &one, out)?;
-            }
-            return Ok(());
-        }
-        // The rectangle has whole rows.
-        self.gguf(kind, None, rect, out)?;
+        self.gguf(kind, rect, out)?;
         let mut stored = vec![0.0; rect.width()];
         for row in out.chunks_exact_mut(rect.width()) {
             stored.copy_from_slice(row);
@@ -386,23 +370,4 @@ fn by_column<T: Copy>(values: &[T], width: usize, order: &[u64], first: u64) -> 
     let rows = values.chunks_exact(width.max(1));
     rows.flat_map(|row| order.iter().map(|group| row[(group - first) as usize]))
         .collect()
-}
-
-/// The heads of [`Decoder::Tiled`].
-#[derive(Clone, Copy)]
-struct Order {
-    keys: u64,
-    heads: u64,
-    first: u64,
-}
-
-impl Order {
-    /// Where a row or column of `all` is stored.
-    const fn place(self, at: u64, all: u64) -> u64 {
-        let Self { keys, heads, first } = self;
-        if at < first {
-            return at;
-        }
-        first + foreign::tiled_row(at - first, (all - first) / heads, keys, heads / keys)
-    }
 }
