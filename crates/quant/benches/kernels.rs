@@ -40,10 +40,8 @@ fn methods() -> Vec<String> {
 }
 
 fn encodings() -> Vec<String> {
-    cases(&[
-        "2", "3", "4", "6", "8", "t2", "t3", "t4", "f16", "bf16", "f32", "q4_0", "q8_0", "q4_k",
-        "q5_k", "q6_k",
-    ])
+    let others = ["2", "3", "4", "6", "8", "t2", "t3", "t4", "f16", "bf16", "f32"];
+    cases(&[&others[..], &Blocks::ALL.map(Blocks::name)].concat())
 }
 
 /// The backend and the rest of a case.

@@ -10,7 +10,8 @@ use std::slice::ChunksExact;
 use crate::activations::Activations;
 use crate::encoding::{Affine, Encoding, Trellis};
 use crate::float::{Bf16, F16, F32};
-use crate::ggml::lines::{self, WithType, with_type};
+use crate::ggml::lines;
+use crate::ggml::types::{WithType, with_type};
 use crate::kernel::{
     Backend, Kernel, LANES, Lines, NOTHING, Outputs, PASSES, Simd, TILE_LINES, TILE_ROWS, Tile,
     Waiting,

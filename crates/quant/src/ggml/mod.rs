@@ -12,6 +12,7 @@ mod k_quants;
 pub mod lines;
 mod points;
 mod store;
+pub mod types;
 
 use serde::{Deserialize, Serialize};
 
