@@ -12,6 +12,9 @@ use crate::kernel::{LANES, Line, Simd};
 
 /// A type whose blocks of 32 columns begin with their scale, in `BYTES`.
 pub trait Small<const BYTES: usize> {
+    /// Whether a code is a byte of its own.
+    const WHOLE_BYTES: bool = false;
+
     /// The columns of a block whose scale is `d`.
     fn lines<S: Simd>(s: S, block: &[u8; BYTES], d: f32) -> [S::F; 2];
 }
@@ -57,12 +60,36 @@ pub struct Q6K;
 /// The scales of up to sixteen blocks.
 #[inline(always)]
 pub fn scales<S: Simd, const BYTES: usize>(s: S, blocks: &[[u8; BYTES]]) -> Line {
+    // Four halves in a register at a time: a vector read behind stores of two bytes each waits for all of them.
+    let mut words = [0; 4];
+    if let Some(blocks) = blocks.first_chunk::<LANES>() {
+        words = gather(blocks);
+    } else {
+        for (i, block) in blocks.iter().enumerate() {
+            words[i / 4] |= half_of(block) << (16 * (i % 4));
+        }
+    }
     let (mut halves, mut out) = ([0; 2 * LANES], [0.0; LANES]);
-    for (half, block) in halves.as_chunks_mut::<2>().0.iter_mut().zip(blocks) {
-        half.copy_from_slice(&block[..2]);
+    for (bytes, word) in halves.as_chunks_mut().0.iter_mut().zip(words) {
+        *bytes = word.to_le_bytes();
     }
     s.store(s.load_f16(&halves), &mut out);
     out
+}
+
+#[inline(always)]
+fn gather<const BYTES: usize>(blocks: &[[u8; BYTES]; LANES]) -> [u64; 4] {
+    let mut words = [0; 4];
+    for i in 0..LANES {
+        words[i / 4] |= half_of(&blocks[i]) << (16 * (i % 4));
+    }
+    words
+}
+
+/// The first two bytes of a block.
+#[inline(always)]
+const fn half_of<const BYTES: usize>(block: &[u8; BYTES]) -> u64 {
+    u16::from_le_bytes([block[0], block[1]]) as u64
 }
 
 impl Small<18> for Q4_0 {
@@ -131,6 +158,8 @@ pub(super) const fn powers(down: bool) -> [u32; LANES] {
 }
 
 impl Small<34> for Q8_0 {
+    const WHOLE_BYTES: bool = true;
+
     #[inline(always)]
     fn lines<S: Simd>(s: S, block: &[u8; 34], d: f32) -> [S::F; 2] {
         let (mut codes, d) = (&block[2..], s.splat(d));

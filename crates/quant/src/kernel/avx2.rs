@@ -81,6 +81,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch_second(self, at: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
     fn load(self, v: &[f32; LANES]) -> F {
         let (lo, hi) = v.split_at(8);
         // SAFETY: `self` proves the instructions; each half is 32 readable bytes.

@@ -82,6 +82,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch_second(self, at: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
     fn load(self, v: &[f32; LANES]) -> __m512 {
         // SAFETY: `self` proves the instructions; the array is 64 readable bytes.
         unsafe { _mm512_loadu_ps(v.as_ptr()) }

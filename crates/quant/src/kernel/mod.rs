@@ -249,6 +249,12 @@ pub trait Simd: Copy {
         let _ = at;
     }
 
+    /// As [`Self::prefetch`], into the second cache.
+    #[inline(always)]
+    fn prefetch_second(self, at: *const u8) {
+        let _ = at;
+    }
+
     /// The same value in all lanes.
     fn splat(self, v: f32) -> Self::F;
     /// Lane `l` is `v[l]`.
