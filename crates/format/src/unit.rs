@@ -268,3 +268,31 @@ impl UnitLayout {
         self.tensors.iter().find(|tensor| tensor.role == role)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A scale of 10000 in f16 has no bias of eight times its size.
+    #[test]
+    fn symmetric_codes_with_scales_in_f16_stay_values() {
+        let coded = |scale_dtype| {
+            let part = |name: &str| name.to_owned();
+            let decoder = Decoder::Packed {
+                codes: part("codes"),
+                scales: part("scales"),
+                scale_dtype,
+                zero_points: None,
+                dims: part("dims"),
+                groups: None,
+                bits: 4,
+                group_size: 32,
+            };
+            let view = SourceView::whole(part("w"), Float::F32, vec![8, 64], 64);
+            let source = SourceView { decoder: Some(decoder), ..view };
+            TensorEntry::new(Role::QProj, [8, 64], Encoding::F32, source).own_codes()
+        };
+        assert!(coded(Float::Bf16).is_some());
+        assert_eq!(coded(Float::F16), None);
+    }
+}

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::ahead::{ROWS, ask, ask_early};
+use crate::ahead::{ROWS, ask};
 use crate::encoding::Affine;
 use crate::float::{Stored, padded};
 use crate::ggml::lines::{self, scales};
@@ -83,7 +83,7 @@ impl<T: Stored<SIZE>, const SIZE: usize> PackedRows for Floats<'_, T, SIZE> {
         let whole = rows.map(|(whole, _)| &whole[..x.len()]);
         let at = row * m.cols() * SIZE / LANES;
         for (i, x) in x.iter().enumerate() {
-            ask_early(s, m.weight(), at + i * ROWS * SIZE, ROWS * SIZE);
+            ask(s, true, m.weight(), at + i * ROWS * SIZE, ROWS * SIZE);
             let x = s.load(x);
             for r in 0..ROWS {
                 acc[r] = s.mul_add(T::load(s, &whole[r][i]), x, acc[r]);
@@ -119,11 +119,7 @@ impl<const BITS: usize, const BLOCK: usize, const BLOCKS: usize> PackedRows
             }
             for (g, x) in x.iter().enumerate() {
                 let group = LANES * i + g;
-                if BITS == 8 {
-                    ask_early(s, m.weight(), start + group * bytes, bytes);
-                } else {
-                    ask(s, m.weight(), start + group * bytes, bytes);
-                }
+                ask(s, BITS == 8, m.weight(), start + group * bytes, bytes);
                 for r in 0..ROWS {
                     let grid = s.grid::<BITS>(scale[r][g], bias[r][g]);
                     for (block, x) in rows[r][group].iter().zip(x) {
@@ -157,11 +153,7 @@ impl<T: lines::Small<BYTES>, const BYTES: usize> PackedRows for Small<'_, T, BYT
             }
             for (b, x) in x.iter().enumerate() {
                 let at = start + (first + b) * ROWS * BYTES;
-                if T::WHOLE_BYTES {
-                    ask_early(s, m.weight(), at, ROWS * BYTES);
-                } else {
-                    ask(s, m.weight(), at, ROWS * BYTES);
-                }
+                ask(s, T::WHOLE_BYTES, m.weight(), at, ROWS * BYTES);
                 for r in 0..ROWS {
                     let [w0, w1] = T::lines(s, &rows[r][first + b], scale[r][b]);
                     acc[r] = s.mul_add(w0, s.load(&x[0]), acc[r]);
@@ -181,7 +173,7 @@ impl<T: lines::Large<BYTES>, const BYTES: usize> PackedRows for Large<'_, T, BYT
             some_rows(m, row).map(|row| m.row(m.weight(), row).as_chunks().0);
         let start = row * rows[0].len() * BYTES;
         for (at, x) in self.x.iter().enumerate() {
-            ask(s, m.weight(), start + at * ROWS * BYTES, ROWS * BYTES);
+            ask(s, false, m.weight(), start + at * ROWS * BYTES, ROWS * BYTES);
             for r in 0..ROWS {
                 let w = T::open(s, &rows[r][at]);
                 for (line, x) in (0..LANES).zip(x) {

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::encoding::{Affine, Encoding, Float};
+use crate::encoding::{Affine, Encoding, Float, Trellis};
 use crate::float::{Bf16, F16, F32, Stored, Widen, padded};
 use crate::ggml::Ggml;
 use crate::ggml::lines::{Large, Small, scales};
@@ -20,11 +20,20 @@ impl Matrix<'_> {
     pub fn dequantize(&self, backend: Backend, rows: Range<usize>, out: &mut [f32]) {
         assert!(rows.end <= self.rows(), "rows {rows:?} of {}", self.rows());
         assert_eq!(out.len(), rows.len() * self.cols(), "values of rows {rows:?}");
-        match self.encoding() {
-            Encoding::Affine(_) => {
-                with_reader(self.encoding(), AffineValues { backend, m: self, rows, out });
+        let encoding = self.encoding();
+        match (encoding, encoding.float()) {
+            (Encoding::Trellis(trellis), _) => {
+                backend.run(TrellisValues { m: self, trellis, rows, out });
             }
-            _ => backend.run(Dequantize { matrix: self, rows, out }),
+            (Encoding::Ggml(blocks), _) => {
+                Ggml::from(blocks).decode(self.some_rows(self.weight(), rows), out);
+            }
+            (_, Some(dtype)) => {
+                let row = self.cols() * dtype.size();
+                let bytes = &self.weight()[rows.start * row..rows.end * row];
+                backend.run(Widen { dtype, bytes, out });
+            }
+            _ => with_reader(encoding, AffineValues { backend, m: self, rows, out }),
         }
     }
 }
@@ -64,36 +73,21 @@ impl<R: RowReader> Kernel for EachRow<'_, R> {
     }
 }
 
-/// The values of all other encodings.
-struct Dequantize<'a> {
-    matrix: &'a Matrix<'a>,
+/// The values of trellis codes.
+struct TrellisValues<'a> {
+    m: &'a Matrix<'a>,
+    trellis: Trellis,
     rows: Range<usize>,
     out: &'a mut [f32],
 }
 
-impl Kernel for Dequantize<'_> {
+impl Kernel for TrellisValues<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (m, rows) = (self.matrix, self.rows);
-        match m.encoding() {
-            Encoding::Affine(_) => {}
-            Encoding::Trellis(t) => trellis::dequantize(s, m, t, rows, self.out),
-            Encoding::Ggml(blocks) => {
-                Ggml::from(blocks).decode(m.some_rows(m.weight(), rows), self.out);
-            }
-            Encoding::F32 => widen(s, Float::F32, m, rows, self.out),
-            Encoding::F16 => widen(s, Float::F16, m, rows, self.out),
-            Encoding::Bf16 => widen(s, Float::Bf16, m, rows, self.out),
-        }
+        trellis::dequantize(s, self.m, self.trellis, self.rows, self.out);
     }
-}
-
-#[inline(always)]
-fn widen<S: Simd>(s: S, dtype: Float, m: &Matrix<'_>, rows: Range<usize>, out: &mut [f32]) {
-    let row = m.cols() * dtype.size();
-    Widen { dtype, bytes: &m.weight()[rows.start * row..rows.end * row], out }.run(s);
 }
 
 /// How rows of an encoding are read.

@@ -13,15 +13,14 @@ pub(super) const fn word(bytes: &[u8], i: usize) -> u16 {
 
 /// Seven signs and an eighth, which makes those that are set an even number.
 #[inline]
-const fn even(signs: u8) -> u8 {
-    signs & 127 | ((signs & 127).count_ones() as u8 & 1) << 7
+pub(super) fn even(signs: u8) -> u8 {
+    EVEN[usize::from(signs & 127)]
 }
 
-/// [`even`] of seven bits.
-pub(super) static EVEN: [u8; 128] = {
-    let (mut out, mut signs) = ([0; 128], 0);
+static EVEN: [u8; 128] = {
+    let (mut out, mut signs) = ([0; 128], 0_u8);
     while signs < 128 {
-        out[signs as usize] = even(signs);
+        out[signs as usize] = signs | (signs.count_ones() as u8 & 1) << 7;
         signs += 1;
     }
     out
@@ -53,7 +52,7 @@ fn odd_halves(d: f32, code: u8, unit: f32) -> f32 {
 
 /// Four signs of 7 bits and a scale of 4 in one number.
 #[inline]
-fn signs_and_scale(bytes: [u8; 4]) -> ([u8; 4], u8) {
+pub(super) fn signs_and_scale(bytes: [u8; 4]) -> ([u8; 4], u8) {
     let bits = u32::from_le_bytes(bytes);
     (std::array::from_fn(|i| even((bits >> (7 * i)) as u8)), (bits >> 28) as u8)
 }

@@ -77,6 +77,7 @@ pub fn scales<S: Simd, const BYTES: usize>(s: S, blocks: &[[u8; BYTES]]) -> Line
     out
 }
 
+/// The loop of [`scales`] over sixteen blocks: with a count that the compiler knows nothing of it goes through memory.
 #[inline(always)]
 fn gather<const BYTES: usize>(blocks: &[[u8; BYTES]; LANES]) -> [u64; 4] {
     let mut words = [0; 4];
@@ -300,6 +301,17 @@ fn twos<S: Simd>(s: S, bytes: S::I) -> [S::I; 4] {
     made
 }
 
+/// Scales of codes about `zero`, `d` times the factors, and their biases. These are exact, so that a value is rounded
+/// once as `scale · (code - zero)` is.
+#[inline(always)]
+fn about<S: Simd>(s: S, zero: f32, d: f32, factors: S::F) -> (Line, Line) {
+    let (mut scales, mut biases) = ([0.0; LANES], [0.0; LANES]);
+    let scale = s.mul(s.splat(d), factors);
+    s.store(scale, &mut scales);
+    s.store(s.mul(scale, s.splat(-zero)), &mut biases);
+    (scales, biases)
+}
+
 impl Large<84> for Q2K {
     type Block<S: Simd> = Codes<1>;
 
@@ -338,18 +350,14 @@ impl Large<110> for Q3K {
             let low = if i % 2 == 0 { first } else { second } >> (i / 2 * 4) & four;
             *bytes = (low | (above >> (2 * i) & two) << 4).to_le_bytes();
         }
-        let (mut groups, mut biases) = ([0.0; LANES], [0.0; LANES]);
         let factors = s.sub(s.floats(s.load_i8(&numbers)), s.splat(32.0));
-        let scales = s.mul(s.splat(scale(&mut rest)), factors);
-        s.store(scales, &mut groups);
-        // Exact, so that a value is rounded once as `scale · (code - 4)` is.
-        s.store(s.mul(scales, s.splat(-4.0)), &mut biases);
+        let (scales, biases) = about(s, 4.0, scale(&mut rest), factors);
         let third = s.splat_bits(0x0404_0404);
         for (i, made) in (0..).zip(&mut made) {
             let bit = if i < 3 { s.shl(high, 2 - i) } else { s.shr(high, 1) };
             *made = s.or(*made, s.and(bit, third));
         }
-        Codes::new(s, made, groups, biases)
+        Codes::new(s, made, scales, biases)
     }
 
     #[inline(always)]
@@ -457,12 +465,8 @@ impl Large<210> for Q6K {
         let low: [&[u8; 32]; 4] =
             [take(&mut rest), take(&mut rest), take(&mut rest), take(&mut rest)];
         let high = s.load_bytes(take(&mut rest), take(&mut rest));
-        let (mut groups, mut biases) = ([0.0; LANES], [0.0; LANES]);
         let factors = s.floats(s.load_i8(take(&mut rest)));
-        let scales = s.mul(s.splat(scale(&mut rest)), factors);
-        s.store(scales, &mut groups);
-        // Exact, so that a value is rounded once as `scale · (code - 32)` is.
-        s.store(s.mul(scales, s.splat(-32.0)), &mut biases);
+        let (scales, biases) = about(s, 32.0, scale(&mut rest), factors);
         let (mut made, above) = ([high; 4], s.splat_bits(0x3030_3030));
         for at in 0..4 {
             let low = s.load_bytes(low[at % 2], low[2 + at % 2]);
@@ -475,7 +479,7 @@ impl Large<210> for Q6K {
             };
             made[at] = s.or(four, s.and(two, above));
         }
-        Codes::new(s, made, groups, biases)
+        Codes::new(s, made, scales, biases)
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 //! A point stands for four or eight columns, whose levels it has in bytes; signs are bits beside it. Levels times scales
 //! have at most 24 bits, so that every product is exact.
 
-use super::i_quants::{EVEN, half_byte, word};
+use super::i_quants::{even, half_byte, signs_and_scale, word};
 use super::lines::{Large, powers};
 use super::{grids, scale, take};
 use crate::kernel::{LANES, Line, Simd};
@@ -57,11 +57,14 @@ impl Points {
     }
 }
 
-/// Signs of sixteen columns: twice seven bits, each with an eighth that makes them even.
+/// Signs and numbers of the two lines of each group, as `iq2_xxs` and `iq3_xxs` have them; takes those of one.
 #[inline(always)]
-fn evens(first: u32, second: u32) -> u16 {
-    let even = |signs: u32| EVEN[(signs & 127) as usize];
-    u16::from_le_bytes([even(first), even(second)])
+fn group(g: usize, rest: &mut &[u8], signs: &mut [u16; LANES], numbers: &mut [u8; LANES]) {
+    let (set, number) = signs_and_scale(*take(rest));
+    for half in 0..2 {
+        signs[2 * g + half] = word(&set, half);
+        numbers[2 * g + half] = number;
+    }
 }
 
 /// A number of four bits for each line.
@@ -84,13 +87,10 @@ impl Large<66> for Iq2Xxs {
         let (mut levels, mut signs, mut numbers) = ([0; 256], [0; LANES], [0; LANES]);
         for g in 0..8 {
             let points = take::<4>(&mut rest);
-            let bits = u32::from_le_bytes(*take(&mut rest));
             for (i, point) in points.iter().enumerate() {
                 levels.as_chunks_mut().0[4 * g + i] = grids::IQ2_XXS[usize::from(*point)];
             }
-            signs[2 * g] = evens(bits, bits >> 7);
-            signs[2 * g + 1] = evens(bits >> 14, bits >> 21);
-            numbers[2 * g..2 * g + 2].fill((bits >> 28) as u8);
+            group(g, &mut rest, &mut signs, &mut numbers);
         }
         Points::new(s, (d, 0.25), &numbers, (levels, signs))
     }
@@ -114,7 +114,7 @@ impl Large<74> for Iq2Xs {
             let level = |point: u16| grids::IQ2_XS[usize::from(point & 511)];
             levels.as_chunks_mut().0[2 * at] = level(first);
             levels.as_chunks_mut().0[2 * at + 1] = level(second);
-            *signs = evens((first >> 9).into(), (second >> 9).into());
+            *signs = u16::from_le_bytes([first, second].map(|point| even((point >> 9) as u8)));
         }
         Points::new(s, (d, 0.25), &numbers(take(&mut rest)), (levels, signs))
     }
@@ -162,10 +162,7 @@ impl Large<98> for Iq3Xxs {
             *levels = grids::IQ3_XXS[usize::from(*point)];
         }
         for g in 0..8 {
-            let bits = u32::from_le_bytes(*take(&mut rest));
-            signs[2 * g] = evens(bits, bits >> 7);
-            signs[2 * g + 1] = evens(bits >> 14, bits >> 21);
-            numbers[2 * g..2 * g + 2].fill((bits >> 28) as u8);
+            group(g, &mut rest, &mut signs, &mut numbers);
         }
         Points::new(s, (d, 0.5), &numbers, (levels, signs))
     }

@@ -283,7 +283,6 @@ impl Simd for Avx512 {
         [self.natural::<BITS>(a), self.natural::<BITS>(b)]
     }
 
-    /// Up to four bits: the values of all codes, so that decoding is one permutation.
     #[inline(always)]
     fn look_up(self, table: &[u8; 16], v: __m512i) -> __m512i {
         // SAFETY: `self` proves the instructions; the table is 16 readable bytes.
@@ -293,6 +292,7 @@ impl Simd for Avx512 {
         }
     }
 
+    /// Up to four bits: the values of all codes, so that decoding is one permutation.
     #[inline(always)]
     fn grid<const BITS: usize>(self, scale: f32, bias: f32) -> [__m512; 2] {
         let (scale, bias) = (self.splat(scale), self.splat(bias));
