@@ -13,6 +13,10 @@ use crate::process;
 /// the text, and what the allocator does not give back.
 const SLACK: u64 = 4 << 20;
 
+/// The program's code in memory, at most. How much of it is there at a time is up to the page cache and differs
+/// from run to run by MiB, so that it is not measured. Code that is not optimized is three times as large.
+const CODE: u64 = if cfg!(debug_assertions) { 28 << 20 } else { 12 << 20 };
+
 /// What the same program may take more another time: addresses and hashes are drawn anew.
 const DRIFT: u64 = 1 << 20;
 
@@ -25,10 +29,10 @@ pub fn options(
     context: usize,
     tokenizer: Option<&Tokenizer>,
 ) -> Options {
-    let held = process::memory().unwrap_or_default();
+    let held = process::own_memory().map_or(0, |own| own + CODE + SLACK);
     let memory = memory.or_else(process::available_memory);
     let stated = tokenizer.map_or(PROGRAM_BYTES, reserved);
-    let reserved = stated.max(held + SLACK) + threads as u64 * THREAD_BYTES;
+    let reserved = stated.max(held) + threads as u64 * THREAD_BYTES;
     // What `plan` says, unless it took more.
     let took = process::peak_memory().map_or(0, |peak| peak + DRIFT);
     let loading = tokenizer.map_or(0, loading).max(took);

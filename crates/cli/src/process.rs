@@ -7,9 +7,9 @@ pub fn peak_memory() -> Option<u64> {
     kib("/proc/self/status", "VmHWM:")
 }
 
-/// Memory that the process holds now, in bytes; where it is told.
-pub fn memory() -> Option<u64> {
-    kib("/proc/self/status", "VmRSS:")
+/// Memory that the process holds now and no file could give back, in bytes; where it is told.
+pub fn own_memory() -> Option<u64> {
+    kib("/proc/self/status", "RssAnon:")
 }
 
 /// Memory that the process may still take without swapping, in bytes; where it is told.
