@@ -72,18 +72,6 @@ pub fn layer_inputs(
     })
 }
 
-/// What a tied head is multiplied with, in the original: the embedding must be made before the
-/// bundle has a stream. Nothing for a head of its own.
-pub fn tied_head_inputs(corpus: &Corpus, threads: usize) -> Result<InputStats> {
-    let original = &corpus.original;
-    if !original.spec().tie_word_embeddings {
-        return Ok(InputStats::new());
-    }
-    let mut pass = LayerPass::new(original, &corpus.tokens, corpus.window, threads)?;
-    while pass.step()?.is_some() {}
-    head_inputs(original, pass.hidden(), threads)
-}
-
 /// What the head is multiplied with, of a residual stream after the last layer.
 pub fn head_inputs(original: &Weights, stream: &[f32], threads: usize) -> Result<InputStats> {
     let cols = original.spec().hidden_size as usize;

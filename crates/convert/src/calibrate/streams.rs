@@ -18,7 +18,11 @@ pub const LOGITS: usize = 8 << 20;
 pub const RULE: &str = "experts with fewer than 256 tokens are given those of their highest router \
                         scores besides, up to 256, at a quarter of an average pick's weight";
 
-/// How often the experts of a layer were picked; none for a layer without experts.
+/// Tokens of which the streams are compared after each layer, in whole windows and one at least, where the original's
+/// has been at its end before.
+const COMPARED: usize = 2048;
+
+/// How often the experts of the layer that a stream came through last were picked; none for a layer without experts.
 pub fn coverage(layer: u32, spec: &ModelSpec, routes: &Routes) -> Option<LayerCoverage> {
     let experts = spec.layers[layer as usize].num_experts();
     if experts == 0 {
@@ -43,31 +47,59 @@ pub struct Streamed {
     pub coverage: Vec<LayerCoverage>,
 }
 
+/// A text that went through the whole original, but for its head.
+pub struct Through {
+    /// The residual stream after the last layer, `[tokens, hidden]`.
+    pub hidden: Vec<f32>,
+    /// Per layer with experts.
+    pub coverage: Vec<LayerCoverage>,
+}
+
 /// Both streams, after the same layer.
 pub struct Streams<'w> {
+    corpus: &'w Corpus,
+    /// Of the whole text, or of its beginning where all of it went through before.
     original: LayerPass<'w>,
+    through: Option<Through>,
     /// The bundle's, from the shards made so far.
     pub quantized: LayerPass<'w>,
 }
 
 impl<'w> Streams<'w> {
-    /// Embeds the text twice: as the checkpoint and as the bundle have it.
+    /// Embeds the text twice: as the checkpoint and as the bundle have it. Where the original is known to its end, its
+    /// layers are computed again for the beginning of the text alone.
     ///
     /// # Errors
     /// As [`LayerPass::new`].
-    pub fn new(corpus: &'w Corpus, bundle: &'w Weights, threads: usize) -> Result<Self> {
-        let start = |weights| LayerPass::new(weights, &corpus.tokens, corpus.window, threads);
-        let quantized = start(bundle)?.reading_in_turn();
-        Ok(Self { original: start(&corpus.original)?, quantized })
+    pub fn new(
+        corpus: &'w Corpus,
+        bundle: &'w Weights,
+        through: Option<Through>,
+        threads: usize,
+    ) -> Result<Self> {
+        let start = |weights, tokens| LayerPass::new(weights, tokens, corpus.window, threads);
+        let again = match through {
+            Some(_) => compared(corpus.tokens.len(), corpus.window),
+            None => corpus.tokens.len(),
+        };
+        let original = start(&corpus.original, &corpus.tokens[..again])?;
+        let quantized = start(bundle, &corpus.tokens)?.reading_in_turn();
+        Ok(Self { corpus, original, through, quantized })
     }
 
-    /// Takes the original through the next layer.
+    /// Takes the original through the next layer; gives how often its experts were picked, if it has some.
     ///
     /// # Errors
     /// As [`LayerPass::step`].
-    pub fn step_original(&mut self) -> Result<&Routes> {
-        self.original.step()?;
-        Ok(self.original.routes())
+    pub fn step_original(&mut self) -> Result<Option<LayerCoverage>> {
+        let Some(layer) = self.original.step()? else { return Ok(None) };
+        Ok(match &self.through {
+            Some(through) => {
+                let mut known = through.coverage.iter();
+                known.find(|coverage| coverage.layer == layer).cloned()
+            }
+            None => coverage(layer, self.corpus.original.spec(), self.original.routes()),
+        })
     }
 
     /// Takes the bundle's stream through the next layer, whose shards must be made.
@@ -78,7 +110,7 @@ impl<'w> Streams<'w> {
         self.quantized.step().map(drop)
     }
 
-    /// How far they are apart after a layer.
+    /// How far they are apart after a layer, over the tokens that both were taken through.
     pub fn output(&self, layer: u32) -> LayerOutput {
         let (mut error, mut square) = (0.0, 0.0);
         for (a, b) in self.original.hidden().iter().zip(self.quantized.hidden()) {
@@ -94,13 +126,20 @@ impl<'w> Streams<'w> {
     ///
     /// # Errors
     /// Heads that cannot be read.
-    pub fn divergence(&self, corpus: &Corpus, bundle: &Weights, threads: usize) -> Result<f64> {
-        let mut head = Head::new(&corpus.original, threads)?;
+    pub fn divergence(&self, bundle: &Weights, threads: usize) -> Result<f64> {
+        let mut head = Head::new(&self.corpus.original, threads)?;
         let own = Head::new(bundle, threads)?;
         let mut others = [(Some(own), self.quantized.hidden())];
-        let found = mean_divergences(&mut head, self.original.hidden(), &mut others)?;
+        let through = self.through.as_ref();
+        let hidden = through.map_or(self.original.hidden(), |through| &through.hidden);
+        let found = mean_divergences(&mut head, hidden, &mut others)?;
         Ok(found.first().copied().unwrap_or_default())
     }
+}
+
+/// [`COMPARED`] of so many tokens, in whole windows.
+pub fn compared(tokens: usize, window: usize) -> usize {
+    tokens.min((COMPARED / window).max(1) * window)
 }
 
 /// Mean Kullback-Leibler divergences, in nats per token, of the predictions that each of `others` makes from
@@ -135,4 +174,17 @@ pub fn mean_divergences(
     }
     let tokens = (a.len() / hidden) as f64;
     Ok(sums.into_iter().map(|sum| sum / tokens).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::compared;
+
+    #[test]
+    fn whole_windows_are_compared_and_one_at_least() {
+        assert_eq!(compared(32_768, 512), 2048);
+        assert_eq!(compared(32_760, 168), 2016);
+        assert_eq!(compared(16_384, 4096), 4096);
+        assert_eq!(compared(1024, 512), 1024);
+    }
 }

@@ -12,29 +12,32 @@ use super::Conversion;
 use crate::calibrate::Corpus;
 use crate::calibrate::collect::{Collected, InputBatch, collect};
 use crate::calibrate::objectives::Objectives;
-use crate::calibrate::observe::{head_inputs, tied_head_inputs};
-use crate::calibrate::streams::{Streamed, Streams, coverage};
+use crate::calibrate::observe::head_inputs;
+use crate::calibrate::statistics::InputStats;
+use crate::calibrate::streams::{Streamed, Streams, Through, coverage};
 use crate::error::Result;
 
 /// Makes every unit; gives what was seen of the text.
 pub fn convert(conversion: &mut Conversion<'_>, corpus: &Corpus) -> Result<Streamed> {
     let threads = conversion.options.threads;
     let original = &corpus.original;
+    let through = through_tied(conversion, corpus)?;
     if !conversion.keep(&[Unit::Embedding])? {
-        let inputs = tied_head_inputs(corpus, threads)?;
+        let inputs = match &through {
+            Some(through) => head_inputs(original, &through.hidden, threads)?,
+            None => InputStats::new(),
+        };
         conversion.make(&[Unit::Embedding], &Objectives::new(inputs))?;
     }
     let bundle = Bundle::unfinished(conversion.writer.dir(), conversion.plan.manifest.clone())?;
     let weights = Weights::from(bundle);
-    let mut streams = Streams::new(corpus, &weights, threads)?;
+    let mut streams = Streams::new(corpus, &weights, through, threads)?;
     let mut seen = Streamed::default();
     for layer in 0..original.spec().layers.len() as u32 {
         if conversion.options.cancel.load(Ordering::Relaxed) {
             return Err(conversion.cancelled());
         }
-        let routes = streams.step_original()?;
-        seen.coverage
-            .extend(coverage(layer, original.spec(), routes));
+        seen.coverage.extend(streams.step_original()?);
         make_layer(conversion, &mut streams.quantized, original, layer)?;
         streams.step_quantized()?;
         seen.layers.push(streams.output(layer));
@@ -43,7 +46,7 @@ pub fn convert(conversion: &mut Conversion<'_>, corpus: &Corpus) -> Result<Strea
         let inputs = head_inputs(original, streams.quantized.hidden(), threads)?;
         conversion.make(&[Unit::Head], &Objectives::new(inputs))?;
     }
-    seen.divergence = streams.divergence(corpus, &weights, threads)?;
+    seen.divergence = streams.divergence(&weights, threads)?;
     // No text goes through what is not the text model.
     let extras = conversion.plan.manifest.extras().iter();
     let extras: Vec<_> = extras.map(|shard| shard.unit).collect();
@@ -51,6 +54,24 @@ pub fn convert(conversion: &mut Conversion<'_>, corpus: &Corpus) -> Result<Strea
         conversion.make(&extras, &Objectives::default())?;
     }
     Ok(seen)
+}
+
+/// Takes the text through the original where its embedding is its head too: it is made by what the head is multiplied
+/// with, before the bundle has a stream.
+fn through_tied(conversion: &Conversion<'_>, corpus: &Corpus) -> Result<Option<Through>> {
+    let (original, threads) = (&corpus.original, conversion.options.threads);
+    if !original.spec().tie_word_embeddings {
+        return Ok(None);
+    }
+    let mut pass = LayerPass::new(original, &corpus.tokens, corpus.window, threads)?;
+    let mut seen = Vec::new();
+    while let Some(layer) = pass.step()? {
+        if conversion.options.cancel.load(Ordering::Relaxed) {
+            return Err(conversion.cancelled());
+        }
+        seen.extend(coverage(layer, original.spec(), pass.routes()));
+    }
+    Ok(Some(Through { hidden: pass.into_hidden(), coverage: seen }))
 }
 
 /// Makes the units of a layer from what the bundle's own stream brings to them.

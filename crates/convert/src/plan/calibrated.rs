@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shardwright_format::manifest::{Calibration, Manifest};
-use shardwright_format::{TensorEntry, Unit};
+use shardwright_format::{ModelSpec, TensorEntry, Unit};
 use shardwright_quant::{Encoding, KEPT_COLS, Method, product_bytes};
 
 use super::resolve::Rounding;
@@ -11,7 +11,7 @@ use shardwright_runtime::PassRoom;
 
 use crate::calibrate::collect::HessianSum;
 use crate::calibrate::statistics::InputKey;
-use crate::calibrate::streams::LOGITS;
+use crate::calibrate::streams::{LOGITS, compared};
 use crate::convert::memory::{Buffers, books, search};
 
 /// The program, and what the allocator keeps of freed memory: measured, as nothing else here. Code that was not
@@ -165,10 +165,20 @@ pub fn peak(
     let rotated = ROTATED * rotated.unwrap_or(0);
     let each = POOLS * THREAD + rotated + search(manifest);
     let base = PROGRAM + books(manifest, source_bytes) + threads * each;
-    let streams = 2 * (pass.stream + pass.buffers);
+    let streams = 2 * (pass.stream + pass.buffers) + again(&manifest.model, text);
     let all = base + streams + kept + layer.max(left + head(manifest, text, threads));
     // Pages are whole, and small pieces lie between those that were freed.
     Some(all + all / 32)
+}
+
+/// Bytes of the stream in which the beginning of `text` goes through the original once more, where all of it did before
+/// its embedding was made.
+fn again(model: &ModelSpec, text: &Calibration) -> u64 {
+    if !model.tie_word_embeddings {
+        return 0;
+    }
+    let tokens = compared(text.tokens as usize, text.window as usize);
+    4 * u64::from(model.hidden_size) * tokens as u64
 }
 
 /// What statistics of an earlier text hold.

@@ -12,6 +12,7 @@ use shardwright_format::manifest::{self, LineHashes};
 use shardwright_format::weights::Weights;
 use shardwright_format::{Bundle, Role};
 use shardwright_quant::Method;
+use shardwright_runtime::layerwise::LayerPass;
 
 use super::{Case, contents, copy_dir, fixture, noise};
 use crate::calibrate::streams::Streams;
@@ -299,12 +300,42 @@ fn the_report_says_what_the_finished_bundle_does() {
         let out = dir.path().join("out");
         let seen = made.convert(&out, 2).unwrap().calibration.unwrap();
         let bundle = Weights::from(Bundle::open(&out).unwrap());
-        let mut streams = Streams::new(&made.corpus, &bundle, 2).unwrap();
+        let mut streams = Streams::new(&made.corpus, &bundle, None, 2).unwrap();
         for layer in 0..bundle.spec().layers.len() as u32 {
             streams.step_original().unwrap();
             streams.step_quantized().unwrap();
             assert_eq!(seen.layers[layer as usize], streams.output(layer), "{name}");
         }
-        assert_eq!(seen.divergence, streams.divergence(&made.corpus, &bundle, 2).unwrap());
+        assert_eq!(seen.divergence, streams.divergence(&bundle, 2).unwrap());
     }
+}
+
+#[test]
+fn where_the_embedding_is_the_head_layers_are_compared_at_the_beginning_of_the_text() {
+    let dir = fixture("golden/granitemoe");
+    let compared = 2048;
+    let corpus = corpus(&dir, 7, compared + 2 * WINDOW);
+    let made = Calibrated { case: plan(&dir, &recipe("q2g32"), &corpus.record), corpus };
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().join("out");
+    let seen = made.convert(&out, 2).unwrap().calibration.unwrap();
+    let bundle = Weights::from(Bundle::open(&out).unwrap());
+    let mut streams = Streams::new(&made.corpus, &bundle, None, 2).unwrap();
+    let pass = |weights| LayerPass::new(weights, &made.corpus.tokens, WINDOW, 2).unwrap();
+    let (mut a, mut b) = (pass(&made.corpus.original), pass(&bundle));
+    let values = compared * bundle.spec().hidden_size as usize;
+    for layer in 0..bundle.spec().layers.len() {
+        a.step().unwrap();
+        b.step().unwrap();
+        let pairs = || a.hidden()[..values].iter().zip(&b.hidden()[..values]);
+        let error: f64 = pairs().map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let square: f64 = pairs().map(|(a, _)| f64::from(*a).powi(2)).sum();
+        let found = seen.layers[layer].relative_output_error;
+        assert!((found - (error / square).sqrt()).abs() < 1e-6 && found > 0.0, "{found}");
+        // Experts are counted and predictions compared over all of it.
+        assert_eq!(Some(&seen.coverage[layer]), streams.step_original().unwrap().as_ref());
+        streams.step_quantized().unwrap();
+        assert!(seen.layers[layer] != streams.output(layer as u32));
+    }
+    assert_eq!(seen.divergence, streams.divergence(&bundle, 2).unwrap());
 }

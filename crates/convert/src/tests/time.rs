@@ -35,7 +35,8 @@ fn work_without_a_text_is_codes_and_hashes() {
     assert_eq!(work.hashed, work.read + case.plan.summary.bundle_bytes as f64);
 }
 
-/// A text goes four times through a model whose head is its embedding, and twice through the head.
+/// A text goes three times through a model, once of these without the last matrix of each layer, and twice through the
+/// head.
 #[test]
 fn work_with_a_text_is_that_of_its_streams() {
     let (tokens, window) = (100.0, 20);
@@ -49,7 +50,9 @@ fn work_with_a_text_is_that_of_its_streams() {
     assert!(work.rounding.iter().all(|(how, _)| how.feedback));
     // Keys and values of half a window for 2 heads of 32.
     let attention = tokens * 10.0 * 2.0 * 64.0;
-    assert_eq!(work.products, 4.0 * (LAYER * tokens + attention) + 2.0 * tokens * TABLE);
+    let watched = tokens * (LAYER - 64.0 * 128.0);
+    let streams = 2.0 * tokens * LAYER;
+    assert_eq!(work.products, streams + watched + 3.0 * attention + 2.0 * tokens * TABLE);
     // Inputs of attention, of its last matrix, of the feed-forward and the head are 64 wide, one is 128.
     assert_eq!(work.outer, tokens * (4.0 * 64.0 * 64.0 + 128.0 * 128.0) / 2.0);
     assert_eq!(work.factors, 4.0 * 64f64.powi(3) + 128f64.powi(3));

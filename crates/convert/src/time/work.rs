@@ -51,8 +51,6 @@ pub struct Work {
 struct Text {
     tokens: f64,
     window: f64,
-    /// How often all layers are gone through as the checkpoint has them, before the bundle's own stream.
-    original: f64,
 }
 
 impl Work {
@@ -62,15 +60,9 @@ impl Work {
         work.read = plan.cost.source_bytes as f64;
         work.hashed = work.read + plan.summary.bundle_bytes as f64;
         let calibration = plan.manifest.calibration.as_ref();
-        let tied = plan.manifest.model.tie_word_embeddings;
         let text = calibration
             .filter(|found| found.text_blake3.is_some())
-            .map(|found| Text {
-                tokens: found.tokens as f64,
-                window: f64::from(found.window),
-                // A tied embedding is made first, from what the original's last layer gives.
-                original: if tied { 2.0 } else { 1.0 },
-            });
+            .map(|found| Text { tokens: found.tokens as f64, window: f64::from(found.window) });
         for (unit, count) in units(plan) {
             let Some(planned) = plan.planned(unit) else { continue };
             let known = calibration.is_some() && unit.extra_role().is_none();
@@ -144,11 +136,13 @@ impl Work {
             let Some(key) = InputKey::for_tensor(unit, *role) else { continue };
             sites.insert(key, *cols);
             let weights = count * (outputs * cols) as f64;
-            self.products += weights * (rows * (text.original + 1.0) + watched);
+            let last = [Role::DownProj, Role::SharedDownProj, Role::ExpertDownProj].contains(role);
+            // In the original's stream and in the bundle's; what a layer gives while it is watched nobody needs.
+            self.products += weights * (2.0 * rows + if last { 0.0 } else { watched });
             if *role == Role::OProj {
                 // Half of a window on average, with keys and with values.
                 let pairs = text.tokens * text.window / 2.0 * 2.0 * *cols as f64;
-                self.products += count * pairs * (text.original + 2.0);
+                self.products += count * pairs * 3.0;
             }
         }
         let full = sites.values().filter(|cols| **cols <= GRAM_LIMIT as u64);

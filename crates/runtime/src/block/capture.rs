@@ -118,6 +118,11 @@ impl Captures {
         *self = Self { on, ..Self::default() };
     }
 
+    /// Whether inputs are all that the layer is computed for: what comes after the last matrix's is used by nobody.
+    pub const fn are_all(&self) -> bool {
+        self.on
+    }
+
     /// Keeps the rows of `x: [n, cols]` that matrices at `site` are multiplied with.
     pub fn keep(&mut self, site: InputSite, cols: usize, x: &[f32]) {
         if self.on {

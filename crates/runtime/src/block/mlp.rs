@@ -119,7 +119,8 @@ impl Gated {
     }
 
     /// `buffers.out = down(activation(gate(x), up(x)))` for `x: [n, hidden]`, whose first rows are
-    /// those of the first job. What a row gives depends on nothing but the row and its unit.
+    /// those of the first job. What a row gives depends on nothing but the row and its unit. Where inputs of matrices are
+    /// all that is asked for, nothing that means anything is in `buffers.out`: no matrix of the layer comes after.
     pub fn forward(
         &self,
         jobs: &[Job<'_>],
@@ -147,6 +148,9 @@ impl Gated {
             }
         }
         linear.captures.keep(self.inner, self.width, gate);
+        if linear.captures.are_all() {
+            return Ok(());
+        }
         linear.compute(products(jobs, self.down, gate, out)?);
         match self.biases {
             Some([_, _, down_bias]) => add_biases(jobs, down_bias, out),
