@@ -5,15 +5,22 @@
 /// with the depth, and no longer with its square.
 pub const DEPTHS: usize = 8;
 
-/// Of `layers`, ascending, at most [`DEPTHS`]: the first, the last, and others evenly between.
+/// Of `layers`, ascending, at most [`DEPTHS`]: the first, the last, and others between, their distances growing
+/// with depth. What an error in one of the first layers becomes can differ tenfold from one to the next; further up it
+/// hardly does.
 pub fn depths(layers: &[u32]) -> Vec<u32> {
     let last = layers.len().saturating_sub(1);
-    if layers.len() <= DEPTHS {
+    if last < DEPTHS {
         return layers.to_vec();
     }
-    (0..DEPTHS)
-        .map(|at| layers[at * last / (DEPTHS - 1)])
-        .collect()
+    let mut found = Vec::with_capacity(DEPTHS);
+    for at in 0..DEPTHS {
+        // By the square of their number, rounded; but each is a layer of its own.
+        let all = (DEPTHS - 1) * (DEPTHS - 1);
+        let square = (2 * at * at * last + all) / (2 * all);
+        found.push(square.max(found.last().map_or(0, |before| before + 1)));
+    }
+    found.into_iter().map(|at| layers[at]).collect()
 }
 
 /// Mean over the tokens of the squared length of the difference of two streams `[tokens, hidden]`, beside
@@ -74,6 +81,9 @@ mod tests {
         let found = depths(&many);
         assert_eq!((found.len(), found[0], found[DEPTHS - 1]), (DEPTHS, 10, 109));
         assert!(found.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(depths(&(0..18).collect::<Vec<_>>()), [0, 1, 2, 3, 6, 9, 12, 17]);
+        let least: Vec<u32> = (0..9).collect();
+        assert_eq!(depths(&least), [0, 1, 2, 3, 4, 5, 6, 8]);
     }
 
     #[test]
