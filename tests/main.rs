@@ -12,6 +12,7 @@ mod compare;
 mod compressed_tensors;
 mod convert;
 mod drafts;
+mod encrypted;
 mod engines;
 mod excerpt;
 mod experts;

@@ -11,19 +11,30 @@ use shardwright_testing::{digest, golden};
 
 use crate::harness::{Ran, Scratch};
 
-const QUANTIZE: &str = "--bits 4 --group-size 32";
+/// How models are converted here.
+pub const QUANTIZE: &str = "--bits 4 --group-size 32";
+
+/// Variables that change what is asked, and of whom.
+const NOT_SET: [&str; 8] = [
+    "HF_TOKEN",
+    "HF_TOKEN_PATH",
+    "HF_HUB_OFFLINE",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL_S3",
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "AWS_CA_BUNDLE",
+];
 
 /// A command that knows this server and no other.
-fn command(scratch: &Scratch, server: &Server, args: &str) -> Command {
+pub fn command(scratch: &Scratch, server: &Server, args: &str) -> Command {
     let mut command = scratch.command(args);
     for name in ["HF_HOME", "HF_HUB_CACHE"] {
         command.env(name, scratch.path("cache"));
     }
     fs::create_dir_all(scratch.path("temporary")).unwrap();
     command.env("TMPDIR", scratch.path("temporary"));
-    for name in
-        ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"]
-    {
+    for name in NOT_SET {
         command.env_remove(name);
     }
     command
@@ -60,7 +71,7 @@ fn refused(scratch: &Scratch, server: &Server, args: &str, expected: &str) {
 }
 
 /// The bundle that a local checkpoint gives, beside the server's.
-fn local(case: &str) -> Scratch {
+pub fn local(case: &str) -> Scratch {
     let scratch = Scratch::with(case);
     scratch.ok(&format!("convert ckpt -o local {QUANTIZE}"));
     scratch

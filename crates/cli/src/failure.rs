@@ -193,6 +193,9 @@ fn access(error: &RemoteError) -> Option<&'static str> {
         RemoteError::Denied { name, .. } if name.starts_with("s3://") => {
             Some("set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION")
         }
+        RemoteError::Untrusted { .. } => Some(
+            "if it is yours, or a proxy's in between, set SSL_CERT_FILE to a file with the certificate that vouches for it",
+        ),
         RemoteError::Offline { .. } => Some("unset it, or fetch the model first"),
         _ => None,
     }

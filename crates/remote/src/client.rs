@@ -6,11 +6,13 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use ureq::http::{HeaderMap, Response, StatusCode};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 use url::Url;
 
 use crate::error::{RemoteError, Result};
 use crate::listing::RemoteEntry;
+use crate::trust::roots;
 
 /// Redirections that are followed.
 const MOST_HOPS: usize = 5;
@@ -58,8 +60,12 @@ pub struct Client {
 
 impl Client {
     /// A client that waits so long.
-    pub fn new(patience: Patience) -> Self {
+    ///
+    /// # Errors
+    /// Certificates that the environment names and that cannot be read.
+    pub fn new(patience: Patience) -> Result<Self> {
         let wait = Some(patience.answer);
+        let trust = TlsConfig::builder().root_certs(roots()?).build();
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -67,9 +73,10 @@ impl Client {
             .timeout_connect(wait)
             .timeout_recv_response(wait)
             .timeout_recv_body(wait)
+            .tls_config(trust)
             .user_agent(concat!("shardwright/", env!("CARGO_PKG_VERSION")))
             .build();
-        Self { agent: config.into(), patience }
+        Ok(Self { agent: config.into(), patience })
     }
 
     /// All of a small answer, at most `limit` bytes; `name` is what messages call it. None for status 404.
@@ -234,9 +241,7 @@ impl Client {
                 request =
                     request.header("range", format!("bytes={}-{}", range.start, range.end - 1));
             }
-            let answer = request
-                .call()
-                .map_err(|e| Fault::Passing(e.to_string(), None))?;
+            let answer = request.call().map_err(|e| unanswered(&at, &e))?;
             if !answer.status().is_redirection() {
                 return Ok((answer, at));
             }
@@ -287,6 +292,16 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Why there was no answer. A server that nobody vouches for will not be another the next time.
+fn unanswered(url: &Url, error: &ureq::Error) -> Fault {
+    let detail = error.to_string();
+    if detail.contains("invalid peer certificate") {
+        let name = url.origin().ascii_serialization();
+        return Fault::Lasting(RemoteError::Untrusted { name, detail });
+    }
+    Fault::Passing(detail, None)
 }
 
 /// Refuses an answer that is not these bytes of this file.

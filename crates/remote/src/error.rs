@@ -28,6 +28,14 @@ pub enum RemoteError {
         /// 401 or 403.
         status: u16,
     },
+    /// The server shows a certificate that nobody who is trusted vouches for.
+    #[error("{name}: {detail}")]
+    Untrusted {
+        /// The server.
+        name: String,
+        /// What is wrong with its certificate.
+        detail: String,
+    },
     /// There is no such file or repository.
     #[error("{name}: there is no such {what} (status 404)")]
     Missing {

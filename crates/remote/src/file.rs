@@ -229,7 +229,7 @@ mod tests {
             address,
             content: None,
         };
-        let client = Client::new(Patience { attempts: 1, ..Patience::default() });
+        let client = Client::new(Patience { attempts: 1, ..Patience::default() }).unwrap();
         let shared = Arc::new(Shared { client, chunks: Chunks::default() });
         let folder = Arc::new(TempDir::new().unwrap());
         let file = RangedFile::new(Arc::clone(&shared), folder, (0, entry), None);
@@ -268,7 +268,8 @@ mod tests {
             content: None,
         };
         let cache = CacheFolder::at(there.path().join("cache"), "c0ffee").unwrap();
-        let shared = Shared { client: Client::new(Patience::default()), chunks: Chunks::default() };
+        let shared =
+            Shared { client: Client::new(Patience::default()).unwrap(), chunks: Chunks::default() };
         let folder = Arc::new(TempDir::new().unwrap());
         let kept = cache.begin(&entry).unwrap();
         let file = RangedFile::new(Arc::new(shared), folder, (0, entry), kept);

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::client::Client;
+use crate::environment::set;
 use crate::error::{RemoteError, Result};
 use crate::listing::{Address, RemoteEntry};
 
@@ -102,11 +103,6 @@ pub fn list(client: &Client, repository: &str, revision: &str) -> Result<Listing
 /// The snapshot of a repository in this machine's cache, if it has one of this revision.
 pub fn cached(repository: &str, revision: &str) -> Option<PathBuf> {
     shardwright_format::checkpoint::cached_snapshot(Path::new(repository), revision)
-}
-
-/// A variable of the environment that is set and not empty.
-fn set(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// The user's token, where the ecosystem's tools keep it.

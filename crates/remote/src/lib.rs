@@ -7,6 +7,7 @@
 mod chunks;
 mod client;
 mod covered;
+mod environment;
 mod error;
 mod file;
 mod hub;
@@ -15,6 +16,7 @@ mod listing;
 mod location;
 mod s3;
 mod stage;
+mod trust;
 mod web;
 
 pub use client::Patience;

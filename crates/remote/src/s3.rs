@@ -5,6 +5,7 @@ use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use url::Url;
 
 use crate::client::Client;
+use crate::environment::set;
 use crate::error::{RemoteError, Result};
 use crate::listing::{Address, RemoteEntry, SIGNED_FOR};
 
@@ -68,7 +69,6 @@ pub fn list(client: &Client, bucket: &str, prefix: &str) -> Result<Vec<RemoteEnt
 
 /// The bucket where the environment says that its server is, Amazon's if it says nothing.
 fn open(name: &str, bucket: &str) -> Result<Bucket> {
-    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let region = set("AWS_REGION").or_else(|| set("AWS_DEFAULT_REGION"));
     let region = region.unwrap_or_else(|| "us-east-1".to_owned());
     let own = set("AWS_ENDPOINT_URL_S3").or_else(|| set("AWS_ENDPOINT_URL"));

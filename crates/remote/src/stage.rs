@@ -54,21 +54,18 @@ pub struct Staged {
 /// A place that is not there, that refuses, or that holds no model; a place other than the hub whose model is to be kept;
 /// and what this machine refuses.
 pub fn open(location: &Location, patience: Patience, keep: bool) -> Result<RemoteModel> {
-    let client = Client::new(patience);
+    if keep && !matches!(location, Location::Hub { .. }) {
+        let detail =
+            "only models of the hub are kept: the cache has no place for others".to_owned();
+        return Err(RemoteError::Location { location: location.to_string(), detail });
+    }
+    if let Some(path) = location.cached() {
+        return Ok(RemoteModel::Cached(path));
+    }
+    let client = Client::new(patience)?;
     let mut cache = None;
     let entries = match location {
-        _ if keep && !matches!(location, Location::Hub { .. }) => {
-            let detail =
-                "only models of the hub are kept: the cache has no place for others".to_owned();
-            return Err(RemoteError::Location { location: location.to_string(), detail });
-        }
-        Location::Hub { repository, revision, file } => {
-            let cached = hub::cached(repository, revision);
-            let cached = cached.map(|folder| file.iter().fold(folder, |at, file| at.join(file)));
-            // The cache may have some files of a model alone.
-            if let Some(path) = cached.filter(|path| Checkpoint::open(path).is_ok()) {
-                return Ok(RemoteModel::Cached(path));
-            }
+        Location::Hub { repository, revision, .. } => {
             let Listing { commit, entries } = hub::list(&client, repository, revision)?;
             if keep {
                 cache = Some(CacheFolder::new(repository, &commit)?);
@@ -83,6 +80,14 @@ pub fn open(location: &Location, patience: Patience, keep: bool) -> Result<Remot
 }
 
 impl Location {
+    /// Where this machine's cache has a model of the hub; it may have some files of it alone, which cannot be opened.
+    fn cached(&self) -> Option<PathBuf> {
+        let Self::Hub { repository, revision, file } = self else { return None };
+        let folder = hub::cached(repository, revision)?;
+        let path = file.iter().fold(folder, |at, file| at.join(file));
+        Checkpoint::open(&path).is_ok().then_some(path)
+    }
+
     /// The one file with weights that was asked for.
     fn file(&self) -> Option<&str> {
         match self {

@@ -11,6 +11,7 @@ mod golden;
 pub mod models;
 pub mod mutate;
 pub mod server;
+pub mod tls;
 mod vocabulary;
 
 use std::path::{Path, PathBuf};

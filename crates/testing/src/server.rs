@@ -91,6 +91,11 @@ impl Server {
         Self { port, state }
     }
 
+    /// Where it listens.
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Its address, without a slash at the end.
     pub fn address(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
