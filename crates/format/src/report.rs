@@ -10,7 +10,9 @@ pub struct CalibrationReport {
     pub tokens: u64,
     /// Tokens of a window.
     pub window: u32,
-    /// Mean Kullback-Leibler divergence of the bundle's predictions from the original's over this
+    /// Of those, from the beginning, how many both models' predictions were compared on.
+    pub predicted_tokens: u64,
+    /// Mean Kullback-Leibler divergence of the bundle's predictions from the original's over the beginning of this
     /// very text, nats per token. Another text gives an honest figure.
     pub divergence: f64,
     /// What is done for experts that too few tokens reach, in words.
@@ -40,6 +42,7 @@ pub struct LayerOutput {
     /// The layer.
     pub layer: u32,
     /// Root of the squared differences of the residual stream after the layer over its squares, the
-    /// quantized stream against the original's, calibration tokens together.
+    /// quantized stream against the original's, calibration tokens together: the first 2,048 of them where the
+    /// embedding is the head too.
     pub relative_output_error: f64,
 }

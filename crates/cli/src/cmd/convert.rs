@@ -211,8 +211,13 @@ fn calibrated(report: &ConversionReport) -> Option<String> {
         .fold(0.0, f64::max);
     let experts: usize = seen.coverage.iter().map(|layer| layer.tokens.len()).sum();
     let starved: usize = seen.coverage.iter().map(|layer| layer.starved.len()).sum();
+    let compared = if seen.predicted_tokens < seen.tokens {
+        format!("the first {}", seen.predicted_tokens)
+    } else {
+        "those".to_owned()
+    };
     let mut out = format!(
-        "calibrated on {} tokens; on those, {:.5} nats per token of divergence, layers off by at most {:.1} %\n",
+        "calibrated on {} tokens; on {compared}, {:.5} nats per token of divergence, layers off by at most {:.1} %\n",
         seen.tokens,
         seen.divergence,
         100.0 * worst

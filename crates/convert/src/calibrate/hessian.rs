@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 use shardwright_quant::{Backend, add_outer_products};
 
-/// Columns of a Gram matrix that one task computes.
-const TILE: usize = 96;
+/// Columns of a Gram matrix that one task computes: each packs the rows anew.
+const TILE: usize = 144;
 /// Added to the diagonal, as a share of its mean, where there are as many columns as rows: what
 /// few rows happen to have in common says little about others. It falls with the number of rows.
 const SHRINKAGE: f64 = 0.5;

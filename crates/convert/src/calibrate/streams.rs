@@ -18,9 +18,11 @@ pub const LOGITS: usize = 8 << 20;
 pub const RULE: &str = "experts with fewer than 256 tokens are given those of their highest router \
                         scores besides, up to 256, at a quarter of an average pick's weight";
 
-/// Tokens of which the streams are compared after each layer, in whole windows and one at least, where the original's
-/// has been at its end before.
+/// Tokens of which the streams are compared after each layer where the original's has been at its end before.
 const COMPARED: usize = 2048;
+
+/// Tokens whose predictions are compared: with a large vocabulary those cost more than the layers.
+const PREDICTED: usize = 8192;
 
 /// How often the experts of the layer that a stream came through last were picked; none for a layer without experts.
 pub fn coverage(layer: u32, spec: &ModelSpec, routes: &Routes) -> Option<LayerCoverage> {
@@ -41,7 +43,7 @@ pub fn coverage(layer: u32, spec: &ModelSpec, routes: &Routes) -> Option<LayerCo
 pub struct Streamed {
     /// After each layer.
     pub layers: Vec<LayerOutput>,
-    /// Mean Kullback-Leibler divergence of the predictions over the text, nats per token.
+    /// Mean Kullback-Leibler divergence of the predictions over the text, or its beginning, nats per token.
     pub divergence: f64,
     /// Per layer with experts.
     pub coverage: Vec<LayerCoverage>,
@@ -79,7 +81,7 @@ impl<'w> Streams<'w> {
     ) -> Result<Self> {
         let start = |weights, tokens| LayerPass::new(weights, tokens, corpus.window, threads);
         let again = match through {
-            Some(_) => compared(corpus.tokens.len(), corpus.window),
+            Some(_) => compared(corpus.tokens.len() as u64, corpus.window as u64) as usize,
             None => corpus.tokens.len(),
         };
         let original = start(&corpus.original, &corpus.tokens[..again])?;
@@ -122,24 +124,36 @@ impl<'w> Streams<'w> {
     }
 
     /// Mean Kullback-Leibler divergence of the bundle's predictions from the original's, in nats
-    /// per token, over the whole text.
+    /// per token, over as much of the text as [`predicted`] says.
     ///
     /// # Errors
     /// Heads that cannot be read.
     pub fn divergence(&self, bundle: &Weights, threads: usize) -> Result<f64> {
         let mut head = Head::new(&self.corpus.original, threads)?;
         let own = Head::new(bundle, threads)?;
-        let mut others = [(Some(own), self.quantized.hidden())];
         let through = self.through.as_ref();
         let hidden = through.map_or(self.original.hidden(), |through| &through.hidden);
-        let found = mean_divergences(&mut head, hidden, &mut others)?;
+        let tokens = predicted(self.corpus.tokens.len() as u64, self.corpus.window as u64);
+        let values = tokens as usize * head.hidden_size();
+        let mut others = [(Some(own), &self.quantized.hidden()[..values])];
+        let found = mean_divergences(&mut head, &hidden[..values], &mut others)?;
         Ok(found.first().copied().unwrap_or_default())
     }
 }
 
-/// [`COMPARED`] of so many tokens, in whole windows.
-pub fn compared(tokens: usize, window: usize) -> usize {
-    tokens.min((COMPARED / window).max(1) * window)
+/// How many of a text's tokens, from its beginning, are compared after each layer where only some are: in whole windows,
+/// one at least.
+pub fn compared(tokens: u64, window: u64) -> u64 {
+    beginning(COMPARED, tokens, window)
+}
+
+/// Of how many of a text's tokens the predictions are compared: in whole windows, one at least.
+pub fn predicted(tokens: u64, window: u64) -> u64 {
+    beginning(PREDICTED, tokens, window)
+}
+
+fn beginning(most: usize, tokens: u64, window: u64) -> u64 {
+    tokens.min((most as u64 / window).max(1) * window)
 }
 
 /// Mean Kullback-Leibler divergences, in nats per token, of the predictions that each of `others` makes from
@@ -178,7 +192,7 @@ pub fn mean_divergences(
 
 #[cfg(test)]
 mod tests {
-    use super::compared;
+    use super::{compared, predicted};
 
     #[test]
     fn whole_windows_are_compared_and_one_at_least() {
@@ -186,5 +200,6 @@ mod tests {
         assert_eq!(compared(32_760, 168), 2016);
         assert_eq!(compared(16_384, 4096), 4096);
         assert_eq!(compared(1024, 512), 1024);
+        assert_eq!(predicted(32_768, 500), 8000);
     }
 }

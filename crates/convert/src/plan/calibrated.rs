@@ -177,8 +177,7 @@ fn again(model: &ModelSpec, text: &Calibration) -> u64 {
     if !model.tie_word_embeddings {
         return 0;
     }
-    let tokens = compared(text.tokens as usize, text.window as usize);
-    4 * u64::from(model.hidden_size) * tokens as u64
+    4 * u64::from(model.hidden_size) * compared(text.tokens, u64::from(text.window))
 }
 
 /// What statistics of an earlier text hold.

@@ -11,7 +11,7 @@ use super::{
     FallbackUsed, OmittedExtra, Plan, PlannedTensor, Repacked, RuleMatch, SkippedFile, Summary,
     UnquantizedMatrix,
 };
-use crate::calibrate::streams::{RULE, Streamed};
+use crate::calibrate::streams::{RULE, Streamed, predicted};
 
 /// What a conversion did. The same for every machine, thread count and interruption.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -159,6 +159,7 @@ impl ConversionReport {
             .map(|(record, seen)| CalibrationReport {
                 tokens: record.tokens,
                 window: record.window,
+                predicted_tokens: predicted(record.tokens, u64::from(record.window)),
                 divergence: seen.divergence,
                 rule: if seen.coverage.is_empty() { String::new() } else { RULE.to_owned() },
                 coverage: seen.coverage,

@@ -49,18 +49,24 @@ impl Machine {
         Ok(Self { pool: thread_pool(threads)?, threads, backend: Backend::detect() })
     }
 
-    /// How often all threads together can do `once`, per second.
-    fn per_second<E: Send>(&self, once: impl Fn() -> Result<(), E> + Sync) -> Result<f64, E> {
+    /// How often all threads together can do `once`, per second, each with buffers of its own that it keeps: memory that
+    /// one thread gives back to the system stops the others.
+    fn per_second<B, E: Send>(
+        &self,
+        buffers: impl Fn() -> B + Sync,
+        once: impl Fn(&mut B) -> Result<(), E> + Sync,
+    ) -> Result<f64, E> {
         // What is cold the first time is not counted.
-        once()?;
+        once(&mut buffers())?;
         let (done, begun) = (AtomicU32::new(0), Instant::now());
         self.pool.install(|| {
             (0..self.threads)
                 .into_par_iter()
                 .with_max_len(1)
                 .try_for_each(|_| {
+                    let mut own = buffers();
                     while begun.elapsed() < LEAST {
-                        once()?;
+                        once(&mut own)?;
                         done.fetch_add(1, Ordering::Relaxed);
                     }
                     Ok(())
@@ -70,9 +76,9 @@ impl Machine {
     }
 
     /// As [`Self::per_second`], of what cannot fail.
-    fn always(&self, once: impl Fn() + Sync) -> f64 {
-        let done = self.per_second(|| {
-            once();
+    fn always<B>(&self, buffers: impl Fn() -> B + Sync, once: impl Fn(&mut B) + Sync) -> f64 {
+        let done = self.per_second(buffers, |own| {
+            once(own);
             Ok::<(), std::convert::Infallible>(())
         });
         match done {
@@ -119,10 +125,10 @@ impl Machine {
             objective,
         };
         let len = how.encoding.parts(rows as u64, cols as u64)?.total() as usize;
-        let rate = self.per_second(|| {
-            let mut out = vec![0; len];
-            quantize(&job, PartsMut::split(how.encoding, rows, cols, &mut out)?).map(drop)
-        })?;
+        let rate = self.per_second(
+            || vec![0; len],
+            |out| quantize(&job, PartsMut::split(how.encoding, rows, cols, out)?).map(drop),
+        )?;
         Ok(1.0 / (rate * (rows * cols) as f64))
     }
 
@@ -133,12 +139,14 @@ impl Machine {
         narrow(Float::Bf16, &values(rows * cols), &mut bytes);
         let mut x = Activations::new();
         x.set(self.backend, &values(TOKENS * cols), cols);
-        let rate = self.always(|| {
-            let mut out = vec![0.0; TOKENS * rows];
-            if let Ok(matrix) = Matrix::new(Encoding::Bf16, rows, cols, &bytes) {
-                matmul(&matrix, &x, 0..rows, Outputs::new(&mut out, TOKENS));
-            }
-        });
+        let rate = self.always(
+            || vec![0.0; TOKENS * rows],
+            |out| {
+                if let Ok(matrix) = Matrix::new(Encoding::Bf16, rows, cols, &bytes) {
+                    matmul(&matrix, &x, 0..rows, Outputs::new(out, TOKENS));
+                }
+            },
+        );
         rate * (TOKENS * rows * cols) as f64
     }
 
@@ -146,7 +154,7 @@ impl Machine {
     pub fn outer(&self) -> f64 {
         let (rows, cols) = (256, 512);
         let x = values(rows * cols);
-        let rate = self.always(|| FullSum::new(cols).add(&x, &[], &mut Vec::new()));
+        let rate = self.always(|| FullSum::new(cols), |sum| sum.add(&x, &[], &mut Vec::new()));
         rate * (rows * cols * cols) as f64 / 2.0
     }
 
@@ -159,7 +167,8 @@ impl Machine {
         let gram = gram(cols);
         let codes = Affine::new(4, 64, Float::F16).map_err(|e| e.to_string())?;
         let codes = Encoding::Affine(codes);
-        let rate = self.per_second(|| HessianFactor::new(&gram, cols, DAMPING, codes).map(drop));
+        let once = |(): &mut ()| HessianFactor::new(&gram, cols, DAMPING, codes).map(drop);
+        let rate = self.per_second(|| (), once);
         let rate = rate.map_err(|e| e.to_string())?;
         Ok(rate * (cols as f64).powi(3))
     }
@@ -167,18 +176,20 @@ impl Machine {
     /// Pairs of logits.
     pub fn softmaxes(&self) -> f64 {
         let logits = values(1 << 16);
-        let rate = self.always(|| {
+        let once = |(): &mut ()| {
             black_box(softmaxes(self.backend, &logits, &logits));
-        });
+        };
+        let rate = self.always(|| (), once);
         rate * logits.len() as f64
     }
 
     /// Bytes hashed.
     pub fn hashing(&self) -> f64 {
         let bytes = vec![7; 1 << 20];
-        let rate = self.always(|| {
+        let once = |(): &mut ()| {
             black_box(blake3::hash(&bytes));
-        });
+        };
+        let rate = self.always(|| (), once);
         rate * bytes.len() as f64
     }
 }

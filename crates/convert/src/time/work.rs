@@ -7,6 +7,7 @@ use shardwright_quant::{Encoding, Method, Zeros};
 
 use crate::calibrate::collect::{GRAM_LIMIT, LEAST_ROWS};
 use crate::calibrate::statistics::InputKey;
+use crate::calibrate::streams::predicted;
 use crate::plan::{Plan, PlannedTensor};
 
 /// How codes are chosen.
@@ -154,9 +155,10 @@ impl Work {
     fn head(&mut self, plan: &Plan, text: Text) {
         let spec = &plan.manifest.model;
         let (vocab, hidden) = (f64::from(spec.vocab_size), f64::from(spec.hidden_size));
-        self.products += 2.0 * text.tokens * vocab * hidden;
+        let tokens = predicted(text.tokens as u64, text.window as u64) as f64;
+        self.products += 2.0 * tokens * vocab * hidden;
         self.outer += text.tokens * hidden * hidden / 2.0;
-        self.logits += text.tokens * vocab;
+        self.logits += tokens * vocab;
     }
 }
 
