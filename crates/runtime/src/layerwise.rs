@@ -238,6 +238,11 @@ impl<'w> LayerPass<'w> {
         Ok(())
     }
 
+    /// Runs `op`, whose parallel work is shared out to the threads of this pass.
+    pub fn install<R: Send>(&self, op: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(op)
+    }
+
     /// The residual stream `[tokens, hidden_size]`: the embedding, or the last layer's output.
     pub fn hidden(&self) -> &[f32] {
         &self.state.x

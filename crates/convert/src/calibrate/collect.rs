@@ -163,7 +163,7 @@ pub fn collect(
     let mut show = |activations: Activations<'_>| collector.add(activations);
     stream.observe(original, Hook { least_rows: LEAST_ROWS, most_experts, show: &mut show })?;
     collector.units.push(collector.current);
-    collector.send()
+    stream.install(|| collector.send())
 }
 
 /// Experts that a token is sent to; 1 without experts.
@@ -174,7 +174,7 @@ fn picks(spec: &LayerSpec) -> u32 {
     }
 }
 
-/// The inputs of the head, as rows after the final norm.
+/// The inputs of the head, as rows after the final norm. The work is spread over the current pool.
 pub fn head(rows: impl Iterator<Item = Vec<f32>>, cols: usize) -> InputStats {
     let mut sum = HessianSum::new(cols);
     let mut weighted = Vec::new();

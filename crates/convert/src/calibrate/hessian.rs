@@ -5,6 +5,10 @@ use shardwright_quant::{Backend, add_outer_products};
 
 /// Columns of a Gram matrix that one task computes: each packs the rows anew.
 const TILE: usize = 144;
+/// Rows that are mirrored together, spread over threads.
+const BAND: usize = 512;
+/// Values of a line of memory.
+const LINE: usize = 16;
 /// Added to the diagonal, as a share of its mean, where there are as many columns as rows: what
 /// few rows happen to have in common says little about others. It falls with the number of rows.
 const SHRINKAGE: f64 = 0.5;
@@ -49,19 +53,15 @@ impl FullSum {
         });
     }
 
-    /// The mean, `[cols, cols]`, its diagonal raised by what [`SHRINKAGE`] says; none without rows.
+    /// The mean, `[cols, cols]`, its diagonal raised by what [`SHRINKAGE`] says; none without rows. The work is spread
+    /// over the current pool.
     pub fn into_mean(mut self) -> Option<Vec<f32>> {
         if self.weight == 0.0 {
             return None;
         }
         let (cols, scale) = (self.cols, (1.0 / self.weight) as f32);
-        for row in 0..cols {
-            for col in 0..=row {
-                let mean = self.sum[col * cols + row] * scale;
-                self.sum[row * cols + col] = mean;
-                self.sum[col * cols + row] = mean;
-            }
-        }
+        self.sum.par_iter_mut().for_each(|sum| *sum *= scale);
+        mirror(&mut self.sum, cols);
         let trace: f64 = (0..cols).map(|i| f64::from(self.sum[i * (cols + 1)])).sum();
         // Mean of the diagonal, times columns per row.
         let raise = SHRINKAGE * trace * self.weight_sq / (self.weight * self.weight);
@@ -69,6 +69,32 @@ impl FullSum {
             self.sum[i * (cols + 1)] += raise as f32;
         }
         Some(self.sum)
+    }
+}
+
+/// Puts what is above the diagonal of `[cols, cols]` below it too, over the threads of the current pool.
+fn mirror(sum: &mut [f32], cols: usize) {
+    for first in (0..cols).step_by(BAND) {
+        // Rows before the band hold what the band's have left of its own square.
+        let (above, band) = sum.split_at_mut(first * cols);
+        let band = &mut band[..BAND.min(cols - first) * cols];
+        band.par_chunks_mut(LINE * cols)
+            .enumerate()
+            .for_each(|(at, rows)| {
+                let own = first + at * LINE;
+                let count = rows.len() / cols;
+                for (col, above) in above.chunks_exact(cols).enumerate() {
+                    // Neighbours in a row above are one line of memory: all of it is used while it is at hand.
+                    for (row, value) in above[own..own + count].iter().enumerate() {
+                        rows[row * cols + col] = *value;
+                    }
+                }
+            });
+        for row in 0..band.len() / cols {
+            for col in 0..row {
+                band[row * cols + first + col] = band[col * cols + first + row];
+            }
+        }
     }
 }
 
@@ -87,6 +113,18 @@ mod tests {
     use ndarray::{Array2, ArrayView2, Axis, aview1};
 
     use super::*;
+
+    #[test]
+    fn what_is_above_the_diagonal_is_below_it_too() {
+        for cols in [1, 37, 512, 1100] {
+            let mut sum: Vec<f32> = (0..cols * cols).map(|at| at as f32).collect();
+            mirror(&mut sum, cols);
+            for (row, values) in sum.chunks_exact(cols).enumerate() {
+                let expected = (0..cols).map(|col| (row.min(col) * cols + row.max(col)) as f32);
+                assert!(values.iter().copied().eq(expected), "row {row} of {cols}");
+            }
+        }
+    }
 
     #[test]
     fn the_mean_is_that_of_weighted_outer_products_with_a_raised_diagonal() {

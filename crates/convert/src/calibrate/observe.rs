@@ -6,7 +6,7 @@ use std::sync::mpsc::sync_channel;
 use shardwright_format::report::LayerCoverage;
 use shardwright_format::weights::Weights;
 use shardwright_runtime::layerwise::LayerPass;
-use shardwright_runtime::{Head, RuntimeError};
+use shardwright_runtime::{Head, RuntimeError, thread_pool};
 
 use super::Corpus;
 use super::collect::{Collected, collect, head};
@@ -77,5 +77,5 @@ pub fn head_inputs(original: &Weights, stream: &[f32], threads: usize) -> Result
     let cols = original.spec().hidden_size as usize;
     let norm = Head::new(original, threads)?;
     let rows = stream.chunks(ROWS * cols).map(|rows| norm.normed(rows));
-    Ok(head(rows, cols))
+    Ok(thread_pool(threads)?.install(|| head(rows, cols)))
 }
