@@ -7,7 +7,7 @@ pub fn peak_memory() -> Option<u64> {
     kib("/proc/self/status", "VmHWM:")
 }
 
-/// Memory that the process holds now and no file could give back, in bytes; where it is told.
+/// Memory that the process holds now, pages of files apart, in bytes; where it is told.
 pub fn own_memory() -> Option<u64> {
     kib("/proc/self/status", "RssAnon:")
 }

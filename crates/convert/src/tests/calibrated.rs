@@ -339,3 +339,26 @@ fn where_the_embedding_is_the_head_layers_are_compared_at_the_beginning_of_the_t
     }
     assert_eq!(seen.divergence, streams.divergence(&bundle, 2).unwrap());
 }
+
+#[test]
+fn predictions_are_compared_at_the_beginning_of_a_long_text() {
+    let dir = fixture("golden/llama3");
+    let folder = tempfile::tempdir().unwrap();
+    let made = Calibrated::new(&dir, "q2g32");
+    let out = folder.path().join("out");
+    made.convert(&out, 2).unwrap();
+    let bundle = Weights::from(Bundle::open(&out).unwrap());
+    let divergence = |corpus: &Corpus| {
+        let mut streams = Streams::new(corpus, &bundle, None, 2).unwrap();
+        for _ in 0..bundle.spec().layers.len() {
+            streams.step_original().unwrap();
+            streams.step_quantized().unwrap();
+        }
+        streams.divergence(&bundle, 2).unwrap()
+    };
+    let long = corpus(&dir, 7, 8192 + WINDOW);
+    let tokens = long.tokens[..8192].to_vec();
+    let beginning = Corpus { tokens, ..corpus(&dir, 7, WINDOW) };
+    assert!(divergence(&made.corpus) > 0.0);
+    assert_eq!(divergence(&long), divergence(&beginning));
+}
