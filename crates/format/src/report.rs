@@ -42,7 +42,7 @@ pub struct LayerOutput {
     /// The layer.
     pub layer: u32,
     /// Root of the squared differences of the residual stream after the layer over its squares, the
-    /// quantized stream against the original's, calibration tokens together: the first 2,048 of them where the
-    /// embedding is the head too.
+    /// quantized stream against the original's, calibration tokens together: the first 8,192 of them, or 2,048 where
+    /// the embedding is the head too.
     pub relative_output_error: f64,
 }

@@ -21,6 +21,9 @@ pub const RULE: &str = "experts with fewer than 256 tokens are given those of th
 /// Tokens of which the streams are compared after each layer where the original's has been at its end before.
 const COMPARED: usize = 2048;
 
+/// Tokens for each input of a head that is made by what the original gives it.
+const HEAD_ROWS: usize = 8;
+
 /// Tokens whose predictions are compared: with a large vocabulary those cost more than the layers.
 const PREDICTED: usize = 8192;
 
@@ -49,67 +52,56 @@ pub struct Streamed {
     pub coverage: Vec<LayerCoverage>,
 }
 
-/// A text that went through the whole original, but for its head.
-pub struct Through {
-    /// The residual stream after the last layer, `[tokens, hidden]`.
-    pub hidden: Vec<f32>,
-    /// Per layer with experts.
-    pub coverage: Vec<LayerCoverage>,
-}
-
 /// Both streams, after the same layer.
 pub struct Streams<'w> {
     corpus: &'w Corpus,
-    /// Of the whole text, or of its beginning where all of it went through before.
+    /// Of the text's beginning: see [`through_original`] and [`compared`].
     original: LayerPass<'w>,
-    through: Option<Through>,
+    /// The original's after its last layer, `[tokens, hidden]`, where the text went through before.
+    through: Option<Vec<f32>>,
     /// The bundle's, from the shards made so far.
     pub quantized: LayerPass<'w>,
 }
 
 impl<'w> Streams<'w> {
-    /// Embeds the text twice: as the checkpoint and as the bundle have it. Where the original is known to its end, its
-    /// layers are computed again for the beginning of the text alone.
+    /// Embeds the text as the bundle has it, and its beginning as the checkpoint has it. Where the original's stream is
+    /// known to its end, `through`, its layers are computed again for less of the text.
     ///
     /// # Errors
     /// As [`LayerPass::new`].
     pub fn new(
         corpus: &'w Corpus,
         bundle: &'w Weights,
-        through: Option<Through>,
+        through: Option<Vec<f32>>,
         threads: usize,
     ) -> Result<Self> {
         let start = |weights, tokens| LayerPass::new(weights, tokens, corpus.window, threads);
-        let again = match through {
-            Some(_) => compared(corpus.tokens.len() as u64, corpus.window as u64) as usize,
-            None => corpus.tokens.len(),
+        let (tokens, window) = (corpus.tokens.len() as u64, corpus.window as u64);
+        let beginning = match through {
+            Some(_) => compared(tokens, window),
+            None => through_original(corpus.original.spec(), tokens, window),
         };
-        let original = start(&corpus.original, &corpus.tokens[..again])?;
+        let original = start(&corpus.original, &corpus.tokens[..beginning as usize])?;
         let quantized = start(bundle, &corpus.tokens)?.reading_in_turn();
         Ok(Self { corpus, original, through, quantized })
     }
 
-    /// Takes the original through the next layer; gives how often its experts were picked, if it has some.
+    /// Takes the original through the next layer.
     ///
     /// # Errors
     /// As [`LayerPass::step`].
-    pub fn step_original(&mut self) -> Result<Option<LayerCoverage>> {
-        let Some(layer) = self.original.step()? else { return Ok(None) };
-        Ok(match &self.through {
-            Some(through) => {
-                let mut known = through.coverage.iter();
-                known.find(|coverage| coverage.layer == layer).cloned()
-            }
-            None => coverage(layer, self.corpus.original.spec(), self.original.routes()),
-        })
+    pub fn step_original(&mut self) -> Result<()> {
+        self.original.step().map(drop)
     }
 
-    /// Takes the bundle's stream through the next layer, whose shards must be made.
+    /// Takes the bundle's stream through the next layer, whose shards must be made; gives how often its experts were
+    /// picked, if it has some.
     ///
     /// # Errors
     /// As [`LayerPass::step`].
-    pub fn step_quantized(&mut self) -> Result<()> {
-        self.quantized.step().map(drop)
+    pub fn step_quantized(&mut self) -> Result<Option<LayerCoverage>> {
+        let Some(layer) = self.quantized.step()? else { return Ok(None) };
+        Ok(coverage(layer, self.corpus.original.spec(), self.quantized.routes()))
     }
 
     /// How far they are apart after a layer, over the tokens that both were taken through.
@@ -131,8 +123,7 @@ impl<'w> Streams<'w> {
     pub fn divergence(&self, bundle: &Weights, threads: usize) -> Result<f64> {
         let mut head = Head::new(&self.corpus.original, threads)?;
         let own = Head::new(bundle, threads)?;
-        let through = self.through.as_ref();
-        let hidden = through.map_or(self.original.hidden(), |through| &through.hidden);
+        let hidden = self.through.as_deref().unwrap_or(self.original.hidden());
         let tokens = predicted(self.corpus.tokens.len() as u64, self.corpus.window as u64);
         let values = tokens as usize * head.hidden_size();
         let mut others = [(Some(own), &self.quantized.hidden()[..values])];
@@ -150,6 +141,13 @@ pub fn compared(tokens: u64, window: u64) -> u64 {
 /// Of how many of a text's tokens the predictions are compared: in whole windows, one at least.
 pub fn predicted(tokens: u64, window: u64) -> u64 {
     beginning(PREDICTED, tokens, window)
+}
+
+/// How many of a text's tokens go through the original, in whole windows, one at least: as many as its predictions are
+/// compared on; where its embedding is its head too, also a number for each of the inputs by which that is made.
+pub fn through_original(model: &ModelSpec, tokens: u64, window: u64) -> u64 {
+    let inputs = if model.tie_word_embeddings { model.hidden_size as usize } else { 0 };
+    beginning(PREDICTED.max(HEAD_ROWS * inputs), tokens, window)
 }
 
 fn beginning(most: usize, tokens: u64, window: u64) -> u64 {
@@ -192,7 +190,9 @@ pub fn mean_divergences(
 
 #[cfg(test)]
 mod tests {
-    use super::{compared, predicted};
+    use shardwright_format::ModelSpec;
+
+    use super::{compared, predicted, through_original};
 
     #[test]
     fn whole_windows_are_compared_and_one_at_least() {
@@ -201,5 +201,20 @@ mod tests {
         assert_eq!(compared(16_384, 4096), 4096);
         assert_eq!(compared(1024, 512), 1024);
         assert_eq!(predicted(32_768, 500), 8000);
+    }
+
+    #[test]
+    fn a_tied_original_is_gone_through_by_its_width() {
+        let spec = |hidden_size, tie_word_embeddings| ModelSpec {
+            hidden_size,
+            tie_word_embeddings,
+            ..ModelSpec::default()
+        };
+        let tokens = |hidden, tied| through_original(&spec(hidden, tied), 131_072, 512);
+        assert_eq!(
+            [tokens(576, true), tokens(5376, true), tokens(5376, false)],
+            [8192, 43_008, 8192]
+        );
+        assert_eq!(through_original(&spec(5376, true), 32_768, 512), 32_768);
     }
 }

@@ -14,7 +14,7 @@ use crate::calibrate::collect::{Collected, InputBatch, collect};
 use crate::calibrate::objectives::Objectives;
 use crate::calibrate::observe::head_inputs;
 use crate::calibrate::statistics::InputStats;
-use crate::calibrate::streams::{Streamed, Streams, Through, coverage};
+use crate::calibrate::streams::{Streamed, Streams, through_original};
 use crate::error::Result;
 
 /// Makes every unit; gives what was seen of the text.
@@ -24,7 +24,7 @@ pub fn convert(conversion: &mut Conversion<'_>, corpus: &Corpus) -> Result<Strea
     let through = through_tied(conversion, corpus)?;
     if !conversion.keep(&[Unit::Embedding])? {
         let inputs = match &through {
-            Some(through) => head_inputs(original, &through.hidden, threads)?,
+            Some(through) => head_inputs(original, through, threads)?,
             None => InputStats::new(),
         };
         conversion.make(&[Unit::Embedding], &Objectives::new(inputs))?;
@@ -37,9 +37,9 @@ pub fn convert(conversion: &mut Conversion<'_>, corpus: &Corpus) -> Result<Strea
         if conversion.options.cancel.load(Ordering::Relaxed) {
             return Err(conversion.cancelled());
         }
-        seen.coverage.extend(streams.step_original()?);
+        streams.step_original()?;
         make_layer(conversion, &mut streams.quantized, original, layer)?;
-        streams.step_quantized()?;
+        seen.coverage.extend(streams.step_quantized()?);
         seen.layers.push(streams.output(layer));
     }
     if !conversion.keep(&[Unit::Head])? {
@@ -56,22 +56,22 @@ pub fn convert(conversion: &mut Conversion<'_>, corpus: &Corpus) -> Result<Strea
     Ok(seen)
 }
 
-/// Takes the text through the original where its embedding is its head too: it is made by what the head is multiplied
-/// with, before the bundle has a stream.
-fn through_tied(conversion: &Conversion<'_>, corpus: &Corpus) -> Result<Option<Through>> {
+/// Takes the text's beginning through the original where its embedding is its head too, `[tokens, hidden]`: it is made by
+/// what the head is multiplied with, before the bundle has a stream.
+fn through_tied(conversion: &Conversion<'_>, corpus: &Corpus) -> Result<Option<Vec<f32>>> {
     let (original, threads) = (&corpus.original, conversion.options.threads);
     if !original.spec().tie_word_embeddings {
         return Ok(None);
     }
-    let mut pass = LayerPass::new(original, &corpus.tokens, corpus.window, threads)?;
-    let mut seen = Vec::new();
-    while let Some(layer) = pass.step()? {
+    let (tokens, window) = (&corpus.tokens, corpus.window);
+    let beginning = through_original(original.spec(), tokens.len() as u64, window as u64);
+    let mut pass = LayerPass::new(original, &tokens[..beginning as usize], window, threads)?;
+    while pass.step()?.is_some() {
         if conversion.options.cancel.load(Ordering::Relaxed) {
             return Err(conversion.cancelled());
         }
-        seen.extend(coverage(layer, original.spec(), pass.routes()));
     }
-    Ok(Some(Through { hidden: pass.into_hidden(), coverage: seen }))
+    Ok(Some(pass.into_hidden()))
 }
 
 /// Makes the units of a layer from what the bundle's own stream brings to them.

@@ -11,7 +11,7 @@ use shardwright_runtime::PassRoom;
 
 use crate::calibrate::collect::HessianSum;
 use crate::calibrate::statistics::InputKey;
-use crate::calibrate::streams::{LOGITS, compared};
+use crate::calibrate::streams::{LOGITS, compared, through_original};
 use crate::convert::memory::{Buffers, books, search};
 
 /// The program, and what the allocator keeps of freed memory: measured, as nothing else here. Code that was not
@@ -150,7 +150,10 @@ pub fn peak(
     let text = text.filter(|text| text.statistics_blake3.is_none())?;
     text.text_blake3?;
     let threads = threads as u64;
-    let pass = PassRoom::new(&manifest.model, text.tokens, u64::from(text.window), threads);
+    let model = &manifest.model;
+    let (tokens, window) = (text.tokens, u64::from(text.window));
+    let room = |tokens| PassRoom::new(model, tokens, window, threads);
+    let (pass, original) = (room(tokens), room(through_original(model, tokens, window)));
     let layers = layers(manifest, methods);
     let most = |of: &dyn Fn(&LayerRoom) -> u64| layers.values().map(of).max().unwrap_or(0);
     let layer = most(&|layer| layer.peak(&pass, threads));
@@ -165,13 +168,14 @@ pub fn peak(
     let rotated = ROTATED * rotated.unwrap_or(0);
     let each = POOLS * THREAD + rotated + search(manifest);
     let base = PROGRAM + books(manifest, source_bytes) + threads * each;
-    let streams = 2 * (pass.stream + pass.buffers) + again(&manifest.model, text);
+    let both = pass.stream + pass.buffers + original.stream + original.buffers;
+    let streams = both + again(model, text);
     let all = base + streams + kept + layer.max(left + head(manifest, text, threads));
     // Pages are whole, and small pieces lie between those that were freed.
     Some(all + all / 32)
 }
 
-/// Bytes of the stream in which the beginning of `text` goes through the original once more, where all of it did before
+/// Bytes of the stream in which the beginning of `text` goes through the original once more, where some of it did before
 /// its embedding was made.
 fn again(model: &ModelSpec, text: &Calibration) -> u64 {
     if !model.tie_word_embeddings {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use shardwright_format::{Role, TensorEntry, Unit};
+use shardwright_format::manifest::Calibration;
+use shardwright_format::{ModelSpec, Role, TensorEntry, Unit};
 use shardwright_quant::{Encoding, Method, Zeros};
 
 use crate::calibrate::collect::{GRAM_LIMIT, LEAST_ROWS};
 use crate::calibrate::statistics::InputKey;
-use crate::calibrate::streams::predicted;
+use crate::calibrate::streams::{compared, predicted, through_original};
 use crate::plan::{Plan, PlannedTensor};
 
 /// How codes are chosen.
@@ -52,6 +53,18 @@ pub struct Work {
 struct Text {
     tokens: f64,
     window: f64,
+    /// What goes through the original, as a part of it: what goes through twice counts twice.
+    original: f64,
+}
+
+impl Text {
+    fn new(text: &Calibration, model: &ModelSpec) -> Self {
+        let (tokens, window) = (text.tokens, u64::from(text.window));
+        let again = if model.tie_word_embeddings { compared(tokens, window) } else { 0 };
+        let original = (through_original(model, tokens, window) + again) as f64;
+        let tokens = tokens as f64;
+        Self { tokens, window: f64::from(text.window), original: original / tokens.max(1.0) }
+    }
 }
 
 impl Work {
@@ -63,7 +76,7 @@ impl Work {
         let calibration = plan.manifest.calibration.as_ref();
         let text = calibration
             .filter(|found| found.text_blake3.is_some())
-            .map(|found| Text { tokens: found.tokens as f64, window: f64::from(found.window) });
+            .map(|found| Text::new(found, &plan.manifest.model));
         for (unit, count) in units(plan) {
             let Some(planned) = plan.planned(unit) else { continue };
             let known = calibration.is_some() && unit.extra_role().is_none();
@@ -139,11 +152,12 @@ impl Work {
             let weights = count * (outputs * cols) as f64;
             let last = [Role::DownProj, Role::SharedDownProj, Role::ExpertDownProj].contains(role);
             // In the original's stream and in the bundle's; what a layer gives while it is watched nobody needs.
-            self.products += weights * (2.0 * rows + if last { 0.0 } else { watched });
+            self.products +=
+                weights * (rows * (1.0 + text.original) + if last { 0.0 } else { watched });
             if *role == Role::OProj {
                 // Half of a window on average, with keys and with values.
                 let pairs = text.tokens * text.window / 2.0 * 2.0 * *cols as f64;
-                self.products += count * pairs * 3.0;
+                self.products += count * pairs * (2.0 + text.original);
             }
         }
         let full = sites.values().filter(|cols| **cols <= GRAM_LIMIT as u64);
@@ -157,7 +171,8 @@ impl Work {
         let (vocab, hidden) = (f64::from(spec.vocab_size), f64::from(spec.hidden_size));
         let tokens = predicted(text.tokens as u64, text.window as u64) as f64;
         self.products += 2.0 * tokens * vocab * hidden;
-        self.outer += text.tokens * hidden * hidden / 2.0;
+        let known = if spec.tie_word_embeddings { text.original.min(1.0) } else { 1.0 };
+        self.outer += text.tokens * known * hidden * hidden / 2.0;
         self.logits += tokens * vocab;
     }
 }
