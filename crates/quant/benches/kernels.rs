@@ -8,8 +8,8 @@ use std::hint::black_box;
 use divan::counter::ItemsCount;
 use divan::{Bencher, main as run};
 use shardwright_quant::{
-    Activations, Affine, Backend, Blocks, Encoding, Float, Job, Matrix, Method, Objective, Outputs,
-    PartsMut, Trellis, Zeros, add_outer_products, dot, matmul, narrow, quantize, widen,
+    Activations, Affine, Backend, Blocks, Columns, Encoding, Float, Job, Matrix, Method, Objective,
+    Outputs, PartsMut, Trellis, Zeros, add_outer_products, dot, matmul, narrow, quantize, widen,
 };
 
 const ROWS: usize = 256;
@@ -231,10 +231,11 @@ fn products_of_2048_rows(bencher: Bencher<'_, '_>, shape: &str) {
 #[divan::bench(args = backends(), sample_count = 20)]
 fn outer_products(bencher: Bencher<'_, '_>, case: &str) {
     let ((backend, _), (n, cols)) = (parse(case), (512, 576));
-    let (x, mut sum) = (weights(n * cols), vec![0.0; cols * cols]);
+    let (mut x, mut sum) = (Columns::default(), vec![0.0; cols * cols]);
+    x.set(&weights(n * cols), cols, &[]);
     bencher
         .counter(ItemsCount::new(n * cols * cols))
-        .bench_local(|| add_outer_products(backend, black_box(&x), cols, 0..cols, &mut sum));
+        .bench_local(|| add_outer_products(backend, black_box(&x), 0..cols, &mut sum));
 }
 
 #[divan::bench(args = backends())]

@@ -42,7 +42,7 @@ pub use ggml::{Ggml, Unheld};
 pub use kept::{CacheType, Kept, VectorLayout};
 pub use kernel::{Backend, BackendError, Outputs, return_free_pages, return_freed_memory};
 pub use matrix::{Matrix, MatrixError};
-pub use outer::add_outer_products;
+pub use outer::{Columns, add_outer_products};
 pub use pack::{pack, unpack};
 pub use product::{matmul, product_bytes};
 pub use quantize::{Job, KEPT_COLS, Method, Objective, PartsMut, QuantStats, quantize};

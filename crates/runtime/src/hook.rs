@@ -42,6 +42,7 @@ impl Hook<'_> {
         for input in captures.take() {
             let (site, cols, rows) = (input.site, input.cols, &input.rows);
             (self.show)(Activations { site, expert, cols, rows, weights })?;
+            captures.reuse(input);
         }
         Ok(())
     }

@@ -16,7 +16,8 @@ pub struct PassRoom {
     pub tried: u64,
     /// Buffers of its mechanisms, kept from layer to layer.
     pub buffers: u64,
-    /// Inputs of matrices that are shown at once, router scores and the rows of all experts.
+    /// Inputs of matrices that are shown at once, the widest of them twice, since whoever is shown them lays them out
+    /// anew, router scores and the rows of all experts.
     pub shown: u64,
 }
 
@@ -85,7 +86,7 @@ impl Rows {
         // What is picked for each token: expert, weight, and where it goes, before and after starved
         // experts are filled up.
         let routes = self.tokens * (picks * 48 + experts * 4);
-        let shown = 4 * (self.mixer * 2 * hidden).max(self.ffn * (hidden + width));
+        let shown = 4 * (self.mixer * 3 * hidden).max(self.ffn * (hidden + width + widest));
         // They are many small pieces, which the allocator keeps.
         LayerRoom { buffers: 4 * (mixer + ffn + prepared) + kept + routes, shown: shown + routes }
     }

@@ -6,6 +6,7 @@ use std::sync::mpsc::SyncSender;
 use shardwright_format::Unit;
 use shardwright_format::model::LayerSpec;
 use shardwright_format::weights::Weights;
+use shardwright_quant::Columns;
 use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Activations, Hook, InputSite, RuntimeError};
 
@@ -47,9 +48,9 @@ impl HessianSum {
         if cols <= GRAM_LIMIT { FullSum::byte_len(cols) } else { 8 * cols }
     }
 
-    fn add(&mut self, rows: &[f32], weights: &[f32], weighted: &mut Vec<f32>) {
+    fn add(&mut self, rows: &[f32], weights: &[f32], columns: &mut Columns) {
         match self {
-            Self::Full(gram) => gram.add(rows, weights, weighted),
+            Self::Full(gram) => gram.add(rows, weights, columns),
             Self::Diagonal { sum, weight } => {
                 for (row, x) in rows.chunks_exact(sum.len()).enumerate() {
                     let square = f64::from(weights.get(row).copied().unwrap_or(1.0)).powi(2);
@@ -83,8 +84,8 @@ struct Collector<'a> {
     bytes: usize,
     /// Bytes of sums that are sent on.
     batch_bytes: usize,
-    /// Rows times their weights, for one sum after the other.
-    weighted: Vec<f32>,
+    /// Rows as they are summed, for one sum after the other.
+    columns: Columns,
     /// Complete units that wait.
     units: Vec<Unit>,
     current: Unit,
@@ -111,7 +112,7 @@ impl Collector<'_> {
         });
         let weight = |w: &f32| if *w == 0.0 { self.extra } else { *w };
         let weights: Vec<f32> = activations.weights.iter().map(weight).collect();
-        sum.add(activations.rows, &weights, &mut self.weighted);
+        sum.add(activations.rows, &weights, &mut self.columns);
         Ok(())
     }
 
@@ -156,7 +157,7 @@ pub fn collect(
         sums: BTreeMap::new(),
         bytes: 0,
         batch_bytes,
-        weighted: Vec::new(),
+        columns: Columns::default(),
         units: Vec::new(),
         current: Unit::Layer(layer),
     };
@@ -177,8 +178,8 @@ fn picks(spec: &LayerSpec) -> u32 {
 /// The inputs of the head, as rows after the final norm. The work is spread over the current pool.
 pub fn head(rows: impl Iterator<Item = Vec<f32>>, cols: usize) -> InputStats {
     let mut sum = HessianSum::new(cols);
-    let mut weighted = Vec::new();
-    rows.for_each(|rows| sum.add(&rows, &[], &mut weighted));
+    let mut columns = Columns::default();
+    rows.for_each(|rows| sum.add(&rows, &[], &mut columns));
     let key = InputKey { layer: None, expert: None, site: InputSite::Head };
     sum.into_hessian()
         .map(|hessian| (key, hessian))

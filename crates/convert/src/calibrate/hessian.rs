@@ -1,10 +1,10 @@
 //! Second moments of what goes into a matrix.
 
 use rayon::prelude::*;
-use shardwright_quant::{Backend, add_outer_products};
+use shardwright_quant::{Backend, Columns, add_outer_products};
 
-/// Columns of a Gram matrix that one task computes: each packs the rows anew.
-const TILE: usize = 144;
+/// Rows of a Gram matrix that one task computes.
+const TILE: usize = 48;
 /// Rows that are mirrored together, spread over threads.
 const BAND: usize = 512;
 /// Values of a line of memory.
@@ -17,7 +17,7 @@ const SHRINKAGE: f64 = 0.5;
 #[derive(Clone, Debug)]
 pub struct FullSum {
     cols: usize,
-    /// `[cols, cols]`, of which each tile of rows is filled from its own first column on.
+    /// `[cols, cols]`, of which each tile of rows is filled from its own first column on, or some before.
     sum: Vec<f32>,
     /// `Σ ω²`.
     weight: f64,
@@ -36,20 +36,22 @@ impl FullSum {
         4 * cols * cols
     }
 
-    /// Adds `rows: [n, cols]`, each times its weight `ω`, or all as they are when there are none; weighted rows
-    /// are put into `weighted`, which all sums may share. Depends neither on the number of threads nor on the CPU; the work is spread over the current pool.
-    pub fn add(&mut self, rows: &[f32], weights: &[f32], weighted: &mut Vec<f32>) {
+    /// Adds `rows: [n, cols]`, each times its weight `ω`, or all as they are when there are none; they are laid out in
+    /// `columns`, which all sums may share. Depends neither on the number of threads nor on the CPU; the work is spread
+    /// over the current pool.
+    pub fn add(&mut self, rows: &[f32], weights: &[f32], columns: &mut Columns) {
         let cols = self.cols;
         for row in 0..rows.len() / cols {
             let square = f64::from(weights.get(row).copied().unwrap_or(1.0)).powi(2);
             self.weight += square;
             self.weight_sq += square * square;
         }
-        let rows = if weights.is_empty() { rows } else { weigh(weighted, rows, cols, weights) };
-        let (backend, tiles) = (Backend::detect(), self.sum.par_chunks_mut(TILE * cols));
-        tiles.enumerate().for_each(|(tile, sum)| {
+        columns.set(rows, cols, weights);
+        let (backend, columns) = (Backend::detect(), &*columns);
+        let tiles = self.sum.par_chunks_mut(TILE * cols).enumerate();
+        tiles.for_each(|(tile, sum)| {
             let first = tile * TILE;
-            add_outer_products(backend, rows, cols, first..first + sum.len() / cols, sum);
+            add_outer_products(backend, columns, first..first + sum.len() / cols, sum);
         });
     }
 
@@ -98,16 +100,6 @@ fn mirror(sum: &mut [f32], cols: usize) {
     }
 }
 
-/// `rows`, each times its weight.
-fn weigh<'a>(weighted: &'a mut Vec<f32>, rows: &[f32], cols: usize, weights: &[f32]) -> &'a [f32] {
-    weighted.clear();
-    for (row, x) in rows.chunks_exact(cols).enumerate() {
-        let weight = weights.get(row).copied().unwrap_or(1.0);
-        weighted.extend(x.iter().map(|x| weight * x));
-    }
-    weighted
-}
-
 #[cfg(test)]
 mod tests {
     use ndarray::{Array2, ArrayView2, Axis, aview1};
@@ -134,9 +126,9 @@ mod tests {
             .collect();
         let weights = [1.0, 0.5, 0.0, 2.0, 1.5];
         let mut gram = FullSum::new(cols);
-        let mut weighted = Vec::new();
-        gram.add(&rows[..2 * cols], &weights[..2], &mut weighted);
-        gram.add(&rows[2 * cols..], &weights[2..], &mut weighted);
+        let mut columns = Columns::default();
+        gram.add(&rows[..2 * cols], &weights[..2], &mut columns);
+        gram.add(&rows[2 * cols..], &weights[2..], &mut columns);
         let mean = Array2::from_shape_vec((cols, cols), gram.into_mean().unwrap()).unwrap();
         let total: f32 = weights.iter().map(|w| w * w).sum();
         let x = ArrayView2::from_shape((5, cols), &rows).unwrap();

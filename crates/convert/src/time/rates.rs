@@ -8,8 +8,8 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 use shardwright_format::checkpoint::{Checkpoint, CheckpointFile};
 use shardwright_quant::{
-    Activations, Affine, Backend, Encoding, Float, HessianFactor, Job, Matrix, Objective, Outputs,
-    PartsMut, QuantError, matmul, narrow, quantize, softmaxes,
+    Activations, Affine, Backend, Columns, Encoding, Float, HessianFactor, Job, Matrix, Objective,
+    Outputs, PartsMut, QuantError, matmul, narrow, quantize, softmaxes,
 };
 use shardwright_runtime::thread_pool;
 
@@ -154,7 +154,8 @@ impl Machine {
     pub fn outer(&self) -> f64 {
         let (rows, cols) = (256, 512);
         let x = values(rows * cols);
-        let rate = self.always(|| FullSum::new(cols), |sum| sum.add(&x, &[], &mut Vec::new()));
+        let sums = || (FullSum::new(cols), Columns::default());
+        let rate = self.always(sums, |(sum, columns)| sum.add(&x, &[], columns));
         rate * (rows * cols * cols) as f64 / 2.0
     }
 

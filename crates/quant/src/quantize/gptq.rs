@@ -40,7 +40,7 @@ struct Work {
 
 /// Widest matrix after which a thread keeps what it worked in, four times 1 KiB for each column: clearing fresh
 /// memory takes a share of the time that falls with the columns.
-pub const KEPT_COLS: usize = 1024;
+pub const KEPT_COLS: usize = 2048;
 
 thread_local! {
     /// Kept from one matrix to the next.

@@ -1,5 +1,6 @@
 //! What goes into a layer's matrices, kept for those who calibrate.
 
+use rayon::prelude::*;
 use shardwright_format::Role;
 
 /// Matrices that share their input.
@@ -110,7 +111,12 @@ pub struct Captures {
     inputs: Vec<Capture>,
     /// Router scores `[n, experts]` before softmax.
     scores: Vec<f32>,
+    /// Buffers of inputs that were shown.
+    spare: Vec<Vec<f32>>,
 }
+
+/// Values that a thread copies at a time.
+const COPIED: usize = 64 << 10;
 
 impl Captures {
     /// Starts with nothing kept; keeps what comes if `on`.
@@ -126,7 +132,19 @@ impl Captures {
     /// Keeps the rows of `x: [n, cols]` that matrices at `site` are multiplied with.
     pub fn keep(&mut self, site: InputSite, cols: usize, x: &[f32]) {
         if self.on {
-            self.inputs.push(Capture { site, cols, rows: x.to_vec() });
+            let mut rows = self.spare.pop().unwrap_or_default();
+            rows.resize(x.len(), 0.0);
+            let parts = rows.par_chunks_mut(COPIED).zip(x.par_chunks(COPIED));
+            parts.for_each(|(rows, x)| rows.copy_from_slice(x));
+            self.inputs.push(Capture { site, cols, rows });
+        }
+    }
+
+    /// As [`Self::keep`], of values that nobody needs any more: another buffer takes their place.
+    pub fn keep_all(&mut self, site: InputSite, cols: usize, x: &mut Vec<f32>) {
+        if self.on {
+            let rows = std::mem::replace(x, self.spare.pop().unwrap_or_default());
+            self.inputs.push(Capture { site, cols, rows });
         }
     }
 
@@ -140,6 +158,11 @@ impl Captures {
     /// What was kept since the last call.
     pub fn take(&mut self) -> Vec<Capture> {
         std::mem::take(&mut self.inputs)
+    }
+
+    /// Takes back what was kept, for what will be.
+    pub fn reuse(&mut self, capture: Capture) {
+        self.spare.push(capture.rows);
     }
 
     /// The router scores kept, `[n, experts]`.

@@ -147,8 +147,8 @@ impl Gated {
                 rms_norm_in_place(linear.backend, rows, &weight, norm.eps);
             }
         }
-        linear.captures.keep(self.inner, self.width, gate);
         if linear.captures.are_all() {
+            linear.captures.keep_all(self.inner, self.width, gate);
             return Ok(());
         }
         linear.compute(products(jobs, self.down, gate, out)?);
