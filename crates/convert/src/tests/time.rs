@@ -35,11 +35,11 @@ fn work_without_a_text_is_codes_and_hashes() {
     assert_eq!(work.hashed, work.read + case.plan.summary.bundle_bytes as f64);
 }
 
-/// A text goes three times through a model, once of these without the last matrix of each layer, and twice through the
-/// head.
+/// A text goes twice through what is made, once of these without the last matrix of each layer. Its beginning goes through
+/// the original and then, less of it, again, where the embedding is the head; and through both heads.
 #[test]
 fn work_with_a_text_is_that_of_its_streams() {
-    let (tokens, window) = (100.0, 20);
+    let (tokens, window) = (20_480.0, 512);
     let text = manifest::Calibration {
         text_blake3: Some(blake3::hash(b"text").into()),
         tokens: tokens as u64,
@@ -48,15 +48,18 @@ fn work_with_a_text_is_that_of_its_streams() {
     };
     let work = Work::new(&tiny(Some(text)).plan);
     assert!(work.rounding.iter().all(|(how, _)| how.feedback));
+    let (original, again) = (8192.0, 2048.0);
     // Keys and values of half a window for 2 heads of 32.
-    let attention = tokens * 10.0 * 2.0 * 64.0;
+    let attention = (2.0 * tokens + original + again) * 256.0 * 2.0 * 64.0;
     let watched = tokens * (LAYER - 64.0 * 128.0);
-    let streams = 2.0 * tokens * LAYER;
-    assert_eq!(work.products, streams + watched + 3.0 * attention + 2.0 * tokens * TABLE);
-    // Inputs of attention, of its last matrix, of the feed-forward and the head are 64 wide, one is 128.
-    assert_eq!(work.outer, tokens * (4.0 * 64.0 * 64.0 + 128.0 * 128.0) / 2.0);
+    let streams = (tokens + original + again) * LAYER;
+    assert_eq!(work.products, streams + watched + attention + 2.0 * original * TABLE);
+    // Inputs of attention, of its last matrix and of the feed-forward are 64 wide, one is 128; the head's, of the
+    // original, are 64 wide.
+    let layer = tokens * (3.0 * 64.0 * 64.0 + 128.0 * 128.0);
+    assert_eq!(work.outer, layer / 2.0 + original * 64.0 * 64.0 / 2.0);
     assert_eq!(work.factors, 4.0 * 64f64.powi(3) + 128f64.powi(3));
-    assert_eq!(work.logits, tokens * 64.0);
+    assert_eq!(work.logits, original * 64.0);
 }
 
 /// Experts that are alike are counted as often as there are.

@@ -53,17 +53,27 @@ pub struct Work {
 struct Text {
     tokens: f64,
     window: f64,
-    /// What goes through the original, as a part of it: what goes through twice counts twice.
+    /// Tokens that go through the original.
     original: f64,
+    /// Tokens that go through it again.
+    again: f64,
 }
 
 impl Text {
     fn new(text: &Calibration, model: &ModelSpec) -> Self {
         let (tokens, window) = (text.tokens, u64::from(text.window));
         let again = if model.tie_word_embeddings { compared(tokens, window) } else { 0 };
-        let original = (through_original(model, tokens, window) + again) as f64;
-        let tokens = tokens as f64;
-        Self { tokens, window: f64::from(text.window), original: original / tokens.max(1.0) }
+        Self {
+            tokens: tokens as f64,
+            window: window as f64,
+            original: through_original(model, tokens, window) as f64,
+            again: again as f64,
+        }
+    }
+
+    /// What goes through the original, as a part of all.
+    fn share(self) -> f64 {
+        (self.original + self.again) / self.tokens.max(1.0)
     }
 }
 
@@ -153,11 +163,11 @@ impl Work {
             let last = [Role::DownProj, Role::SharedDownProj, Role::ExpertDownProj].contains(role);
             // In the original's stream and in the bundle's; what a layer gives while it is watched nobody needs.
             self.products +=
-                weights * (rows * (1.0 + text.original) + if last { 0.0 } else { watched });
+                weights * (rows * (1.0 + text.share()) + if last { 0.0 } else { watched });
             if *role == Role::OProj {
                 // Half of a window on average, with keys and with values.
                 let pairs = text.tokens * text.window / 2.0 * 2.0 * *cols as f64;
-                self.products += count * pairs * (2.0 + text.original);
+                self.products += count * pairs * (2.0 + text.share());
             }
         }
         let full = sites.values().filter(|cols| **cols <= GRAM_LIMIT as u64);
@@ -171,8 +181,8 @@ impl Work {
         let (vocab, hidden) = (f64::from(spec.vocab_size), f64::from(spec.hidden_size));
         let tokens = predicted(text.tokens as u64, text.window as u64) as f64;
         self.products += 2.0 * tokens * vocab * hidden;
-        let known = if spec.tie_word_embeddings { text.original.min(1.0) } else { 1.0 };
-        self.outer += text.tokens * known * hidden * hidden / 2.0;
+        let known = if spec.tie_word_embeddings { text.original } else { text.tokens };
+        self.outer += known * hidden * hidden / 2.0;
         self.logits += tokens * vocab;
     }
 }
