@@ -22,7 +22,7 @@ pub const RULE: &str = "experts with fewer than 256 tokens are given those of th
 const COMPARED: usize = 2048;
 
 /// Tokens for each input of a head that is made by what the original gives it.
-const HEAD_ROWS: usize = 16;
+const HEAD_ROWS: usize = 32;
 
 /// Tokens whose predictions are compared: with a large vocabulary those cost more than the layers.
 const PREDICTED: usize = 8192;
@@ -213,8 +213,8 @@ mod tests {
         let tokens = |hidden, tied| through_original(&spec(hidden, tied), 131_072, 512);
         assert_eq!(
             [tokens(576, true), tokens(5376, true), tokens(5376, false)],
-            [9216, 86_016, 8192]
+            [18_432, 131_072, 8192]
         );
-        assert_eq!(through_original(&spec(5376, true), 32_768, 512), 32_768);
+        assert_eq!(through_original(&spec(576, true), 16_384, 512), 16_384);
     }
 }
