@@ -50,17 +50,13 @@ impl Columns {
         });
     }
 
-    /// Columns of a row.
-    pub const fn cols(&self) -> usize {
-        self.cols
-    }
-
     /// Columns `64 · at` and those beside them, of some rows.
     fn panel(&self, at: usize, depth: &Range<usize>) -> &[Lines<TILE_LINES>] {
         &self.panels[at * self.n..][depth.clone()]
     }
 
-    /// Adds to `out` six columns from `first` on, of some rows; after the last column that one again.
+    /// Adds to `out` six columns from `first` on, of some rows. What stands for columns after the last one is of no
+    /// use: no sums are kept of it.
     #[inline(always)]
     fn strip(&self, first: usize, depth: &Range<usize>, out: &mut Vec<[f32; TILE_ROWS]>) {
         let (panel, at) = (self.panel(first / WIDTH, depth), first % WIDTH);
@@ -72,6 +68,7 @@ impl Columns {
             };
             return out.extend(panel.iter().map(six));
         }
+        // They lie in two panels.
         let columns: [(&[Lines<TILE_LINES>], usize); TILE_ROWS] = std::array::from_fn(|i| {
             let column = (first + i).min(self.cols - 1);
             (self.panel(column / WIDTH, depth), column % WIDTH)
