@@ -11,6 +11,7 @@ use shardwright_runtime::layerwise::LayerPass;
 use shardwright_runtime::{Activations, Hook, InputSite, RuntimeError};
 
 use super::hessian::FullSum;
+use super::spares::Spares;
 use super::statistics::{Hessian, InputKey, InputStats};
 
 /// Rows that an expert is given at least; those that its router did not send count
@@ -36,9 +37,9 @@ pub enum HessianSum {
 }
 
 impl HessianSum {
-    fn new(cols: usize) -> Self {
+    fn new(cols: usize, spares: &Spares) -> Self {
         if cols <= GRAM_LIMIT {
-            return Self::Full(FullSum::new(cols));
+            return Self::Full(FullSum::in_buffer(cols, spares.take(cols * cols)));
         }
         Self::Diagonal { sum: vec![0.0; cols], weight: 0.0 }
     }
@@ -80,6 +81,8 @@ struct Collector<'a> {
     /// Weight of a row that the router did not send.
     extra: f32,
     out: &'a SyncSender<InputBatch>,
+    /// Where the memory of sums comes from.
+    spares: &'a Spares,
     sums: BTreeMap<InputKey, HessianSum>,
     bytes: usize,
     /// Bytes of sums that are sent on.
@@ -108,7 +111,7 @@ impl Collector<'_> {
         let bytes = &mut self.bytes;
         let sum = self.sums.entry(key).or_insert_with(|| {
             *bytes += HessianSum::byte_len(activations.cols);
-            HessianSum::new(activations.cols)
+            HessianSum::new(activations.cols, self.spares)
         });
         let weight = |w: &f32| if *w == 0.0 { self.extra } else { *w };
         let weights: Vec<f32> = activations.weights.iter().map(weight).collect();
@@ -139,7 +142,7 @@ pub struct Collected {
 }
 
 /// Takes the stream through a layer as `original` has it and sends the units of the layer with their inputs; the
-/// stream stays where it was.
+/// stream stays where it was. The memory of sums is taken from `spares` where some is left there.
 ///
 /// # Errors
 /// As [`LayerPass::observe`].
@@ -148,12 +151,14 @@ pub fn collect(
     original: &Weights,
     Collected { layer, most_experts, batch_bytes }: Collected,
     out: &SyncSender<InputBatch>,
+    spares: &Spares,
 ) -> Result<(), RuntimeError> {
     let spec = &original.spec().layers[layer as usize];
     let mut collector = Collector {
         layer,
         extra: EXTRA_WEIGHT / picks(spec) as f32,
         out,
+        spares,
         sums: BTreeMap::new(),
         bytes: 0,
         batch_bytes,
@@ -177,7 +182,7 @@ fn picks(spec: &LayerSpec) -> u32 {
 
 /// The inputs of the head, as rows after the final norm. The work is spread over the current pool.
 pub fn head(rows: impl Iterator<Item = Vec<f32>>, cols: usize) -> InputStats {
-    let mut sum = HessianSum::new(cols);
+    let mut sum = HessianSum::new(cols, &Spares::default());
     let mut columns = Columns::default();
     rows.for_each(|rows| sum.add(&rows, &[], &mut columns));
     let key = InputKey { layer: None, expert: None, site: InputSite::Head };

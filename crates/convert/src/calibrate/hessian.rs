@@ -28,7 +28,18 @@ pub struct FullSum {
 impl FullSum {
     /// Of rows of `cols` values, none yet.
     pub fn new(cols: usize) -> Self {
-        Self { cols, sum: vec![0.0; cols * cols], weight: 0.0, weight_sq: 0.0 }
+        Self::in_buffer(cols, vec![0.0; cols * cols])
+    }
+
+    /// The same in `sum`, `cols²` values, whatever it holds. The work is spread over the current pool.
+    ///
+    /// # Panics
+    /// When it has another length.
+    pub fn in_buffer(cols: usize, mut sum: Vec<f32>) -> Self {
+        assert_eq!(sum.len(), cols * cols, "sums of {cols} inputs");
+        sum.par_chunks_mut(TILE * cols.max(1))
+            .for_each(|sums| sums.fill(0.0));
+        Self { cols, sum, weight: 0.0, weight_sq: 0.0 }
     }
 
     /// Bytes in memory.
@@ -125,7 +136,7 @@ mod tests {
             .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
             .collect();
         let weights = [1.0, 0.5, 0.0, 2.0, 1.5];
-        let mut gram = FullSum::new(cols);
+        let mut gram = FullSum::in_buffer(cols, vec![7.0; cols * cols]);
         let mut columns = Columns::default();
         gram.add(&rows[..2 * cols], &weights[..2], &mut columns);
         gram.add(&rows[2 * cols..], &weights[2..], &mut columns);

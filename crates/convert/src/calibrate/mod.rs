@@ -9,6 +9,7 @@ pub(crate) mod moments;
 pub(crate) mod objectives;
 pub(crate) mod observe;
 pub(crate) mod saved;
+pub(crate) mod spares;
 pub(crate) mod statistics;
 pub(crate) mod streams;
 pub(crate) mod written;

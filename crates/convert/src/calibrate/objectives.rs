@@ -8,7 +8,8 @@ use shardwright_format::{Refusal, Unit, mismatch};
 use shardwright_quant::{Encoding, HessianFactor, Method, Objective};
 
 use super::moments::Moments;
-use super::statistics::{InputKey, InputStats};
+use super::spares::Spares;
+use super::statistics::{Hessian, InputKey, InputStats};
 
 /// Added to the diagonal, as a share of its mean: inputs are never known well enough to be
 /// trusted further.
@@ -48,12 +49,38 @@ pub struct Objectives {
     /// Whether the embedding is only looked up, and multiplied with nothing.
     untied: bool,
     factors: Mutex<BTreeMap<Basis, Arc<HessianFactor>>>,
+    /// Where the memory of factors comes from.
+    spares: Arc<Spares>,
 }
 
 impl Objectives {
     /// Of what was observed for a few units.
     pub fn new(inputs: InputStats) -> Self {
         Self { moments: Moments::Held(inputs), ..Self::default() }
+    }
+
+    /// The same with the memory of factors from `spares`.
+    #[must_use]
+    pub fn within(mut self, spares: &Arc<Spares>) -> Self {
+        self.spares = Arc::clone(spares);
+        self
+    }
+
+    /// Leaves the memory of what was known of experts to those that come after them. A layer's other parts come once.
+    pub fn reuse(self) {
+        if let Moments::Held(inputs) = self.moments {
+            for (key, hessian) in inputs {
+                if let (Some(_), Hessian::Full(products)) = (key.expert, hessian) {
+                    self.spares.put(products);
+                }
+            }
+        }
+        let factors = self.factors.into_inner();
+        for ((key, _), factor) in factors.unwrap_or_else(PoisonError::into_inner) {
+            if let (Some(_), Some(factor)) = (key.expert, Arc::into_inner(factor)) {
+                self.spares.put(factor.into_buffer());
+            }
+        }
     }
 
     /// Of what is known of a whole model, wherever it lies.
@@ -128,7 +155,9 @@ impl Objectives {
             diagonal(&self.moments.diagonal(key)?).into()
         };
         // Not held while the factor is made: each unit has inputs of its own.
-        let made = HessianFactor::new(&gram, entry.cols as usize, DAMPING, entry.encoding);
+        let buffer = self.spares.take(gram.len());
+        let cols = entry.cols as usize;
+        let made = HessianFactor::in_buffer(buffer, &gram, cols, DAMPING, entry.encoding);
         let made = Arc::new(made.map_err(|e| format!("statistics: {e}"))?);
         self.factors().insert(basis, Arc::clone(&made));
         Ok(SharedObjective::Hessian(made))

@@ -10,6 +10,7 @@ use shardwright_runtime::{Head, RuntimeError, thread_pool};
 
 use super::Corpus;
 use super::collect::{Collected, collect, head};
+use super::spares::Spares;
 use super::statistics::InputStats;
 use super::streams::coverage;
 use crate::error::{ConvertError, Result};
@@ -65,7 +66,8 @@ pub fn layer_inputs(
     let collected = Collected { layer, most_experts, batch_bytes: usize::MAX };
     std::thread::scope(|scope| {
         let (sender, batches) = sync_channel(0);
-        let watching = scope.spawn(move || collect(pass, original, collected, &sender));
+        let watching =
+            scope.spawn(move || collect(pass, original, collected, &sender, &Spares::default()));
         let inputs = batches.iter().flat_map(|batch| batch.inputs).collect();
         watching.join().map_err(|_| RuntimeError::Panicked)??;
         Ok(inputs)

@@ -1,5 +1,6 @@
 //! Converts layer by layer, a text going through the original and through what is made of it.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 
@@ -13,6 +14,7 @@ use crate::calibrate::Corpus;
 use crate::calibrate::collect::{Collected, InputBatch, collect};
 use crate::calibrate::objectives::Objectives;
 use crate::calibrate::observe::head_inputs;
+use crate::calibrate::spares::Spares;
 use crate::calibrate::statistics::InputStats;
 use crate::calibrate::streams::{Streamed, Streams, through_original};
 use crate::error::Result;
@@ -89,18 +91,22 @@ fn make_layer(
     if conversion.keep(&units)? {
         return Ok(());
     }
+    let spares = Arc::new(Spares::default());
     std::thread::scope(|scope| {
         let (sender, batches) = sync_channel(0);
         let batch_bytes = conversion.options.buffers.hessians;
         let all = Collected { layer, most_experts: usize::MAX, batch_bytes };
-        let watching = scope.spawn(move || collect(stream, original, all, &sender));
+        let left = Arc::clone(&spares);
+        let watching = scope.spawn(move || collect(stream, original, all, &sender, &left));
         let mut made = Ok(());
         for InputBatch { mut units, inputs } in &batches {
             units.retain(|unit| !conversion.finished.contains_key(unit));
-            made = conversion.make(&units, &Objectives::new(inputs));
+            let objectives = Objectives::new(inputs).within(&spares);
+            made = conversion.make(&units, &objectives);
             if made.is_err() {
                 break;
             }
+            objectives.reuse();
         }
         // Whoever watches is told, by a closed channel, that it was enough.
         drop(batches);

@@ -1,5 +1,6 @@
 //! Converts one unit: reads its tensors tile by tile, quantizes them, fills a sink.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,8 +9,8 @@ use shardwright_format::checkpoint::{read_view_through, view_extents};
 use shardwright_format::io::AlignedBuf;
 use shardwright_format::{Refusal, mismatch};
 use shardwright_quant::{
-    Backend, Encoding, Float, Job, Method, PartsMut, QuantError, QuantStats, Zeros, narrow,
-    quantize, widen,
+    Backend, Encoding, Float, Job, KEPT_COLS, Method, PartsMut, QuantError, QuantStats, Zeros,
+    narrow, quantize, widen,
 };
 
 use super::memory::Buffers;
@@ -22,6 +23,11 @@ use crate::plan::{PlannedTensor, PlannedUnit};
 
 /// Rows that feedback goes through together: whole tiles of a trellis.
 const FEEDBACK_ROWS: usize = 256;
+
+thread_local! {
+    /// Weights of a task, kept for the next one: of matrices of up to [`KEPT_COLS`] columns, as rounding keeps its own.
+    static WEIGHTS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 /// One thread's buffers and what it reads from.
 pub struct TensorQuantizer<'a> {
@@ -286,7 +292,11 @@ impl<'a> RowQuantizer<'a> {
             let tasks = tasks.into_par_iter().with_max_len(1);
             let one = |(at, (bytes, part)): (usize, (&[u8], PartsMut<'_>))| {
                 let mut quantizer = RowQuantizer::new(self.pool, self.tile);
+                quantizer.weights = WEIGHTS.take();
                 let found = quantizer.fill_few(Values { bytes, ..values }, how, part);
+                if cols <= KEPT_COLS {
+                    WEIGHTS.set(quantizer.weights);
+                }
                 found.map_err(|e| e.below((at * step) as u64))
             };
             tasks.map(one).collect()

@@ -24,8 +24,9 @@ const POOLS: u64 = 3;
 /// Bytes of a column of a chunk of rows that is rounded with feedback: the weights as they came, then
 /// in strips, with feedback, their errors, and the factor's products.
 const ROUNDED: u64 = 5 * 4 * 256;
-/// Bytes of a column that a thread keeps of that, up to [`KEPT_COLS`] columns.
-const KEPT: u64 = 4 * 4 * 256;
+/// Bytes of a column of the weights as they came, which a thread keeps up to [`KEPT_COLS`] columns; of all that it
+/// rounds without rotation it keeps [`ROUNDED`].
+const CAME: u64 = 4 * 256;
 /// Bytes of a column of a tile of trellis codes that a thread keeps decoded, and of what it was decoded from.
 const ROTATED: u64 = 4 * 4 * 256;
 /// Units read ahead, and the one in use.
@@ -46,7 +47,7 @@ struct UnitRoom {
     factors: u64,
     /// Columns of the widest matrix that is rounded with feedback.
     cols: u64,
-    /// Of those after which a thread keeps what it worked in.
+    /// Bytes that a thread keeps of what it rounded in.
     kept: u64,
 }
 
@@ -89,8 +90,9 @@ impl UnitRoom {
             }
             if rounded {
                 room.cols = room.cols.max(entry.cols);
-                let kept = !rotated && entry.cols <= KEPT_COLS as u64;
-                room.kept = room.kept.max(if kept { entry.cols } else { 0 });
+                let kept = if rotated { CAME } else { ROUNDED } * entry.cols;
+                let keeps = entry.cols <= KEPT_COLS as u64;
+                room.kept = room.kept.max(if keeps { kept } else { 0 });
             }
         }
         room
@@ -159,7 +161,7 @@ pub fn peak(
     let layer = most(&|layer| layer.peak(&pass, threads));
     // What a stream's last layer leaves in its buffers is there to the end.
     let left = most(&|layer| if layer.experts > 0 { 0 } else { 2 * layer.dense.source });
-    let kept = threads * KEPT * most(&|layer| layer.dense.kept.max(layer.expert.kept));
+    let kept = threads * most(&|layer| layer.dense.kept.max(layer.expert.kept));
     let tensors = manifest.tensors().map(|(.., tensor)| tensor);
     let rotated = tensors
         .filter(|tensor| rotates(tensor))
@@ -224,7 +226,7 @@ pub fn known(
         .collect();
     each.sort_unstable_by(|a, b| b.cmp(a));
     let most = |of: &dyn Fn(&UnitRoom) -> u64| rooms.iter().map(|(r, _)| of(r)).max().unwrap_or(0);
-    let worked = (ROUNDED + ROTATED) * most(&|room| room.cols) + KEPT * most(&|room| room.kept);
+    let worked = (ROUNDED + ROTATED) * most(&|room| room.cols) + most(&|room| room.kept);
     let all = each.iter().take(threads).sum::<u64>() + threads as u64 * worked;
     statistics.held_bytes + all + all / 32
 }

@@ -30,8 +30,8 @@ pub struct HessianFactor {
     cols: usize,
     /// Columns rotated together, 1 for the basis of the weights.
     rotation: usize,
-    /// `Fᵀ` below the diagonal, `[cols, cols / 16]`; the rest means nothing.
-    factor: Vec<Line>,
+    /// `Fᵀ` below the diagonal, `[cols, cols]`; the rest means nothing.
+    factor: Vec<f32>,
     /// `D`, `[cols]`.
     costs: Vec<f32>,
     /// The second moments, the Gram's diagonal before damping, `[cols]`.
@@ -60,12 +60,32 @@ impl HessianFactor {
         damping: f32,
         encoding: Encoding,
     ) -> Result<Self, QuantError> {
-        Self::new_on(Backend::detect(), gram, cols, damping, encoding)
+        Self::in_buffer(Vec::new(), gram, cols, damping, encoding)
     }
 
-    /// As [`Self::new`], with the instructions of `backend`.
+    /// As [`Self::new`] in the memory of `buffer`, whatever it holds, where it is large enough.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn in_buffer(
+        buffer: Vec<f32>,
+        gram: &[f32],
+        cols: usize,
+        damping: f32,
+        encoding: Encoding,
+    ) -> Result<Self, QuantError> {
+        Self::new_on(Backend::detect(), buffer, gram, cols, damping, encoding)
+    }
+
+    /// The memory that it is in, for [`Self::in_buffer`].
+    pub fn into_buffer(self) -> Vec<f32> {
+        self.factor
+    }
+
+    /// As [`Self::in_buffer`], with the instructions of `backend`.
     pub(crate) fn new_on(
         backend: Backend,
+        mut factor: Vec<f32>,
         gram: &[f32],
         cols: usize,
         damping: f32,
@@ -77,11 +97,11 @@ impl HessianFactor {
         encoding.parts(1, cols as u64)?;
         check(gram, cols, damping)?;
         let (rotation, mut strength) = (rotation(cols, encoding), damping);
-        let mut factor = vec![[0.0; LANES]; cols * (cols / LANES)];
+        factor.resize(cols * cols, 0.0);
         // H + damping = R D' Rᵀ with R upper triangular, from the last column to the first. Where a pivot is not
         // positive, the rounding of H weighs more than its least moments: ten times the damping, and again.
         for _ in 0..=RETRIES {
-            let lines = &mut factor[..];
+            let (lines, _) = factor.as_chunks_mut();
             backend.run(Load { gram, lines, cols, rotation });
             let moments = diagonal(lines, cols);
             let added = damp(lines, &moments, strength);
@@ -112,7 +132,7 @@ impl HessianFactor {
     /// `Fᵀ`: what the error in column `j < k` asks of column `k`, `[k][..k]`.
     #[inline(always)]
     pub(crate) fn row(&self, k: usize) -> &[f32] {
-        &self.factor.as_flattened()[k * self.cols..][..k]
+        &self.factor[k * self.cols..][..k]
     }
 
     /// `Σ X H Xᵀ` without damping, from rows `x` and their products `y = x · (F + I)`.
