@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 /// Buffers that nobody uses: fresh memory costs a page fault for every 4 KiB, which for the sums and factors of many
-/// experts is a seventh of their conversion.
+/// experts was a sixth of their conversion.
 #[derive(Debug, Default)]
 pub struct Spares(Mutex<Vec<Vec<f32>>>);
 
