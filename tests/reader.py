@@ -148,7 +148,10 @@ KEYS = {
     "affine": ("kind", "bits", "group_size", "scale_dtype"),
     "trellis": ("kind", "bits", "state_bits"),
     "ggml": ("kind", "type"),
+    "minifloat": ("kind", "element", "group_size", "scale_dtype"),
 }  # fmt: skip
+# Bits of an element, those behind its point, and the exponent that stands for none.
+ELEMENTS = {"e2m1": (4, 1, 1), "e4m3": (8, 3, 7), "e5m2": (8, 2, 15)}
 # Columns, columns of a group, the code for zero, bits, bytes.
 BLOCKS = {
     "q4_0": (32, 32, 8, 4, 18), "q4_1": (32, 32, None, 4, 20), "q5_0": (32, 32, 16, 5, 22),
@@ -177,6 +180,13 @@ def part_sizes(encoding, rows, cols):
         columns, _, _, _, size = BLOCKS[encoding["type"]]
         check(cols % columns == 0, "blocks of", columns, "do not divide", cols)
         return rows * cols // columns * size, 0, 0
+    if kind == "minifloat":
+        group, size = encoding["group_size"], SIZES.get(encoding["scale_dtype"])
+        check(encoding["element"] in ELEMENTS, "element", encoding["element"])
+        check(group in (16, 32, 64, 128), "group_size", group)
+        check(size, "scale_dtype", encoding["scale_dtype"])
+        check(cols % max(group, 32) == 0, "group_size", group, "does not divide", cols)
+        return rows * cols * ELEMENTS[encoding["element"]][0] // 8, size * rows * (cols // group), 0
     if kind == "trellis":
         check(encoding["bits"] in (2, 3, 4), "bits", encoding["bits"])
         check(encoding["state_bits"] in (10, 12, 14, 16), "state_bits", encoding["state_bits"])
@@ -187,9 +197,9 @@ def part_sizes(encoding, rows, cols):
     bits, group = encoding["bits"], encoding["group_size"]
     check(bits in (2, 3, 4, 6, 8), "bits", bits)
     check(group in (32, 64, 128), "group_size", group)
-    check(encoding["scale_dtype"] in ("f16", "bf16"), "scale_dtype", encoding["scale_dtype"])
+    check(encoding["scale_dtype"] in SIZES, "scale_dtype", encoding["scale_dtype"])
     check(cols % group == 0, "group_size", group, "does not divide", cols)
-    scales = 2 * rows * (cols // group)
+    scales = SIZES[encoding["scale_dtype"]] * rows * (cols // group)
     return rows * cols * bits // 8, scales, scales
 
 
@@ -205,6 +215,8 @@ def dequantize(encoding, rows, cols, data):
     if encoding["kind"] == "trellis":
         scale = widen("bf16", data[weight : weight + scales])
         return rotated_back(trellis_values(encoding, rows, cols, data), scale, cols)
+    if encoding["kind"] == "minifloat":
+        return minifloat_values(encoding, rows * cols, data[:weight], data[weight:])
     if encoding["kind"] != "affine":
         return widen(encoding["kind"], data)
     bits, group = encoding["bits"], encoding["group_size"]
@@ -220,6 +232,29 @@ def dequantize(encoding, rows, cols, data):
         table, mask = tables[pair], (1 << bits) - 1
         values.extend([table[stream >> (c * bits) & mask] for c in range(group)])
     return values
+
+
+def element_value(element, code):
+    """What a small float stands for (§5.5)."""
+    bits, fraction, bias = ELEMENTS[element]
+    sign = -1.0 if code >> (bits - 1) else 1.0
+    exponent, rest = code >> fraction & (1 << (bits - 1 - fraction)) - 1, code & (1 << fraction) - 1
+    if (element, code & 127) == ("e4m3", 127) or (element == "e5m2" and exponent == 31):
+        return sign * math.inf if (element, rest) == ("e5m2", 0) else math.nan
+    whole = rest if exponent == 0 else rest + (1 << fraction)
+    return sign * math.ldexp(whole, max(exponent, 1) - bias - fraction)
+
+
+def minifloat_values(encoding, count, codes, scales):
+    """The values of small floats (§5.5)."""
+    element, group = encoding["element"], encoding["group_size"]
+    scale = widen(encoding["scale_dtype"], scales)
+    table = [element_value(element, code) for code in range(1 << ELEMENTS[element][0])]
+    if element == "e2m1":
+        halves = (codes[at : at + 16] for at in range(0, len(codes), 16))
+        codes = [byte >> shift & 15 for half in halves for shift in (0, 4) for byte in half]
+    # A product of 4 and 24 bits is exact in 64, and rounded once as it becomes 32.
+    return array.array("f", [table[codes[at]] * scale[at // group] for at in range(count)])
 
 
 def listed_points(kind):

@@ -89,6 +89,8 @@ typedef enum {
   SW_ENCODING_TRELLIS = 4,
   // Blocks of codes and scales as GGUF files have them; the label says which.
   SW_ENCODING_GGML = 5,
+  // Floats of 4 or 8 bits with a scale for each group of columns; the label says which.
+  SW_ENCODING_MINIFLOAT = 6,
 } sw_encoding;
 
 // Why a text ended.

@@ -71,6 +71,8 @@ pub enum EncodingKind {
     Trellis = 4,
     /// Blocks of codes and scales as GGUF files have them; the label says which.
     Ggml = 5,
+    /// Floats of 4 or 8 bits with a scale for each group of columns; the label says which.
+    Minifloat = 6,
 }
 
 /// A tensor: a matrix of `rows` outputs by `cols` inputs; a vector is one row.
@@ -346,10 +348,12 @@ impl Listed {
             Encoding::Affine(a) => (a.bits(), a.group_size() as u32, 0),
             Encoding::Trellis(t) => (t.bits(), 0, t.state_bits()),
             Encoding::Ggml(blocks) => (blocks.form().bits, blocks.form().group as u32, 0),
+            Encoding::Minifloat(m) => (m.element().bits(), m.group_size() as u32, 0),
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 => (0, 0, 0),
         };
         let scale_type = match encoding {
             Encoding::Affine(a) => Encoding::from(a.scale_dtype()),
+            Encoding::Minifloat(m) => Encoding::from(m.scale_dtype()),
             // The scale of a row: docs/FORMAT.md, "Trellis".
             Encoding::Trellis(_) => Encoding::Bf16,
             Encoding::Ggml(_) => Encoding::F16,
@@ -397,6 +401,7 @@ impl From<Encoding> for EncodingKind {
             Encoding::Affine(_) => Self::Affine,
             Encoding::Trellis(_) => Self::Trellis,
             Encoding::Ggml(_) => Self::Ggml,
+            Encoding::Minifloat(_) => Self::Minifloat,
             Encoding::F32 => Self::F32,
             Encoding::F16 => Self::F16,
             Encoding::Bf16 => Self::Bf16,

@@ -1,7 +1,8 @@
 //! How the values of a quantized tensor are made from what a checkpoint holds.
 
 use serde::{Deserialize, Serialize};
-use shardwright_quant::{Affine, Encoding, Float, Ggml};
+use shardwright_quant::foreign::{MXFP4_GROUP, NVFP4_GROUP};
+use shardwright_quant::{Affine, Element, Encoding, Float, Ggml, Minifloat};
 
 use crate::dtype::Dtype;
 
@@ -127,6 +128,9 @@ pub enum Decoder {
         zero_points: String,
         /// Scales, `[groups, rows]`.
         scales: String,
+        /// Their type.
+        #[serde(default = "f16", skip_serializing_if = "is_f16")]
+        scale_dtype: Float,
         /// The group of each column; none where `group_size` columns follow one another.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         groups: Option<String>,
@@ -147,6 +151,9 @@ pub enum Decoder {
         zero_points: String,
         /// Scales, `[groups, rows]`.
         scales: String,
+        /// Their type.
+        #[serde(default = "f16", skip_serializing_if = "is_f16")]
+        scale_dtype: Float,
         /// Columns of a group.
         group_size: u64,
     },
@@ -193,6 +200,15 @@ pub enum Decoder {
     },
 }
 
+/// The type of scales where a decoder names none.
+const fn f16() -> Float {
+    Float::F16
+}
+
+fn is_f16(dtype: &Float) -> bool {
+    *dtype == Float::F16
+}
+
 /// The names in a decoder, borrowed as it is, the main one first; the optional ones apart.
 macro_rules! names {
     ($decoder:expr, $borrow:ident) => {
@@ -221,6 +237,47 @@ macro_rules! names {
             Decoder::Heads { .. } | Decoder::Grouped { .. } => (Vec::new(), [None, None]),
         }
     };
+}
+
+/// The largest of `sizes` that divides rows of `cols`, and groups of `own` columns where a row is not one.
+fn group(sizes: &[u16], cols: u64, own: u64) -> Option<u16> {
+    let divides = |size: &&u16| {
+        let size = u64::from(**size);
+        cols.is_multiple_of(size) && (own >= cols || own.is_multiple_of(size))
+    };
+    sizes.iter().filter(divides).max().copied()
+}
+
+fn affine(bits: u8, cols: u64, own: u64, scale_dtype: Float) -> Option<Encoding> {
+    let affine = Affine::new(bits, group(&Affine::GROUP_SIZES, cols, own)?, scale_dtype);
+    affine.ok().map(Encoding::Affine)
+}
+
+fn minifloat(element: Element, cols: u64, own: u64, scale_dtype: Float) -> Option<Encoding> {
+    let size = group(&Minifloat::GROUP_SIZES, cols, own)?;
+    let minifloat = Minifloat::new(element, size, scale_dtype);
+    minifloat.ok().map(Encoding::Minifloat)
+}
+
+/// Bytes with a scale for each `own` columns.
+fn scaled(values: Dtype, cols: u64, own: u64) -> Option<Encoding> {
+    match values {
+        Dtype::F8E4m3 => minifloat(Element::E4m3, cols, own, Float::F32),
+        Dtype::F8E5m2 => minifloat(Element::E5m2, cols, own, Float::F32),
+        Dtype::I8 => affine(8, cols, own, Float::F32),
+        _ => None,
+    }
+}
+
+/// Blocks of GGUF.
+fn blocks(kind: Ggml) -> Option<Encoding> {
+    let own = kind.blocks().map(Encoding::Ggml);
+    own.or_else(|| match kind {
+        Ggml::Mxfp4 => minifloat(Element::E2m1, kind.block_values(), MXFP4_GROUP, Float::Bf16),
+        // A scale of 4 bits behind the point.
+        Ggml::Nvfp4 => minifloat(Element::E2m1, kind.block_values(), NVFP4_GROUP, Float::Bf16),
+        _ => None,
+    })
 }
 
 impl Decoder {
@@ -289,10 +346,53 @@ impl Decoder {
 
     /// The encoding in codes in which those of rows of `cols` mean the same, if there is one: affine with
     /// 16-bit scales, of symmetric codes or with biases; that of a bundle; blocks of GGUF; two bits for
-    /// ternary ones.
+    /// ternary ones; floats of 4 and 8 bits; affine with 32-bit scales for whole numbers with other zeros.
     pub fn codes(&self, cols: u64) -> Option<Encoding> {
         match *self {
             Self::Bundle { encoding, .. } => Some(encoding).filter(|own| own.float().is_none()),
+            Self::Gguf { kind, less_one: false, .. }
+            | Self::Tiled { kind, columns: false, log: false, .. } => blocks(kind),
+            // One scale for a whole tensor is that of groups as large as there are.
+            Self::Ternary { scale_dtype, divided: false, .. } => affine(2, cols, cols, scale_dtype),
+            Self::Scaled { values, block, .. } => scaled(values, cols, block[1]),
+            Self::Mxfp4 { .. } => minifloat(Element::E2m1, cols, MXFP4_GROUP, Float::Bf16),
+            Self::Nvfp4 { .. } => minifloat(Element::E2m1, cols, NVFP4_GROUP, Float::F32),
+            _ => self.own_affine().or_else(|| self.wide_affine(cols)),
+        }
+    }
+
+    /// As [`Self::codes`], where those surely give each value: biases of symmetric codes are made of their scales, and
+    /// those of scales in f16 may leave its range.
+    pub fn sure_codes(&self, cols: u64) -> Option<Encoding> {
+        match *self {
+            Self::Packed { zero_points: None, scale_dtype: Float::F16, .. } => {
+                self.wide_affine(cols)
+            }
+            _ => self.codes(cols),
+        }
+    }
+
+    /// The same without the order of columns that an index gives, where there is one.
+    pub(crate) fn without_order(&self) -> Option<Self> {
+        let mut ordered = self.clone();
+        match &mut ordered {
+            Self::Gptq { groups, .. } | Self::Packed { groups, .. } => {
+                groups.take().map(|_| ordered)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether codes, scales and biases of `affine` are stored, but for biases that scales tell.
+    pub(crate) fn has_affine(&self, affine: Affine) -> bool {
+        matches!(self, Self::Ternary { .. }) || self.own_affine() == Some(Encoding::Affine(affine))
+    }
+
+    /// Affine codes in groups and with scales as the source has them.
+    fn own_affine(&self) -> Option<Encoding> {
+        match *self {
+            // MLX rounds a product and a sum, which are exact with scales of 16 bits alone.
+            Self::Mlx { scale_dtype: Float::F32, .. } => None,
             Self::Packed {
                 zero_points: None, groups: None, bits, group_size, scale_dtype, ..
             }
@@ -300,20 +400,26 @@ impl Decoder {
                 let affine = Affine::new(bits, u16::try_from(group_size).ok()?, scale_dtype);
                 affine.ok().map(Encoding::Affine)
             }
-            Self::Gguf { kind, less_one: false, .. }
-            | Self::Tiled { kind, columns: false, log: false, .. } => {
-                kind.blocks().map(Encoding::Ggml)
-            }
-            // One scale for a whole tensor is that of groups as large as there are.
-            Self::Ternary { scale_dtype, divided: false, .. } => {
-                let mut sizes = [128_u16, 64, 32].into_iter();
-                let group = sizes.find(|size| cols.is_multiple_of(u64::from(*size)))?;
-                Affine::new(2, group, scale_dtype)
-                    .ok()
-                    .map(Encoding::Affine)
-            }
             _ => None,
         }
+    }
+
+    /// Affine codes in groups that divide the source's, with scales and biases in 32 bits: `-zero · scale` of codes of
+    /// up to 8 bits and a scale of 16 is exact there, and with a power of two for zero of any scale.
+    fn wide_affine(&self, cols: u64) -> Option<Encoding> {
+        let (bits, group_size, exact) = match *self {
+            Self::Packed {
+                groups: None, bits, group_size, scale_dtype, ref zero_points, ..
+            } => (bits, group_size, zero_points.is_none() || scale_dtype != Float::F32),
+            Self::Gptq { groups: None, bits, group_size, scale_dtype, .. } => {
+                (bits, group_size, scale_dtype != Float::F32)
+            }
+            Self::Awq { group_size, scale_dtype, .. } => (4, group_size, scale_dtype != Float::F32),
+            _ => return None,
+        };
+        exact
+            .then(|| affine(bits, cols, group_size, Float::F32))
+            .flatten()
     }
 
     /// A short label for tables: `f8_e4m3 128x128`, `int4 g32`.
@@ -342,5 +448,36 @@ impl Decoder {
             Self::Bundle { encoding, .. } => encoding.label(),
             Self::Ternary { .. } => "ternary".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A scale of 10000 in f16 has no bias of eight times its size in f16.
+    #[test]
+    fn symmetric_codes_with_scales_in_f16_have_biases_of_32_bits() {
+        let part = |name: &str| name.to_owned();
+        let sure = |scale_dtype, zero_points| {
+            let decoder = Decoder::Packed {
+                codes: part("codes"),
+                scales: part("scales"),
+                scale_dtype,
+                zero_points,
+                dims: part("dims"),
+                groups: None,
+                bits: 4,
+                group_size: 32,
+            };
+            decoder.sure_codes(64).map(Encoding::label)
+        };
+        let found = |label: &str| Some(label.to_owned());
+        assert_eq!(sure(Float::Bf16, None), found("q4 g32 bf16"));
+        assert_eq!(sure(Float::F16, None), found("q4 g32 f32"));
+        assert_eq!(sure(Float::F32, None), found("q4 g32 f32"));
+        assert_eq!(sure(Float::F16, Some(part("zeros"))), found("q4 g32 f32"));
+        // Products with zeros that are no power of two would be rounded.
+        assert_eq!(sure(Float::F32, Some(part("zeros"))), None);
     }
 }

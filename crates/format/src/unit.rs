@@ -179,7 +179,16 @@ impl SourceView {
     /// The encoding that the source's own codes are in, if the view of `cols` columns is one of whole
     /// rows of codes.
     pub fn codes(&self, cols: u64) -> Option<Encoding> {
-        let encoding = self.decoder.as_ref()?.codes(cols)?;
+        self.codes_by(cols, Decoder::codes)
+    }
+
+    /// The same by what `codes` says of the decoder.
+    pub(crate) fn codes_by(
+        &self,
+        cols: u64,
+        codes: impl Fn(&Decoder, u64) -> Option<Encoding>,
+    ) -> Option<Encoding> {
+        let encoding = codes(self.decoder.as_ref()?, cols)?;
         let whole = cols > 0
             && self.col_stride == 1
             && self.shape.last() == Some(&cols)
@@ -219,16 +228,6 @@ impl TensorEntry {
         }
     }
 
-    /// The encoding of the source's own codes, where those give each of its values and rows can be read alone.
-    pub(crate) fn own_codes(&self) -> Option<Encoding> {
-        // The biases of symmetric codes are made of their scales, and those of f16 may leave its range.
-        let leaves =
-            |decoder: &Decoder| matches!(decoder, Decoder::Packed { scale_dtype: Float::F16, .. });
-        let own = self.source.codes(self.cols)?;
-        let sure = !self.source.decoder.as_ref().is_some_and(leaves);
-        (sure && own.row_block() == 1).then_some(own)
-    }
-
     /// Bytes it takes in the unit.
     ///
     /// # Errors
@@ -266,33 +265,5 @@ impl UnitLayout {
     /// The tensor with a role, if the unit has one.
     pub fn find(&self, role: Role) -> Option<&TensorEntry> {
         self.tensors.iter().find(|tensor| tensor.role == role)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A scale of 10000 in f16 has no bias of eight times its size.
-    #[test]
-    fn symmetric_codes_with_scales_in_f16_stay_values() {
-        let coded = |scale_dtype| {
-            let part = |name: &str| name.to_owned();
-            let decoder = Decoder::Packed {
-                codes: part("codes"),
-                scales: part("scales"),
-                scale_dtype,
-                zero_points: None,
-                dims: part("dims"),
-                groups: None,
-                bits: 4,
-                group_size: 32,
-            };
-            let view = SourceView::whole(part("w"), Float::F32, vec![8, 64], 64);
-            let source = SourceView { decoder: Some(decoder), ..view };
-            TensorEntry::new(Role::QProj, [8, 64], Encoding::F32, source).own_codes()
-        };
-        assert!(coded(Float::Bf16).is_some());
-        assert_eq!(coded(Float::F16), None);
     }
 }

@@ -11,7 +11,7 @@ use crate::arch::{Inventory, Prediction};
 use crate::bundle::Bundle;
 use crate::census::Census;
 use crate::check::{Checked, Checks};
-use crate::checkpoint::{Checkpoint, TokensBeside, read_rows, read_unit};
+use crate::checkpoint::{Checkpoint, TokensBeside, own_codes, read_rows, read_unit};
 use crate::error::{FormatError, Result};
 use crate::io::{AlignedBuf, read_limited};
 use crate::layout::place_dense;
@@ -96,9 +96,9 @@ impl Weights {
     /// stay as they are, for patches are stored as the values are.
     ///
     /// # Errors
-    /// A unit that is larger than any file.
+    /// A unit that is larger than any file; an index of columns that cannot be read.
     pub fn in_codes(self) -> Result<Self> {
-        let Source::Checkpoint(_, inventory) = &*self.source else { return Ok(self) };
+        let Source::Checkpoint(checkpoint, inventory) = &*self.source else { return Ok(self) };
         if !self.patches.is_empty() || !self.coded.is_empty() {
             return Ok(self);
         }
@@ -108,18 +108,21 @@ impl Weights {
             .map(|(unit, extra)| (unit, &extra.layout));
         let mut coded = BTreeMap::new();
         for (unit, layout) in inventory.units.iter().chain(extras) {
-            if layout
-                .tensors
-                .iter()
-                .all(|tensor| tensor.own_codes().is_none())
-            {
+            let own = layout.tensors.iter();
+            let own = own.map(|tensor| own_codes(checkpoint, tensor));
+            let own = own.collect::<Result<Vec<_>>>()?;
+            if own.iter().all(Option::is_none) {
                 continue;
             }
-            let stored = |tensor: &TensorEntry| {
-                let encoding = tensor.own_codes().unwrap_or(tensor.encoding);
-                TensorEntry { encoding, ..tensor.clone() }
-            };
-            let placed = place_dense(layout.tensors.iter().map(stored).collect());
+            let stored = layout
+                .tensors
+                .iter()
+                .zip(own)
+                .map(|(tensor, own)| TensorEntry {
+                    encoding: own.unwrap_or(tensor.encoding),
+                    ..tensor.clone()
+                });
+            let placed = place_dense(stored.collect());
             let refused = |e| FormatError::file(self.root(), format!("{unit}: {e}"));
             coded.insert(*unit, placed.map_err(refused)?);
         }

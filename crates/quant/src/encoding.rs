@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::Blocks;
+use crate::minifloat::Minifloat;
 
 /// A 16- or 32-bit floating-point type as it lies on disk, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -88,6 +89,9 @@ pub enum EncodingError {
     /// A group size that no kernel reads.
     #[error("group_size: expected 32, 64 or 128, found {0}")]
     GroupSize(u16),
+    /// A group size that no kernel of small floats reads.
+    #[error("group_size: expected 16, 32, 64 or 128, found {0}")]
+    MinifloatGroup(u16),
     /// A code width that no trellis has.
     #[error("bits: expected 2, 3 or 4 in a trellis, found {0}")]
     TrellisBits(u8),
@@ -97,9 +101,6 @@ pub enum EncodingError {
     /// Columns that cannot be rotated.
     #[error("a trellis needs columns in multiples of 16, found {0}")]
     Rotation(u64),
-    /// Scales are stored in 16 bits.
-    #[error("scale_dtype: expected f16 or bf16, found {}", .0.name())]
-    ScaleDtype(Float),
     /// Rows must be whole groups.
     #[error("group_size {group_size} does not divide {cols} columns")]
     Columns {
@@ -127,16 +128,13 @@ impl Affine {
     /// An affine encoding.
     ///
     /// # Errors
-    /// Names the field outside its set: [`Self::BITS`], [`Self::GROUP_SIZES`], 16-bit scales.
+    /// Names the field outside its set: [`Self::BITS`], [`Self::GROUP_SIZES`].
     pub fn new(bits: u8, group_size: u16, scale_dtype: Float) -> Result<Self, EncodingError> {
         if !Self::BITS.contains(&bits) {
             return Err(EncodingError::Bits(bits));
         }
         if !Self::GROUP_SIZES.contains(&group_size) {
             return Err(EncodingError::GroupSize(group_size));
-        }
-        if scale_dtype == Float::F32 {
-            return Err(EncodingError::ScaleDtype(scale_dtype));
         }
         Ok(Self { bits, group_size, scale_dtype })
     }
@@ -151,7 +149,8 @@ impl Affine {
         self.group_size as usize
     }
 
-    /// Storage type of scales and biases, never [`Float::F32`].
+    /// Storage type of scales and biases. [`Float::F32`] holds `-zero · scale` of any zero among the codes and any
+    /// scale of 16 bits.
     pub const fn scale_dtype(self) -> Float {
         self.scale_dtype
     }
@@ -312,6 +311,8 @@ pub enum Encoding {
     Trellis(Trellis),
     /// Codes and scales block by block: see [`Blocks`].
     Ggml(Blocks),
+    /// Floats of 4 or 8 bits, then scales: see [`Minifloat`].
+    Minifloat(Minifloat),
 }
 
 /// Reads the rest of a tagged variant that has no fields; serde alone would read over any.
@@ -360,7 +361,7 @@ impl Encoding {
             Self::F32 => Some(Float::F32),
             Self::F16 => Some(Float::F16),
             Self::Bf16 => Some(Float::Bf16),
-            Self::Affine(_) | Self::Trellis(_) | Self::Ggml(_) => None,
+            Self::Affine(_) | Self::Trellis(_) | Self::Ggml(_) | Self::Minifloat(_) => None,
         }
     }
 
@@ -400,6 +401,16 @@ impl Encoding {
                 }
                 let weight = weights / form.values as u64 * form.bytes as u64;
                 Ok(Parts { weight, scales: 0, biases: 0 })
+            }
+            Self::Minifloat(minifloat) => {
+                let group_size = minifloat.columns_together();
+                if !cols.is_multiple_of(u64::from(group_size)) {
+                    return Err(EncodingError::Columns { group_size, cols });
+                }
+                let scales = weights / minifloat.group_size() as u64;
+                let scales = scales * minifloat.scale_dtype().size() as u64;
+                let weight = weights / 8 * u64::from(minifloat.element().bits());
+                Ok(Parts { weight, scales, biases: 0 })
             }
             Self::F32 => Ok(Parts { weight: weights * 4, scales: 0, biases: 0 }),
             Self::F16 | Self::Bf16 => Ok(Parts { weight: weights * 2, scales: 0, biases: 0 }),
@@ -450,11 +461,17 @@ impl Encoding {
         match self {
             Self::F32 => 32.0,
             Self::F16 | Self::Bf16 => 16.0,
-            Self::Affine(a) => f64::from(a.bits) + 32.0 / f64::from(a.group_size),
+            Self::Affine(a) => {
+                f64::from(a.bits) + 16.0 * a.scale_dtype.size() as f64 / f64::from(a.group_size)
+            }
             Self::Trellis(t) => f64::from(t.bits),
             Self::Ggml(blocks) => {
                 let form = blocks.form();
                 8.0 * form.bytes as f64 / form.values as f64
+            }
+            Self::Minifloat(m) => {
+                let scale = 8.0 * m.scale_dtype().size() as f64 / m.group_size() as f64;
+                f64::from(m.element().bits()) + scale
             }
         }
     }
@@ -468,6 +485,7 @@ impl Encoding {
             Self::Affine(a) => format!("q{} g{} {}", a.bits, a.group_size, a.scale_dtype.name()),
             Self::Trellis(t) => format!("t{} s{}", t.bits, t.state_bits),
             Self::Ggml(blocks) => blocks.name().to_owned(),
+            Self::Minifloat(minifloat) => minifloat.label(),
         }
     }
 }

@@ -44,8 +44,8 @@ pub enum QuantError {
         /// Bytes given.
         found: u64,
     },
-    /// Floats are stored as they are.
-    #[error("{} holds floats, not codes: nothing to quantize", .0.label())]
+    /// Floats are stored as they are, and so are small floats and scales of 32 bits.
+    #[error("{} holds values as a source has them: nothing to quantize", .0.label())]
     NoCodes(Encoding),
     /// The method needs to know more of the inputs.
     #[error("{method}: needs {needs} to guide it")]

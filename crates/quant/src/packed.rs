@@ -9,6 +9,8 @@ use crate::float::{Stored, padded};
 use crate::ggml::lines::{self, scales};
 use crate::kernel::{Backend, Kernel, LANES, Line, Simd};
 use crate::matrix::Matrix;
+use crate::minifloat::Minifloat;
+use crate::minifloat::lines::Small as SmallFloats;
 use crate::rows::sixteen_at;
 
 /// Rows of a matrix that are multiplied with one row of activations.
@@ -35,6 +37,14 @@ pub struct Small<'a, T, const BYTES: usize> {
 pub struct Large<'a, T, const BYTES: usize> {
     m: &'a Matrix<'a>,
     x: &'a [[Line; LANES]],
+    kind: PhantomData<T>,
+}
+
+/// Small floats, 32 of them in `BYTES`.
+pub struct Minifloats<'a, T, const BYTES: usize> {
+    m: &'a Matrix<'a>,
+    minifloat: Minifloat,
+    x: &'a [[Line; 2]],
     kind: PhantomData<T>,
 }
 
@@ -70,6 +80,12 @@ impl<'a, T, const BYTES: usize> Small<'a, T, BYTES> {
 impl<'a, T, const BYTES: usize> Large<'a, T, BYTES> {
     pub fn new(m: &'a Matrix<'a>, x: &'a [f32]) -> Self {
         Self { m, x: x.as_chunks().0.as_chunks().0, kind: PhantomData }
+    }
+}
+
+impl<'a, T, const BYTES: usize> Minifloats<'a, T, BYTES> {
+    pub fn new(m: &'a Matrix<'a>, minifloat: Minifloat, x: &'a [f32]) -> Self {
+        Self { m, minifloat, x: x.as_chunks().0.as_chunks().0, kind: PhantomData }
     }
 }
 
@@ -178,6 +194,35 @@ impl<T: lines::Large<BYTES>, const BYTES: usize> PackedRows for Large<'_, T, BYT
                 let w = T::open(s, &rows[r][at]);
                 for (line, x) in (0..LANES).zip(x) {
                     acc[r] = s.mul_add(T::line(s, &w, line), s.load(x), acc[r]);
+                }
+            }
+        }
+        acc
+    }
+}
+
+impl<T: SmallFloats<BYTES>, const BYTES: usize> PackedRows for Minifloats<'_, T, BYTES> {
+    #[inline(always)]
+    fn sums<S: Simd>(&self, s: S, row: usize) -> [S::F; ROWS] {
+        let (m, format, mut acc) = (self.m, self.minifloat, [s.splat(0.0); ROWS]);
+        let (numbers, groups) = (some_rows(m, row), m.cols() / format.group_size());
+        let rows: [&[[u8; BYTES]]; ROWS] = numbers.map(|row| m.row(m.weight(), row).as_chunks().0);
+        let (mut scale, start) = ([[0.0; LANES]; ROWS], row * rows[0].len() * BYTES);
+        let together = format.blocks_of_sixteen();
+        // Sixteen groups at a time: their scales are widened together.
+        for (i, x) in self.x.chunks(together).enumerate() {
+            for r in 0..ROWS {
+                let first = numbers[r] * groups + LANES * i;
+                scale[r] = sixteen_at(s, format.scale_dtype(), m.scales(), first);
+            }
+            for (b, x) in x.iter().enumerate() {
+                let block = together * i + b;
+                ask(s, BYTES == 32, m.weight(), start + block * ROWS * BYTES, ROWS * BYTES);
+                for r in 0..ROWS {
+                    let scales = format.scales_of(&scale[r], b);
+                    let [w0, w1] = T::lines(s, &rows[r][block], scales);
+                    acc[r] = s.mul_add(w0, s.load(&x[0]), acc[r]);
+                    acc[r] = s.mul_add(w1, s.load(&x[1]), acc[r]);
                 }
             }
         }

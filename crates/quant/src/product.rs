@@ -17,7 +17,9 @@ use crate::kernel::{
     Waiting,
 };
 use crate::matrix::Matrix;
-use crate::packed::{Floats, Grouped, Large, RowOutputs, Small};
+use crate::minifloat::Element;
+use crate::minifloat::lines::{Bytes, E2m1};
+use crate::packed::{Floats, Grouped, Large, Minifloats, RowOutputs, Small};
 use crate::rows::{RowReader, WithReader, with_reader};
 use crate::trellis;
 
@@ -233,6 +235,11 @@ fn each_row(m: &Matrix<'_>, x: &Activations, rows: &Range<usize>, mut out: Outpu
                 _ => affine::<8, 32>(m, a, x, to),
             },
             Encoding::Ggml(blocks) => with_type(blocks, OfBlocks { m, x, to }),
+            Encoding::Minifloat(f) => match f.element() {
+                Element::E2m1 => to.packed(&Minifloats::<E2m1, 16>::new(m, f, x)),
+                Element::E4m3 => to.packed(&Minifloats::<Bytes<3>, 32>::new(m, f, x)),
+                Element::E5m2 => to.packed(&Minifloats::<Bytes<2>, 32>::new(m, f, x)),
+            },
             Encoding::Trellis(_) => {}
         }
     }

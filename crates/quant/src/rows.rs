@@ -10,6 +10,8 @@ use crate::ggml::lines::{Large, Small, scales};
 use crate::ggml::types::{WithType, with_type};
 use crate::kernel::{Backend, Kernel, LANES, Line, Simd};
 use crate::matrix::Matrix;
+use crate::minifloat::lines::{Bytes, E2m1, Small as SmallFloats};
+use crate::minifloat::{Element, Minifloat};
 use crate::trellis;
 
 impl Matrix<'_> {
@@ -124,6 +126,11 @@ pub fn with_reader(encoding: Encoding, what: impl WithReader) {
             _ => what.with(AffineRows::<8, 32>(a)),
         },
         Encoding::Ggml(blocks) => with_type(blocks, OfBlocks(what)),
+        Encoding::Minifloat(m) => match m.element() {
+            Element::E2m1 => what.with(MinifloatRows::<E2m1, 16>(m, PhantomData)),
+            Element::E4m3 => what.with(MinifloatRows::<Bytes<3>, 32>(m, PhantomData)),
+            Element::E5m2 => what.with(MinifloatRows::<Bytes<2>, 32>(m, PhantomData)),
+        },
         Encoding::Trellis(_) => {}
     }
 }
@@ -152,6 +159,33 @@ struct SmallRows<T, const BYTES: usize>(PhantomData<T>);
 
 /// Blocks of 256 columns.
 struct LargeRows<T, const BYTES: usize>(PhantomData<T>);
+
+/// Small floats, 32 of them in `BYTES`.
+struct MinifloatRows<T, const BYTES: usize>(Minifloat, PhantomData<T>);
+
+impl<T: SmallFloats<BYTES>, const BYTES: usize> RowReader for MinifloatRows<T, BYTES> {
+    #[inline(always)]
+    fn read<'a, S: Simd>(
+        &self,
+        s: S,
+        m: &Matrix<'_>,
+        row: usize,
+        mut lines: impl Iterator<Item = &'a mut Line>,
+    ) {
+        let blocks = m.row(m.weight(), row).as_chunks().0;
+        let first = row * (m.cols() / self.0.group_size());
+        // Sixteen groups at a time: their scales are widened together.
+        for (i, blocks) in blocks.chunks(self.0.blocks_of_sixteen()).enumerate() {
+            let scales = sixteen_at(s, self.0.scale_dtype(), m.scales(), first + LANES * i);
+            for (b, block) in blocks.iter().enumerate() {
+                let values = T::lines(s, block, self.0.scales_of(&scales, b));
+                for (values, line) in values.into_iter().zip(&mut lines) {
+                    s.store(values, line);
+                }
+            }
+        }
+    }
+}
 
 impl<T: Small<BYTES>, const BYTES: usize> RowReader for SmallRows<T, BYTES> {
     #[inline(always)]
@@ -258,10 +292,20 @@ fn grouped_row<'a, S: Simd, const BITS: usize, const BLOCK: usize, const BLOCKS:
     }
 }
 
-/// Sixteen 16-bit values of `dtype` from the one with number `first` on; zeros after the end of `bytes`.
+/// Sixteen values of `dtype` from the one with number `first` on; zeros after the end of `bytes`.
 #[inline(always)]
 pub fn sixteen_at<S: Simd>(s: S, dtype: Float, bytes: &[u8], first: usize) -> Line {
-    let rest = &bytes[2 * first..];
+    match dtype {
+        Float::F32 => sixteen::<S, F32, 64>(s, bytes, first),
+        Float::F16 => sixteen::<S, F16, 32>(s, bytes, first),
+        Float::Bf16 => sixteen::<S, Bf16, 32>(s, bytes, first),
+    }
+}
+
+/// As [`sixteen_at`], sixteen values in `SIZE` bytes.
+#[inline(always)]
+fn sixteen<S: Simd, T: Stored<SIZE>, const SIZE: usize>(s: S, bytes: &[u8], first: usize) -> Line {
+    let rest = &bytes[SIZE / LANES * first..];
     let last;
     let values = if let Some(values) = rest.first_chunk() {
         values
@@ -270,9 +314,6 @@ pub fn sixteen_at<S: Simd>(s: S, dtype: Float, bytes: &[u8], first: usize) -> Li
         &last
     };
     let mut out = [0.0; LANES];
-    match dtype {
-        Float::F16 => s.store(s.load_f16(values), &mut out),
-        _ => s.store(s.load_bf16(values), &mut out),
-    }
+    s.store(T::load(s, values), &mut out);
     out
 }

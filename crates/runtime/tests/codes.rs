@@ -10,10 +10,18 @@ use shardwright_runtime::{Head, Options, Runtime};
 use shardwright_testing::{Golden, each_gguf, each_golden};
 
 /// Cases with tensors whose codes are kept, and how many of these there are.
-const CODED: [(&str, usize); 10] = [
+const CODED: [(&str, usize); 18] = [
     ("bitnet-packed", 21),
+    ("deepseek_v3-fp8", 72),
     ("gemma3-mlx", 22),
-    ("gpt_oss-mlx", 17),
+    ("gemma3-mlx-mxfp4", 22),
+    ("gemma3-mlx-mxfp8", 22),
+    ("gemma3-mlx-nvfp4", 22),
+    ("gpt_oss-mlx", 53),
+    ("gpt_oss-mxfp4", 36),
+    ("gpt_oss-square-mxfp4", 24),
+    ("minimax_m2-fp8", 40),
+    ("qwen2-awq", 21),
     ("kimi_k2-int4", 48),
     ("kimi_k2-mlx", 68),
     ("llama4-mlx", 56),

@@ -140,7 +140,7 @@ impl Form<'_> {
         let label = entry.encoding.label();
         let affine = match self.held(unit, entry) {
             Encoding::Affine(affine) => affine,
-            Encoding::Trellis(_) | Encoding::Ggml(_) => {
+            Encoding::Trellis(_) | Encoding::Ggml(_) | Encoding::Minifloat(_) => {
                 let detail = mismatch("floats or affine codes", label);
                 return Err(self.refused((unit, entry), detail, Remedy::AffineCodes));
             }

@@ -219,6 +219,7 @@ fn refuse(
     let encoding = rows.entry.encoding;
     let (found, remedy) = match (encoding, unheld) {
         (Encoding::Trellis(_), _) => ("trellis codes".to_owned(), Remedy::AffineCodes),
+        (Encoding::Minifloat(_), _) => (encoding.label(), Remedy::AffineCodes),
         (Encoding::Affine(affine), Some(Unheld { row, col, scale, bias })) => {
             let found = format!(
                 "{} with scale {scale} and bias {bias} at row {}, column {col}",

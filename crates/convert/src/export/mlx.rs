@@ -137,7 +137,7 @@ impl Form<'_> {
             Encoding::Affine(_) if floats_only => {
                 Err("expected floats, as mlx-lm has no codes there")
             }
-            Encoding::Trellis(_) | Encoding::Ggml(_) => {
+            Encoding::Trellis(_) | Encoding::Ggml(_) | Encoding::Minifloat(_) => {
                 Err("expected floats or affine codes, which MLX has")
             }
             _ => Ok(()),

@@ -113,12 +113,13 @@ impl Tally {
     }
 }
 
-/// What stands in MLX for an encoding that it cannot hold: for a trellis and blocks affine codes of as many bits, for
-/// all else, and where no group divides the columns, floats of 32 bits, which lose nothing.
+/// What stands in MLX for an encoding that it cannot hold: for a trellis, blocks and small floats affine codes of as
+/// many bits, for all else, and where no group divides the columns, floats of 32 bits, which lose nothing.
 pub(super) fn stand_in(entry: &TensorEntry, floats_only: bool) -> Encoding {
     let bits = match entry.encoding {
         Encoding::Trellis(trellis) => trellis.bits(),
         Encoding::Ggml(blocks) => blocks.form().affine_bits(),
+        Encoding::Minifloat(minifloat) => minifloat.element().bits(),
         _ => return Encoding::F32,
     };
     let groups = if floats_only { &[][..] } else { &GROUPS };
@@ -126,13 +127,17 @@ pub(super) fn stand_in(entry: &TensorEntry, floats_only: bool) -> Encoding {
 }
 
 /// What stands for codes in compressed-tensors, to be chosen about the middle code: for affine ones those of as many
-/// bits and the same groups. For a trellis and blocks 4 bits in groups of 32 up to 3 bits, else 8: codes that
-/// engines run, since codes of a step alone need more bits. None where no group divides the columns.
+/// bits and the same groups, with scales of 16 bits. For all others 4 bits in groups of 32 up to 3 bits, else 8: codes
+/// that engines run, since codes of a step alone need more bits. None where no group divides the columns.
 pub(super) fn symmetric(entry: &TensorEntry) -> Option<Affine> {
     let bits = match entry.encoding {
+        Encoding::Affine(a) if a.scale_dtype() == Float::F32 => {
+            return affine(entry, a.bits(), &[a.group_size() as u16]);
+        }
         Encoding::Affine(affine) => return Some(affine),
         Encoding::Trellis(trellis) => trellis.bits(),
         Encoding::Ggml(blocks) => blocks.form().bits,
+        Encoding::Minifloat(minifloat) => minifloat.element().bits(),
         _ => return None,
     };
     if bits <= 3 { affine(entry, 4, &[32]) } else { affine(entry, 8, &GROUPS) }

@@ -418,7 +418,8 @@ impl<'a> Resolver<'a> {
 
 /// The encoding that the source's codes are in, where a rule wishes for codes of as many bits:
 /// they are taken over in groups of their own size, and nothing is lost. Those of three values are
-/// whatever codes it wishes for: more bits would hold no more, fewer there are none.
+/// whatever codes it wishes for: more bits would hold no more, fewer there are none. Small floats and codes with scales
+/// of 32 bits must not take more than what the rule wishes for.
 fn own_codes(wanted: EncodingSpec, zeros: Zeros, tensor: &TensorEntry) -> Option<Encoding> {
     let own = tensor.source.codes(tensor.cols)?;
     if !takes_over(zeros, &tensor.source) {
@@ -427,8 +428,14 @@ fn own_codes(wanted: EncodingSpec, zeros: Zeros, tensor: &TensorEntry) -> Option
     let ternary = matches!(tensor.source.decoder, Some(Decoder::Ternary { .. }));
     match (wanted, own) {
         (EncodingSpec::Affine { .. } | EncodingSpec::Trellis(_), _) if ternary => Some(own),
-        (EncodingSpec::Affine { bits, .. }, Encoding::Affine(affine)) => {
-            (bits == affine.bits()).then_some(own)
+        (EncodingSpec::Affine { bits, group_size, .. }, _) => {
+            let (own_bits, as_small) = match own {
+                Encoding::Affine(affine) => (affine.bits(), affine.scale_dtype() != Float::F32),
+                Encoding::Minifloat(minifloat) => (minifloat.element().bits(), false),
+                _ => return None,
+            };
+            let most = f64::from(bits) + 32.0 / f64::from(group_size);
+            (bits == own_bits && (as_small || own.bits_per_weight() <= most)).then_some(own)
         }
         (EncodingSpec::Ggml(wanted), Encoding::Ggml(blocks)) => (wanted == blocks).then_some(own),
         (EncodingSpec::Trellis(wanted), Encoding::Trellis(trellis)) => {

@@ -64,6 +64,9 @@ impl EncodingSpec {
     pub fn affine(bits: u8, group_size: u16, scale_dtype: Option<Float>) -> Result<Self, Refusal> {
         let checked = Affine::new(bits, group_size, scale_dtype.unwrap_or(Float::F16));
         checked.map_err(|e| e.to_string())?;
+        if scale_dtype == Some(Float::F32) {
+            return Err(mismatch("f16 or bf16", "f32").at("scale_dtype"));
+        }
         Ok(Self::Affine { bits, group_size, scale_dtype })
     }
 

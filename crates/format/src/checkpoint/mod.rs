@@ -46,7 +46,7 @@ pub use index::INDEX_NAME;
 pub use listing::{Skipped, clutter, clutter_directory, is_document};
 pub use tokenizer::{NamedToken, SpaceBefore, TokensBeside};
 pub use view::{TensorFile, read_codes, read_view, read_view_through, view_extents, write_view};
-pub(crate) use view::{read_rows, read_unit};
+pub(crate) use view::{own_codes, read_rows, read_unit};
 pub use wrong::lfs_pointer;
 
 /// An open checkpoint: its configuration, headers and file handles, no weights.

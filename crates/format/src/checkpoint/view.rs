@@ -72,6 +72,35 @@ pub(crate) fn read_rows(
     rows.read_stored(tensor.encoding, out.as_mut_slice(), &mut fetch_from(checkpoint))
 }
 
+/// The encoding of a tensor's own codes in the source, where those surely give each of its values and rows can be read
+/// alone.
+///
+/// # Errors
+/// As [`read_view`], where an index gives the group of each column, and a group that there is not.
+pub(crate) fn own_codes(checkpoint: &Checkpoint, tensor: &TensorEntry) -> Result<Option<Encoding>> {
+    let (view, cols) = (&tensor.source, tensor.cols);
+    let ordered = view.decoder.as_ref().and_then(Decoder::without_order);
+    let own = match ordered {
+        Some(ordered) => {
+            let own = view.codes_by(cols, |_, cols| ordered.sure_codes(cols));
+            // The index is read only where it decides.
+            let in_order = own.is_some() && columns_in_order(checkpoint, view)?;
+            own.filter(|_| in_order)
+        }
+        None => view.codes_by(cols, Decoder::sure_codes),
+    };
+    Ok(own.filter(|own| own.row_block() == 1))
+}
+
+/// Whether the columns of a view whose source gives the group of each lie in the order of their groups.
+fn columns_in_order(checkpoint: &Checkpoint, view: &SourceView) -> Result<bool> {
+    let rows = ViewRows::new(checkpoint, view, 0..0, 0)?;
+    match &rows.decoding {
+        Some(decoding) => decoding.columns_in_order(&mut fetch_from(checkpoint)),
+        None => Ok(true),
+    }
+}
+
 /// As [`read_view`], with the files' bytes from `fetch`.
 ///
 /// # Errors

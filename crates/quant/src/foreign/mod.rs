@@ -5,12 +5,14 @@
 //! A caller reads, of each stored tensor, the bytes for a [`Rect`] and hands them over packed, row
 //! by row. Every function fills `out`, the values of the rectangle in rows.
 
+mod codes;
 mod packed;
 mod scaled;
 mod transposed;
 
 use std::ops::Range;
 
+pub use codes::{Codes, by_row, unpaired};
 pub use packed::{PackedRows, affine, middle_biases, symmetric, zero_points};
 pub use scaled::{MXFP4_GROUP, NVFP4_GROUP, fp4, scaled};
 pub use transposed::{AWQ_ORDER, Grid, WORD_ORDER, awq, gptq, word_unit};

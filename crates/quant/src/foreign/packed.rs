@@ -17,7 +17,7 @@ pub struct PackedRows<'a> {
 
 impl PackedRows<'_> {
     /// The codes, a byte each.
-    fn unpack(self, rect: &Rect) -> Vec<u8> {
+    pub fn unpack(self, rect: &Rect) -> Vec<u8> {
         let held = self.bytes.len() / (rect.rows.end - rect.rows.start).max(1) as usize;
         let mut codes = Vec::with_capacity(rect.len());
         // Whole units of eight codes, at least as many as lie in the row's bytes.

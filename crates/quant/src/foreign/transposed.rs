@@ -68,46 +68,63 @@ impl Grid {
         Self { scales, zeros, width: (rows.end - rows.start) as usize }
     }
 
-    /// `(code - zero) * scale`, the difference exact.
-    fn value(&self, group: usize, row: usize, code: u8) -> f32 {
-        let at = group * self.width + row;
-        f32::from(i16::from(code) - i16::from(self.zeros[at])) * self.scales[at]
-    }
-}
-
-/// `bytes` hold, for each word of columns, one word per row; the rectangle begins with a whole unit
-/// of words: see [`word_unit`]. `groups` gives the group of each column, counted from the grid's first.
-pub fn gptq(bits: u8, bytes: &[u8], grid: &Grid, groups: &[usize], rect: &Rect, out: &mut [f32]) {
-    let (codes, words) = word_unit(bits);
-    let (codes, words) = (codes as usize, words as usize);
-    let (packed, _) = bytes.as_chunks::<4>();
-    let mask = (1_u128 << bits) - 1;
-    for (r, row) in out.chunks_exact_mut(rect.width()).enumerate() {
-        for (k, values) in row.chunks_mut(codes).enumerate() {
-            let places = k * words..(k + 1) * words;
-            let word = joined(places.map(|at| packed[at * grid.width + r]));
-            let groups = &groups[k * codes..];
-            for (i, (value, group)) in values.iter_mut().zip(groups).enumerate() {
-                let code = word >> (i as u32 * u32::from(bits)) & mask;
-                *value = grid.value(*group, r, code as u8);
+    /// `(code - zero) * scale`, the difference exact, of codes `[rows, cols]`; `groups` gives the group of each column,
+    /// counted from the first.
+    pub fn values(&self, codes: &[u8], groups: &[usize], out: &mut [f32]) {
+        let rows = codes.chunks_exact(groups.len().max(1));
+        for (row, (codes, out)) in rows
+            .zip(out.chunks_exact_mut(groups.len().max(1)))
+            .enumerate()
+        {
+            for ((code, group), value) in codes.iter().zip(groups).zip(out) {
+                let at = group * self.width + row;
+                *value = f32::from(i16::from(*code) - i16::from(self.zeros[at])) * self.scales[at];
             }
         }
     }
+
+    /// Scales and zero points row by row, `[rows, groups]`.
+    pub fn by_row(&self) -> (Vec<f32>, Vec<u8>) {
+        let groups = self.scales.len() / self.width.max(1);
+        let places =
+            (0..self.width).flat_map(|row| (0..groups).map(move |group| group * self.width + row));
+        (
+            places.clone().map(|at| self.scales[at]).collect(),
+            places.map(|at| self.zeros[at]).collect(),
+        )
+    }
 }
 
-/// `bytes` hold, for each column, the words of eight rows that the rectangle touches.
-pub fn awq(group_size: u64, bytes: &[u8], grid: &Grid, rect: &Rect, out: &mut [f32]) {
-    let first = rect.rows.start / 8;
-    let width = (rect.rows.end.div_ceil(8) - first) as usize;
-    let first_group = rect.cols.start / group_size;
-    let (packed, _) = bytes.as_chunks::<4>();
-    for (r, row) in (rect.rows.start..).zip(out.chunks_exact_mut(rect.width())) {
-        let (word, shift) = ((r / 8 - first) as usize, AWQ_ORDER[(r % 8) as usize] * 4);
-        for (c, value) in (rect.cols.start..).zip(row) {
-            let at = (c - rect.cols.start) as usize * width + word;
-            let code = u32::from_le_bytes(packed[at]) >> shift & 15;
-            let group = (c / group_size - first_group) as usize;
-            *value = grid.value(group, (r - rect.rows.start) as usize, code as u8);
+/// The codes of a rectangle, row by row. `bytes` hold, for each word of columns, one word per row; the rectangle begins
+/// with a whole unit of words: see [`word_unit`].
+pub fn gptq(bits: u8, bytes: &[u8], rect: &Rect) -> Vec<u8> {
+    let (unit, words) = word_unit(bits);
+    let (unit, words) = (unit as usize, words as usize);
+    let (packed, rows) = (bytes.as_chunks::<4>().0, (rect.rows.end - rect.rows.start) as usize);
+    let (mask, mut codes) = ((1_u128 << bits) - 1, vec![0; rect.len()]);
+    for (r, row) in codes.chunks_exact_mut(rect.width().max(1)).enumerate() {
+        for (k, codes) in row.chunks_mut(unit).enumerate() {
+            let places = k * words..(k + 1) * words;
+            let word = joined(places.map(|at| packed[at * rows + r]));
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code = (word >> (i as u32 * u32::from(bits)) & mask) as u8;
+            }
         }
     }
+    codes
+}
+
+/// The codes of a rectangle, row by row. `bytes` hold, for each column, the words of eight rows that the rectangle
+/// touches.
+pub fn awq(bytes: &[u8], rect: &Rect) -> Vec<u8> {
+    let first = rect.rows.start / 8;
+    let width = (rect.rows.end.div_ceil(8) - first) as usize;
+    let (packed, _) = bytes.as_chunks::<4>();
+    let mut codes = Vec::with_capacity(rect.len());
+    for r in rect.rows.clone() {
+        let (word, shift) = ((r / 8 - first) as usize, AWQ_ORDER[(r % 8) as usize] * 4);
+        let words = packed.iter().skip(word).step_by(width).take(rect.width());
+        codes.extend(words.map(|word| (u32::from_le_bytes(*word) >> shift & 15) as u8));
+    }
+    codes
 }

@@ -88,10 +88,16 @@ const fn half_power(exponent: u8) -> f32 {
     })
 }
 
-pub(super) fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
+/// Half of the scale of a block, and its codes.
+pub(super) fn mxfp4_codes(block: &[u8; 17]) -> (f32, [u8; 32]) {
     let mut block = &block[..];
     let d = half_power(take::<1>(&mut block)[0]);
-    *out = nibbles(take(&mut block)).map(|q| d * f32::from(FLOATS[usize::from(q)]));
+    (d, nibbles(take(&mut block)))
+}
+
+pub(super) fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
+    let (d, codes) = mxfp4_codes(block);
+    *out = codes.map(|q| d * f32::from(FLOATS[usize::from(q)]));
 }
 
 /// Half of a float with 4 bits of exponent and 3 of mantissa; what would be NaN is zero.
@@ -104,15 +110,16 @@ fn half_e4m3(bits: u8) -> f32 {
     }
 }
 
-pub(super) fn nvfp4(block: &[u8; 36], out: &mut [f32; 64]) {
+/// Half of the scale of each sixteen of a block, and its codes.
+pub(super) fn nvfp4_codes(block: &[u8; 36]) -> ([f32; 4], [u8; 64]) {
     let mut block = &block[..];
     let (scales, codes) = (take::<4>(&mut block), take::<32>(&mut block));
-    for (g, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let d = half_e4m3(scales[g]);
-        // Low halves of a group's 8 bytes, then the high ones.
-        *out = std::array::from_fn(|i| {
-            let code = codes[g * 8 + i % 8] >> (i / 8 * 4) & 15;
-            d * f32::from(FLOATS[usize::from(code)])
-        });
-    }
+    // Low halves of a group's 8 bytes, then the high ones.
+    let code = |i: usize| codes[i / 16 * 8 + i % 8] >> (i % 16 / 8 * 4) & 15;
+    (scales.map(half_e4m3), std::array::from_fn(code))
+}
+
+pub(super) fn nvfp4(block: &[u8; 36], out: &mut [f32; 64]) {
+    let (scales, codes) = nvfp4_codes(block);
+    *out = std::array::from_fn(|i| scales[i / 16] * f32::from(FLOATS[usize::from(codes[i])]));
 }

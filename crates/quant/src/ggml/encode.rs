@@ -9,6 +9,7 @@ use crate::encoding::{Affine, Encoding, Float};
 use crate::float::{narrow, widen};
 use crate::kernel::Backend;
 use crate::matrix::Matrix;
+use crate::minifloat::Minifloat;
 use crate::pack::unpack;
 
 /// Values of the blocks that hold affine codes.
@@ -30,7 +31,7 @@ pub struct Unheld {
 impl Ggml {
     /// The types that may hold the values of a matrix in `encoding`, the smallest first: affine codes
     /// of up to 4 bits as such or about an integer zero, wider ones about a zero that leaves 8 bits
-    /// with a sign; blocks as they are; floats in their own type or the widest.
+    /// with a sign; blocks as they are; small floats of MXFP4; floats in their own type or the widest.
     pub fn candidates(encoding: Encoding) -> Vec<Self> {
         let kinds: &[Self] = match encoding {
             Encoding::F32 => &[Self::F32],
@@ -39,7 +40,8 @@ impl Ggml {
             Encoding::Affine(affine) if affine.bits() <= 4 => &[Self::Q4_0, Self::Q4_1, Self::Q8_0],
             Encoding::Affine(_) => &[Self::Q8_0],
             Encoding::Ggml(blocks) => return vec![blocks.into()],
-            Encoding::Trellis(_) => &[],
+            Encoding::Minifloat(m) if m == MXFP4 => &[Self::Mxfp4],
+            Encoding::Trellis(_) | Encoding::Minifloat(_) => &[],
         };
         kinds.to_vec()
     }
@@ -51,7 +53,11 @@ impl Ggml {
         matrix: &Matrix<'_>,
         rows: Range<usize>,
     ) -> Option<Unheld> {
-        let Encoding::Affine(affine) = matrix.encoding() else { return None };
+        let affine = match matrix.encoding() {
+            Encoding::Affine(affine) => affine,
+            Encoding::Minifloat(m) if m == MXFP4 => return retain_powers(kinds, matrix, rows),
+            _ => return None,
+        };
         let groups = matrix.cols() / affine.group_size();
         let first = rows.start * groups;
         for (at, (scale, bias)) in pairs(affine, matrix, rows).into_iter().enumerate() {
@@ -83,6 +89,14 @@ impl Ggml {
     pub fn encode(self, matrix: &Matrix<'_>, rows: Range<usize>, out: &mut Vec<u8>) {
         match (self.float(), matrix.encoding()) {
             (None, Encoding::Affine(affine)) => self.encode_codes(affine, matrix, rows, out),
+            (None, Encoding::Minifloat(_)) => {
+                let codes = matrix.some_rows(matrix.weight(), rows.clone());
+                let scales = matrix.some_rows(matrix.scales(), rows).as_chunks::<2>().0;
+                for (codes, scale) in codes.as_chunks::<16>().0.iter().zip(scales) {
+                    out.extend(power(*scale));
+                    out.extend(codes);
+                }
+            }
             (None, Encoding::Ggml(_)) => {
                 out.extend_from_slice(matrix.some_rows(matrix.weight(), rows));
             }
@@ -144,11 +158,37 @@ fn pairs(affine: Affine, matrix: &Matrix<'_>, rows: Range<usize>) -> Vec<(f32, f
     let groups = matrix.cols() / affine.group_size();
     let [scales, biases] = [matrix.scales(), matrix.biases()].map(|part| {
         let mut values = vec![0.0; rows.len() * groups];
-        let bytes = &part[2 * rows.start * groups..2 * rows.end * groups];
-        widen(affine.scale_dtype(), bytes, &mut values);
+        widen(affine.scale_dtype(), matrix.some_rows(part, rows.clone()), &mut values);
         values
     });
     scales.into_iter().zip(biases).collect()
+}
+
+/// The small floats that blocks of `mxfp4` hold, where their scales are powers of two.
+const MXFP4: Minifloat = Minifloat::MXFP4;
+
+/// The exponent and 127 of a scale in bf16 that is a power of two from 2^-127 on.
+fn power(scale: [u8; 2]) -> Option<u8> {
+    match u16::from_le_bytes(scale) {
+        // Half of the least normal number.
+        0x0040 => Some(0),
+        bits @ 0x0080..0x7f80 if bits & 0x7f == 0 => Some((bits >> 7) as u8),
+        _ => None,
+    }
+}
+
+/// Removes all `kinds` where a scale of some rows is no power of two, and gives its group.
+fn retain_powers(kinds: &mut Vec<Ggml>, matrix: &Matrix<'_>, rows: Range<usize>) -> Option<Unheld> {
+    let groups = matrix.cols() / MXFP4.group_size();
+    let scales = matrix
+        .some_rows(matrix.scales(), rows.clone())
+        .as_chunks::<2>()
+        .0;
+    let at = scales.iter().position(|scale| power(*scale).is_none())?;
+    kinds.clear();
+    let (row, col) = (rows.start + at / groups, at % groups * MXFP4.group_size());
+    let scale = half::bf16::from_le_bytes(scales[at]).to_f32();
+    Some(Unheld { row, col, scale, bias: 0.0 })
 }
 
 fn is_f16(value: f32) -> bool {

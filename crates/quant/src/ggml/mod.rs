@@ -245,6 +245,29 @@ impl Ggml {
             .find(|blocks| Self::from(*blocks) == self)
     }
 
+    /// The floats of four bits, one to a byte, and their scales, of whole blocks of `mxfp4` (32 columns to a scale) or
+    /// `nvfp4` (16); nothing of other types.
+    pub fn small_floats(self, bytes: &[u8]) -> (Vec<u8>, Vec<f32>) {
+        let (mut codes, mut halves) = (Vec::new(), Vec::new());
+        match self {
+            Self::Mxfp4 => {
+                for (half, block) in bytes.as_chunks().0.iter().map(blocks::mxfp4_codes) {
+                    halves.push(half);
+                    codes.extend(block);
+                }
+            }
+            Self::Nvfp4 => {
+                for (four, block) in bytes.as_chunks().0.iter().map(blocks::nvfp4_codes) {
+                    halves.extend(four);
+                    codes.extend(block);
+                }
+            }
+            _ => {}
+        }
+        halves.iter_mut().for_each(|half| *half *= 2.0);
+        (codes, halves)
+    }
+
     /// The values of whole blocks, each rounded as `f32` arithmetic rounds. Scales that are not
     /// finite give values that are not.
     ///

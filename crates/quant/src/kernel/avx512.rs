@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::layout::Layout;
-use super::{Kernel, LANES, Simd, TILE_LINES, each_windows};
+use super::{E2M1, Kernel, LANES, Simd, TILE_LINES, each_windows};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL, VBMI and VNNI.
 #[derive(Clone, Copy)]
@@ -319,6 +319,14 @@ impl Simd for Avx512 {
     fn nibbles(self, bytes: &[u8; LANES], low: [__m512; 2], high: [__m512; 2]) -> [__m512; 2] {
         let bytes = self.load_i8(bytes);
         [self.values::<4>(bytes, low), self.values::<4>(self.shr(bytes, 4), high)]
+    }
+
+    /// The values of all codes, so that decoding is one permutation.
+    #[inline(always)]
+    fn scaled_e2m1(self, codes: __m512i, scale: f32) -> __m512 {
+        let values = self.mul(self.load(&E2M1), self.splat(scale));
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_permutexvar_ps(codes, values) }
     }
 
     /// Sixteen 4-bit codes are the halves of a 64-bit word: one shift per lane pair brings code `i` to

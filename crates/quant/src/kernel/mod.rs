@@ -233,6 +233,20 @@ fn each_windows<S: Simd, const BITS: usize>(s: S, codes: &[u8], behind: u64) -> 
     ]
 }
 
+/// What the codes of E2M1 stand for: `f4_e2m1`, but for the zero with a sign.
+const E2M1: [f32; LANES] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// Twice that and 128, whole numbers without a sign.
+const TWICE_E2M1_AND_128: [u8; LANES] = {
+    let (mut out, mut code) = ([0; LANES], 0);
+    while code < LANES {
+        out[code] = (2.0 * E2M1[code] + 128.0) as u8;
+        code += 1;
+    }
+    out
+};
+
 /// Sixteen lanes. `F` holds `f32`, `I` holds `u32`.
 pub trait Simd: Copy {
     /// Sixteen `f32`.
@@ -314,6 +328,17 @@ pub trait Simd: Copy {
         let lower = self.floats(self.and(bytes, fifteen));
         let upper = self.floats(self.and(self.shr(bytes, 4), fifteen));
         [self.mul_add(low[0], lower, low[1]), self.mul_add(high[0], upper, high[1])]
+    }
+    /// Floats of four bits, the lowest of each lane, times `scale`, each rounded once; a zero with a sign is one
+    /// without.
+    #[inline(always)]
+    fn scaled_e2m1(self, codes: Self::I, scale: f32) -> Self::F {
+        let twice = self.look_up(&TWICE_E2M1_AND_128, self.and(codes, self.splat_bits(15)));
+        // One and a half times 2^22: the last bit of such floats counts halves.
+        let bits = self.and(twice, self.splat_bits(255));
+        let bits = self.add_bits(bits, self.splat_bits(0x4ac0_0000));
+        let value = self.sub(self.with_bits(bits), self.splat(6_291_456.0 + 64.0));
+        self.mul(value, self.splat(scale))
     }
     /// Whole numbers with a sign, below 2^22, as floats.
     #[inline(always)]

@@ -7,7 +7,7 @@ use crate::encoding::{Affine, Encoding, Float, Zeros};
 use crate::float::{Narrow, Widen};
 use crate::quantize::tests::kinds;
 use crate::quantize::{Job, Method, Objective, PartsMut, QuantStats, quantize};
-use crate::{Activations, Backend, Matrix, Outputs, axpy, dot, matmul};
+use crate::{Activations, Backend, Element, Matrix, Minifloat, Outputs, axpy, dot, matmul};
 
 /// Lengths around the lanes, the registers and the groups.
 const LENGTHS: [usize; 17] = [0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129];
@@ -109,6 +109,16 @@ fn stored(encoding: Encoding, rows: usize, cols: usize) -> Vec<u8> {
     let x = noise(rows * cols, 3);
     let mut bytes = vec![0; encoding.parts(rows as u64, cols as u64).unwrap().total() as usize];
     match encoding {
+        // Those of 16 bits, widened.
+        Encoding::Affine(a) if a.scale_dtype() == Float::F32 => {
+            let short = Affine::new(a.bits(), a.group_size() as u16, Float::F16).unwrap();
+            let short = stored(Encoding::Affine(short), rows, cols);
+            let weight = encoding.parts(rows as u64, cols as u64).unwrap().weight as usize;
+            let mut scales = vec![0.0; (short.len() - weight) / 2];
+            crate::widen(Float::F16, &short[weight..], &mut scales);
+            bytes[..weight].copy_from_slice(&short[..weight]);
+            crate::narrow(Float::F32, &scales, &mut bytes[weight..]);
+        }
         Encoding::Affine(_) | Encoding::Ggml(_) => {
             let out = PartsMut::split(encoding, rows, cols, &mut bytes).unwrap();
             let (method, objective) = (Method::MinMax, Objective::Weights);
@@ -128,6 +138,16 @@ fn stored(encoding: Encoding, rows: usize, cols: usize) -> Vec<u8> {
                 .for_each(|(byte, x)| *byte = (x * 128.0) as i8 as u8);
             crate::narrow(Float::Bf16, &x[..rows], scales);
         }
+        // Any bytes that are numbers, any floats scales.
+        Encoding::Minifloat(minifloat) => {
+            let weight = encoding.parts(rows as u64, cols as u64).unwrap().weight as usize;
+            let (codes, scales) = bytes.split_at_mut(weight);
+            let whole = noise(codes.len(), 5).into_iter();
+            let whole = whole.map(|x| ((x * 128.0) as i8 as u8) & 0xbf);
+            codes.iter_mut().zip(whole).for_each(|(byte, x)| *byte = x);
+            let dtype = minifloat.scale_dtype();
+            crate::narrow(dtype, &x[..scales.len() / dtype.size()], scales);
+        }
         Encoding::F32 => crate::narrow(Float::F32, &x, &mut bytes),
         Encoding::F16 => crate::narrow(Float::F16, &x, &mut bytes),
         Encoding::Bf16 => crate::narrow(Float::Bf16, &x, &mut bytes),
@@ -138,7 +158,8 @@ fn stored(encoding: Encoding, rows: usize, cols: usize) -> Vec<u8> {
 fn affines() -> impl Iterator<Item = Affine> {
     Affine::BITS.into_iter().flat_map(|bits| {
         Affine::GROUP_SIZES.into_iter().flat_map(move |group| {
-            [Float::F16, Float::Bf16].map(|dtype| Affine::new(bits, group, dtype).unwrap())
+            [Float::F32, Float::F16, Float::Bf16]
+                .map(|dtype| Affine::new(bits, group, dtype).unwrap())
         })
     })
 }
@@ -212,6 +233,20 @@ fn products_of_blocks_agree_on_every_type() {
 }
 
 #[test]
+fn products_of_small_floats_agree_on_every_encoding() {
+    for element in [Element::E2m1, Element::E4m3, Element::E5m2] {
+        for group in Minifloat::GROUP_SIZES {
+            for dtype in [Float::F32, Float::Bf16] {
+                let minifloat = Minifloat::new(element, group, dtype).unwrap();
+                for groups in [2, 4, 16, 34] {
+                    check_matrix(Encoding::Minifloat(minifloat), 9, groups * usize::from(group));
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_product_is_near_the_sum_in_f64() {
     for affine in affines() {
         let (rows, cols) = (5, 3 * 128);
@@ -251,7 +286,7 @@ fn quantized(
 
 #[test]
 fn quantization_agrees_on_every_encoding() {
-    for affine in affines() {
+    for affine in affines().filter(|affine| affine.scale_dtype() != Float::F32) {
         for how in [
             (Method::MinMax, Zeros::Float),
             (Method::Search, Zeros::Float),

@@ -17,7 +17,7 @@ mod zeros;
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::Blocks;
-use crate::encoding::{Affine, Encoding, Zeros};
+use crate::encoding::{Affine, Encoding, Float, Zeros};
 use crate::error::QuantError;
 use crate::feedback::HessianFactor;
 use crate::kernel::Backend;
@@ -194,12 +194,18 @@ pub fn quantize(job: &Job<'_>, out: PartsMut<'_>) -> Result<QuantStats, QuantErr
         return Ok(QuantStats::default());
     }
     match encoding {
-        Encoding::Affine(affine) => quantize_affine(job, affine, out),
+        Encoding::Affine(affine) if affine.scale_dtype() != Float::F32 => {
+            quantize_affine(job, affine, out)
+        }
         Encoding::Trellis(trellis) => {
             let feedback = trellis::feedback(objective, x, cols)?;
             backend.run(trellis::QuantizeTrellis { backend, x, cols, trellis, feedback, out })
         }
         Encoding::Ggml(blocks) => quantize_blocks(job, blocks, out),
+        // Scales of 32 bits and small floats are those of a source, or nothing.
+        Encoding::Affine(_) | Encoding::Minifloat(_) => {
+            Err(group::not_finite(x, 0, cols).unwrap_or(QuantError::NoCodes(encoding)))
+        }
         plain => Err(QuantError::NoCodes(plain)),
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use shardwright_quant::foreign::{Rect, middle_biases};
 use shardwright_quant::{Affine, Encoding, Parts};
 
+use super::schemes::Reading;
 use super::{Decoding, Fetch, PIECE};
 use crate::decoder::Decoder;
 use crate::error::Result;
@@ -64,8 +65,15 @@ impl Decoding<'_> {
                     out.scales.put(&scales);
                     out.biases.put(&biases);
                 }
-                (_, Encoding::Affine(affine)) => {
+                (decoder, Encoding::Affine(affine)) if decoder.has_affine(affine) => {
                     self.add_rows(affine, matrix, &rows, out, fetch)?;
+                }
+                (_, Encoding::Affine(_) | Encoding::Minifloat(_)) => {
+                    let mut reading = Reading { tensor: self, matrix, fetch };
+                    let [codes, scales, biases] = reading.own_codes(&rows)?.stored(encoding);
+                    out.codes.put(&codes);
+                    out.scales.put(&scales);
+                    out.biases.put(&biases);
                 }
                 (_, Encoding::Ggml(blocks)) => {
                     let cols = 0..self.cols;
@@ -136,11 +144,15 @@ impl Decoding<'_> {
         let byte = |four: &[u8; 4]| four[0] | four[1] << 2 | four[2] << 4 | four[3] << 6;
         let bytes: Vec<u8> = codes.as_chunks::<4>().0.iter().map(byte).collect();
         out.codes.put(&bytes);
-        let scale = self.parts[1].bytes(0, 2, (0..1, 0..2), fetch)?;
+        let size = affine.scale_dtype().size() as u64;
+        let mut scale = self.parts[1].bytes(0, size, (0..1, 0..size), fetch)?;
         let groups = codes.len() / affine.group_size();
         out.scales.put(&scale.repeat(groups));
-        // The bias is the scale with the other sign, which both 16-bit types keep in their last bit.
-        out.biases.put(&[scale[0], scale[1] ^ 0x80].repeat(groups));
+        // The bias is the scale with the other sign, which every type keeps in its last bit.
+        if let Some(last) = scale.last_mut() {
+            *last ^= 0x80;
+        }
+        out.biases.put(&scale.repeat(groups));
         Ok(())
     }
 

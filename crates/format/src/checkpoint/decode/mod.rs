@@ -3,6 +3,7 @@
 
 mod blocks;
 mod codes;
+mod own;
 mod part;
 mod schemes;
 

@@ -76,7 +76,7 @@ impl Reading<'_, '_, '_> {
     }
 
     /// Bytes `cols` of each of `rows` of stored tensor `at`; its rows are `row_len` bytes long.
-    fn bytes(
+    pub(super) fn bytes(
         &mut self,
         at: usize,
         row_len: u64,
@@ -88,7 +88,7 @@ impl Reading<'_, '_, '_> {
     }
 
     /// Values `cols` of each of `rows` of stored tensor `at`, of floats; its rows are `width` values.
-    fn floats(
+    pub(super) fn floats(
         &mut self,
         at: usize,
         width: u64,
@@ -124,9 +124,7 @@ impl Reading<'_, '_, '_> {
     ) -> Result<()> {
         let cols = self.tensor.cols;
         let bytes = self.bytes(0, cols, &rect.rows, &rect.cols)?;
-        let grid_rows = rect.rows.start / block[0]..rect.rows.end.div_ceil(block[0]);
-        let grid_cols = rect.groups(block[1]);
-        let scales = self.floats(1, cols.div_ceil(block[1]), &grid_rows, &grid_cols)?;
+        let scales = self.block_scales(block, rect)?;
         let value: fn(u8) -> f32 = match values {
             Dtype::F8E4m3 => f8_e4m3,
             Dtype::F8E5m2 => f8_e5m2,
@@ -136,16 +134,28 @@ impl Reading<'_, '_, '_> {
         Ok(())
     }
 
+    /// Those of the blocks that a rectangle touches.
+    pub(super) fn block_scales(&mut self, block: [u64; 2], rect: &Rect) -> Result<Vec<f32>> {
+        let grid_rows = rect.rows.start / block[0]..rect.rows.end.div_ceil(block[0]);
+        let grid_cols = rect.groups(block[1]);
+        self.floats(1, self.tensor.cols.div_ceil(block[1]), &grid_rows, &grid_cols)
+    }
+
     fn mxfp4(&mut self, rect: &Rect, out: &mut [f32]) -> Result<()> {
         let cols = self.tensor.cols;
         let pairs = rect.cols.start / 2..rect.cols.end / 2;
         let bytes = self.bytes(0, cols / 2, &rect.rows, &pairs)?;
-        let powers = self.floats(1, cols / MXFP4_GROUP, &rect.rows, &rect.groups(MXFP4_GROUP))?;
+        let powers = self.mxfp4_scales(rect)?;
         foreign::fp4::<{ MXFP4_GROUP as usize }>(&bytes, &powers, out);
         Ok(())
     }
 
-    /// Scales are in `F8_E4M3` whatever type the checkpoint gives their bytes.
+    /// The powers of two of a rectangle's groups.
+    pub(super) fn mxfp4_scales(&mut self, rect: &Rect) -> Result<Vec<f32>> {
+        let groups = self.tensor.cols / MXFP4_GROUP;
+        self.floats(1, groups, &rect.rows, &rect.groups(MXFP4_GROUP))
+    }
+
     fn nvfp4(
         &mut self,
         tensor_scale: bool,
@@ -156,14 +166,24 @@ impl Reading<'_, '_, '_> {
         let cols = self.tensor.cols;
         let pairs = rect.cols.start / 2..rect.cols.end / 2;
         let bytes = self.bytes(0, cols / 2, &rect.rows, &pairs)?;
-        let scales = self.bytes(1, cols / NVFP4_GROUP, &rect.rows, &rect.groups(NVFP4_GROUP))?;
-        let whole = if tensor_scale { self.floats(2, 1, &(0..1), &(0..1))?[0] } else { 1.0 };
-        let scales = scales.into_iter().map(f8_e4m3);
-        let scales: Vec<_> = scales
-            .map(|scale| if divided { scale / whole } else { scale * whole })
-            .collect();
+        let scales = self.nvfp4_scales(tensor_scale, divided, rect)?;
         foreign::fp4::<{ NVFP4_GROUP as usize }>(&bytes, &scales, out);
         Ok(())
+    }
+
+    /// Scales are in `F8_E4M3` whatever type the checkpoint gives their bytes.
+    pub(super) fn nvfp4_scales(
+        &mut self,
+        tensor_scale: bool,
+        divided: bool,
+        rect: &Rect,
+    ) -> Result<Vec<f32>> {
+        let groups = self.tensor.cols / NVFP4_GROUP;
+        let scales = self.bytes(1, groups, &rect.rows, &rect.groups(NVFP4_GROUP))?;
+        let whole = if tensor_scale { self.floats(2, 1, &(0..1), &(0..1))?[0] } else { 1.0 };
+        let scales = scales.into_iter().map(f8_e4m3);
+        let scale = |scale| if divided { scale / whole } else { scale * whole };
+        Ok(scales.map(scale).collect())
     }
 
     /// The group of each column of a rectangle, where columns are in an order of their own.
@@ -195,12 +215,7 @@ impl Reading<'_, '_, '_> {
         let mut scales = self.floats(1, all, &rect.rows, &groups)?;
         let width = (groups.end - groups.start) as usize;
         let mut zeros = match zeros {
-            Some(at) => {
-                let per_word = 32 / u64::from(bits);
-                let words = rect.rows.start / per_word..rect.rows.end.div_ceil(per_word);
-                let bytes = self.bytes(at, all * 4, &words, &(groups.start * 4..groups.end * 4))?;
-                Some(foreign::zero_points(bits, &bytes, width, rect))
-            }
+            Some(at) => Some(self.packed_zeros(bits, (at, all), &groups, rect)?),
             None => None,
         };
         let mut columns = group_size;
@@ -213,6 +228,21 @@ impl Reading<'_, '_, '_> {
         let codes = PackedRows { bytes: &codes, bits };
         foreign::symmetric(codes, columns, &scales, zeros.as_deref(), rect, out);
         Ok(())
+    }
+
+    /// Zero points of some of the groups of a rectangle's rows, `all` to a row, in stored tensor `at`.
+    pub(super) fn packed_zeros(
+        &mut self,
+        bits: u8,
+        (at, all): (usize, u64),
+        groups: &Range<u64>,
+        rect: &Rect,
+    ) -> Result<Vec<u8>> {
+        let per_word = 32 / u64::from(bits);
+        let words = rect.rows.start / per_word..rect.rows.end.div_ceil(per_word);
+        let bytes = self.bytes(at, all * 4, &words, &(groups.start * 4..groups.end * 4))?;
+        let width = (groups.end - groups.start) as usize;
+        Ok(foreign::zero_points(bits, &bytes, width, rect))
     }
 
     fn mlx(&mut self, bits: u8, group_size: u64, rect: &Rect, out: &mut [f32]) -> Result<()> {
@@ -236,7 +266,7 @@ impl Reading<'_, '_, '_> {
     }
 
     /// The words along the columns that hold the codes of a rectangle.
-    fn codes(&mut self, bits: u8, rect: &Rect) -> Result<Vec<u8>> {
+    pub(super) fn codes(&mut self, bits: u8, rect: &Rect) -> Result<Vec<u8>> {
         let bits = u64::from(bits);
         let row_len = (self.tensor.cols * bits).div_ceil(32) * 4;
         let words = rect.cols.start * bits / 8..(rect.cols.end * bits).div_ceil(32) * 4;
@@ -255,15 +285,28 @@ impl Reading<'_, '_, '_> {
         let span = spanned(&index).unwrap_or_default();
         let first = span.start;
         let index: Vec<_> = index.iter().map(|group| (group - first) as usize).collect();
-        let zeros = (bits, &WORD_ORDER[..], zeros_stored_minus_one);
-        let grid = self.grid(zeros, &span, &rect.rows)?;
+        let grid = self.gptq_grid(bits, zeros_stored_minus_one, &span, &rect.rows)?;
+        grid.values(&self.gptq_codes(bits, rect)?, &index, out);
+        Ok(())
+    }
+
+    pub(super) fn gptq_grid(
+        &mut self,
+        bits: u8,
+        zeros_stored_minus_one: bool,
+        groups: &Range<u64>,
+        rows: &Range<u64>,
+    ) -> Result<Grid> {
+        self.grid((bits, &WORD_ORDER, zeros_stored_minus_one), groups, rows)
+    }
+
+    pub(super) fn gptq_codes(&mut self, bits: u8, rect: &Rect) -> Result<Vec<u8>> {
         let (codes, words) = word_unit(bits);
         let units = rect.groups(codes);
         let words = units.start * words..units.end * words;
         let columns = rect.rows.start * 4..rect.rows.end * 4;
         let bytes = self.bytes(0, self.tensor.rows * 4, &words, &columns)?;
-        foreign::gptq(bits, &bytes, &grid, &index, rect, out);
-        Ok(())
+        Ok(foreign::gptq(bits, &bytes, rect))
     }
 
     /// The group of each column of a rectangle.
@@ -276,7 +319,7 @@ impl Reading<'_, '_, '_> {
     }
 
     /// The group of each of `cols` as stored tensor `at` gives it; none where one is -1.
-    fn group_index(
+    pub(super) fn group_index(
         &mut self,
         group_size: u64,
         at: usize,
@@ -309,11 +352,24 @@ impl Reading<'_, '_, '_> {
     }
 
     fn awq(&mut self, group_size: u64, rect: &Rect, out: &mut [f32]) -> Result<()> {
-        let grid = self.grid((4, &AWQ_ORDER, false), &rect.groups(group_size), &rect.rows)?;
+        let groups = rect.groups(group_size);
+        let grid = self.awq_grid(&groups, &rect.rows)?;
+        let cols = rect.cols.clone();
+        let index: Vec<_> = cols
+            .map(|col| (col / group_size - groups.start) as usize)
+            .collect();
+        grid.values(&self.awq_codes(rect)?, &index, out);
+        Ok(())
+    }
+
+    pub(super) fn awq_grid(&mut self, groups: &Range<u64>, rows: &Range<u64>) -> Result<Grid> {
+        self.grid((4, &AWQ_ORDER, false), groups, rows)
+    }
+
+    pub(super) fn awq_codes(&mut self, rect: &Rect) -> Result<Vec<u8>> {
         let words = rect.rows.start / 8 * 4..rect.rows.end.div_ceil(8) * 4;
         let bytes = self.bytes(0, self.tensor.rows / 2, &rect.cols, &words)?;
-        foreign::awq(group_size, &bytes, &grid, rect, out);
-        Ok(())
+        Ok(foreign::awq(&bytes, rect))
     }
 
     /// Scales and zero points of some groups and rows: see [`Grid::new`].

@@ -1,13 +1,15 @@
 //! Decoded values against what each scheme says, read whole, in parts, and across.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
-use shardwright_quant::{f8_e4m3, widen};
+use shardwright_quant::{Backend, Matrix, f8_e4m3, widen};
 
 use super::*;
-use crate::SourceView;
 use crate::checkpoint::testing::{Held, message, write_held};
-use crate::checkpoint::{Dtype, read_view};
+use crate::checkpoint::{Dtype, own_codes, read_rows, read_view};
 use crate::io::AlignedBuf;
+use crate::{Role, SourceView, TensorEntry};
 
 /// Values of the checkpoint's tensor `name`, seen as rows of `cols` with these strides.
 fn read(
@@ -55,6 +57,32 @@ fn check_views(checkpoint: &Checkpoint, name: &str, expected: &[f32]) {
     let odd = read(checkpoint, name, (cols, 2 * cols, 1), (0..all / 2, cols));
     let rows = expected.chunks(cols as usize).skip(1).step_by(2);
     assert_eq!(bits(&odd), bits(&rows.flatten().copied().collect::<Vec<_>>()));
+}
+
+/// The encoding of a tensor's own codes, whose values, read whole and every other row, are compared with `expected`.
+fn check_codes(checkpoint: &Checkpoint, name: &str, expected: &[f32]) -> Option<String> {
+    let info = &checkpoint.tensors()[name];
+    let cols = *info.shape.last()?;
+    let all = expected.len() as u64 / cols;
+    let entry = |start, row_stride, rows| {
+        let source = SourceView { start, row_stride, ..info.view(name, cols) };
+        TensorEntry::new(Role::QProj, [rows, cols], info.dtype.into(), source)
+    };
+    let encoding = own_codes(checkpoint, &entry(0, cols, all)).unwrap()?;
+    for (start, step) in [(0, 1), (1, 2)] {
+        let rows = (all - start).div_ceil(step);
+        let entry = TensorEntry { encoding, ..entry(start * cols, step * cols, rows) };
+        let mut buf = AlignedBuf::default();
+        read_rows(checkpoint, &entry, 0..rows, &mut buf).unwrap();
+        let matrix = Matrix::new(encoding, rows as usize, cols as usize, buf.as_slice()).unwrap();
+        let mut values = vec![0.0; (rows * cols) as usize];
+        matrix.dequantize(Backend::detect(), 0..rows as usize, &mut values);
+        let wanted = expected.chunks(cols as usize);
+        let wanted = wanted.skip(start as usize).step_by(step as usize);
+        // Equal, not the same bits: a zero may change its sign.
+        assert_eq!(values, wanted.flatten().copied().collect::<Vec<_>>());
+    }
+    Some(encoding.label())
 }
 
 #[test]
@@ -108,6 +136,7 @@ fn values_are_those_of_other_implementations() {
     let cases = include_str!("../../../../../fixtures/vectors/sources.json");
     let cases: Vec<Value> = serde_json::from_str(cases).unwrap();
     assert!(cases.len() > 30);
+    let mut encodings = BTreeMap::<_, u32>::new();
     for (at, case) in cases.iter().enumerate() {
         let held: Vec<Held> = case["stored"]
             .as_array()
@@ -128,9 +157,32 @@ fn values_are_those_of_other_implementations() {
         let mut expected = vec![0.0; bytes.len() / 4];
         widen(Float::F32, &bytes, &mut expected);
         check_views(&checkpoint, name, &expected);
+        let own = check_codes(&checkpoint, name, &expected);
+        *encodings.entry(own.unwrap_or_default()).or_default() += 1;
         assert_eq!(checkpoint.tensors().len(), 1, "parts are no tensors of their own");
         assert_eq!(checkpoint.unused().count(), 0);
     }
+    // Without codes of their own are rows that no group divides, columns in an order of their own, five bits, and
+    // scales of 32 bits in MLX, which rounds twice.
+    let expected = [
+        ("", 23),
+        ("e2m1 g16 f32", 5),
+        ("e2m1 g32 bf16", 4),
+        ("e4m3 g32 f32", 2),
+        ("q2 g32 bf16", 1),
+        ("q3 g32 f32", 2),
+        ("q3 g64 f16", 1),
+        ("q4 g32 bf16", 3),
+        ("q4 g32 f32", 4),
+        ("q4 g64 bf16", 1),
+        ("q4 g64 f32", 1),
+        ("q6 g128 f16", 1),
+        ("q8 g32 f32", 1),
+        ("q8 g64 bf16", 1),
+        ("q8 g64 f32", 3),
+    ];
+    let encodings = encodings.iter().map(|(label, n)| (label.as_str(), *n));
+    assert_eq!(encodings.collect::<Vec<_>>(), expected);
 }
 
 #[test]
@@ -148,6 +200,34 @@ fn codes_that_are_no_numbers_stay_so() {
     let values = read(&mxfp4, "a_blocks", (0, 64, 1), (0..1, 64));
     assert!(values[..32].iter().all(|v| v.is_nan()), "255 is no power");
     assert!(values[32..].iter().all(|v| v.is_infinite()), "6 * 2^126 leaves 32 bits");
+}
+
+/// An index of columns that says what is so without it changes nothing.
+#[test]
+fn columns_that_an_index_leaves_in_order_keep_their_codes() {
+    let config = json!({ "quant_method": "gptq", "bits": 4, "group_size": 32 });
+    for (turned, expected) in [(false, Some("q4 g32 f32")), (true, None)] {
+        let group = |col: i32| if turned { 1 - col / 32 } else { col / 32 };
+        let index = (0..64).flat_map(|col| group(col).to_le_bytes());
+        let bytes = |len: u8| {
+            (0..len)
+                .map(|byte| byte.wrapping_mul(37))
+                .collect::<Vec<_>>()
+        };
+        let scales = [0x2a66_u16, 0x1e67]
+            .map(u16::to_le_bytes)
+            .as_flattened()
+            .repeat(8);
+        let held = [
+            ("a.qweight", Dtype::I32, vec![8, 8], [bytes(128), bytes(128)].concat()),
+            ("a.qzeros", Dtype::I32, vec![2, 1], bytes(8)),
+            ("a.scales", Dtype::Float(Float::F16), vec![2, 8], scales),
+            ("a.g_idx", Dtype::I32, vec![64], index.collect()),
+        ];
+        let (_dir, checkpoint) = checkpoint(&config, &held);
+        let values = read(&checkpoint, "a.weight", (0, 64, 1), (0..8, 64));
+        assert_eq!(check_codes(&checkpoint, "a.weight", &values).as_deref(), expected);
+    }
 }
 
 #[test]

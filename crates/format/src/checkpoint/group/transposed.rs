@@ -159,6 +159,7 @@ impl Transposed {
         let (scales, zeros) = (part("scales"), part("qzeros"));
         let bits = width.bits;
         let found = grouping.part(name, &scales, SCALE_TYPES)?;
+        let scale_dtype = found.dtype.float().unwrap_or(Float::F32);
         grouping.check_shape(name, &scales, &found.shape, &[vec![size.groups, size.rows]])?;
         let (codes, words) = word_unit(bits);
         let found = grouping.part(name, &zeros, &[Dtype::I32])?;
@@ -166,7 +167,9 @@ impl Transposed {
         grouping.check_shape(name, &zeros, &found.shape, &[shape])?;
         let (codes, group_size) = (name.to_owned(), size.step);
         let decoder = match self.packing {
-            Packing::Awq => Decoder::Awq { codes, zero_points: zeros, scales, group_size },
+            Packing::Awq => {
+                Decoder::Awq { codes, zero_points: zeros, scales, scale_dtype, group_size }
+            }
             Packing::Gptq { zeros_stored_minus_one } => {
                 let index = part("g_idx");
                 let held = grouping.files.stored.contains_key(&index);
@@ -180,6 +183,7 @@ impl Transposed {
                     codes,
                     zero_points,
                     scales,
+                    scale_dtype,
                     groups,
                     bits,
                     group_size,

@@ -73,6 +73,7 @@ fn sanity_limit(encoding: Encoding) -> Option<f64> {
         Encoding::Affine(affine) => Some(4.0 / (f64::from(affine.bits()).exp2() - 1.0)),
         Encoding::Ggml(blocks) => Some(4.0 / f64::from(blocks.form().max_code())),
         Encoding::Trellis(trellis) => Some(3.0 / f64::from(trellis.bits()).exp2()),
+        Encoding::Minifloat(minifloat) => Some(4.0 / minifloat.element().widest_steps()),
         Encoding::F32 | Encoding::F16 | Encoding::Bf16 => None,
     }
 }

@@ -1,7 +1,7 @@
 //! Are stored scales, biases and plain values finite? Their bytes pass by anyway.
 
 use shardwright_format::{Role, TensorEntry, Unit};
-use shardwright_quant::{Encoding, Float, Form, widen};
+use shardwright_quant::{Element, Encoding, Float, Form, widen};
 
 use super::ranges::overlap;
 use crate::check::finding::{Finding, Kind};
@@ -10,47 +10,85 @@ use crate::check::finding::{Finding, Kind};
 pub(super) struct FloatRun {
     pub(super) unit: Unit,
     role: Role,
-    float: Float,
+    kind: Floating,
     start: u64,
     end: u64,
     /// Scales before the first bias; none in a plain tensor.
     scales: Option<u64>,
     /// Floats of a row, and what they are: columns or groups, or nothing where a row has one.
     per_row: (u64, Option<&'static str>),
-    /// Where the floats lie in blocks; none where there is nothing else.
-    blocks: Option<Form>,
+}
+
+/// What the bytes of a run are.
+#[derive(Clone, Copy)]
+enum Floating {
+    /// Floats alone.
+    Plain(Float),
+    /// Blocks, in which floats lie among codes.
+    Blocks(Form),
+    /// Floats of 8 bits.
+    Bytes(Element),
+}
+
+impl Floating {
+    /// Bytes of what is counted.
+    const fn size(self) -> usize {
+        match self {
+            Self::Plain(float) => float.size(),
+            Self::Blocks(form) => form.bytes,
+            Self::Bytes(_) => 1,
+        }
+    }
 }
 
 impl FloatRun {
     /// The floats of a unit's tensor, the unit starting at byte `base`.
-    pub(super) fn from_entry(unit: Unit, base: u64, entry: &TensorEntry) -> Option<Self> {
-        let parts = entry.encoding.parts(entry.rows, entry.cols).ok()?;
+    pub(super) fn from_entry(unit: Unit, base: u64, entry: &TensorEntry) -> Vec<Self> {
+        let Ok(parts) = entry.encoding.parts(entry.rows, entry.cols) else { return Vec::new() };
         let start = base + entry.offset;
-        let (end, role) = (start + parts.total(), entry.role);
-        Some(match entry.encoding {
-            Encoding::Affine(affine) => {
-                let (float, start) = (affine.scale_dtype(), start + parts.weight);
-                let scales = Some(parts.scales / float.size() as u64);
-                let per_row = (entry.cols / affine.group_size() as u64, Some("group"));
-                Self { unit, role, float, start, end, scales, per_row, blocks: None }
+        let (end, role, scaled) = (start + parts.total(), entry.role, start + parts.weight);
+        let run = |kind, start, end, scales, per_row| Self {
+            unit,
+            role,
+            kind,
+            start,
+            end,
+            scales,
+            per_row,
+        };
+        let columns = (entry.cols, Some("column"));
+        // Scales behind codes, and how many columns share one.
+        let scales = |float: Float, count, group: usize| {
+            let per_row = (entry.cols / group as u64, Some("group"));
+            run(Floating::Plain(float), scaled, end, Some(count), per_row)
+        };
+        match entry.encoding {
+            Encoding::Affine(a) => {
+                let count = parts.scales / a.scale_dtype().size() as u64;
+                vec![scales(a.scale_dtype(), count, a.group_size())]
+            }
+            Encoding::Minifloat(m) => {
+                let mut runs = vec![scales(m.scale_dtype(), u64::MAX, m.group_size())];
+                if m.element().bits() == 8 {
+                    runs.push(run(Floating::Bytes(m.element()), start, scaled, None, columns));
+                }
+                runs
             }
             Encoding::Trellis(_) => {
-                let (float, start) = (Float::Bf16, start + parts.weight);
-                let (scales, per_row) = (Some(entry.rows), (1, None));
-                Self { unit, role, float, start, end, scales, per_row, blocks: None }
+                let kind = Floating::Plain(Float::Bf16);
+                vec![run(kind, scaled, end, Some(entry.rows), (1, None))]
             }
             Encoding::Ggml(blocks) => {
                 let form = blocks.form();
-                let (float, scales) = (Float::F16, Some(u64::MAX));
                 let per_row = (entry.cols / form.values as u64, Some("block"));
-                Self { unit, role, float, start, end, scales, per_row, blocks: Some(form) }
+                vec![run(Floating::Blocks(form), start, end, Some(u64::MAX), per_row)]
             }
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {
-                let float = entry.encoding.float()?;
-                let per_row = (entry.cols, Some("column"));
-                Self { unit, role, float, start, end, scales: None, per_row, blocks: None }
+                let kind = entry.encoding.float().map(Floating::Plain);
+                let runs = kind.map(|kind| run(kind, start, end, None, columns));
+                runs.into_iter().collect()
             }
-        })
+        }
     }
 
     pub(super) const fn start(&self) -> u64 {
@@ -103,11 +141,17 @@ impl<'a> Floats<'a> {
         while let Some(run) = self.runs.get(self.next) {
             let part = overlap(run.start, run.end, offset, bytes);
             let before = run.start.max(offset) - run.start;
-            let wrong = match run.blocks {
-                Some(form) => wrong_block(form, before, part),
-                None => first_wrong(run.float, run.scales.is_some(), part)
-                    .map(|(at, value)| (before / run.float.size() as u64 + at, value)),
+            let within = match run.kind {
+                Floating::Blocks(form) => wrong_block(form, before, part),
+                Floating::Plain(float) => first_wrong(float, run.scales.is_some(), part),
+                Floating::Bytes(element) => wrong_byte(element, part),
             };
+            // Blocks are counted from the first of all, which a part of one may not begin with.
+            let first = match run.kind {
+                Floating::Blocks(_) => 0,
+                kind => before / kind.size() as u64,
+            };
+            let wrong = within.map(|(at, value)| (first + at, value));
             if let Some((index, value)) = wrong {
                 self.wrong[self.next].get_or_insert(Wrong { index, value });
             }
@@ -124,13 +168,21 @@ impl<'a> Floats<'a> {
 fn first_wrong(float: Float, scaled: bool, bytes: &[u8]) -> Option<(u64, f32)> {
     let most = if scaled { 0x7780 } else { 0x7f80 };
     let at = match float {
-        Float::F32 => position(bytes, |b: [u8; 4]| !f32::from_le_bytes(b).is_finite()),
+        Float::F32 => position(bytes, |b: [u8; 4]| {
+            u32::from_le_bytes(b) & 0x7fff_ffff >= u32::from(most) << 16
+        }),
         Float::F16 => position(bytes, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
         Float::Bf16 => position(bytes, |b| u16::from_le_bytes(b) & 0x7f80 >= most),
     }?;
     let mut value = [0.0];
     widen(float, &bytes[at * float.size()..][..float.size()], &mut value);
     Some((at as u64, value[0]))
+}
+
+/// The first byte that is infinite or no number.
+fn wrong_byte(element: Element, bytes: &[u8]) -> Option<(u64, f32)> {
+    let at = position(bytes, |[byte]: [u8; 1]| element.is_wide(byte))?;
+    Some((at as u64, element.value(bytes[at])))
 }
 
 /// The first block with a scale whose exponent is all ones, in `bytes` from byte `before` of the blocks on.
@@ -176,8 +228,11 @@ mod tests {
     fn scales_that_could_make_infinite_weights_are_told() {
         let bytes = |bits: u16| bits.to_le_bytes();
         for (bits, wrong) in [(0x777f, false), (0x7780, true), (0xf780, true), (0x7f7f, true)] {
-            assert_eq!(first_wrong(Float::Bf16, true, &bytes(bits)).is_some(), wrong, "{bits:x}");
-            assert_eq!(first_wrong(Float::Bf16, false, &bytes(bits)), None);
+            let wide = [&[0, 0][..], &bytes(bits)].concat();
+            for (float, bytes) in [(Float::Bf16, &bytes(bits)[..]), (Float::F32, &wide)] {
+                assert_eq!(first_wrong(float, true, bytes).is_some(), wrong, "{bits:x}");
+                assert_eq!(first_wrong(float, false, bytes), None);
+            }
         }
         let largest = half_of(0x777f);
         assert!((largest * 255.0 + largest).is_finite() && (largest * 1024.0).is_finite());
@@ -210,11 +265,27 @@ mod tests {
     }
 
     #[test]
+    fn small_floats_that_are_not_finite_are_told() {
+        for (element, byte, wrong) in [
+            (Element::E4m3, 0x7e, false),
+            (Element::E4m3, 0xff, true),
+            (Element::E5m2, 0x7b, false),
+            (Element::E5m2, 0xfc, true),
+        ] {
+            let found = wrong_byte(element, &[0, byte, 0]);
+            assert_eq!(
+                found.map(|(at, value)| (at, value.is_finite())),
+                wrong.then_some((1, false))
+            );
+        }
+    }
+
+    #[test]
     fn a_run_may_cross_blocks() {
         let run = |start, end| {
-            let (unit, role, float) = (Unit::Head, Role::FinalNorm, Float::Bf16);
+            let (unit, role, kind) = (Unit::Head, Role::FinalNorm, Floating::Plain(Float::Bf16));
             let per_row = (4, Some("column"));
-            FloatRun { unit, role, float, start, end, scales: None, per_row, blocks: None }
+            FloatRun { unit, role, kind, start, end, scales: None, per_row }
         };
         let runs = [run(4, 24), run(32, 40)];
         let mut bytes = [0xff; 48];

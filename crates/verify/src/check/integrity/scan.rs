@@ -94,7 +94,7 @@ impl<'a> FileMap<'a> {
             .push(Shard { unit, start, end: start + len, blake3 });
         let runs = tensors
             .iter()
-            .filter_map(|entry| FloatRun::from_entry(unit, extent.offset, entry));
+            .flat_map(|entry| FloatRun::from_entry(unit, extent.offset, entry));
         self.floats.extend(runs);
         let mut last = 0;
         for tensor in tensors {
