@@ -130,6 +130,7 @@ impl Limits {
     /// The recipe with nothing that the engine does not hold, and a line for each thing that was changed.
     pub fn restrict(&self, mut recipe: Recipe) -> (Recipe, Vec<String>) {
         let mut changed = Vec::new();
+        recipe.affine_only = true;
         for rule in &mut recipe.rules {
             let before = rule.encoding;
             for encoding in encodings(rule) {

@@ -456,6 +456,17 @@ impl Encoding {
         ])
     }
 
+    /// Bits of a code of one weight; none of floats.
+    pub const fn code_bits(self) -> Option<u8> {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => None,
+            Self::Affine(a) => Some(a.bits),
+            Self::Trellis(t) => Some(t.bits),
+            Self::Ggml(blocks) => Some(blocks.form().bits),
+            Self::Minifloat(m) => Some(m.element().bits()),
+        }
+    }
+
     /// Bits per weight, scales and biases included, those of rows left out.
     pub fn bits_per_weight(self) -> f64 {
         match self {

@@ -507,6 +507,7 @@ fn recipe(target: SizeTarget, items: &[Item], chosen: &[usize], experts: &[u32])
         name: format!("at most {total}"),
         description: format!("Bits where they count, at most {total} in all."),
         scale_dtype: None,
+        affine_only: false,
         rules: rules.chain([keep]).collect(),
     }
 }

@@ -184,7 +184,7 @@ impl<'a> Resolver<'a> {
         let count = u64::from(count);
         let encoding = match rule.encoding {
             wanted if vector && wanted.is_codes() => Some(view.dtype.into()),
-            wanted => match own_codes(wanted, rule.zeros, tensor) {
+            wanted => match self.own_codes(wanted, rule.zeros, tensor) {
                 Some(encoding) => Some(self.record_repacked(tensor, encoding, count)),
                 None => wanted.resolve(view.storage_dtype(), self.recipe.scale_dtype),
             },
@@ -226,6 +226,37 @@ impl<'a> Resolver<'a> {
         }
         let rounding = Rounding { method, zeros: rule.zeros };
         Ok(Some(Chosen { encoding, rounding }))
+    }
+
+    /// The encoding that the source's codes are in, where a rule wishes for codes of as many bits:
+    /// they are taken over in groups of their own size, and nothing is lost. Those of three values are
+    /// whatever codes it wishes for: more bits would hold no more, fewer there are none. Such as no rule makes must
+    /// not take more than what this one wishes for.
+    fn own_codes(
+        &self,
+        wanted: EncodingSpec,
+        zeros: Zeros,
+        tensor: &TensorEntry,
+    ) -> Option<Encoding> {
+        let own = tensor.source.codes(tensor.cols)?;
+        if !takes_over(zeros, &tensor.source) {
+            return None;
+        }
+        let ternary = matches!(tensor.source.decoder, Some(Decoder::Ternary { .. }));
+        let same = match (wanted, own) {
+            (EncodingSpec::Affine { .. } | EncodingSpec::Trellis(_), _) if ternary => true,
+            (EncodingSpec::Affine { bits, group_size, .. }, _) if is_of_sources_alone(own) => {
+                let wide = own.bits_per_weight() > f64::from(bits) + 32.0 / f64::from(group_size);
+                !self.recipe.affine_only && !wide && own.code_bits() == Some(bits)
+            }
+            (EncodingSpec::Affine { bits, .. }, Encoding::Affine(affine)) => bits == affine.bits(),
+            (EncodingSpec::Ggml(wanted), Encoding::Ggml(blocks)) => wanted == blocks,
+            (EncodingSpec::Trellis(wanted), Encoding::Trellis(trellis)) => {
+                wanted.bits() == trellis.bits()
+            }
+            _ => false,
+        };
+        same.then_some(own)
     }
 
     fn record_repacked(
@@ -416,32 +447,12 @@ impl<'a> Resolver<'a> {
     }
 }
 
-/// The encoding that the source's codes are in, where a rule wishes for codes of as many bits:
-/// they are taken over in groups of their own size, and nothing is lost. Those of three values are
-/// whatever codes it wishes for: more bits would hold no more, fewer there are none. Small floats and codes with scales
-/// of 32 bits must not take more than what the rule wishes for.
-fn own_codes(wanted: EncodingSpec, zeros: Zeros, tensor: &TensorEntry) -> Option<Encoding> {
-    let own = tensor.source.codes(tensor.cols)?;
-    if !takes_over(zeros, &tensor.source) {
-        return None;
-    }
-    let ternary = matches!(tensor.source.decoder, Some(Decoder::Ternary { .. }));
-    match (wanted, own) {
-        (EncodingSpec::Affine { .. } | EncodingSpec::Trellis(_), _) if ternary => Some(own),
-        (EncodingSpec::Affine { bits, group_size, .. }, _) => {
-            let (own_bits, as_small) = match own {
-                Encoding::Affine(affine) => (affine.bits(), affine.scale_dtype() != Float::F32),
-                Encoding::Minifloat(minifloat) => (minifloat.element().bits(), false),
-                _ => return None,
-            };
-            let most = f64::from(bits) + 32.0 / f64::from(group_size);
-            (bits == own_bits && (as_small || own.bits_per_weight() <= most)).then_some(own)
-        }
-        (EncodingSpec::Ggml(wanted), Encoding::Ggml(blocks)) => (wanted == blocks).then_some(own),
-        (EncodingSpec::Trellis(wanted), Encoding::Trellis(trellis)) => {
-            (wanted.bits() == trellis.bits()).then_some(own)
-        }
-        _ => None,
+/// Whether codes of a source are such as no rule makes, small floats or affine ones with scales of 32 bits.
+fn is_of_sources_alone(encoding: Encoding) -> bool {
+    match encoding {
+        Encoding::Affine(affine) => affine.scale_dtype() == Float::F32,
+        Encoding::Minifloat(_) => true,
+        _ => false,
     }
 }
 

@@ -23,6 +23,10 @@ pub struct Recipe {
     /// f16 for all others, so that a scale is as precise as its weights were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale_dtype: Option<Float>,
+    /// Whether a source's codes are taken over only where a rule could have made such, not as small floats or with
+    /// scales of 32 bits: for engines that have neither.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub affine_only: bool,
     /// The first that matches a tensor decides.
     pub rules: Vec<Rule>,
 }
@@ -234,6 +238,7 @@ impl Recipe {
             name: format!("uniform {encoding}"),
             description: "Every matrix in one encoding.".to_owned(),
             scale_dtype: None,
+            affine_only: false,
             rules,
         }
     }

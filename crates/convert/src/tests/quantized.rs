@@ -301,12 +301,18 @@ fn codes_of_the_same_width_are_taken_over_and_mean_the_same() {
 
 /// Every value of a bundle is that of its source.
 fn holds_the_values_of(bundle: &Path, source: &Path, case: &Case) {
+    holds_some_of(bundle, source, case, |_| true);
+}
+
+/// Every value of some tensors.
+fn holds_some_of(bundle: &Path, source: &Path, case: &Case, some: impl Fn(Encoding) -> bool) {
     let (weights, bundle) = (opened(source), Bundle::open(bundle).unwrap());
     let mut stored = AlignedBuf::default();
     for unit in case.plan.units() {
         bundle.read(unit, &mut stored).unwrap();
         let layout = bundle.layout(unit).unwrap();
-        for (entry, expected) in layout.tensors.iter().zip(values(&weights, unit)) {
+        let all = layout.tensors.iter().zip(values(&weights, unit));
+        for (entry, expected) in all.filter(|(entry, _)| some(entry.encoding)) {
             let len = entry.byte_len().unwrap() as usize;
             let bytes = &stored.as_slice()[entry.offset as usize..][..len];
             let (rows, cols) = (entry.rows as usize, entry.cols as usize);
@@ -340,6 +346,37 @@ fn three_values_take_two_bits_and_lose_nothing() {
         let out = dir.path().join("out");
         case.convert(&out, 2).unwrap();
         holds_the_values_of(&out, &source, &case);
+    }
+}
+
+/// Floats of 4 and of 8 bits, and integers with zero points, whose scales and biases take 32 bits.
+#[test]
+fn codes_that_no_rule_makes_are_taken_over_where_they_take_no_more() {
+    for (name, wanted, label, tensors) in [
+        ("gpt_oss-mxfp4", "q4g64", "e2m1 g32 bf16", 36),
+        ("gpt_oss-mxfp4", "q3g64", "", 0),
+        ("deepseek_v3-fp8", "q8g32", "e4m3 g32 f32", 72),
+        ("gemma3-mlx-mxfp8", "q8g64", "", 0),
+        ("gemma3-mlx-mxfp8", "q8g32", "e4m3 g32 f32", 22),
+        ("gemma3-mlx-nvfp4", "q4g64", "", 0),
+        ("qwen2-awq", "q4g32", "", 0),
+    ] {
+        let source = fixture(&format!("golden/{name}"));
+        let recipe = Recipe::uniform(wanted.parse().unwrap(), false);
+        let case = Case::new(&source, &recipe, PlanOptions::default()).unwrap();
+        let repacked = case.plan.repacked.iter();
+        let repacked: u64 = repacked
+            .map(|r| if r.encoding == label { r.tensors } else { 0 })
+            .sum();
+        assert_eq!(repacked, tensors, "{name} {wanted} {:?}", case.plan.repacked.first());
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        case.convert(&out, 2).unwrap();
+        holds_some_of(&out, &source, &case, |encoding| encoding.label() == label);
+        // An engine that has none of these has them made anew.
+        let held = Recipe { affine_only: true, ..recipe };
+        let case = Case::new(&source, &held, PlanOptions::default()).unwrap();
+        assert!(case.plan.repacked.is_empty(), "{name}");
     }
 }
 
