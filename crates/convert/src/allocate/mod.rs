@@ -247,7 +247,7 @@ impl BitAllocation<'_> {
         items: &[Item],
         chosen: &[usize],
     ) -> Result<(Recipe, i64)> {
-        let recipe = recipe(target, items, chosen, &self.experts());
+        let recipe = recipe((target, self.limits), items, chosen, &self.experts());
         let plan = Plan::new(self.checkpoint, self.inventory, &recipe, self.options)?;
         let room = room(&plan, target);
         Ok((recipe, room))
@@ -350,7 +350,7 @@ impl BitAllocation<'_> {
                     .unwrap_or(0)
             })
             .collect();
-        let recipe = recipe(target, items, &least, &self.experts());
+        let recipe = recipe((target, self.limits), items, &least, &self.experts());
         let plan = Plan::new(self.checkpoint, self.inventory, &recipe, self.options)?;
         // Padding that no budget foresees can leave room for nothing but these.
         if room(&plan, target) >= 0 {
@@ -452,7 +452,12 @@ impl Stored {
 
 /// Rules for what was chosen, one per role and encoding, and one for each layer whose experts differ; all else stays as
 /// it is. `experts` are how many each layer has.
-fn recipe(target: SizeTarget, items: &[Item], chosen: &[usize], experts: &[u32]) -> Recipe {
+fn recipe(
+    (target, limits): (SizeTarget, Option<&Limits>),
+    items: &[Item],
+    chosen: &[usize],
+    experts: &[u32],
+) -> Recipe {
     let mut stored = BTreeMap::<(Role, String), Stored>::new();
     for (item, at) in items.iter().zip(chosen) {
         for (role, divergence) in &item.roles {
@@ -507,7 +512,7 @@ fn recipe(target: SizeTarget, items: &[Item], chosen: &[usize], experts: &[u32])
         name: format!("at most {total}"),
         description: format!("Bits where they count, at most {total} in all."),
         scale_dtype: None,
-        affine_only: false,
+        affine_only: limits.is_some(),
         rules: rules.chain([keep]).collect(),
     }
 }

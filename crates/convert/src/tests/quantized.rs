@@ -352,10 +352,10 @@ fn three_values_take_two_bits_and_lose_nothing() {
 /// Floats of 4 and of 8 bits, and integers with zero points, whose scales and biases take 32 bits.
 #[test]
 fn codes_that_no_rule_makes_are_taken_over_where_they_take_no_more() {
-    for (name, wanted, label, tensors) in [
+    for (name, wanted, own, tensors) in [
         ("gpt_oss-mxfp4", "q4g64", "e2m1 g32 bf16", 36),
         ("gpt_oss-mxfp4", "q3g64", "", 0),
-        ("deepseek_v3-fp8", "q8g32", "e4m3 g32 f32", 72),
+        ("deepseek_v3-fp8", "q8g32", "e4m3 ", 50),
         ("gemma3-mlx-mxfp8", "q8g64", "", 0),
         ("gemma3-mlx-mxfp8", "q8g32", "e4m3 g32 f32", 22),
         ("gemma3-mlx-nvfp4", "q4g64", "", 0),
@@ -365,14 +365,14 @@ fn codes_that_no_rule_makes_are_taken_over_where_they_take_no_more() {
         let recipe = Recipe::uniform(wanted.parse().unwrap(), false);
         let case = Case::new(&source, &recipe, PlanOptions::default()).unwrap();
         let repacked = case.plan.repacked.iter();
-        let repacked: u64 = repacked
-            .map(|r| if r.encoding == label { r.tensors } else { 0 })
-            .sum();
+        let of_own = repacked.filter(|r| !own.is_empty() && r.encoding.starts_with(own));
+        let repacked: u64 = of_own.map(|r| r.tensors).sum();
         assert_eq!(repacked, tensors, "{name} {wanted} {:?}", case.plan.repacked.first());
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         case.convert(&out, 2).unwrap();
-        holds_some_of(&out, &source, &case, |encoding| encoding.label() == label);
+        let is_own = |encoding: Encoding| !own.is_empty() && encoding.label().starts_with(own);
+        holds_some_of(&out, &source, &case, is_own);
         // An engine that has none of these has them made anew.
         let held = Recipe { affine_only: true, ..recipe };
         let case = Case::new(&source, &held, PlanOptions::default()).unwrap();
