@@ -205,6 +205,7 @@ const fn f16() -> Float {
     Float::F16
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
 fn is_f16(dtype: &Float) -> bool {
     *dtype == Float::F16
 }

@@ -7,6 +7,7 @@ mod failures;
 mod flash_moe;
 mod gguf;
 mod mlx;
+mod own_codes;
 mod plans;
 mod quantized;
 mod resume;

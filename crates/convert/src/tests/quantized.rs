@@ -17,14 +17,14 @@ use super::*;
 use crate::{ExportDtype, ExportOptions, ExportTarget, Repacked, export};
 
 /// A stored tensor.
-type Held = (String, Dtype, Vec<u64>, Vec<u8>);
+pub(super) type Held = (String, Dtype, Vec<u64>, Vec<u8>);
 
 /// Stores a matrix `[rows, cols]` of the given name as a scheme does.
-type Encode = fn(&str, &[f32], u64, u64) -> Vec<Held>;
+pub(super) type Encode = fn(&str, &[f32], u64, u64) -> Vec<Held>;
 
 /// The checkpoint `golden/{name}` with the matrices of its layers, routers apart, as `encode`
 /// stores them.
-fn requantized(name: &str, dir: &Path, config: Value, encode: Encode) {
+pub(super) fn requantized(name: &str, dir: &Path, config: Value, encode: Encode) {
     let original = Checkpoint::open(&fixture(name)).unwrap();
     let mut held = Vec::new();
     for (name, info) in original.tensors() {
@@ -163,7 +163,7 @@ fn fp8_config() -> Value {
     json!({ "quant_method": "fp8", "weight_block_size": [32, 48], "modules_to_not_convert": ["gate"] })
 }
 
-fn int4_config() -> Value {
+pub(super) fn int4_config() -> Value {
     let weights = json!({ "num_bits": 4, "type": "int", "strategy": "group", "group_size": 32 });
     json!({ "quant_method": "compressed-tensors", "format": "pack-quantized",
         "config_groups": { "group_0": { "targets": ["Linear"], "weights": weights } } })
@@ -305,7 +305,12 @@ fn holds_the_values_of(bundle: &Path, source: &Path, case: &Case) {
 }
 
 /// Every value of some tensors.
-fn holds_some_of(bundle: &Path, source: &Path, case: &Case, some: impl Fn(Encoding) -> bool) {
+pub(super) fn holds_some_of(
+    bundle: &Path,
+    source: &Path,
+    case: &Case,
+    some: impl Fn(Encoding) -> bool,
+) {
     let (weights, bundle) = (opened(source), Bundle::open(bundle).unwrap());
     let mut stored = AlignedBuf::default();
     for unit in case.plan.units() {
@@ -346,37 +351,6 @@ fn three_values_take_two_bits_and_lose_nothing() {
         let out = dir.path().join("out");
         case.convert(&out, 2).unwrap();
         holds_the_values_of(&out, &source, &case);
-    }
-}
-
-/// Floats of 4 and of 8 bits, and integers with zero points, whose scales and biases take 32 bits.
-#[test]
-fn codes_that_no_rule_makes_are_taken_over_where_they_take_no_more() {
-    for (name, wanted, own, tensors) in [
-        ("gpt_oss-mxfp4", "q4g64", "e2m1 g32 bf16", 36),
-        ("gpt_oss-mxfp4", "q3g64", "", 0),
-        ("deepseek_v3-fp8", "q8g32", "e4m3 ", 50),
-        ("gemma3-mlx-mxfp8", "q8g64", "", 0),
-        ("gemma3-mlx-mxfp8", "q8g32", "e4m3 g32 f32", 22),
-        ("gemma3-mlx-nvfp4", "q4g64", "", 0),
-        ("qwen2-awq", "q4g32", "", 0),
-    ] {
-        let source = fixture(&format!("golden/{name}"));
-        let recipe = Recipe::uniform(wanted.parse().unwrap(), false);
-        let case = Case::new(&source, &recipe, PlanOptions::default()).unwrap();
-        let repacked = case.plan.repacked.iter();
-        let of_own = repacked.filter(|r| !own.is_empty() && r.encoding.starts_with(own));
-        let repacked: u64 = of_own.map(|r| r.tensors).sum();
-        assert_eq!(repacked, tensors, "{name} {wanted} {:?}", case.plan.repacked.first());
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("out");
-        case.convert(&out, 2).unwrap();
-        let is_own = |encoding: Encoding| !own.is_empty() && encoding.label().starts_with(own);
-        holds_some_of(&out, &source, &case, is_own);
-        // An engine that has none of these has them made anew.
-        let held = Recipe { affine_only: true, ..recipe };
-        let case = Case::new(&source, &held, PlanOptions::default()).unwrap();
-        assert!(case.plan.repacked.is_empty(), "{name}");
     }
 }
 

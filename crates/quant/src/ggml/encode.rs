@@ -172,7 +172,7 @@ fn power(scale: [u8; 2]) -> Option<u8> {
     match u16::from_le_bytes(scale) {
         // Half of the least normal number.
         0x0040 => Some(0),
-        bits @ 0x0080..0x7f80 if bits & 0x7f == 0 => Some((bits >> 7) as u8),
+        bits @ 0x0080..0x7f80 if bits.trailing_zeros() >= 7 => Some((bits >> 7) as u8),
         _ => None,
     }
 }

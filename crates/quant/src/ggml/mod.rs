@@ -248,7 +248,7 @@ impl Ggml {
     /// The floats of four bits, one to a byte, and their scales, of whole blocks of `mxfp4` (32 columns to a scale) or
     /// `nvfp4` (16); nothing of other types.
     pub fn small_floats(self, bytes: &[u8]) -> (Vec<u8>, Vec<f32>) {
-        let (mut codes, mut halves) = (Vec::new(), Vec::new());
+        let (mut codes, mut halves) = (Vec::new(), Vec::<f32>::new());
         match self {
             Self::Mxfp4 => {
                 for (half, block) in bytes.as_chunks().0.iter().map(blocks::mxfp4_codes) {
@@ -264,8 +264,7 @@ impl Ggml {
             }
             _ => {}
         }
-        halves.iter_mut().for_each(|half| *half *= 2.0);
-        (codes, halves)
+        (codes, halves.into_iter().map(|half| 2.0 * half).collect())
     }
 
     /// The values of whole blocks, each rounded as `f32` arithmetic rounds. Scales that are not

@@ -81,7 +81,9 @@ impl Reading<'_, '_, '_> {
         let scales = foreign::by_row(&scales, width, block[0], rect.rows.clone());
         let mut zeros = Vec::new();
         if values == Dtype::I8 {
-            codes.iter_mut().for_each(|code| *code ^= 0x80);
+            for code in &mut codes {
+                *code ^= 0x80;
+            }
             zeros = vec![0x80; scales.len()];
         }
         Ok(self.with_zeros(codes, (scales, zeros), block[1]))

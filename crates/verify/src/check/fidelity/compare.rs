@@ -167,8 +167,7 @@ fn resolution(encoding: Encoding) -> f64 {
             let form = blocks.form();
             f64::from(form.largest_level() + 1.0) * f64::from(form.factors.1) * (-25f64).exp2()
         }
-        Encoding::Trellis(_) | Encoding::Minifloat(_) => 0.0,
-        Encoding::F32 | Encoding::F16 | Encoding::Bf16 => 0.0,
+        _ => 0.0,
     }
 }
 
