@@ -502,7 +502,7 @@ fn quantized_checkpoints_are_shown_converted_proved_and_run() {
     let cases = [
         ("deepseek_v3-fp8", "fp8", "f8_e4m3 128x128", false),
         ("kimi_k2-int4", "compressed-tensors", "int4 g32", true),
-        ("gpt_oss-mxfp4", "mxfp4", "mxfp4", false),
+        ("gpt_oss-mxfp4", "mxfp4", "mxfp4", true),
     ];
     for (name, method, label, repacked) in cases {
         let scratch = Scratch::with(&format!("golden/{name}"));

@@ -257,7 +257,7 @@ fn affine(bits: u8, cols: u64, own: u64, scale_dtype: Float) -> Option<Encoding>
 fn minifloat(element: Element, cols: u64, own: u64, scale_dtype: Float) -> Option<Encoding> {
     let size = group(&Minifloat::GROUP_SIZES, cols, own)?;
     let minifloat = Minifloat::new(element, size, scale_dtype);
-    minifloat.ok().map(Encoding::Minifloat)
+    minifloat.map(Encoding::Minifloat)
 }
 
 /// Bytes with a scale for each `own` columns.

@@ -8,8 +8,9 @@ use std::hint::black_box;
 use divan::counter::ItemsCount;
 use divan::{Bencher, main as run};
 use shardwright_quant::{
-    Activations, Affine, Backend, Blocks, Columns, Encoding, Float, Job, Matrix, Method, Objective,
-    Outputs, PartsMut, Trellis, Zeros, add_outer_products, dot, matmul, narrow, quantize, widen,
+    Activations, Affine, Backend, Blocks, Columns, Element, Encoding, Float, Job, Matrix, Method,
+    Minifloat, Objective, Outputs, PartsMut, Trellis, Zeros, add_outer_products, dot, matmul,
+    narrow, quantize, widen,
 };
 
 const ROWS: usize = 256;
@@ -40,7 +41,7 @@ fn methods() -> Vec<String> {
 }
 
 fn encodings() -> Vec<String> {
-    let others = ["2", "3", "4", "6", "8", "t2", "t3", "t4", "f16", "bf16", "f32"];
+    let others = ["2", "3", "4", "6", "8", "t2", "t3", "t4", "e2m1", "e4m3", "f16", "bf16", "f32"];
     cases(&[&others[..], &Blocks::ALL.map(Blocks::name)].concat())
 }
 
@@ -62,6 +63,8 @@ fn encoding(name: &str) -> Encoding {
         "f32" => Encoding::F32,
         "f16" => Encoding::F16,
         "bf16" => Encoding::Bf16,
+        "e2m1" => Encoding::Minifloat(Minifloat::MXFP4),
+        "e4m3" => minifloat(Element::E4m3, 128),
         name if name.contains('_') => Encoding::Ggml(Blocks::from_name(name).unwrap()),
         name => match name.strip_prefix('t') {
             Some(bits) => trellis(bits, "14"),
@@ -72,6 +75,10 @@ fn encoding(name: &str) -> Encoding {
 
 fn affine(bits: &str) -> Affine {
     Affine::new(bits.parse().unwrap(), 64, Float::Bf16).unwrap()
+}
+
+fn minifloat(element: Element, group_size: u16) -> Encoding {
+    Encoding::Minifloat(Minifloat::new(element, group_size, Float::F32).unwrap())
 }
 
 fn trellis(bits: &str, state_bits: &str) -> Encoding {
@@ -118,6 +125,14 @@ fn stored(encoding: Encoding) -> Vec<u8> {
             bytes.iter_mut().zip(noise).for_each(|(byte, x)| *byte = x);
             let scales = bytes.len() - 2 * ROWS;
             narrow(Float::Bf16, &x[..ROWS], &mut bytes[scales..]);
+        }
+        // Any bytes with a small exponent are floats, any floats scales.
+        Encoding::Minifloat(m) => {
+            let weight = encoding.parts(ROWS as u64, COLS as u64).unwrap().weight;
+            let (codes, scales) = bytes.split_at_mut(weight as usize);
+            let noise = x.iter().map(|x| (x * 5000.0) as i32 as u8 & 0xbf);
+            codes.iter_mut().zip(noise).for_each(|(byte, x)| *byte = x);
+            narrow(m.scale_dtype(), &x[..scales.len() / m.scale_dtype().size()], scales);
         }
         _ => narrow(encoding.float().unwrap(), &x, &mut bytes),
     }

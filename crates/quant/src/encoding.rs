@@ -2,51 +2,11 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::Blocks;
+pub use crate::dtype::Float;
 use crate::minifloat::Minifloat;
-
-/// A 16- or 32-bit floating-point type as it lies on disk, little-endian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Float {
-    /// IEEE 754 binary32.
-    F32,
-    /// IEEE 754 binary16.
-    F16,
-    /// The upper half of a binary32.
-    Bf16,
-}
-
-impl Float {
-    /// Bytes of one value.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-
-    /// The lower-case name used in manifests and recipes: `f32`, `f16`, `bf16`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        }
-    }
-
-    /// `value` rounded to this type (nearest, ties to even) and widened back.
-    pub fn round(self, value: f32) -> f32 {
-        match self {
-            Self::F32 => value,
-            Self::F16 => f16::from_f32(value).to_f32(),
-            Self::Bf16 => bf16::from_f32(value).to_f32(),
-        }
-    }
-}
 
 /// Grouped affine codes: `w ≈ scale · q + bias`, one pair per `group_size` columns of a row.
 ///
@@ -89,9 +49,6 @@ pub enum EncodingError {
     /// A group size that no kernel reads.
     #[error("group_size: expected 32, 64 or 128, found {0}")]
     GroupSize(u16),
-    /// A group size that no kernel of small floats reads.
-    #[error("group_size: expected 16, 32, 64 or 128, found {0}")]
-    MinifloatGroup(u16),
     /// A code width that no trellis has.
     #[error("bits: expected 2, 3 or 4 in a trellis, found {0}")]
     TrellisBits(u8),

@@ -9,6 +9,7 @@ mod ahead;
 mod attention;
 mod blocks;
 mod dot;
+mod dtype;
 pub mod encoding;
 mod error;
 mod exp;

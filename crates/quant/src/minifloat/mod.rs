@@ -4,7 +4,7 @@ pub mod lines;
 
 use serde::{Deserialize, Serialize};
 
-use crate::encoding::{EncodingError, Float};
+use crate::dtype::Float;
 use crate::float8::{f4_e2m1, f8_e4m3, f8_e5m2};
 use crate::kernel::{LANES, Line};
 
@@ -87,9 +87,10 @@ struct Fields {
 }
 
 impl TryFrom<Fields> for Minifloat {
-    type Error = EncodingError;
-    fn try_from(fields: Fields) -> Result<Self, EncodingError> {
-        Self::new(fields.element, fields.group_size, fields.scale_dtype)
+    type Error = String;
+    fn try_from(Fields { element, group_size, scale_dtype }: Fields) -> Result<Self, String> {
+        Self::new(element, group_size, scale_dtype)
+            .ok_or_else(|| format!("group_size: expected 16, 32, 64 or 128, found {group_size}"))
     }
 }
 
@@ -110,19 +111,10 @@ impl Minifloat {
     pub const MXFP4: Self =
         Self { element: Element::E2m1, group_size: 32, scale_dtype: Float::Bf16 };
 
-    /// Small floats in groups.
-    ///
-    /// # Errors
-    /// A group size outside [`Self::GROUP_SIZES`].
-    pub fn new(
-        element: Element,
-        group_size: u16,
-        scale_dtype: Float,
-    ) -> Result<Self, EncodingError> {
-        if !Self::GROUP_SIZES.contains(&group_size) {
-            return Err(EncodingError::MinifloatGroup(group_size));
-        }
-        Ok(Self { element, group_size, scale_dtype })
+    /// Small floats in groups; none of a size outside [`Self::GROUP_SIZES`].
+    pub fn new(element: Element, group_size: u16, scale_dtype: Float) -> Option<Self> {
+        let known = Self::GROUP_SIZES.contains(&group_size);
+        known.then_some(Self { element, group_size, scale_dtype })
     }
 
     /// What is scaled.

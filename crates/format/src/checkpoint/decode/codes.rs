@@ -47,9 +47,10 @@ impl Decoding<'_> {
         out: &mut CodeRows<'_>,
         fetch: &mut Fetch<'_>,
     ) -> Result<()> {
-        // Whole blocks of rows, of which a piece is held beside what it fills.
+        // Whole blocks of rows, of which a piece is held beside what it fills: a byte for each code, where a value has
+        // four. Many rows share the reads of codes that are stored transposed.
         let block = encoding.row_block();
-        let most = (PIECE / self.cols.max(1))
+        let most = (4 * PIECE / self.cols.max(1))
             .next_multiple_of(block)
             .max(block);
         let mut at = 0;
