@@ -294,6 +294,30 @@ impl Simd for Avx2 {
         }
     }
 
+    /// E5M2 is the upper half of an `f16`. E4M3 has a bit less of exponent: moved by one bit it is one of a 256th.
+    #[inline(always)]
+    fn floats_of_bytes<const MANTISSA: u32>(self, bytes: &[u8; LANES]) -> F {
+        // SAFETY: `self` proves the instructions; the array is 16 readable bytes.
+        unsafe {
+            let words = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes.as_ptr().cast()));
+            let (halves, unit) = if MANTISSA == 3 {
+                // The sign is in bit 15 and, of the wider word, in bit 14.
+                let halves = _mm256_slli_epi16::<7>(words);
+                let halves = _mm256_and_si256(halves, _mm256_set1_epi16(0xbfff_u16.cast_signed()));
+                let all = _mm256_set1_epi16(0x7f);
+                let none = _mm256_cmpeq_epi16(_mm256_and_si256(words, all), all);
+                // An exponent of all ones beside a fraction is not a number.
+                let none = _mm256_and_si256(none, _mm256_set1_epi16(0x7c00));
+                (_mm256_or_si256(halves, none), 256.0)
+            } else {
+                (_mm256_slli_epi16::<8>(words), 1.0)
+            };
+            let first = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+            let second = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
+            self.mul([first, second], self.splat(unit))
+        }
+    }
+
     #[inline(always)]
     fn look_up(self, table: &[u8; 16], v: I) -> I {
         // SAFETY: `self` proves the instructions; the table is 16 readable bytes.

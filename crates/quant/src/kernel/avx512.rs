@@ -321,6 +321,25 @@ impl Simd for Avx512 {
         [self.values::<4>(bytes, low), self.values::<4>(self.shr(bytes, 4), high)]
     }
 
+    /// E5M2 is the upper half of an `f16`. E4M3 has a bit less of exponent: moved by one bit it is one of a 256th.
+    #[inline(always)]
+    fn floats_of_bytes<const MANTISSA: u32>(self, bytes: &[u8; LANES]) -> __m512 {
+        // SAFETY: `self` proves the instructions; the array is 16 readable bytes.
+        unsafe {
+            let words = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes.as_ptr().cast()));
+            if MANTISSA != 3 {
+                return _mm512_cvtph_ps(_mm256_slli_epi16::<8>(words));
+            }
+            // The sign is in bit 15 and, of the wider word, in bit 14.
+            let halves = _mm256_slli_epi16::<7>(words);
+            let halves = _mm256_and_si256(halves, _mm256_set1_epi16(0xbfff_u16.cast_signed()));
+            let all = _mm256_set1_epi16(0x7f);
+            let none = _mm256_cmpeq_epi16_mask(_mm256_and_si256(words, all), all);
+            let halves = _mm256_mask_blend_epi16(none, halves, _mm256_set1_epi16(0x7e00));
+            self.mul(_mm512_cvtph_ps(halves), self.splat(256.0))
+        }
+    }
+
     /// The values of all codes, so that decoding is one permutation.
     #[inline(always)]
     fn scaled_e2m1(self, codes: __m512i, scale: f32) -> __m512 {

@@ -17,6 +17,7 @@ use std::sync::OnceLock;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bytes;
 mod heap;
 mod layout;
 #[cfg(target_arch = "aarch64")]
@@ -328,6 +329,11 @@ pub trait Simd: Copy {
         let lower = self.floats(self.and(bytes, fifteen));
         let upper = self.floats(self.and(self.shr(bytes, 4), fifteen));
         [self.mul_add(low[0], lower, low[1]), self.mul_add(high[0], upper, high[1])]
+    }
+    /// Floats of 8 bits, `MANTISSA` of them behind the point: 3 for E4M3, 2 for E5M2.
+    #[inline(always)]
+    fn floats_of_bytes<const MANTISSA: u32>(self, bytes: &[u8; LANES]) -> Self::F {
+        bytes::floats_of_bytes::<Self, MANTISSA>(self, bytes)
     }
     /// Floats of four bits, the lowest of each lane, times `scale`, each rounded once; a zero with a sign is one
     /// without.

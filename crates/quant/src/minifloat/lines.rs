@@ -26,34 +26,9 @@ impl<const MANTISSA: u32> Small<32> for Bytes<MANTISSA> {
     #[inline(always)]
     fn lines<S: Simd>(s: S, block: &[u8; 32], scales: [f32; 2]) -> [S::F; 2] {
         let halves = block.as_chunks::<LANES>().0;
-        [Self::line(s, &halves[0], scales[0]), Self::line(s, &halves[1], scales[1])]
-    }
-}
-
-impl<const MANTISSA: u32> Bytes<MANTISSA> {
-    /// The exponent that stands for none: 7 for E4M3, 15 for E5M2.
-    const BIAS: u32 = (1 << (6 - MANTISSA)) - 1;
-    /// The least value whose one is not left out.
-    const LEAST_NORMAL: f32 = f32::from_bits((128 - Self::BIAS) << 23);
-    /// Between the largest finite value and the next: E4M3 has only one pattern above it, E5M2 all of an exponent.
-    const LIMIT: f32 = if MANTISSA == 3 { 464.0 } else { 61440.0 };
-
-    #[inline(always)]
-    fn line<S: Simd>(s: S, bytes: &[u8; LANES], scale: f32) -> S::F {
-        let codes = s.load_i8(bytes);
-        let magnitude = s.shl(s.and(codes, s.splat_bits(0x7f)), 23 - MANTISSA);
-        let value = s.with_bits(s.add_bits(magnitude, s.splat_bits((127 - Self::BIAS) << 23)));
-        // With exponent 0 there is no one before the point, and the exponent is that of the least normal value `n`:
-        // `n · m` in place of `n / 2 · (1 + m)`.
-        let least = s.splat(Self::LEAST_NORMAL);
-        let value = s.select_less(value, least, s.sub(s.add(value, value), least), value);
-        // Above the largest value, what an exponent of all ones means with the same fraction: infinite with none,
-        // else not a number.
-        let wide = s.with_bits(s.or(s.to_bits(value), s.splat_bits(0x7f80_0000)));
-        let value = s.select_less(s.splat(Self::LIMIT), value, wide, value);
-        // Bytes were widened with their sign, which is the highest bit.
-        let sign = s.and(codes, s.splat_bits(1 << 31));
-        s.mul(s.with_bits(s.or(s.to_bits(value), sign)), s.splat(scale))
+        let low = s.floats_of_bytes::<MANTISSA>(&halves[0]);
+        let high = s.floats_of_bytes::<MANTISSA>(&halves[1]);
+        [s.mul(low, s.splat(scales[0])), s.mul(high, s.splat(scales[1]))]
     }
 }
 
