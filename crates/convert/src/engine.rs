@@ -8,7 +8,7 @@ use shardwright_quant::{Blocks, Float, Zeros};
 
 use crate::error::{ConvertError, Result};
 use crate::export::{Family, PACKED_ZEROS, check_packed_type};
-use crate::recipe::{EncodingSpec, Fallback, Match, Recipe, Roles, Rule};
+use crate::recipe::{EncodingSpec, Fallback, Match, Recipe, Roles, Rule, TakesOver};
 
 /// Groups of the affine codes that stand in for others.
 const GROUP: u16 = 64;
@@ -127,10 +127,18 @@ impl Limits {
         }
     }
 
+    /// What of a source's codes it holds that no rule makes.
+    pub const fn takes_over(&self) -> TakesOver {
+        match self.engine {
+            Engine::Gguf => TakesOver::Mxfp4,
+            Engine::Mlx | Engine::CompressedTensors | Engine::FlashMoe => TakesOver::None,
+        }
+    }
+
     /// The recipe with nothing that the engine does not hold, and a line for each thing that was changed.
     pub fn restrict(&self, mut recipe: Recipe) -> (Recipe, Vec<String>) {
         let mut changed = Vec::new();
-        recipe.affine_only = true;
+        recipe.takes_over = self.takes_over();
         for rule in &mut recipe.rules {
             let before = rule.encoding;
             for encoding in encodings(rule) {

@@ -22,7 +22,7 @@ use shardwright_runtime::thread_pool;
 use crate::engine::{Engine, Limits};
 use crate::error::{ConvertError, Result};
 use crate::plan::{Plan, PlanOptions};
-use crate::recipe::{EncodingSpec, Fallback, Match, Numbers, Recipe, Roles, Rule};
+use crate::recipe::{EncodingSpec, Fallback, Match, Numbers, Recipe, Roles, Rule, TakesOver};
 use probe::{Probing, Sensitivity};
 use rounding::REFERENCE_BITS;
 use solve::{EncodingCost, solve};
@@ -512,7 +512,7 @@ fn recipe(
         name: format!("at most {total}"),
         description: format!("Bits where they count, at most {total} in all."),
         scale_dtype: None,
-        affine_only: limits.is_some(),
+        takes_over: limits.map_or(TakesOver::Any, Limits::takes_over),
         rules: rules.chain([keep]).collect(),
     }
 }

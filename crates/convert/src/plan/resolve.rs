@@ -247,7 +247,7 @@ impl<'a> Resolver<'a> {
             (EncodingSpec::Affine { .. } | EncodingSpec::Trellis(_), _) if ternary => true,
             (EncodingSpec::Affine { bits, group_size, .. }, _) if is_of_sources_alone(own) => {
                 let wide = own.bits_per_weight() > f64::from(bits) + 32.0 / f64::from(group_size);
-                !self.recipe.affine_only && !wide && own.code_bits() == Some(bits)
+                self.recipe.takes_over.has(own) && !wide && own.code_bits() == Some(bits)
             }
             (EncodingSpec::Affine { bits, .. }, Encoding::Affine(affine)) => bits == affine.bits(),
             (EncodingSpec::Ggml(wanted), Encoding::Ggml(blocks)) => wanted == blocks,

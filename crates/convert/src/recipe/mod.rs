@@ -5,7 +5,7 @@ mod pattern;
 
 use serde::{Deserialize, Serialize};
 use shardwright_format::{Refusal, Role, mismatch};
-use shardwright_quant::{Float, Method, Zeros};
+use shardwright_quant::{Encoding, Float, Method, Minifloat, Zeros};
 
 pub use encoding::{EncodingSpec, Fallback};
 pub use pattern::{NumberRange, Numbers, Roles, matches_glob};
@@ -23,12 +23,40 @@ pub struct Recipe {
     /// f16 for all others, so that a scale is as precise as its weights were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale_dtype: Option<Float>,
-    /// Whether a source's codes are taken over only where a rule could have made such, not as small floats or with
-    /// scales of 32 bits: for engines that have neither.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub affine_only: bool,
+    /// Which codes of a source are taken over though no rule could have made them.
+    #[serde(default, skip_serializing_if = "TakesOver::is_any")]
+    pub takes_over: TakesOver,
     /// The first that matches a tensor decides.
     pub rules: Vec<Rule>,
+}
+
+/// Codes that no rule makes: small floats, and affine ones with scales of 32 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TakesOver {
+    /// All.
+    #[default]
+    Any,
+    /// Those of MXFP4, which llama.cpp has.
+    Mxfp4,
+    /// None, for engines that have none.
+    None,
+}
+
+impl TakesOver {
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
+    fn is_any(&self) -> bool {
+        *self == Self::Any
+    }
+
+    /// Whether `own`, which no rule makes, is one of them.
+    pub fn has(self, own: Encoding) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Mxfp4 => own == Encoding::Minifloat(Minifloat::MXFP4),
+            Self::None => false,
+        }
+    }
 }
 
 /// How the tensors that match are stored.
@@ -238,7 +266,7 @@ impl Recipe {
             name: format!("uniform {encoding}"),
             description: "Every matrix in one encoding.".to_owned(),
             scale_dtype: None,
-            affine_only: false,
+            takes_over: TakesOver::Any,
             rules,
         }
     }

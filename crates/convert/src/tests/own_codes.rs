@@ -8,6 +8,8 @@ use shardwright_quant::{Encoding, Float, Ggml, narrow};
 
 use super::quantized::{Held, holds_some_of, int4_config, requantized};
 use super::*;
+use crate::engine::{Engine, Limits};
+use crate::recipe::TakesOver;
 use crate::{ConvertError, ExportOptions, ExportTarget, export};
 
 /// Floats of 4 and of 8 bits, and integers with zero points, whose scales and biases take 32 bits.
@@ -35,7 +37,7 @@ fn codes_that_no_rule_makes_are_taken_over_where_they_take_no_more() {
         let is_own = |encoding: Encoding| !own.is_empty() && encoding.label().starts_with(own);
         holds_some_of(&out, &source, &case, is_own);
         // An engine that has none of these has them made anew.
-        let held = Recipe { affine_only: true, ..recipe };
+        let held = Recipe { takes_over: TakesOver::None, ..recipe };
         let case = Case::new(&source, &held, PlanOptions::default()).unwrap();
         assert!(case.plan.repacked.is_empty(), "{name}");
     }
@@ -107,8 +109,16 @@ fn integers_with_zero_points_come_through_to_an_export() {
 /// MXFP4 is a type of GGUF files. MLX and compressed-tensors have it stored anew or not at all.
 #[test]
 fn small_floats_go_where_they_are_held() {
-    let json = r#"{"name":"t","rules":[{"match":{"role":"expert.*"},"encoding":"q4g64"},{"encoding":"keep"}]}"#;
-    let (recipe, source) = (Recipe::parse("t", json).unwrap(), fixture("golden/gpt_oss-mxfp4"));
+    let json = r#"{"name":"t","rules":[{"match":{"role":"expert.*"},"encoding":"q4g64","fallback":[32]},{"encoding":"keep"}]}"#;
+    let source = fixture("golden/gpt_oss-mxfp4");
+    let config = Checkpoint::open(&source).unwrap().config().clone();
+    let restricted = |engine| {
+        let limits = Limits::new(engine, &config).unwrap();
+        limits.restrict(Recipe::parse("t", json).unwrap()).0
+    };
+    let case = Case::new(&source, &restricted(Engine::Mlx), PlanOptions::default()).unwrap();
+    assert!(case.plan.repacked.is_empty());
+    let recipe = restricted(Engine::Gguf);
     let case = Case::new(&source, &recipe, PlanOptions::default()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
