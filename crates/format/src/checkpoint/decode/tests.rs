@@ -202,6 +202,25 @@ fn codes_that_are_no_numbers_stay_so() {
     assert!(values[32..].iter().all(|v| v.is_infinite()), "6 * 2^126 leaves 32 bits");
 }
 
+/// Whole numbers with a sign, a scale to a row: codes about 128.
+#[test]
+fn bytes_with_a_sign_are_codes_about_their_middle() {
+    let weights = json!({ "num_bits": 8, "type": "int", "strategy": "channel" });
+    let config = json!({ "quant_method": "compressed-tensors", "format": "int-quantized",
+        "config_groups": { "group_0": { "targets": ["Linear"], "weights": weights } } });
+    let bytes = (0..=255).collect();
+    let scales = [0.1_f32, 1.0, -3.0, 0.7];
+    let scales = scales.map(f32::to_le_bytes).as_flattened().to_vec();
+    let held = [
+        ("a.weight", Dtype::I8, vec![4, 64], bytes),
+        ("a.weight_scale", Dtype::Float(Float::F32), vec![4, 1], scales),
+    ];
+    let (_dir, checkpoint) = checkpoint(&config, &held);
+    let values = read(&checkpoint, "a.weight", (0, 64, 1), (0..4, 64));
+    assert_eq!((values[0], values[64], values[255]), (0.0, 64.0, -0.7));
+    assert_eq!(check_codes(&checkpoint, "a.weight", &values).as_deref(), Some("q8 g64 f32"));
+}
+
 /// An index of columns that says what is so without it changes nothing.
 #[test]
 fn columns_that_an_index_leaves_in_order_keep_their_codes() {
