@@ -757,7 +757,7 @@ def whole(role, source):
 # --- Shards (§4) ---------------------------------------------------------------------------------
 
 
-SOURCE = "tensor dtype shape start row_stride col_stride expert_stride"
+SOURCE = "tensor dtype shape start row_stride col_stride expert_stride decoder"
 
 
 def last_value(source, rows, cols, expert):
@@ -768,7 +768,9 @@ def last_value(source, rows, cols, expert):
 
 def check_source(tensor, experts, place):
     source, values = tensor["source"], 1
-    fields(source, SOURCE.split(), place, ("expert_stride",))
+    fields(source, SOURCE.split(), place, ("expert_stride", "decoder"))
+    decoder = source.get("decoder", {"scheme": "none"})
+    check(isinstance(decoder, dict) and isinstance(decoder.get("scheme"), str), place, "has decoder", decoder)
     for dimension in source["shape"]:
         values *= dimension
     last = last_value(source, tensor["rows"], tensor["cols"], experts - 1)

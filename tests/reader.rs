@@ -42,7 +42,7 @@ fn an_independent_reader_agrees_on_every_encoding() {
         ("llama-bias", "--align 4KiB --bits 8 --group-size 32 --scale-dtype bf16"),
         ("qwen2_moe", "--align 4KiB --bits 6 --group-size 32"),
         ("olmoe", "--align 4KiB --bits 4 --group-size 32 --set router=f32"),
-        ("gpt_oss-mxfp4", "--align 4KiB --bits 4"),
+        ("gemma3-mlx-mxfp4", "--align 4KiB --bits 4"),
         ("deepseek_v3-fp8", "--align 4KiB --bits 8 --group-size 32"),
         ("qwen3_5_moe", "--align 4KiB --recipe q4 --set vision=keep --set mtp=q3g32"),
         ("qwen3", "--align 4KiB --bits 4 --set mlp.*=q5_1 --set attention.*=q4_k"),
