@@ -375,13 +375,15 @@ impl Decoder {
 
     /// The same without the order of columns that an index gives, where there is one.
     pub(crate) fn without_order(&self) -> Option<Self> {
+        let (Self::Gptq { groups: Some(_), .. } | Self::Packed { groups: Some(_), .. }) = self
+        else {
+            return None;
+        };
         let mut ordered = self.clone();
-        match &mut ordered {
-            Self::Gptq { groups, .. } | Self::Packed { groups, .. } => {
-                groups.take().map(|_| ordered)
-            }
-            _ => None,
+        if let Self::Gptq { groups, .. } | Self::Packed { groups, .. } = &mut ordered {
+            *groups = None;
         }
+        Some(ordered)
     }
 
     /// Whether codes, scales and biases of `affine` are stored, but for biases that scales tell.

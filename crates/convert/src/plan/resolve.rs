@@ -239,15 +239,16 @@ impl<'a> Resolver<'a> {
         tensor: &TensorEntry,
     ) -> Option<Encoding> {
         let own = tensor.source.codes(tensor.cols)?;
-        if !takes_over(zeros, &tensor.source) {
+        let foreign = is_of_sources_alone(own);
+        if !takes_over(zeros, &tensor.source) || foreign && !self.recipe.takes_over.has(own) {
             return None;
         }
         let ternary = matches!(tensor.source.decoder, Some(Decoder::Ternary { .. }));
         let same = match (wanted, own) {
             (EncodingSpec::Affine { .. } | EncodingSpec::Trellis(_), _) if ternary => true,
-            (EncodingSpec::Affine { bits, group_size, .. }, _) if is_of_sources_alone(own) => {
-                let wide = own.bits_per_weight() > f64::from(bits) + 32.0 / f64::from(group_size);
-                self.recipe.takes_over.has(own) && !wide && own.code_bits() == Some(bits)
+            (EncodingSpec::Affine { bits, group_size, .. }, _) if foreign => {
+                let most = f64::from(bits) + 32.0 / f64::from(group_size);
+                own.code_bits() == Some(bits) && own.bits_per_weight() <= most
             }
             (EncodingSpec::Affine { bits, .. }, Encoding::Affine(affine)) => bits == affine.bits(),
             (EncodingSpec::Ggml(wanted), Encoding::Ggml(blocks)) => wanted == blocks,

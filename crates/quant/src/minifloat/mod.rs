@@ -29,15 +29,6 @@ impl Element {
         }
     }
 
-    /// How many of the widest steps between values make the range of all.
-    pub const fn widest_steps(self) -> f64 {
-        match self {
-            Self::E2m1 => 6.0,
-            Self::E4m3 => 28.0,
-            Self::E5m2 => 14.0,
-        }
-    }
-
     /// What a code stands for.
     pub fn value(self, code: u8) -> f32 {
         match self {

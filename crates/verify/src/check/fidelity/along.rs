@@ -27,8 +27,7 @@ pub(super) fn margin(encoding: Encoding) -> Option<f64> {
             let scales = if form.is_nested() { step / f64::from(form.factors.1) } else { 0.0 };
             (f64::from(form.widest_steps()), scales)
         }
-        Encoding::Minifloat(minifloat) => (minifloat.element().widest_steps(), 0.0),
-        Encoding::F32 | Encoding::F16 | Encoding::Bf16 => return None,
+        Encoding::Minifloat(_) | Encoding::F32 | Encoding::F16 | Encoding::Bf16 => return None,
     };
     Some(0.12 / levels + 1.0 / 512.0 + scales)
 }
