@@ -227,3 +227,21 @@ fn place_entry(finding: Finding, piece: &mapping::Piece<'_>, entry: &TensorEntry
 fn of_source(kind: Kind, tensor: &str, what: &str) -> Finding {
     Finding::new(kind, what).tensor(tensor)
 }
+
+#[cfg(test)]
+mod limits {
+    use shardwright_quant::{Affine, Minifloat};
+
+    use super::*;
+
+    /// What nothing is quantized to has no limit, so that a bundle's must be exact.
+    #[test]
+    fn codes_of_a_source_have_no_limit_but_exactness() {
+        let wide = Encoding::Affine(Affine::new(4, 64, Float::F32).unwrap());
+        let narrow = Encoding::Affine(Affine::new(4, 64, Float::F16).unwrap());
+        for encoding in [wide, Encoding::Minifloat(Minifloat::MXFP4), Encoding::Bf16] {
+            assert_eq!(sanity_limit(encoding), None);
+        }
+        assert!(sanity_limit(narrow).is_some());
+    }
+}
