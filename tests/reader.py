@@ -143,6 +143,8 @@ def swap(values):
 
 
 SIZES = {"f32": 4, "f16": 2, "bf16": 2}
+# Small floats may also have scales that are powers of two.
+SCALE_SIZES = {**SIZES, "e8m0": 1}
 KEYS = {
     "f32": ("kind",), "f16": ("kind",), "bf16": ("kind",),
     "affine": ("kind", "bits", "group_size", "scale_dtype"),
@@ -181,7 +183,7 @@ def part_sizes(encoding, rows, cols):
         check(cols % columns == 0, "blocks of", columns, "do not divide", cols)
         return rows * cols // columns * size, 0, 0
     if kind == "minifloat":
-        group, size = encoding["group_size"], SIZES.get(encoding["scale_dtype"])
+        group, size = encoding["group_size"], SCALE_SIZES.get(encoding["scale_dtype"])
         check(encoding["element"] in ELEMENTS, "element", encoding["element"])
         check(group in (16, 32, 64, 128), "group_size", group)
         check(size, "scale_dtype", encoding["scale_dtype"])
@@ -248,7 +250,10 @@ def element_value(element, code):
 def minifloat_values(encoding, count, codes, scales):
     """The values of small floats (§5.5)."""
     element, group = encoding["element"], encoding["group_size"]
-    scale = widen(encoding["scale_dtype"], scales)
+    if encoding["scale_dtype"] == "e8m0":
+        scale = [math.nan if power == 255 else math.ldexp(1.0, power - 127) for power in scales]
+    else:
+        scale = widen(encoding["scale_dtype"], scales)
     table = [element_value(element, code) for code in range(1 << ELEMENTS[element][0])]
     if element == "e2m1":
         halves = (codes[at : at + 16] for at in range(0, len(codes), 16))

@@ -91,6 +91,8 @@ typedef enum {
   SW_ENCODING_GGML = 5,
   // Floats of 4 or 8 bits with a scale for each group of columns; the label says which.
   SW_ENCODING_MINIFLOAT = 6,
+  // Powers of two, a byte for the exponent and 127: scales only.
+  SW_ENCODING_E8M0 = 7,
 } sw_encoding;
 
 // Why a text ended.

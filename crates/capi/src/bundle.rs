@@ -73,6 +73,8 @@ pub enum EncodingKind {
     Ggml = 5,
     /// Floats of 4 or 8 bits with a scale for each group of columns; the label says which.
     Minifloat = 6,
+    /// Powers of two, a byte for the exponent and 127: scales only.
+    E8m0 = 7,
 }
 
 /// A tensor: a matrix of `rows` outputs by `cols` inputs; a vector is one row.
@@ -352,12 +354,15 @@ impl Listed {
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 => (0, 0, 0),
         };
         let scale_type = match encoding {
-            Encoding::Affine(a) => Encoding::from(a.scale_dtype()),
-            Encoding::Minifloat(m) => Encoding::from(m.scale_dtype()),
+            Encoding::Affine(a) => Encoding::from(a.scale_dtype()).into(),
+            Encoding::Minifloat(m) => {
+                let float = m.scale_dtype().float().map(Encoding::from);
+                float.map_or(EncodingKind::E8m0, EncodingKind::from)
+            }
             // The scale of a row: docs/FORMAT.md, "Trellis".
-            Encoding::Trellis(_) => Encoding::Bf16,
-            Encoding::Ggml(_) => Encoding::F16,
-            float => float,
+            Encoding::Trellis(_) => EncodingKind::Bf16,
+            Encoding::Ggml(_) => EncodingKind::F16,
+            float => float.into(),
         };
         Tensor {
             role: self.role.as_ptr(),
@@ -376,7 +381,7 @@ impl Listed {
             bits: bits.into(),
             group_size,
             state_bits: state_bits.into(),
-            scale_type: scale_type.into(),
+            scale_type,
         }
     }
 }

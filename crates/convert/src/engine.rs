@@ -131,7 +131,8 @@ impl Limits {
     pub const fn takes_over(&self) -> TakesOver {
         match self.engine {
             Engine::Gguf => TakesOver::Mxfp4,
-            Engine::Mlx | Engine::CompressedTensors | Engine::FlashMoe => TakesOver::None,
+            Engine::Mlx => TakesOver::Mx,
+            Engine::CompressedTensors | Engine::FlashMoe => TakesOver::None,
         }
     }
 

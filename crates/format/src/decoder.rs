@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use shardwright_quant::foreign::{MXFP4_GROUP, NVFP4_GROUP};
-use shardwright_quant::{Affine, Element, Encoding, Float, Ggml, Minifloat};
+use shardwright_quant::{Affine, Element, Encoding, Float, Ggml, Minifloat, ScaleType};
 
 use crate::dtype::Dtype;
 
@@ -25,6 +25,9 @@ pub enum Decoder {
         scales: String,
         /// Rows and columns that share a scale; the last blocks may be cut.
         block: [u64; 2],
+        /// Whether scales are powers of two, in `F8_E8M0`.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        powers: bool,
     },
     /// Four-bit floats in groups of 32 with a power of two: the microscaling format of gpt-oss.
     Mxfp4 {
@@ -254,17 +257,18 @@ fn affine(bits: u8, cols: u64, own: u64, scale_dtype: Float) -> Option<Encoding>
     affine.ok().map(Encoding::Affine)
 }
 
-fn minifloat(element: Element, cols: u64, own: u64, scale_dtype: Float) -> Option<Encoding> {
+fn minifloat(element: Element, cols: u64, own: u64, scale_dtype: ScaleType) -> Option<Encoding> {
     let size = group(&Minifloat::GROUP_SIZES, cols, own)?;
     let minifloat = Minifloat::new(element, size, scale_dtype);
     minifloat.map(Encoding::Minifloat)
 }
 
 /// Bytes with a scale for each `own` columns.
-fn scaled(values: Dtype, cols: u64, own: u64) -> Option<Encoding> {
+fn scaled(values: Dtype, cols: u64, own: u64, powers: bool) -> Option<Encoding> {
+    let scale_dtype = if powers { ScaleType::E8m0 } else { ScaleType::F32 };
     match values {
-        Dtype::F8E4m3 => minifloat(Element::E4m3, cols, own, Float::F32),
-        Dtype::F8E5m2 => minifloat(Element::E5m2, cols, own, Float::F32),
+        Dtype::F8E4m3 => minifloat(Element::E4m3, cols, own, scale_dtype),
+        Dtype::F8E5m2 => minifloat(Element::E5m2, cols, own, scale_dtype),
         Dtype::I8 => affine(8, cols, own, Float::F32),
         _ => None,
     }
@@ -274,9 +278,12 @@ fn scaled(values: Dtype, cols: u64, own: u64) -> Option<Encoding> {
 fn blocks(kind: Ggml) -> Option<Encoding> {
     let own = kind.blocks().map(Encoding::Ggml);
     own.or_else(|| match kind {
-        Ggml::Mxfp4 => minifloat(Element::E2m1, kind.block_values(), MXFP4_GROUP, Float::Bf16),
+        Ggml::Mxfp4 => minifloat(Element::E2m1, kind.block_values(), MXFP4_GROUP, ScaleType::E8m0),
         // A scale of 4 bits behind the point.
-        Ggml::Nvfp4 => minifloat(Element::E2m1, kind.block_values(), NVFP4_GROUP, Float::Bf16),
+        Ggml::Nvfp4 => minifloat(Element::E2m1, kind.block_values(), NVFP4_GROUP, ScaleType::Bf16),
+        Ggml::Tq1_0 | Ggml::Tq2_0 => {
+            affine(2, kind.block_values(), kind.block_values(), Float::F16)
+        }
         _ => None,
     })
 }
@@ -347,7 +354,7 @@ impl Decoder {
 
     /// The encoding in codes in which those of rows of `cols` mean the same, if there is one: affine with
     /// 16-bit scales, of symmetric codes or with biases; that of a bundle; blocks of GGUF; two bits for
-    /// ternary ones; floats of 4 and 8 bits; affine with 32-bit scales for whole numbers with other zeros.
+    /// ternary ones, six for five; floats of 4 and 8 bits; affine with 32-bit scales for whole numbers with other zeros.
     pub fn codes(&self, cols: u64) -> Option<Encoding> {
         match *self {
             Self::Bundle { encoding, .. } => Some(encoding).filter(|own| own.float().is_none()),
@@ -355,9 +362,9 @@ impl Decoder {
             | Self::Tiled { kind, columns: false, log: false, .. } => blocks(kind),
             // One scale for a whole tensor is that of groups as large as there are.
             Self::Ternary { scale_dtype, divided: false, .. } => affine(2, cols, cols, scale_dtype),
-            Self::Scaled { values, block, .. } => scaled(values, cols, block[1]),
-            Self::Mxfp4 { .. } => minifloat(Element::E2m1, cols, MXFP4_GROUP, Float::Bf16),
-            Self::Nvfp4 { .. } => minifloat(Element::E2m1, cols, NVFP4_GROUP, Float::F32),
+            Self::Scaled { values, block, powers, .. } => scaled(values, cols, block[1], powers),
+            Self::Mxfp4 { .. } => minifloat(Element::E2m1, cols, MXFP4_GROUP, ScaleType::E8m0),
+            Self::Nvfp4 { .. } => minifloat(Element::E2m1, cols, NVFP4_GROUP, ScaleType::F32),
             _ => self.own_affine().or_else(|| self.wide_affine(cols)),
         }
     }
@@ -388,14 +395,22 @@ impl Decoder {
 
     /// Whether codes, scales and biases of `affine` are stored, but for biases that scales tell.
     pub(crate) fn has_affine(&self, affine: Affine) -> bool {
-        matches!(self, Self::Ternary { .. }) || self.own_affine() == Some(Encoding::Affine(affine))
+        match self {
+            Self::Ternary { .. } => true,
+            Self::Mlx { bits: 5, .. } => false,
+            _ => self.own_affine() == Some(Encoding::Affine(affine)),
+        }
     }
 
-    /// Affine codes in groups and with scales as the source has them.
+    /// Affine codes in groups and with scales as the source has them, those of 5 bits in 6.
     fn own_affine(&self) -> Option<Encoding> {
         match *self {
             // MLX rounds a product and a sum, which are exact with scales of 16 bits alone.
             Self::Mlx { scale_dtype: Float::F32, .. } => None,
+            Self::Mlx { bits: 5, group_size, scale_dtype, .. } => {
+                let affine = Affine::new(6, u16::try_from(group_size).ok()?, scale_dtype);
+                affine.ok().map(Encoding::Affine)
+            }
             Self::Packed {
                 zero_points: None, groups: None, bits, group_size, scale_dtype, ..
             }

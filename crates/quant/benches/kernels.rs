@@ -9,8 +9,8 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, main as run};
 use shardwright_quant::{
     Activations, Affine, Backend, Blocks, Columns, Element, Encoding, Float, Job, Matrix, Method,
-    Minifloat, Objective, Outputs, PartsMut, Trellis, Zeros, add_outer_products, dot, matmul,
-    narrow, quantize, widen,
+    Minifloat, Objective, Outputs, PartsMut, ScaleType, Trellis, Zeros, add_outer_products, dot,
+    matmul, narrow, quantize, widen,
 };
 
 const ROWS: usize = 256;
@@ -78,7 +78,7 @@ fn affine(bits: &str) -> Affine {
 }
 
 fn minifloat(element: Element, group_size: u16) -> Encoding {
-    Encoding::Minifloat(Minifloat::new(element, group_size, Float::F32).unwrap())
+    Encoding::Minifloat(Minifloat::new(element, group_size, ScaleType::F32).unwrap())
 }
 
 fn trellis(bits: &str, state_bits: &str) -> Encoding {
@@ -132,7 +132,10 @@ fn stored(encoding: Encoding) -> Vec<u8> {
             let (codes, scales) = bytes.split_at_mut(weight as usize);
             let noise = x.iter().map(|x| (x * 5000.0) as i32 as u8 & 0xbf);
             codes.iter_mut().zip(noise).for_each(|(byte, x)| *byte = x);
-            narrow(m.scale_dtype(), &x[..scales.len() / m.scale_dtype().size()], scales);
+            match m.scale_dtype().float() {
+                Some(dtype) => narrow(dtype, &x[..scales.len() / dtype.size()], scales),
+                None => scales.fill(127),
+            }
         }
         _ => narrow(encoding.float().unwrap(), &x, &mut bytes),
     }

@@ -15,6 +15,48 @@ pub enum Float {
     Bf16,
 }
 
+/// What the scales of small floats are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleType {
+    /// [`Float::F32`].
+    F32,
+    /// [`Float::F16`].
+    F16,
+    /// [`Float::Bf16`].
+    Bf16,
+    /// Powers of two, a byte for the exponent: [`f8_e8m0`](crate::f8_e8m0).
+    E8m0,
+}
+
+impl ScaleType {
+    /// The plain type, if it is one.
+    pub const fn float(self) -> Option<Float> {
+        match self {
+            Self::F32 => Some(Float::F32),
+            Self::F16 => Some(Float::F16),
+            Self::Bf16 => Some(Float::Bf16),
+            Self::E8m0 => None,
+        }
+    }
+
+    /// Bytes of one.
+    pub const fn size(self) -> usize {
+        match self.float() {
+            Some(float) => float.size(),
+            None => 1,
+        }
+    }
+
+    /// The lower-case name used in manifests: `f32`, `f16`, `bf16`, `e8m0`.
+    pub const fn name(self) -> &'static str {
+        match self.float() {
+            Some(float) => float.name(),
+            None => "e8m0",
+        }
+    }
+}
+
 impl Float {
     /// Bytes of one value.
     pub const fn size(self) -> usize {

@@ -65,6 +65,8 @@ pub struct F32;
 pub struct F16;
 /// `bf16`, as a type.
 pub struct Bf16;
+/// Powers of two in a byte, as a type.
+pub struct E8m0;
 
 impl Stored<64> for F32 {
     #[inline(always)]
@@ -84,6 +86,18 @@ impl Stored<32> for Bf16 {
     #[inline(always)]
     fn load<S: Simd>(s: S, v: &[u8; 32]) -> S::F {
         s.load_bf16(v)
+    }
+}
+
+impl Stored<16> for E8m0 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, v: &[u8; 16]) -> S::F {
+        let exponents = s.and(s.load_i8(v), s.splat_bits(0xff));
+        let powers = s.with_bits(s.shl(exponents, 23));
+        // Exponent 0 gives no zero but half of the least normal number, 255 not infinity but no number.
+        let least = s.splat(f32::from_bits(1 << 22));
+        let powers = s.select_less(powers, least, least, powers);
+        s.select_less(s.splat(f32::MAX), powers, s.splat(f32::NAN), powers)
     }
 }
 

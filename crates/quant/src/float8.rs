@@ -27,6 +27,11 @@ pub fn f8_e8m0(byte: u8) -> f32 {
     }
 }
 
+/// The byte of a power of two from 2^-127 to 2^127, which [`f8_e8m0`] gives; of NaN and infinity 255.
+pub const fn to_e8m0(power: f32) -> u8 {
+    (power.to_bits() >> 23) as u8
+}
+
 /// `E2M1` of the same: the low four bits.
 pub fn f4_e2m1(code: u8) -> f32 {
     const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
@@ -63,6 +68,8 @@ mod tests {
         assert!(f8_e5m2(0x7d).is_nan());
         assert_eq!(f8_e8m0(0).to_bits(), 1 << 22, "2^-127 is subnormal");
         assert_eq!((f8_e8m0(127), f8_e8m0(254)), (1.0, 2.0_f32.powi(127)));
+        let back = |byte: u8| to_e8m0(f8_e8m0(byte)) == byte;
+        assert!((0..=255).all(back), "every byte is made again");
         assert_eq!((f4_e2m1(7), f4_e2m1(0xf1)), (6.0, 0.5));
         assert_eq!(f4_e2m1(8).to_bits(), (-0.0_f32).to_bits());
     }

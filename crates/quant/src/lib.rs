@@ -34,6 +34,7 @@ pub use activations::{Activations, Copying};
 pub use attention::{Attention, Part, SPANS, Span, attend, spans};
 pub use blocks::{Blocks, Form};
 pub use dot::{axpy, dot};
+pub use dtype::ScaleType;
 pub use encoding::{Affine, Encoding, EncodingError, Float, Parts, Trellis, Zeros};
 pub use error::QuantError;
 pub use exp::{Softmaxes, silu_mul, softmaxes};

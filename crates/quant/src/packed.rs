@@ -11,7 +11,7 @@ use crate::kernel::{Backend, Kernel, LANES, Line, Simd};
 use crate::matrix::Matrix;
 use crate::minifloat::Minifloat;
 use crate::minifloat::lines::Small as SmallFloats;
-use crate::rows::sixteen_at;
+use crate::rows::{sixteen_at, sixteen_scales};
 
 /// Rows of a matrix that are multiplied with one row of activations.
 pub trait PackedRows {
@@ -213,7 +213,7 @@ impl<T: SmallFloats<BYTES>, const BYTES: usize> PackedRows for Minifloats<'_, T,
         for (i, x) in self.x.chunks(together).enumerate() {
             for r in 0..ROWS {
                 let first = numbers[r] * groups + LANES * i;
-                scale[r] = sixteen_at(s, format.scale_dtype(), m.scales(), first);
+                scale[r] = sixteen_scales(s, format.scale_dtype(), m.scales(), first);
             }
             for (b, x) in x.iter().enumerate() {
                 let block = together * i + b;

@@ -3,8 +3,9 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use crate::dtype::ScaleType;
 use crate::encoding::{Affine, Encoding, Float, Trellis};
-use crate::float::{Bf16, F16, F32, Stored, Widen, padded};
+use crate::float::{Bf16, E8m0, F16, F32, Stored, Widen, padded};
 use crate::ggml::Ggml;
 use crate::ggml::lines::{Large, Small, scales};
 use crate::ggml::types::{WithType, with_type};
@@ -176,7 +177,7 @@ impl<T: SmallFloats<BYTES>, const BYTES: usize> RowReader for MinifloatRows<T, B
         let first = row * (m.cols() / self.0.group_size());
         // Sixteen groups at a time: their scales are widened together.
         for (i, blocks) in blocks.chunks(self.0.blocks_of_sixteen()).enumerate() {
-            let scales = sixteen_at(s, self.0.scale_dtype(), m.scales(), first + LANES * i);
+            let scales = sixteen_scales(s, self.0.scale_dtype(), m.scales(), first + LANES * i);
             for (b, block) in blocks.iter().enumerate() {
                 let values = T::lines(s, block, self.0.scales_of(&scales, b));
                 for (values, line) in values.into_iter().zip(&mut lines) {
@@ -299,6 +300,15 @@ pub fn sixteen_at<S: Simd>(s: S, dtype: Float, bytes: &[u8], first: usize) -> Li
         Float::F32 => sixteen::<S, F32, 64>(s, bytes, first),
         Float::F16 => sixteen::<S, F16, 32>(s, bytes, first),
         Float::Bf16 => sixteen::<S, Bf16, 32>(s, bytes, first),
+    }
+}
+
+/// As [`sixteen_at`], sixteen scales of small floats.
+#[inline(always)]
+pub fn sixteen_scales<S: Simd>(s: S, dtype: ScaleType, bytes: &[u8], first: usize) -> Line {
+    match dtype.float() {
+        Some(float) => sixteen_at(s, float, bytes, first),
+        None => sixteen::<S, E8m0, 16>(s, bytes, first),
     }
 }
 

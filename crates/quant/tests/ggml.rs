@@ -2,7 +2,7 @@
 //! each field holds.
 
 use serde_json::Value;
-use shardwright_quant::Ggml;
+use shardwright_quant::{Ggml, f4_e2m1};
 
 fn vectors() -> Value {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/vectors/ggml.json");
@@ -53,6 +53,34 @@ fn values_are_those_of_gguf_py_to_the_bit() {
         }
         assert!(expected.iter().any(|x| !x.is_finite()));
     }
+}
+
+/// What codes and scales stand for are the values, a zero of either sign counting as equal. Of `mxfp4` a byte of 255 is
+/// 2^128 to gguf-py, and no number to the specification.
+#[test]
+fn codes_of_blocks_mean_their_values() {
+    let mut seen = 0;
+    for case in vectors()["cases"].as_array().unwrap() {
+        let kind = Ggml::from_id(case["id"].as_u64().unwrap() as u32).unwrap();
+        let value: fn(u8) -> f32 = match kind {
+            Ggml::Mxfp4 | Ggml::Nvfp4 => f4_e2m1,
+            Ggml::Tq1_0 | Ggml::Tq2_0 => |code| f32::from(code) - 1.0,
+            _ => continue,
+        };
+        let blocks = hex(&case["blocks_hex"]);
+        let (codes, scales) = kind.codes(&blocks);
+        let mut expected = vec![0.0; codes.len()];
+        kind.decode(&blocks, &mut expected);
+        let group_size = codes.len() / scales.len();
+        for (at, (code, expected)) in codes.iter().zip(expected).enumerate() {
+            let scale = scales[at / group_size];
+            let found = value(*code) * scale;
+            let same = scale.is_infinite() || found == expected || found.is_nan() && expected.is_nan();
+            assert!(same, "{} value {at}: {found} {expected}", kind.name());
+        }
+        seen += 1;
+    }
+    assert!(seen >= 4);
 }
 
 #[test]

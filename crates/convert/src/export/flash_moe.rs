@@ -16,13 +16,13 @@ use shardwright_format::io::AlignedBuf;
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
 use shardwright_format::{FormatError, Role, Unit, UnitLayout, mismatch};
-use shardwright_quant::{Affine, Encoding, Float, widen};
+use shardwright_quant::{Encoding, Float, widen};
 
 use super::companions::{copy_companions, plain_config, write_json};
 use super::flash_moe_dense::DenseFiles;
 use super::flash_moe_vocabulary as vocabulary;
-use super::mlx::affine_pieces;
-use super::mlx_config::{Modules, TEXT, describe};
+use super::mlx::code_pieces;
+use super::mlx_config::{Codes, Modules, TEXT, describe};
 use super::mlx_places::{Family, MlxPlaces};
 use super::tensor_files::Tensor;
 use super::told::left_out;
@@ -194,12 +194,12 @@ impl Form<'_> {
                     tensors.insert(name, Tensor { dtype, shape });
                     continue;
                 }
-                let affine = affine(entry).filter(|_| packed(entry) == Some(4));
-                let (Some(affine), Some(module)) = (affine, name.strip_suffix(".weight")) else {
+                let codes = Codes::new(entry.encoding).filter(|_| packed(entry) == Some(4));
+                let (Some(codes), Some(module)) = (codes, name.strip_suffix(".weight")) else {
                     return Err(self.refused(unit, entry, "q4 g64 bf16"));
                 };
-                modules.add(&name, affine, entry.rows * entry.cols);
-                for piece in affine_pieces(module, &shape, affine) {
+                modules.add(&name, codes, entry.rows * entry.cols);
+                for piece in code_pieces(module, &shape, entry.encoding) {
                     tensors.insert(piece.name, Tensor { dtype: piece.dtype, shape: piece.shape });
                 }
             }
@@ -231,12 +231,11 @@ impl Form<'_> {
             }
             return files.write(&name, first * rows.entry.cols * dtype.size() as u64, &bytes);
         }
-        let (Some(module), Some(affine)) = (name.strip_suffix(".weight"), affine(rows.entry))
-        else {
+        let Some(module) = name.strip_suffix(".weight") else {
             return Err(self.refused(rows.unit, rows.entry, "q4 g64 bf16"));
         };
         let count = rows.range.end - rows.range.start;
-        for (piece, bytes) in affine_pieces(module, &shape, affine)
+        for (piece, bytes) in code_pieces(module, &shape, rows.entry.encoding)
             .iter()
             .zip(rows.parts())
         {
@@ -260,20 +259,12 @@ const fn float(role: Role) -> Float {
     }
 }
 
-const fn affine(entry: &TensorEntry) -> Option<Affine> {
-    match entry.encoding {
-        Encoding::Affine(affine) => Some(affine),
-        _ => None,
-    }
-}
-
 /// The bits of codes that are in groups as the engine has them.
 fn packed(entry: &TensorEntry) -> Option<u8> {
-    let fits = |a: &Affine| {
-        let known = DIRECTORIES.iter().any(|(bits, _)| *bits == a.bits());
-        known && a.group_size() == usize::from(GROUP_SIZE) && a.scale_dtype() == Float::Bf16
-    };
-    affine(entry).filter(fits).map(Affine::bits)
+    let Encoding::Affine(a) = entry.encoding else { return None };
+    let known = DIRECTORIES.iter().any(|(bits, _)| *bits == a.bits());
+    let fits = a.group_size() == usize::from(GROUP_SIZE) && a.scale_dtype() == Float::Bf16;
+    (known && fits).then(|| a.bits())
 }
 
 /// Writes the records of each layer's experts one after the other, and `layout.json`.
@@ -310,12 +301,9 @@ fn components(record: &UnitLayout, experts: u32, layers: usize) -> Value {
     let mut all = Vec::new();
     let mut offset = 0;
     for (role, name) in EXPERT.into_iter().zip(EXPERT_MATRICES) {
-        let found = record
-            .find(role)
-            .and_then(|entry| Some((entry, affine(entry)?)));
-        let Some((entry, affine)) = found else { continue };
+        let Some(entry) = record.find(role) else { continue };
         let [rows, cols] = [entry.rows, entry.cols];
-        for piece in affine_pieces(name, &[rows, cols], affine) {
+        for piece in code_pieces(name, &[rows, cols], entry.encoding) {
             let size = Tensor { dtype: piece.dtype, shape: piece.shape.clone() }.byte_len();
             all.push(json!({
                 "name": piece.name,
@@ -339,6 +327,7 @@ fn components(record: &UnitLayout, experts: u32, layers: usize) -> Value {
 mod tests {
     use shardwright_format::SourceView;
     use shardwright_format::layout::place_expert;
+    use shardwright_quant::Affine;
 
     use super::*;
 

@@ -1,5 +1,5 @@
-//! A directory that mlx-lm loads as it is: affine codes copied, as their layout is MLX's own, under the
-//! names, in the stacks and with the conventions that its `sanitize` leaves.
+//! A directory that mlx-lm loads as it is: affine codes copied, as their layout is MLX's own, and MXFP4 and MXFP8
+//! put in its order, under the names, in the stacks and with the conventions that its `sanitize` leaves.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,10 +8,11 @@ use shardwright_format::checkpoint::{CONFIG_NAME, Dtype, write_view};
 use shardwright_format::unit::TensorEntry;
 use shardwright_format::weights::Weights;
 use shardwright_format::{Refusal, Role, SourceView, Unit, mismatch};
-use shardwright_quant::{Affine, Encoding, Float, Zeros};
+use shardwright_quant::foreign::neighbours;
+use shardwright_quant::{Encoding, Float, Minifloat, Zeros};
 
 use super::companions::{copy_companions, plain_config, write_json};
-use super::mlx_config::{Modules, describe};
+use super::mlx_config::{Codes, Modules, describe};
 use super::mlx_places::{Family, Halves, MlxPlaces, Place};
 use super::requantize::{Tally, encoded, stand_in};
 use super::tensor_files::{Tensor, TensorFiles};
@@ -72,8 +73,8 @@ impl Form<'_> {
             for entry in self.weights.layout(unit)?.tensors.iter() {
                 self.check(unit, entry)?;
                 let pieces = self.pieces(unit, entry)?;
-                if let Encoding::Affine(affine) = self.held(entry) {
-                    modules.add(&pieces[0].name, affine, entry.rows * entry.cols);
+                if let Some(codes) = Codes::new(self.held(entry)) {
+                    modules.add(&pieces[0].name, codes, entry.rows * entry.cols);
                 } else {
                     told.unquantized.extend(quantized_before(entry));
                 }
@@ -130,16 +131,13 @@ impl Form<'_> {
     /// Whether MLX holds a tensor as it is; if not, what it would have to be.
     fn holds(&self, entry: &TensorEntry) -> Result<(), &'static str> {
         let floats_only = self.places.family.float_roles().contains(&entry.role);
-        match entry.encoding {
-            Encoding::Affine(_) if floats_only && entry.role == Role::KvBProj => {
+        let known = Codes::new(entry.encoding).is_some();
+        match entry.encoding.float() {
+            None if known && floats_only && entry.role == Role::KvBProj => {
                 Err("expected floats, as mlx-lm keeps half of it transposed")
             }
-            Encoding::Affine(_) if floats_only => {
-                Err("expected floats, as mlx-lm has no codes there")
-            }
-            Encoding::Trellis(_) | Encoding::Ggml(_) | Encoding::Minifloat(_) => {
-                Err("expected floats or affine codes, which MLX has")
-            }
+            None if known && floats_only => Err("expected floats, as mlx-lm has no codes there"),
+            None if !known => Err("expected floats, affine codes, MXFP4 or MXFP8, which MLX has"),
             _ => Ok(()),
         }
     }
@@ -173,14 +171,15 @@ impl Form<'_> {
             return Ok(vec![piece(halves.keys), piece(halves.values)]);
         }
         let place = self.places.place(unit, entry)?;
-        let Encoding::Affine(affine) = self.held(entry) else {
+        let held = self.held(entry);
+        if held.float().is_some() {
             return Ok(vec![Piece { name: place.name, dtype: dtype.into(), shape: place.shape }]);
-        };
+        }
         let Some(module) = place.name.strip_suffix(".weight").map(str::to_owned) else {
             let detail = mismatch(format_args!("floats in `{}`", place.name), "codes");
             return Err(self.refused(unit, entry, detail, Remedy::EngineLimits));
         };
-        Ok(affine_pieces(&module, &place.shape, affine))
+        Ok(code_pieces(&module, &place.shape, held))
     }
 
     /// The type of a tensor that is floats in the export.
@@ -197,12 +196,16 @@ impl Form<'_> {
     /// Puts rows where they lie.
     fn write(&self, rows: &Rows<'_>, files: &TensorFiles, tally: &mut Tally) -> Result<()> {
         let (unit, entry) = (rows.unit, rows.entry);
-        let (anew, raised);
+        let (anew, raised, ordered);
         let mut parts = rows.parts();
         let held = self.held(entry);
         if held != entry.encoding {
             anew = encoded(rows, (held, Zeros::Float), tally)?;
             parts = [&anew[0], &anew[1], &anew[2]];
+        }
+        if held == Encoding::Minifloat(Minifloat::MXFP4) {
+            ordered = neighbours(parts[0]);
+            parts[0] = &ordered;
         }
         if let Some(halves) = self.places.halves(unit, entry)? {
             return write_halves(rows, &halves, parts[0], files);
@@ -260,19 +263,25 @@ fn write_halves(rows: &Rows<'_>, halves: &Halves, bytes: &[u8], files: &TensorFi
     Ok(())
 }
 
-/// Words of codes, scales and biases of a module whose weight has `shape`.
-pub(super) fn affine_pieces(module: &str, shape: &[u64], affine: Affine) -> Vec<Piece> {
+/// Words of codes, scales and, of affine ones, biases of a module whose weight has `shape`, in codes that MLX has.
+pub(super) fn code_pieces(module: &str, shape: &[u64], encoding: Encoding) -> Vec<Piece> {
     let (lead, cols) = shape.split_at(shape.len() - 1);
-    let with = |cols: u64| [lead, &[cols]].concat();
-    let scale = Dtype::Float(affine.scale_dtype());
-    let groups = cols[0] / affine.group_size() as u64;
-    vec![
-        Piece {
-            name: format!("{module}.weight"),
-            dtype: Dtype::U32,
-            shape: with(cols[0] * u64::from(affine.bits()) / 32),
-        },
-        Piece { name: format!("{module}.scales"), dtype: scale, shape: with(groups) },
-        Piece { name: format!("{module}.biases"), dtype: scale, shape: with(groups) },
-    ]
+    let (bits, scale, group_size) = match encoding {
+        Encoding::Affine(a) => (a.bits(), Dtype::Float(a.scale_dtype()), a.group_size()),
+        Encoding::Minifloat(m) => (m.element().bits(), Dtype::U8, m.group_size()),
+        _ => return Vec::new(),
+    };
+    let piece = |part: &str, dtype, cols: u64| {
+        let (name, shape) = (format!("{module}.{part}"), [lead, &[cols]].concat());
+        Piece { name, dtype, shape }
+    };
+    let groups = cols[0] / group_size as u64;
+    let mut pieces = vec![
+        piece("weight", Dtype::U32, cols[0] * u64::from(bits) / 32),
+        piece("scales", scale, groups),
+    ];
+    if let Encoding::Affine(_) = encoding {
+        pieces.push(piece("biases", scale, groups));
+    }
+    pieces
 }

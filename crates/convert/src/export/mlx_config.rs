@@ -5,40 +5,61 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 use shardwright_format::ModelSpec;
 use shardwright_format::model::Mixer;
-use shardwright_quant::Affine;
+use shardwright_quant::{Encoding, Minifloat};
 
 use super::mlx_places::Family;
 
 /// What the part of a configuration that is of text lies at, where there are others.
 pub(super) const TEXT: &str = "text_config";
 
-/// Modules in codes, and weights in each encoding.
+/// How MLX names codes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Codes {
+    bits: u8,
+    group_size: usize,
+    mode: &'static str,
+}
+
+impl Codes {
+    /// The name of those of an encoding; none of one that MLX does not have.
+    pub(super) fn new(encoding: Encoding) -> Option<Self> {
+        let (bits, group_size, mode) = match encoding {
+            Encoding::Affine(a) => (a.bits(), a.group_size(), "affine"),
+            Encoding::Minifloat(Minifloat::MXFP4) => (4, Minifloat::MXFP4.group_size(), "mxfp4"),
+            Encoding::Minifloat(Minifloat::MXFP8) => (8, Minifloat::MXFP8.group_size(), "mxfp8"),
+            _ => return None,
+        };
+        Some(Self { bits, group_size, mode })
+    }
+
+    fn members(self) -> [(String, Value); 3] {
+        let Self { bits, group_size, mode } = self;
+        [("bits", json!(bits)), ("group_size", json!(group_size)), ("mode", json!(mode))]
+            .map(|(key, value)| (key.to_owned(), value))
+    }
+}
+
+/// Modules in codes, and weights in each kind of these.
 #[derive(Default)]
 pub(super) struct Modules {
-    of: BTreeMap<String, (u8, usize)>,
-    weights: BTreeMap<(u8, usize), u64>,
+    of: BTreeMap<String, Codes>,
+    weights: BTreeMap<Codes, u64>,
 }
 
 impl Modules {
     /// Adds `weights` of the module that has the tensor `name`.
-    pub(super) fn add(&mut self, name: &str, affine: Affine, weights: u64) {
-        let encoding = (affine.bits(), affine.group_size());
+    pub(super) fn add(&mut self, name: &str, codes: Codes, weights: u64) {
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        self.of.insert(module.to_owned(), encoding);
-        *self.weights.entry(encoding).or_default() += weights;
+        self.of.insert(module.to_owned(), codes);
+        *self.weights.entry(codes).or_default() += weights;
     }
 
-    /// The object `quantization`: the encoding of most weights, and the modules with another.
+    /// The object `quantization`: the codes of most weights, and the modules with others.
     fn quantization(&self) -> Option<Value> {
         let (most, _) = self.weights.iter().max_by_key(|(_, weights)| **weights)?;
-        let encoding = |(bits, group): (u8, usize)| {
-            let object =
-                [("bits", json!(bits)), ("group_size", json!(group)), ("mode", json!("affine"))];
-            object.map(|(key, value)| (key.to_owned(), value))
-        };
-        let mut object = Map::from_iter(encoding(*most));
+        let mut object = Map::from_iter(most.members());
         for (module, other) in self.of.iter().filter(|(_, other)| *other != most) {
-            object.insert(module.clone(), Value::Object(Map::from_iter(encoding(*other))));
+            object.insert(module.clone(), Value::Object(Map::from_iter(other.members())));
         }
         Some(Value::Object(object))
     }

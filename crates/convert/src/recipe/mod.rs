@@ -39,6 +39,8 @@ pub enum TakesOver {
     Any,
     /// Those of MXFP4, which llama.cpp has.
     Mxfp4,
+    /// Those of MXFP4 and MXFP8, which MLX has.
+    Mx,
     /// None, for engines that have none.
     None,
 }
@@ -54,6 +56,7 @@ impl TakesOver {
         match self {
             Self::Any => true,
             Self::Mxfp4 => own == Encoding::Minifloat(Minifloat::MXFP4),
+            Self::Mx => Self::Mxfp4.has(own) || own == Encoding::Minifloat(Minifloat::MXFP8),
             Self::None => false,
         }
     }

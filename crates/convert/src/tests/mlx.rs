@@ -130,7 +130,7 @@ fn what_mlx_cannot_hold_is_refused_with_the_option_that_avoids_it() {
         (
             "llama2",
             r#"{"encoding":"t3s10","fallback":["keep"]}"#,
-            "expected floats or affine codes, which MLX has, found t3 s10",
+            "expected floats, affine codes, MXFP4 or MXFP8, which MLX has, found t3 s10",
         ),
         (
             "glm4_moe",

@@ -1,5 +1,6 @@
 //! Codes of a source that no rule makes: small floats, and integers whose scales and biases take 32 bits.
 
+use safetensors::SafeTensors;
 use serde_json::Value;
 use shardwright_format::Decoder;
 use shardwright_format::checkpoint::Dtype;
@@ -16,11 +17,10 @@ use crate::{ConvertError, ExportOptions, ExportTarget, export};
 #[test]
 fn codes_that_no_rule_makes_are_taken_over_where_they_take_no_more() {
     for (name, wanted, own, tensors) in [
-        ("gpt_oss-mxfp4", "q4g64", "e2m1 g32 bf16", 36),
+        ("gpt_oss-mxfp4", "q4g64", "e2m1 g32 e8m0", 36),
         ("gpt_oss-mxfp4", "q3g64", "", 0),
         ("deepseek_v3-fp8", "q8g32", "e4m3 ", 50),
-        ("gemma3-mlx-mxfp8", "q8g64", "", 0),
-        ("gemma3-mlx-mxfp8", "q8g32", "e4m3 g32 f32", 22),
+        ("gemma3-mlx-mxfp8", "q8g64", "e4m3 g32 e8m0", 22),
         ("gemma3-mlx-nvfp4", "q4g64", "", 0),
         ("qwen2-awq", "q4g32", "", 0),
     ] {
@@ -107,7 +107,7 @@ fn integers_with_zero_points_come_through_to_an_export() {
     holds_some_of(&out, &packed, &case, |encoding| encoding.code_bits().is_some());
 }
 
-/// MXFP4 is a type of GGUF files. MLX and compressed-tensors have it stored anew or not at all.
+/// MXFP4 is a type of GGUF files and a mode of MLX. Compressed-tensors has it stored anew or not at all.
 #[test]
 fn small_floats_go_where_they_are_held() {
     let json = r#"{"name":"t","rules":[{"match":{"role":"expert.*"},"encoding":"q4g64","fallback":[32]},{"encoding":"keep"}]}"#;
@@ -117,9 +117,11 @@ fn small_floats_go_where_they_are_held() {
         let limits = Limits::new(engine, &config).unwrap();
         limits.restrict(Recipe::parse("t", json).unwrap()).0
     };
-    let case = Case::new(&source, &restricted(Engine::Mlx), PlanOptions::default()).unwrap();
+    let packed = restricted(Engine::CompressedTensors);
+    let case = Case::new(&source, &packed, PlanOptions::default()).unwrap();
     assert!(case.plan.repacked.is_empty());
     let recipe = restricted(Engine::Gguf);
+    assert_eq!(restricted(Engine::Mlx).takes_over, TakesOver::Mx);
     let case = Case::new(&source, &recipe, PlanOptions::default()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
@@ -135,15 +137,66 @@ fn small_floats_go_where_they_are_held() {
         .filter_map(|info| info.decoder.as_ref());
     assert_eq!(decoders.filter(|decoder| blocks(decoder)).count(), 9);
     holds_some_of(&out, &file, &case, |encoding| matches!(encoding, Encoding::Minifloat(_)));
-    for target in [ExportTarget::Mlx, ExportTarget::CompressedTensors] {
-        let other = dir.path().join("other");
-        let refused = export(&model, &other, target, &SMALL_EXPORT).unwrap_err();
-        let remedy = matches!(refused, ConvertError::NotHeld { .. });
-        assert!(remedy && refused.to_string().contains("found e2m1 g32 bf16"), "{refused}");
-        let options = ExportOptions { requantize: true, ..SMALL_EXPORT };
-        let told = export(&model, &other, target, &options).unwrap();
-        let anew = told.requantized.unwrap();
-        assert!(anew.relative_rmse < 0.2, "{anew:?}");
-        std::fs::remove_dir_all(&other).unwrap();
+    let mlx = dir.path().join("mlx");
+    let told = export(&model, &mlx, ExportTarget::Mlx, &SMALL_EXPORT).unwrap();
+    assert_eq!(told.requantized, None);
+    holds_some_of(&out, &mlx, &case, |encoding| matches!(encoding, Encoding::Minifloat(_)));
+    let (other, target) = (dir.path().join("other"), ExportTarget::CompressedTensors);
+    let refused = export(&model, &other, target, &SMALL_EXPORT).unwrap_err();
+    let remedy = matches!(refused, ConvertError::NotHeld { .. });
+    assert!(remedy && refused.to_string().contains("found e2m1 g32 e8m0"), "{refused}");
+    let options = ExportOptions { requantize: true, ..SMALL_EXPORT };
+    let told = export(&model, &other, target, &options).unwrap();
+    let anew = told.requantized.unwrap();
+    assert!(anew.relative_rmse < 0.2, "{anew:?}");
+}
+
+/// A model in MLX's MXFP4 or MXFP8 comes back out as it was.
+#[test]
+fn modes_of_mlx_are_kept() {
+    for (name, wanted, mode) in
+        [("gemma3-mlx-mxfp4", "q4g64", "mxfp4"), ("gemma3-mlx-mxfp8", "q8g64", "mxfp8")]
+    {
+        let source = fixture(&format!("golden/{name}"));
+        let config = Checkpoint::open(&source).unwrap().config().clone();
+        let recipe = Recipe::uniform(wanted.parse().unwrap(), false);
+        let recipe = Limits::new(Engine::Mlx, &config)
+            .unwrap()
+            .restrict(recipe)
+            .0;
+        let case = Case::new(&source, &recipe, PlanOptions::default()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (out, mlx) = (dir.path().join("out"), dir.path().join("mlx"));
+        case.convert(&out, 2).unwrap();
+        let model = Weights::open(&out).unwrap();
+        export(&model, &mlx, ExportTarget::Mlx, &SMALL_EXPORT).unwrap();
+        holds_some_of(&out, &mlx, &case, |encoding| matches!(encoding, Encoding::Minifloat(_)));
+        let said = std::fs::read_to_string(mlx.join("config.json")).unwrap();
+        let said: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(said["quantization"]["mode"], mode);
+        for (tensor, expected) in tensors_of(&source) {
+            let found = tensors_of(&mlx).remove(&tensor);
+            assert!(found == Some(expected), "{name} {tensor}");
+        }
     }
+}
+
+/// The type, shape and bytes of each tensor of a checkpoint's files, by name.
+fn tensors_of(dir: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
+    let mut all = BTreeMap::new();
+    for file in std::fs::read_dir(dir).unwrap() {
+        let path = file.unwrap().path();
+        let file = path
+            .extension()
+            .is_some_and(|ending| ending == "safetensors");
+        if !file || path.ends_with("golden.safetensors") {
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+            let of = (format!("{:?}", view.dtype()), view.shape().to_vec(), view.data().to_vec());
+            all.insert(name, of);
+        }
+    }
+    all
 }

@@ -12,7 +12,7 @@ mod transposed;
 
 use std::ops::Range;
 
-pub use codes::{Codes, by_row, unpaired};
+pub use codes::{Codes, biases, by_row, neighbours, unpaired};
 pub use packed::{PackedRows, affine, middle_biases, symmetric, zero_points};
 pub use scaled::{MXFP4_GROUP, NVFP4_GROUP, fp4, scaled};
 pub use transposed::{AWQ_ORDER, Grid, WORD_ORDER, awq, gptq, word_unit};

@@ -54,8 +54,9 @@ pub(super) fn iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
     *out = nibbles(take(&mut block)).map(|q| d * f32::from(SIXTEEN[usize::from(q)]));
 }
 
-/// Codes in base 3 as fractions of 256: multiplied by a power of 3, whole numbers drop out above.
-pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
+/// The scale of a block and codes of three values. They lie in base 3 as fractions of 256: multiplied by a power of 3,
+/// whole numbers drop out above.
+pub(super) fn tq1_0_codes(block: &[u8; 54]) -> ([f32; 1], [u8; 256]) {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
     let mut block = &block[..];
     let (first, second): (&[u8; 32], &[u8; 16]) = (take(&mut block), take(&mut block));
@@ -63,21 +64,34 @@ pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
     // Value i of a part of n bytes is digit i / n of byte i % n.
     let digit = |part: &[u8], i: usize| {
         let fraction = part[i % part.len()].wrapping_mul(POWERS[i / part.len()]);
-        ((u16::from(fraction) * 3) >> 8) as i8 - 1
+        ((u16::from(fraction) * 3) >> 8) as u8
     };
-    *out = std::array::from_fn(|i| {
-        d * f32::from(match i {
-            0..160 => digit(first, i),
-            160..240 => digit(second, i - 160),
-            _ => digit(last, i - 240),
-        })
+    let codes = std::array::from_fn(|i| match i {
+        0..160 => digit(first, i),
+        160..240 => digit(second, i - 160),
+        _ => digit(last, i - 240),
     });
+    ([d], codes)
+}
+
+/// The same of codes of two bits.
+pub(super) fn tq2_0_codes(block: &[u8; 66]) -> ([f32; 1], [u8; 256]) {
+    let mut block = &block[..];
+    let (codes, d) = (take(&mut block), scale(&mut block));
+    ([d], std::array::from_fn(|i| pair(codes, i)))
+}
+
+pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
+    ternary(tq1_0_codes(block), out);
 }
 
 pub(super) fn tq2_0(block: &[u8; 66], out: &mut [f32; 256]) {
-    let mut block = &block[..];
-    let (codes, d) = (take(&mut block), scale(&mut block));
-    *out = std::array::from_fn(|i| d * f32::from(pair(codes, i).cast_signed() - 1));
+    ternary(tq2_0_codes(block), out);
+}
+
+#[inline]
+fn ternary(([d], codes): ([f32; 1], [u8; 256]), out: &mut [f32; 256]) {
+    *out = codes.map(|q| d * f32::from(q.cast_signed() - 1));
 }
 
 /// Half of 2 to the power of `exponent - 127`; its floats are stored doubled.
@@ -89,14 +103,14 @@ const fn half_power(exponent: u8) -> f32 {
 }
 
 /// Half of the scale of a block, and its codes.
-pub(super) fn mxfp4_codes(block: &[u8; 17]) -> (f32, [u8; 32]) {
+pub(super) fn mxfp4_codes(block: &[u8; 17]) -> ([f32; 1], [u8; 32]) {
     let mut block = &block[..];
     let d = half_power(take::<1>(&mut block)[0]);
-    (d, nibbles(take(&mut block)))
+    ([d], nibbles(take(&mut block)))
 }
 
 pub(super) fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
-    let (d, codes) = mxfp4_codes(block);
+    let ([d], codes) = mxfp4_codes(block);
     *out = codes.map(|q| d * f32::from(FLOATS[usize::from(q)]));
 }
 

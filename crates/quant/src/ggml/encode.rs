@@ -40,7 +40,7 @@ impl Ggml {
             Encoding::Affine(affine) if affine.bits() <= 4 => &[Self::Q4_0, Self::Q4_1, Self::Q8_0],
             Encoding::Affine(_) => &[Self::Q8_0],
             Encoding::Ggml(blocks) => return vec![blocks.into()],
-            Encoding::Minifloat(m) if m == MXFP4 => &[Self::Mxfp4],
+            Encoding::Minifloat(m) if m == Minifloat::MXFP4 => &[Self::Mxfp4],
             Encoding::Trellis(_) | Encoding::Minifloat(_) => &[],
         };
         kinds.to_vec()
@@ -53,11 +53,7 @@ impl Ggml {
         matrix: &Matrix<'_>,
         rows: Range<usize>,
     ) -> Option<Unheld> {
-        let affine = match matrix.encoding() {
-            Encoding::Affine(affine) => affine,
-            Encoding::Minifloat(m) if m == MXFP4 => return retain_powers(kinds, matrix, rows),
-            _ => return None,
-        };
+        let Encoding::Affine(affine) = matrix.encoding() else { return None };
         let groups = matrix.cols() / affine.group_size();
         let first = rows.start * groups;
         for (at, (scale, bias)) in pairs(affine, matrix, rows).into_iter().enumerate() {
@@ -91,9 +87,9 @@ impl Ggml {
             (None, Encoding::Affine(affine)) => self.encode_codes(affine, matrix, rows, out),
             (None, Encoding::Minifloat(_)) => {
                 let codes = matrix.some_rows(matrix.weight(), rows.clone());
-                let scales = matrix.some_rows(matrix.scales(), rows).as_chunks::<2>().0;
-                for (codes, scale) in codes.as_chunks::<16>().0.iter().zip(scales) {
-                    out.extend(power(*scale));
+                let powers = matrix.some_rows(matrix.scales(), rows);
+                for (codes, power) in codes.as_chunks::<16>().0.iter().zip(powers) {
+                    out.push(*power);
                     out.extend(codes);
                 }
             }
@@ -162,33 +158,6 @@ fn pairs(affine: Affine, matrix: &Matrix<'_>, rows: Range<usize>) -> Vec<(f32, f
         values
     });
     scales.into_iter().zip(biases).collect()
-}
-
-/// The small floats that blocks of `mxfp4` hold, where their scales are powers of two.
-const MXFP4: Minifloat = Minifloat::MXFP4;
-
-/// The exponent and 127 of a scale in bf16 that is a power of two from 2^-127 on.
-fn power(scale: [u8; 2]) -> Option<u8> {
-    match u16::from_le_bytes(scale) {
-        // Half of the least normal number.
-        0x0040 => Some(0),
-        bits @ 0x0080..0x7f80 if bits.trailing_zeros() >= 7 => Some((bits >> 7) as u8),
-        _ => None,
-    }
-}
-
-/// Removes all `kinds` where a scale of some rows is no power of two, and gives its group.
-fn retain_powers(kinds: &mut Vec<Ggml>, matrix: &Matrix<'_>, rows: Range<usize>) -> Option<Unheld> {
-    let groups = matrix.cols() / MXFP4.group_size();
-    let scales = matrix
-        .some_rows(matrix.scales(), rows.clone())
-        .as_chunks::<2>()
-        .0;
-    let at = scales.iter().position(|scale| power(*scale).is_none())?;
-    kinds.clear();
-    let (row, col) = (rows.start + at / groups, at % groups * MXFP4.group_size());
-    let scale = half::bf16::from_le_bytes(scales[at]).to_f32();
-    Some(Unheld { row, col, scale, bias: 0.0 })
 }
 
 fn is_f16(value: f32) -> bool {

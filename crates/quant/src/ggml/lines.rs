@@ -96,7 +96,7 @@ const fn half_of<const BYTES: usize>(block: &[u8; BYTES]) -> u64 {
 impl Small<18> for Q4_0 {
     #[inline(always)]
     fn lines<S: Simd>(s: S, block: &[u8; 18], d: f32) -> [S::F; 2] {
-        let grid = s.grid::<4>(d, -8.0 * d);
+        let grid = s.grid_about_eight(d);
         s.nibbles(take(&mut &block[2..]), grid, grid)
     }
 }

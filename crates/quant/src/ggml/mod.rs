@@ -245,26 +245,16 @@ impl Ggml {
             .find(|blocks| Self::from(*blocks) == self)
     }
 
-    /// The floats of four bits, one to a byte, and their scales, of whole blocks of `mxfp4` (32 columns to a scale) or
-    /// `nvfp4` (16); nothing of other types.
-    pub fn small_floats(self, bytes: &[u8]) -> (Vec<u8>, Vec<f32>) {
-        let (mut codes, mut halves) = (Vec::new(), Vec::<f32>::new());
+    /// The codes, one to a byte, and the scales of whole blocks: floats of `mxfp4` (32 columns to a scale) and `nvfp4`
+    /// (16), one more than the values of `tq1_0` and `tq2_0` (256); nothing of other types.
+    pub fn codes(self, bytes: &[u8]) -> (Vec<u8>, Vec<f32>) {
         match self {
-            Self::Mxfp4 => {
-                for (half, block) in bytes.as_chunks().0.iter().map(blocks::mxfp4_codes) {
-                    halves.push(half);
-                    codes.extend(block);
-                }
-            }
-            Self::Nvfp4 => {
-                for (four, block) in bytes.as_chunks().0.iter().map(blocks::nvfp4_codes) {
-                    halves.extend(four);
-                    codes.extend(block);
-                }
-            }
-            _ => {}
+            Self::Mxfp4 => each_codes(bytes, blocks::mxfp4_codes, 2.0),
+            Self::Nvfp4 => each_codes(bytes, blocks::nvfp4_codes, 2.0),
+            Self::Tq1_0 => each_codes(bytes, blocks::tq1_0_codes, 1.0),
+            Self::Tq2_0 => each_codes(bytes, blocks::tq2_0_codes, 1.0),
+            _ => (Vec::new(), Vec::new()),
         }
-        (codes, halves.into_iter().map(|half| 2.0 * half).collect())
     }
 
     /// The values of whole blocks, each rounded as `f32` arithmetic rounds. Scales that are not
@@ -325,6 +315,20 @@ fn each<const BYTES: usize, const VALUES: usize>(
     for (bytes, out) in blocks.iter().zip(out.as_chunks_mut().0) {
         block(bytes, out);
     }
+}
+
+/// The codes of all blocks, and their scales times `factor`.
+fn each_codes<const BYTES: usize, const VALUES: usize, const SCALES: usize>(
+    bytes: &[u8],
+    block: impl Fn(&[u8; BYTES]) -> ([f32; SCALES], [u8; VALUES]),
+    factor: f32,
+) -> (Vec<u8>, Vec<f32>) {
+    let (mut codes, mut scales) = (Vec::new(), Vec::new());
+    for (some, block) in bytes.as_chunks().0.iter().map(block) {
+        scales.extend(some.map(|scale| factor * scale));
+        codes.extend(block);
+    }
+    (codes, scales)
 }
 
 /// The next `N` bytes of a block.

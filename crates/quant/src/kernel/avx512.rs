@@ -302,6 +302,21 @@ impl Simd for Avx512 {
         [self.mul_add(scale, self.load(&Codes::<BITS>::VALUES), bias), bias]
     }
 
+    /// A product of scale and code less 8 is that value too. Zero is added for the sign of a zero.
+    #[inline(always)]
+    fn grid_about_eight(self, scale: f32) -> [__m512; 2] {
+        const ABOUT_EIGHT: [f32; LANES] = {
+            let (mut values, mut l) = ([0.0; LANES], 0);
+            while l < LANES {
+                values[l] = l as f32 - 8.0;
+                l += 1;
+            }
+            values
+        };
+        let zero = self.splat(0.0);
+        [self.mul_add(self.splat(scale), self.load(&ABOUT_EIGHT), zero), zero]
+    }
+
     #[inline(always)]
     fn decode<const BITS: usize, const BLOCK: usize>(
         self,

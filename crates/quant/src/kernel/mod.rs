@@ -298,6 +298,11 @@ pub trait Simd: Copy {
     fn grid<const BITS: usize>(self, scale: f32, bias: f32) -> [Self::F; 2] {
         [self.splat(scale), self.splat(bias)]
     }
+    /// [`Self::grid`] of codes of 4 bits about 8.
+    #[inline(always)]
+    fn grid_about_eight(self, scale: f32) -> [Self::F; 2] {
+        self.grid::<4>(scale, -8.0 * scale)
+    }
     /// The 32 values `scale · code + bias` of a block, each rounded once, in the order of
     /// [`Self::arrange`].
     #[inline(always)]

@@ -34,7 +34,8 @@ impl<const MANTISSA: u32> Small<32> for Bytes<MANTISSA> {
 
 #[cfg(test)]
 mod tests {
-    use crate::encoding::{Encoding, Float};
+    use crate::dtype::ScaleType;
+    use crate::encoding::Encoding;
     use crate::float8::{f4_e2m1, f8_e4m3, f8_e5m2};
     use crate::kernel::Backend;
     use crate::matrix::Matrix;
@@ -44,7 +45,7 @@ mod tests {
 
     /// What every pattern of an element stands for on every backend, in groups of 32.
     fn all(element: Element, weight: &[u8], value: impl Fn(usize) -> f32) {
-        let encoding = Minifloat::new(element, 32, Float::F32).map(Encoding::Minifloat);
+        let encoding = Minifloat::new(element, 32, ScaleType::F32).map(Encoding::Minifloat);
         let (encoding, cols) = (encoding.unwrap(), weight.len() * 8 / usize::from(element.bits()));
         let scales = SCALE.to_le_bytes().repeat(cols / 32);
         let bytes = [weight, &scales].concat();

@@ -4,7 +4,7 @@ pub mod lines;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dtype::Float;
+use crate::dtype::ScaleType;
 use crate::float8::{f4_e2m1, f8_e4m3, f8_e5m2};
 use crate::kernel::{LANES, Line};
 
@@ -66,7 +66,7 @@ impl Element {
 pub struct Minifloat {
     element: Element,
     group_size: u16,
-    scale_dtype: Float,
+    scale_dtype: ScaleType,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,7 +74,7 @@ pub struct Minifloat {
 struct Fields {
     element: Element,
     group_size: u16,
-    scale_dtype: Float,
+    scale_dtype: ScaleType,
 }
 
 impl TryFrom<Fields> for Minifloat {
@@ -99,11 +99,16 @@ impl Minifloat {
     pub const GROUP_SIZES: [u16; 4] = [128, 64, 32, 16];
 
     /// Those of MXFP4, whose scales are powers of two.
-    pub const MXFP4: Self =
-        Self { element: Element::E2m1, group_size: 32, scale_dtype: Float::Bf16 };
+    pub const MXFP4: Self = Self::powers(Element::E2m1);
+    /// Those of MXFP8, likewise.
+    pub const MXFP8: Self = Self::powers(Element::E4m3);
+
+    const fn powers(element: Element) -> Self {
+        Self { element, group_size: 32, scale_dtype: ScaleType::E8m0 }
+    }
 
     /// Small floats in groups; none of a size outside [`Self::GROUP_SIZES`].
-    pub fn new(element: Element, group_size: u16, scale_dtype: Float) -> Option<Self> {
+    pub fn new(element: Element, group_size: u16, scale_dtype: ScaleType) -> Option<Self> {
         let known = Self::GROUP_SIZES.contains(&group_size);
         known.then_some(Self { element, group_size, scale_dtype })
     }
@@ -119,7 +124,7 @@ impl Minifloat {
     }
 
     /// Storage type of scales.
-    pub const fn scale_dtype(self) -> Float {
+    pub const fn scale_dtype(self) -> ScaleType {
         self.scale_dtype
     }
 

@@ -48,6 +48,7 @@ impl Reading<'_, '_, '_> {
                 let scales = self.nvfp4_scales(tensor_scale.is_some(), divided, rect)?;
                 self.pairs(scales, NVFP4_GROUP, rect)
             }
+            Decoder::Mlx { bits, group_size, .. } => self.mlx_codes(bits, group_size, rect),
             Decoder::Packed { bits, group_size, ref zero_points, .. } => {
                 self.packed_codes(bits, group_size, zero_points.is_some(), rect)
             }
@@ -62,15 +63,25 @@ impl Reading<'_, '_, '_> {
                 Ok(self.with_zeros(codes, grid.by_row(), group_size))
             }
             Decoder::Gguf { kind, .. } | Decoder::Tiled { kind, .. } => {
-                self.small_floats(kind, rect)
+                self.block_codes(kind, rect)
             }
             _ => Ok(Codes::default()),
         }
     }
 
     fn with_zeros(&self, codes: Vec<u8>, (scales, zeros): (Vec<f32>, Vec<u8>), size: u64) -> Codes {
+        let biases = foreign::biases(&scales, &zeros);
+        self.with_biases(codes, (scales, biases), size)
+    }
+
+    fn with_biases(
+        &self,
+        codes: Vec<u8>,
+        (scales, biases): (Vec<f32>, Vec<f32>),
+        size: u64,
+    ) -> Codes {
         let cols = self.tensor.cols as usize;
-        Codes { codes, cols, scales, zeros, group_size: size as usize }
+        Codes { codes, cols, scales, biases, group_size: size as usize }
     }
 
     /// Floats of 8 bits; of whole numbers with a sign the codes are 128 more.
@@ -92,7 +103,13 @@ impl Reading<'_, '_, '_> {
     fn pairs(&mut self, scales: Vec<f32>, group_size: u64, rect: &Rect) -> Result<Codes> {
         let half = self.tensor.cols / 2;
         let codes = foreign::unpaired(&self.bytes(0, half, &rect.rows, &(0..half))?);
-        Ok(self.with_zeros(codes, (scales, Vec::new()), group_size))
+        Ok(self.with_biases(codes, (scales, Vec::new()), group_size))
+    }
+
+    fn mlx_codes(&mut self, bits: u8, group_size: u64, rect: &Rect) -> Result<Codes> {
+        let (codes, scales, biases) = self.mlx_parts(bits, group_size, rect)?;
+        let codes = PackedRows { bytes: &codes, bits }.unpack(rect);
+        Ok(self.with_biases(codes, (scales, biases), group_size))
     }
 
     fn packed_codes(
@@ -115,10 +132,14 @@ impl Reading<'_, '_, '_> {
         Ok(self.with_zeros(codes, (scales, zeros), group_size))
     }
 
-    fn small_floats(&mut self, kind: Ggml, rect: &Rect) -> Result<Codes> {
+    fn block_codes(&mut self, kind: Ggml, rect: &Rect) -> Result<Codes> {
         let blocks = self.tensor.blocks(kind, self.matrix, rect, self.fetch)?;
-        let (codes, scales) = kind.small_floats(&blocks);
+        let (codes, scales) = kind.codes(&blocks);
         let group_size = codes.len().checked_div(scales.len()).unwrap_or_default();
-        Ok(self.with_zeros(codes, (scales, Vec::new()), group_size as u64))
+        let zeros = match kind {
+            Ggml::Tq1_0 | Ggml::Tq2_0 => vec![1; scales.len()],
+            _ => Vec::new(),
+        };
+        Ok(self.with_zeros(codes, (scales, zeros), group_size as u64))
     }
 }

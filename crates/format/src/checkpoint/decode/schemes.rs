@@ -246,13 +246,24 @@ impl Reading<'_, '_, '_> {
     }
 
     fn mlx(&mut self, bits: u8, group_size: u64, rect: &Rect, out: &mut [f32]) -> Result<()> {
+        let (codes, scales, biases) = self.mlx_parts(bits, group_size, rect)?;
+        let codes = PackedRows { bytes: &codes, bits };
+        foreign::affine(codes, group_size, &scales, &biases, rect, out);
+        Ok(())
+    }
+
+    /// Words of codes, scales and biases of a rectangle.
+    pub(super) fn mlx_parts(
+        &mut self,
+        bits: u8,
+        group_size: u64,
+        rect: &Rect,
+    ) -> Result<(Vec<u8>, Vec<f32>, Vec<f32>)> {
         let (groups, all) = (rect.groups(group_size), self.tensor.cols.div_ceil(group_size));
         let codes = self.codes(bits, rect)?;
         let scales = self.floats(1, all, &rect.rows, &groups)?;
         let biases = self.floats(2, all, &rect.rows, &groups)?;
-        let codes = PackedRows { bytes: &codes, bits };
-        foreign::affine(codes, group_size, &scales, &biases, rect, out);
-        Ok(())
+        Ok((codes, scales, biases))
     }
 
     fn ternary(&mut self, divided: bool, rect: &Rect, out: &mut [f32]) -> Result<()> {

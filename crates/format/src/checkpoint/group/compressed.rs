@@ -195,7 +195,8 @@ impl Compressed {
         };
         let block = group.block(*rows, *cols);
         let (weight, values) = (name.to_owned(), stored.dtype);
-        let decoder = Decoder::Scaled { weight, values, scales, block };
+        let powers = held.dtype == Dtype::F8E8m0;
+        let decoder = Decoder::Scaled { weight, values, scales, block, powers };
         grouping.add(name.to_owned(), Float::F32, stored.shape.clone(), decoder)
     }
 }

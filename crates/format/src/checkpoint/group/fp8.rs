@@ -180,8 +180,9 @@ impl Grouping<'_> {
             shapes.push(Vec::new());
         }
         self.check_shape(name, &scales, &found.shape, &shapes)?;
-        let weight = name.to_owned();
-        let decoder = Decoder::Scaled { weight, values: stored.dtype, scales, block };
+        let (weight, values) = (name.to_owned(), stored.dtype);
+        let powers = found.dtype == Dtype::F8E8m0;
+        let decoder = Decoder::Scaled { weight, values, scales, block, powers };
         self.add(name.to_owned(), Float::F32, stored.shape.clone(), decoder)
     }
 }

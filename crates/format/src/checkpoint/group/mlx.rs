@@ -162,7 +162,8 @@ fn scaled(grouping: &Grouping<'_>, name: &str, shape: &[u64], mode: Mode) -> Res
         Kind::Nvfp4 => Decoder::Nvfp4 { codes, scales, tensor_scale: None, divided: false },
         Kind::Mxfp8 => {
             let block = [1, mode.group_size];
-            Decoder::Scaled { weight: codes, values: Dtype::F8E4m3, scales, block }
+            let values = Dtype::F8E4m3;
+            Decoder::Scaled { weight: codes, values, scales, block, powers: true }
         }
     })
 }

@@ -1,7 +1,7 @@
 //! Are stored scales, biases and plain values finite? Their bytes pass by anyway.
 
 use shardwright_format::{Role, TensorEntry, Unit};
-use shardwright_quant::{Element, Encoding, Float, Form, widen};
+use shardwright_quant::{Element, Encoding, Float, Form, f8_e8m0, widen};
 
 use super::ranges::overlap;
 use crate::check::finding::{Finding, Kind};
@@ -28,6 +28,8 @@ enum Floating {
     Blocks(Form),
     /// Floats of 8 bits.
     Bytes(Element),
+    /// Scales that are powers of two, a byte each.
+    Powers,
 }
 
 impl Floating {
@@ -36,7 +38,7 @@ impl Floating {
         match self {
             Self::Plain(float) => float.size(),
             Self::Blocks(form) => form.bytes,
-            Self::Bytes(_) => 1,
+            Self::Bytes(_) | Self::Powers => 1,
         }
     }
 }
@@ -58,17 +60,21 @@ impl FloatRun {
         };
         let columns = (entry.cols, Some("column"));
         // Scales behind codes, and how many columns share one.
-        let scales = |float: Float, count, group: usize| {
+        let scales = |kind, count, group: usize| {
             let per_row = (entry.cols / group as u64, Some("group"));
-            run(Floating::Plain(float), scaled, end, Some(count), per_row)
+            run(kind, scaled, end, Some(count), per_row)
         };
         match entry.encoding {
             Encoding::Affine(a) => {
                 let count = parts.scales / a.scale_dtype().size() as u64;
-                vec![scales(a.scale_dtype(), count, a.group_size())]
+                vec![scales(Floating::Plain(a.scale_dtype()), count, a.group_size())]
             }
             Encoding::Minifloat(m) => {
-                let mut runs = vec![scales(m.scale_dtype(), u64::MAX, m.group_size())];
+                let kind = m
+                    .scale_dtype()
+                    .float()
+                    .map_or(Floating::Powers, Floating::Plain);
+                let mut runs = vec![scales(kind, u64::MAX, m.group_size())];
                 if m.element().bits() == 8 {
                     runs.push(run(Floating::Bytes(m.element()), start, scaled, None, columns));
                 }
@@ -145,6 +151,7 @@ impl<'a> Floats<'a> {
                 Floating::Blocks(form) => wrong_block(form, before, part),
                 Floating::Plain(float) => first_wrong(float, run.scales.is_some(), part),
                 Floating::Bytes(element) => wrong_byte(element, part),
+                Floating::Powers => wrong_power(part),
             };
             // Blocks are counted from the first of all, which a part of one may not begin with.
             let first = match run.kind {
@@ -183,6 +190,12 @@ fn first_wrong(float: Float, scaled: bool, bytes: &[u8]) -> Option<(u64, f32)> {
 fn wrong_byte(element: Element, bytes: &[u8]) -> Option<(u64, f32)> {
     let at = position(bytes, |[byte]: [u8; 1]| element.is_wide(byte))?;
     Some((at as u64, element.value(bytes[at])))
+}
+
+/// The first power of two, as [`f8_e8m0`] reads it, that is 2^112 or more or no number.
+fn wrong_power(bytes: &[u8]) -> Option<(u64, f32)> {
+    let at = position(bytes, |[byte]: [u8; 1]| byte >= 127 + 112)?;
+    Some((at as u64, f8_e8m0(bytes[at])))
 }
 
 /// The first block with a scale whose exponent is all ones, in `bytes` from byte `before` of the blocks on.
@@ -278,6 +291,13 @@ mod tests {
                 wrong.then_some((1, false))
             );
         }
+    }
+
+    #[test]
+    fn powers_that_could_make_infinite_weights_are_told() {
+        assert_eq!(wrong_power(&[0, 127, 127 + 111]), None);
+        assert_eq!(wrong_power(&[127, 127 + 112]), Some((1, 2.0_f32.powi(112))));
+        assert!(wrong_power(&[255]).is_some_and(|(_, value)| value.is_nan()));
     }
 
     #[test]
