@@ -75,7 +75,8 @@ fn codes_of_blocks_mean_their_values() {
         for (at, (code, expected)) in codes.iter().zip(expected).enumerate() {
             let scale = scales[at / group_size];
             let found = value(*code) * scale;
-            let same = scale.is_infinite() || found == expected || found.is_nan() && expected.is_nan();
+            let same =
+                scale.is_infinite() || found == expected || found.is_nan() && expected.is_nan();
             assert!(same, "{} value {at}: {found} {expected}", kind.name());
         }
         seen += 1;

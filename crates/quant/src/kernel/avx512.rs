@@ -302,7 +302,8 @@ impl Simd for Avx512 {
         [self.mul_add(scale, self.load(&Codes::<BITS>::VALUES), bias), bias]
     }
 
-    /// A product of scale and code less 8 is that value too. Zero is added for the sign of a zero.
+    /// A product of scale and code less 8 is that value too. What is added is a zero that is not negative, and no number
+    /// where the scale is infinite, as the difference of two products is.
     #[inline(always)]
     fn grid_about_eight(self, scale: f32) -> [__m512; 2] {
         const ABOUT_EIGHT: [f32; LANES] = {
@@ -313,8 +314,9 @@ impl Simd for Avx512 {
             }
             values
         };
-        let zero = self.splat(0.0);
-        [self.mul_add(self.splat(scale), self.load(&ABOUT_EIGHT), zero), zero]
+        let scale = self.splat(scale);
+        let zero = self.sub(scale, scale);
+        [self.mul_add(scale, self.load(&ABOUT_EIGHT), zero), zero]
     }
 
     #[inline(always)]

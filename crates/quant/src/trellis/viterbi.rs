@@ -190,12 +190,13 @@ impl Encoder {
             let lane = transposed(CODES, group % LANES);
             let (values, line) = (&values[group / LANES..], column.line(run.first + row));
             // The very numbers of which `step` kept the least; of equal ones the lowest continuation.
-            let ranked: [u64; CODES] = std::array::from_fn(|t| {
+            let mut least = u64::MAX;
+            // No closure: compiled for any CPU, it would call a function for each multiply-add.
+            for t in 0..CODES {
                 let behind = behind[group / CODES + t * (groups / CODES)];
                 let cost = cost(values[t / TOGETHER * width][t % TOGETHER].0[lane], line, behind);
-                u64::from(cost.to_bits()) << 32 | t as u64
-            });
-            let least = ranked.into_iter().fold(u64::MAX, u64::min);
+                least = least.min(u64::from(cost.to_bits()) << 32 | t as u64);
+            }
             let state = (least as usize % CODES) * groups + group;
             self.states.push(state as u32);
             group = state / CODES;
