@@ -36,7 +36,7 @@ impl<const MANTISSA: u32> Small<32> for Bytes<MANTISSA> {
 mod tests {
     use crate::dtype::ScaleType;
     use crate::encoding::Encoding;
-    use crate::float8::{f4_e2m1, f8_e4m3, f8_e5m2};
+    use crate::float8::{f4_e2m1, f8_e4m3, f8_e5m2, f8_e8m0};
     use crate::kernel::Backend;
     use crate::matrix::Matrix;
     use crate::minifloat::{Element, Minifloat};
@@ -57,6 +57,24 @@ mod tests {
                 let expected = value(col) * SCALE;
                 let equal = found == expected || found.is_nan() && expected.is_nan();
                 assert!(equal, "{element:?} {col} on {}: {found} {expected}", backend.name());
+            }
+        }
+    }
+
+    #[test]
+    fn every_power_is_what_its_byte_stands_for() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        // 1.0 in E4M3, 32 of them to a power.
+        let stored = [[0x38; 32 * 256].as_slice(), &bytes].concat();
+        let encoding = Encoding::Minifloat(Minifloat::MXFP8);
+        let matrix = Matrix::new(encoding, 1, 32 * 256, &stored).unwrap();
+        for backend in Backend::available() {
+            let mut found = vec![0.0; 32 * 256];
+            matrix.dequantize(backend, 0..1, &mut found);
+            for (col, found) in found.into_iter().enumerate() {
+                let expected = f8_e8m0(bytes[col / 32]);
+                let equal = found == expected || found.is_nan() && expected.is_nan();
+                assert!(equal, "byte {} on {}: {found}", col / 32, backend.name());
             }
         }
     }
